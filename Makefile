@@ -1,0 +1,95 @@
+# Every task of the project, each one line away. Recipes stay short: longer ones live in scripts/.
+# Each step does only what is not done yet.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PORT ?= 6379
+PYTHON ?= /usr/bin/python3
+SERVER ?= redis-server
+# `make test-python SERVERS="redis-7.0" ARGS="-k tutorial"`: names as in tests/servers.py
+FULL_SERVERS := redis-7.0 redis-8.2
+SUBSET_SERVERS := valkey-8.1 valkey-9.1
+SERVERS ?=
+ARGS ?=
+
+export PORT PYTHON SERVER
+# rustup's folder, for shells that have not read its profile
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+# Asked for when first needed (after `setup`), then remembered.
+VENV = $(eval VENV := $$(shell scripts/python.sh venv))$(VENV)
+INTERPRETER = $(eval INTERPRETER := $$(shell scripts/python.sh))$(INTERPRETER)
+CARGO = PYO3_PYTHON='$(INTERPRETER)' PINION_VENV='$(VENV)' cargo
+VENV_PYTHON = '$(VENV)/bin/python'
+PYTEST = $(VENV_PYTHON) -m pytest
+
+.PHONY: help
+help: ## show this list
+	@echo 'make TARGET [PORT=$(PORT)] [PYTHON=$(PYTHON)] [SERVER=$(SERVER)]'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: ## install what is missing to build and run (apt, virtual environment)
+	@scripts/setup.sh runtime
+
+.PHONY: setup-test
+setup-test: ## the same for tests and benchmarks
+	@scripts/setup.sh test
+
+.PHONY: build
+build: setup ## build target/release/libpinion.so
+	@$(CARGO) build --release
+
+.PHONY: run
+run: build ## build, then run a server with the module on PORT
+	@scripts/run.sh
+
+.PHONY: demo
+demo: build ## play the tutorial against two real servers and check every reply
+	@$(VENV_PYTHON) scripts/demo.py --server '$(SERVER)' $(ARGS)
+
+.PHONY: fmt
+fmt: ## format the Rust code
+	@cargo fmt
+
+.PHONY: lint
+lint: setup-test ## check the format and run clippy, warnings are errors
+	@cargo fmt --check
+	@$(CARGO) clippy --all-targets -- -D warnings
+
+.PHONY: test-rust
+test-rust: setup-test ## cargo test
+	@$(CARGO) test $(if $(filter test,$(MAKECMDGOALS)),,$(ARGS))
+
+.PHONY: test-python
+test-python: setup-test build ## pytest: the whole matrix, or all tests on SERVERS="redis-8.2 ..."; ARGS go to pytest
+	@for server in $(or $(SERVERS),$(FULL_SERVERS)); do \
+		$(PYTEST) --server "$$server" $(ARGS); \
+	done
+	@for server in $(if $(SERVERS),,$(SUBSET_SERVERS)); do \
+		$(PYTEST) --server "$$server" -m 'matrix and not soak' $(ARGS); \
+	done
+
+.PHONY: test
+test: lint test-rust test-python ## everything a change must pass: lint, Rust tests, Python tests on the server matrix
+
+.PHONY: soak
+soak: setup-test build ## the long tests (SERVERS="..." for others than redis-7.0)
+	@for server in $(or $(SERVERS),redis-7.0); do \
+		$(PYTEST) --server "$$server" -m soak --timeout 1800 $(ARGS); \
+	done
+
+.PHONY: bench
+bench: setup-test build ## benchmarks; ARGS go to benches/run.py
+	@$(VENV_PYTHON) benches/run.py $(ARGS)
+
+.PHONY: bench-smoke
+bench-smoke: setup-test build ## every benchmark once, briefly: do they still work?
+	@$(VENV_PYTHON) benches/run.py --smoke $(ARGS)
+
+.PHONY: clean
+clean: ## remove everything that was built or downloaded
+	rm -rf target .venv .cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,95 @@
+"""Fixtures and options, for every suite. What they hand out is defined in helpers.py.
+
+A test gets fresh servers. If one of them dies by itself the test fails, and every failure shows the servers' logs.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Callable, Generator, Sequence
+
+import pytest
+
+from helpers import Arg, Server, module_path
+from servers import ServerUnavailable, binary, version_line
+
+SERVERS = pytest.StashKey[list[Server]]()
+BINARY = pytest.StashKey[Path]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--server", default="redis-7.0", help="a name from tests/servers.py, or a path (redis-7.0)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        config.stash[BINARY] = binary(config.getoption("--server"))
+    except ServerUnavailable as error:
+        raise pytest.UsageError(f"pinion: {error}") from None
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [f"server: {config.getoption('--server')}: {version_line(config.stash[BINARY])}", f"module: {module_path()}"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fails a test whose server died, and attaches the servers' logs to failures."""
+    report = yield
+    servers = item.stash.get(SERVERS, [])
+    if report.when == "call":
+        for server in servers:
+            if server.died() and not server.death_reported:
+                server.death_reported = True
+                report.longrepr = f"{report.longreprtext}\n{server.death_text()}".lstrip()
+                report.outcome = "failed"
+    if report.failed:
+        for server in servers:
+            report.sections.append((f"log of {server.name} on port {server.port}", server.log_tail()))
+    return report
+
+
+@pytest.fixture
+def start_server(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Callable[..., Server], None, None]:
+    """Factory for servers: replicas, sources, cluster nodes. All are ended, and checked, after the test.
+
+    `python_env` is the directory of a virtual environment (the module argument PythonVenv).
+    """
+    servers: list[Server] = request.node.stash.setdefault(SERVERS, [])
+
+    def start(
+        *,
+        module: bool = True,
+        module_args: Sequence[Arg] = (),
+        args: Sequence[Arg] = (),
+        python_env: str | os.PathLike[str] | None = None,
+    ) -> Server:
+        directory = tmp_path / f"server-{len(servers)}"
+        directory.mkdir()
+        config = request.config
+        options: dict[str, Any] = {"module_args": module_args, "args": args, "python_env": python_env}
+        server = Server(config.stash[BINARY], config.getoption("--server"), directory, module=module, **options)
+        servers.append(server)
+        return server.start()
+
+    yield start
+    dead = [server for server in servers if server.died() and not server.death_reported]
+    for server in servers:
+        server.cleanup()
+    if dead:
+        pytest.fail("\n\n".join(server.death_text() for server in dead), pytrace=False)
+
+
+@pytest.fixture
+def server(start_server: Callable[..., Server]) -> Server:
+    """A fresh server with the module."""
+    return start_server()
+
+
+@pytest.fixture
+def source(start_server: Callable[..., Server]) -> Server:
+    """A fresh plain server, without the module."""
+    return start_server(module=False)
