@@ -1,1 +1,224 @@
+//! Pinion: Python functions inside Redis and Valkey. This file is the module's table; the logic is behind it.
 
+mod commands;
+mod config;
+mod engine;
+mod error;
+mod hooks;
+mod python;
+mod readers;
+mod redis;
+mod stats;
+
+use std::{
+    ffi::{c_char, c_int, c_void},
+    sync::{Arc, OnceLock},
+};
+
+use crate::{
+    commands::{config as configuration, executions, pyexecute, registrations},
+    config::Config,
+    engine::Engine,
+    error::Error,
+    hooks::{Hooks, Inner},
+    python::{CPython, Runtime, interpreter},
+    readers::keys::KeysWatch,
+    redis::{
+        api::{self, Features},
+        command::{self, Answer, Command, Definition},
+        events::{self, Class, ServerEvent},
+        filter, info,
+        load::{self, Loading},
+        lock::Lock,
+        raw,
+    },
+};
+
+/// The name that clients look for in MODULE LIST.
+const NAME: &std::ffi::CStr = c"rg";
+/// That of the RedisGears release whose contract this is: 1.2.13.
+const VERSION: c_int = 10213;
+
+#[cfg(not(test))]
+#[global_allocator]
+static ALLOCATOR: redis::alloc::ServerAlloc = redis::alloc::ServerAlloc;
+
+/// The handle that the server's callbacks start from. Set once, while the module loads.
+static PINION: OnceLock<Pinion> = OnceLock::new();
+
+struct Pinion {
+    engine: Arc<Engine>,
+    hooks: Arc<Hooks>,
+    keys: Arc<KeysWatch>,
+}
+
+/// One line per command: name, flags, ACL categories, handler.
+macro_rules! commands {
+    ($($function:ident $name:literal $flags:literal $categories:literal => $handler:expr;)*) => {
+        $(
+            unsafe extern "C" fn $function(
+                ctx: *mut raw::RedisModuleCtx,
+                argv: *mut *mut raw::RedisModuleString,
+                argc: c_int,
+            ) -> c_int {
+                let handler: fn(&Pinion, &Command<'_>) -> Result<Answer, Error> = $handler;
+                // SAFETY: the server calls this with its own arguments.
+                unsafe {
+                    command::run(ctx, argv, argc, |command| match PINION.get() {
+                        Some(pinion) => handler(pinion, command),
+                        None => Err(Error::Text("ERR the module is still loading".into())),
+                    })
+                }
+            }
+        )*
+        const COMMANDS: &[Definition] = &[
+            $(Definition { name: $name, flags: $flags, categories: $categories, function: $function }),*
+        ];
+    };
+}
+
+commands! {
+    pyexecute c"rg.pyexecute" c"write" c"write admin dangerous"
+        => |pinion, command| pyexecute::pyexecute(&pinion.engine, command);
+    get_results c"rg.getresults" c"readonly" c"read"
+        => |pinion, command| executions::get_results(&pinion.engine, command);
+    get_results_blocking c"rg.getresultsblocking" c"readonly" c"read blocking"
+        => |pinion, command| executions::get_results_blocking(&pinion.engine, command);
+    get_execution c"rg.getexecution" c"readonly" c"read"
+        => |pinion, command| executions::get_execution(&pinion.engine, command);
+    dump_executions c"rg.dumpexecutions" c"readonly" c"read"
+        => |pinion, command| executions::dump_executions(&pinion.engine, command);
+    abort_execution c"rg.abortexecution" c"readonly" c"admin dangerous blocking"
+        => |pinion, command| executions::abort_execution(&pinion.engine, command);
+    drop_execution c"rg.dropexecution" c"readonly" c"admin dangerous"
+        => |pinion, command| executions::drop_execution(&pinion.engine, command);
+    dump_registrations c"rg.dumpregistrations" c"readonly" c"read"
+        => |pinion, command| registrations::dump_registrations(&pinion.engine, command);
+    unregister c"rg.unregister" c"write" c"write admin dangerous"
+        => |pinion, command| registrations::unregister(&pinion.engine, command);
+    config_get c"rg.configget" c"readonly" c"read"
+        => |pinion, command| configuration::config_get(&pinion.engine, command);
+    config_set c"rg.configset" c"readonly" c"admin dangerous"
+        => |pinion, command| configuration::config_set(&pinion.engine, command);
+    inner_read c"RG.INNERREAD" c"readonly getkeys-api" c"read"
+        => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::Read);
+    inner_write c"RG.INNERWRITE" c"write getkeys-api" c"write"
+        => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::Write);
+    inner_write_more c"RG.INNERWRITEMORE" c"write deny-oom getkeys-api" c"write"
+        => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::WriteMore);
+}
+
+unsafe extern "C" fn on_command_filter(passing: *mut raw::RedisModuleCommandFilterCtx) {
+    let Some(pinion) = PINION.get() else { return };
+    // SAFETY: the server calls this with its own argument.
+    unsafe { filter::run(passing, |passing| pinion.hooks.filter(&pinion.engine, passing)) };
+}
+
+/// Two functions, because the server calls a function for no event that this very function causes: a miss inside a
+/// change must be seen, and the reverse.
+macro_rules! notifications {
+    ($($function:ident)*) => { $(
+        unsafe extern "C" fn $function(
+            ctx: *mut raw::RedisModuleCtx,
+            _class: c_int,
+            event: *const c_char,
+            key: *mut raw::RedisModuleString,
+        ) -> c_int {
+            let Some(pinion) = PINION.get() else { return 0 };
+            // SAFETY: the server calls this with its own arguments.
+            unsafe { events::run_notification(ctx, event, key, |event| pinion.keys.notify(event)) }
+        }
+    )* };
+}
+
+notifications! { on_key_miss on_key_change }
+
+fn subscribe(lock: Lock<'_>, class: Class) {
+    match class {
+        Class::KeyMiss => events::subscribe(lock, class, on_key_miss),
+        Class::Change => events::subscribe(lock, class, on_key_change),
+    }
+}
+
+unsafe extern "C" fn on_server_event(
+    _ctx: *mut raw::RedisModuleCtx,
+    event: raw::RedisModuleEvent,
+    sub_event: u64,
+    _data: *mut c_void,
+) {
+    let Some(pinion) = PINION.get() else { return };
+    // SAFETY: the server calls this with its own arguments.
+    unsafe {
+        events::run_server_event(event, sub_event, |lock, event| {
+            pinion.engine.update_serving(lock);
+            if event == ServerEvent::LoadingStarted {
+                pinion.engine.loading_started();
+            }
+        });
+    }
+}
+
+unsafe extern "C" fn on_info(request: *mut raw::RedisModuleInfoCtx, _for_crash_report: c_int) {
+    let Some(pinion) = PINION.get() else { return };
+    let engine = &pinion.engine;
+    // SAFETY: the server calls this with its own argument.
+    unsafe {
+        info::run(request, |info| {
+            if info.section("") {
+                info.number("nexecutions", engine.registry.execution_count() as u64);
+                info.number("nregistrations", engine.registry.registration_count() as u64);
+                info.number("queued_executions", engine.queued() as u64);
+                info.number("linked_commands", engine.stats.linked());
+                info.number("unlinked_for_acl", engine.stats.acl_unlinked());
+            }
+        });
+    }
+}
+
+/// The server's way in.
+///
+/// # Safety
+/// To be called by the server, once, with its own arguments.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn RedisModule_OnLoad(
+    ctx: *mut raw::RedisModuleCtx,
+    argv: *mut *mut raw::RedisModuleString,
+    argc: c_int,
+) -> c_int {
+    // SAFETY: the server calls this with its own arguments.
+    unsafe { load::run(ctx, argv, argc, NAME, VERSION, start) }
+}
+
+/// Brings everything up, in the order of who needs whom.
+fn start(loading: &Loading<'_>) -> Result<(), String> {
+    let config = Config::load(&loading.arguments())?;
+    let lines = config.lines();
+    let python = interpreter::start(&config.python_venv())?;
+    let features = Features::probe();
+    let engine = Engine::start(config, features, Arc::new(CPython))
+        .map_err(|error| format!("could not start the worker threads: {error}"))?;
+    let lock = loading.lock();
+    let hooks = Hooks::new(lock, features, on_command_filter);
+    let keys = KeysWatch::new(Arc::clone(&engine), Arc::clone(&hooks), subscribe);
+    python::connect(Runtime {
+        engine: Arc::clone(&engine),
+        keys: Arc::clone(&keys),
+    });
+    for command in COMMANDS {
+        loading.create(*command, features)?;
+    }
+    loading.subscribe(on_server_event, on_info);
+    engine.update_serving(lock);
+    api::log_notice(&format!(
+        "Pinion {}, compatible with RedisGears 1.2",
+        env!("CARGO_PKG_VERSION")
+    ));
+    api::log_notice(&format!(
+        "Python {} with the virtual environment {} on {}",
+        python.version, python.prefix, python.base_prefix
+    ));
+    lines.iter().for_each(|line| api::log_notice(line));
+    PINION
+        .set(Pinion { engine, hooks, keys })
+        .map_err(|_| "the module is loaded already".to_owned())
+}

@@ -1,0 +1,42 @@
+"""`GearsBuilder`, the class that scripts use: the steps of `gearsCtx` with the conveniences of the contract.
+
+Embedded into the module and imported as `pinion_builder`. Contract: readers-and-events.md chapter 1, python-api.md
+chapter 3.
+"""
+
+from redisgears import PyFlatExecution
+
+__all__ = ['GearsBuilder']
+
+
+class GearsBuilder(PyFlatExecution):
+    """A function over the records of a reader; every operation returns the builder itself.
+
+    `reader`: the reader's name. `defaultArg`: what `run` reads when it gets no argument. `desc`: a text for
+    RG.DUMPREGISTRATIONS. Raises `gears.error` for a wrong argument or an unknown reader.
+    """
+
+    def __new__(cls, reader='KeysReader', defaultArg='*', desc=None):
+        self = super().__new__(cls, reader, desc)
+        self.defaultArg = defaultArg
+        return self
+
+    def run(self, arg=None, convertToStr=True, collect=True, **kargs):
+        """Runs the function over the keys that match the glob `arg`, on a worker.
+
+        `convertToStr`: each result becomes its `str()`. `collect`: results move to the shard that got the command.
+        `mode`: 'async' (all shards) or 'async_local'. For the KeysReader: `noScan`, `readValue` (both bool).
+        Raises `gears.error` that names the argument.
+        """
+        return self._run(arg or self.defaultArg, bool(convertToStr), bool(collect), kargs)
+
+    def register(self, prefix='*', convertToStr=True, collect=True, **kargs):
+        """Runs the function on each event of the reader and returns the registration's id (str).
+
+        `prefix`: keys with this name, or with this beginning if it ends with `*`. `mode`: 'async', 'async_local' or
+        'sync'. `onRegistered`: called without arguments when the registration is in force. For the KeysReader:
+        `eventTypes`, `keyTypes`, `commands` (iterables of str), `readValue`, `inorder` (bool).
+        Raises `gears.error` that names the argument.
+        """
+        kargs['prefix'] = prefix
+        return self._register(bool(convertToStr), bool(collect), kargs)

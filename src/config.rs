@@ -1,0 +1,389 @@
+//! The options: name, default, bounds, whether they change at run time. Contract: `commands.md` chapter 5.
+//!
+//! Read on any thread without a lock; changed by module arguments and by RG.CONFIGSET.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicI64, Ordering},
+};
+
+use parking_lot::Mutex;
+
+/// Options with a number. The discriminant is the place in [`NUMBERS`].
+// Some are only stored and reported: what reads them comes with the part of the contract that they belong to.
+#[allow(dead_code)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Number {
+    MaxExecutions,
+    MaxExecutionsPerRegistration,
+    ProfileExecutions,
+    ExecutionThreads,
+    ExecutionMaxIdleTime,
+    SendMsgRetries,
+    CreateVenv,
+    DownloadDeps,
+    DownloadDepsOnEnterprise,
+    PythonAttemptTraceback,
+    OverridePythonAllocators,
+    PythonInstallReqMaxIdleTime,
+}
+
+/// Who an option belongs to: core names are matched in any letter case and are invisible to `configGet`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    Core,
+    Python,
+}
+
+struct Definition {
+    name: &'static str,
+    owner: Owner,
+    default: i64,
+    min: i64,
+    /// Stored as 0 or 1.
+    boolean: bool,
+    /// May be changed by RG.CONFIGSET.
+    runtime: bool,
+}
+
+const fn core(name: &'static str, default: i64, min: i64, runtime: bool) -> Definition {
+    Definition {
+        name,
+        owner: Owner::Core,
+        default,
+        min,
+        boolean: false,
+        runtime,
+    }
+}
+
+const fn python(name: &'static str, default: i64, boolean: bool, runtime: bool) -> Definition {
+    let min = if boolean { i64::MIN } else { 1 };
+    Definition {
+        name,
+        owner: Owner::Python,
+        default,
+        min,
+        boolean,
+        runtime,
+    }
+}
+
+const NUMBERS: [Definition; 12] = [
+    core("MaxExecutions", 1000, i64::MIN, true),
+    core("MaxExecutionsPerRegistration", 100, i64::MIN, true),
+    core("ProfileExecutions", 0, i64::MIN, true),
+    core("ExecutionThreads", 3, 1, false),
+    core("ExecutionMaxIdleTime", 5000, 1, true),
+    core("SendMsgRetries", 3, 0, true),
+    python("CreateVenv", 0, true, false),
+    python("DownloadDeps", 0, true, false),
+    python("ForeceDownloadDepsOnEnterprise", 0, true, false),
+    python("PythonAttemptTraceback", 1, true, true),
+    python("OverridePythonAllocators", 1, true, false),
+    python("PythonInstallReqMaxIdleTime", 30_000, false, true),
+];
+
+/// Options with a text: name and default. None changes at run time.
+const TEXTS: [(&str, &str); 4] = [
+    (PYTHON_VENV, env!("PINION_DEFAULT_VENV")),
+    ("PythonInstallationDir", "/var/opt/redislabs/modules/rg"),
+    ("DependenciesUrl", ""),
+    ("DependenciesSha256", ""),
+];
+
+/// The folder of the virtual environment that functions import from.
+pub const PYTHON_VENV: &str = "PythonVenv";
+const PLUGIN: &str = "Plugin";
+
+/// What RG.CONFIGSET says about one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    Set,
+    SavedExtra,
+    Refused(String),
+}
+
+/// What RG.CONFIGGET says about one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Current {
+    Number(i64),
+    Text(Vec<u8>),
+    List(Vec<Vec<u8>>),
+    Unknown,
+}
+
+/// All options with their present values.
+pub struct Config {
+    numbers: [AtomicI64; NUMBERS.len()],
+    texts: Mutex<Texts>,
+}
+
+#[derive(Default)]
+struct Texts {
+    /// Whatever was given explicitly and is not a core key: what `configGet` sees.
+    extra: BTreeMap<Vec<u8>, Vec<u8>>,
+    plugins: Vec<Vec<u8>>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            numbers: std::array::from_fn(|index| AtomicI64::new(NUMBERS[index].default)),
+            texts: Mutex::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the module arguments `<key> <value> ...`.
+    ///
+    /// # Errors
+    /// The log lines that tell why the module does not load.
+    pub fn load(args: &[Vec<u8>]) -> Result<Self, String> {
+        let config = Self::default();
+        for pair in args.chunks(2) {
+            let key = String::from_utf8_lossy(&pair[0]).into_owned();
+            let Some(value) = pair.get(1) else {
+                return Err(format!("Value was not given to {key}"));
+            };
+            config.load_one(&key, value)?;
+        }
+        Ok(config)
+    }
+
+    fn load_one(&self, key: &str, value: &[u8]) -> Result<(), String> {
+        if key.eq_ignore_ascii_case(PLUGIN) {
+            self.texts.lock().plugins.push(value.to_vec());
+            return Ok(());
+        }
+        let Some(index) = find(key) else {
+            self.texts.lock().extra.insert(key.into(), value.to_vec());
+            return Ok(());
+        };
+        let definition = &NUMBERS[index];
+        match (definition.parse(value), definition.owner) {
+            (Ok(number), owner) => {
+                self.numbers[index].store(number, Ordering::Relaxed);
+                if owner == Owner::Python {
+                    self.texts.lock().extra.insert(key.into(), value.to_vec());
+                }
+                Ok(())
+            }
+            (Err(_), Owner::Core) => Err(format!("Failed setting config value {key}")),
+            (Err(BadNumber::NotANumber), Owner::Python) => {
+                Err(format!("Failed parsing {key} config, value must be a number."))
+            }
+            (Err(BadNumber::TooSmall), Owner::Python) => Err(format!(
+                "Failed parsing {key} config, value must be greater then zero."
+            )),
+        }
+    }
+
+    /// The present value of a numeric option.
+    pub fn number(&self, option: Number) -> i64 {
+        self.numbers[option as usize].load(Ordering::Relaxed)
+    }
+
+    /// A limit as a count; `None` where the option says "unlimited".
+    pub fn limit(&self, option: Number) -> Option<usize> {
+        usize::try_from(self.number(option))
+            .ok()
+            .filter(|&limit| limit > 0)
+    }
+
+    /// True when a switch is on.
+    pub fn is_on(&self, option: Number) -> bool {
+        self.number(option) != 0
+    }
+
+    /// The virtual environment's folder.
+    pub fn python_venv(&self) -> String {
+        match self.get(PYTHON_VENV.as_bytes()) {
+            Current::Text(folder) => String::from_utf8_lossy(&folder).into_owned(),
+            _ => String::new(),
+        }
+    }
+
+    /// One element of RG.CONFIGGET. Keys are case-sensitive.
+    pub fn get(&self, key: &[u8]) -> Current {
+        if let Some(index) = NUMBERS.iter().position(|known| known.name.as_bytes() == key) {
+            return Current::Number(self.numbers[index].load(Ordering::Relaxed));
+        }
+        let texts = self.texts.lock();
+        if key == PLUGIN.as_bytes() {
+            return Current::List(texts.plugins.clone());
+        }
+        if let Some(value) = texts.extra.get(key) {
+            return Current::Text(value.clone());
+        }
+        TEXTS
+            .iter()
+            .find(|(name, _)| name.as_bytes() == key)
+            .map_or(Current::Unknown, |(_, default)| Current::Text((*default).into()))
+    }
+
+    /// One element of RG.CONFIGSET: `value` is absent when the last key has none.
+    pub fn set(&self, key: &[u8], value: Option<&[u8]>) -> Change {
+        let name = String::from_utf8_lossy(key).into_owned();
+        if name.eq_ignore_ascii_case(PLUGIN) {
+            return Change::Refused(not_modifiable(&name));
+        }
+        if TEXTS.iter().any(|(text, _)| *text == name) {
+            return Change::Refused(format!("(error) {name} is not configurable at runtime"));
+        }
+        let Some(index) = find(&name) else {
+            let Some(value) = value else {
+                return Change::Refused(format!("(error) Value was not given to {name}"));
+            };
+            self.texts.lock().extra.insert(key.to_vec(), value.to_vec());
+            return Change::SavedExtra;
+        };
+        let definition = &NUMBERS[index];
+        match (definition.owner, definition.runtime) {
+            (Owner::Core, false) => return Change::Refused(not_modifiable(&name)),
+            (Owner::Python, false) => {
+                return Change::Refused(format!("(error) {name} is not configurable at runtime"));
+            }
+            _ => {}
+        }
+        match (
+            value.map(|value| (value, definition.parse(value))),
+            definition.owner,
+        ) {
+            (Some((_, Ok(number))), Owner::Core) => {
+                self.numbers[index].store(number, Ordering::Relaxed);
+                Change::Set
+            }
+            (_, Owner::Core) => Change::Refused(format!("(error) Failed setting config value {name}")),
+            (Some((value, Ok(number))), Owner::Python) => {
+                self.numbers[index].store(number, Ordering::Relaxed);
+                self.texts.lock().extra.insert(key.to_vec(), value.to_vec());
+                Change::SavedExtra
+            }
+            (Some((value, Err(_))), Owner::Python) => Change::Refused(format!(
+                "Failed setting config value for key '{name}' with value '{}'",
+                String::from_utf8_lossy(value)
+            )),
+            (None, Owner::Python) => Change::Refused(format!("(error) Value was not given to {name}")),
+        }
+    }
+
+    /// What `configGet` answers: only what was given explicitly, as text.
+    pub fn explicit(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.texts.lock().extra.get(key).cloned()
+    }
+
+    /// `<key>:<value>` for the log, one line per option.
+    pub fn lines(&self) -> Vec<String> {
+        let numbers = NUMBERS
+            .iter()
+            .zip(&self.numbers)
+            .map(|(known, value)| format!("{}:{}", known.name, value.load(Ordering::Relaxed)));
+        let texts = self.texts.lock();
+        let extra = texts
+            .extra
+            .iter()
+            .filter(|(key, _)| find(&String::from_utf8_lossy(key)).is_none())
+            .map(|(key, value)| {
+                format!(
+                    "{}:{}",
+                    String::from_utf8_lossy(key),
+                    String::from_utf8_lossy(value)
+                )
+            });
+        numbers.chain(extra).collect()
+    }
+}
+
+fn not_modifiable(name: &str) -> String {
+    format!("(error) Config value {name} not modifiable at runtime")
+}
+
+/// Core keys in any letter case, Python keys as they are spelled.
+fn find(key: &str) -> Option<usize> {
+    NUMBERS.iter().position(|known| match known.owner {
+        Owner::Core => known.name.eq_ignore_ascii_case(key),
+        Owner::Python => known.name == key,
+    })
+}
+
+enum BadNumber {
+    NotANumber,
+    TooSmall,
+}
+
+impl Definition {
+    fn parse(&self, value: &[u8]) -> Result<i64, BadNumber> {
+        let number: i64 = std::str::from_utf8(value)
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .ok_or(BadNumber::NotANumber)?;
+        if number < self.min {
+            return Err(BadNumber::TooSmall);
+        }
+        Ok(if self.boolean {
+            i64::from(number != 0)
+        } else {
+            number
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(words: &[&str]) -> Vec<Vec<u8>> {
+        words.iter().map(|word| word.as_bytes().to_vec()).collect()
+    }
+
+    #[test]
+    fn core_keys_load_in_any_letter_case() {
+        let config = Config::load(&args(&["maxexecutions", "7", "Region", "eu"])).unwrap_or_default();
+        assert_eq!(config.get(b"MaxExecutions"), Current::Number(7));
+        assert_eq!(config.get(b"maxexecutions"), Current::Unknown);
+        assert_eq!(config.explicit(b"Region"), Some(b"eu".to_vec()));
+        assert_eq!(config.explicit(b"MaxExecutions"), None);
+    }
+
+    #[test]
+    fn bad_values_do_not_load() {
+        let refused = |words: &[&str]| Config::load(&args(words)).err().unwrap_or_default();
+        assert_eq!(
+            refused(&["ExecutionThreads", "0"]),
+            "Failed setting config value ExecutionThreads"
+        );
+        assert_eq!(
+            refused(&["MaxExecutions"]),
+            "Value was not given to MaxExecutions"
+        );
+        assert_eq!(
+            refused(&["CreateVenv", "yes"]),
+            "Failed parsing CreateVenv config, value must be a number."
+        );
+    }
+
+    #[test]
+    fn changes_at_run_time() {
+        let config = Config::default();
+        assert_eq!(config.set(b"maxexecutions", Some(b"5")), Change::Set);
+        assert_eq!(config.number(Number::MaxExecutions), 5);
+        assert_eq!(
+            config.set(b"PythonAttemptTraceback", Some(b"0")),
+            Change::SavedExtra
+        );
+        assert!(!config.is_on(Number::PythonAttemptTraceback));
+        assert_eq!(
+            config.set(b"ExecutionThreads", Some(b"4")),
+            Change::Refused("(error) Config value ExecutionThreads not modifiable at runtime".into())
+        );
+        assert_eq!(
+            config.set(b"PythonAttemptTraceback", Some(b"x")),
+            Change::Refused(
+                "Failed setting config value for key 'PythonAttemptTraceback' with value 'x'".into()
+            )
+        );
+    }
+}

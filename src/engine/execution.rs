@@ -1,0 +1,245 @@
+//! An execution: one run of a plan, as a state machine. Contract: `commands.md` chapter 3.
+//!
+//! `created -> running -> done | aborted`. Shared between the registry, the queue and the thread that runs it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+
+use super::{
+    Engine,
+    id::Id,
+    language::Failure,
+    link::{Hold, Link},
+    plan::Plan,
+    record::Record,
+    registration::Registration,
+    session::Session,
+};
+use crate::{redis::reply::Reply, stats::Ending};
+
+/// Where the records of one execution come from. Called on the thread that runs it, attached.
+pub trait Source: Send {
+    /// The next record, `None` at the end.
+    ///
+    /// # Errors
+    /// The text of an error record; there is no next record then.
+    fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure>;
+}
+
+/// What a source may need to know.
+pub struct Reading<'a> {
+    pub engine: &'a Engine,
+    /// The execution had to wait for an earlier one of its lane: what the event said may be out of date.
+    pub delayed: bool,
+}
+
+/// The states of a local execution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Created,
+    Running,
+    Done,
+    Aborted,
+}
+
+impl Status {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Aborted => "aborted",
+        }
+    }
+
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Done | Self::Aborted)
+    }
+}
+
+/// What an execution has when it is finished.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub results: Vec<Reply>,
+    pub errors: Vec<Failure>,
+    pub total: Duration,
+    pub reading: Duration,
+    /// One for each step; empty if it never ran.
+    pub steps: Vec<Duration>,
+}
+
+impl Outcome {
+    /// `[results, errors]`.
+    pub fn to_reply(&self) -> Reply {
+        Reply::Array(vec![
+            Reply::Array(self.results.clone()),
+            Reply::bulks(&self.errors),
+        ])
+    }
+
+    /// How the counters see it.
+    pub(super) fn ending(&self, status: Status) -> Ending {
+        match (self.errors.first(), status) {
+            (Some(error), _) => Ending::Failure(error.clone()),
+            (None, Status::Aborted) => Ending::Aborted,
+            (None, _) => Ending::Success,
+        }
+    }
+}
+
+/// Called once, with the outcome, on the thread that finished the execution.
+pub type Waiter = Box<dyn FnOnce(&Outcome) + Send>;
+
+/// One execution.
+pub struct Execution {
+    pub id: Id,
+    pub plan: Arc<Plan>,
+    pub session: Arc<Session>,
+    /// The registration that started it, if one did.
+    pub registration: Option<Arc<Registration>>,
+    /// The database that its functions act in.
+    pub db: i32,
+    /// Forget it as soon as it is finished and its waiters are answered.
+    pub transient: bool,
+    /// The language's id of the thread inside a callback of this execution; 0 while none is.
+    pub callback_thread: AtomicU64,
+    stopping: AtomicBool,
+    delayed: AtomicBool,
+    state: Mutex<State>,
+}
+
+struct State {
+    status: Status,
+    source: Option<Box<dyn Source>>,
+    outcome: Option<Arc<Outcome>>,
+    waiters: Vec<Waiter>,
+    link: Option<Hold>,
+}
+
+/// What makes an [`Execution`].
+pub struct Start {
+    pub plan: Arc<Plan>,
+    pub session: Arc<Session>,
+    pub registration: Option<Arc<Registration>>,
+    pub db: i32,
+    pub transient: bool,
+    pub source: Box<dyn Source>,
+    /// Lets go the client that waits for this execution, when it ends.
+    pub link: Option<Hold>,
+    pub waiter: Option<Waiter>,
+}
+
+/// What is to be done after a change of state, without any lock of the execution.
+pub(super) struct Aftermath {
+    pub waiters: Vec<Waiter>,
+    pub link: Option<Hold>,
+}
+
+impl Execution {
+    pub(super) fn new(id: Id, start: Start) -> Self {
+        Self {
+            id,
+            plan: start.plan,
+            session: start.session,
+            registration: start.registration,
+            db: start.db,
+            transient: start.transient,
+            callback_thread: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            delayed: AtomicBool::new(false),
+            state: Mutex::new(State {
+                status: Status::Created,
+                source: Some(start.source),
+                outcome: None,
+                waiters: start.waiter.into_iter().collect(),
+                link: start.link,
+            }),
+        }
+    }
+
+    pub fn status(&self) -> Status {
+        self.state.lock().status
+    }
+
+    /// The outcome, once finished.
+    pub fn outcome(&self) -> Option<Arc<Outcome>> {
+        self.state.lock().outcome.clone()
+    }
+
+    /// The linked command, while its client can still get another reply through this execution.
+    pub fn link(&self) -> Option<Arc<Link>> {
+        self.state
+            .lock()
+            .link
+            .as_ref()
+            .map(|hold| Arc::clone(hold.link()))
+    }
+
+    /// Somebody asked for its end.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    pub(super) fn mark_delayed(&self) {
+        self.delayed.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_delayed(&self) -> bool {
+        self.delayed.load(Ordering::Relaxed)
+    }
+
+    /// Calls `waiter` when finished, now if it is already.
+    pub fn when_finished(&self, waiter: Waiter) {
+        let mut state = self.state.lock();
+        match state.outcome.clone() {
+            None => state.waiters.push(waiter),
+            Some(outcome) => {
+                drop(state);
+                waiter(&outcome);
+            }
+        }
+    }
+
+    /// `created -> running`. `None` if it was aborted before.
+    pub(super) fn begin(&self) -> Option<Box<dyn Source>> {
+        let mut state = self.state.lock();
+        if state.status != Status::Created {
+            return None;
+        }
+        state.status = Status::Running;
+        state.source.take()
+    }
+
+    /// To the final status. `None` if it is finished already.
+    pub(super) fn end(&self, status: Status, outcome: &Arc<Outcome>) -> Option<Aftermath> {
+        let mut state = self.state.lock();
+        if state.status.is_final() {
+            return None;
+        }
+        state.status = status;
+        state.outcome = Some(Arc::clone(outcome));
+        let _source = state.source.take();
+        Some(Aftermath {
+            waiters: std::mem::take(&mut state.waiters),
+            link: state.link.take(),
+        })
+    }
+
+    /// Asks a running execution to stop, and lets its client go. The hold is dropped by the caller.
+    pub(super) fn stop(&self) -> Option<Hold> {
+        self.stopping.store(true, Ordering::Release);
+        self.release()
+    }
+
+    /// Lets its client go without it.
+    pub(super) fn release(&self) -> Option<Hold> {
+        self.state.lock().link.take()
+    }
+}

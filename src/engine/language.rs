@@ -1,0 +1,84 @@
+//! What the engine asks of the language that functions are written in. The engine never names which it is.
+//!
+//! "Attached" means that this thread may touch objects of the language. A thread that waits for anything is detached.
+
+use std::sync::atomic::AtomicU64;
+
+use super::record::Record;
+use crate::redis::{
+    lock::{self, Lock},
+    reply::Reply,
+};
+
+/// A failed callback: the text of the error record (`commands.md` 0.5).
+pub type Failure = String;
+
+/// One runtime of a language.
+pub trait Language: Send + Sync {
+    /// Runs the whole life of a background thread, prepared for cheap attaching but detached.
+    fn thread(&self, body: &mut dyn FnMut());
+
+    /// Runs `work` attached. May be nested.
+    fn attached(&self, work: &mut dyn FnMut());
+
+    /// Runs `work` detached, whatever this thread was before; attached again afterwards if it was.
+    fn detached(&self, work: &mut dyn FnMut());
+
+    /// The language's text form of a record; a text stays the record it is.
+    ///
+    /// # Errors
+    /// The text of the error that the conversion raised.
+    fn to_text(&self, record: Record) -> Result<Record, Failure>;
+
+    /// A record that has passed the last step, as part of a reply (`commands.md` 0.4).
+    ///
+    /// # Errors
+    /// The text of the error that the conversion raised.
+    fn to_reply(&self, record: Record) -> Result<Reply, Failure>;
+
+    /// Raises the "stop" error in the thread whose id stands in `thread`, unless that is 0 by then.
+    fn interrupt(&self, thread: &AtomicU64);
+}
+
+/// Runs `work` under the server's lock from any thread: at once where it is held, else detached while waiting.
+pub fn with_lock<R>(language: &dyn Language, work: impl FnOnce(Lock<'_>) -> R) -> R {
+    if lock::is_held() {
+        return lock::with_lock(work);
+    }
+    let mut work = Some(work);
+    let mut result = None;
+    language.detached(&mut || result = work.take().map(lock::with_lock));
+    // `detached` runs its argument exactly once, which the type cannot say.
+    #[allow(clippy::expect_used)]
+    result.expect("detached work runs")
+}
+
+/// A user function. Called attached, by one thread at a time per record, by several for different records.
+pub trait Function: Send + Sync {
+    /// The name for error texts.
+    fn name(&self) -> String;
+
+    /// The language's description of the function, for RG.GETEXECUTION.
+    fn describe(&self) -> String;
+
+    /// Calls it with one record.
+    ///
+    /// # Errors
+    /// The text of the error that it raised; the same for the calls below.
+    fn map(&self, record: Record) -> Result<Record, Failure>;
+
+    /// Calls it with one record and takes a returned list apart, in its order.
+    fn expand(&self, record: Record) -> Result<Vec<Record>, Failure>;
+
+    /// Calls it with one record; the record comes back with the truth of what was returned.
+    fn test(&self, record: Record) -> Result<(Record, bool), Failure>;
+
+    /// Calls it with one record, which comes back; what was returned is dropped.
+    fn visit(&self, record: Record) -> Result<Record, Failure>;
+
+    /// Calls it with an accumulator (`None` at first) and one record.
+    fn fold(&self, accumulator: Option<Record>, record: Record) -> Result<Record, Failure>;
+
+    /// Calls it without arguments; the result is dropped.
+    fn run(&self) -> Result<(), Failure>;
+}

@@ -1,0 +1,136 @@
+//! The link between a client's command and the executions that it started.
+//!
+//! Made by the hooks when a linked command fires its first event; held by each of those executions. When the last
+//! hold is gone, the client gets exactly one reply: the override, else the command's own. Contract:
+//! `readers-and-events.md` 10.3 to 10.5.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::{
+    error::Error,
+    redis::{client::BlockedClient, reply::Reply},
+};
+
+/// One linked command.
+pub struct Link {
+    /// As typed, its name first.
+    command: Vec<Vec<u8>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    holds: usize,
+    replacement: Option<Reply>,
+    /// The client and the command's own reply, once the client waits.
+    waiting: Option<(BlockedClient, Reply)>,
+    /// The reply is decided; nothing can change it any more.
+    closed: bool,
+}
+
+impl Link {
+    pub fn new(command: Vec<Vec<u8>>) -> Arc<Self> {
+        Arc::new(Self {
+            command,
+            state: Mutex::default(),
+        })
+    }
+
+    /// Keeps the client waiting until the hold is dropped.
+    pub fn hold(self: &Arc<Self>) -> Hold {
+        self.state.lock().holds += 1;
+        Hold(Arc::clone(self))
+    }
+
+    pub fn command(&self) -> &[Vec<u8>] {
+        &self.command
+    }
+
+    /// Sets the reply that takes the place of the command's own.
+    ///
+    /// # Errors
+    /// Somebody did so before, or the client has its reply already.
+    pub fn replace_reply(&self, reply: Reply) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(Error::NoCommandContext);
+        }
+        if state.replacement.is_some() {
+            return Err(Error::OverriddenAlready);
+        }
+        state.replacement = Some(reply);
+        Ok(())
+    }
+
+    /// The command has run. `Ok` if nobody holds the link: the override, if there is one, is the reply now.
+    ///
+    /// # Errors
+    /// Executions are under way: block the client and [`Link::wait`].
+    pub fn close_if_free(&self) -> Result<Option<Reply>, Held> {
+        let mut state = self.state.lock();
+        if state.holds > 0 {
+            return Err(Held);
+        }
+        state.closed = true;
+        Ok(state.replacement.take())
+    }
+
+    /// The client waits for the holds, with the command's own reply. Answers at once if they are gone by now.
+    pub fn wait(&self, client: BlockedClient, original: Reply) {
+        self.state.lock().waiting = Some((client, original));
+        self.answer_if_free();
+    }
+
+    fn answer_if_free(&self) {
+        let mut state = self.state.lock();
+        if state.holds > 0 || state.waiting.is_none() {
+            return;
+        }
+        state.closed = true;
+        let replacement = state.replacement.take();
+        let waiting = state.waiting.take();
+        drop(state);
+        if let Some((client, original)) = waiting {
+            client.answer(replacement.unwrap_or(original));
+        }
+    }
+}
+
+/// [`Link::close_if_free`] found executions under way.
+#[derive(Debug)]
+pub struct Held;
+
+/// One execution's part in a link; dropping it lets the client go, if it is the last one.
+pub struct Hold(Arc<Link>);
+
+impl Hold {
+    pub fn link(&self) -> &Arc<Link> {
+        &self.0
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.state.lock().holds -= 1;
+        self.0.answer_if_free();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_override_wins_until_the_link_is_closed() {
+        let link = Link::new(vec![b"get".to_vec()]);
+        let hold = link.hold();
+        assert!(link.close_if_free().is_err());
+        assert_eq!(link.replace_reply(Reply::Int(1)), Ok(()));
+        assert_eq!(link.replace_reply(Reply::Int(2)), Err(Error::OverriddenAlready));
+        drop(hold);
+        assert_eq!(link.close_if_free().ok().flatten(), Some(Reply::Int(1)));
+        assert_eq!(link.replace_reply(Reply::Int(3)), Err(Error::NoCommandContext));
+    }
+}

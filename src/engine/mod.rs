@@ -1,0 +1,251 @@
+//! The engine: starts executions, runs them on workers, keeps what exists. It knows neither readers nor the language.
+//!
+//! One handle, made while the module loads and passed down. Commands and readers call it on the server's thread, the
+//! language's functions on any thread.
+
+pub mod execution;
+pub mod id;
+pub mod language;
+pub mod link;
+mod pipeline;
+pub mod plan;
+mod queue;
+pub mod record;
+pub mod registration;
+mod registry;
+mod run;
+pub mod scope;
+pub mod session;
+mod workers;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+pub use queue::Lane;
+pub use registry::Registry;
+
+use self::{
+    execution::{Execution, Outcome, Start, Status},
+    id::Id,
+    language::Language,
+    queue::{Job, Queue},
+    registration::Registration,
+    scope::Scope,
+};
+use crate::{
+    config::{Config, Number},
+    error::Error,
+    redis::{
+        api::{self, Features},
+        lock::Lock,
+    },
+    stats::ServerStats,
+};
+
+/// Everything that lives as long as the module.
+pub struct Engine {
+    pub config: Config,
+    pub features: Features,
+    pub stats: ServerStats,
+    pub registry: Registry,
+    pub language: Arc<dyn Language>,
+    queue: Queue,
+    stopper: crossbeam_channel::Sender<Arc<Execution>>,
+    /// True on a master that is not loading: events fire, clients are linked.
+    serving: AtomicBool,
+}
+
+impl Engine {
+    /// Makes the engine and starts its threads.
+    ///
+    /// # Errors
+    /// The operating system gave no thread.
+    pub fn start(
+        config: Config,
+        features: Features,
+        language: Arc<dyn Language>,
+    ) -> std::io::Result<Arc<Self>> {
+        let (stopper, to_stop) = crossbeam_channel::unbounded();
+        let engine = Arc::new(Self {
+            config,
+            features,
+            stats: ServerStats::default(),
+            registry: Registry::default(),
+            language,
+            queue: Queue::default(),
+            stopper,
+            serving: AtomicBool::new(false),
+        });
+        workers::spawn(&engine, to_stop)?;
+        Ok(engine)
+    }
+
+    pub fn is_serving(&self) -> bool {
+        self.serving.load(Ordering::Relaxed)
+    }
+
+    /// To be called when the server's role or its loading state has changed.
+    pub fn update_serving(&self, lock: Lock<'_>) {
+        self.serving.store(lock.serves_events(), Ordering::Relaxed);
+    }
+
+    /// Executions that wait for a worker.
+    pub fn queued(&self) -> usize {
+        self.queue.waiting_jobs()
+    }
+
+    /// Creates an execution and queues it for the workers.
+    pub fn submit(&self, start: Start, lane: Option<Lane>) -> Arc<Execution> {
+        let execution = self.create(start);
+        self.queue.push(Job {
+            execution: Arc::clone(&execution),
+            lane,
+        });
+        execution
+    }
+
+    /// Creates an execution and runs it on this thread, to its end.
+    pub fn run_now(&self, start: Start) -> Arc<Execution> {
+        let execution = self.create(start);
+        self.language.attached(&mut || run::run(self, &execution));
+        execution
+    }
+
+    fn create(&self, start: Start) -> Arc<Execution> {
+        if let Some(registration) = &start.registration {
+            registration.stats.triggered();
+        }
+        self.registry
+            .create(start, self.config.limit(Number::MaxExecutions))
+    }
+
+    /// Brings an execution to its end and does what follows: counters, retention, waiters, and last the client.
+    fn finish(&self, execution: &Arc<Execution>, status: Status, outcome: Outcome) {
+        let outcome = Arc::new(outcome);
+        let Some(aftermath) = execution.end(status, &outcome) else {
+            return;
+        };
+        if let Some(registration) = &execution.registration {
+            registration.stats.ended(outcome.ending(status), outcome.total);
+        }
+        if !execution.transient {
+            let limit = self.config.limit(Number::MaxExecutionsPerRegistration);
+            self.registry.keep(execution, limit);
+        }
+        for waiter in aftermath.waiters {
+            waiter(&outcome);
+        }
+        if execution.transient {
+            self.registry.drop_execution(execution.id);
+        }
+        drop(aftermath.link);
+    }
+
+    /// Asks for the end of an execution; `done` is called when it is finished, which may be now.
+    ///
+    /// # Errors
+    /// There is no such execution.
+    pub fn abort(&self, id: Id, done: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+        let execution = self.registry.execution(id).ok_or(Error::NoSuchExecution)?;
+        self.abort_execution(&execution);
+        execution.when_finished(Box::new(|_| done()));
+        Ok(())
+    }
+
+    fn abort_execution(&self, execution: &Arc<Execution>) {
+        drop(execution.stop());
+        if execution.status() == Status::Created {
+            // A worker may begin it in this moment: then this changes nothing, and it stops as a running one does.
+            if let Some(source) = execution.begin() {
+                drop(source);
+                self.finish(execution, Status::Aborted, Outcome::default());
+            }
+        }
+        if !execution.status().is_final() {
+            // The receiver lives as long as the process.
+            let _ = self.stopper.send(Arc::clone(execution));
+        }
+    }
+
+    /// Forgets a finished execution.
+    ///
+    /// # Errors
+    /// There is none, or it is not finished.
+    pub fn drop_execution(&self, id: Id) -> Result<(), Error> {
+        let execution = self.registry.execution(id).ok_or(Error::NoSuchPlan)?;
+        if !execution.status().is_final() {
+            return Err(Error::NotFinished);
+        }
+        self.registry.drop_execution(id);
+        Ok(())
+    }
+
+    /// Puts a registration in force and calls its onRegistered.
+    ///
+    /// # Errors
+    /// The reader refuses it; nothing has changed then.
+    pub fn register(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error> {
+        registration.trigger.start(lock, registration)?;
+        self.registry.add_registration(registration);
+        if let Some(function) = &registration.on_registered {
+            let _scope = Scope::of_session(&registration.session).enter();
+            self.language.attached(&mut || {
+                if let Err(error) = function.run() {
+                    api::log_warning(&format!(
+                        "Error occured on onRegistered of {}, error='{error}'",
+                        registration.id
+                    ));
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Ends a registration. Running executions go on; with `abort_pending` those not yet begun are aborted.
+    ///
+    /// # Errors
+    /// There is no such registration.
+    pub fn unregister(&self, lock: Lock<'_>, id: Id, abort_pending: bool) -> Result<(), Error> {
+        let registration = self
+            .registry
+            .remove_registration(id)
+            .ok_or(Error::NotRegistered)?;
+        registration.trigger.stop(lock, &registration);
+        if abort_pending {
+            self.abort_queued(|execution| {
+                execution
+                    .registration
+                    .as_ref()
+                    .is_some_and(|owner| owner.id == id)
+            });
+        }
+        Ok(())
+    }
+
+    fn abort_queued(&self, concerns: impl Fn(&Execution) -> bool) {
+        for execution in self.registry.executions() {
+            if execution.status() == Status::Created && concerns(&execution) {
+                self.abort_execution(&execution);
+            }
+        }
+    }
+
+    /// The data are about to be replaced: whatever was started for the old ones ends, and no client waits for it.
+    pub fn loading_started(&self) {
+        self.abort_queued(|_| true);
+        for execution in self.registry.executions() {
+            drop(execution.release());
+        }
+        self.registry.drop_finished();
+    }
+}
+
+/// A duration in whole milliseconds.
+pub fn whole_ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

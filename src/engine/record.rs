@@ -1,0 +1,52 @@
+//! What flows through the steps: a record, native until a user function looks at it.
+//!
+//! Made by readers, carried by the pipeline, turned into a reply when it has passed the last step.
+
+use std::{any::Any, borrow::Cow};
+
+use crate::redis::reply::Reply;
+
+/// A value that the engine understands without the language. Byte strings are never assumed to be UTF-8.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    None,
+    Int(i64),
+    Text(Vec<u8>),
+    List(Vec<Value>),
+    /// In order of insertion; names are distinct.
+    Dict(Vec<(Cow<'static, [u8]>, Value)>),
+}
+
+/// One record.
+pub enum Record {
+    Native(Value),
+    /// An object of the language, opaque to the engine. Dropped while attached to the language.
+    Foreign(Box<dyn Any + Send>),
+}
+
+impl Record {
+    pub const fn int(number: i64) -> Self {
+        Self::Native(Value::Int(number))
+    }
+
+    pub fn text(text: impl Into<Vec<u8>>) -> Self {
+        Self::Native(Value::Text(text.into()))
+    }
+}
+
+impl From<Value> for Reply {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::None => Self::Null,
+            Value::Int(number) => Self::Int(number),
+            Value::Text(text) => Self::Bulk(text),
+            Value::List(items) => Self::Array(items.into_iter().map(Self::from).collect()),
+            Value::Dict(fields) => Self::Map(
+                fields
+                    .into_iter()
+                    .map(|(name, value)| (Self::Bulk(name.into_owned()), value.into()))
+                    .collect(),
+            ),
+        }
+    }
+}

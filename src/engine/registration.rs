@@ -1,0 +1,141 @@
+//! A registration: a plan that runs on each event of a reader. Contract: `readers-and-events.md` 1.3 and 11.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+
+use super::{id::Id, language::Function, plan::Plan, session::Session};
+use crate::{
+    error::Error,
+    redis::{lock::Lock, reply::Reply},
+    stats::RunStats,
+};
+
+/// Where and when the executions of a registration run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Inside the command that caused the event.
+    Sync,
+    /// On a worker of this shard.
+    AsyncLocal,
+    /// On all shards; on a worker of this one while there is no other.
+    Async,
+}
+
+impl Mode {
+    pub fn by_name(name: &str) -> Option<Self> {
+        [Self::Sync, Self::AsyncLocal, Self::Async]
+            .into_iter()
+            .find(|mode| mode.name() == name)
+    }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sync => "sync",
+            Self::AsyncLocal => "async_local",
+            Self::Async => "async",
+        }
+    }
+}
+
+/// The event side of a reader, as one registration uses it. Called under the server's lock.
+pub trait Trigger: Send + Sync {
+    /// The reader's name.
+    fn reader(&self) -> &'static str;
+
+    /// The reader's arguments as RG.DUMPREGISTRATIONS shows them.
+    fn arguments(&self) -> Vec<(&'static str, Reply)>;
+
+    /// Whether it could be started now.
+    ///
+    /// # Errors
+    /// The text for the script that asked.
+    fn check(&self, lock: Lock<'_>) -> Result<(), Error>;
+
+    /// Begins to start executions of `registration`.
+    ///
+    /// # Errors
+    /// As [`Trigger::check`]; nothing has changed then.
+    fn start(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error>;
+
+    /// Starts no more executions.
+    fn stop(&self, lock: Lock<'_>, registration: &Registration);
+}
+
+/// One registration.
+pub struct Registration {
+    pub id: Id,
+    pub desc: Option<String>,
+    pub mode: Mode,
+    /// Executions follow each other in the order of events, whatever key.
+    pub in_order: bool,
+    pub plan: Arc<Plan>,
+    pub session: Arc<Session>,
+    pub trigger: Box<dyn Trigger>,
+    pub on_registered: Option<Arc<dyn Function>>,
+    pub stats: RunStats,
+    /// Finished executions that can still be read, oldest first.
+    kept: Mutex<VecDeque<Id>>,
+    removed: AtomicBool,
+}
+
+/// What makes a [`Registration`].
+pub struct Definition {
+    pub id: Id,
+    pub desc: Option<String>,
+    pub mode: Mode,
+    pub in_order: bool,
+    pub plan: Arc<Plan>,
+    pub session: Arc<Session>,
+    pub trigger: Box<dyn Trigger>,
+    pub on_registered: Option<Arc<dyn Function>>,
+}
+
+impl From<Definition> for Registration {
+    fn from(definition: Definition) -> Self {
+        Self {
+            id: definition.id,
+            desc: definition.desc,
+            mode: definition.mode,
+            in_order: definition.in_order,
+            plan: definition.plan,
+            session: definition.session,
+            trigger: definition.trigger,
+            on_registered: definition.on_registered,
+            stats: RunStats::default(),
+            kept: Mutex::default(),
+            removed: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Registration {
+    /// Notes a finished execution that can still be read; the ones beyond `limit` are to be dropped.
+    pub(super) fn keep(&self, id: Id, limit: Option<usize>) -> Vec<Id> {
+        let mut kept = self.kept.lock();
+        kept.push_back(id);
+        let surplus = limit.map_or(0, |limit| kept.len().saturating_sub(limit));
+        kept.drain(..surplus).collect()
+    }
+
+    /// Forgets an execution that was dropped otherwise.
+    pub(super) fn forget(&self, id: Id) {
+        self.kept.lock().retain(|&known| known != id);
+    }
+
+    /// Marks it as removed; its kept executions are to be dropped.
+    pub(super) fn remove(&self) -> Vec<Id> {
+        self.removed.store(true, Ordering::Release);
+        self.kept.lock().drain(..).collect()
+    }
+
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+}

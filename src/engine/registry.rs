@@ -1,0 +1,188 @@
+//! What exists: executions, registrations, sessions; and how long finished executions are kept.
+//!
+//! Retention: `commands.md` 3.6. Only finished executions are evicted, so nothing that runs is ever lost.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::Mutex;
+
+use super::{
+    execution::{Execution, Start},
+    id::Id,
+    registration::Registration,
+    session::Session,
+};
+use crate::error::Error;
+
+/// The tables of one server.
+#[derive(Default)]
+pub struct Registry {
+    executions: Mutex<Executions>,
+    /// In the order of registration.
+    registrations: Mutex<BTreeMap<Id, Arc<Registration>>>,
+    sessions: Mutex<BTreeMap<String, Arc<Session>>>,
+    next_registration: AtomicU64,
+}
+
+#[derive(Default)]
+struct Executions {
+    next: u64,
+    by_id: BTreeMap<Id, Arc<Execution>>,
+    /// Those that can be evicted, oldest first. May name ones that were dropped since.
+    finished: VecDeque<Id>,
+}
+
+impl Executions {
+    fn remove(&mut self, id: Id) -> Option<Arc<Execution>> {
+        let execution = self.by_id.remove(&id)?;
+        execution.session.remove_execution();
+        Some(execution)
+    }
+
+    /// Makes room for one more below `limit`, as far as finished ones allow.
+    fn evict(&mut self, limit: usize) -> Vec<Arc<Execution>> {
+        let mut evicted = Vec::new();
+        while self.by_id.len() >= limit {
+            let Some(oldest) = self.finished.pop_front() else {
+                break;
+            };
+            evicted.extend(self.remove(oldest));
+        }
+        evicted
+    }
+}
+
+impl Registry {
+    /// Creates an execution; `limit` is the number that may exist with it.
+    pub fn create(&self, start: Start, limit: Option<usize>) -> Arc<Execution> {
+        let mut executions = self.executions.lock();
+        let evicted = limit.map(|limit| executions.evict(limit)).unwrap_or_default();
+        let id = Id(executions.next);
+        executions.next += 1;
+        start.session.add_execution();
+        let execution = Arc::new(Execution::new(id, start));
+        executions.by_id.insert(id, Arc::clone(&execution));
+        drop(executions);
+        for execution in evicted {
+            self.after_drop(&execution);
+        }
+        execution
+    }
+
+    pub fn execution(&self, id: Id) -> Option<Arc<Execution>> {
+        self.executions.lock().by_id.get(&id).cloned()
+    }
+
+    /// All executions, oldest first.
+    pub fn executions(&self) -> Vec<Arc<Execution>> {
+        self.executions.lock().by_id.values().cloned().collect()
+    }
+
+    pub fn execution_count(&self) -> usize {
+        self.executions.lock().by_id.len()
+    }
+
+    /// An execution that is kept has finished: `limit` is that of its registration.
+    pub fn keep(&self, execution: &Arc<Execution>, limit: Option<usize>) {
+        let registration = execution.registration.as_ref();
+        if registration.is_some_and(|registration| registration.is_removed()) {
+            self.drop_execution(execution.id);
+            return;
+        }
+        self.executions.lock().finished.push_back(execution.id);
+        if let Some(registration) = registration {
+            for surplus in registration.keep(execution.id, limit) {
+                self.drop_execution(surplus);
+            }
+        }
+    }
+
+    /// Forgets an execution. The caller has seen that it is finished.
+    pub fn drop_execution(&self, id: Id) {
+        let dropped = self.executions.lock().remove(id);
+        if let Some(execution) = dropped {
+            self.after_drop(&execution);
+        }
+    }
+
+    fn after_drop(&self, execution: &Execution) {
+        if let Some(registration) = &execution.registration {
+            registration.forget(execution.id);
+        }
+        self.unlist_if_empty(&execution.session);
+    }
+
+    /// A number for a registration, or for a builder, which uses up one as well.
+    pub fn next_registration_id(&self) -> Id {
+        Id(self.next_registration.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Adds a registration, and lists its session.
+    pub fn add_registration(&self, registration: &Arc<Registration>) {
+        let session = &registration.session;
+        session.add_registration(registration.id);
+        self.registrations
+            .lock()
+            .insert(registration.id, Arc::clone(registration));
+        self.sessions
+            .lock()
+            .insert(session.id.clone(), Arc::clone(session));
+    }
+
+    /// Removes a registration with its kept executions.
+    pub fn remove_registration(&self, id: Id) -> Option<Arc<Registration>> {
+        let registration = self.registrations.lock().remove(&id)?;
+        registration.session.remove_registration(id);
+        for kept in registration.remove() {
+            self.drop_execution(kept);
+        }
+        self.unlist_if_empty(&registration.session);
+        Some(registration)
+    }
+
+    /// All registrations in their order.
+    pub fn registrations(&self) -> Vec<Arc<Registration>> {
+        self.registrations.lock().values().cloned().collect()
+    }
+
+    pub fn registration_count(&self) -> usize {
+        self.registrations.lock().len()
+    }
+
+    /// # Errors
+    /// A session with this id is listed.
+    pub fn check_session_id(&self, id: &str) -> Result<(), Error> {
+        if self.sessions.lock().contains_key(id) {
+            return Err(Error::SessionExists(id.to_owned()));
+        }
+        Ok(())
+    }
+
+    fn unlist_if_empty(&self, session: &Arc<Session>) {
+        if session.ref_count() > 0 {
+            return;
+        }
+        let mut sessions = self.sessions.lock();
+        if sessions
+            .get(&session.id)
+            .is_some_and(|listed| Arc::ptr_eq(listed, session))
+        {
+            sessions.remove(&session.id);
+        }
+    }
+
+    /// Drops all finished executions; a load begins.
+    pub fn drop_finished(&self) {
+        for execution in self.executions() {
+            if execution.status().is_final() {
+                self.drop_execution(execution.id);
+            }
+        }
+    }
+}

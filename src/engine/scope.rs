@@ -1,0 +1,101 @@
+//! What the code that runs on this thread belongs to: session, execution, database.
+//!
+//! Entered by whoever calls into the language, asked by the functions that scripts call.
+
+use std::{cell::RefCell, sync::Arc};
+
+use parking_lot::Mutex;
+
+use super::{
+    execution::{Execution, Start},
+    registration::Registration,
+    session::Session,
+};
+use crate::error::Error;
+
+thread_local! {
+    static CURRENT: RefCell<Option<Arc<Scope>>> = const { RefCell::new(None) };
+}
+
+/// The surroundings of a callback or a script.
+pub struct Scope {
+    pub session: Arc<Session>,
+    /// The execution whose callback runs; `None` at script level and in onRegistered.
+    pub execution: Option<Arc<Execution>>,
+    /// The database that commands of the code run in.
+    pub db: i32,
+    /// Present at script level: what is to happen when the script has ended well.
+    pub script: Option<Mutex<Prepared>>,
+}
+
+/// What a script has asked for so far.
+#[derive(Default)]
+pub struct Prepared {
+    pub run: Option<Start>,
+    pub registrations: Vec<Arc<Registration>>,
+}
+
+impl Scope {
+    /// The scope of a callback.
+    pub fn of_execution(execution: &Arc<Execution>) -> Arc<Self> {
+        Arc::new(Self {
+            session: Arc::clone(&execution.session),
+            execution: Some(Arc::clone(execution)),
+            db: execution.db,
+            script: None,
+        })
+    }
+
+    /// The scope of onRegistered.
+    pub fn of_session(session: &Arc<Session>) -> Arc<Self> {
+        Arc::new(Self {
+            session: Arc::clone(session),
+            execution: None,
+            db: 0,
+            script: None,
+        })
+    }
+
+    /// The scope of a script.
+    pub fn of_script(session: &Arc<Session>) -> Arc<Self> {
+        Arc::new(Self {
+            session: Arc::clone(session),
+            execution: None,
+            db: 0,
+            script: Some(Mutex::default()),
+        })
+    }
+
+    /// Makes it the scope of this thread until the guard is dropped.
+    pub fn enter(self: Arc<Self>) -> Entered {
+        Entered(CURRENT.replace(Some(self)))
+    }
+
+    /// The scope of this thread; `None` on threads that user code made.
+    pub fn current() -> Option<Arc<Self>> {
+        CURRENT.with_borrow(Clone::clone)
+    }
+}
+
+impl Prepared {
+    /// Notes the run of a script.
+    ///
+    /// # Errors
+    /// It has one already.
+    pub fn set_run(&mut self, start: Start) -> Result<(), Error> {
+        if self.run.is_some() {
+            return Err(Error::SecondRun);
+        }
+        self.run = Some(start);
+        Ok(())
+    }
+}
+
+/// Restores the scope that was there before.
+pub struct Entered(Option<Arc<Scope>>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        CURRENT.set(self.0.take());
+    }
+}

@@ -1,0 +1,133 @@
+//! The one error type. Its [`Error::text`] is the exact text that a client sees.
+//!
+//! The texts are those of the contract (`commands.md` chapter 1, `readers-and-events.md` chapters 2 and 10).
+
+use std::{borrow::Cow, fmt};
+
+/// Why something was refused or failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// Too few or too many arguments; the text names the command.
+    WrongArity,
+    /// A text of Python or of a reader, sent as it is.
+    Text(String),
+
+    // RG.PYEXECUTE
+    CannotRunHere,
+    ValueMissing(&'static str),
+    BadSessionId,
+    UnknownArgument(String),
+    /// An option that the contract has and this version does not carry out.
+    OptionRefused(&'static str),
+    SessionExists(String),
+    SecondRun,
+
+    // executions
+    NoSuchPlan,
+    NoSuchExecution,
+    StillRunning,
+    NotFinished,
+    UnknownSubcommand,
+    NoCluster,
+    BlockedInTransaction,
+    BlockedInScript,
+
+    // registrations
+    NotRegistered,
+    NoEventSupport,
+    NoBatchSupport,
+    UnknownCommand,
+    CommandNotInScripts,
+    CommandMovesKeys,
+    CommandWithoutKeys,
+    CommandWithoutKeyStep,
+    EmptyPrefix,
+
+    // linked clients
+    NoCommandContext,
+    OverriddenAlready,
+    InnerCommand,
+    NotPermitted(String),
+}
+
+impl Error {
+    /// The text after the dash of the error reply to `command` (its name in lower case).
+    pub fn text(&self, command: &str) -> String {
+        match self {
+            Self::WrongArity => format!("ERR wrong number of arguments for '{command}' command"),
+            other => other.to_string(),
+        }
+    }
+
+    fn message(&self) -> Cow<'_, str> {
+        match self {
+            Self::WrongArity => "ERR wrong number of arguments",
+            Self::Text(text) => text,
+            Self::CannotRunHere => {
+                "Can not run gears inside a multi exec, lua, or when blocking is not allowed"
+            }
+            Self::ValueMissing(option) => return format!("{option} is missing").into(),
+            Self::BadSessionId => "ID must be compose of: ['A'-'Z' | 'a'-'z' | '0' - '9' | '-' | '_']",
+            Self::UnknownArgument(word) => {
+                return format!("Unknown arguments were given: {word}").into();
+            }
+            Self::OptionRefused(option) => {
+                return format!("ERR the option {option} is not available in this version").into();
+            }
+            Self::SessionExists(id) => return format!("Session {id} already exists").into(),
+            Self::SecondRun => "Can not run more then 1 executions in a single script",
+            Self::NoSuchPlan => "execution plan does not exist",
+            Self::NoSuchExecution => "execution does not exist",
+            Self::StillRunning => "execution is still running",
+            Self::NotFinished => "can not drop a not yet finished execution, abort it first.",
+            Self::UnknownSubcommand => "unknown subcommand",
+            Self::NoCluster => "no cluster detected - use `RG.GETEXECUTION <id> [SHARD]` instead",
+            Self::BlockedInTransaction => "ERR Blocking module command called from transaction",
+            Self::BlockedInScript => "ERR Blocking module command called from Lua script",
+            Self::NotRegistered => "execution is not registered",
+            Self::NoEventSupport => "given reader does not exists or does not support register",
+            Self::NoBatchSupport => "Given reader do not support run or not exists",
+            Self::UnknownCommand => "bad reply on COMMAND command",
+            Self::CommandNotInScripts => "Can not hook a command which are not allowed inside a script",
+            Self::CommandMovesKeys => "Can not hook a command with moveable keys by key prefix",
+            Self::CommandWithoutKeys => "Can not hook a command by key prefix with none positive first key",
+            Self::CommandWithoutKeyStep => "Can not override a command by key prefix with none positive jump",
+            Self::EmptyPrefix => "Empty perfix given to command hooker",
+            Self::NoCommandContext => "Can not get command ctx",
+            Self::OverriddenAlready => "Can only override reply once",
+            Self::InnerCommand => "ERR this command is internal to the module and cannot be called",
+            Self::NotPermitted(command) => {
+                return format!("NOPERM this user has no permissions to run the '{command}' command").into();
+            }
+        }
+        .into()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message())
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Error> for crate::redis::reply::Reply {
+    fn from(error: Error) -> Self {
+        Self::error(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Error;
+
+    #[test]
+    fn arity_names_the_command() {
+        assert_eq!(
+            Error::WrongArity.text("rg.getresults"),
+            "ERR wrong number of arguments for 'rg.getresults' command"
+        );
+        assert_eq!(Error::ValueMissing("ID").text("rg.pyexecute"), "ID is missing");
+    }
+}

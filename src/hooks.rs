@@ -1,0 +1,459 @@
+//! Linked commands: which commands of clients are put behind an inner one, and how the client then gets its reply.
+//!
+//! The filter decides ([`Hooks::filter`]), the inner command runs the original and links the client to the executions
+//! that it started ([`Hooks::run_inner`]). Contract: `readers-and-events.md` chapter 10. All of it happens under the
+//! server's lock.
+
+use std::{cell::RefCell, ffi::CStr, sync::Arc};
+
+use crate::{
+    engine::{
+        Engine,
+        id::Id,
+        link::{Held, Hold, Link},
+    },
+    error::Error,
+    readers::prefix::Pattern,
+    redis::{
+        api::{self, Features},
+        call::{call, call_original},
+        client::{self, ClientState},
+        command::{Answer, Command},
+        filter::{Function, InnerName, Installed, Passing},
+        guarded::Guarded,
+        lock::Lock,
+        reply::Reply,
+    },
+};
+
+/// The inner command that stands for an original, chosen so that the server applies the original's checks to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Inner {
+    Read,
+    Write,
+    /// A write that may need memory.
+    WriteMore,
+}
+
+impl Inner {
+    pub const ALL: [Self; 3] = [Self::Read, Self::Write, Self::WriteMore];
+
+    pub const fn name(self) -> &'static CStr {
+        match self {
+            Self::Read => c"RG.INNERREAD",
+            Self::Write => c"RG.INNERWRITE",
+            Self::WriteMore => c"RG.INNERWRITEMORE",
+        }
+    }
+}
+
+/// What the server says about a command.
+#[derive(Clone, Debug)]
+pub struct CommandSpec {
+    /// In lower case.
+    name: Arc<[u8]>,
+    inner: Inner,
+    /// Key positions as in COMMAND INFO; `first` 0 if there are none, or if they move.
+    first: i64,
+    last: i64,
+    step: i64,
+}
+
+impl CommandSpec {
+    /// The positions of the keys in a command of `len` words.
+    fn key_positions(&self, len: usize) -> impl Iterator<Item = usize> + use<> {
+        let last = if self.last < 0 {
+            len as i64 + self.last
+        } else {
+            self.last
+        };
+        let (first, step) = (self.first, self.step.max(1) as usize);
+        let end = if first > 0 { last.min(len as i64 - 1) } else { -1 };
+        (first..=end).step_by(step).map(|position| position as usize)
+    }
+}
+
+/// One registration's interest in a command.
+struct Rule {
+    registration: Id,
+    pattern: Pattern,
+    only_misses: bool,
+}
+
+struct Entry {
+    spec: CommandSpec,
+    rules: Vec<Rule>,
+    /// A hit concerns nobody: the filter may look the keys up and leave hits alone.
+    only_misses: bool,
+}
+
+#[derive(Default)]
+struct Table {
+    entries: Vec<Entry>,
+    /// Bit n: some name of n letters matters.
+    lengths: u64,
+}
+
+/// Commands after which a client's database or transaction state may be another.
+const STATE_CHANGING: [&[u8]; 5] = [b"select", b"multi", b"exec", b"discard", b"reset"];
+
+fn length_bit(name: &[u8]) -> u64 {
+    1 << name.len().min(63)
+}
+
+impl Table {
+    fn find(&self, name: &[u8]) -> Option<&Entry> {
+        self.entries
+            .iter()
+            .find(|entry| entry.spec.name.eq_ignore_ascii_case(name))
+    }
+
+    fn recompute(&mut self) {
+        self.entries.retain(|entry| !entry.rules.is_empty());
+        for entry in &mut self.entries {
+            entry.only_misses = entry.spec.first > 0 && entry.rules.iter().all(|rule| rule.only_misses);
+        }
+        let linked = self.entries.iter().map(|entry| length_bit(&entry.spec.name));
+        let changing = STATE_CHANGING.iter().map(|name| length_bit(name));
+        self.lengths = linked.chain(changing).fold(0, |all, bit| all | bit);
+    }
+}
+
+/// The linked commands of this server.
+pub struct Hooks {
+    features: Features,
+    filter: Function,
+    inner: [InnerName; 3],
+    table: Guarded<Table>,
+    installed: Guarded<Option<Installed>>,
+    /// The client that sent the last command, as long as its state cannot have changed.
+    last_client: Guarded<Option<ClientState>>,
+}
+
+/// The linked command that this thread runs now.
+struct Running {
+    name: Arc<[u8]>,
+    command: Vec<Vec<u8>>,
+    may_block: bool,
+    /// Made when the first event fires.
+    link: Option<Arc<Link>>,
+}
+
+thread_local! {
+    static RUNNING: RefCell<Option<Running>> = const { RefCell::new(None) };
+}
+
+/// True while this thread runs a linked command that `names` has, in any letter case.
+pub fn is_running_one_of(names: &[String]) -> bool {
+    RUNNING.with_borrow(|running| {
+        running.as_ref().is_some_and(|running| {
+            names
+                .iter()
+                .any(|name| name.as_bytes().eq_ignore_ascii_case(&running.name))
+        })
+    })
+}
+
+/// A hold on the linked command of this thread. `None` if there is no such command, or if its caller cannot wait for
+/// an execution in the background.
+pub fn hold_running(sync: bool) -> Option<Hold> {
+    RUNNING.with_borrow_mut(|running| {
+        let running = running.as_mut().filter(|running| sync || running.may_block)?;
+        let link = running
+            .link
+            .get_or_insert_with(|| Link::new(std::mem::take(&mut running.command)));
+        Some(link.hold())
+    })
+}
+
+impl Hooks {
+    pub fn new(lock: Lock<'_>, features: Features, filter: Function) -> Arc<Self> {
+        Arc::new(Self {
+            features,
+            filter,
+            inner: Inner::ALL.map(|inner| InnerName::new(lock, inner.name())),
+            table: Guarded::default(),
+            installed: Guarded::new(None),
+            last_client: Guarded::new(None),
+        })
+    }
+
+    /// Asks the server about commands that a registration wants to link.
+    ///
+    /// # Errors
+    /// One of them cannot be linked (`readers-and-events.md` 10.1).
+    pub fn look_up(
+        &self,
+        lock: Lock<'_>,
+        names: &[String],
+        pattern: &Pattern,
+    ) -> Result<Vec<CommandSpec>, Error> {
+        let mut found = Vec::new();
+        for name in names {
+            let spec = look_up(lock, self.features, name, pattern)?;
+            if !found.iter().any(|known: &CommandSpec| known.name == spec.name) {
+                found.push(spec);
+            }
+        }
+        if matches!(pattern, Pattern::Exactly(name) if name.is_empty()) {
+            return Err(Error::EmptyPrefix);
+        }
+        Ok(found)
+    }
+
+    /// Links commands for a registration; the first one installs the filter.
+    pub fn link(
+        &self,
+        lock: Lock<'_>,
+        registration: Id,
+        commands: Vec<CommandSpec>,
+        pattern: &Pattern,
+        only_misses: bool,
+    ) {
+        let mut table = self.table.write(lock);
+        for spec in commands {
+            let rule = Rule {
+                registration,
+                pattern: pattern.clone(),
+                only_misses,
+            };
+            match table
+                .entries
+                .iter_mut()
+                .find(|entry| entry.spec.name == spec.name)
+            {
+                Some(entry) => entry.rules.push(rule),
+                None => table.entries.push(Entry {
+                    spec,
+                    rules: vec![rule],
+                    only_misses,
+                }),
+            }
+        }
+        table.recompute();
+        drop(table);
+        *self.last_client.write(lock) = None;
+        let mut installed = self.installed.write(lock);
+        if installed.is_none() {
+            *installed = Installed::install(lock, self.filter);
+            if installed.is_none() {
+                api::log_warning("the server refused the command filter: commands are not linked");
+            }
+        }
+    }
+
+    /// Undoes [`Hooks::link`]; the last one removes the filter.
+    pub fn unlink(&self, lock: Lock<'_>, registration: Id) {
+        let mut table = self.table.write(lock);
+        for entry in &mut table.entries {
+            entry.rules.retain(|rule| rule.registration != registration);
+        }
+        table.recompute();
+        if table.entries.is_empty() {
+            if let Some(installed) = self.installed.write(lock).take() {
+                installed.remove(lock);
+            }
+        }
+    }
+
+    /// Sees each command of the server while something is linked, and puts an inner command in front where needed.
+    pub fn filter(&self, engine: &Engine, passing: Passing<'_>) {
+        let Some(name) = passing.arg(0) else { return };
+        let lock = passing.lock();
+        let table = self.table.read(lock);
+        if table.lengths & length_bit(name) == 0 && !name.contains(&b'.') {
+            return;
+        }
+        // A module's command may select another database for its client.
+        if name.contains(&b'.')
+            || STATE_CHANGING
+                .iter()
+                .any(|known| known.eq_ignore_ascii_case(name))
+        {
+            *self.last_client.write(lock) = None;
+        }
+        let Some(entry) = table.find(name) else {
+            return;
+        };
+        if !engine.is_serving() || RUNNING.with_borrow(Option::is_some) {
+            return;
+        }
+        let inner = &self.inner[entry.spec.inner as usize];
+        if !self.features.filter_client_id || !self.features.quiet_open {
+            if entry.concerns(passing, |_| true) {
+                passing.rewrite(inner);
+            }
+            return;
+        }
+        let id = passing.client_id();
+        let Some(client) = self.client(lock, id) else {
+            // A script or a module: it has the rights of its caller, which the inner command checks.
+            if entry.concerns(passing, |_| true) {
+                passing.rewrite(inner);
+            }
+            return;
+        };
+        let look = entry.only_misses && !client.in_multi;
+        if entry.concerns(passing, |position| {
+            !look || !passing.key_exists(client.db, position)
+        }) {
+            if passing.user_may_run(id, inner) {
+                passing.rewrite(inner);
+            } else {
+                engine.stats.count_acl_unlinked();
+            }
+        }
+    }
+
+    fn client(&self, lock: Lock<'_>, id: u64) -> Option<ClientState> {
+        let mut last = self.last_client.write(lock);
+        if last.is_none_or(|known| known.id != id) {
+            *last = client::state(lock, id);
+        }
+        *last
+    }
+
+    /// Runs the command behind the inner one and answers the client, now or when its executions have ended.
+    ///
+    /// # Errors
+    /// It was not the filter that put the inner command there, or the user may not run the original.
+    pub fn run_inner(&self, engine: &Engine, command: &Command<'_>, inner: Inner) -> Result<Answer, Error> {
+        let genuine = self.inner[inner as usize].leads(command.argv());
+        let original = command.argv().skip(1);
+        if command.asks_for_keys() {
+            if genuine {
+                self.declare_keys(command);
+            }
+            return Ok(Answer::Done);
+        }
+        if !genuine {
+            return Err(Error::InnerCommand);
+        }
+        let name = original.get(0).unwrap_or_default().to_ascii_lowercase();
+        if !command.caller_may_run(original) {
+            return Err(Error::NotPermitted(String::from_utf8_lossy(&name).into_owned()));
+        }
+        engine.stats.count_linked();
+        let before = RUNNING.replace(Some(Running {
+            name: name.into(),
+            command: original.to_vecs(),
+            may_block: command.may_block(),
+            link: None,
+        }));
+        let reply = call_original(command, self.features, original);
+        let link = RUNNING.replace(before).and_then(|running| running.link);
+        match link.as_ref().map_or(Ok(None), |link| link.close_if_free()) {
+            Ok(None) => reply.forward(command),
+            Ok(Some(replacement)) => command.send(&replacement),
+            Err(Held) => {
+                if let Some(link) = link {
+                    let original = reply.into_reply();
+                    link.wait(command.block(), original);
+                }
+            }
+        }
+        Ok(Answer::Done)
+    }
+
+    fn declare_keys(&self, command: &Command<'_>) {
+        if self.features.key_flags {
+            command.declare_keys_of(self.features, 1);
+            return;
+        }
+        let name = command.argv().get(1).unwrap_or_default();
+        let table = self.table.read(command.lock());
+        let Some(entry) = table.find(name) else {
+            return;
+        };
+        for position in entry.spec.key_positions(command.argv().len() - 1) {
+            command.declare_key(position + 1);
+        }
+    }
+}
+
+impl Entry {
+    /// True if some rule is about one of the command's keys for which `also` holds. A command without key positions
+    /// concerns those who asked for every key.
+    fn concerns(&self, passing: Passing<'_>, also: impl Fn(usize) -> bool) -> bool {
+        if self.spec.first <= 0 {
+            return true;
+        }
+        self.spec.key_positions(passing.len()).any(|position| {
+            let matches = |key: &[u8]| self.rules.iter().any(|rule| rule.pattern.matches(key));
+            passing.arg(position).is_some_and(matches) && also(position)
+        })
+    }
+}
+
+fn look_up(lock: Lock<'_>, features: Features, name: &str, pattern: &Pattern) -> Result<CommandSpec, Error> {
+    let argv = ["COMMAND", "INFO", name].map(|word| word.as_bytes().to_vec());
+    let Reply::Array(infos) = call(lock, features, 0, &argv) else {
+        return Err(Error::UnknownCommand);
+    };
+    let Some(Reply::Array(info)) = infos.first() else {
+        return Err(Error::UnknownCommand);
+    };
+    let number = |index: usize| match info.get(index) {
+        Some(Reply::Int(number)) => *number,
+        _ => 0,
+    };
+    let flag = |wanted: &str| match info.get(2) {
+        Some(Reply::Array(flags) | Reply::Set(flags)) => flags
+            .iter()
+            .any(|flag| matches!(flag, Reply::Status(flag) | Reply::Bulk(flag) if flag == wanted.as_bytes())),
+        _ => false,
+    };
+    let name = name.to_ascii_lowercase();
+    if flag("noscript") || name.starts_with("rg.") {
+        return Err(Error::CommandNotInScripts);
+    }
+    let moves = flag("movablekeys");
+    let everything = *pattern == Pattern::Everything;
+    if !everything {
+        if moves {
+            return Err(Error::CommandMovesKeys);
+        }
+        if number(3) <= 0 {
+            return Err(Error::CommandWithoutKeys);
+        }
+        if number(5) <= 0 {
+            return Err(Error::CommandWithoutKeyStep);
+        }
+    }
+    let inner = match (flag("write"), flag("denyoom")) {
+        (false, _) => Inner::Read,
+        (true, false) => Inner::Write,
+        (true, true) => Inner::WriteMore,
+    };
+    Ok(CommandSpec {
+        name: name.into_bytes().into(),
+        inner,
+        first: if moves { 0 } else { number(3) },
+        last: number(4),
+        step: number(5),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_positions_follow_command_info() {
+        let spec = |first, last, step| CommandSpec {
+            name: b"x".to_vec().into(),
+            inner: Inner::Read,
+            first,
+            last,
+            step,
+        };
+        let positions = |spec: CommandSpec, len| spec.key_positions(len).collect::<Vec<_>>();
+        assert_eq!(positions(spec(1, 1, 1), 2), [1]);
+        assert_eq!(positions(spec(1, -1, 1), 4), [1, 2, 3]);
+        assert_eq!(positions(spec(1, -1, 2), 5), [1, 3]);
+        assert_eq!(positions(spec(1, 1, 1), 1), [0; 0]);
+        assert_eq!(positions(spec(0, 0, 0), 3), [0; 0]);
+        assert_eq!(positions(spec(2, -2, 1), 5), [2, 3]);
+    }
+}

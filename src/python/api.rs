@@ -1,0 +1,237 @@
+//! The module `redisgears`: the functions that scripts call. Contract: `python-api.md` chapter 2.
+//!
+//! All of them take positional arguments only, except `log`. Called attached, on any thread.
+
+use pyo3::{
+    prelude::*,
+    types::{PyDict, PyString, PyTuple},
+};
+
+use super::{atomic, convert, errors, runtime};
+use crate::{
+    engine::{execution::Execution, link::Link, scope::Scope},
+    error::Error,
+    redis::{
+        api::{self, Level},
+        call, lock,
+        lock::with_lock,
+    },
+};
+
+/// The string whose slot is this shard's lowest one; slot 0 while there is one shard.
+const HASHTAG: &str = "06S";
+
+/// The functions, classes and exceptions of the API.
+#[pymodule]
+pub mod redisgears {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use super::{
+        config_get, execute, flat_error, gears_config_get, get_command, hashtag, is_in_atomic_block, log,
+        override_reply,
+    };
+    #[pymodule_export]
+    use crate::python::{atomic::Atomic, builder::Builder};
+
+    /// Names that differ from those of the classes.
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        use crate::python::errors;
+        let py = module.py();
+        module.add("GearsError", errors::gears_error_type(py)?)?;
+        module.add("GearsFlatError", errors::flat_error_type(py)?)?;
+        module.add("GearsForceStopped", errors::force_stopped_type(py)?)?;
+        module.add("atomicCtx", module.getattr("PyAtomic")?)?;
+        module.add("gearsCtx", module.getattr("PyFlatExecution")?)
+    }
+}
+
+/// `executeCommand(command, *args)`: runs one command of the server and returns its reply.
+///
+/// # Errors
+/// `gears.error` with the command's error text; whatever `str()` of an argument raised.
+#[pyfunction(name = "executeCommand")]
+#[pyo3(signature = (*args))]
+fn execute<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+    if args
+        .get_item(0)
+        .is_ok_and(|command| !command.is_instance_of::<PyString>())
+    {
+        return Err(errors::gears_error("the given command must be a string"));
+    }
+    let argv = args
+        .iter()
+        .map(|arg| convert::argument(&arg))
+        .collect::<PyResult<Vec<_>>>()?;
+    let features = runtime()?.engine.features;
+    let db = Scope::current().map_or(0, |scope| scope.db);
+    let run = || with_lock(|lock| call::call(lock, features, db, &argv));
+    // Waiting for the server happens detached; where it is held already there is nothing to wait for.
+    let reply = if lock::is_held() { run() } else { py.detach(run) };
+    convert::reply_object(py, reply)
+}
+
+/// `log(message, level='notice')`: writes a line to the server's log.
+///
+/// # Errors
+/// `gears.error`: no message, no `str`, or an unknown level.
+#[pyfunction]
+#[pyo3(signature = (*args, **kwargs))]
+fn log(args: &Bound<'_, PyTuple>, kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<()> {
+    let given_level = match kwargs {
+        Some(kwargs) => kwargs.get_item("level")?,
+        None => None,
+    };
+    let (message, level) = match args.len() {
+        1 => (args.get_item(0)?, given_level),
+        2 => (args.get_item(1)?, Some(args.get_item(0)?)),
+        _ => {
+            return Err(errors::gears_error(
+                "log function must get a log message as input",
+            ));
+        }
+    };
+    let message = message
+        .cast_into::<PyString>()
+        .map_err(|_| errors::gears_error("Log message must be a string"))?;
+    let level = match level {
+        None => Level::Notice,
+        Some(level) => {
+            let level = level.cast_into::<PyString>().map_err(|_| {
+                errors::gears_error("Log level must be a sting (debug/verbose/notice/warning)")
+            })?;
+            level_by_name(&level.to_string_lossy()).ok_or_else(|| {
+                errors::gears_error("Log level should be one of the following : debug,verbose,notice,warning")
+            })?
+        }
+    };
+    if args.len() == 2 {
+        api::log_warning(
+            "Specify log level as the first argument to log function is depricated, use key argument 'level' instead",
+        );
+    }
+    api::log(level, &format!("GEARS: {}", message.to_string_lossy()));
+    Ok(())
+}
+
+fn level_by_name(name: &str) -> Option<Level> {
+    match name {
+        "debug" => Some(Level::Debug),
+        "verbose" => Some(Level::Verbose),
+        "notice" => Some(Level::Notice),
+        "warning" => Some(Level::Warning),
+        _ => None,
+    }
+}
+
+/// `config_get(key)`: a value that was given explicitly, or `None`.
+///
+/// # Errors
+/// `gears.error`: not exactly one argument, or no `str`.
+#[pyfunction]
+#[pyo3(signature = (*args))]
+fn config_get<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+    if args.len() != 1 {
+        return Err(errors::gears_error(
+            "get_config function must get a single key input",
+        ));
+    }
+    configured(py, &args.get_item(0)?, None)
+}
+
+/// `gearsConfigGet(key, default=None)`: the same with a default.
+///
+/// # Errors
+/// `gears.error`: the key is no `str`.
+#[pyfunction(name = "gearsConfigGet")]
+#[pyo3(signature = (key, default=None))]
+fn gears_config_get<'py>(
+    py: Python<'py>,
+    key: &Bound<'py, PyAny>,
+    default: Option<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    configured(py, key, default)
+}
+
+fn configured<'py>(
+    py: Python<'py>,
+    key: &Bound<'py, PyAny>,
+    default: Option<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let key = key
+        .cast::<PyString>()
+        .map_err(|_| errors::gears_error("get_config key must be a string"))?;
+    let value = runtime()?.engine.config.explicit(key.to_str()?.as_bytes());
+    Ok(match value {
+        Some(value) => convert::text_object(py, &value),
+        None => default.unwrap_or_else(|| py.None().into_bound(py)),
+    })
+}
+
+/// `getMyHashTag()`: a string whose hash slot belongs to this shard.
+#[pyfunction(name = "getMyHashTag")]
+#[pyo3(signature = (*_args))]
+fn hashtag(_args: &Bound<'_, PyTuple>) -> &'static str {
+    HASHTAG
+}
+
+/// `isInAtomicBlock()`: whether this thread is inside an `atomic` block.
+#[pyfunction(name = "isInAtomicBlock")]
+#[pyo3(signature = (*_args))]
+fn is_in_atomic_block(_args: &Bound<'_, PyTuple>) -> bool {
+    atomic::is_inside()
+}
+
+/// `flatError(message)`: raises `gears.flat_error`, which clients see without a traceback.
+///
+/// # Errors
+/// Always.
+#[pyfunction(name = "flatError")]
+#[pyo3(signature = (*args))]
+fn flat_error(py: Python<'_>, args: &Bound<'_, PyTuple>) -> PyResult<()> {
+    if args.len() != 1 {
+        return Err(errors::gears_error("not enough arguments for time flat error"));
+    }
+    let message = args.get_item(0)?.unbind();
+    Err(PyErr::from_type(errors::flat_error_type(py)?, (message,)))
+}
+
+/// `getCommand()`: the linked command as typed, its name first.
+///
+/// # Errors
+/// `gears.error`: no client waits for this execution.
+#[pyfunction(name = "getCommand")]
+#[pyo3(signature = (*_args))]
+fn get_command<'py>(py: Python<'py>, _args: &Bound<'py, PyTuple>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    let link = linked()?;
+    Ok(link
+        .command()
+        .iter()
+        .map(|word| convert::text_object(py, word))
+        .collect())
+}
+
+/// `overrideReply(value)`: the linked client gets `value` as the reply of its command.
+///
+/// # Errors
+/// `gears.error`: no client waits for this execution, not exactly one argument, or it was done before; what the
+/// conversion raised.
+#[pyfunction(name = "overrideReply")]
+#[pyo3(signature = (*args))]
+fn override_reply(args: &Bound<'_, PyTuple>) -> PyResult<()> {
+    let link = linked()?;
+    if args.len() != 1 {
+        return Err(errors::gears_error("Override reply must get a single argument"));
+    }
+    let reply = convert::object_reply(&args.get_item(0)?, convert::Surrogates::Raise)?;
+    Ok(link.replace_reply(reply)?)
+}
+
+fn linked() -> PyResult<std::sync::Arc<Link>> {
+    let scope = Scope::current();
+    let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
+    execution
+        .and_then(Execution::link)
+        .ok_or_else(|| Error::NoCommandContext.into())
+}

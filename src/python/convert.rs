@@ -1,0 +1,227 @@
+//! Conversions between Python objects, records, replies and command arguments (`python-api.md` chapter 4).
+//!
+//! Byte strings that are valid UTF-8 become `str`, others `bytearray` (`bytes` as names of fields).
+
+use std::borrow::Cow;
+
+use pyo3::{
+    exceptions::PyValueError,
+    prelude::*,
+    types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple},
+};
+
+use super::errors;
+use crate::{
+    engine::record::{Record, Value},
+    redis::reply::Reply,
+};
+
+/// How deep a reply may be nested: deeper ones have no reader, and a list can contain itself.
+const MAX_DEPTH: usize = 128;
+const TOO_DEEP: &str = "the value is nested too deeply for a reply (does a list contain itself?)";
+/// What stands for objects that no reply can carry.
+const OPAQUE: &str = "PY RECORD";
+
+/// A byte string of the server.
+pub fn text_object<'py>(py: Python<'py>, bytes: &[u8]) -> Bound<'py, PyAny> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => PyString::new(py, text).into_any(),
+        Err(_) => PyByteArray::new(py, bytes).into_any(),
+    }
+}
+
+fn name_object<'py>(py: Python<'py>, name: &[u8]) -> Bound<'py, PyAny> {
+    match std::str::from_utf8(name) {
+        Ok(text) => PyString::new(py, text).into_any(),
+        Err(_) => PyBytes::new(py, name).into_any(),
+    }
+}
+
+fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
+    Ok(match value {
+        Value::None => py.None().into_bound(py),
+        Value::Int(number) => number.into_pyobject(py)?.into_any(),
+        Value::Text(text) => text_object(py, text),
+        Value::List(items) => {
+            let items = items
+                .iter()
+                .map(|item| value_object(py, item))
+                .collect::<PyResult<Vec<_>>>()?;
+            PyList::new(py, items)?.into_any()
+        }
+        Value::Dict(fields) => {
+            let dict = PyDict::new(py);
+            for (name, value) in fields {
+                let name = match name {
+                    // Names that every record has are made once.
+                    Cow::Borrowed(name) => PyString::intern(py, &String::from_utf8_lossy(name)).into_any(),
+                    Cow::Owned(name) => name_object(py, name),
+                };
+                dict.set_item(name, value_object(py, value)?)?;
+            }
+            dict.into_any()
+        }
+    })
+}
+
+/// The object that a function gets for a record.
+pub fn record_object<'py>(py: Python<'py>, record: Record) -> PyResult<Bound<'py, PyAny>> {
+    match record {
+        Record::Native(value) => value_object(py, &value),
+        Record::Foreign(object) => match object.downcast::<Py<PyAny>>() {
+            Ok(object) => Ok(object.into_bound(py)),
+            // Nobody else makes foreign records.
+            Err(_) => Err(PyValueError::new_err("a record of another language")),
+        },
+    }
+}
+
+/// The record that carries an object.
+pub fn object_record(object: Bound<'_, PyAny>) -> Record {
+    Record::Foreign(Box::new(object.unbind()))
+}
+
+/// What `execute` returns.
+///
+/// # Errors
+/// The reply is an error: `gears.error` with its text.
+pub fn reply_object<'py>(py: Python<'py>, reply: Reply) -> PyResult<Bound<'py, PyAny>> {
+    match reply {
+        Reply::Error(text) => Err(errors::gears_error(String::from_utf8_lossy(
+            text.trim_ascii_end(),
+        ))),
+        other => nested_object(py, other),
+    }
+}
+
+fn nested_object<'py>(py: Python<'py>, reply: Reply) -> PyResult<Bound<'py, PyAny>> {
+    let list = |items: Vec<Reply>| -> PyResult<Bound<'py, PyAny>> {
+        let items = items
+            .into_iter()
+            .map(|item| nested_object(py, item))
+            .collect::<PyResult<Vec<_>>>()?;
+        Ok(PyList::new(py, items)?.into_any())
+    };
+    match reply {
+        Reply::Null | Reply::NullArray => Ok(py.None().into_bound(py)),
+        Reply::Status(text) | Reply::Bulk(text) | Reply::BigNumber(text) | Reply::Verbatim { text, .. } => {
+            Ok(text_object(py, &text))
+        }
+        Reply::Error(text) => Ok(text_object(py, text.trim_ascii_end())),
+        Reply::Int(number) => Ok(number.into_pyobject(py)?.into_any()),
+        Reply::Bool(flag) => Ok(i64::from(flag).into_pyobject(py)?.into_any()),
+        Reply::Double(number) => Ok(text_object(py, number.to_string().as_bytes())),
+        Reply::Array(items) | Reply::Set(items) => list(items),
+        Reply::Map(pairs) => list(pairs.into_iter().flat_map(|(key, value)| [key, value]).collect()),
+    }
+}
+
+/// One argument of a command: bytes as they are, everything else as its text.
+///
+/// # Errors
+/// What `str()` or the encoding raised.
+pub fn argument(object: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
+    if let Ok(bytes) = object.cast::<PyBytes>() {
+        return Ok(bytes.as_bytes().to_vec());
+    }
+    if let Ok(bytes) = object.cast::<PyByteArray>() {
+        return Ok(bytes.to_vec());
+    }
+    if let Ok(text) = object.cast::<PyString>() {
+        return Ok(text.to_str()?.as_bytes().to_vec());
+    }
+    Ok(object.str()?.to_str()?.as_bytes().to_vec())
+}
+
+/// How a `str` that cannot be encoded is treated.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Surrogates {
+    /// The caller gets the exception.
+    Raise,
+    /// There is nobody to raise it to.
+    Escape,
+}
+
+/// A value as part of a reply: the table of `commands.md` 0.4 with the decisions of the contract's README.
+///
+/// # Errors
+/// Nested too deeply; an integer with more digits than Python converts; a lone surrogate if they are to be raised.
+pub fn object_reply(object: &Bound<'_, PyAny>, surrogates: Surrogates) -> PyResult<Reply> {
+    nested_reply(object, surrogates, 0)
+}
+
+fn nested_reply(object: &Bound<'_, PyAny>, surrogates: Surrogates, depth: usize) -> PyResult<Reply> {
+    if depth > MAX_DEPTH {
+        return Err(errors::gears_error(TOO_DEEP));
+    }
+    let nested = |item: &Bound<'_, PyAny>| nested_reply(item, surrogates, depth + 1);
+    if let Ok(text) = object.cast::<PyString>() {
+        return Ok(marked_text(utf8(text, surrogates)?));
+    }
+    if object.is_none() {
+        return Ok(Reply::Null);
+    }
+    if let Ok(flag) = object.cast::<PyBool>() {
+        return Ok(Reply::Int(i64::from(flag.is_true())));
+    }
+    if let Ok(number) = object.cast::<PyInt>() {
+        return match number.extract::<i64>() {
+            Ok(number) => Ok(Reply::Int(number)),
+            Err(_) => Ok(Reply::bulk(number.str()?.to_str()?)),
+        };
+    }
+    if let Ok(number) = object.cast::<PyFloat>() {
+        let number = number.value();
+        let text = if number.is_nan() {
+            "nan".to_owned()
+        } else {
+            format!("{number:.6}")
+        };
+        return Ok(Reply::bulk(text));
+    }
+    if let Ok(bytes) = object.cast::<PyBytes>() {
+        return Ok(Reply::bulk(bytes.as_bytes()));
+    }
+    if let Ok(bytes) = object.cast::<PyByteArray>() {
+        return Ok(Reply::Bulk(bytes.to_vec()));
+    }
+    if let Ok(list) = object.cast::<PyList>() {
+        let items = list.iter().map(|item| nested(&item)).collect::<PyResult<_>>()?;
+        return Ok(Reply::Array(items));
+    }
+    if let Ok(tuple) = object.cast::<PyTuple>() {
+        let items = tuple.iter().map(|item| nested(&item)).collect::<PyResult<_>>()?;
+        return Ok(Reply::Array(items));
+    }
+    if let Ok(dict) = object.cast::<PyDict>() {
+        let pairs = dict
+            .iter()
+            .map(|(key, value)| Ok((nested(&key)?, nested(&value)?)));
+        return Ok(Reply::Map(pairs.collect::<PyResult<_>>()?));
+    }
+    Ok(Reply::bulk(OPAQUE))
+}
+
+/// A `str` of the user: a leading `+` or `-` makes it a simple string or an error.
+fn marked_text(text: Vec<u8>) -> Reply {
+    match text.as_slice() {
+        [b'+', rest @ ..] if !rest.is_empty() => Reply::Status(rest.to_vec()),
+        [b'-', rest @ ..] if !rest.is_empty() => Reply::Error(rest.to_vec()),
+        _ => Reply::Bulk(text),
+    }
+}
+
+/// The UTF-8 form of a `str`.
+///
+/// # Errors
+/// A lone surrogate, if it is to be raised.
+pub fn utf8(text: &Bound<'_, PyString>, surrogates: Surrogates) -> PyResult<Vec<u8>> {
+    match text.to_str() {
+        Ok(text) => Ok(text.as_bytes().to_vec()),
+        Err(_) if surrogates == Surrogates::Escape => {
+            let encoded = text.call_method1("encode", ("utf-8", "backslashreplace"))?;
+            Ok(encoded.extract()?)
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,124 @@
+//! The exceptions of the API, and the error strings that clients see (`commands.md` 0.5, `python-api.md` 4.6).
+
+use pyo3::{
+    exceptions::PyException,
+    prelude::*,
+    sync::PyOnceLock,
+    types::{PyList, PyType},
+};
+
+use super::RUNTIME;
+use crate::{config::Number, engine::language::Failure, error::Error};
+
+static GEARS_ERROR: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+static FLAT_ERROR: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+static FORCE_STOPPED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+static FORMAT_EXCEPTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+
+/// Makes what [`text`] needs, so that it does not have to be made while an error is handled.
+pub fn init(py: Python<'_>) -> PyResult<()> {
+    gears_error_type(py)?;
+    flat_error_type(py)?;
+    force_stopped_type(py)?;
+    FORMAT_EXCEPTION.import(py, "traceback", "format_exception")?;
+    Ok(())
+}
+
+fn exception<'py>(
+    py: Python<'py>,
+    slot: &'static PyOnceLock<Py<PyType>>,
+    name: &'static std::ffi::CStr,
+    doc: &'static std::ffi::CStr,
+) -> PyResult<Bound<'py, PyType>> {
+    let made = slot.get_or_try_init(py, || {
+        PyErr::new_type(py, name, Some(doc), Some(&py.get_type::<PyException>()), None)
+    })?;
+    Ok(made.bind(py).clone())
+}
+
+/// `gears.error`: whatever the API refuses.
+pub fn gears_error_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
+    exception(
+        py,
+        &GEARS_ERROR,
+        c"gears.error",
+        c"An error of the API or of a command.",
+    )
+}
+
+/// `gears.flat_error`: raised by `flat_error`, shown without a traceback.
+pub fn flat_error_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
+    exception(
+        py,
+        &FLAT_ERROR,
+        c"gears.flat_error",
+        c"An error whose text is the whole reply.",
+    )
+}
+
+/// `gears.forcestopped`: raised inside a function that RG.ABORTEXECUTION stops.
+pub fn force_stopped_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
+    exception(
+        py,
+        &FORCE_STOPPED,
+        c"gears.forcestopped",
+        c"The execution was aborted.",
+    )
+}
+
+/// A `gears.error` with this text.
+pub fn gears_error(text: impl Into<String>) -> PyErr {
+    let text = text.into();
+    Python::attach(|py| match gears_error_type(py) {
+        Ok(kind) => PyErr::from_type(kind, (text,)),
+        Err(error) => error,
+    })
+}
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        gears_error(error.to_string())
+    }
+}
+
+/// The error string of an exception that nobody caught.
+pub fn text(py: Python<'_>, error: &PyErr) -> Failure {
+    if flat_error_type(py).is_ok_and(|flat| error.is_instance(py, &flat)) {
+        return shown(error.value(py).as_any());
+    }
+    let wants_traceback = RUNTIME
+        .get()
+        .is_none_or(|runtime| runtime.engine.config.is_on(Number::PythonAttemptTraceback));
+    if wants_traceback {
+        if let Some(lines) = traceback_lines(py, error) {
+            return lines;
+        }
+    }
+    format!(
+        "Error type: {}, Value: {}",
+        shown(error.get_type(py).as_any()),
+        shown(error.value(py).as_any())
+    )
+}
+
+/// The `repr` of the list of lines that the standard library makes; a valid Python literal.
+fn traceback_lines(py: Python<'_>, error: &PyErr) -> Option<Failure> {
+    let traceback = error.traceback(py)?;
+    let format = FORMAT_EXCEPTION.get(py)?.bind(py);
+    let lines = format
+        .call1((error.get_type(py), error.value(py), traceback))
+        .ok()?;
+    let lines = PyList::new(py, lines.try_iter().ok()?.collect::<PyResult<Vec<_>>>().ok()?).ok()?;
+    Some(lines.repr().ok()?.to_string_lossy().into_owned())
+}
+
+/// `str(object)`, whatever happens.
+fn shown(object: &Bound<'_, PyAny>) -> String {
+    match object.str() {
+        Ok(text) => text.to_string_lossy().into_owned(),
+        Err(_) => object
+            .get_type()
+            .name()
+            .map_or_else(|_| "<unprintable>".into(), |name| format!("<unprintable {name}>")),
+    }
+}

@@ -1,0 +1,221 @@
+//! The one interpreter: bound to the Python that the module was built with and to one virtual environment.
+//!
+//! Started once, on the server's thread, while the module loads. Whatever is missing is a text for the log, never a
+//! crash.
+
+use std::{
+    ffi::{CStr, CString, c_int, c_void},
+    fs,
+    mem::MaybeUninit,
+    path::{Path, PathBuf},
+};
+
+use pyo3::{
+    ffi,
+    prelude::*,
+    types::{PyDict, PyModule},
+};
+
+use super::{api, errors};
+
+/// Python's part of the module, embedded.
+const BUILDER: &CStr = cstr(concat!(include_str!("../../python/builder.py"), "\0"));
+const NAMESPACE: &CStr = cstr(concat!(include_str!("../../python/namespace.py"), "\0"));
+
+const fn cstr(text: &'static str) -> &'static CStr {
+    match CStr::from_bytes_with_nul(text.as_bytes()) {
+        Ok(text) => text,
+        Err(_) => panic!("an embedded file holds NUL"),
+    }
+}
+
+/// What was started, for the log.
+pub struct Started {
+    /// E.g. `3.11.2`.
+    pub version: String,
+    /// The virtual environment, as Python sees it.
+    pub prefix: String,
+    /// The installation that it stands on.
+    pub base_prefix: String,
+}
+
+/// Starts Python in the virtual environment `venv`.
+///
+/// # Errors
+/// What is missing or wrong, in one line for the log.
+pub fn start(venv: &str) -> Result<Started, String> {
+    let program = check_venv(Path::new(venv))?;
+    make_symbols_global()?;
+    pyo3::append_to_inittab!(redisgears);
+    initialize(&program)?;
+    let started = Python::attach(prepare).map_err(|error| format!("Python did not start: {error}"));
+    // SAFETY: this thread initialised Python and is attached; from here on everybody attaches when needed.
+    unsafe { ffi::PyEval_SaveThread() };
+    started
+}
+
+use api::redisgears;
+
+/// The interpreter of a virtual environment that fits the Python we are linked to.
+fn check_venv(venv: &Path) -> Result<PathBuf, String> {
+    let shown = venv.display();
+    let hint = "run `make build`, or name another one with the module argument PythonVenv <dir>";
+    let config = fs::read_to_string(venv.join("pyvenv.cfg"))
+        .map_err(|error| format!("{shown} is no Python virtual environment (pyvenv.cfg: {error}): {hint}"))?;
+    let program = venv.join("bin/python");
+    if !program.exists() {
+        return Err(format!(
+            "the virtual environment {shown} has no bin/python: {hint}"
+        ));
+    }
+    // SAFETY: returns a static text, also before Python is initialised.
+    let linked = unsafe { CStr::from_ptr(ffi::Py_GetVersion()) }.to_string_lossy();
+    let linked = minor_version(&linked);
+    let made_for = config
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .find(|(key, _)| matches!(key.trim(), "version" | "version_info"))
+        .map(|(_, value)| minor_version(value.trim()));
+    match made_for {
+        Some(version) if version == linked => Ok(program),
+        Some(version) => Err(format!(
+            "the virtual environment {shown} is for Python {version}, the module for Python {linked}: {hint}"
+        )),
+        None => Err(format!(
+            "{shown}/pyvenv.cfg does not tell its Python version: {hint}"
+        )),
+    }
+}
+
+/// `3.11` of `3.11.2 (main, ...)`.
+fn minor_version(text: &str) -> String {
+    let version = text
+        .split(|c: char| c != '.' && !c.is_ascii_digit())
+        .next()
+        .unwrap_or_default();
+    version.split('.').take(2).collect::<Vec<_>>().join(".")
+}
+
+/// Servers open modules with their symbols hidden, and with them the library of Python. C extensions look for those
+/// symbols, so the library is opened again, globally.
+fn make_symbols_global() -> Result<(), String> {
+    let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
+    let symbol = ffi::Py_IsInitialized as unsafe extern "C" fn() -> c_int;
+    // SAFETY: the address is that of a function; the structure is filled or left zeroed, which is valid.
+    let (found, info) = unsafe {
+        let found = libc::dladdr(symbol as *const c_void, info.as_mut_ptr());
+        (found, info.assume_init())
+    };
+    if found == 0 || info.dli_fname.is_null() {
+        return Err("the library of Python was not found in this process".into());
+    }
+    // SAFETY: the name comes from the dynamic linker; the handle is kept for ever.
+    let handle = unsafe {
+        libc::dlopen(
+            info.dli_fname,
+            libc::RTLD_NOW | libc::RTLD_GLOBAL | libc::RTLD_NOLOAD,
+        )
+    };
+    if handle.is_null() {
+        // SAFETY: as above.
+        let name = unsafe { CStr::from_ptr(info.dli_fname) }.to_string_lossy();
+        return Err(format!("could not make the symbols of {name} global"));
+    }
+    Ok(())
+}
+
+/// Initialises Python; this thread is attached afterwards.
+fn initialize(program: &Path) -> Result<(), String> {
+    let program = CString::new(program.as_os_str().as_encoded_bytes())
+        .map_err(|_| "the path of the virtual environment holds NUL".to_owned())?;
+    // SAFETY: the structures are initialised by Python before anything reads them, and cleared after use.
+    unsafe {
+        let mut early = MaybeUninit::<ffi::PyPreConfig>::zeroed();
+        ffi::PyPreConfig_InitPythonConfig(early.as_mut_ptr());
+        let mut early = early.assume_init();
+        early.use_environment = 0;
+        early.utf8_mode = 1;
+        check(ffi::Py_PreInitialize(&raw const early))?;
+
+        let mut config = MaybeUninit::<ffi::PyConfig>::zeroed();
+        ffi::PyConfig_InitPythonConfig(config.as_mut_ptr());
+        let mut config = config.assume_init();
+        // The server's environment variables and signals are the server's.
+        config.use_environment = 0;
+        config.user_site_directory = 0;
+        config.install_signal_handlers = 0;
+        config.parse_argv = 0;
+        let mut arguments = [c"Embeded".as_ptr()];
+        let config_at = &raw mut config;
+        let status = [
+            ffi::PyConfig_SetBytesString(config_at, &raw mut (*config_at).program_name, program.as_ptr()),
+            ffi::PyConfig_SetBytesArgv(config_at, 1, arguments.as_mut_ptr()),
+        ]
+        .into_iter()
+        .try_for_each(|status| check(status))
+        .and_then(|()| check(ffi::Py_InitializeFromConfig(config_at)));
+        ffi::PyConfig_Clear(config_at);
+        status
+    }
+}
+
+/// # Safety
+/// `status` was returned by Python just now.
+unsafe fn check(status: ffi::PyStatus) -> Result<(), String> {
+    // SAFETY: by the caller's promise; the message is a static text of Python.
+    unsafe {
+        if ffi::PyStatus_Exception(status) == 0 {
+            return Ok(());
+        }
+        let message = if status.err_msg.is_null() {
+            "no reason given".into()
+        } else {
+            CStr::from_ptr(status.err_msg).to_string_lossy()
+        };
+        Err(format!("Python did not start: {message}"))
+    }
+}
+
+/// Loads Python's part of the module and fills `__main__`, the template of every script's globals.
+fn prepare(py: Python<'_>) -> PyResult<Started> {
+    errors::init(py)?;
+    PyModule::from_code(py, BUILDER, c"<pinion>/builder.py", c"pinion_builder")?;
+    let main = PyModule::import(py, "__main__")?.dict();
+    py.run(NAMESPACE, Some(&main), None)?;
+    let sys = PyModule::import(py, "sys")?;
+    let version: String = sys.getattr("version")?.extract()?;
+    Ok(Started {
+        version: version.split(' ').next().unwrap_or_default().to_owned(),
+        prefix: sys.getattr("prefix")?.extract()?,
+        base_prefix: sys.getattr("base_prefix")?.extract()?,
+    })
+}
+
+/// Fresh globals for a script: a copy of the template.
+pub(super) fn script_globals(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let globals = PyModule::import(py, "__main__")?.dict().copy()?;
+    globals.set_item("__name__", "not_main")?;
+    Ok(globals)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_by_minor() {
+        assert_eq!(minor_version("3.11.2 (main, Apr 28 2025)"), "3.11");
+        assert_eq!(minor_version("3.13.0rc1"), "3.13");
+        assert_eq!(minor_version(""), "");
+    }
+
+    #[test]
+    fn a_missing_environment_is_one_clear_line() {
+        let text = check_venv(Path::new("/nowhere/venv")).err().unwrap_or_default();
+        assert!(
+            text.starts_with("/nowhere/venv is no Python virtual environment"),
+            "{text}"
+        );
+        assert!(!text.contains('\n'));
+    }
+}

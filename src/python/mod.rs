@@ -1,0 +1,43 @@
+//! Python: the language that functions are written in. Implements the engine's traits; nothing else names Python.
+//!
+//! Threads: a thread that waits is detached; objects are made and dropped while attached.
+
+mod api;
+mod atomic;
+mod builder;
+mod callback;
+mod convert;
+mod errors;
+pub mod interpreter;
+mod language;
+mod script;
+
+use std::sync::{Arc, OnceLock};
+
+pub use language::CPython;
+pub use script::run as run_script;
+
+use crate::{engine::Engine, readers::keys::KeysWatch};
+
+/// What the functions that scripts call work on. They are free functions of a Python module, hence the static.
+static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+
+/// The rest of the module, as Python sees it.
+pub struct Runtime {
+    pub engine: Arc<Engine>,
+    pub keys: Arc<KeysWatch>,
+}
+
+/// Connects Python to the engine. Called once, while the module loads, before any script runs.
+pub fn connect(runtime: Runtime) {
+    // A second call cannot happen: the module cannot be loaded twice.
+    let _ = RUNTIME.set(runtime);
+}
+
+/// # Errors
+/// The module has not finished loading.
+fn runtime() -> pyo3::PyResult<&'static Runtime> {
+    RUNTIME
+        .get()
+        .ok_or_else(|| errors::gears_error("the module is still loading"))
+}

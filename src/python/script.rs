@@ -1,0 +1,46 @@
+//! Runs a script once, as a module body named `<string>`. Contract: `commands.md` 1.2, `python-api.md` 1.1.
+
+use std::sync::Arc;
+
+use pyo3::{
+    prelude::*,
+    types::{PyBytes, PyModule},
+};
+
+use super::{atomic, errors, interpreter::script_globals};
+use crate::{
+    engine::{
+        language::Failure,
+        scope::{Prepared, Scope},
+        session::Session,
+    },
+    redis::lock::Lock,
+};
+
+/// Runs `source` in `session`, with fresh globals, on this thread. Nothing that it prepared has taken effect yet.
+///
+/// # Errors
+/// The error string of what it raised.
+pub fn run(_lock: Lock<'_>, source: &[u8], session: &Arc<Session>) -> Result<Prepared, Failure> {
+    let scope = Scope::of_script(session);
+    let entered = Arc::clone(&scope).enter();
+    Python::attach(|py| {
+        let _frame = atomic::Frame::enter();
+        execute(py, source).map_err(|error| errors::text(py, &error))
+    })?;
+    drop(entered);
+    let prepared = scope
+        .script
+        .as_ref()
+        .map(|script| std::mem::take(&mut *script.lock()));
+    Ok(prepared.unwrap_or_default())
+}
+
+fn execute(py: Python<'_>, source: &[u8]) -> PyResult<()> {
+    let globals = script_globals(py)?;
+    let builtins = PyModule::import(py, "builtins")?;
+    let code = builtins
+        .getattr("compile")?
+        .call1((PyBytes::new(py, source), "<string>", "exec"))?;
+    builtins.getattr("exec")?.call1((code, globals)).map(drop)
+}

@@ -1,0 +1,364 @@
+//! The event side of the KeysReader: which notification starts which executions. Contract: `readers-and-events.md`
+//! chapters 2 and 9.
+//!
+//! Called on whichever thread holds the server's lock while the server notifies: for a background registration it
+//! copies bytes into the queue and returns; a `sync` function runs right here.
+
+use std::{borrow::Cow, cell::Cell, sync::Arc};
+
+use super::prefix::Pattern;
+use crate::{
+    engine::{
+        Engine, Lane,
+        execution::{Reading, Source, Start},
+        language::{Failure, with_lock},
+        record::{self, Record},
+        registration::{Mode, Registration, Trigger},
+    },
+    error::Error,
+    hooks::{self, Hooks},
+    redis::{
+        events::{Class, KeyEvent},
+        guarded::Guarded,
+        key::{self, Kind, Value},
+        lock::Lock,
+        reply::Reply,
+    },
+};
+
+const KEY_MISS: &str = "keymiss";
+
+thread_local! {
+    /// Set while a `sync` function of this reader runs: what it does fires nothing here.
+    static IN_SYNC: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What must hold for an event to start an execution.
+#[derive(Clone, Debug)]
+pub struct Conditions {
+    /// As given.
+    pub prefix: String,
+    /// Event names as given; `None` for all.
+    pub events: Option<Vec<String>>,
+    pub kinds: Option<Vec<Kind>>,
+    /// Command names as given; `None` if the registration is not restricted to commands.
+    pub commands: Option<Vec<String>>,
+    /// Records have a type and a value.
+    pub read_value: bool,
+}
+
+impl Conditions {
+    fn names_event(&self, event: &str) -> bool {
+        self.events
+            .as_ref()
+            .is_none_or(|events| events.iter().any(|name| name.eq_ignore_ascii_case(event)))
+    }
+
+    /// True if nothing but a missed key can fire.
+    fn only_misses(&self) -> bool {
+        self.events.as_ref().is_some_and(|events| {
+            !events.is_empty() && events.iter().all(|name| name.eq_ignore_ascii_case(KEY_MISS))
+        })
+    }
+}
+
+/// The notifications that are needed, told to the server when first needed.
+pub type Subscribe = fn(Lock<'_>, Class);
+
+/// All KeysReader registrations of this server, in their order.
+pub struct KeysWatch {
+    engine: Arc<Engine>,
+    hooks: Arc<Hooks>,
+    subscribe: Subscribe,
+    watched: Guarded<Watched>,
+}
+
+#[derive(Default)]
+struct Watched {
+    /// Shared with a notification under way, which a `sync` function may change the list under.
+    list: Arc<Vec<Watch>>,
+    misses: bool,
+    changes: bool,
+}
+
+#[derive(Clone)]
+struct Watch {
+    registration: Arc<Registration>,
+    conditions: Arc<Conditions>,
+    pattern: Pattern,
+}
+
+impl KeysWatch {
+    pub fn new(engine: Arc<Engine>, hooks: Arc<Hooks>, subscribe: Subscribe) -> Arc<Self> {
+        Arc::new(Self {
+            engine,
+            hooks,
+            subscribe,
+            watched: Guarded::default(),
+        })
+    }
+
+    /// The trigger of one registration.
+    pub fn trigger(self: &Arc<Self>, conditions: Conditions) -> Box<dyn Trigger> {
+        Box::new(KeysTrigger {
+            watch: Arc::clone(self),
+            conditions: Arc::new(conditions),
+        })
+    }
+
+    /// One notification of the server.
+    pub fn notify(&self, event: &KeyEvent<'_>) {
+        if IN_SYNC.get() || !self.engine.is_serving() {
+            return;
+        }
+        let list = Arc::clone(&self.watched.read(event.lock).list);
+        for watch in list.iter().filter(|watch| watch.matches(event)) {
+            self.fire(watch, event);
+        }
+    }
+
+    fn fire(&self, watch: &Watch, event: &KeyEvent<'_>) {
+        let registration = &watch.registration;
+        let sync = registration.mode == Mode::Sync;
+        let link = watch
+            .conditions
+            .commands
+            .as_ref()
+            .and_then(|_| hooks::hold_running(sync));
+        let occurred = Occurred {
+            db: event.db,
+            key: event.key.to_vec(),
+            event: event_name(event.name),
+            read_value: watch.conditions.read_value,
+        };
+        let source: Box<dyn Source> = if sync {
+            Box::new(Ready(Some(occurred.record(Some(event.lock)))))
+        } else {
+            Box::new(Pending(Some(occurred)))
+        };
+        let start = Start {
+            plan: Arc::clone(&registration.plan),
+            session: Arc::clone(&registration.session),
+            registration: Some(Arc::clone(registration)),
+            db: event.db,
+            transient: false,
+            source,
+            link,
+            waiter: None,
+        };
+        if sync {
+            let before = IN_SYNC.replace(true);
+            self.engine.run_now(start);
+            IN_SYNC.set(before);
+            return;
+        }
+        let lane = if registration.in_order {
+            Lane::Registration(registration.id)
+        } else {
+            Lane::Key {
+                registration: registration.id,
+                db: event.db,
+                key: event.key.to_vec(),
+            }
+        };
+        self.engine.submit(start, Some(lane));
+    }
+}
+
+impl Watch {
+    fn matches(&self, event: &KeyEvent<'_>) -> bool {
+        let conditions = &self.conditions;
+        conditions.names_event(event.name)
+            && self.pattern.matches(event.key)
+            && conditions
+                .commands
+                .as_deref()
+                .is_none_or(hooks::is_running_one_of)
+            && !self.registration.is_removed()
+            && conditions
+                .kinds
+                .as_ref()
+                .is_none_or(|kinds| kinds.contains(&key::kind(event.lock, event.db, event.key)))
+    }
+}
+
+/// The trigger of one KeysReader registration.
+struct KeysTrigger {
+    watch: Arc<KeysWatch>,
+    conditions: Arc<Conditions>,
+}
+
+impl KeysTrigger {
+    fn pattern(&self) -> Pattern {
+        Pattern::new(self.conditions.prefix.as_bytes())
+    }
+}
+
+impl Trigger for KeysTrigger {
+    fn reader(&self) -> &'static str {
+        "KeysReader"
+    }
+
+    fn arguments(&self) -> Vec<(&'static str, Reply)> {
+        let conditions = &self.conditions;
+        let list = |names: Option<Vec<&str>>| names.map_or(Reply::Null, Reply::bulks);
+        let given = |names: &Option<Vec<String>>| {
+            list(
+                names
+                    .as_ref()
+                    .map(|names| names.iter().map(String::as_str).collect()),
+            )
+        };
+        let kinds = conditions.kinds.as_ref();
+        vec![
+            ("regex", Reply::bulk(&conditions.prefix)),
+            ("eventTypes", given(&conditions.events)),
+            (
+                "keyTypes",
+                list(kinds.map(|kinds| kinds.iter().map(|kind| kind.name()).collect())),
+            ),
+            ("hookCommands", given(&conditions.commands)),
+        ]
+    }
+
+    fn check(&self, lock: Lock<'_>) -> Result<(), Error> {
+        if let Some(commands) = &self.conditions.commands {
+            self.watch.hooks.look_up(lock, commands, &self.pattern())?;
+        }
+        Ok(())
+    }
+
+    fn start(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error> {
+        let watch = &self.watch;
+        if let Some(commands) = &self.conditions.commands {
+            let found = watch.hooks.look_up(lock, commands, &self.pattern())?;
+            let only_misses = self.conditions.only_misses();
+            watch
+                .hooks
+                .link(lock, registration.id, found, &self.pattern(), only_misses);
+        }
+        let mut watched = watch.watched.write(lock);
+        Arc::make_mut(&mut watched.list).push(Watch {
+            registration: Arc::clone(registration),
+            conditions: Arc::clone(&self.conditions),
+            pattern: self.pattern(),
+        });
+        if !watched.misses && self.conditions.names_event(KEY_MISS) {
+            watched.misses = true;
+            (watch.subscribe)(lock, Class::KeyMiss);
+        }
+        if !watched.changes && !self.conditions.only_misses() {
+            watched.changes = true;
+            (watch.subscribe)(lock, Class::Change);
+        }
+        Ok(())
+    }
+
+    fn stop(&self, lock: Lock<'_>, registration: &Registration) {
+        self.watch.hooks.unlink(lock, registration.id);
+        let mut watched = self.watch.watched.write(lock);
+        Arc::make_mut(&mut watched.list).retain(|watch| watch.registration.id != registration.id);
+    }
+}
+
+/// One event that matched.
+struct Occurred {
+    db: i32,
+    key: Vec<u8>,
+    event: Cow<'static, str>,
+    read_value: bool,
+}
+
+impl Occurred {
+    /// The record, with the key as it is now if `lock` is given and it must be looked at. A missed key is not there:
+    /// it is looked at only if something may have stored it since.
+    fn record(self, lock: Option<Lock<'_>>) -> Record {
+        let content = match lock {
+            _ if !self.read_value => None,
+            Some(lock) if self.event != KEY_MISS => Some(key::read(lock, self.db, &self.key)),
+            _ => Some((Kind::Empty, Value::None)),
+        };
+        Record::Native(key_record(self.key, Some(self.event), content))
+    }
+
+    fn record_looked_at(self, lock: Lock<'_>) -> Record {
+        let content = key::read(lock, self.db, &self.key);
+        Record::Native(key_record(self.key, Some(self.event), Some(content)))
+    }
+}
+
+/// Delivers a record that was made at the notification.
+struct Ready(Option<Record>);
+
+impl Source for Ready {
+    fn next(&mut self, _reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
+        Ok(self.0.take())
+    }
+}
+
+/// Makes the record when a worker asks for it.
+struct Pending(Option<Occurred>);
+
+impl Source for Pending {
+    fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
+        let Some(occurred) = self.0.take() else {
+            return Ok(None);
+        };
+        let still_missing = occurred.event == KEY_MISS && !reading.delayed;
+        if !occurred.read_value || still_missing {
+            return Ok(Some(occurred.record(None)));
+        }
+        let language = reading.engine.language.as_ref();
+        Ok(Some(with_lock(language, |lock| occurred.record_looked_at(lock))))
+    }
+}
+
+/// Most registrations are about misses: their name needs no allocation.
+fn event_name(name: &str) -> Cow<'static, str> {
+    if name == KEY_MISS {
+        Cow::Borrowed(KEY_MISS)
+    } else {
+        Cow::Owned(name.to_owned())
+    }
+}
+
+/// The record of a key (`readers-and-events.md` 2.1). Without `content` it has neither type nor value.
+pub(super) fn key_record(
+    key: Vec<u8>,
+    event: Option<Cow<'static, str>>,
+    content: Option<(Kind, Value)>,
+) -> record::Value {
+    let field = |name: &'static str, value| (Cow::Borrowed(name.as_bytes()), value);
+    let text = |name: Cow<'static, str>| record::Value::Text(name.into_owned().into_bytes());
+    let mut fields = vec![
+        field("key", record::Value::Text(key)),
+        field("event", event.map_or(record::Value::None, text)),
+    ];
+    if let Some((kind, value)) = content {
+        // 1.2 calls the types that it does not know "unknown"; streams are what is left of them.
+        let name = if kind == Kind::Stream {
+            "unknown"
+        } else {
+            kind.name()
+        };
+        fields.push(field("type", text(Cow::Borrowed(name))));
+        fields.push(field("value", value.into()));
+    }
+    record::Value::Dict(fields)
+}
+
+impl From<Value> for record::Value {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::None => Self::None,
+            Value::String(text) => Self::Text(text),
+            Value::List(items) => Self::List(items.into_iter().map(Self::Text).collect()),
+            Value::Hash(fields) => Self::Dict(
+                fields
+                    .into_iter()
+                    .map(|(name, value)| (Cow::Owned(name), Self::Text(value)))
+                    .collect(),
+            ),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The allocator: the server's own, so that `INFO memory` and `maxmemory` see what the module holds.
+//!
+//! The server aligns to 16 bytes; stricter layouts (cache-padded queues) are aligned here.
+//! Outside a server (unit tests) the system allocator serves.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+
+use redis_module::raw;
+
+/// What `malloc` of every supported server guarantees.
+const NATURAL_ALIGN: usize = 16;
+
+/// Allocates through `RedisModule_Alloc` where there is a server.
+pub struct ServerAlloc;
+
+// SAFETY: blocks come from one allocator for the whole life of the process, because the function table is
+// filled before anything is allocated (the first statement of `RedisModule_OnLoad`) or never.
+unsafe impl GlobalAlloc for ServerAlloc {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: see the impl; sizes are those of the layout.
+        unsafe {
+            let Some(alloc) = raw::RedisModule_Alloc else {
+                return System.alloc(layout);
+            };
+            if layout.align() <= NATURAL_ALIGN {
+                return alloc(layout.size()).cast();
+            }
+            // Room to shift by up to `align` bytes; the word before the block remembers the start.
+            let start = alloc(layout.size() + layout.align() + size_of::<usize>()).cast::<u8>();
+            let first = start as usize + size_of::<usize>();
+            let block = start.add(first.next_multiple_of(layout.align()) - start as usize);
+            block.cast::<usize>().sub(1).write(start as usize);
+            block
+        }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: `block` came from `alloc` with the same layout.
+        unsafe {
+            let Some(free) = raw::RedisModule_Free else {
+                return System.dealloc(block, layout);
+            };
+            if layout.align() <= NATURAL_ALIGN {
+                free(block.cast());
+            } else {
+                free(block.cast::<usize>().sub(1).read() as *mut _);
+            }
+        }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: the caller's contract is that of the trait; the new layout has the same alignment.
+        unsafe {
+            match raw::RedisModule_Realloc {
+                Some(realloc) if layout.align() <= NATURAL_ALIGN => realloc(block.cast(), size).cast(),
+                Some(_) => {
+                    let moved = self.alloc(Layout::from_size_align_unchecked(size, layout.align()));
+                    std::ptr::copy_nonoverlapping(block, moved, layout.size().min(size));
+                    self.dealloc(block, layout);
+                    moved
+                }
+                None => System.realloc(block, layout, size),
+            }
+        }
+    }
+}

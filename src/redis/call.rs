@@ -1,0 +1,142 @@
+//! Commands that we run: for a function's `execute`, and the original of a linked command.
+
+use std::{ffi::CString, io};
+
+use redis_module::raw;
+
+use super::{
+    api::Features,
+    command::Command,
+    lock::Lock,
+    reply::Reply,
+    string::{Argv, RString},
+};
+
+/// How the server words a refused write where `W` was given (7.0 and later); a client knows the other text.
+const REFUSED_WRITE: &[u8] = b"ERR Write command '";
+const READONLY: &str = "READONLY You can't write against a read only replica.";
+/// How the server words a key of another shard when a module asks.
+const FOREIGN_KEY: &[u8] = b"Attempted to access a non local key in a cluster node";
+
+/// Runs a command for a function: database `db`, full rights, RESP2 form, effects replicated.
+///
+/// `argv` is the command and its arguments. Errors are replies; writes are refused on a read-only replica
+/// and above `maxmemory`, like a client's.
+pub fn call(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
+    let Some((name, args)) = argv.split_first() else {
+        return Reply::Array(Vec::new());
+    };
+    let Ok(name) = CString::new(name.as_slice()) else {
+        return Reply::error("ERR unknown command: its name contains NUL");
+    };
+    let format = match (features.call_options, lock.refuses_writes()) {
+        (true, true) => c"!vEMW",
+        (true, false) => c"!vEM",
+        (false, _) => c"!v",
+    };
+    let strings: Vec<RString<'_>> = args.iter().map(|arg| RString::new(lock, arg)).collect();
+    let raw: Vec<_> = strings.iter().map(RString::as_raw).collect();
+    // SAFETY: the context is selected under the lock; `v` takes a pointer and a length.
+    let reply = unsafe {
+        let ctx = lock.call_context(db);
+        CallReply(api!(RedisModule_Call(
+            ctx,
+            name.as_ptr(),
+            format.as_ptr(),
+            raw.as_ptr(),
+            raw.len()
+        )))
+    };
+    reply.into_reply()
+}
+
+/// Runs the command that stands in `argv` as the client of `command` would have: in its database, with its
+/// protocol version and its cluster flags. The caller has checked the client's rights.
+pub fn call_original(command: &Command<'_>, features: Features, argv: Argv<'_>) -> CallReply {
+    let name = argv
+        .get(0)
+        .and_then(|name| CString::new(name).ok())
+        .unwrap_or_default();
+    let format = if features.call_options { c"!v0E" } else { c"!v" };
+    let args = argv.skip(1).as_raw();
+    // SAFETY: as in `call`, with the context of the running command.
+    CallReply(unsafe {
+        api!(RedisModule_Call(
+            command.as_raw(),
+            name.as_ptr(),
+            format.as_ptr(),
+            args.as_ptr(),
+            args.len()
+        ))
+    })
+}
+
+/// A command's reply as the server keeps it; freed on drop, within the entry point that made the call.
+pub struct CallReply(*mut raw::RedisModuleCallReply);
+
+impl CallReply {
+    /// Sends the reply on as it is.
+    pub fn forward(self, command: &Command<'_>) {
+        if self.0.is_null() {
+            command.send(&refusal());
+            return;
+        }
+        if let Some(error) = self.reworded() {
+            command.send(&error);
+            return;
+        }
+        // SAFETY: the reply is alive, and nothing else was sent to the client.
+        unsafe { api!(RedisModule_ReplyWithCallReply(command.as_raw(), self.0)) };
+    }
+
+    /// The reply as data.
+    pub fn into_reply(self) -> Reply {
+        if self.0.is_null() {
+            return refusal();
+        }
+        self.reworded().unwrap_or_else(|| {
+            // SAFETY: the reply is alive until `self` is dropped.
+            unsafe { Reply::read(self.0) }
+        })
+    }
+
+    /// Errors that the server words for module authors, in the words that a client knows.
+    fn reworded(&self) -> Option<Reply> {
+        // SAFETY: the reply is alive.
+        let error = unsafe {
+            if api!(RedisModule_CallReplyType(self.0)) as isize != raw::REDISMODULE_REPLY_ERROR {
+                return None;
+            }
+            Reply::read(self.0)
+        };
+        match error {
+            Reply::Error(text) if text.starts_with(REFUSED_WRITE) => Some(Reply::error(READONLY)),
+            Reply::Error(text) if text.windows(FOREIGN_KEY.len()).any(|part| part == FOREIGN_KEY) => {
+                Some(Reply::error("Operation not permitted"))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Drop for CallReply {
+    fn drop(&mut self) {
+        if !self.0.is_null() {
+            // SAFETY: we own the reply, and its context is still alive.
+            unsafe { api!(RedisModule_FreeCallReply(self.0)) };
+        }
+    }
+}
+
+/// Servers before 7.0 say only by `errno` why they did not run a command.
+fn refusal() -> Reply {
+    let text = match io::Error::last_os_error().raw_os_error() {
+        Some(libc::ENOENT) => "ERR unknown command",
+        Some(libc::EINVAL) => "ERR wrong number of arguments",
+        Some(libc::EPERM) => "Operation not permitted",
+        Some(libc::ENETDOWN) => "Network is down",
+        Some(libc::EROFS) => "Read-only file system",
+        _ => "Failed executing command",
+    };
+    Reply::error(text)
+}

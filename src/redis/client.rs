@@ -1,0 +1,154 @@
+//! Clients: one that waits for a reply, and what can be asked about the one that sent a command.
+
+use std::{ffi::c_int, ptr};
+
+use redis_module::raw;
+
+use super::{
+    lock::{Entered, Lock},
+    reply::Reply,
+    string::RString,
+};
+
+/// A client that waits for exactly one reply. Dropping it unanswered sends an error, so none waits for ever.
+pub struct BlockedClient(*mut raw::RedisModuleBlockedClient);
+
+// SAFETY: the server documents `UnblockClient` as callable from any thread; nothing else is done with the handle.
+unsafe impl Send for BlockedClient {}
+
+impl BlockedClient {
+    /// Blocks the client of a running command, without a time limit.
+    ///
+    /// # Safety
+    /// `ctx` is the context of a running command that may block and has not replied.
+    pub(super) unsafe fn block(ctx: *mut raw::RedisModuleCtx) -> Self {
+        // SAFETY: by the caller's promise. Without a timeout callback, CLIENT UNBLOCK leaves the client alone.
+        Self(unsafe {
+            api!(RedisModule_BlockClient(
+                ctx,
+                Some(on_reply),
+                None,
+                Some(on_free),
+                0
+            ))
+        })
+    }
+
+    /// Answers the client, on the main thread a moment later. Nothing happens if the client is gone.
+    pub fn answer(mut self, reply: Reply) {
+        self.unblock(reply);
+    }
+
+    fn unblock(&mut self, reply: Reply) {
+        let client = std::mem::replace(&mut self.0, ptr::null_mut());
+        if !client.is_null() {
+            // SAFETY: the handle is unblocked once, because it is null from here on. `on_free` owns the box.
+            unsafe {
+                api!(RedisModule_UnblockClient(
+                    client,
+                    Box::into_raw(Box::new(reply)).cast()
+                ));
+            }
+        }
+    }
+}
+
+impl Drop for BlockedClient {
+    fn drop(&mut self) {
+        self.unblock(Reply::error("ERR the execution was lost before it could reply"));
+    }
+}
+
+unsafe extern "C" fn on_reply(
+    ctx: *mut raw::RedisModuleCtx,
+    _argv: *mut *mut raw::RedisModuleString,
+    _argc: c_int,
+) -> c_int {
+    // SAFETY: the server calls this with the data that `answer` gave, before it calls `on_free`.
+    unsafe {
+        let reply = api!(RedisModule_GetBlockedClientPrivateData(ctx)).cast::<Reply>();
+        if let Some(reply) = reply.as_ref() {
+            let _entered = Entered::new();
+            reply.send(ctx);
+        }
+    }
+    raw::REDISMODULE_OK as c_int
+}
+
+unsafe extern "C" fn on_free(_ctx: *mut raw::RedisModuleCtx, data: *mut std::ffi::c_void) {
+    if !data.is_null() {
+        // SAFETY: made by `answer`, freed here once.
+        drop(unsafe { Box::from_raw(data.cast::<Reply>()) });
+    }
+}
+
+/// What the filter needs to know of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientState {
+    pub id: u64,
+    pub db: i32,
+    /// Between MULTI and EXEC.
+    pub in_multi: bool,
+}
+
+/// Asks for a client by its id; `None` for the clients that scripts and modules use internally.
+pub fn state(_lock: Lock<'_>, id: u64) -> Option<ClientState> {
+    // SAFETY: an all-zero structure of plain numbers is valid; the version tells the server its layout.
+    unsafe {
+        let mut info: raw::RedisModuleClientInfoV1 = std::mem::zeroed();
+        info.version = 1;
+        let found = api!(RedisModule_GetClientInfoById((&raw mut info).cast(), id));
+        (found == raw::REDISMODULE_OK as c_int).then(|| ClientState {
+            id,
+            db: i32::from(info.db),
+            in_multi: info.flags & u64::from(raw::REDISMODULE_CLIENTINFO_FLAG_MULTI) != 0,
+        })
+    }
+}
+
+/// A user of the server's access control lists.
+pub struct User(*mut raw::RedisModuleUser);
+
+impl User {
+    /// The user that the client `id` is authenticated as.
+    pub fn of_client(lock: Lock<'_>, id: u64) -> Option<Self> {
+        if !has_api!(RedisModule_GetClientUserNameById) {
+            return None;
+        }
+        // SAFETY: the presence of the function was just checked; the context belongs to us.
+        let name = unsafe { api!(RedisModule_GetClientUserNameById(lock.call_context(0), id)) };
+        Self::by_name(&RString::adopt(lock, name)?)
+    }
+
+    pub(super) fn by_name(name: &RString<'_>) -> Option<Self> {
+        if !has_api!(RedisModule_GetModuleUserFromUserName) {
+            return None;
+        }
+        // SAFETY: the presence of the function was just checked.
+        let user = unsafe { api!(RedisModule_GetModuleUserFromUserName(name.as_raw())) };
+        (!user.is_null()).then_some(Self(user))
+    }
+
+    /// True when the user may run this command with these keys and channels.
+    pub(super) fn may_run(&self, argv: &mut [*mut raw::RedisModuleString]) -> bool {
+        if !has_api!(RedisModule_ACLCheckCommandPermissions) {
+            return true;
+        }
+        // SAFETY: the presence of the function was just checked; the strings are alive.
+        let checked = unsafe {
+            api!(RedisModule_ACLCheckCommandPermissions(
+                self.0,
+                argv.as_mut_ptr(),
+                argv.len() as c_int
+            ))
+        };
+        checked == raw::REDISMODULE_OK as c_int
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        // SAFETY: we own the handle; the server's user itself stays.
+        unsafe { api!(RedisModule_FreeModuleUser(self.0)) };
+    }
+}

@@ -1,0 +1,241 @@
+//! A running command of ours, and how commands are registered.
+//!
+//! Every command enters through [`run`], which catches panics, so that none crosses into the server.
+
+use std::{
+    ffi::{CStr, c_int},
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use redis_module::raw;
+
+use super::{
+    api::{self, Features},
+    client::{BlockedClient, User},
+    lock::{Entered, Lock},
+    reply::Reply,
+    string::{Argv, RString},
+};
+use crate::error::Error;
+
+/// What a handler did about the reply.
+pub enum Answer {
+    /// To be sent now.
+    Reply(Reply),
+    /// Sent already, or the client is blocked and will be answered.
+    Done,
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        Self::Reply(reply)
+    }
+}
+
+/// A command that a client, a transaction, a script or another module runs now.
+pub struct Command<'a> {
+    ctx: *mut raw::RedisModuleCtx,
+    argv: Argv<'a>,
+    lock: Lock<'a>,
+}
+
+impl<'a> Command<'a> {
+    pub fn lock(&self) -> Lock<'a> {
+        self.lock
+    }
+
+    /// The arguments, the command's own name first.
+    pub fn argv(&self) -> Argv<'a> {
+        self.argv
+    }
+
+    pub(super) fn as_raw(&self) -> *mut raw::RedisModuleCtx {
+        self.ctx
+    }
+
+    /// False inside MULTI, scripts and other callers that cannot wait for a reply.
+    pub fn may_block(&self) -> bool {
+        let denied = raw::REDISMODULE_CTX_FLAGS_MULTI
+            | raw::REDISMODULE_CTX_FLAGS_LUA
+            | raw::REDISMODULE_CTX_FLAGS_DENY_BLOCKING;
+        self.flags() & denied == 0
+    }
+
+    /// True between MULTI and EXEC.
+    pub fn is_in_transaction(&self) -> bool {
+        self.flags() & raw::REDISMODULE_CTX_FLAGS_MULTI != 0
+    }
+
+    fn flags(&self) -> u32 {
+        // SAFETY: the context is alive.
+        unsafe { api!(RedisModule_GetContextFlags(self.ctx)) as u32 }
+    }
+
+    /// Suspends the client until the returned handle answers it. Only where [`Command::may_block`] is true.
+    pub fn block(&self) -> BlockedClient {
+        // SAFETY: the context is that of a running command, and handlers reply after blocking only by the handle.
+        unsafe { BlockedClient::block(self.ctx) }
+    }
+
+    /// Sends a reply now.
+    pub fn send(&self, reply: &Reply) {
+        // SAFETY: the context is that of a running command.
+        unsafe { reply.send(self.ctx) };
+    }
+
+    /// True when the server only asks where the keys are.
+    pub fn asks_for_keys(&self) -> bool {
+        // SAFETY: the context is alive.
+        unsafe { api!(RedisModule_IsKeysPositionRequest(self.ctx)) != 0 }
+    }
+
+    /// Declares the keys of the command that stands from argument `start` on, at their places in this one.
+    pub fn declare_keys_of(&self, features: Features, start: usize) {
+        let inner = self.argv.skip(start).as_raw();
+        if !features.key_flags || inner.is_empty() {
+            return;
+        }
+        let (mut count, mut flags) = (0, std::ptr::null_mut());
+        // SAFETY: the presence of the functions was probed; the two arrays are ours to free.
+        unsafe {
+            let positions = api!(RedisModule_GetCommandKeysWithFlags(
+                self.ctx,
+                inner.as_ptr().cast_mut(),
+                inner.len() as c_int,
+                &raw mut count,
+                &raw mut flags
+            ));
+            if positions.is_null() {
+                return;
+            }
+            for index in 0..count.max(0) as usize {
+                api!(RedisModule_KeyAtPosWithFlags(
+                    self.ctx,
+                    *positions.add(index) + start as c_int,
+                    *flags.add(index)
+                ));
+            }
+            api!(RedisModule_Free(positions.cast()));
+            api!(RedisModule_Free(flags.cast()));
+        }
+    }
+
+    /// The same for servers without key flags: positions only.
+    pub fn declare_key(&self, position: usize) {
+        // SAFETY: called while the server asks for keys.
+        unsafe { api!(RedisModule_KeyAtPos(self.ctx, position as c_int)) };
+    }
+
+    /// The name of the caller's user, where the server has access control.
+    fn user_name(&self) -> Option<RString<'a>> {
+        if !has_api!(RedisModule_GetCurrentUserName) {
+            return None;
+        }
+        // SAFETY: the presence of the function was just checked.
+        let name = unsafe { api!(RedisModule_GetCurrentUserName(self.ctx)) };
+        RString::adopt(self.lock, name)
+    }
+
+    /// True when the caller's user may run the command that stands in `argv`. Callers without a user may.
+    pub fn caller_may_run(&self, argv: Argv<'_>) -> bool {
+        let Some(user) = self.user_name().and_then(|name| User::by_name(&name)) else {
+            return true;
+        };
+        user.may_run(&mut argv.as_raw().to_vec())
+    }
+}
+
+/// The frame around every handler: proof of the lock, reply, errors, panics.
+///
+/// # Safety
+/// To be called by a command function of the server with its own arguments.
+pub unsafe fn run(
+    ctx: *mut raw::RedisModuleCtx,
+    argv: *mut *mut raw::RedisModuleString,
+    argc: c_int,
+    handler: impl FnOnce(&Command<'_>) -> Result<Answer, Error>,
+) -> c_int {
+    // SAFETY: the server holds its lock while it runs a command, and keeps the arguments alive.
+    unsafe {
+        let entered = Entered::new();
+        let command = Command {
+            ctx,
+            argv: Argv::new(argv, argc),
+            lock: entered.lock(),
+        };
+        match catch_unwind(AssertUnwindSafe(|| handler(&command))) {
+            Ok(Ok(Answer::Done)) => {}
+            Ok(Ok(Answer::Reply(reply))) => command.send(&reply),
+            Ok(Err(error)) => command.send(&Reply::error(error.text(&command.name()))),
+            Err(_) => command.send(&Reply::error("ERR internal error, see the server's log")),
+        }
+    }
+    raw::REDISMODULE_OK as c_int
+}
+
+impl Command<'_> {
+    fn name(&self) -> String {
+        let name = self.argv.get(0).unwrap_or_default();
+        String::from_utf8_lossy(name).to_lowercase()
+    }
+}
+
+/// The C form of a command function.
+pub type Function =
+    unsafe extern "C" fn(*mut raw::RedisModuleCtx, *mut *mut raw::RedisModuleString, c_int) -> c_int;
+
+/// What the server is told about a command. Syntax and meaning stand at the handler.
+#[derive(Clone, Copy)]
+pub struct Definition {
+    pub name: &'static CStr,
+    /// Flags of `RM_CreateCommand`.
+    pub flags: &'static CStr,
+    /// ACL categories, where the server lets a module say them (7.2).
+    pub categories: &'static CStr,
+    pub function: Function,
+}
+
+impl Definition {
+    /// Registers the command.
+    ///
+    /// # Errors
+    /// The server refused it; the text names the command.
+    ///
+    /// # Safety
+    /// `ctx` is the context of `RedisModule_OnLoad`.
+    pub unsafe fn create(self, ctx: *mut raw::RedisModuleCtx, features: Features) -> Result<(), String> {
+        // SAFETY: by the caller's promise; the texts are static.
+        unsafe {
+            let created = api!(RedisModule_CreateCommand(
+                ctx,
+                self.name.as_ptr(),
+                Some(self.function),
+                self.flags.as_ptr(),
+                0,
+                0,
+                0
+            ));
+            if created != raw::REDISMODULE_OK as c_int {
+                return Err(format!(
+                    "the server refused the command {}",
+                    self.name.to_string_lossy()
+                ));
+            }
+            if features.acl_categories && !self.categories.is_empty() {
+                let command = api!(RedisModule_GetCommand(ctx, self.name.as_ptr()));
+                if command.is_null()
+                    || api!(RedisModule_SetCommandACLCategories(
+                        command,
+                        self.categories.as_ptr()
+                    )) != raw::REDISMODULE_OK as c_int
+                {
+                    api::log_warning(&format!(
+                        "the server refused the ACL categories of {}",
+                        self.name.to_string_lossy()
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! Keyspace notifications and server events, turned into plain calls.
+
+use std::{
+    cell::Cell,
+    ffi::{CStr, c_int, c_void},
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use redis_module::raw;
+
+use super::{
+    lock::{Entered, Lock},
+    string,
+};
+
+thread_local! {
+    /// Set while we look at keys ourselves: what the server reports of that is nobody's event.
+    static MUTED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Drops the notifications of this thread while it lives. Nested use keeps the outer one's state.
+pub struct Mute(bool);
+
+impl Mute {
+    pub fn new() -> Self {
+        Self(MUTED.replace(true))
+    }
+}
+
+impl Drop for Mute {
+    fn drop(&mut self) {
+        MUTED.set(self.0);
+    }
+}
+
+/// One keyspace notification.
+pub struct KeyEvent<'a> {
+    pub lock: Lock<'a>,
+    pub db: i32,
+    /// The event's name as the server reports it, e.g. `set`.
+    pub name: &'a str,
+    pub key: &'a [u8],
+}
+
+/// The classes of notifications that can be asked for one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// A read of a key that does not exist. Not part of the server's "all".
+    KeyMiss,
+    /// Everything else that a KeysReader can see.
+    Change,
+}
+
+/// The C form of a notification function.
+pub type Function = unsafe extern "C" fn(
+    *mut raw::RedisModuleCtx,
+    c_int,
+    *const std::ffi::c_char,
+    *mut raw::RedisModuleString,
+) -> c_int;
+
+/// Asks for the notifications of one class. Cannot be taken back on most servers, so it is done when first needed.
+pub fn subscribe(lock: Lock<'_>, class: Class, function: Function) {
+    let mask = match class {
+        Class::KeyMiss => raw::REDISMODULE_NOTIFY_KEY_MISS,
+        Class::Change => raw::REDISMODULE_NOTIFY_ALL,
+    };
+    // SAFETY: the context names our module; the function lives as long as the module.
+    unsafe {
+        api!(RedisModule_SubscribeToKeyspaceEvents(
+            lock.call_context(0),
+            mask,
+            Some(function)
+        ));
+    }
+}
+
+/// The frame around a notification function: proof of the lock, no panic leaves it.
+///
+/// # Safety
+/// To be called by a notification function with the server's own arguments.
+pub unsafe fn run_notification(
+    ctx: *mut raw::RedisModuleCtx,
+    event: *const std::ffi::c_char,
+    key: *mut raw::RedisModuleString,
+    work: impl FnOnce(&KeyEvent<'_>),
+) -> c_int {
+    if !MUTED.get() && !event.is_null() && !key.is_null() {
+        // SAFETY: the server holds its lock while it notifies, and keeps the texts alive.
+        unsafe {
+            let entered = Entered::new();
+            let event = KeyEvent {
+                lock: entered.lock(),
+                db: api!(RedisModule_GetSelectedDb(ctx)),
+                name: CStr::from_ptr(event).to_str().unwrap_or_default(),
+                key: string::bytes(key),
+            };
+            // A panic loses this event only; the panic hook has logged it.
+            let _ = catch_unwind(AssertUnwindSafe(|| work(&event)));
+        }
+    }
+    raw::REDISMODULE_OK as c_int
+}
+
+/// The C form of a server event function.
+pub type ServerFunction =
+    unsafe extern "C" fn(*mut raw::RedisModuleCtx, raw::RedisModuleEvent, u64, *mut c_void);
+
+/// What the server tells about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerEvent {
+    /// Master became replica or the reverse.
+    RoleChanged,
+    /// Data begin to be replaced: start-up, full resynchronisation, DEBUG RELOAD.
+    LoadingStarted,
+    /// Loading ended, well or badly.
+    LoadingEnded,
+}
+
+/// Asks for the server events that [`ServerEvent`] names.
+///
+/// # Safety
+/// `ctx` is the context of `RedisModule_OnLoad`.
+pub unsafe fn subscribe_server(ctx: *mut raw::RedisModuleCtx, function: ServerFunction) {
+    // SAFETY: by the caller's promise; the events are constants of the bindings.
+    unsafe {
+        for id in [
+            raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED,
+            raw::REDISMODULE_EVENT_LOADING,
+        ] {
+            let event = raw::RedisModuleEvent { id, dataver: 1 };
+            api!(RedisModule_SubscribeToServerEvent(ctx, event, Some(function)));
+        }
+    }
+}
+
+/// The frame around a server event function.
+///
+/// # Safety
+/// To be called by a server event function with the server's own arguments.
+pub unsafe fn run_server_event(
+    event: raw::RedisModuleEvent,
+    sub_event: u64,
+    work: impl FnOnce(Lock<'_>, ServerEvent),
+) {
+    let what = match event.id {
+        raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED => ServerEvent::RoleChanged,
+        raw::REDISMODULE_EVENT_LOADING => match sub_event {
+            raw::REDISMODULE_SUBEVENT_LOADING_ENDED | raw::REDISMODULE_SUBEVENT_LOADING_FAILED => {
+                ServerEvent::LoadingEnded
+            }
+            _ => ServerEvent::LoadingStarted,
+        },
+        _ => return,
+    };
+    // SAFETY: the server holds its lock while it fires events.
+    let entered = unsafe { Entered::new() };
+    let _ = catch_unwind(AssertUnwindSafe(|| work(entered.lock(), what)));
+}

@@ -1,0 +1,158 @@
+//! The command filter: sees every command before the server looks it up, and may put another one in front.
+
+use std::{
+    ffi::{CStr, c_int},
+    panic::{AssertUnwindSafe, catch_unwind},
+    ptr,
+};
+
+use redis_module::raw;
+
+use super::{
+    client::User,
+    key,
+    lock::{Entered, Lock},
+    string,
+};
+
+/// The name of an inner command as one object of ours.
+///
+/// Its address is the proof that the filter, and not a client, put it at the front of a command: a client's
+/// bytes always arrive in another object. Held for ever, never changed.
+pub struct InnerName(*mut raw::RedisModuleString);
+
+// SAFETY: the pointer is only compared or handed to the server under its lock.
+unsafe impl Send for InnerName {}
+// SAFETY: the same.
+unsafe impl Sync for InnerName {}
+
+impl InnerName {
+    /// Made once per inner command, while the module loads.
+    pub fn new(_lock: Lock<'_>, name: &CStr) -> Self {
+        // SAFETY: a null context leaves the string to us; it is never freed.
+        Self(unsafe {
+            api!(RedisModule_CreateString(
+                ptr::null_mut(),
+                name.as_ptr(),
+                name.count_bytes()
+            ))
+        })
+    }
+
+    /// True when the first argument of `argv` is this very object.
+    pub fn leads(&self, argv: string::Argv<'_>) -> bool {
+        argv.as_raw().first() == Some(&self.0)
+    }
+}
+
+/// A command on its way to the server, as the filter sees it.
+#[derive(Clone, Copy)]
+pub struct Passing<'a> {
+    filter: *mut raw::RedisModuleCommandFilterCtx,
+    lock: Lock<'a>,
+}
+
+impl<'a> Passing<'a> {
+    pub fn lock(self) -> Lock<'a> {
+        self.lock
+    }
+
+    pub fn len(self) -> usize {
+        // SAFETY: the filter context lives as long as the filter runs.
+        unsafe { api!(RedisModule_CommandFilterArgsCount(self.filter)) as usize }
+    }
+
+    pub fn arg(self, index: usize) -> Option<&'a [u8]> {
+        // SAFETY: as above; the strings live while the command does.
+        unsafe {
+            let arg = self.raw_arg(index);
+            (!arg.is_null()).then(|| string::bytes(arg))
+        }
+    }
+
+    fn raw_arg(self, index: usize) -> *mut raw::RedisModuleString {
+        // SAFETY: as above; the server answers null for a position out of range.
+        unsafe { api!(RedisModule_CommandFilterArgGet(self.filter, index as c_int)) }
+    }
+
+    /// The client that sent the command; 0 where the server cannot tell.
+    pub fn client_id(self) -> u64 {
+        if !has_api!(RedisModule_CommandFilterGetClientId) {
+            return 0;
+        }
+        // SAFETY: the presence of the function was just checked.
+        unsafe { api!(RedisModule_CommandFilterGetClientId(self.filter)) }
+    }
+
+    /// Looks whether the key at `index` exists in `db`, leaving no trace. Only where `Features::quiet_open`.
+    pub fn key_exists(self, db: i32, index: usize) -> bool {
+        let name = self.raw_arg(index);
+        // SAFETY: the string is alive; null is excluded first.
+        !name.is_null() && unsafe { key::exists_quietly(self.lock, db, name) }
+    }
+
+    /// True when the user of client `id` may run the command both as it is and behind `inner`.
+    pub fn user_may_run(self, id: u64, inner: &InnerName) -> bool {
+        let Some(user) = User::of_client(self.lock, id) else {
+            return false;
+        };
+        let mut argv: Vec<_> = std::iter::once(inner.0)
+            .chain((0..self.len()).map(|index| self.raw_arg(index)))
+            .collect();
+        user.may_run(&mut argv) && user.may_run(&mut argv[1..])
+    }
+
+    /// Puts `inner` in front of the command.
+    pub fn rewrite(self, inner: &InnerName) {
+        // SAFETY: the server takes over one reference, which we add first.
+        unsafe {
+            api!(RedisModule_RetainString(ptr::null_mut(), inner.0));
+            api!(RedisModule_CommandFilterArgInsert(self.filter, 0, inner.0));
+        }
+    }
+}
+
+/// The C form of a filter function.
+pub type Function = unsafe extern "C" fn(*mut raw::RedisModuleCommandFilterCtx);
+
+/// The frame around the filter function: proof of the lock, no panic leaves it.
+///
+/// # Safety
+/// To be called by a filter function with the server's own argument.
+pub unsafe fn run(filter: *mut raw::RedisModuleCommandFilterCtx, work: impl FnOnce(Passing<'_>)) {
+    // SAFETY: the server holds its lock while it filters a command.
+    let entered = unsafe { Entered::new() };
+    let passing = Passing {
+        filter,
+        lock: entered.lock(),
+    };
+    // A panic leaves the command as it is; the panic hook has logged it.
+    let _ = catch_unwind(AssertUnwindSafe(|| work(passing)));
+}
+
+/// An installed filter; stays until [`Installed::remove`].
+pub struct Installed(*mut raw::RedisModuleCommandFilter);
+
+// SAFETY: the handle is only used under the server's lock.
+unsafe impl Send for Installed {}
+
+impl Installed {
+    /// Installs the filter. While one is installed every command of the server passes it.
+    pub fn install(lock: Lock<'_>, function: Function) -> Option<Self> {
+        // SAFETY: the context names our module; the function lives as long as the module.
+        let handle = unsafe {
+            api!(RedisModule_RegisterCommandFilter(
+                lock.call_context(0),
+                Some(function),
+                0
+            ))
+        };
+        (!handle.is_null()).then_some(Self(handle))
+    }
+
+    /// Removes the filter; commands pass untouched from the next one on.
+    pub fn remove(self, lock: Lock<'_>) {
+        // SAFETY: the handle is alive and used once.
+        unsafe { api!(RedisModule_UnregisterCommandFilter(lock.call_context(0), self.0)) };
+    }
+}

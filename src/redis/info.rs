@@ -1,0 +1,50 @@
+//! The module's part of INFO.
+
+use std::{
+    ffi::{CString, c_int},
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use redis_module::raw;
+
+/// The C form of an INFO function.
+pub type Function = unsafe extern "C" fn(*mut raw::RedisModuleInfoCtx, c_int);
+
+/// Tells the server which function fills our sections.
+///
+/// # Safety
+/// `ctx` is the context of `RedisModule_OnLoad`.
+pub unsafe fn register(ctx: *mut raw::RedisModuleCtx, function: Function) {
+    if has_api!(RedisModule_RegisterInfoFunc) {
+        // SAFETY: by the caller's promise.
+        unsafe { api!(RedisModule_RegisterInfoFunc(ctx, Some(function))) };
+    }
+}
+
+/// One INFO request being answered.
+pub struct Info(*mut raw::RedisModuleInfoCtx);
+
+impl Info {
+    /// Begins a section; the server adds the module's prefix. False when it was not asked for.
+    pub fn section(&self, name: &str) -> bool {
+        let name = CString::new(name).unwrap_or_default();
+        // SAFETY: the request is alive while this value is.
+        unsafe { api!(RedisModule_InfoAddSection(self.0, name.as_ptr())) == raw::REDISMODULE_OK as c_int }
+    }
+
+    /// Adds a number to the section.
+    pub fn number(&self, name: &str, value: u64) {
+        let name = CString::new(name).unwrap_or_default();
+        // SAFETY: as above.
+        unsafe { api!(RedisModule_InfoAddFieldULongLong(self.0, name.as_ptr(), value)) };
+    }
+}
+
+/// The frame around the INFO function.
+///
+/// # Safety
+/// To be called by an INFO function with the server's own argument.
+pub unsafe fn run(info: *mut raw::RedisModuleInfoCtx, work: impl FnOnce(&Info)) {
+    let info = Info(info);
+    let _ = catch_unwind(AssertUnwindSafe(|| work(&info)));
+}

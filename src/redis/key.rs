@@ -1,0 +1,260 @@
+//! Looking at keys: type, value, existence, and the walk over a whole database.
+//!
+//! Nothing here may be seen from outside where the server allows that (7.2 and later); on older servers a
+//! look counts in the keyspace statistics, and its notifications are muted.
+
+use std::{
+    ffi::{c_int, c_void},
+    ptr,
+};
+
+use redis_module::raw;
+
+use super::{
+    events::Mute,
+    lock::Lock,
+    string::{RString, bytes},
+};
+
+/// How a key is opened: for reading, without any effect. Older servers ignore the flags they do not know.
+const QUIET: i32 = (raw::REDISMODULE_READ
+    | raw::REDISMODULE_OPEN_KEY_NOTOUCH
+    | raw::REDISMODULE_OPEN_KEY_NONOTIFY
+    | raw::REDISMODULE_OPEN_KEY_NOSTATS
+    | raw::REDISMODULE_OPEN_KEY_NOEXPIRE
+    | raw::REDISMODULE_OPEN_KEY_NOEFFECTS) as i32;
+
+/// The type of a key. The names are those of the `keyTypes` argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Empty,
+    String,
+    List,
+    Hash,
+    Set,
+    Zset,
+    Module,
+    Stream,
+}
+
+impl Kind {
+    /// All of them, by name.
+    pub const NAMES: [(&'static str, Self); 8] = [
+        ("empty", Self::Empty),
+        ("string", Self::String),
+        ("list", Self::List),
+        ("hash", Self::Hash),
+        ("set", Self::Set),
+        ("zset", Self::Zset),
+        ("module", Self::Module),
+        ("stream", Self::Stream),
+    ];
+
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::NAMES
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|&(_, kind)| kind)
+    }
+
+    pub fn name(self) -> &'static str {
+        Self::NAMES
+            .iter()
+            .find(|(_, kind)| *kind == self)
+            .map_or("unknown", |&(name, _)| name)
+    }
+
+    fn of(opened: &Opened<'_>) -> Self {
+        // SAFETY: the key is open; the server answers "empty" for null.
+        match unsafe { api!(RedisModule_KeyType(opened.0)) } as isize {
+            raw::REDISMODULE_KEYTYPE_EMPTY => Self::Empty,
+            raw::REDISMODULE_KEYTYPE_STRING => Self::String,
+            raw::REDISMODULE_KEYTYPE_LIST => Self::List,
+            raw::REDISMODULE_KEYTYPE_HASH => Self::Hash,
+            raw::REDISMODULE_KEYTYPE_SET => Self::Set,
+            raw::REDISMODULE_KEYTYPE_ZSET => Self::Zset,
+            raw::REDISMODULE_KEYTYPE_STREAM => Self::Stream,
+            _ => Self::Module,
+        }
+    }
+}
+
+/// The value of a key, for the types whose values functions get.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    None,
+    String(Vec<u8>),
+    List(Vec<Vec<u8>>),
+    Hash(Vec<(Vec<u8>, Vec<u8>)>),
+}
+
+/// An open key; closed on drop.
+struct Opened<'a>(*mut raw::RedisModuleKey, std::marker::PhantomData<Lock<'a>>);
+
+impl Drop for Opened<'_> {
+    fn drop(&mut self) {
+        if !self.0.is_null() {
+            // SAFETY: opened by us, closed once.
+            unsafe { api!(RedisModule_CloseKey(self.0)) };
+        }
+    }
+}
+
+/// # Safety
+/// `name` is alive.
+unsafe fn open<'a>(lock: Lock<'a>, db: i32, name: *mut raw::RedisModuleString) -> Opened<'a> {
+    // SAFETY: by the caller's promise, under the lock.
+    let key = unsafe { api!(RedisModule_OpenKey(lock.look_context(db), name, QUIET)) };
+    Opened(key.cast(), std::marker::PhantomData)
+}
+
+/// # Safety
+/// `name` is alive, and the server knows the quiet flags.
+pub(super) unsafe fn exists_quietly(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleString) -> bool {
+    // SAFETY: by the caller's promise. An expired key reads as absent.
+    unsafe { !open(lock, db, name).0.is_null() }
+}
+
+/// The type of a key now.
+pub fn kind(lock: Lock<'_>, db: i32, name: &[u8]) -> Kind {
+    let _mute = Mute::new();
+    let name = RString::new(lock, name);
+    // SAFETY: the string lives to the end of this function.
+    Kind::of(&unsafe { open(lock, db, name.as_raw()) })
+}
+
+/// The type and the value of a key now. An expired key is empty.
+pub fn read(lock: Lock<'_>, db: i32, name: &[u8]) -> (Kind, Value) {
+    let _mute = Mute::new();
+    let name = RString::new(lock, name);
+    // SAFETY: the string lives to the end of this function.
+    let opened = unsafe { open(lock, db, name.as_raw()) };
+    let kind = Kind::of(&opened);
+    let value = match kind {
+        Kind::String => Value::String(string_value(&opened)),
+        Kind::List => Value::List(list_value(lock, &opened)),
+        Kind::Hash => Value::Hash(hash_value(&opened)),
+        _ => Value::None,
+    };
+    (kind, value)
+}
+
+fn string_value(opened: &Opened<'_>) -> Vec<u8> {
+    let mut len = 0;
+    // SAFETY: the key is open and a string; the bytes are copied before anything else happens.
+    unsafe {
+        let start = api!(RedisModule_StringDMA(
+            opened.0,
+            &raw mut len,
+            raw::REDISMODULE_READ as c_int
+        ));
+        if start.is_null() {
+            return Vec::new();
+        }
+        std::slice::from_raw_parts(start.cast::<u8>(), len).to_vec()
+    }
+}
+
+fn list_value(lock: Lock<'_>, opened: &Opened<'_>) -> Vec<Vec<u8>> {
+    if !has_api!(RedisModule_ListGet) {
+        return Vec::new();
+    }
+    // SAFETY: the key is open and a list; null marks the end. Each element is a new string of ours.
+    let element = |index| unsafe {
+        RString::adopt(lock, api!(RedisModule_ListGet(opened.0, index)))
+            .map(|element| bytes(element.as_raw()).to_vec())
+    };
+    (0..).map_while(element).collect()
+}
+
+fn hash_value(opened: &Opened<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
+    unsafe extern "C" fn collect(
+        _key: *mut raw::RedisModuleKey,
+        field: *mut raw::RedisModuleString,
+        value: *mut raw::RedisModuleString,
+        pairs: *mut c_void,
+    ) {
+        // SAFETY: the server passes on the pointer given below, and live strings.
+        unsafe {
+            if let Some(pairs) = pairs.cast::<Vec<(Vec<u8>, Vec<u8>)>>().as_mut() {
+                let value = if value.is_null() { &[][..] } else { bytes(value) };
+                pairs.push((bytes(field).to_vec(), value.to_vec()));
+            }
+        }
+    }
+    let mut pairs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    // SAFETY: the cursor is freed below; the vector outlives the calls.
+    unsafe {
+        let cursor = api!(RedisModule_ScanCursorCreate());
+        while api!(RedisModule_ScanKey(
+            opened.0,
+            cursor,
+            Some(collect),
+            (&raw mut pairs).cast()
+        )) != 0
+        {}
+        api!(RedisModule_ScanCursorDestroy(cursor));
+    }
+    pairs
+}
+
+/// A walk over all keys of a database, with SCAN's guarantees.
+pub struct Walk {
+    cursor: *mut raw::RedisModuleScanCursor,
+    db: i32,
+    ended: bool,
+}
+
+// SAFETY: the cursor is plain data of ours, used by one thread at a time and only under the server's lock.
+unsafe impl Send for Walk {}
+
+impl Walk {
+    pub fn new(db: i32) -> Self {
+        // SAFETY: takes no argument; freed on drop.
+        let cursor = unsafe { api!(RedisModule_ScanCursorCreate()) };
+        Self {
+            cursor,
+            db,
+            ended: false,
+        }
+    }
+
+    /// Takes one step and appends the names found to `names`. False when the walk has ended.
+    pub fn step(&mut self, lock: Lock<'_>, names: &mut Vec<Vec<u8>>) -> bool {
+        unsafe extern "C" fn collect(
+            _ctx: *mut raw::RedisModuleCtx,
+            name: *mut raw::RedisModuleString,
+            _key: *mut raw::RedisModuleKey,
+            names: *mut c_void,
+        ) {
+            // SAFETY: the server passes on the pointer given below, and a live string.
+            unsafe {
+                if let Some(names) = names.cast::<Vec<Vec<u8>>>().as_mut() {
+                    names.push(bytes(name).to_vec());
+                }
+            }
+        }
+        if self.ended {
+            return false;
+        }
+        let _mute = Mute::new();
+        // SAFETY: under the lock; the vector outlives the call.
+        let more = unsafe {
+            api!(RedisModule_Scan(
+                lock.look_context(self.db),
+                self.cursor,
+                Some(collect),
+                ptr::from_mut(names).cast()
+            ))
+        };
+        self.ended = more == 0;
+        !self.ended
+    }
+}
+
+impl Drop for Walk {
+    fn drop(&mut self) {
+        // SAFETY: created by us, destroyed once; the server only frees memory here.
+        unsafe { api!(RedisModule_ScanCursorDestroy(self.cursor)) };
+    }
+}

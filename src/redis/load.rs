@@ -1,0 +1,111 @@
+//! The load of the module: arguments, commands, subscriptions; and what becomes of a failure.
+
+use std::{
+    ffi::{CStr, c_int},
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
+};
+
+use redis_module::raw;
+
+use super::{
+    api::{self, Features},
+    command::Definition,
+    events::{self, ServerFunction},
+    info,
+    lock::{self, Entered, Lock},
+    string::Argv,
+};
+
+/// The module while it loads.
+pub struct Loading<'a> {
+    ctx: *mut raw::RedisModuleCtx,
+    argv: Argv<'a>,
+    lock: Lock<'a>,
+}
+
+impl<'a> Loading<'a> {
+    pub fn lock(&self) -> Lock<'a> {
+        self.lock
+    }
+
+    /// The module arguments.
+    pub fn arguments(&self) -> Vec<Vec<u8>> {
+        self.argv.to_vecs()
+    }
+
+    /// Registers a command.
+    ///
+    /// # Errors
+    /// The server refused it.
+    pub fn create(&self, command: Definition, features: Features) -> Result<(), String> {
+        // SAFETY: the context is that of `RedisModule_OnLoad`.
+        unsafe { command.create(self.ctx, features) }
+    }
+
+    /// Asks for server events, and registers the module's part of INFO.
+    pub fn subscribe(&self, on_event: ServerFunction, on_info: info::Function) {
+        // SAFETY: the context is that of `RedisModule_OnLoad`.
+        unsafe {
+            events::subscribe_server(self.ctx, on_event);
+            info::register(self.ctx, on_info);
+        }
+    }
+}
+
+/// The frame around the load: the function table first, then `start`. A failure is a log line and a refused load.
+///
+/// # Safety
+/// To be called by `RedisModule_OnLoad` with the server's own arguments.
+pub unsafe fn run(
+    ctx: *mut raw::RedisModuleCtx,
+    argv: *mut *mut raw::RedisModuleString,
+    argc: c_int,
+    name: &CStr,
+    version: c_int,
+    start: impl FnOnce(&Loading<'_>) -> Result<(), String>,
+) -> c_int {
+    const REFUSED: c_int = raw::REDISMODULE_ERR as c_int;
+    // SAFETY: by the caller's promise. Nothing is allocated before the function table is filled.
+    let entered = unsafe {
+        let registered =
+            raw::Export_RedisModule_Init(ctx, name.as_ptr(), version, raw::REDISMODULE_APIVER_1 as c_int);
+        if registered != raw::REDISMODULE_OK as c_int {
+            return REFUSED;
+        }
+        Entered::new()
+    };
+    if let Err(missing) = api::check_required() {
+        api::log_warning(&format!(
+            "this server is too old for Pinion: it has no {missing}; Redis 6.2 or newer is needed"
+        ));
+        return REFUSED;
+    }
+    log_panics();
+    // SAFETY: the context and the arguments are the server's; it holds its lock while a module loads.
+    let loading = unsafe {
+        lock::init(ctx);
+        Loading {
+            ctx,
+            argv: Argv::new(argv, argc),
+            lock: entered.lock(),
+        }
+    };
+    match catch_unwind(AssertUnwindSafe(|| start(&loading))) {
+        Ok(Ok(())) => raw::REDISMODULE_OK as c_int,
+        Ok(Err(reason)) => {
+            api::log_warning(&reason);
+            REFUSED
+        }
+        Err(_) => REFUSED,
+    }
+}
+
+/// Panics are caught at every entry; this says where they came from.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = thread::current();
+        let name = thread.name().unwrap_or("unnamed");
+        api::log_warning(&format!("internal error on thread {name}: {panic}"));
+    }));
+}

@@ -1,0 +1,157 @@
+//! The server's lock: who holds it, and how a background thread gets it.
+//!
+//! A [`Lock`] is a proof, not a guard: entry points on the main thread create it (the server holds its lock
+//! whenever it calls us), background threads get it from [`with_lock`]. Order: this lock, then Python's, then ours.
+
+use std::{
+    cell::Cell,
+    marker::PhantomData,
+    ptr,
+    sync::atomic::{AtomicPtr, Ordering},
+};
+
+use redis_module::raw;
+
+/// The context that every call made for functions goes through. It has a client of its own, so selecting a
+/// database on it disturbs nobody; it is only touched under the server's lock.
+static CALL_CONTEXT: AtomicPtr<raw::RedisModuleCtx> = AtomicPtr::new(ptr::null_mut());
+
+/// The same for looking at keys inside the command filter, which may run in the middle of a call.
+static LOOK_CONTEXT: AtomicPtr<raw::RedisModuleCtx> = AtomicPtr::new(ptr::null_mut());
+
+thread_local! {
+    /// How often this thread has entered the server's lock.
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Proof that this thread holds the server's lock. Neither sendable nor storable beyond `'a`.
+#[derive(Clone, Copy)]
+pub struct Lock<'a> {
+    _held: PhantomData<(&'a (), *mut ())>,
+}
+
+/// Makes the two contexts. Called once, while the module loads.
+///
+/// # Safety
+/// `ctx` is the context that the server gave to `RedisModule_OnLoad`.
+pub unsafe fn init(ctx: *mut raw::RedisModuleCtx) {
+    for slot in [&CALL_CONTEXT, &LOOK_CONTEXT] {
+        // SAFETY: by the caller's promise; the detached form (6.2) keeps the module's name for the log.
+        let made = unsafe {
+            match raw::RedisModule_GetDetachedThreadSafeContext {
+                Some(detached) => detached(ctx),
+                None => api!(RedisModule_GetThreadSafeContext(ptr::null_mut())),
+            }
+        };
+        slot.store(made, Ordering::Release);
+    }
+}
+
+/// The context for log lines; null before [`init`], which the server accepts.
+pub(super) fn log_context() -> *mut raw::RedisModuleCtx {
+    CALL_CONTEXT.load(Ordering::Acquire)
+}
+
+/// Marks the time that the server spends in one of our entry points.
+pub struct Entered(PhantomData<*mut ()>);
+
+impl Entered {
+    /// # Safety
+    /// The server called us and holds its lock until the guard is dropped.
+    pub unsafe fn new() -> Self {
+        DEPTH.set(DEPTH.get() + 1);
+        Self(PhantomData)
+    }
+
+    /// The proof, for as long as the guard lives.
+    pub fn lock(&self) -> Lock<'_> {
+        Lock { _held: PhantomData }
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        DEPTH.set(DEPTH.get() - 1);
+    }
+}
+
+/// The server's lock, taken by a background thread and released on drop by the same thread.
+pub struct LockGuard(Entered);
+
+impl LockGuard {
+    /// Waits for the lock. The caller must be detached from Python unless [`is_held`] says true.
+    pub fn acquire() -> Self {
+        if DEPTH.get() == 0 {
+            // SAFETY: the context lives as long as the process; this thread does not hold the lock.
+            unsafe { api!(RedisModule_ThreadSafeContextLock(log_context())) };
+        }
+        // SAFETY: the lock is held now, by us or by the entry point below us.
+        Self(unsafe { Entered::new() })
+    }
+
+    /// The proof, for as long as the guard lives.
+    pub fn lock(&self) -> Lock<'_> {
+        self.0.lock()
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        if DEPTH.get() == 1 {
+            // SAFETY: this guard took the lock on this thread (it is not `Send`).
+            unsafe { api!(RedisModule_ThreadSafeContextUnlock(log_context())) };
+        }
+    }
+}
+
+/// True when this thread holds the server's lock already: in an entry point, or below a [`LockGuard`].
+pub fn is_held() -> bool {
+    DEPTH.get() > 0
+}
+
+/// Runs `work` under the server's lock, waiting for it if this thread does not hold it.
+pub fn with_lock<R>(work: impl FnOnce(Lock<'_>) -> R) -> R {
+    let guard = LockGuard::acquire();
+    work(guard.lock())
+}
+
+impl Lock<'_> {
+    /// The call context, with database `db` selected.
+    pub(super) fn call_context(self, db: i32) -> *mut raw::RedisModuleCtx {
+        select(&CALL_CONTEXT, db)
+    }
+
+    /// The context for looking at keys, with database `db` selected.
+    pub(super) fn look_context(self, db: i32) -> *mut raw::RedisModuleCtx {
+        select(&LOOK_CONTEXT, db)
+    }
+
+    /// What the server says about itself now (`REDISMODULE_CTX_FLAGS_*`).
+    pub fn server_flags(self) -> u32 {
+        // SAFETY: a null context asks for the flags that do not depend on a client.
+        unsafe { api!(RedisModule_GetContextFlags(ptr::null_mut())) as u32 }
+    }
+
+    /// True on a master that is not loading: where events fire and clients are linked.
+    pub fn serves_events(self) -> bool {
+        let flags = self.server_flags();
+        flags & raw::REDISMODULE_CTX_FLAGS_MASTER != 0
+            && flags & (raw::REDISMODULE_CTX_FLAGS_LOADING | raw::REDISMODULE_CTX_FLAGS_ASYNC_LOADING) == 0
+    }
+
+    /// True where the server refuses writes of ordinary clients: a read-only replica.
+    pub fn refuses_writes(self) -> bool {
+        self.server_flags() & raw::REDISMODULE_CTX_FLAGS_READONLY != 0
+    }
+}
+
+fn select(slot: &AtomicPtr<raw::RedisModuleCtx>, db: i32) -> *mut raw::RedisModuleCtx {
+    let ctx = slot.load(Ordering::Acquire);
+    // SAFETY: the context is alive, and the caller holds the server's lock (it has a `Lock`).
+    unsafe {
+        if api!(RedisModule_GetSelectedDb(ctx)) != db {
+            api!(RedisModule_SelectDb(ctx, db));
+        }
+    }
+    ctx
+}

@@ -1,0 +1,24 @@
+//! The server's side of the house: the only room that calls the module API.
+//!
+//! Everything `unsafe` about Redis and Valkey is in here, behind types that say what is held:
+//! [`lock::Lock`] proves that the server's lock is held, [`command::Command`] is a running command,
+//! [`client::BlockedClient`] a client that waits for exactly one reply. The rooms above name no raw pointer.
+
+#[macro_use]
+pub mod api;
+pub mod alloc;
+pub mod call;
+pub mod client;
+pub mod command;
+pub mod events;
+pub mod filter;
+pub mod guarded;
+pub mod info;
+pub mod key;
+pub mod load;
+pub mod lock;
+pub mod reply;
+pub mod string;
+
+/// The raw bindings, for signatures only: calls go through [`api!`].
+pub use redis_module::raw;

@@ -1,0 +1,118 @@
+//! Strings of the server: an owned one, and the arguments of a running command.
+
+use std::{marker::PhantomData, ptr, slice};
+
+use redis_module::raw;
+
+use super::lock::Lock;
+
+/// A string owned by us. Made and dropped under the server's lock, because its reference count is not atomic.
+pub struct RString<'a> {
+    raw: *mut raw::RedisModuleString,
+    _lock: PhantomData<Lock<'a>>,
+}
+
+impl<'a> RString<'a> {
+    /// Copies `bytes` into a new string.
+    pub fn new(_lock: Lock<'a>, bytes: &[u8]) -> Self {
+        // SAFETY: a null context means that nobody else frees the string.
+        let raw = unsafe {
+            api!(RedisModule_CreateString(
+                ptr::null_mut(),
+                bytes.as_ptr().cast(),
+                bytes.len()
+            ))
+        };
+        Self {
+            raw,
+            _lock: PhantomData,
+        }
+    }
+
+    /// Takes over a string that the server made for us; `None` for null.
+    pub(super) fn adopt(_lock: Lock<'a>, raw: *mut raw::RedisModuleString) -> Option<Self> {
+        (!raw.is_null()).then_some(Self {
+            raw,
+            _lock: PhantomData,
+        })
+    }
+
+    pub(super) fn as_raw(&self) -> *mut raw::RedisModuleString {
+        self.raw
+    }
+}
+
+impl Drop for RString<'_> {
+    fn drop(&mut self) {
+        // SAFETY: we own one reference, and the lock is held for `'a`.
+        unsafe { api!(RedisModule_FreeString(ptr::null_mut(), self.raw)) };
+    }
+}
+
+/// The bytes of a string of the server, for as long as the caller's borrow lasts.
+///
+/// # Safety
+/// `string` is alive and unchanged for `'a`.
+pub(super) unsafe fn bytes<'a>(string: *const raw::RedisModuleString) -> &'a [u8] {
+    let mut len = 0;
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let start = api!(RedisModule_StringPtrLen(string, &raw mut len));
+        if start.is_null() {
+            &[]
+        } else {
+            slice::from_raw_parts(start.cast(), len)
+        }
+    }
+}
+
+/// The arguments of a command, its name first.
+#[derive(Clone, Copy)]
+pub struct Argv<'a> {
+    raw: &'a [*mut raw::RedisModuleString],
+}
+
+impl<'a> Argv<'a> {
+    /// # Safety
+    /// `argv` holds `argc` strings that stay alive and unchanged for `'a`.
+    pub(super) unsafe fn new(argv: *mut *mut raw::RedisModuleString, argc: i32) -> Self {
+        let raw = if argv.is_null() {
+            &[]
+        } else {
+            // SAFETY: by the caller's promise.
+            unsafe { slice::from_raw_parts(argv, argc.max(0) as usize) }
+        };
+        Self { raw }
+    }
+
+    pub fn len(self) -> usize {
+        self.raw.len()
+    }
+
+    /// The argument at `index`, or `None` past the end.
+    pub fn get(self, index: usize) -> Option<&'a [u8]> {
+        // SAFETY: the strings live for `'a`.
+        self.raw.get(index).map(|&string| unsafe { bytes(string) })
+    }
+
+    /// All arguments from `index` on.
+    pub fn skip(self, index: usize) -> Self {
+        Self {
+            raw: self.raw.get(index..).unwrap_or_default(),
+        }
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = &'a [u8]> {
+        // SAFETY: the strings live for `'a`.
+        self.raw.iter().map(|&string| unsafe { bytes(string) })
+    }
+
+    /// Copies of all arguments.
+    pub fn to_vecs(self) -> Vec<Vec<u8>> {
+        self.iter().map(<[u8]>::to_vec).collect()
+    }
+
+    pub(super) fn as_raw(self) -> &'a [*mut raw::RedisModuleString] {
+        self.raw
+    }
+}
