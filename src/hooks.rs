@@ -144,6 +144,26 @@ thread_local! {
     static RUNNING: RefCell<Option<Running>> = const { RefCell::new(None) };
 }
 
+/// Restores what the thread ran before, also if something fails.
+struct RunningGuard(Option<Running>);
+
+impl RunningGuard {
+    fn enter(running: Running) -> Self {
+        Self(RUNNING.replace(Some(running)))
+    }
+
+    /// The link of the command, if an event fired.
+    fn leave(self) -> Option<Arc<Link>> {
+        RUNNING.with_borrow_mut(|running| running.as_mut().and_then(|running| running.link.take()))
+    }
+}
+
+impl Drop for RunningGuard {
+    fn drop(&mut self) {
+        RUNNING.set(self.0.take());
+    }
+}
+
 /// True while this thread runs a linked command that `names` has, in any letter case.
 pub fn is_running_one_of(names: &[String]) -> bool {
     RUNNING.with_borrow(|running| {
@@ -335,14 +355,14 @@ impl Hooks {
             return Err(Error::NotPermitted(String::from_utf8_lossy(&name).into_owned()));
         }
         engine.stats.count_linked();
-        let before = RUNNING.replace(Some(Running {
+        let running = RunningGuard::enter(Running {
             name: name.into(),
             command: original.to_vecs(),
             may_block: command.may_block(),
             link: None,
-        }));
+        });
         let reply = call_original(command, self.features, original);
-        let link = RUNNING.replace(before).and_then(|running| running.link);
+        let link = running.leave();
         match link.as_ref().map_or(Ok(None), |link| link.close_if_free()) {
             Ok(None) => reply.forward(command),
             Ok(Some(replacement)) => command.send(&replacement),

@@ -3,6 +3,7 @@
 //! All of them take positional arguments only, except `log`. Called attached, on any thread.
 
 use pyo3::{
+    exceptions::PyTypeError,
     prelude::*,
     types::{PyDict, PyString, PyTuple},
 };
@@ -52,8 +53,17 @@ pub mod redisgears {
 /// # Errors
 /// `gears.error` with the command's error text; whatever `str()` of an argument raised.
 #[pyfunction(name = "executeCommand")]
-#[pyo3(signature = (*args))]
-fn execute<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+#[pyo3(signature = (*args, **kwargs))]
+fn execute<'py>(
+    py: Python<'py>,
+    args: &Bound<'py, PyTuple>,
+    kwargs: Option<&Bound<'py, PyDict>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    if kwargs.is_some_and(|kwargs| !kwargs.is_empty()) {
+        return Err(PyTypeError::new_err(
+            "executeCommand() takes no keyword arguments",
+        ));
+    }
     if args
         .get_item(0)
         .is_ok_and(|command| !command.is_instance_of::<PyString>())

@@ -46,8 +46,14 @@ impl Builder {
     /// # Errors
     /// `gears.error`: a thread without a session, a wrong argument, an unknown reader.
     #[new]
-    #[pyo3(signature = (reader=None, desc=None))]
-    fn new(reader: Option<&Bound<'_, PyAny>>, desc: Option<&Bound<'_, PyAny>>) -> PyResult<Self> {
+    #[pyo3(signature = (*args, **kwargs))]
+    fn new(args: &Bound<'_, PyTuple>, kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        let [reader, desc] = arguments(
+            ["reader", "desc"],
+            args,
+            kwargs,
+            "wrong number of args to gearsCtx",
+        )?;
         if Scope::current().is_none() {
             return Err(errors::gears_error(
                 "Can not create a gearsCtx on a python created thread",
@@ -55,10 +61,10 @@ impl Builder {
         }
         let reader = match reader {
             None => "KeysReader".to_owned(),
-            Some(reader) => string(reader, "reader argument must be a string")?,
+            Some(reader) => string(&reader, "reader argument must be a string")?,
         };
         let desc = match desc {
-            Some(desc) if !desc.is_none() => Some(string(desc, "desc argument must be a string")?),
+            Some(desc) if !desc.is_none() => Some(string(&desc, "desc argument must be a string")?),
             _ => None,
         };
         if reader != "KeysReader" {

@@ -95,6 +95,7 @@ pub fn check_required() -> Result<(), &'static str> {
         RedisModule_ScanCursorCreate,
         RedisModule_ScanCursorDestroy,
         RedisModule_ScanKey,
+        RedisModule_SetModuleOptions,
         RedisModule_StringDMA,
         RedisModule_SubscribeToKeyspaceEvents,
         RedisModule_SubscribeToServerEvent,

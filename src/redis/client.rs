@@ -126,7 +126,7 @@ impl User {
         }
         // SAFETY: the presence of the function was just checked.
         let user = unsafe { api!(RedisModule_GetModuleUserFromUserName(name.as_raw())) };
-        (!user.is_null()).then_some(Self(user))
+        (!user.is_null()).then(|| Self(user))
     }
 
     /// True when the user may run this command with these keys and channels.

@@ -1,28 +1,55 @@
 //! Looking at keys: type, value, existence, and the walk over a whole database.
 //!
-//! Nothing here may be seen from outside where the server allows that (7.2 and later); on older servers a
-//! look counts in the keyspace statistics, and its notifications are muted.
+//! Nothing here is seen from outside. On servers before 7.2 a look deletes an expired key, as any look there does.
 
 use std::{
     ffi::{c_int, c_void},
     ptr,
+    sync::atomic::{AtomicI32, Ordering},
 };
 
 use redis_module::raw;
 
 use super::{
+    api::Features,
     events::Mute,
     lock::Lock,
     string::{RString, bytes},
 };
 
-/// How a key is opened: for reading, without any effect. Older servers ignore the flags they do not know.
-const QUIET: i32 = (raw::REDISMODULE_READ
+/// How a key is opened without any effect, where the server knows how (7.2 and later).
+const QUIET: u32 = raw::REDISMODULE_READ
     | raw::REDISMODULE_OPEN_KEY_NOTOUCH
     | raw::REDISMODULE_OPEN_KEY_NONOTIFY
     | raw::REDISMODULE_OPEN_KEY_NOSTATS
     | raw::REDISMODULE_OPEN_KEY_NOEXPIRE
-    | raw::REDISMODULE_OPEN_KEY_NOEFFECTS) as i32;
+    | raw::REDISMODULE_OPEN_KEY_NOEFFECTS;
+
+/// Older servers count a look for reading as a hit or a miss and report it; not so one for writing. What is written
+/// that way is signalled on closing, unless the module says that it signals by itself (see [`init`]).
+const QUIET_BEFORE_7_2: u32 =
+    raw::REDISMODULE_READ | raw::REDISMODULE_WRITE | raw::REDISMODULE_OPEN_KEY_NOTOUCH;
+
+/// One of the two, constant after [`init`].
+static MODE: AtomicI32 = AtomicI32::new(QUIET as i32);
+
+/// Chooses how keys are opened. Called once, while the module loads.
+///
+/// # Safety
+/// `ctx` is the context of `RedisModule_OnLoad`.
+pub(super) unsafe fn init(ctx: *mut raw::RedisModuleCtx, features: Features) {
+    if features.quiet_open {
+        return;
+    }
+    MODE.store(QUIET_BEFORE_7_2 as i32, Ordering::Relaxed);
+    // SAFETY: by the caller's promise.
+    unsafe {
+        api!(RedisModule_SetModuleOptions(
+            ctx,
+            raw::REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED as c_int
+        ));
+    }
+}
 
 /// The type of a key. The names are those of the `keyTypes` argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +131,13 @@ impl Drop for Opened<'_> {
 /// `name` is alive.
 unsafe fn open<'a>(lock: Lock<'a>, db: i32, name: *mut raw::RedisModuleString) -> Opened<'a> {
     // SAFETY: by the caller's promise, under the lock.
-    let key = unsafe { api!(RedisModule_OpenKey(lock.look_context(db), name, QUIET)) };
+    let key = unsafe {
+        api!(RedisModule_OpenKey(
+            lock.look_context(db),
+            name,
+            MODE.load(Ordering::Relaxed)
+        ))
+    };
     Opened(key.cast(), std::marker::PhantomData)
 }
 

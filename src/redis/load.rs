@@ -12,7 +12,7 @@ use super::{
     api::{self, Features},
     command::Definition,
     events::{self, ServerFunction},
-    info,
+    info, key,
     lock::{self, Entered, Lock},
     string::Argv,
 };
@@ -85,6 +85,7 @@ pub unsafe fn run(
     // SAFETY: the context and the arguments are the server's; it holds its lock while a module loads.
     let loading = unsafe {
         lock::init(ctx);
+        key::init(ctx, Features::probe());
         Loading {
             ctx,
             argv: Argv::new(argv, argc),

@@ -31,7 +31,7 @@ impl<'a> RString<'a> {
 
     /// Takes over a string that the server made for us; `None` for null.
     pub(super) fn adopt(_lock: Lock<'a>, raw: *mut raw::RedisModuleString) -> Option<Self> {
-        (!raw.is_null()).then_some(Self {
+        (!raw.is_null()).then(|| Self {
             raw,
             _lock: PhantomData,
         })

@@ -1,0 +1,291 @@
+"""Executions as clients see them: list, results, details, abort, drop, how long they are kept.
+
+Spec: commands.md 0.3, 1.4 to 1.9, 2 and 3.
+"""
+
+import re
+
+import pytest
+
+from helpers import as_dict, wait_until
+from probes import BUSY, blocked_clients, error_of, executions, in_step, last_line, refused, start, status
+
+DONE = "GB('KeysReader').map(lambda record: record['key']).run('k', noScan=True)"
+UNKNOWN = "0" * 40 + "-999"
+NO_PLAN = "execution plan does not exist"
+
+LOOP = "def loop(record):\n    while True:\n        {}\nimport time\nGB('KeysReader').map(loop).run('k', noScan=True)"
+
+
+def done(server, script=DONE):
+    """The id of a finished execution."""
+    return start(server, script, "done")
+
+
+def release(server, execution):
+    """Ends a BUSY execution; returns its results."""
+    server.client().set("go", 1)
+    return server.client().execute_command("RG.GETRESULTSBLOCKING", execution)
+
+
+# --- list and errors common to all ---
+
+
+def test_dump_executions(server):
+    assert server.raw().call("RG.DUMPEXECUTIONS") == b"*0\r\n"
+    first, second = start(server, BUSY), done(server)
+    assert executions(server) == {
+        first: {"executionId": first, "status": "running", "registered": 0},
+        second: {"executionId": second, "status": "done", "registered": 0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("RG.GETRESULTS", NO_PLAN),
+        ("RG.GETRESULTSBLOCKING", NO_PLAN),
+        ("RG.GETEXECUTION", NO_PLAN),
+        ("RG.DROPEXECUTION", NO_PLAN),
+        ("RG.ABORTEXECUTION", "execution does not exist"),
+    ],
+)
+def test_unknown_ids(server, command, error):
+    known = done(server)
+    texts = [UNKNOWN, known + "abc", known[:41], "1" + known[1:], known[:41] + "9" * 30, "x", "", "-" * 42, b"\xff\0"]
+    assert {error_of(server, text, command=command) for text in texts} == {error}
+    assert status(server, known) == "done"
+
+
+@pytest.mark.parametrize(
+    ("command", "counts"),
+    [
+        ("RG.GETRESULTS", [0]),
+        ("RG.GETRESULTSBLOCKING", [0, 2]),
+        ("RG.GETEXECUTION", [0, 3]),
+        ("RG.DROPEXECUTION", [0, 2]),
+        ("RG.ABORTEXECUTION", [0, 2]),
+    ],
+)
+def test_arity(server, command, counts):
+    for count in counts:
+        error = error_of(server, *["x"] * count, command=command)
+        assert error == f"ERR wrong number of arguments for '{command.lower()}' command"
+
+
+# --- results ---
+
+
+def test_results_of_a_running_execution(server):
+    execution = start(server, BUSY)
+    assert error_of(server, execution, command="RG.GETRESULTS") == "execution is still running"
+    assert release(server, execution) == [["went"], []]
+
+
+def test_several_clients_wait_for_one_execution(server):
+    execution = start(server, BUSY)
+    waiting = [server.raw() for _ in range(3)]
+    for raw in waiting:
+        raw.send("RG.GETRESULTSBLOCKING", execution)
+    wait_until(lambda: blocked_clients(server) == 3)
+    server.client().set("go", 1)
+    assert [raw.read() for raw in waiting] == [b"*2\r\n*1\r\n$4\r\nwent\r\n*0\r\n"] * 3
+    assert status(server, execution) == "done"
+
+
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_a_waiting_client_may_go(server, end):
+    execution = start(server, BUSY)
+    raw = server.raw()
+    identifier = int(raw.call("CLIENT", "ID")[1:])
+    raw.send("RG.GETRESULTSBLOCKING", execution)
+    wait_until(lambda: blocked_clients(server) == 1)
+    raw.close() if end == "close" else server.client().execute_command("CLIENT", "KILL", "ID", identifier)
+    wait_until(lambda: blocked_clients(server) == 0)
+    assert status(server, execution) == "running"
+    assert release(server, execution) == [["went"], []]
+
+
+def test_a_run_is_dropped_also_when_its_client_has_gone(server):
+    raw = server.raw()
+    raw.send("RG.PYEXECUTE", BUSY)
+    wait_until(lambda: blocked_clients(server) == 1)
+    raw.close()
+    wait_until(lambda: blocked_clients(server) == 0)
+    assert len(executions(server)) == 1
+    server.client().set("go", 1)
+    wait_until(lambda: executions(server) == {})
+
+
+# --- details ---
+
+
+def details(server, execution, *words):
+    [entry] = server.client().execute_command("RG.GETEXECUTION", execution, *words)
+    assert entry[0::2] == ["shard_id", "execution_plan"]
+    assert entry[1] == "0" * 40
+    plan = as_dict(entry[3])
+    order = "status shards_received shards_completed results errors total_duration read_duration steps"
+    assert " ".join(plan) == order
+    return plan
+
+
+def test_details_of_a_finished_execution(server):
+    execution = done(server, "def price(record):\n    return 1\nGB('KeysReader').map(price).run('k', noScan=True)")
+    plan = details(server, execution)
+    assert [plan[key] for key in ("status", "shards_received", "shards_completed")] == ["done", 0, 0]
+    assert (plan["results"], plan["errors"]) == (1, [])
+    assert plan["total_duration"] >= plan["read_duration"] >= 0
+    steps = [as_dict(step) for step in plan["steps"]]
+    assert all(list(step) == ["type", "duration", "name", "arg"] for step in steps)
+    assert [step["type"] for step in steps] == ["collect", "map", "map", "map"]  # last first, the conversion included
+    assert re.fullmatch("<function price at 0x[0-9a-f]+>", steps[2]["arg"])
+    assert (steps[0]["name"], steps[0]["arg"], steps[3]["arg"]) == ("collect", "", "")
+    assert {step["duration"] for step in steps} == {0}  # ProfileExecutions is off
+
+
+def test_details_while_running_and_with_an_error(server):
+    execution = start(server, BUSY)
+    plan = details(server, execution, "shard")
+    assert (plan["status"], plan["results"], plan["errors"]) == ("running", -1, [])
+    execution = done(server, "GB('KeysReader').map(lambda r: flat_error('no')).run('k', noScan=True)")
+    plan = details(server, execution, "SHARD")
+    assert (plan["status"], plan["results"], plan["errors"]) == ("done", 0, ["no"])
+
+
+@pytest.mark.parametrize("command", ["RG.DUMPEXECUTIONS", "RG.GETEXECUTION", "RG.GETRESULTS"])
+def test_replies_are_the_same_in_both_protocols(server, command):
+    execution = done(server)
+    raw = server.raw()
+    old = raw.call(command, execution)
+    raw.call("HELLO", 3)
+    assert raw.call(command, execution) == old
+
+
+def test_details_of_a_cluster(server):
+    execution = done(server)
+    no_cluster = "no cluster detected - use `RG.GETEXECUTION <id> [SHARD]` instead"
+    assert error_of(server, execution, "CLUSTER", command="RG.GETEXECUTION") == no_cluster
+    assert error_of(server, execution, "what", command="RG.GETEXECUTION") == "unknown subcommand"
+
+
+# --- abort ---
+
+
+@pytest.mark.parametrize("body", ["pass", "time.sleep(0.01)", "execute('PING')"])
+def test_abort_of_a_running_function(server, body):
+    execution = start(server, LOOP.format(body))
+    assert server.raw().call("RG.ABORTEXECUTION", execution) == b"+OK\r\n"
+    assert status(server, execution) == "done"
+    results, [error] = server.client().execute_command("RG.GETRESULTS", execution)
+    assert results == []
+    assert last_line(error).startswith("gears.forcestopped")
+
+
+def test_abort_leaves_the_worker_usable(start_server):
+    server = start_server(module_args=["ExecutionThreads", "1"])
+    for _ in range(20):
+        server.client().execute_command("RG.ABORTEXECUTION", start(server, LOOP.format("pass")))
+        assert server.run(DONE) == [["k"], []]
+
+
+def test_abort_before_the_start(start_server):
+    server = start_server(module_args=["ExecutionThreads", "1"])
+    busy = start(server, BUSY)
+    queued = start(server, "GB().foreach(lambda r: execute('SET', 'ran', 1)).run('k', noScan=True)", "created")
+    waiting = server.raw()
+    waiting.send("RG.GETRESULTSBLOCKING", queued)
+    wait_until(lambda: blocked_clients(server) == 1)
+    assert server.client().execute_command("RG.ABORTEXECUTION", queued) == "OK"
+    assert status(server, queued) == "aborted"
+    assert waiting.read() == b"*2\r\n*0\r\n*0\r\n"
+    assert release(server, busy) == [["went"], []]
+    assert server.run(DONE) == [["k"], []]
+    assert server.client().get("ran") is None
+
+
+def test_abort_of_a_finished_execution_is_ok(server):
+    execution = done(server)
+    assert server.client().execute_command("RG.ABORTEXECUTION", execution) == "OK"
+    assert server.client().execute_command("RG.GETRESULTS", execution) == [["k"], []]
+
+
+# --- drop and retention ---
+
+
+def test_drop(server):
+    execution = start(server, BUSY)
+    error = "can not drop a not yet finished execution, abort it first."
+    assert error_of(server, execution, command="RG.DROPEXECUTION") == error
+    release(server, execution)
+    assert server.client().execute_command("RG.DROPEXECUTION", execution) == "OK"
+    assert error_of(server, execution, command="RG.DROPEXECUTION") == NO_PLAN
+    assert executions(server) == {}
+
+
+@pytest.mark.parametrize("at_load", [True, False])
+def test_max_executions(start_server, at_load):
+    server = start_server(module_args=["MaxExecutions", "3"] if at_load else [])
+    server.client().execute_command("RG.CONFIGSET", "MaxExecutions", 3)
+    made = [done(server) for _ in range(6)]
+    assert sorted(executions(server)) == sorted(made[-3:])
+
+
+def test_max_executions_per_registration(start_server):
+    server = start_server(module_args=["MaxExecutionsPerRegistration", "2"])
+    server.run("GB('KeysReader').map(lambda r: r['key']).register('x*', mode='async_local')")
+    for index in range(5):
+        server.client().set(f"x{index}", 1)
+        server.wait_idle()
+    kept = [execution for execution, entry in executions(server).items() if entry["registered"] == 1]
+    results = [server.client().execute_command("RG.GETRESULTS", execution) for execution in kept]
+    assert sorted(results) == [[["x3"], []], [["x4"], []]]
+
+
+# --- transactions, scripts, functions ---
+
+
+def test_blocking_commands_are_refused_in_a_transaction_before_they_act(server):
+    execution = start(server, BUSY)
+    raw = server.raw()
+    raw.call("MULTI")
+    raw.call("RG.ABORTEXECUTION", execution)
+    raw.call("RG.GETRESULTSBLOCKING", execution)
+    assert raw.call("EXEC") == b"*2\r\n" + b"-ERR Blocking module command called from transaction\r\n" * 2
+    assert release(server, execution) == [["went"], []]
+
+
+def test_blocking_commands_are_refused_in_lua_before_they_act(server):
+    execution = start(server, BUSY)
+    for command in ("RG.ABORTEXECUTION", "RG.GETRESULTSBLOCKING"):
+        error = refused(server.client(), "EVAL", f"return redis.call('{command}', ARGV[1])", 0, execution)
+        # The second text is the server's own, for commands flagged noscript.
+        assert "Blocking module command called from Lua script" in error or "not allowed from script" in error
+    assert release(server, execution) == [["went"], []]
+
+
+def test_results_of_a_finished_execution_are_had_in_a_transaction(server):
+    execution = done(server)
+    raw = server.raw()
+    raw.call("MULTI")
+    raw.call("RG.GETRESULTSBLOCKING", execution)
+    assert raw.call("EXEC") == b"*1\r\n*2\r\n*1\r\n$1\r\nk\r\n*0\r\n"
+
+
+def test_functions_inspect_executions(server):
+    execution = done(server)
+    body = f"return [execute('RG.GETRESULTS', '{execution}'), len(execute('RG.DUMPEXECUTIONS'))]"
+    assert in_step(server, body) == [[["k"], []], 2]
+
+
+@pytest.mark.parametrize("command", ["RG.ABORTEXECUTION", "RG.GETRESULTSBLOCKING"])
+def test_functions_cannot_call_blocking_commands(server, command):
+    execution = start(server, BUSY)
+    body = f"""
+        try:
+            execute('{command}', '{execution}')
+        except redisgears.GearsError as error:
+            return 'refused'
+        """
+    assert in_step(server, body) == "refused"
+    assert release(server, execution) == [["went"], []]
