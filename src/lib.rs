@@ -191,7 +191,8 @@ pub unsafe extern "C" fn RedisModule_OnLoad(
 
 /// Brings everything up, in the order of who needs whom.
 fn start(loading: &Loading<'_>) -> Result<(), String> {
-    let config = Config::load(&loading.arguments())?;
+    let config = Config::load(&loading.arguments())
+        .map_err(|reason| format!("{reason}: could not initialize gears config"))?;
     let lines = config.lines();
     let python = interpreter::start(&config.python_venv())?;
     let features = Features::probe();

@@ -95,31 +95,32 @@ fn describe(execution: &Execution) -> Reply {
     ])
 }
 
-/// The last operation first. The reader is not listed.
+/// The last operation first. The reader is not listed; the conversion of its records, which 1.2 counts as the first
+/// step of every plan, is.
 fn steps(execution: &Execution) -> Reply {
     let outcome = execution.outcome();
-    let durations = outcome
-        .as_deref()
-        .map(|outcome| outcome.steps.as_slice())
-        .unwrap_or_default();
-    let steps = execution.plan.steps.iter().enumerate().map(|(index, step)| {
-        let function = step
-            .function()
-            .and_then(|function| execution.plan.functions.get(function));
-        Reply::Array(vec![
-            Reply::bulk("type"),
-            Reply::bulk(step.kind()),
-            Reply::bulk("duration"),
-            Reply::Int(durations.get(index).copied().map_or(0, whole_ms)),
-            Reply::bulk("name"),
-            Reply::bulk(function.map_or_else(|| step.kind().to_owned(), |function| function.name())),
-            Reply::bulk("arg"),
-            Reply::bulk(function.map(|function| function.describe()).unwrap_or_default()),
-        ])
+    let durations = outcome.as_deref().map(|outcome| outcome.steps.as_slice()).unwrap_or_default();
+    let steps = execution.plan.steps.iter().enumerate().rev().map(|(index, step)| {
+        let function = step.function().and_then(|function| execution.plan.functions.get(function));
+        let duration = durations.get(index).copied().map_or(0, whole_ms);
+        let name = function.map_or_else(|| step.kind().to_owned(), |function| function.name());
+        let argument = function.map(|function| function.describe()).unwrap_or_default();
+        describe_step(step.kind(), duration, &name, &argument)
     });
-    let mut steps: Vec<Reply> = steps.collect();
-    steps.reverse();
-    Reply::Array(steps)
+    Reply::Array(steps.chain([describe_step("map", 0, "convert", "")]).collect())
+}
+
+fn describe_step(kind: &str, duration_ms: i64, name: &str, argument: &str) -> Reply {
+    Reply::Array(vec![
+        Reply::bulk("type"),
+        Reply::bulk(kind),
+        Reply::bulk("duration"),
+        Reply::Int(duration_ms),
+        Reply::bulk("name"),
+        Reply::bulk(name),
+        Reply::bulk("arg"),
+        Reply::bulk(argument),
+    ])
 }
 
 /// `RG.DUMPEXECUTIONS`
