@@ -218,7 +218,9 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
         "Python {} with the virtual environment {} on {}",
         python.version, python.prefix, python.base_prefix
     ));
-    lines.iter().for_each(|line| api::log_notice(line));
+    for line in &lines {
+        api::log_notice(line);
+    }
     PINION
         .set(Pinion { engine, hooks, keys })
         .map_err(|_| "the module is loaded already".to_owned())

@@ -99,14 +99,25 @@ fn describe(execution: &Execution) -> Reply {
 /// step of every plan, is.
 fn steps(execution: &Execution) -> Reply {
     let outcome = execution.outcome();
-    let durations = outcome.as_deref().map(|outcome| outcome.steps.as_slice()).unwrap_or_default();
-    let steps = execution.plan.steps.iter().enumerate().rev().map(|(index, step)| {
-        let function = step.function().and_then(|function| execution.plan.functions.get(function));
-        let duration = durations.get(index).copied().map_or(0, whole_ms);
-        let name = function.map_or_else(|| step.kind().to_owned(), |function| function.name());
-        let argument = function.map(|function| function.describe()).unwrap_or_default();
-        describe_step(step.kind(), duration, &name, &argument)
-    });
+    let durations = outcome
+        .as_deref()
+        .map(|outcome| outcome.steps.as_slice())
+        .unwrap_or_default();
+    let steps = execution
+        .plan
+        .steps
+        .iter()
+        .enumerate()
+        .rev()
+        .map(|(index, step)| {
+            let function = step
+                .function()
+                .and_then(|function| execution.plan.functions.get(function));
+            let duration = durations.get(index).copied().map_or(0, whole_ms);
+            let name = function.map_or_else(|| step.kind().to_owned(), |function| function.name());
+            let argument = function.map(|function| function.describe()).unwrap_or_default();
+            describe_step(step.kind(), duration, &name, &argument)
+        });
     Reply::Array(steps.chain([describe_step("map", 0, "convert", "")]).collect())
 }
 

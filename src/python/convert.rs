@@ -65,7 +65,7 @@ fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAn
 }
 
 /// The object that a function gets for a record.
-pub fn record_object<'py>(py: Python<'py>, record: Record) -> PyResult<Bound<'py, PyAny>> {
+pub fn record_object(py: Python<'_>, record: Record) -> PyResult<Bound<'_, PyAny>> {
     match record {
         Record::Native(value) => value_object(py, &value),
         Record::Foreign(object) => match object.downcast::<Py<PyAny>>() {
@@ -85,7 +85,7 @@ pub fn object_record(object: Bound<'_, PyAny>) -> Record {
 ///
 /// # Errors
 /// The reply is an error: `gears.error` with its text.
-pub fn reply_object<'py>(py: Python<'py>, reply: Reply) -> PyResult<Bound<'py, PyAny>> {
+pub fn reply_object(py: Python<'_>, reply: Reply) -> PyResult<Bound<'_, PyAny>> {
     match reply {
         Reply::Error(text) => Err(errors::gears_error(String::from_utf8_lossy(
             text.trim_ascii_end(),

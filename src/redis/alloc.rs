@@ -13,6 +13,8 @@ const NATURAL_ALIGN: usize = 16;
 /// Allocates through `RedisModule_Alloc` where there is a server.
 pub struct ServerAlloc;
 
+// The word before a block is aligned, because blocks are aligned to at least 16 bytes.
+#[allow(clippy::cast_ptr_alignment)]
 // SAFETY: blocks come from one allocator for the whole life of the process, because the function table is
 // filled before anything is allocated (the first statement of `RedisModule_OnLoad`) or never.
 unsafe impl GlobalAlloc for ServerAlloc {

@@ -147,7 +147,7 @@ impl Installed {
                 0
             ))
         };
-        (!handle.is_null()).then(|| Self(handle))
+        (!handle.is_null()).then_some(Self(handle))
     }
 
     /// Removes the filter; commands pass untouched from the next one on.

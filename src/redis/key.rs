@@ -129,7 +129,7 @@ impl Drop for Opened<'_> {
 
 /// # Safety
 /// `name` is alive.
-unsafe fn open<'a>(lock: Lock<'a>, db: i32, name: *mut raw::RedisModuleString) -> Opened<'a> {
+unsafe fn open(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleString) -> Opened<'_> {
     // SAFETY: by the caller's promise, under the lock.
     let key = unsafe {
         api!(RedisModule_OpenKey(

@@ -154,12 +154,16 @@ impl Reply {
                 }
                 Self::Set(items) if resp3 => {
                     let begun = api!(RedisModule_ReplyWithSet(ctx, items.len() as _));
-                    items.iter().for_each(|item| item.send(ctx));
+                    for item in items {
+                        item.send(ctx);
+                    }
                     begun
                 }
                 Self::Array(items) | Self::Set(items) => {
                     let begun = api!(RedisModule_ReplyWithArray(ctx, items.len() as _));
-                    items.iter().for_each(|item| item.send(ctx));
+                    for item in items {
+                        item.send(ctx);
+                    }
                     begun
                 }
                 Self::Map(pairs) => {
