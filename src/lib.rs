@@ -158,8 +158,12 @@ unsafe extern "C" fn on_server_event(
     }
 }
 
-unsafe extern "C" fn on_info(request: *mut raw::RedisModuleInfoCtx, _for_crash_report: c_int) {
+unsafe extern "C" fn on_info(request: *mut raw::RedisModuleInfoCtx, for_crash_report: c_int) {
     let Some(pinion) = PINION.get() else { return };
+    if for_crash_report != 0 {
+        // The thread that crashed may hold one of our mutexes.
+        return;
+    }
     let engine = &pinion.engine;
     // SAFETY: the server calls this with its own argument.
     unsafe {
@@ -187,6 +191,15 @@ pub unsafe extern "C" fn RedisModule_OnLoad(
 ) -> c_int {
     // SAFETY: the server calls this with its own arguments.
     unsafe { load::run(ctx, argv, argc, NAME, VERSION, start) }
+}
+
+/// Refuses: threads run in the module, and Python cannot be taken out of a process.
+///
+/// # Safety
+/// To be called by the server.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn RedisModule_OnUnload(_ctx: *mut raw::RedisModuleCtx) -> c_int {
+    raw::REDISMODULE_ERR as c_int
 }
 
 /// Brings everything up, in the order of who needs whom.

@@ -3,7 +3,7 @@
 //! Retention: `commands.md` 3.6. Only finished executions are evicted, so nothing that runs is ever lost.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -34,13 +34,14 @@ pub struct Registry {
 struct Executions {
     next: u64,
     by_id: BTreeMap<Id, Arc<Execution>>,
-    /// Those that can be evicted, oldest first. May name ones that were dropped since.
-    finished: VecDeque<Id>,
+    /// Those that can be evicted; ids ascend in the order of creation.
+    finished: BTreeSet<Id>,
 }
 
 impl Executions {
     fn remove(&mut self, id: Id) -> Option<Arc<Execution>> {
         let execution = self.by_id.remove(&id)?;
+        self.finished.remove(&id);
         execution.session.remove_execution();
         Some(execution)
     }
@@ -49,7 +50,7 @@ impl Executions {
     fn evict(&mut self, limit: usize) -> Vec<Arc<Execution>> {
         let mut evicted = Vec::new();
         while self.by_id.len() >= limit {
-            let Some(oldest) = self.finished.pop_front() else {
+            let Some(oldest) = self.finished.pop_first() else {
                 break;
             };
             evicted.extend(self.remove(oldest));
@@ -70,7 +71,8 @@ impl Registry {
         executions.by_id.insert(id, Arc::clone(&execution));
         drop(executions);
         for execution in evicted {
-            self.after_drop(&execution);
+            forget(&execution);
+            self.unlist_if_empty(&execution.session);
         }
         execution
     }
@@ -95,27 +97,26 @@ impl Registry {
             self.drop_execution(execution.id);
             return;
         }
-        self.executions.lock().finished.push_back(execution.id);
+        self.executions.lock().finished.insert(execution.id);
         if let Some(registration) = registration {
             for surplus in registration.keep(execution.id, limit) {
-                self.drop_execution(surplus);
+                self.remove(surplus);
             }
         }
     }
 
     /// Forgets an execution. The caller has seen that it is finished.
     pub fn drop_execution(&self, id: Id) {
-        let dropped = self.executions.lock().remove(id);
-        if let Some(execution) = dropped {
-            self.after_drop(&execution);
+        if let Some(execution) = self.remove(id) {
+            forget(&execution);
         }
     }
 
-    fn after_drop(&self, execution: &Execution) {
-        if let Some(registration) = &execution.registration {
-            registration.forget(execution.id);
-        }
-        self.unlist_if_empty(&execution.session);
+    /// The same for one that its registration does not know any more.
+    fn remove(&self, id: Id) -> Option<Arc<Execution>> {
+        let removed = self.executions.lock().remove(id)?;
+        self.unlist_if_empty(&removed.session);
+        Some(removed)
     }
 
     /// A number for a registration, or for a builder, which uses up one as well.
@@ -140,7 +141,7 @@ impl Registry {
         let registration = self.registrations.lock().remove(&id)?;
         registration.session.remove_registration(id);
         for kept in registration.remove() {
-            self.drop_execution(kept);
+            self.remove(kept);
         }
         self.unlist_if_empty(&registration.session);
         Some(registration)
@@ -184,5 +185,12 @@ impl Registry {
                 self.drop_execution(execution.id);
             }
         }
+    }
+}
+
+/// Tells the registration that one of its executions cannot be read any more.
+fn forget(execution: &Execution) {
+    if let Some(registration) = &execution.registration {
+        registration.forget(execution.id);
     }
 }

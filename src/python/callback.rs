@@ -22,7 +22,8 @@ use crate::engine::{
     scope::Scope,
 };
 
-/// A callable of a script.
+/// A callable of a script. Where the last handle is dropped detached, PyO3 keeps the object until somebody attaches:
+/// the server's thread does not wait for Python to forget a function.
 pub struct Callback {
     callable: Py<PyAny>,
     name: String,
@@ -100,13 +101,6 @@ impl<'py> Call<'py> {
             accumulator: None,
             record: Some(record_object(py, record)?),
         })
-    }
-}
-
-impl Drop for Callback {
-    fn drop(&mut self) {
-        // Objects are dropped while attached; a detached drop would only be put off.
-        Python::attach(|py| drop(std::mem::replace(&mut self.callable, py.None())));
     }
 }
 

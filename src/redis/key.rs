@@ -12,8 +12,10 @@ use redis_module::raw;
 
 use super::{
     api::Features,
+    call::call,
     events::Mute,
     lock::Lock,
+    reply::Reply,
     string::{RString, bytes},
 };
 
@@ -159,13 +161,14 @@ pub fn kind(lock: Lock<'_>, db: i32, name: &[u8]) -> Kind {
 /// The type and the value of a key now. An expired key is empty.
 pub fn read(lock: Lock<'_>, db: i32, name: &[u8]) -> (Kind, Value) {
     let _mute = Mute::new();
-    let name = RString::new(lock, name);
+    let string = RString::new(lock, name);
     // SAFETY: the string lives to the end of this function.
-    let opened = unsafe { open(lock, db, name.as_raw()) };
+    let opened = unsafe { open(lock, db, string.as_raw()) };
     let kind = Kind::of(&opened);
     let value = match kind {
         Kind::String => Value::String(string_value(&opened)),
-        Kind::List => Value::List(list_value(lock, &opened)),
+        Kind::List if has_api!(RedisModule_ListGet) => Value::List(list_value(lock, &opened)),
+        Kind::List => Value::List(list_by_command(lock, db, name)),
         Kind::Hash => Value::Hash(hash_value(&opened)),
         _ => Value::None,
     };
@@ -189,15 +192,25 @@ fn string_value(opened: &Opened<'_>) -> Vec<u8> {
 }
 
 fn list_value(lock: Lock<'_>, opened: &Opened<'_>) -> Vec<Vec<u8>> {
-    if !has_api!(RedisModule_ListGet) {
-        return Vec::new();
-    }
     // SAFETY: the key is open and a list; null marks the end. Each element is a new string of ours.
     let element = |index| unsafe {
         RString::adopt(lock, api!(RedisModule_ListGet(opened.0, index)))
             .map(|element| bytes(element.as_raw()).to_vec())
     };
     (0..).map_while(element).collect()
+}
+
+/// For servers before 7.0, which have no access to the elements of a list but by command.
+fn list_by_command(lock: Lock<'_>, db: i32, name: &[u8]) -> Vec<Vec<u8>> {
+    let argv = [b"LRANGE", name, b"0", b"-1"].map(<[u8]>::to_vec);
+    let Reply::Array(items) = call(lock, Features::default(), db, &argv) else {
+        return Vec::new();
+    };
+    let text = |item| match item {
+        Reply::Bulk(text) => Some(text),
+        _ => None,
+    };
+    items.into_iter().filter_map(text).collect()
 }
 
 fn hash_value(opened: &Opened<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
