@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from helpers import ServerDied, wait_until
+from helpers import ServerDied
 from probes import in_script, in_step, start
 
 

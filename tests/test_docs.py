@@ -1,0 +1,90 @@
+"""The examples of the documentation do what the documentation says.
+
+In each page of docs/ and in the README, the blocks are taken in their order, on a fresh server with the module (6379 in
+the text) and a plain one (6380): a `python` block is sent as a script and takes the place of the one before it; a `redis`
+block is a play of commands and replies, one redis-cli session for each stretch with one port.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Callable, Iterator, NamedTuple
+
+import pytest
+
+from helpers import Server, wait_until
+from servers import ROOT
+
+PAGES = sorted(path for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+BLOCK = re.compile(r"^```(python|redis)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PROMPT = re.compile(r"^(\d{4})(?:\(TX\))?> (.*)$")
+
+
+class Exchange(NamedTuple):
+    port: str
+    command: str
+    reply: list[str]
+
+
+def exchanges(block: str) -> Iterator[Exchange]:
+    """The commands of a `redis` block, each with the lines of its reply."""
+    current = None
+    for line in block.splitlines():
+        prompt = PROMPT.match(line)
+        if prompt:
+            if current:
+                yield current
+            current = Exchange(prompt[1], prompt[2], [])
+        else:
+            assert current, f"a block begins with a reply: {line}"
+            current.reply.append(line)
+    if current:
+        yield current
+
+
+def transactions(block: str) -> Iterator[list[Exchange]]:
+    """Exchanges that must share a connection: from MULTI to EXEC; all others stand alone."""
+    group: list[Exchange] = []
+    for exchange in exchanges(block):
+        group.append(exchange)
+        is_open = any(e.command.upper() == "MULTI" for e in group) and exchange.command.upper() != "EXEC"
+        if not is_open:
+            yield group
+            group = []
+    assert not group, "a transaction without EXEC"
+
+
+def cli(server: Server, commands: list[str]) -> list[str]:
+    """The output of one redis-cli session."""
+    line = ["redis-cli", "-h", server.host, "-p", str(server.port), "--no-raw"]
+    return subprocess.run(line, input="\n".join(commands), capture_output=True, text=True).stdout.splitlines()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=lambda page: page.stem)
+def test_page(page: Path, start_server: Callable[..., Server]) -> None:
+    source = start_server(module=False)
+    cache = start_server(module_args=["sourcePort", source.port])
+    servers = {"6379": cache, "6380": source}
+    for kind, block in BLOCK.findall(page.read_text()):
+        if kind == "python":
+            for registration in cache.registrations():
+                cache.client().execute_command("RG.UNREGISTER", registration["id"])
+            reply = cache.run(block)
+            assert reply == "OK" or reply[1] == [], reply
+            continue
+        for group in transactions(block):
+            commands = [exchange.command for exchange in group]
+            expected = [line for exchange in group for line in exchange.reply]
+            server = servers[group[0].port]
+            if len(group) > 1:
+                assert cli(server, commands) == expected
+            else:  # what a function stores may come a moment later
+                wait_until(lambda: cli(server, commands) == expected, message=f"{commands[0]} gives {expected}")
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_example_registers(example: Path, server: Server) -> None:
+    assert server.run(example.read_text()) == "OK"
+    assert len(server.registrations()) == 1
