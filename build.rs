@@ -10,7 +10,10 @@ fn main() {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{dir}");
     }
     let venv = env::var_os("PINION_VENV").map_or_else(
-        || PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join(".venv"),
+        || {
+            let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+            root.join(".venv").join(python.version().to_string())
+        },
         PathBuf::from,
     );
     println!("cargo:rustc-env=PINION_DEFAULT_VENV={}", venv.display());

@@ -120,6 +120,39 @@ impl Table {
     }
 }
 
+/// What is known of the clients that sent commands lately. Asking the server costs a system call.
+struct ClientCache([Option<ClientState>; 256]);
+
+impl Default for ClientCache {
+    fn default() -> Self {
+        Self([None; 256])
+    }
+}
+
+impl ClientCache {
+    fn slot(&mut self, id: u64) -> &mut Option<ClientState> {
+        &mut self.0[id as usize % 256]
+    }
+
+    /// `None` for the clients that scripts and modules use internally.
+    fn look_up(&mut self, lock: Lock<'_>, id: u64) -> Option<ClientState> {
+        let slot = self.slot(id);
+        if slot.is_none_or(|known| known.id != id) {
+            *slot = client::state(lock, id);
+        }
+        *slot
+    }
+
+    /// The client sends a command after which its state may be another.
+    fn forget(&mut self, id: u64) {
+        *self.slot(id) = None;
+    }
+
+    fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
 /// The linked commands of this server.
 pub struct Hooks {
     features: Features,
@@ -127,8 +160,7 @@ pub struct Hooks {
     inner: [InnerName; 3],
     table: Guarded<Table>,
     installed: Guarded<Option<Installed>>,
-    /// The client that sent the last command, as long as its state cannot have changed.
-    last_client: Guarded<Option<ClientState>>,
+    clients: Guarded<ClientCache>,
 }
 
 /// The linked command that this thread runs now.
@@ -195,7 +227,7 @@ impl Hooks {
             inner: Inner::ALL.map(|inner| InnerName::new(lock, inner.name())),
             table: Guarded::default(),
             installed: Guarded::new(None),
-            last_client: Guarded::new(None),
+            clients: Guarded::default(),
         })
     }
 
@@ -253,7 +285,7 @@ impl Hooks {
         }
         table.recompute();
         drop(table);
-        *self.last_client.write(lock) = None;
+        self.clients.write(lock).clear();
         let mut installed = self.installed.write(lock);
         if installed.is_none() {
             *installed = Installed::install(lock, self.filter);
@@ -285,13 +317,12 @@ impl Hooks {
         if table.lengths & length_bit(name) == 0 && !name.contains(&b'.') {
             return;
         }
+        let native = self.features.filter_client_id && self.features.quiet_open;
         // A module's command may select another database for its client.
-        if name.contains(&b'.')
-            || STATE_CHANGING
-                .iter()
-                .any(|known| known.eq_ignore_ascii_case(name))
-        {
-            *self.last_client.write(lock) = None;
+        let changes_state =
+            name.contains(&b'.') || STATE_CHANGING.iter().any(|known| known.eq_ignore_ascii_case(name));
+        if native && changes_state {
+            self.clients.write(lock).forget(passing.client_id());
         }
         let Some(entry) = table.find(name) else {
             return;
@@ -300,14 +331,14 @@ impl Hooks {
             return;
         }
         let inner = &self.inner[entry.spec.inner as usize];
-        if !self.features.filter_client_id || !self.features.quiet_open {
+        if !native {
             if entry.concerns(passing, |_| true) {
                 passing.rewrite(inner);
             }
             return;
         }
         let id = passing.client_id();
-        let Some(client) = self.client(lock, id) else {
+        let Some(client) = self.clients.write(lock).look_up(lock, id) else {
             // A script or a module: it has the rights of its caller, which the inner command checks.
             if entry.concerns(passing, |_| true) {
                 passing.rewrite(inner);
@@ -324,14 +355,6 @@ impl Hooks {
                 engine.stats.count_acl_unlinked();
             }
         }
-    }
-
-    fn client(&self, lock: Lock<'_>, id: u64) -> Option<ClientState> {
-        let mut last = self.last_client.write(lock);
-        if last.is_none_or(|known| known.id != id) {
-            *last = client::state(lock, id);
-        }
-        *last
     }
 
     /// Runs the command behind the inner one and answers the client, now or when its executions have ended.

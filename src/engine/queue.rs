@@ -1,16 +1,23 @@
 //! The queue between the server's thread and the workers: order within a lane, parallel between lanes.
 //!
-//! A worker is woken only when no woken one is still on its way: while one worker runs, at most one other waits to
-//! attach, so that a burst of short executions is worked off by one attached worker without a change of threads.
+//! Short executions are worked off by one attached worker: waking others for them only makes threads fight for the
+//! interpreter. While a worker is at it, one other stands by and looks every [`TICK`]: if no job was taken for that long
+//! although some are ready, the first one is blocked, and the second one comes.
 
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use parking_lot::{Condvar, Mutex};
 
 use super::{execution::Execution, id::Id};
+
+/// How long ready jobs are left to the workers that are at it.
+const TICK: Duration = Duration::from_micros(250);
+/// How many ticks a worker stands by after the last job, so that it need not be woken for the next burst.
+const LINGER: u32 = 200;
 
 /// Executions of one lane run one after another, in the order of their events.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -31,7 +38,7 @@ pub struct Job {
 #[derive(Default)]
 pub struct Queue {
     state: Mutex<State>,
-    work: Condvar,
+    change: Condvar,
 }
 
 #[derive(Default)]
@@ -39,26 +46,23 @@ struct State {
     ready: VecDeque<Job>,
     /// Each lane that has a job ready or running, with the jobs behind that one.
     lanes: HashMap<Lane, VecDeque<Job>>,
-    /// Workers inside [`Queue::wait`].
-    waiting: usize,
-    /// Permissions to leave it that no worker has taken yet.
-    tokens: usize,
-    /// Workers that have left it and have not asked for a job yet: they are attaching.
-    arriving: usize,
+    /// Jobs that were ever taken.
+    taken: u64,
+    /// Workers between [`Queue::wait`] and the [`Queue::next`] that gave them nothing.
+    at_it: usize,
+    /// A worker was told to come and has not heard it yet.
+    called: bool,
+    /// A worker stands by.
+    standby: bool,
+    sleeping: usize,
 }
 
 impl State {
-    /// Grants a permission if one more worker should come; the caller then notifies.
-    fn wake_one(&mut self) -> bool {
-        let wake = self.needs_worker() && self.waiting > 0;
-        if wake {
-            self.tokens += 1;
-        }
-        wake
-    }
-
-    fn needs_worker(&self) -> bool {
-        !self.ready.is_empty() && self.tokens + self.arriving == 0
+    /// True if somebody must come for what is ready; the caller then notifies.
+    fn call(&mut self) -> bool {
+        let needed = !self.ready.is_empty() && self.at_it == 0 && !self.called;
+        self.called |= needed;
+        needed
     }
 }
 
@@ -75,38 +79,58 @@ impl Queue {
             state.lanes.insert(lane.clone(), VecDeque::new());
         }
         state.ready.push_back(job);
-        let wake = state.wake_one();
+        let call = state.call();
         drop(state);
-        if wake {
-            self.work.notify_one();
+        if call {
+            self.change.notify_one();
         }
     }
 
-    /// Waits until there may be work. Called detached.
+    /// Waits until this worker is needed. Called detached; the worker then attaches and asks for jobs until there is none.
     pub fn wait(&self) {
         let mut state = self.state.lock();
-        if !state.needs_worker() {
-            state.waiting += 1;
-            self.work.wait_while(&mut state, |state| state.tokens == 0);
-            state.tokens -= 1;
-            state.waiting -= 1;
+        let mut quiet_ticks = 0;
+        loop {
+            if state.called || (!state.ready.is_empty() && state.at_it == 0) {
+                state.called = false;
+                break;
+            }
+            if state.standby || (state.at_it == 0 && (quiet_ticks == 0 || quiet_ticks > LINGER)) {
+                state.sleeping += 1;
+                self.change.wait(&mut state);
+                state.sleeping -= 1;
+                quiet_ticks = 0;
+                continue;
+            }
+            let taken = state.taken;
+            state.standby = true;
+            self.change.wait_for(&mut state, TICK);
+            state.standby = false;
+            if state.taken != taken {
+                quiet_ticks = 1;
+            } else if state.ready.is_empty() {
+                quiet_ticks += 1;
+            } else {
+                break;
+            }
         }
-        state.arriving += 1;
+        state.at_it += 1;
+        let second = !state.standby && state.sleeping > 0;
+        drop(state);
+        if second {
+            // Somebody has to stand by while this one is at it.
+            self.change.notify_one();
+        }
     }
 
-    /// The worker that [`Queue::wait`] let go has attached.
-    pub fn arrived(&self) {
-        self.state.lock().arriving -= 1;
-    }
-
-    /// The next job, if there is one now.
-    pub fn pop(&self) -> Option<Job> {
+    /// The next job; if there is none, the worker is no longer at it.
+    pub fn next(&self) -> Option<Job> {
         let mut state = self.state.lock();
         let job = state.ready.pop_front();
-        let wake = state.wake_one();
-        drop(state);
-        if wake {
-            self.work.notify_one();
+        if job.is_some() {
+            state.taken += 1;
+        } else {
+            state.at_it -= 1;
         }
         job
     }

@@ -31,8 +31,7 @@ fn work(engine: &Engine) {
     loop {
         engine.queue.wait();
         engine.language.attached(&mut || {
-            engine.queue.arrived();
-            while let Some(job) = engine.queue.pop() {
+            while let Some(job) = engine.queue.next() {
                 run::run(engine, &job.execution);
                 if let Some(lane) = &job.lane {
                     engine.queue.advance(lane);

@@ -1,0 +1,168 @@
+"""`make bench`, `make bench-smoke`: measures the module against the same server without it and prints a table.
+
+    python benches/run.py --server redis-8.2 --scenario hit --check --json results.json
+
+Exit status: 0; 1 if a scenario is broken, the module was rebuilt meanwhile or, with --check, a goal is missed; 2 for
+wrong arguments. Timings without --check never fail a run. redis-benchmark runs on the same machine and takes a core
+for itself: on 2 cores the server's thread and the workers share the other, and anything else that runs (a compiler,
+tests) makes the figures worthless.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import report
+from harness import ROOT, Failure, compare, module_path, progress
+from scenarios import SCENARIOS, Scenario
+
+sys.path.append(str(ROOT / "tests"))
+import servers  # noqa: E402  the binaries are those of the tests
+
+DEFAULT_SERVERS = ["redis-7.0", "redis-8.2"]
+DEFAULT_REPEAT = 5
+SMOKE_REPEAT = 1
+SMOKE_REQUESTS = 20_000
+BUSY_LOAD = 0.5
+SOURCES = ("src", "python", "build.rs", "Cargo.toml", "Cargo.lock")  # what the module is made of
+
+
+def parse() -> argparse.Namespace:
+    """The command line; wrong ones end here."""
+    parser = argparse.ArgumentParser(description="Measure Pinion against the same server without it.")
+    names = ", ".join(servers.SERVERS)
+    parser.add_argument("--server", action="append", metavar="NAME", help=f"{names}, or a path (repeatable)")
+    parser.add_argument("--scenario", action="append", choices=SCENARIOS, metavar="NAME", help="see --list")
+    parser.add_argument("--repeat", type=positive, metavar="N", help=f"measured pairs of runs ({DEFAULT_REPEAT})")
+    parser.add_argument("--requests", type=positive, metavar="N", help="requests of each run (by scenario)")
+    parser.add_argument("--smoke", action="store_true", help="everything once, briefly: does it work?")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a goal is missed where it applies")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep every figure and the facts of the machine")
+    parser.add_argument("--list", action="store_true", help="print the scenarios and end")
+    arguments = parser.parse_args()
+    if arguments.smoke and arguments.check:
+        parser.error("--smoke judges no timing, so it cannot be used with --check")
+    arguments.repeat = arguments.repeat or (SMOKE_REPEAT if arguments.smoke else DEFAULT_REPEAT)
+    arguments.requests = arguments.requests or (SMOKE_REQUESTS if arguments.smoke else None)
+    return arguments
+
+
+def positive(text: str) -> int:
+    """An argument that counts something."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def describe(scenario: Scenario) -> str:
+    """Two lines for --list."""
+    details = f"{scenario.goal.text()}; {scenario.requests:,} requests a run"
+    return f"{scenario.name:<16}{scenario.description}\n{'':<16}{details}"
+
+
+def output_of(*line: str) -> str:
+    """What a small tool prints; empty if it cannot."""
+    try:
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def machine_facts() -> dict[str, Any]:
+    """What the figures depend on, outside this repository."""
+    models = [
+        line.split(":", 1)[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "load_1min": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "redis_benchmark": output_of("redis-benchmark", "--version"),
+    }
+
+
+def module_facts() -> dict[str, Any]:
+    """Which module: the commit checked out now, and the file itself, which may be older than the commit."""
+    return {
+        "commit": output_of("git", "rev-parse", "--short=12", "HEAD") or "unknown",
+        "dirty": bool(output_of("git", "status", "--porcelain", "--", *SOURCES)),
+        "file": str(module_path()),
+        "sha256": hashlib.sha256(module_path().read_bytes()).hexdigest(),
+    }
+
+
+def measure(scenario: Scenario, server: str, binary: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One line of the results; a scenario that does not work gives a line with `error`."""
+    repeat, requests = arguments.repeat, arguments.requests or scenario.requests
+    result: dict[str, Any] = {"scenario": scenario.name, "description": scenario.description, "server": server}
+    progress(f"{scenario.name} on {server}: {repeat} x 2 runs of {requests:,} requests")
+    try:
+        comparison = compare(scenario, binary, repeat, requests)
+    except Failure as failure:
+        progress(f"BROKEN: {scenario.name} on {server}: {failure}")
+        return {**result, "goal": None, "error": str(failure)}
+    return {**result, "goal": scenario.goal_on(comparison.native_hits), **comparison.as_json()}
+
+
+def end_by_signal(number: int, _: object) -> NoReturn:
+    """SIGTERM as an exception, so that the servers end with us."""
+    raise SystemExit(128 + number)
+
+
+def main() -> int:
+    """Runs what was asked for and returns the exit status."""
+    arguments = parse()
+    chosen = [SCENARIOS[name] for name in dict.fromkeys(arguments.scenario or SCENARIOS)]
+    if arguments.list:
+        print("\n".join(describe(scenario) for scenario in chosen))
+        return 0
+    signal.signal(signal.SIGTERM, end_by_signal)
+    if not module_path().exists():
+        print(f"pinion: {module_path()} does not exist: make build", file=sys.stderr)
+        return 1
+    try:
+        binaries = {name: servers.binary(name) for name in arguments.server or DEFAULT_SERVERS}
+    except servers.ServerUnavailable as error:
+        print(f"pinion: {error}", file=sys.stderr)
+        return 1
+    document: dict[str, Any] = {
+        "format": report.FORMAT,
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": machine_facts(),
+        "module": module_facts(),
+        "settings": {"repeat": arguments.repeat, "requests": arguments.requests, "smoke": arguments.smoke},
+        "results": [],
+    }
+    if document["machine"]["load_1min"] > BUSY_LOAD and not arguments.smoke:
+        progress(f"the machine is busy (load {document['machine']['load_1min']:.2f}): take no figure seriously")
+    for scenario in chosen:
+        for name, binary in binaries.items():
+            document["results"].append(measure(scenario, name, binary, arguments))
+    changed = module_facts()["sha256"] != document["module"]["sha256"]
+    if changed:
+        progress("the module was built anew meanwhile: the figures are not those of one module")
+    print(report.table(document))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(document, indent=2) + "\n")
+    broken = any("error" in result for result in document["results"])
+    missed = arguments.check and not all(report.reached(result) for result in document["results"])
+    return 1 if broken or missed or changed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

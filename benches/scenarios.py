@@ -1,0 +1,147 @@
+"""What is measured: each scenario says what runs on the two servers, how it is known to work, and what it should reach.
+
+harness.compare runs them, `run.py --list` prints them. The loads of both sides are anything with
+`run(server, requests) -> Sample`. `Scenario.check` runs before and after the measurement, on plain connections:
+redis-benchmark verifies nothing, and a fast wrong reply is no result. redis-benchmark also takes one of the machine's
+cores for itself (see harness.py), which the goals allow for: they were set on 2 cores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Optional
+
+from harness import Failure, Load, RedisBenchmark, Server
+
+KEYS = 1000
+VALUE = b"value"
+OVERRIDE = b"x"
+# Few events share a key, as with a real cache: executions for one key wait for each other, those of others do not.
+MISSING_KEYS = 1_000_000
+
+PRESENT, MISSING = "key:__rand_int__", "missing:__rand_int__"
+PRESENT_KEY, MISSING_KEY = (name.replace("__rand_int__", "0" * 12) for name in (PRESENT, MISSING))
+
+KEYMISS = """
+GB('KeysReader').foreach(lambda r: override_reply('x')).register(
+    prefix='*', commands=['get'], eventTypes=['keymiss'], mode='{mode}')
+"""
+
+
+def hits(pipeline: int) -> RedisBenchmark:
+    """GET of keys that are there."""
+    return RedisBenchmark(("GET", PRESENT), pipeline, KEYS)
+
+
+def misses(pipeline: int) -> RedisBenchmark:
+    """GET of keys that are not there."""
+    return RedisBenchmark(("GET", MISSING), pipeline, MISSING_KEYS)
+
+
+class Goal(NamedTuple):
+    """The least ratio of module to vanilla, median of the pairs; None: measured without a goal."""
+
+    native: Optional[float] = None  # on servers with the native path of hits: Redis >= 7.2, Valkey
+    others: Optional[float] = None  # on the rest, where every linked command is rewritten
+
+    @staticmethod
+    def everywhere(ratio: float) -> Goal:
+        """The same for all servers."""
+        return Goal(ratio, ratio)
+
+    def text(self) -> str:
+        """For --list."""
+        if self.native == self.others:
+            return "no goal" if self.native is None else f"goal >= {self.native:.2f}"
+        native, others = ("none" if ratio is None else f">= {ratio:.2f}" for ratio in self)
+        return f"goal {native} with native hits (Redis >= 7.2, Valkey), {others} without"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One line of the report."""
+
+    name: str
+    description: str
+    vanilla: Load
+    module: Load
+    requests: int  # about one to two seconds for each run
+    script: Optional[str] = None  # for RG.PYEXECUTE on the module server
+    fires: bool = False  # whether each measured command is an event of the registration; if not, none may be
+    goal: Goal = Goal()
+
+    def goal_on(self, native_hits: bool) -> Optional[float]:
+        """The goal where it applies."""
+        return self.goal.native if native_hits else self.goal.others
+
+    def prepare(self, vanilla: Server, module: Server) -> None:
+        """The same keys on both servers, the registration on one."""
+        for server in (vanilla, module):
+            server.client.pipeline([("SET", f"key:{number:012}", VALUE.decode()) for number in range(KEYS)])
+        if self.script is not None:
+            module.client.call("RG.PYEXECUTE", self.script)
+
+    def check(self, vanilla: Server, module: Server, events: Optional[int] = None, runs: int = 0) -> None:
+        """Are the replies right? After the measurement also: did the registration see its commands, and only those?
+
+        # Raises `Failure`.
+        """
+        for server in (vanilla, module):
+            server.expect(("GET", PRESENT_KEY), VALUE)
+            server.expect(("DBSIZE",), KEYS)
+        vanilla.expect(("GET", MISSING_KEY), None)
+        module.expect(("GET", MISSING_KEY), OVERRIDE if self.script is not None else None)
+        if events is not None and (events < runs if self.fires else events != 0):
+            raise Failure(f"{runs} commands made {events} events")
+
+
+SCENARIOS = {
+    scenario.name: scenario
+    for scenario in (
+        Scenario(
+            "idle",
+            "module loaded, nothing registered: GET hits, pipeline 16",
+            vanilla=hits(16),
+            module=hits(16),
+            requests=2_000_000,
+            goal=Goal.everywhere(0.97),
+        ),
+        Scenario(
+            "hit",
+            "a keymiss registration on GET: GET hits, pipeline 16",
+            vanilla=hits(16),
+            module=hits(16),
+            requests=2_000_000,
+            script=KEYMISS.format(mode="async_local"),
+            goal=Goal(native=0.95),
+        ),
+        Scenario(
+            "miss",
+            "the same registration, constant override: GET misses against vanilla GET hits, pipeline 1",
+            vanilla=hits(1),
+            module=misses(1),
+            requests=200_000,
+            script=KEYMISS.format(mode="async_local"),
+            fires=True,
+            goal=Goal.everywhere(0.65),
+        ),
+        Scenario(
+            "miss-pipelined",
+            "the same at pipeline 16",
+            vanilla=hits(16),
+            module=misses(16),
+            requests=400_000,
+            script=KEYMISS.format(mode="async_local"),
+            fires=True,
+        ),
+        Scenario(
+            "sync",
+            "the same at pipeline 16, in mode sync: the function runs on the server's own thread",
+            vanilla=hits(16),
+            module=misses(16),
+            requests=1_000_000,
+            script=KEYMISS.format(mode="sync"),
+            fires=True,
+        ),
+    )
+}
