@@ -4,7 +4,7 @@
 //! that it started ([`Hooks::run_inner`]). Contract: `readers-and-events.md` chapter 10. All of it happens under the
 //! server's lock.
 
-use std::{cell::RefCell, ffi::CStr, sync::Arc};
+use std::{ffi::CStr, sync::Arc};
 
 use crate::{
     engine::{
@@ -161,9 +161,11 @@ pub struct Hooks {
     table: Guarded<Table>,
     installed: Guarded<Option<Installed>>,
     clients: Guarded<ClientCache>,
+    /// The linked command that runs now: whoever runs one holds the server's lock until it has run.
+    running: Guarded<Option<Running>>,
 }
 
-/// The linked command that this thread runs now.
+/// The linked command that runs now.
 struct Running {
     name: Arc<[u8]>,
     command: Vec<Vec<u8>>,
@@ -172,51 +174,33 @@ struct Running {
     link: Option<Arc<Link>>,
 }
 
-thread_local! {
-    static RUNNING: RefCell<Option<Running>> = const { RefCell::new(None) };
+/// The time that a linked command runs; ends also if something fails.
+struct RunningGuard<'a> {
+    hooks: &'a Hooks,
+    lock: Lock<'a>,
+    before: Option<Running>,
 }
 
-/// Restores what the thread ran before, also if something fails.
-struct RunningGuard(Option<Running>);
-
-impl RunningGuard {
-    fn enter(running: Running) -> Self {
-        Self(RUNNING.replace(Some(running)))
+impl<'a> RunningGuard<'a> {
+    fn enter(hooks: &'a Hooks, lock: Lock<'a>, running: Running) -> Self {
+        Self {
+            hooks,
+            lock,
+            before: hooks.running.write(lock).replace(running),
+        }
     }
 
     /// The link of the command, if an event fired.
     fn leave(self) -> Option<Arc<Link>> {
-        RUNNING.with_borrow_mut(|running| running.as_mut().and_then(|running| running.link.take()))
+        let mut running = self.hooks.running.write(self.lock);
+        running.as_mut().and_then(|running| running.link.take())
     }
 }
 
-impl Drop for RunningGuard {
+impl Drop for RunningGuard<'_> {
     fn drop(&mut self) {
-        RUNNING.set(self.0.take());
+        *self.hooks.running.write(self.lock) = self.before.take();
     }
-}
-
-/// True while this thread runs a linked command that `names` has, in any letter case.
-pub fn is_running_one_of(names: &[String]) -> bool {
-    RUNNING.with_borrow(|running| {
-        running.as_ref().is_some_and(|running| {
-            names
-                .iter()
-                .any(|name| name.as_bytes().eq_ignore_ascii_case(&running.name))
-        })
-    })
-}
-
-/// A hold on the linked command of this thread. `None` if there is no such command, or if its caller cannot wait for
-/// an execution in the background.
-pub fn hold_running(sync: bool) -> Option<Hold> {
-    RUNNING.with_borrow_mut(|running| {
-        let running = running.as_mut().filter(|running| sync || running.may_block)?;
-        let link = running
-            .link
-            .get_or_insert_with(|| Link::new(std::mem::take(&mut running.command)));
-        Some(link.hold())
-    })
 }
 
 impl Hooks {
@@ -228,7 +212,28 @@ impl Hooks {
             table: Guarded::default(),
             installed: Guarded::new(None),
             clients: Guarded::default(),
+            running: Guarded::new(None),
         })
+    }
+
+    /// True while a linked command runs that `names` has, in any letter case.
+    pub fn is_running_one_of(&self, lock: Lock<'_>, names: &[String]) -> bool {
+        self.running.read(lock).as_ref().is_some_and(|running| {
+            names
+                .iter()
+                .any(|name| name.as_bytes().eq_ignore_ascii_case(&running.name))
+        })
+    }
+
+    /// A hold on the linked command that runs now. `None` if there is none, or if its caller cannot wait for an
+    /// execution in the background.
+    pub fn hold_running(&self, lock: Lock<'_>, sync: bool) -> Option<Hold> {
+        let mut running = self.running.write(lock);
+        let running = running.as_mut().filter(|running| sync || running.may_block)?;
+        let link = running
+            .link
+            .get_or_insert_with(|| Link::new(std::mem::take(&mut running.command)));
+        Some(link.hold())
     }
 
     /// Asks the server about commands that a registration wants to link.
@@ -319,15 +324,17 @@ impl Hooks {
         }
         let native = self.features.filter_client_id && self.features.quiet_open;
         // A module's command may select another database for its client.
-        let changes_state =
-            name.contains(&b'.') || STATE_CHANGING.iter().any(|known| known.eq_ignore_ascii_case(name));
+        let changes_state = name.contains(&b'.')
+            || STATE_CHANGING
+                .iter()
+                .any(|known| known.eq_ignore_ascii_case(name));
         if native && changes_state {
             self.clients.write(lock).forget(passing.client_id());
         }
         let Some(entry) = table.find(name) else {
             return;
         };
-        if !engine.is_serving() || RUNNING.with_borrow(Option::is_some) {
+        if !engine.is_serving() || self.running.read(lock).is_some() {
             return;
         }
         let inner = &self.inner[entry.spec.inner as usize];
@@ -373,17 +380,22 @@ impl Hooks {
         if !genuine {
             return Err(Error::InnerCommand);
         }
-        let name = original.get(0).unwrap_or_default().to_ascii_lowercase();
+        let name = original.get(0).unwrap_or_default();
         if !command.caller_may_run(original) {
+            let name = name.to_ascii_lowercase();
             return Err(Error::NotPermitted(String::from_utf8_lossy(&name).into_owned()));
         }
         engine.stats.count_linked();
-        let running = RunningGuard::enter(Running {
-            name: name.into(),
-            command: original.to_vecs(),
-            may_block: command.may_block(),
-            link: None,
-        });
+        let running = RunningGuard::enter(
+            self,
+            command.lock(),
+            Running {
+                name: name.into(),
+                command: original.to_vecs(),
+                may_block: command.may_block(),
+                link: None,
+            },
+        );
         let reply = call_original(command, self.features, original);
         let link = running.leave();
         match link.as_ref().map_or(Ok(None), |link| link.close_if_free()) {

@@ -16,7 +16,7 @@ use crate::{
         registration::{Mode, Registration, Trigger},
     },
     error::Error,
-    hooks::{self, Hooks},
+    hooks::Hooks,
     redis::{
         events::{Class, KeyEvent},
         guarded::Guarded,
@@ -112,7 +112,7 @@ impl KeysWatch {
             return;
         }
         let list = Arc::clone(&self.watched.read(event.lock).list);
-        for watch in list.iter().filter(|watch| watch.matches(event)) {
+        for watch in list.iter().filter(|watch| watch.matches(&self.hooks, event)) {
             self.fire(watch, event);
         }
     }
@@ -124,7 +124,7 @@ impl KeysWatch {
             .conditions
             .commands
             .as_ref()
-            .and_then(|_| hooks::hold_running(sync));
+            .and_then(|_| self.hooks.hold_running(event.lock, sync));
         let occurred = Occurred {
             db: event.db,
             key: event.key.to_vec(),
@@ -166,14 +166,14 @@ impl KeysWatch {
 }
 
 impl Watch {
-    fn matches(&self, event: &KeyEvent<'_>) -> bool {
+    fn matches(&self, hooks: &Hooks, event: &KeyEvent<'_>) -> bool {
         let conditions = &self.conditions;
         conditions.names_event(event.name)
             && self.pattern.matches(event.key)
             && conditions
                 .commands
                 .as_deref()
-                .is_none_or(hooks::is_running_one_of)
+                .is_none_or(|names| hooks.is_running_one_of(event.lock, names))
             && !self.registration.is_removed()
             && conditions
                 .kinds

@@ -7,7 +7,7 @@ use std::{
     cell::Cell,
     marker::PhantomData,
     ptr,
-    sync::atomic::{AtomicPtr, Ordering},
+    sync::atomic::{AtomicI32, AtomicPtr, Ordering},
 };
 
 use redis_module::raw;
@@ -18,6 +18,9 @@ static CALL_CONTEXT: AtomicPtr<raw::RedisModuleCtx> = AtomicPtr::new(ptr::null_m
 
 /// The same for looking at keys inside the command filter, which may run in the middle of a call.
 static LOOK_CONTEXT: AtomicPtr<raw::RedisModuleCtx> = AtomicPtr::new(ptr::null_mut());
+
+/// The database that is selected on [`LOOK_CONTEXT`].
+static LOOK_DB: AtomicI32 = AtomicI32::new(0);
 
 thread_local! {
     /// How often this thread has entered the server's lock.
@@ -50,6 +53,16 @@ pub unsafe fn init(ctx: *mut raw::RedisModuleCtx) {
 /// The context for log lines; null before [`init`], which the server accepts.
 pub(super) fn log_context() -> *mut raw::RedisModuleCtx {
     CALL_CONTEXT.load(Ordering::Acquire)
+}
+
+impl Lock<'_> {
+    /// The bare proof, for entry points on the hot path that call nothing which asks [`is_held`].
+    ///
+    /// # Safety
+    /// The server called us and holds its lock for as long as the proof is used.
+    pub(super) unsafe fn assume() -> Self {
+        Lock { _held: PhantomData }
+    }
 }
 
 /// Marks the time that the server spends in one of our entry points.
@@ -118,12 +131,24 @@ pub fn with_lock<R>(work: impl FnOnce(Lock<'_>) -> R) -> R {
 impl Lock<'_> {
     /// The call context, with database `db` selected.
     pub(super) fn call_context(self, db: i32) -> *mut raw::RedisModuleCtx {
-        select(&CALL_CONTEXT, db)
+        let ctx = CALL_CONTEXT.load(Ordering::Acquire);
+        // SAFETY: the context is alive, and the lock is held. A command (SELECT) may have changed the database.
+        unsafe {
+            if api!(RedisModule_GetSelectedDb(ctx)) != db {
+                api!(RedisModule_SelectDb(ctx, db));
+            }
+        }
+        ctx
     }
 
     /// The context for looking at keys, with database `db` selected.
     pub(super) fn look_context(self, db: i32) -> *mut raw::RedisModuleCtx {
-        select(&LOOK_CONTEXT, db)
+        let ctx = LOOK_CONTEXT.load(Ordering::Acquire);
+        if LOOK_DB.swap(db, Ordering::Relaxed) != db {
+            // SAFETY: the context is alive, and nobody else selects on it.
+            unsafe { api!(RedisModule_SelectDb(ctx, db)) };
+        }
+        ctx
     }
 
     /// What the server says about itself now (`REDISMODULE_CTX_FLAGS_*`).
@@ -143,15 +168,4 @@ impl Lock<'_> {
     pub fn refuses_writes(self) -> bool {
         self.server_flags() & raw::REDISMODULE_CTX_FLAGS_READONLY != 0
     }
-}
-
-fn select(slot: &AtomicPtr<raw::RedisModuleCtx>, db: i32) -> *mut raw::RedisModuleCtx {
-    let ctx = slot.load(Ordering::Acquire);
-    // SAFETY: the context is alive, and the caller holds the server's lock (it has a `Lock`).
-    unsafe {
-        if api!(RedisModule_GetSelectedDb(ctx)) != db {
-            api!(RedisModule_SelectDb(ctx, db));
-        }
-    }
-    ctx
 }
