@@ -381,7 +381,7 @@ impl Hooks {
             return Err(Error::InnerCommand);
         }
         let name = original.get(0).unwrap_or_default();
-        if !command.caller_may_run(original) {
+        if !command.sender_may_run(original) {
             let name = name.to_ascii_lowercase();
             return Err(Error::NotPermitted(String::from_utf8_lossy(&name).into_owned()));
         }

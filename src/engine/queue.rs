@@ -15,7 +15,7 @@ use parking_lot::{Condvar, Mutex};
 use super::{execution::Execution, id::Id};
 
 /// How long ready jobs are left to the workers that are at it.
-const TICK: Duration = Duration::from_micros(250);
+const TICK: Duration = Duration::from_micros(500);
 /// How many ticks a worker stands by after the last job, so that it need not be woken for the next burst.
 const LINGER: u32 = 200;
 

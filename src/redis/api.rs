@@ -101,6 +101,7 @@ pub fn check_required() -> Result<(), &'static str> {
         RedisModule_SubscribeToServerEvent,
         RedisModule_IsKeysPositionRequest,
         RedisModule_KeyAtPos,
+        RedisModule_GetClientId,
         RedisModule_GetClientInfoById,
     );
     Ok(())

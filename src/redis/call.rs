@@ -7,6 +7,7 @@ use redis_module::raw;
 use super::{
     api::Features,
     command::Command,
+    guarded::Guarded,
     lock::Lock,
     reply::Reply,
     string::{Argv, RString},
@@ -36,6 +37,7 @@ pub fn call(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Re
     };
     let strings: Vec<RString<'_>> = args.iter().map(|arg| RString::new(lock, arg)).collect();
     let raw: Vec<_> = strings.iter().map(RString::as_raw).collect();
+    let _under_way = UnderWay::enter(lock);
     // SAFETY: the context is selected under the lock; `v` takes a pointer and a length.
     let reply = unsafe {
         let ctx = lock.call_context(db);
@@ -48,6 +50,29 @@ pub fn call(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Re
         )))
     };
     reply.into_reply()
+}
+
+/// How many calls of [`call`] are under way, one inside the other.
+static CALLS: Guarded<u32> = Guarded::new(0);
+
+/// True inside a command that a function runs.
+pub(super) fn is_under_way(lock: Lock<'_>) -> bool {
+    *CALLS.read(lock) > 0
+}
+
+struct UnderWay<'a>(Lock<'a>);
+
+impl<'a> UnderWay<'a> {
+    fn enter(lock: Lock<'a>) -> Self {
+        *CALLS.write(lock) += 1;
+        Self(lock)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        *CALLS.write(self.0) -= 1;
+    }
 }
 
 /// Runs the command that stands in `argv` as the client of `command` would have: in its database, with its

@@ -11,6 +11,7 @@ use redis_module::raw;
 
 use super::{
     api::{self, Features},
+    call,
     client::{BlockedClient, User},
     lock::{Entered, Lock},
     reply::Reply,
@@ -126,22 +127,28 @@ impl<'a> Command<'a> {
         unsafe { api!(RedisModule_KeyAtPos(self.ctx, position as c_int)) };
     }
 
-    /// The name of the caller's user, where the server has access control.
-    fn user_name(&self) -> Option<RString<'a>> {
-        if !has_api!(RedisModule_GetCurrentUserName) {
-            return None;
+    /// True when the user who sent this command may run the one that stands in `argv`. Functions and other modules
+    /// have no user and may run everything.
+    pub fn sender_may_run(&self, argv: Argv<'_>) -> bool {
+        if call::is_under_way(self.lock) {
+            return true;
         }
-        // SAFETY: the presence of the function was just checked.
-        let name = unsafe { api!(RedisModule_GetCurrentUserName(self.ctx)) };
-        RString::adopt(self.lock, name)
+        // SAFETY: the context is alive.
+        let id = unsafe { api!(RedisModule_GetClientId(self.ctx)) };
+        let user = User::of_client(self.lock, id).or_else(|| self.script_user());
+        user.is_none_or(|user| user.may_run(&mut argv.as_raw().to_vec()))
     }
 
-    /// True when the caller's user may run the command that stands in `argv`. Callers without a user may.
-    pub fn caller_may_run(&self, argv: Argv<'_>) -> bool {
-        let Some(user) = self.user_name().and_then(|name| User::by_name(&name)) else {
-            return true;
-        };
-        user.may_run(&mut argv.as_raw().to_vec())
+    /// The user who runs the script that runs this command.
+    fn script_user(&self) -> Option<User> {
+        let in_script = self.flags() & raw::REDISMODULE_CTX_FLAGS_LUA != 0;
+        if !in_script || !has_api!(RedisModule_GetCurrentUserName) {
+            return None;
+        }
+        // SAFETY: the presence of the function was just checked. The client of a script has its caller's user; only
+        // that of a function or a module has none, which 7.0 does not check.
+        let name = unsafe { api!(RedisModule_GetCurrentUserName(self.ctx)) };
+        User::by_name(&RString::adopt(self.lock, name)?)
     }
 }
 
