@@ -126,7 +126,7 @@ class Server:
     def command_line(self) -> list[str]:
         """The whole command line, as for `subprocess`."""
         line = [self.binary, "--port", self.port, "--bind", self.host, "--dir", self.dir]
-        line += ["--save", "", "--appendonly", "no", "--loglevel", "notice"]
+        line += ["--save", "", "--appendonly", "no", "--loglevel", "notice", "--repl-diskless-sync-delay", "0"]
         if not re.search(r"v=6\.", version_line(self.binary)):
             line += ["--enable-debug-command", "yes"]
         line += self.args

@@ -74,6 +74,7 @@ pub fn check_required() -> Result<(), &'static str> {
         RedisModule_ThreadSafeContextLock,
         RedisModule_ThreadSafeContextUnlock,
         RedisModule_Log,
+        RedisModule_Milliseconds,
         RedisModule_OpenKey,
         RedisModule_CloseKey,
         RedisModule_KeyType,
@@ -125,7 +126,7 @@ pub struct Features {
 impl Features {
     /// Looks at the function table once.
     pub fn probe() -> Self {
-        let quiet_open = has_api!(RedisModule_GetOpenKeyModesAll) && {
+        let quiet_open = has_api!(RedisModule_GetOpenKeyModesAll) && has_api!(RedisModule_GetAbsExpire) && {
             // SAFETY: presence was just checked; the function takes no argument.
             let modes = unsafe { api!(RedisModule_GetOpenKeyModesAll()) };
             modes & raw::REDISMODULE_OPEN_KEY_NOEFFECTS as i32 != 0

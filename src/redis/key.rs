@@ -143,11 +143,24 @@ unsafe fn open(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleString) -> Op
     Opened(key.cast(), std::marker::PhantomData)
 }
 
+/// A command's clock may be that much ahead of the one that a look before it goes by.
+const CLOCK_MARGIN_MS: i64 = 10;
+
+/// True if the key is there and will be when the command that names it runs: not if it expires in this moment.
+///
 /// # Safety
 /// `name` is alive, and the server knows the quiet flags.
 pub(super) unsafe fn exists_quietly(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleString) -> bool {
     // SAFETY: by the caller's promise. An expired key reads as absent.
-    unsafe { !open(lock, db, name).0.is_null() }
+    unsafe {
+        let opened = open(lock, db, name);
+        if opened.0.is_null() {
+            return false;
+        }
+        let expires_ms = api!(RedisModule_GetAbsExpire(opened.0));
+        expires_ms == i64::from(raw::REDISMODULE_NO_EXPIRE)
+            || expires_ms > api!(RedisModule_Milliseconds()) + CLOCK_MARGIN_MS
+    }
 }
 
 /// The type of a key now.

@@ -1,0 +1,184 @@
+"""Hits of linked commands behave as without the module: statistics, expiry, eviction data, client-side caching, cluster,
+access rights. Misses count once. Contract: design ("Hits run natively"), readers-and-events.md 10.7 to 10.9.
+"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import pytest
+import redis
+
+from helpers import Server, wait_until
+
+pytestmark = pytest.mark.matrix
+
+LINK = """
+GB('KeysReader').foreach(lambda r: override_reply('fetched')).register(
+    prefix='price:*', commands=['get', 'mget'], eventTypes=['keymiss'], mode='async_local')
+"""
+FETCHED = b"$7\r\nfetched\r\n"
+
+
+def linked(server: Server) -> int:
+    """How many commands went behind an inner one."""
+    return server.client().info("rg")["rg_linked_commands"]
+
+
+def test_only_misses_leave_the_servers_own_path(server: Server) -> None:
+    server.run(LINK)
+    client = server.client()
+    client.set("price:1", "a")
+    for _ in range(10):
+        assert client.get("price:1") == "a"
+        assert client.get("other") is None
+    assert linked(server) == (0 if server.native_hits else 10)
+    assert client.get("price:2") == "fetched"
+    assert linked(server) == (1 if server.native_hits else 11)
+
+
+def test_in_transactions_and_scripts_nothing_is_decided_early(server: Server) -> None:
+    server.run(LINK)
+    raw = server.raw()
+    raw.call("SET", "price:1", "a")
+    raw.call("MULTI")
+    raw.call("GET", "price:1")
+    raw.call("DEL", "price:1")
+    raw.call("GET", "price:1")
+    assert raw.call("EXEC") == b"*3\r\n$1\r\na\r\n:1\r\n$-1\r\n"
+    server.wait_idle()
+    assert server.registrations()[0]["RegistrationData"]["numTriggered"] == 1
+
+
+def test_a_registration_for_other_events_needs_every_call(server: Server) -> None:
+    server.run("""
+        GB('KeysReader').foreach(lambda r: override_reply(r['event'])).register(
+            prefix='*', commands=['get', 'getdel'], mode='async_local')
+    """)
+    client = server.client()
+    client.set("k", "v")
+    assert client.get("k") == "v"
+    assert client.execute_command("GETDEL", "k") == "del"
+    assert client.get("k") == "keymiss"
+
+
+def test_hits_and_misses_count_once(start_server: Callable[..., Server]) -> None:
+    plain, module = start_server(module=False), start_server()
+    module.run(LINK)
+    for server in (plain, module):
+        client = server.client()
+        client.set("price:1", "a")
+        client.config_resetstat()
+        for key in ("price:1", "price:1", "price:2", "other"):
+            client.get(key)
+        client.mget("price:1", "price:2", "price:3")
+        client.set("price:e", "x", px=1)
+        wait_until(lambda: client.info("keyspace").get("db0", {}).get("keys") == 1)
+        client.get("price:e")
+    counts = [
+        {name: server.client().info("stats")[name] for name in ("keyspace_hits", "keyspace_misses", "expired_keys")}
+        for server in (plain, module)
+    ]
+    assert counts[0] == counts[1]
+
+
+def test_an_expired_key_counts_as_missing(server: Server) -> None:
+    server.run(LINK)
+    client = server.client()
+    client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", "0")
+    client.set("price:1", "a", px=1)
+    wait_until(lambda: client.pttl("price:1") < 0)
+    assert client.get("price:1") == "fetched"
+
+
+def test_the_look_of_the_filter_does_not_touch(server: Server) -> None:
+    server.run(LINK)
+    client = server.client()
+    client.config_set("maxmemory-policy", "allkeys-lfu")
+    client.config_set("lfu-log-factor", "0")
+    client.set("price:1", "a")
+    before = client.object("freq", "price:1")
+    client.get("price:1")
+    assert client.object("freq", "price:1") == before + 1
+
+
+def test_client_side_caching(server: Server) -> None:
+    server.run(LINK)
+    raw, client = server.raw(), server.client()
+    client.set("price:1", "a")
+    raw.call("HELLO", 3)
+    raw.call("CLIENT", "TRACKING", "ON")
+    assert raw.call("GET", "price:1") == b"$1\r\na\r\n"
+    client.set("price:1", "b")
+    assert raw.read() == b">2\r\n$10\r\ninvalidate\r\n*1\r\n$7\r\nprice:1\r\n"
+    assert raw.call("GET", "price:2") == FETCHED
+    client.set("price:2", "b")
+    assert raw.read() == b">2\r\n$10\r\ninvalidate\r\n*1\r\n$7\r\nprice:2\r\n"
+
+
+def user(server: Server, *rules: str) -> redis.Redis:
+    server.client().execute_command("ACL", "SETUSER", "limited", "reset", "on", ">secret", "+client", "+hello", *rules)
+    return server.client(username="limited", password="secret")
+
+
+def test_a_user_with_the_command_only(server: Server) -> None:
+    server.run(LINK)
+    server.client().set("price:1", "a")
+    limited = user(server, "+get", "~price:*")
+    if server.native_hits:
+        assert limited.get("price:1") == "a"
+        assert limited.get("price:2") is None  # served, but not linked
+        assert server.client().info("rg")["rg_unlinked_for_acl"] == 1
+    else:
+        with pytest.raises(redis.exceptions.NoPermissionError, match="rg.innerread|RG.INNERREAD"):
+            limited.get("price:1")
+
+
+def test_a_user_with_the_inner_command_too(server: Server) -> None:
+    server.run(LINK)
+    server.client().set("price:1", "a")
+    limited = user(server, "+get", "+rg.innerread", "~price:*")
+    assert limited.get("price:1") == "a"
+    assert limited.get("price:2") == "fetched"
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        limited.get("other")
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        limited.mget("price:1", "price:2")
+
+
+def test_a_user_with_the_category(server: Server) -> None:
+    server.run(LINK)
+    limited = user(server, "+@read", "~*")
+    if server.native_hits:
+        assert limited.get("price:2") == "fetched"
+
+
+def test_the_inner_command_gives_no_rights(server: Server) -> None:
+    server.run(LINK)
+    server.client().set("price:1", "a")
+    limited = user(server, "+rg.innerread", "+eval", "~*")
+    for key in ("price:1", "price:2"):
+        with pytest.raises(redis.exceptions.NoPermissionError, match="'get'"):
+            limited.get(key)
+        with pytest.raises(redis.ResponseError):
+            limited.eval("return redis.call('get', KEYS[1])", 1, key)
+    assert server.registrations()[0]["RegistrationData"]["numTriggered"] == 0
+
+
+def test_cluster_redirections(start_server: Callable[..., Server]) -> None:
+    server = start_server(args=["--cluster-enabled", "yes"])
+    raw = server.raw()
+    for slot in (8192, 5461):  # those of a{06S} and the like stay here
+        raw.call("CLUSTER", "COUNTKEYSINSLOT", slot)
+    raw.call("CLUSTER", "ADDSLOTSRANGE" if server.is_valkey or server.version >= (7,) else "ADDSLOTS", 0, 8191)
+    raw.call("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    wait_until(lambda: b"cluster_state:ok" in raw.call("CLUSTER", "INFO"))
+    server.run("""
+        GB('KeysReader').foreach(lambda r: override_reply('fetched')).register(
+            prefix='*', commands=['get', 'mget'], eventTypes=['keymiss'], mode='async_local')
+    """)
+    # The slot of {06S} is 0, that of {foo} 12182.
+    assert raw.call("GET", "a{06S}") == FETCHED
+    assert raw.call("GET", "{foo}").startswith((b"-CLUSTERDOWN", b"-MOVED"))
+    assert raw.call("MGET", "a{06S}", "{foo}").startswith(b"-CROSSSLOT")
+    assert raw.call("MGET", "a{06S}", "b{06S}") == FETCHED
