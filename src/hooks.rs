@@ -161,6 +161,9 @@ pub struct Hooks {
     table: Guarded<Table>,
     installed: Guarded<Option<Installed>>,
     clients: Guarded<ClientCache>,
+    /// The client whose command the filter has just put behind an inner one, having asked for its user's rights. The
+    /// command runs next, unless the server refuses it; the next one that the filter sees takes this back.
+    cleared: Guarded<Option<u64>>,
     /// The linked command that runs now: whoever runs one holds the server's lock until it has run.
     running: Guarded<Option<Running>>,
 }
@@ -212,6 +215,7 @@ impl Hooks {
             table: Guarded::default(),
             installed: Guarded::new(None),
             clients: Guarded::default(),
+            cleared: Guarded::new(None),
             running: Guarded::new(None),
         })
     }
@@ -338,6 +342,7 @@ impl Hooks {
             return;
         }
         let inner = &self.inner[entry.spec.inner as usize];
+        *self.cleared.write(lock) = None;
         if !native {
             if entry.concerns(passing, |_| true) {
                 passing.rewrite(inner);
@@ -358,6 +363,7 @@ impl Hooks {
         }) {
             if passing.user_may_run(id, inner) {
                 passing.rewrite(inner);
+                *self.cleared.write(lock) = (!client.in_multi).then_some(id);
             } else {
                 engine.stats.count_acl_unlinked();
             }
@@ -381,7 +387,8 @@ impl Hooks {
             return Err(Error::InnerCommand);
         }
         let name = original.get(0).unwrap_or_default();
-        if !command.sender_may_run(original) {
+        let cleared = self.cleared.write(command.lock()).take();
+        if cleared.is_none_or(|id| id != command.client_id()) && !command.sender_may_run(original) {
             let name = name.to_ascii_lowercase();
             return Err(Error::NotPermitted(String::from_utf8_lossy(&name).into_owned()));
         }

@@ -104,7 +104,7 @@ impl Engine {
         let execution = self.create(start);
         self.queue.push(Job {
             execution: Arc::clone(&execution),
-            lane,
+            lane: lane.map(Arc::new),
         });
         execution
     }

@@ -7,10 +7,11 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
+    thread::{self, Thread},
     time::Duration,
 };
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{execution::Execution, id::Id};
 
@@ -31,21 +32,22 @@ pub enum Lane {
 /// An execution with the lane that it stands in.
 pub struct Job {
     pub execution: Arc<Execution>,
-    pub lane: Option<Lane>,
+    pub lane: Option<Arc<Lane>>,
 }
 
 /// The queue. Its mutex is held for a few moves of pointers only.
 #[derive(Default)]
 pub struct Queue {
     state: Mutex<State>,
-    change: Condvar,
+    /// Ends the tick of the worker that stands by.
+    standby: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     ready: VecDeque<Job>,
     /// Each lane that has a job ready or running, with the jobs behind that one.
-    lanes: HashMap<Lane, VecDeque<Job>>,
+    lanes: HashMap<Arc<Lane>, VecDeque<Job>>,
     /// Jobs that were ever taken.
     taken: u64,
     /// Workers between [`Queue::wait`] and the [`Queue::next`] that gave them nothing.
@@ -54,15 +56,30 @@ struct State {
     called: bool,
     /// A worker stands by.
     standby: bool,
-    sleeping: usize,
+    /// Workers that sleep. The last one is woken first: its memory is still warm.
+    sleepers: Vec<Thread>,
+}
+
+/// Whom to wake after the mutex was let go.
+enum Wake {
+    Nobody,
+    Sleeper(Thread),
+    Standby,
 }
 
 impl State {
-    /// True if somebody must come for what is ready; the caller then notifies.
-    fn call(&mut self) -> bool {
-        let needed = !self.ready.is_empty() && self.at_it == 0 && !self.called;
-        self.called |= needed;
-        needed
+    /// Somebody must come if there is work and nobody is at it. The one that stands by stays where it is if it can.
+    fn call(&mut self) -> Wake {
+        if self.ready.is_empty() || self.at_it > 0 || self.called {
+            return Wake::Nobody;
+        }
+        self.called = true;
+        match self.sleepers.pop() {
+            Some(sleeper) => Wake::Sleeper(sleeper),
+            None if self.standby => Wake::Standby,
+            // It is about to wait, and will see that it was called.
+            None => Wake::Nobody,
+        }
     }
 }
 
@@ -76,13 +93,17 @@ impl Queue {
                 behind.push_back(job);
                 return;
             }
-            state.lanes.insert(lane.clone(), VecDeque::new());
+            state.lanes.insert(Arc::clone(lane), VecDeque::new());
         }
         state.ready.push_back(job);
-        let call = state.call();
+        let wake = state.call();
         drop(state);
-        if call {
-            self.change.notify_one();
+        match wake {
+            Wake::Nobody => {}
+            Wake::Sleeper(sleeper) => sleeper.unpark(),
+            Wake::Standby => {
+                self.standby.notify_one();
+            }
         }
     }
 
@@ -96,15 +117,17 @@ impl Queue {
                 break;
             }
             if state.standby || (state.at_it == 0 && (quiet_ticks == 0 || quiet_ticks > LINGER)) {
-                state.sleeping += 1;
-                self.change.wait(&mut state);
-                state.sleeping -= 1;
+                let this = thread::current();
+                let id = this.id();
+                state.sleepers.push(this);
+                MutexGuard::unlocked(&mut state, thread::park);
+                state.sleepers.retain(|sleeper| sleeper.id() != id);
                 quiet_ticks = 0;
                 continue;
             }
             let taken = state.taken;
             state.standby = true;
-            self.change.wait_for(&mut state, TICK);
+            self.standby.wait_for(&mut state, TICK);
             state.standby = false;
             if state.taken != taken {
                 quiet_ticks = 1;
@@ -115,11 +138,11 @@ impl Queue {
             }
         }
         state.at_it += 1;
-        let second = !state.standby && state.sleeping > 0;
+        // Somebody has to stand by while this one is at it.
+        let second = if state.standby { None } else { state.sleepers.pop() };
         drop(state);
-        if second {
-            // Somebody has to stand by while this one is at it.
-            self.change.notify_one();
+        if let Some(second) = second {
+            second.unpark();
         }
     }
 

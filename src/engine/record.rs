@@ -12,6 +12,8 @@ pub enum Value {
     None,
     Int(i64),
     Text(Vec<u8>),
+    /// A text of ours, which many records have.
+    Name(&'static str),
     List(Vec<Value>),
     /// In order of insertion; names are distinct.
     Dict(Vec<(Cow<'static, [u8]>, Value)>),
@@ -40,6 +42,7 @@ impl From<Value> for Reply {
             Value::None => Self::Null,
             Value::Int(number) => Self::Int(number),
             Value::Text(text) => Self::Bulk(text),
+            Value::Name(name) => Self::bulk(name),
             Value::List(items) => Self::Array(items.into_iter().map(Self::from).collect()),
             Value::Dict(fields) => Self::Map(
                 fields

@@ -42,6 +42,7 @@ fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAn
         Value::None => py.None().into_bound(py),
         Value::Int(number) => number.into_pyobject(py)?.into_any(),
         Value::Text(text) => text_object(py, text),
+        Value::Name(name) => PyString::intern(py, name).into_any(),
         Value::List(items) => {
             let items = items
                 .iter()

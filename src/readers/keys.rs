@@ -329,11 +329,13 @@ pub(super) fn key_record(
     content: Option<(Kind, Value)>,
 ) -> record::Value {
     let field = |name: &'static str, value| (Cow::Borrowed(name.as_bytes()), value);
-    let text = |name: Cow<'static, str>| record::Value::Text(name.into_owned().into_bytes());
-    let mut fields = vec![
-        field("key", record::Value::Text(key)),
-        field("event", event.map_or(record::Value::None, text)),
-    ];
+    let event = event.map_or(record::Value::None, |event| match event {
+        Cow::Borrowed(name) => record::Value::Name(name),
+        Cow::Owned(name) => record::Value::Text(name.into_bytes()),
+    });
+    let mut fields = Vec::with_capacity(4);
+    fields.push(field("key", record::Value::Text(key)));
+    fields.push(field("event", event));
     if let Some((kind, value)) = content {
         // 1.2 calls the types that it does not know "unknown"; streams are what is left of them.
         let name = if kind == Kind::Stream {
@@ -341,7 +343,7 @@ pub(super) fn key_record(
         } else {
             kind.name()
         };
-        fields.push(field("type", text(Cow::Borrowed(name))));
+        fields.push(field("type", record::Value::Name(name)));
         fields.push(field("value", value.into()));
     }
     record::Value::Dict(fields)

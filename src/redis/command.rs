@@ -127,15 +127,19 @@ impl<'a> Command<'a> {
         unsafe { api!(RedisModule_KeyAtPos(self.ctx, position as c_int)) };
     }
 
+    /// The client that sent this command; meaningless for scripts, functions and modules.
+    pub fn client_id(&self) -> u64 {
+        // SAFETY: the context is alive.
+        unsafe { api!(RedisModule_GetClientId(self.ctx)) }
+    }
+
     /// True when the user who sent this command may run the one that stands in `argv`. Functions and other modules
     /// have no user and may run everything.
     pub fn sender_may_run(&self, argv: Argv<'_>) -> bool {
         if call::is_under_way(self.lock) {
             return true;
         }
-        // SAFETY: the context is alive.
-        let id = unsafe { api!(RedisModule_GetClientId(self.ctx)) };
-        let user = User::of_client(self.lock, id).or_else(|| self.script_user());
+        let user = User::of_client(self.lock, self.client_id()).or_else(|| self.script_user());
         user.is_none_or(|user| user.may_run(&mut argv.as_raw().to_vec()))
     }
 
