@@ -80,45 +80,21 @@ pub struct Registration {
     pub trigger: Box<dyn Trigger>,
     pub on_registered: Option<Arc<dyn Function>>,
     pub stats: RunStats,
+    pub life: Life,
+}
+
+/// What changes while a registration exists.
+#[derive(Default)]
+pub struct Life {
     /// Finished executions that can still be read, oldest first.
     kept: Mutex<VecDeque<Id>>,
     removed: AtomicBool,
 }
 
-/// What makes a [`Registration`].
-pub struct Definition {
-    pub id: Id,
-    pub desc: Option<String>,
-    pub mode: Mode,
-    pub in_order: bool,
-    pub plan: Arc<Plan>,
-    pub session: Arc<Session>,
-    pub trigger: Box<dyn Trigger>,
-    pub on_registered: Option<Arc<dyn Function>>,
-}
-
-impl From<Definition> for Registration {
-    fn from(definition: Definition) -> Self {
-        Self {
-            id: definition.id,
-            desc: definition.desc,
-            mode: definition.mode,
-            in_order: definition.in_order,
-            plan: definition.plan,
-            session: definition.session,
-            trigger: definition.trigger,
-            on_registered: definition.on_registered,
-            stats: RunStats::default(),
-            kept: Mutex::default(),
-            removed: AtomicBool::new(false),
-        }
-    }
-}
-
 impl Registration {
     /// Notes a finished execution that can still be read; the ones beyond `limit` are to be dropped.
     pub(super) fn keep(&self, id: Id, limit: Option<usize>) -> Vec<Id> {
-        let mut kept = self.kept.lock();
+        let mut kept = self.life.kept.lock();
         kept.push_back(id);
         let surplus = limit.map_or(0, |limit| kept.len().saturating_sub(limit));
         kept.drain(..surplus).collect()
@@ -126,16 +102,16 @@ impl Registration {
 
     /// Forgets an execution that was dropped otherwise.
     pub(super) fn forget(&self, id: Id) {
-        self.kept.lock().retain(|&known| known != id);
+        self.life.kept.lock().retain(|&known| known != id);
     }
 
     /// Marks it as removed; its kept executions are to be dropped.
     pub(super) fn remove(&self) -> Vec<Id> {
-        self.removed.store(true, Ordering::Release);
-        self.kept.lock().drain(..).collect()
+        self.life.removed.store(true, Ordering::Release);
+        self.life.kept.lock().drain(..).collect()
     }
 
     pub fn is_removed(&self) -> bool {
-        self.removed.load(Ordering::Acquire)
+        self.life.removed.load(Ordering::Acquire)
     }
 }

@@ -3,6 +3,7 @@
 //! Threads: a thread that waits is detached; objects are made and dropped while attached.
 
 mod api;
+mod arguments;
 mod atomic;
 mod builder;
 mod callback;

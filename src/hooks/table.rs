@@ -1,0 +1,193 @@
+//! Which commands are linked, and for which keys: what the filter looks up for each command that passes.
+
+use std::{ffi::CStr, sync::Arc};
+
+use crate::{
+    engine::id::Id,
+    error::Error,
+    readers::prefix::Pattern,
+    redis::{api::Features, call::call, filter::Passing, lock::Lock, reply::Reply},
+};
+
+/// The inner command that stands for an original, chosen so that the server applies the original's checks to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Inner {
+    Read,
+    Write,
+    /// A write that may need memory.
+    WriteMore,
+}
+
+impl Inner {
+    pub const ALL: [Self; 3] = [Self::Read, Self::Write, Self::WriteMore];
+
+    pub const fn name(self) -> &'static CStr {
+        match self {
+            Self::Read => c"RG.INNERREAD",
+            Self::Write => c"RG.INNERWRITE",
+            Self::WriteMore => c"RG.INNERWRITEMORE",
+        }
+    }
+}
+
+/// What the server says about a command.
+#[derive(Clone, Debug)]
+pub struct CommandSpec {
+    /// In lower case.
+    pub(super) name: Arc<[u8]>,
+    pub(super) inner: Inner,
+    /// Key positions as in COMMAND INFO; `first` 0 if there are none, or if they move.
+    first: i64,
+    last: i64,
+    step: i64,
+}
+
+impl CommandSpec {
+    /// The positions of the keys in a command of `len` words.
+    pub(super) fn key_positions(&self, len: usize) -> impl Iterator<Item = usize> + use<> {
+        let last = if self.last < 0 {
+            len as i64 + self.last
+        } else {
+            self.last
+        };
+        let (first, step) = (self.first, self.step.max(1) as usize);
+        let end = if first > 0 { last.min(len as i64 - 1) } else { -1 };
+        (first..=end).step_by(step).map(|position| position as usize)
+    }
+}
+
+/// One registration's interest in a command.
+pub(super) struct Rule {
+    pub(super) registration: Id,
+    pub(super) pattern: Pattern,
+    pub(super) only_misses: bool,
+}
+
+pub(super) struct Entry {
+    pub(super) spec: CommandSpec,
+    pub(super) rules: Vec<Rule>,
+    /// A hit concerns nobody: the filter may look the keys up and leave hits alone.
+    pub(super) only_misses: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Table {
+    pub(super) entries: Vec<Entry>,
+    /// Bit n: some name of n letters matters.
+    pub(super) lengths: u64,
+}
+
+/// Commands after which a client's database or transaction state may be another.
+pub(super) const STATE_CHANGING: [&[u8]; 5] = [b"select", b"multi", b"exec", b"discard", b"reset"];
+
+pub(super) fn length_bit(name: &[u8]) -> u64 {
+    1 << name.len().min(63)
+}
+
+impl Table {
+    pub(super) fn find(&self, name: &[u8]) -> Option<&Entry> {
+        self.entries
+            .iter()
+            .find(|entry| entry.spec.name.eq_ignore_ascii_case(name))
+    }
+
+    pub(super) fn recompute(&mut self) {
+        self.entries.retain(|entry| !entry.rules.is_empty());
+        for entry in &mut self.entries {
+            entry.only_misses = entry.spec.first > 0 && entry.rules.iter().all(|rule| rule.only_misses);
+        }
+        let linked = self.entries.iter().map(|entry| length_bit(&entry.spec.name));
+        let changing = STATE_CHANGING.iter().map(|name| length_bit(name));
+        self.lengths = linked.chain(changing).fold(0, |all, bit| all | bit);
+    }
+}
+impl Entry {
+    /// True if some rule is about one of the command's keys for which `also` holds. A command without key positions
+    /// concerns those who asked for every key.
+    pub(super) fn concerns(&self, passing: Passing<'_>, also: impl Fn(usize) -> bool) -> bool {
+        if self.spec.first <= 0 {
+            return true;
+        }
+        self.spec.key_positions(passing.len()).any(|position| {
+            let matches = |key: &[u8]| self.rules.iter().any(|rule| rule.pattern.matches(key));
+            passing.arg(position).is_some_and(matches) && also(position)
+        })
+    }
+}
+
+pub(super) fn look_up(
+    lock: Lock<'_>,
+    features: Features,
+    name: &str,
+    pattern: &Pattern,
+) -> Result<CommandSpec, Error> {
+    let argv = ["COMMAND", "INFO", name].map(|word| word.as_bytes().to_vec());
+    let Reply::Array(infos) = call(lock, features, 0, &argv) else {
+        return Err(Error::UnknownCommand);
+    };
+    let Some(Reply::Array(info)) = infos.first() else {
+        return Err(Error::UnknownCommand);
+    };
+    let number = |index: usize| match info.get(index) {
+        Some(Reply::Int(number)) => *number,
+        _ => 0,
+    };
+    let flag = |wanted: &str| match info.get(2) {
+        Some(Reply::Array(flags) | Reply::Set(flags)) => flags
+            .iter()
+            .any(|flag| matches!(flag, Reply::Status(flag) | Reply::Bulk(flag) if flag == wanted.as_bytes())),
+        _ => false,
+    };
+    let name = name.to_ascii_lowercase();
+    if flag("noscript") || name.starts_with("rg.") {
+        return Err(Error::CommandNotInScripts);
+    }
+    let moves = flag("movablekeys");
+    let everything = *pattern == Pattern::Everything;
+    if !everything {
+        if moves {
+            return Err(Error::CommandMovesKeys);
+        }
+        if number(3) <= 0 {
+            return Err(Error::CommandWithoutKeys);
+        }
+        if number(5) <= 0 {
+            return Err(Error::CommandWithoutKeyStep);
+        }
+    }
+    let inner = match (flag("write"), flag("denyoom")) {
+        (false, _) => Inner::Read,
+        (true, false) => Inner::Write,
+        (true, true) => Inner::WriteMore,
+    };
+    Ok(CommandSpec {
+        name: name.into_bytes().into(),
+        inner,
+        first: if moves { 0 } else { number(3) },
+        last: number(4),
+        step: number(5),
+    })
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_positions_follow_command_info() {
+        let spec = |first, last, step| CommandSpec {
+            name: b"x".to_vec().into(),
+            inner: Inner::Read,
+            first,
+            last,
+            step,
+        };
+        let positions = |spec: CommandSpec, len| spec.key_positions(len).collect::<Vec<_>>();
+        assert_eq!(positions(spec(1, 1, 1), 2), [1]);
+        assert_eq!(positions(spec(1, -1, 1), 4), [1, 2, 3]);
+        assert_eq!(positions(spec(1, -1, 2), 5), [1, 3]);
+        assert_eq!(positions(spec(1, 1, 1), 1), [0; 0]);
+        assert_eq!(positions(spec(0, 0, 0), 3), [0; 0]);
+        assert_eq!(positions(spec(2, -2, 1), 5), [2, 3]);
+    }
+}

@@ -1,0 +1,163 @@
+//! Arguments of the builder's methods: by place or by name, checked one by one with the texts of the contract.
+
+use std::sync::Arc;
+
+use pyo3::{
+    prelude::*,
+    types::{PyBool, PyDict, PyInt, PyString, PyTuple},
+};
+
+use super::{callback::Callback, errors};
+use crate::{
+    engine::registration::Mode,
+    readers::keys::Conditions,
+    redis::{api, key::Kind},
+};
+
+/// Keyword arguments, with a warning for those that nobody knows.
+pub struct Given<'a, 'py>(Option<&'a Bound<'py, PyDict>>);
+
+impl<'a, 'py> Given<'a, 'py> {
+    pub fn new(method: &str, kwargs: Option<&'a Bound<'py, PyDict>>, known: &[&str]) -> PyResult<Self> {
+        let mut unknown = Vec::new();
+        for name in kwargs.iter().flat_map(|kwargs| kwargs.keys()) {
+            let name: String = name.extract()?;
+            if !known.contains(&name.as_str()) {
+                unknown.push(name);
+            }
+        }
+        if !unknown.is_empty() {
+            api::log_warning(&format!(
+                "{method}: unknown arguments are ignored: {}",
+                unknown.join(", ")
+            ));
+        }
+        Ok(Self(kwargs))
+    }
+
+    pub fn get(&self, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
+        self.0.map_or(Ok(None), |kwargs| kwargs.get_item(name))
+    }
+
+    /// A real `bool`.
+    pub fn boolean(&self, name: &str, default: bool, otherwise: &str) -> PyResult<bool> {
+        let Some(value) = self.get(name)? else {
+            return Ok(default);
+        };
+        let value = value
+            .cast::<PyBool>()
+            .map_err(|_| errors::gears_error(otherwise))?;
+        Ok(value.is_true())
+    }
+
+    /// A callable, or `None`.
+    pub fn function(&self, name: &str, otherwise: &str) -> PyResult<Option<Arc<Callback>>> {
+        match self.get(name)? {
+            Some(function) if function.is_callable() => Ok(Some(Arc::new(Callback::new(&function)))),
+            Some(function) if !function.is_none() => Err(errors::gears_error(otherwise)),
+            _ => Ok(None),
+        }
+    }
+
+    /// An iterable of `str`, or `None`.
+    fn strings(&self, name: &str, not_iterable: &str, no_string: &str) -> PyResult<Option<Vec<String>>> {
+        let Some(value) = self.get(name)?.filter(|value| !value.is_none()) else {
+            return Ok(None);
+        };
+        let items = value.try_iter().map_err(|_| errors::gears_error(not_iterable))?;
+        items
+            .map(|item| string(&item?, no_string))
+            .collect::<PyResult<_>>()
+            .map(Some)
+    }
+}
+
+/// The arguments of a KeysReader registration, checked in the order of `readers-and-events.md` 2.3.
+pub fn conditions(given: &Given<'_, '_>) -> PyResult<Conditions> {
+    const PREFIX_TYPE: &str = "regex argument must be a string";
+    let prefix = match (given.get("regex")?, given.get("prefix")?) {
+        (Some(regex), _) => {
+            api::log_warning(
+                "Using regex argument with register is deprecated and missleading, use prefix instead.",
+            );
+            string(&regex, PREFIX_TYPE)?
+        }
+        (None, Some(prefix)) => string(&prefix, PREFIX_TYPE)?,
+        (None, None) => "*".to_owned(),
+    };
+    let events = given.strings(
+        "eventTypes",
+        "given eventTypes is not iterable",
+        "given event type is not string",
+    )?;
+    let kinds = given.strings(
+        "keyTypes",
+        "given keyTypes is not iterable",
+        "given key type is not string",
+    )?;
+    let by_name = |name: &String| Kind::by_name(name).ok_or_else(|| errors::gears_error("unknown key type"));
+    let kinds = kinds
+        .map(|kinds| kinds.iter().map(by_name).collect::<PyResult<_>>())
+        .transpose()?;
+    let read_value = given.boolean("readValue", true, "readValue is not boolean")?;
+    let commands = given.strings(
+        "commands",
+        "given commands is not iterable",
+        "given command type is not string",
+    )?;
+    let commands = commands.filter(|commands| !commands.is_empty());
+    if prefix.is_empty() && commands.is_none() {
+        return Err(errors::gears_error("prefix argument must not be empty"));
+    }
+    Ok(Conditions {
+        prefix,
+        events,
+        kinds,
+        commands,
+        read_value,
+    })
+}
+
+pub fn string(object: &Bound<'_, PyAny>, otherwise: &str) -> PyResult<String> {
+    let text = object
+        .cast::<PyString>()
+        .map_err(|_| errors::gears_error(otherwise))?;
+    Ok(text.to_str()?.to_owned())
+}
+
+pub fn mode_by_name(mode: &Bound<'_, PyAny>) -> PyResult<Mode> {
+    let name = string(mode, "execution mode must be a string")?;
+    Mode::by_name(&name).ok_or_else(|| errors::gears_error("unknown execution mode"))
+}
+
+/// A count of records: `bool` and `int`, not negative, 64 bit.
+pub fn count(object: &Bound<'_, PyAny>) -> PyResult<u64> {
+    let number = object
+        .cast::<PyInt>()
+        .map_err(|_| errors::gears_error("limit argument must be a number"))?;
+    number
+        .extract()
+        .map_err(|_| errors::gears_error("limit argument must be a number between 0 and 2^64 - 1"))
+}
+
+/// The arguments of an operation, by place or by name.
+pub fn arguments<'py, const N: usize>(
+    names: [&str; N],
+    args: &Bound<'py, PyTuple>,
+    kwargs: Option<&Bound<'py, PyDict>>,
+    wrong_count: &str,
+) -> PyResult<[Option<Bound<'py, PyAny>>; N]> {
+    let mut found = std::array::from_fn(|index| args.get_item(index).ok());
+    let mut surplus = args.len() > N;
+    for (name, value) in kwargs.iter().flat_map(|kwargs| kwargs.iter()) {
+        let name: String = name.extract()?;
+        match names.iter().position(|known| *known == name) {
+            Some(place) if found[place].is_none() => found[place] = Some(value),
+            _ => surplus = true,
+        }
+    }
+    if surplus {
+        return Err(errors::gears_error(wrong_count));
+    }
+    Ok(found)
+}
