@@ -19,8 +19,8 @@ export PORT PYTHON SERVER
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 # Asked for when first needed (after `setup`), then remembered.
-VENV = $(eval VENV := $$(shell scripts/python.sh venv))$(VENV)
-INTERPRETER = $(eval INTERPRETER := $$(shell scripts/python.sh))$(INTERPRETER)
+VENV = $(eval VENV := $$(shell PYTHON='$(PYTHON)' scripts/python.sh venv))$(VENV)
+INTERPRETER = $(eval INTERPRETER := $$(shell PYTHON='$(PYTHON)' scripts/python.sh))$(INTERPRETER)
 CARGO = PYO3_PYTHON='$(INTERPRETER)' PINION_VENV='$(VENV)' cargo
 VENV_PYTHON = '$(VENV)/bin/python'
 PYTEST = $(VENV_PYTHON) -m pytest
