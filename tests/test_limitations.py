@@ -58,6 +58,17 @@ def test_every_key_includes_commands_whose_keys_move(server: Server) -> None:
     assert server.registrations()[0]["RegistrationData"]["args"]["hookCommands"] == ["sort", "ping", "GET", "get"]
 
 
+def test_a_blocking_command_answers_at_once_as_in_a_transaction(server: Server) -> None:
+    raw = server.raw()
+    if b"noscript" in raw.call("COMMAND", "INFO", "blpop"):  # so does Redis 7.0
+        assert error_of(server, register("k*", ["blpop"])).endswith(f"'gears.error: {NOSCRIPT}\\n']")
+        return
+    assert server.run(register("k*", ["blpop"])) == "OK"
+    assert raw.call("BLPOP", "k", 0) == b"*-1\r\n"
+    raw.call("RPUSH", "k", "a")
+    assert raw.call("BLPOP", "k", 0) == b"*2\r\n$1\r\nk\r\n$1\r\na\r\n"
+
+
 def test_a_subcommand_is_accepted_and_never_fires(server: Server) -> None:
     assert server.run(register("*", ["object|encoding"])) == "OK"
     assert server.raw().call("OBJECT", "ENCODING", "k").startswith(b"$-1")
@@ -65,7 +76,7 @@ def test_a_subcommand_is_accepted_and_never_fires(server: Server) -> None:
 
 
 @pytest.mark.parametrize("function", ["override_reply('x')", "get_command()"])
-@pytest.mark.parametrize("context", ["multi", "lua"])
+@pytest.mark.parametrize("context", ["multi", "lua", "function"])
 def test_background_functions_are_not_linked_where_nobody_can_wait(server: Server, context: str, function: str) -> None:
     server.run(register("*", ["get"], step=f"lambda r: {function}"))
     raw = server.raw()
@@ -73,8 +84,12 @@ def test_background_functions_are_not_linked_where_nobody_can_wait(server: Serve
         raw.call("MULTI")
         raw.call("GET", "x")
         assert raw.call("EXEC") == b"*1\r\n$-1\r\n"
-    else:
+    elif context == "lua":
         assert raw.call("EVAL", "return redis.call('get', KEYS[1])", 1, "x") == b"$-1\r\n"
+    else:
+        library = "redis.register_function('f', function(keys) return redis.call('get', keys[1]) end)"
+        assert raw.call("FUNCTION", "LOAD", f"#!lua name=lib\n{library}") == b"$3\r\nlib\r\n"
+        assert raw.call("FCALL", "f", 1, "x") == b"$-1\r\n"
     server.wait_idle()
     data = server.registrations()[0]["RegistrationData"]
     assert (data["numTriggered"], data["numFailures"]) == (1, 1)

@@ -55,6 +55,10 @@ CONVERSIONS = [
     ("bytearray(b'-x')", b"$2\r\n-x\r\n", None),
     ("7", b":7\r\n", None),
     ("-5", b":-5\r\n", None),
+    ("b'+x'", b"$2\r\n+x\r\n", None),
+    ("1e20", b"$28\r\n100000000000000000000.000000\r\n", None),
+    ("['+a', '-ERR b', {'c': None}]", b"*3\r\n+a\r\n-ERR b\r\n*2\r\n$1\r\nc\r\n$-1\r\n",
+     b"*3\r\n+a\r\n-ERR b\r\n%1\r\n$1\r\nc\r\n_\r\n"),
     ("True", b":1\r\n", None),
     ("2 ** 63", b"$19\r\n9223372036854775808\r\n", None),
     ("1.5", b"$8\r\n1.500000\r\n", None),
@@ -180,6 +184,16 @@ def test_each_missing_key_of_one_command_fires(server: Server) -> None:
     assert server.registrations()[0]["RegistrationData"]["numTriggered"] == 2
 
 
+def test_one_client_waits_for_a_thousand_executions(server: Server) -> None:
+    server.run("""
+        GB('KeysReader').foreach(lambda r: execute('INCR', 'done')).register(
+            prefix='k:*', commands=['mget'], eventTypes=['keymiss'], mode='async_local')
+    """)
+    client = server.client()
+    assert client.mget([f"k:{number % 900}" for number in range(1000)]) == [None] * 1000
+    assert client.get("done") == "1000"
+
+
 def test_the_reply_waits_for_all_registrations_and_the_first_override_wins(server: Server) -> None:
     held(server, body="execute('SET', 'held', '1')")
     server.run("""
@@ -240,6 +254,53 @@ def test_a_linked_write(server: Server) -> None:
 
 
 @pytest.mark.parametrize("mode", ["async_local", "sync"])
+def test_every_event_of_the_command_on_a_matching_key_is_linked(server: Server, mode: str) -> None:
+    server.run(f"""
+        GB('KeysReader').foreach(lambda r: execute('RPUSH', 'seen', r['event'])).register(
+            prefix='k*', commands=['set', 'rename'], mode='{mode}')
+    """)
+    client = server.client()
+    assert client.set("k", "v", ex=100) is True
+    assert client.lrange("seen", 0, -1) == ["set", "expire"]
+    client.set("other", "v")
+    assert client.rename("other", "k2") is True
+    assert client.rename("k2", "other") is True
+    assert client.lrange("seen", 2, -1) == ["rename_to", "rename_from"]
+
+
+def test_any_step_may_override_and_a_filter_may_end_it(server: Server) -> None:
+    server.run("""
+        GB('KeysReader').map(lambda r: r['key']).filter(lambda key: key != 'no').foreach(override_reply).count().register(
+            prefix='*', commands=['get'], eventTypes=['keymiss'], mode='async_local')
+    """)
+    assert server.client().get("yes") == "yes"
+    assert server.client().get("no") is None
+
+
+@pytest.mark.parametrize("mode", ["async_local", "sync"])
+def test_what_is_replicated_are_plain_commands(server: Server, source: Server, mode: str) -> None:
+    server.run(f"""
+        def fetch(record):
+            execute('SET', record['key'] + ':seen', record['event'])
+
+        GB('KeysReader').foreach(fetch).register(prefix='k', commands=['get', 'set'], mode='{mode}')
+    """)
+    source.client().execute_command("REPLICAOF", server.host, server.port)  # a server without the module
+    wait_until(lambda: source.client().info("replication")["master_link_status"] == "up")
+    client = server.client()
+    client.get("k")
+    client.set("k", "one")
+    client.pipeline(transaction=True).set("k", "two").set("k", "three").execute()
+    client.eval("redis.call('SET', KEYS[1], 'four')", 1, "k")
+    server.wait_idle()
+    client.set("last", "1")
+    wait_until(lambda: source.client().get("last"))
+    assert source.client().mget("k", "k:seen") == client.mget("k", "k:seen") == ["four", "set"]
+    assert source.client().info("replication")["master_link_status"] == "up"
+    assert "CRITICAL" not in source.log()
+
+
+@pytest.mark.parametrize("mode", ["async_local", "async", "sync"])
 def test_the_command_and_the_function_act_in_the_clients_database(server: Server, mode: str) -> None:
     server.run(f"""
         def fetch(record):
@@ -269,6 +330,19 @@ def test_a_change_of_database_between_commands(server: Server) -> None:
     raw.call("MULTI")
     raw.call("SELECT", 3)
     raw.call("EXEC")
+    assert raw.call("GET", "k") == b"$6\r\nmissed\r\n"
+    raw.call("SELECT", 0)
+    for end in ("DISCARD", "EXEC", "RESET"):
+        raw.call("WATCH", "k")
+        raw.call("MULTI")
+        raw.call("SELECT", 3)
+        raw.call("GET", "k")
+        server.client().set("k", "zero")  # EXEC does nothing
+        raw.call(end)
+        assert raw.call("GET", "k") == b"$4\r\nzero\r\n"
+        assert raw.call("EVAL", "redis.call('SELECT', 3) return redis.call('GET', 'k')", 0) == b"$-1\r\n"
+        assert raw.call("GET", "k") == b"$4\r\nzero\r\n"
+    server.client().swapdb(0, 3)
     assert raw.call("GET", "k") == b"$6\r\nmissed\r\n"
 
 

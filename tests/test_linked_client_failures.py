@@ -168,8 +168,20 @@ def test_client_unblock_has_no_effect(server: Server) -> None:
     raw.send("GET", "hold:1")
     wait_until(lambda: blocked(server) == 1)
     assert server.client().execute_command("CLIENT", "UNBLOCK", number) == 0
+    assert server.client().execute_command("CLIENT", "UNBLOCK", number, "ERROR") == 0
     go(server)
     assert raw.read() == LATE
+
+
+def test_a_client_that_wants_no_replies(server: Server) -> None:
+    hold(server)
+    raw = server.raw()
+    raw.send("CLIENT", "REPLY", "SKIP")
+    raw.send("GET", "hold:1")
+    raw.send("PING")
+    wait_until(lambda: blocked(server) == 1)
+    go(server)
+    assert raw.read() == b"+PONG\r\n"
 
 
 def test_flushall_meanwhile(server: Server) -> None:
@@ -202,6 +214,7 @@ def test_demotion_meanwhile(server: Server, source: Server) -> None:
     client = server.client()
     client.execute_command("REPLICAOF", source.host, source.port)
     assert raw.read().startswith(b"-UNBLOCKED")
+    wait_until(lambda: client.info("replication")["master_link_status"] == "up")  # all data were loaded anew
     client.execute_command("REPLICAOF", "NO", "ONE")
     go(server)
     server.wait_idle()

@@ -82,6 +82,19 @@ def test_hits_and_misses_count_once(start_server: Callable[..., Server]) -> None
     assert counts[0] == counts[1]
 
 
+def test_command_statistics(server: Server) -> None:
+    server.run(LINK)
+    client = server.client()
+    client.set("price:1", "a")
+    client.config_resetstat()
+    for key in ("price:1", "price:1", "price:2", "other"):
+        client.get(key)
+    stats = client.info("commandstats")
+    assert stats["cmdstat_get"]["calls"] == 4
+    inner = {name: stat["calls"] for name, stat in stats.items() if "rg.inner" in name.lower()}
+    assert list(inner.values()) == [1 if server.native_hits else 3]
+
+
 def test_an_expired_key_counts_as_missing(server: Server) -> None:
     server.run(LINK)
     client = server.client()
@@ -102,6 +115,21 @@ def test_the_look_of_the_filter_does_not_touch(server: Server) -> None:
     assert client.object("freq", "price:1") == before + 1
 
 
+def test_a_command_that_does_not_touch_leaves_the_key_untouched(server: Server) -> None:
+    server.run("""
+        GB('KeysReader').foreach(lambda r: override_reply('fetched')).register(
+            prefix='*', commands=['exists', 'ttl'], eventTypes=['keymiss'], mode='async_local')
+    """)
+    client = server.client()
+    client.config_set("maxmemory-policy", "allkeys-lfu")
+    client.config_set("lfu-log-factor", "0")
+    client.set("k", "v")
+    before = client.object("freq", "k")
+    assert (client.execute_command("EXISTS", "k"), client.execute_command("TTL", "k")) == (1, -1)
+    assert client.execute_command("EXISTS", "k", "missing") == "fetched"
+    assert client.object("freq", "k") == before
+
+
 def test_client_side_caching(server: Server) -> None:
     server.run(LINK)
     raw, client = server.raw(), server.client()
@@ -114,6 +142,25 @@ def test_client_side_caching(server: Server) -> None:
     assert raw.call("GET", "price:2") == FETCHED
     client.set("price:2", "b")
     assert raw.read() == b">2\r\n$10\r\ninvalidate\r\n*1\r\n$7\r\nprice:2\r\n"
+
+
+def test_a_fetched_key_is_invalidated_before_the_reply(server: Server) -> None:
+    server.run("""
+        def fetch(record):
+            execute('SET', record['key'], 'stored')
+            override_reply('stored')
+
+        GB('KeysReader').foreach(fetch).register(prefix='*', commands=['get'], eventTypes=['keymiss'], mode='async_local')
+    """)
+    raw = server.raw()
+    raw.call("HELLO", 3)
+    raw.call("CLIENT", "TRACKING", "ON")
+    raw.send("GET", "k")
+    assert raw.read() == b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n"
+    assert raw.read() == b"$6\r\nstored\r\n"
+    assert raw.call("GET", "k") == b"$6\r\nstored\r\n"
+    server.client().set("k", "new")
+    assert raw.read() == b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n"
 
 
 def user(server: Server, *rules: str) -> redis.Redis:
@@ -129,6 +176,8 @@ def test_a_user_with_the_command_only(server: Server) -> None:
         assert limited.get("price:1") == "a"
         assert limited.get("price:2") is None  # served, but not linked
         assert server.client().info("rg")["rg_unlinked_for_acl"] == 1
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            limited.get("other")
     else:
         with pytest.raises(redis.exceptions.NoPermissionError, match="rg.innerread|RG.INNERREAD"):
             limited.get("price:1")
@@ -153,6 +202,27 @@ def test_a_user_with_the_category(server: Server) -> None:
         assert limited.get("price:2") == "fetched"
 
 
+def test_a_user_without_the_command(server: Server) -> None:
+    server.run(LINK)
+    server.client().set("price:1", "a")
+    limited = user(server, "+mget", "~*")
+    for key in ("price:1", "price:2", "other"):
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            limited.get(key)
+    assert server.registrations()[0]["RegistrationData"]["numTriggered"] == 0
+
+
+def test_a_user_with_the_command_only_in_a_transaction(server: Server) -> None:
+    server.run(LINK)
+    limited = user(server, "+get", "+mget", "+multi", "+exec", "~price:*")
+    pipe = limited.pipeline(transaction=True).get("price:1").mget("price:1", "price:2")
+    if server.native_hits:
+        assert pipe.execute() == [None, [None, None]]
+    else:
+        with pytest.raises(redis.ResponseError, match="(?i)rg.innerread"):
+            pipe.execute()
+
+
 def test_the_inner_command_gives_no_rights(server: Server) -> None:
     server.run(LINK)
     server.client().set("price:1", "a")
@@ -168,8 +238,7 @@ def test_the_inner_command_gives_no_rights(server: Server) -> None:
 def test_cluster_redirections(start_server: Callable[..., Server]) -> None:
     server = start_server(args=["--cluster-enabled", "yes"])
     raw = server.raw()
-    for slot in (8192, 5461):  # those of a{06S} and the like stay here
-        raw.call("CLUSTER", "COUNTKEYSINSLOT", slot)
+    assert raw.call("GET", "a{06S}").startswith(b"-CLUSTERDOWN")
     raw.call("CLUSTER", "ADDSLOTSRANGE" if server.is_valkey or server.version >= (7,) else "ADDSLOTS", 0, 8191)
     raw.call("CONFIG", "SET", "cluster-require-full-coverage", "no")
     wait_until(lambda: b"cluster_state:ok" in raw.call("CLUSTER", "INFO"))
@@ -182,3 +251,42 @@ def test_cluster_redirections(start_server: Callable[..., Server]) -> None:
     assert raw.call("GET", "{foo}").startswith((b"-CLUSTERDOWN", b"-MOVED"))
     assert raw.call("MGET", "a{06S}", "{foo}").startswith(b"-CROSSSLOT")
     assert raw.call("MGET", "a{06S}", "b{06S}") == FETCHED
+
+
+def test_cluster_of_two(start_server: Callable[..., Server]) -> None:
+    """MOVED, ASKING during a migration, and READONLY on a replica, as without the module."""
+    first, second, replica = (start_server(args=["--cluster-enabled", "yes"]) for _ in range(3))
+    for server in (first, second, replica):
+        assert server.run(LINK.replace("price:*", "*")) == "OK"
+    one, two, three = first.raw(), second.raw(), replica.raw()
+    one.call("CLUSTER", "ADDSLOTSRANGE", 0, 8191)
+    two.call("CLUSTER", "ADDSLOTSRANGE", 8192, 16383)
+    name = lambda raw: raw.call("CLUSTER", "MYID").split(b"\r\n")[1]
+    for epoch, (server, raw) in enumerate([(second, two), (replica, three)], 2):
+        raw.call("CLUSTER", "SET-CONFIG-EPOCH", epoch)
+        one.call("CLUSTER", "MEET", server.host, server.port)
+    for raw in (one, two, three):
+        wait_until(lambda raw=raw: b"cluster_state:ok" in raw.call("CLUSTER", "INFO"), 20)
+        wait_until(lambda raw=raw: raw.call("CLUSTER", "NODES").count(b" connected") == 3, 20)
+    wait_until(lambda: three.call("CLUSTER", "REPLICATE", name(one)) == b"+OK\r\n")
+    wait_until(lambda: replica.client().info("replication").get("master_link_status") == "up", 20)
+
+    # The slot of {06S} is 0, that of {foo} 12182.
+    assert one.call("GET", "{foo}") == b"-MOVED 12182 127.0.0.1:%d\r\n" % second.port
+    assert two.call("GET", "{foo}") == FETCHED
+    assert two.call("MGET", "{foo}", "{06S}").startswith(b"-CROSSSLOT")
+
+    one.call("SET", "{06S}", "v")
+    wait_until(lambda: replica.client().dbsize() == 1)
+    moved = b"-MOVED 0 127.0.0.1:%d\r\n" % first.port
+    assert (three.call("GET", "{06S}"), three.call("GET", "a{06S}")) == (moved, moved)
+    three.call("READONLY")
+    assert (three.call("GET", "{06S}"), three.call("GET", "a{06S}")) == (b"$1\r\nv\r\n", b"$-1\r\n")
+
+    two.call("CLUSTER", "SETSLOT", 0, "IMPORTING", name(one))
+    one.call("CLUSTER", "SETSLOT", 0, "MIGRATING", name(two))
+    assert one.call("GET", "{06S}") == b"$1\r\nv\r\n"
+    assert one.call("GET", "a{06S}") == b"-ASK 0 127.0.0.1:%d\r\n" % second.port
+    two.call("ASKING")
+    assert two.call("GET", "a{06S}") == FETCHED
+    assert two.call("GET", "a{06S}") == moved

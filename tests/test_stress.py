@@ -34,7 +34,7 @@ GB('KeysReader').foreach(fetch).register(prefix='k:*', commands=['get'], eventTy
 
 
 class Client(threading.Thread):
-    """Sends `count` commands in pipelines of some, checks each reply, and may be cut off by its own hand."""
+    """Sends `count` commands in pipelines of some, checks each reply, and may be cut off in the middle."""
 
     def __init__(self, server: Server, seed: int, count: int, keys: int) -> None:
         super().__init__(daemon=True)
@@ -60,6 +60,8 @@ class Client(threading.Thread):
             for number in numbers:
                 raw.send("GET", f"k:{number}")
             if self.suicidal and self.random.random() < 0.2:
+                if self.random.random() < 0.5:
+                    self.call("CLIENT", "KILL", "ADDR", "%s:%d" % raw.socket.getsockname())
                 break
             for number in numbers:
                 reply, wanted = raw.read(), self.expected(number)
@@ -67,6 +69,11 @@ class Client(threading.Thread):
             done += len(numbers)
         raw.close()
         return max(done, 1)
+
+    def call(self, *words: str) -> None:
+        raw = RawClient(self.server.host, self.server.port, 30)
+        raw.call(*words)
+        raw.close()
 
     @staticmethod
     def expected(number: int) -> bytes:

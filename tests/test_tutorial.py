@@ -76,6 +76,7 @@ def test_a_script_gets_nil(server: Server, source: Server) -> None:
     assert server.client().eval("return redis.call('GET', KEYS[1])", 1, "x") is None
     server.wait_idle()
     assert data(server)["numFailures"] == 1
+    assert ast.literal_eval(data(server)["lastError"])[-1] == "gears.error: Can not get command ctx\n"
 
 
 def test_a_source_that_is_down_gives_the_nil(server: Server, source: Server) -> None:
