@@ -150,6 +150,10 @@ unsafe extern "C" fn on_server_event(
     // SAFETY: the server calls this with its own arguments.
     unsafe {
         events::run_server_event(event, sub_event, |lock, event| {
+            if event == ServerEvent::BeforeSleep {
+                pinion.engine.about_to_sleep();
+                return;
+            }
             pinion.engine.update_serving(lock);
             if event == ServerEvent::LoadingStarted {
                 pinion.engine.loading_started();
@@ -221,7 +225,7 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
     for command in COMMANDS {
         loading.create(*command, features)?;
     }
-    loading.subscribe(on_server_event, on_info);
+    engine.gather_jobs(loading.subscribe(on_server_event, on_info));
     engine.update_serving(lock);
     api::log_notice(&format!(
         "Pinion {}, compatible with RedisGears 1.2",

@@ -23,6 +23,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
     time::Duration,
 };
 
@@ -92,6 +93,16 @@ impl Engine {
     /// To be called when the server's role or its loading state has changed.
     pub fn update_serving(&self, lock: Lock<'_>) {
         self.serving.store(lock.serves_events(), Ordering::Relaxed);
+    }
+
+    /// `true`: the server's thread tells when it is about to sleep, see [`Engine::about_to_sleep`].
+    pub fn gather_jobs(&self, gather: bool) {
+        self.queue.gather(gather.then(|| thread::current().id()));
+    }
+
+    /// The server's thread has done what its clients asked for: the workers get what came of that.
+    pub fn about_to_sleep(&self) {
+        self.queue.release();
     }
 
     /// Executions that wait for a worker.

@@ -6,8 +6,11 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
-    thread::{self, Thread},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, Thread, ThreadId},
     time::Duration,
 };
 
@@ -19,6 +22,9 @@ use super::{execution::Execution, id::Id};
 const TICK: Duration = Duration::from_micros(500);
 /// How many ticks a worker stands by after the last job, so that it need not be woken for the next burst.
 const LINGER: u32 = 200;
+
+/// How many jobs are gathered before a worker is woken for them.
+const GATHER: usize = 16;
 
 /// Executions of one lane run one after another, in the order of their events.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -41,6 +47,10 @@ pub struct Queue {
     state: Mutex<State>,
     /// Ends the tick of the worker that stands by.
     standby: Condvar,
+    /// The server's thread, if it calls [`Queue::release`] before it sleeps.
+    gatherer: OnceLock<ThreadId>,
+    /// The server's thread has appended jobs that no worker was woken for.
+    gathered: AtomicBool,
 }
 
 #[derive(Default)]
@@ -96,6 +106,35 @@ impl Queue {
             state.lanes.insert(Arc::clone(lane), VecDeque::new());
         }
         state.ready.push_back(job);
+        // What one turn of the server's loop brings is begun together: one worker is woken once for all of it.
+        let gathers = state.ready.len() < GATHER
+            && self
+                .gatherer
+                .get()
+                .is_some_and(|&gatherer| gatherer == thread::current().id());
+        if gathers {
+            self.gathered.store(true, Ordering::Relaxed);
+            return;
+        }
+        self.wake(state);
+    }
+
+    /// Makes the calling thread, or none, the one that calls [`Queue::release`] after it has pushed jobs.
+    pub fn gather(&self, thread: Option<ThreadId>) {
+        if let Some(thread) = thread {
+            // Told once, while the module loads.
+            let _ = self.gatherer.set(thread);
+        }
+    }
+
+    /// Wakes a worker for the jobs gathered since the last call.
+    pub fn release(&self) {
+        if self.gathered.swap(false, Ordering::Relaxed) {
+            self.wake(self.state.lock());
+        }
+    }
+
+    fn wake(&self, mut state: MutexGuard<'_, State>) {
         let wake = state.call();
         drop(state);
         match wake {

@@ -115,23 +115,24 @@ pub enum ServerEvent {
     LoadingStarted,
     /// Loading ended, well or badly.
     LoadingEnded,
+    /// The server has done what its clients asked for and is about to wait for more.
+    BeforeSleep,
 }
 
-/// Asks for the server events that [`ServerEvent`] names.
+/// Asks for the server events that [`ServerEvent`] names. False if the server has no `BeforeSleep` (before 7.0).
 ///
 /// # Safety
 /// `ctx` is the context of `RedisModule_OnLoad`.
-pub unsafe fn subscribe_server(ctx: *mut raw::RedisModuleCtx, function: ServerFunction) {
-    // SAFETY: by the caller's promise; the events are constants of the bindings.
-    unsafe {
-        for id in [
-            raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED,
-            raw::REDISMODULE_EVENT_LOADING,
-        ] {
-            let event = raw::RedisModuleEvent { id, dataver: 1 };
-            api!(RedisModule_SubscribeToServerEvent(ctx, event, Some(function)));
-        }
-    }
+pub unsafe fn subscribe_server(ctx: *mut raw::RedisModuleCtx, function: ServerFunction) -> bool {
+    let subscribe = |id| {
+        let event = raw::RedisModuleEvent { id, dataver: 1 };
+        // SAFETY: by the caller's promise.
+        let done = unsafe { api!(RedisModule_SubscribeToServerEvent(ctx, event, Some(function))) };
+        done == raw::REDISMODULE_OK as c_int
+    };
+    subscribe(raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED);
+    subscribe(raw::REDISMODULE_EVENT_LOADING);
+    has_api!(RedisModule_EventLoopAdd) && subscribe(raw::REDISMODULE_EVENT_EVENTLOOP)
 }
 
 /// The frame around a server event function.
@@ -151,6 +152,9 @@ pub unsafe fn run_server_event(
             }
             _ => ServerEvent::LoadingStarted,
         },
+        raw::REDISMODULE_EVENT_EVENTLOOP if sub_event == raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP => {
+            ServerEvent::BeforeSleep
+        }
         _ => return,
     };
     // SAFETY: the server holds its lock while it fires events.

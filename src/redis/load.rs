@@ -43,12 +43,13 @@ impl<'a> Loading<'a> {
         unsafe { command.create(self.ctx, features) }
     }
 
-    /// Asks for server events, and registers the module's part of INFO.
-    pub fn subscribe(&self, on_event: ServerFunction, on_info: info::Function) {
+    /// Asks for server events, and registers the module's part of INFO. False if the server does not tell when it is
+    /// about to sleep.
+    pub fn subscribe(&self, on_event: ServerFunction, on_info: info::Function) -> bool {
         // SAFETY: the context is that of `RedisModule_OnLoad`.
         unsafe {
-            events::subscribe_server(self.ctx, on_event);
             info::register(self.ctx, on_info);
+            events::subscribe_server(self.ctx, on_event)
         }
     }
 }
