@@ -72,7 +72,7 @@ pub struct Hooks {
     installed: Guarded<Option<Installed>>,
     clients: Guarded<ClientCache>,
     /// The client whose command the filter has just put behind an inner one, having asked for its user's rights. The
-    /// command runs next, unless the server refuses it; the next one that the filter sees takes this back.
+    /// command runs next, unless the server refuses it; the next one that is put behind an inner one takes this back.
     cleared: Guarded<Option<u64>>,
     /// The linked command that runs now: whoever runs one holds the server's lock until it has run.
     running: Guarded<Option<Running>>,
@@ -252,7 +252,6 @@ impl Hooks {
             return;
         }
         let inner = &self.inner[entry.spec.inner as usize];
-        *self.cleared.write(lock) = None;
         if !native {
             if entry.concerns(passing, |_| true) {
                 passing.rewrite(inner);
@@ -262,6 +261,7 @@ impl Hooks {
         let id = passing.client_id();
         let Some(client) = self.clients.write(lock).look_up(lock, id) else {
             // A script or a module: it has the rights of its caller, which the inner command checks.
+            *self.cleared.write(lock) = None;
             if entry.concerns(passing, |_| true) {
                 passing.rewrite(inner);
             }
@@ -271,6 +271,7 @@ impl Hooks {
         if entry.concerns(passing, |position| {
             !look || !passing.key_exists(client.db, position)
         }) {
+            *self.cleared.write(lock) = None;
             if passing.user_may_run(id, inner) {
                 passing.rewrite(inner);
                 *self.cleared.write(lock) = (!client.in_multi).then_some(id);
