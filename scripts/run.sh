@@ -18,7 +18,8 @@ cat <<TEXT
 Pinion runs on port $port; Ctrl-C ends it. In other terminals, in this directory:
 
   Python in the server:
-    redis-cli -p $port RG.PYEXECUTE "GB('PythonReader').map(lambda x: x * 2).run(range(5))"
+    redis-cli -p $port SET greeting hello
+    redis-cli -p $port RG.PYEXECUTE "GB('KeysReader').map(lambda r: r['value'].upper()).run('*')"
 
   A read-through cache (the database behind it is a plain server on port 6380):
     redis-server --port 6380 --save ''
