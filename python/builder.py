@@ -40,3 +40,19 @@ class GearsBuilder(PyFlatExecution):
         """
         kargs['prefix'] = prefix
         return self._register(bool(convertToStr), bool(collect), kargs)
+
+    def avg(self, extractor=float):
+        """All records become the mean (float) of `extractor(record)`; no record if there was none."""
+        return self.map(extractor).aggregate((0, 0), _add_value, _add_partial).map(_mean)
+
+
+def _add_value(total, value):
+    return total[0] + value, total[1] + 1
+
+
+def _add_partial(total, partial):
+    return total[0] + partial[0], total[1] + partial[1]
+
+
+def _mean(total):
+    return total[0] / total[1]

@@ -103,22 +103,24 @@ fn steps(execution: &Execution) -> Reply {
         .as_deref()
         .map(|outcome| outcome.steps.as_slice())
         .unwrap_or_default();
-    let steps = execution
-        .plan
-        .steps
-        .iter()
-        .enumerate()
-        .rev()
-        .map(|(index, step)| {
-            let function = step
-                .function()
-                .and_then(|function| execution.plan.functions.get(function));
-            let duration = durations.get(index).copied().map_or(0, whole_ms);
-            let name = function.map_or_else(|| step.kind().to_owned(), |function| function.name());
+    let mut shown = vec![describe_step("map", 0, "convert", "")];
+    for (index, step) in execution.plan.steps.iter().enumerate() {
+        let mut duration = durations.get(index).copied().map_or(0, whole_ms);
+        for (kind, function) in step.shown() {
+            let function = function.and_then(|function| execution.plan.functions.get(function));
+            let name = function.map_or_else(|| kind.to_owned(), |function| function.name());
             let argument = function.map(|function| function.describe()).unwrap_or_default();
-            describe_step(step.kind(), duration, &name, &argument)
-        });
-    Reply::Array(steps.chain([describe_step("map", 0, "convert", "")]).collect())
+            // Where a step shows as several, the first one has its time.
+            shown.push(describe_step(
+                kind,
+                std::mem::take(&mut duration),
+                &name,
+                &argument,
+            ));
+        }
+    }
+    shown.reverse();
+    Reply::Array(shown)
 }
 
 fn describe_step(kind: &str, duration_ms: i64, name: &str, argument: &str) -> Reply {

@@ -31,6 +31,11 @@ pub trait Source: Send {
     /// # Errors
     /// The text of an error record; there is no next record then.
     fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure>;
+
+    /// A record that was read ahead, so that `next` need not be asked now.
+    fn buffered(&mut self) -> Option<Record> {
+        None
+    }
 }
 
 /// What a source may need to know.
@@ -108,8 +113,8 @@ pub struct Execution {
     pub db: i32,
     /// Forget it as soon as it is finished and its waiters are answered.
     pub transient: bool,
-    /// The language's id of the thread inside a callback of this execution; 0 while none is.
-    pub callback_thread: AtomicU64,
+    /// The language's id of the thread that runs this execution; 0 while none does.
+    pub thread: AtomicU64,
     stopping: AtomicBool,
     delayed: AtomicBool,
     state: Mutex<State>,
@@ -151,7 +156,7 @@ impl Execution {
             registration: start.registration,
             db: start.db,
             transient: start.transient,
-            callback_thread: AtomicU64::new(0),
+            thread: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             delayed: AtomicBool::new(false),
             state: Mutex::new(State {
@@ -182,9 +187,9 @@ impl Execution {
             .map(|hold| Arc::clone(hold.link()))
     }
 
-    /// Somebody asked for its end.
-    pub fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
+    /// Set when somebody asked for its end.
+    pub(super) fn stopping(&self) -> &AtomicBool {
+        &self.stopping
     }
 
     pub(super) fn mark_delayed(&self) {

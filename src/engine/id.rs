@@ -5,6 +5,9 @@ use std::fmt;
 /// The id of this shard while it is in no cluster.
 pub const STANDALONE: &str = "0000000000000000000000000000000000000000";
 
+/// How the ShardsIDReader calls this shard while it is in no cluster.
+pub const STANDALONE_SHARD: &str = "1";
+
 /// An execution's or a registration's number on this shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(pub u64);

@@ -2,9 +2,12 @@
 //!
 //! "Attached" means that this thread may touch objects of the language. A thread that waits for anything is detached.
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use super::record::Record;
+use super::{
+    execution::Source,
+    record::{Record, Value},
+};
 use crate::redis::{
     lock::{self, Lock},
     reply::Reply,
@@ -24,6 +27,13 @@ pub trait Language: Send + Sync {
     /// Runs `work` detached, whatever this thread was before; attached again afterwards if it was.
     fn detached(&self, work: &mut dyn FnMut());
 
+    /// Runs `work`, which calls functions, so that [`Language::interrupt`] finds this thread in `thread`. What was raised
+    /// for `work` and came too late is taken back if `stopping` is set.
+    fn interruptible(&self, thread: &AtomicU64, stopping: &AtomicBool, work: &mut dyn FnMut());
+
+    /// Raises the "stop" error in the thread whose id stands in `thread`, unless that is 0 by then.
+    fn interrupt(&self, thread: &AtomicU64);
+
     /// The language's text form of a record; a text stays the record it is.
     ///
     /// # Errors
@@ -36,8 +46,29 @@ pub trait Language: Send + Sync {
     /// The text of the error that the conversion raised.
     fn to_reply(&self, record: Record) -> Result<Reply, Failure>;
 
-    /// Raises the "stop" error in the thread whose id stands in `thread`, unless that is 0 by then.
-    fn interrupt(&self, thread: &AtomicU64);
+    /// The key that a record stands for when it is grouped by itself (`python-api.md` 3.3, "Keys").
+    ///
+    /// # Errors
+    /// The text of the error that the conversion raised.
+    fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure>;
+
+    /// An empty set of records, equal where the language says so.
+    fn distinct(&self) -> Box<dyn Distinct>;
+
+    /// Sorts records by the language's order. Equal ones come in the reverse of their order, as 1.2 has it.
+    ///
+    /// # Errors
+    /// The text of the error that a comparison raised.
+    fn sort(&self, records: Vec<Record>, descending: bool) -> Result<Vec<Record>, Failure>;
+}
+
+/// A set of records.
+pub trait Distinct: Send {
+    /// Adds a record; false if an equal one is there.
+    ///
+    /// # Errors
+    /// The text of the error that comparing raised.
+    fn add(&mut self, record: &Record) -> Result<bool, Failure>;
 }
 
 /// Runs `work` under the server's lock from any thread: at once where it is held, else detached while waiting.
@@ -76,8 +107,23 @@ pub trait Function: Send + Sync {
     /// Calls it with one record, which comes back; what was returned is dropped.
     fn visit(&self, record: Record) -> Result<Record, Failure>;
 
-    /// Calls it with an accumulator (`None` at first) and one record.
+    /// Calls it with one record, which comes back with the key that was returned.
+    fn key(&self, record: Record) -> Result<(Record, Vec<u8>), Failure>;
+
+    /// Calls it with an accumulator and one record. Without an accumulator it gets its own initial value.
     fn fold(&self, accumulator: Option<Record>, record: Record) -> Result<Record, Failure>;
+
+    /// The same for the records of one key, which it gets first.
+    fn fold_group(&self, key: &[u8], accumulator: Option<Record>, record: Record) -> Result<Record, Failure>;
+
+    /// Calls it with a key and all records of that key.
+    fn reduce_group(&self, key: &[u8], records: Vec<Record>) -> Result<Record, Failure>;
+
+    /// Calls it without arguments and gives what it returns as a plain value; objects become their text.
+    fn produce(&self) -> Result<Value, Failure>;
+
+    /// Calls it without arguments; it must return a generator, whose values are the records.
+    fn generate(&self) -> Result<Box<dyn Source>, Failure>;
 
     /// Calls it without arguments; the result is dropped.
     fn run(&self) -> Result<(), Failure>;

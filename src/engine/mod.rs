@@ -7,6 +7,7 @@ pub mod execution;
 pub mod id;
 pub mod language;
 pub mod link;
+mod memory;
 mod pipeline;
 pub mod plan;
 mod queue;

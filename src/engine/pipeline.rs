@@ -2,60 +2,62 @@
 //!
 //! Runs on whichever thread runs the execution, attached. Rules: `python-api.md` 3.3, 3.4 and 3.9.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
 
 use super::{
-    language::{Failure, Language},
+    language::{Failure, Function, Language},
+    memory::Memory,
     plan::{Plan, Step},
     record::{Record, Value},
 };
-
-/// What a step remembers between records.
-enum Memory {
-    Nothing,
-    Accumulator(Option<Record>),
-    Count(i64),
-    Sum(Option<i64>),
-    Passed { seen: u64, passed: u64 },
-}
 
 /// The state of one run.
 pub struct Pipeline<'a> {
     plan: &'a Plan,
     language: &'a dyn Language,
+    /// Somebody asked for the end: what is held back is dropped.
+    stopping: &'a AtomicBool,
     memories: Vec<Memory>,
     durations: Option<Vec<Duration>>,
+    /// Some limit in front of all barriers has passed what it passes.
+    satisfied: bool,
     pub results: Vec<Record>,
     pub errors: Vec<Failure>,
 }
 
 impl<'a> Pipeline<'a> {
     /// `profiled`: measure how long each step takes.
-    pub fn new(plan: &'a Plan, language: &'a dyn Language, profiled: bool) -> Self {
-        let memory = |step: &Step| match step {
-            Step::Accumulate(_) => Memory::Accumulator(None),
-            Step::Count => Memory::Count(0),
-            Step::Sum => Memory::Sum(None),
-            Step::Limit { .. } => Memory::Passed { seen: 0, passed: 0 },
-            _ => Memory::Nothing,
-        };
-        Self {
+    pub fn new(plan: &'a Plan, language: &'a dyn Language, stopping: &'a AtomicBool, profiled: bool) -> Self {
+        let memories = plan.steps.iter().map(|step| Memory::new(plan, step, language));
+        let mut pipeline = Self {
             plan,
             language,
-            memories: plan.steps.iter().map(memory).collect(),
+            stopping,
+            memories: memories.collect(),
             durations: profiled.then(|| vec![Duration::ZERO; plan.steps.len()]),
+            satisfied: false,
             results: Vec::new(),
             errors: Vec::new(),
-        }
+        };
+        pipeline.satisfied = pipeline.has_passed_enough();
+        pipeline
     }
 
     /// False when no further record can change anything: a limit is reached, or there was an error.
     pub fn wants_more(&self) -> bool {
-        if !self.errors.is_empty() {
-            return false;
-        }
+        !self.satisfied && self.errors.is_empty()
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    fn has_passed_enough(&self) -> bool {
         let steps = self.plan.steps.iter().zip(&self.memories);
-        !steps.take_while(|(step, _)| !step.is_barrier()).any(|(step, memory)| {
+        steps.take_while(|(step, _)| !step.is_barrier()).any(|(step, memory)| {
             matches!((step, memory), (Step::Limit { length, .. }, Memory::Passed { passed, .. }) if passed >= length)
         })
     }
@@ -70,17 +72,20 @@ impl<'a> Pipeline<'a> {
         self.errors.push(failure);
     }
 
-    /// The input has ended: lets go what accumulators hold, from the first step to the last.
+    /// The input has ended: lets go what steps hold, from the first one to the last.
     pub fn end_input(&mut self) {
         for index in 0..self.memories.len() {
-            let held = match &mut self.memories[index] {
-                Memory::Accumulator(record) => record.take(),
-                Memory::Count(count) if *count > 0 => Some(Record::int(std::mem::take(count))),
-                Memory::Sum(sum) => sum.take().map(Record::int),
-                _ => None,
-            };
-            if let Some(record) = held {
-                self.push_from(index + 1, record);
+            let mut held = self.memories[index].release(self.language);
+            loop {
+                let started = self.durations.is_some().then(Instant::now);
+                let next = held.next();
+                self.note(index, started);
+                match next {
+                    _ if self.is_stopping() => break,
+                    Some(Ok(record)) => self.push_from(index + 1, record),
+                    Some(Err(failure)) => self.errors.push(failure),
+                    None => break,
+                }
             }
         }
     }
@@ -92,17 +97,24 @@ impl<'a> Pipeline<'a> {
             .unwrap_or_else(|| vec![Duration::ZERO; self.plan.steps.len()])
     }
 
+    fn note(&mut self, index: usize, started: Option<Instant>) {
+        if let (Some(started), Some(durations)) = (started, &mut self.durations) {
+            durations[index] += started.elapsed();
+        }
+    }
+
     fn push_from(&mut self, first: usize, mut record: Record) {
         for index in first..self.plan.steps.len() {
             let started = self.durations.is_some().then(Instant::now);
             let outcome = self.apply(index, record);
-            if let (Some(started), Some(durations)) = (started, &mut self.durations) {
-                durations[index] += started.elapsed();
-            }
+            self.note(index, started);
             match outcome {
                 Ok(Flow::On(next)) => record = next,
                 Ok(Flow::Apart(records)) => {
                     for part in records {
+                        if self.is_stopping() {
+                            return;
+                        }
                         self.push_from(index + 1, part);
                     }
                     return;
@@ -119,7 +131,7 @@ impl<'a> Pipeline<'a> {
 
     fn apply(&mut self, index: usize, record: Record) -> Result<Flow, Failure> {
         let plan = self.plan;
-        let call = |function: usize| &plan.functions[function];
+        let call = |function: usize| -> &dyn Function { plan.functions[function].as_ref() };
         match (&plan.steps[index], &mut self.memories[index]) {
             (Step::Map(function), _) => call(*function).map(record).map(Flow::On),
             (Step::FlatMap(function), _) => call(*function).expand(record).map(Flow::Apart),
@@ -127,9 +139,45 @@ impl<'a> Pipeline<'a> {
                 .test(record)
                 .map(|(record, passes)| if passes { Flow::On(record) } else { Flow::Kept }),
             (Step::ForEach(function), _) => call(*function).visit(record).map(Flow::On),
+            (Step::Repartition(function), _) => {
+                call(*function).key(record).map(|(record, _)| Flow::On(record))
+            }
             (Step::Accumulate(function), Memory::Accumulator(held)) => {
                 // A failure leaves the accumulator empty: the next record starts a new one.
                 *held = Some(call(*function).fold(held.take(), record)?);
+                Ok(Flow::Kept)
+            }
+            (
+                Step::GroupBy {
+                    extractor, reducer, ..
+                },
+                Memory::Groups(groups),
+            ) => {
+                let (record, key) = call(*extractor).key(record)?;
+                fold_into(groups, key, record, call(*reducer))
+            }
+            (Step::MergeGroups(reducer), Memory::Groups(groups)) => {
+                let (key, value) = key_and_value(record)?;
+                fold_into(groups, key, value, call(*reducer))
+            }
+            (Step::BatchGroupBy { extractor, .. }, Memory::Batches { groups, .. }) => {
+                let (record, key) = call(*extractor).key(record)?;
+                groups.entry(key).or_default().push(record);
+                Ok(Flow::Kept)
+            }
+            (Step::CountBy(extractor), Memory::Counts(counts)) => {
+                let key = match extractor {
+                    Some(extractor) => call(*extractor).key(record)?.1,
+                    None => self.language.key_of(&record)?,
+                };
+                *counts.entry(key).or_default() += 1;
+                Ok(Flow::Kept)
+            }
+            (Step::SumBy, Memory::Counts(counts)) => {
+                if let (key, Record::Native(Value::Int(more))) = key_and_value(record)? {
+                    let count = counts.entry(key).or_default();
+                    *count = count.saturating_add(more);
+                }
                 Ok(Flow::Kept)
             }
             (Step::Count, Memory::Count(count)) => {
@@ -142,17 +190,56 @@ impl<'a> Pipeline<'a> {
                 }
                 Ok(Flow::Kept)
             }
+            // What this shard has passed once is in no need of a second look.
+            (Step::Distinct { merging: true }, _) => Ok(Flow::On(record)),
+            (Step::Distinct { merging: false }, Memory::Distinct(seen)) => {
+                let new = seen.add(&record)?;
+                Ok(if new { Flow::On(record) } else { Flow::Kept })
+            }
+            (Step::Sort { .. }, Memory::Sorted { records, .. }) => {
+                records.push(record);
+                Ok(Flow::Kept)
+            }
             (Step::Limit { start, length }, Memory::Passed { seen, passed }) => {
                 *seen += 1;
                 if *seen <= *start || *passed >= *length {
                     return Ok(Flow::Kept);
                 }
                 *passed += 1;
+                if *passed >= *length {
+                    self.satisfied = self.has_passed_enough();
+                }
                 Ok(Flow::On(record))
             }
             (Step::Text, _) => self.language.to_text(record).map(Flow::On),
             _ => Ok(Flow::On(record)),
         }
+    }
+}
+
+/// Hands the record of a key to the reducer. A failure leaves the group empty: its next record starts a new one.
+fn fold_into(
+    groups: &mut indexmap::IndexMap<Vec<u8>, Option<Record>>,
+    key: Vec<u8>,
+    record: Record,
+    reducer: &dyn Function,
+) -> Result<Flow, Failure> {
+    match groups.get_mut(&key) {
+        Some(held) => *held = Some(reducer.fold_group(&key, held.take(), record)?),
+        None => {
+            let value = reducer.fold_group(&key, None, record)?;
+            groups.insert(key, Some(value));
+        }
+    }
+    Ok(Flow::Kept)
+}
+
+/// The parts of what the step before has made.
+fn key_and_value(record: Record) -> Result<(Vec<u8>, Record), Failure> {
+    match record {
+        Record::Group { key, value } => Ok((key, *value)),
+        // Builders put these steps behind grouping ones only.
+        _ => Err("ERR the record is no group".into()),
     }
 }
 
@@ -169,7 +256,10 @@ mod tests {
     use std::sync::{Arc, atomic::AtomicU64};
 
     use super::*;
-    use crate::{engine::language::Function, redis::reply::Reply};
+    use crate::{
+        engine::{execution::Source, language::Distinct},
+        redis::reply::Reply,
+    };
 
     struct Plain;
 
@@ -189,7 +279,32 @@ mod tests {
         fn to_reply(&self, record: Record) -> Result<Reply, Failure> {
             Ok(Reply::Int(number(&record)))
         }
+        fn interruptible(&self, _thread: &AtomicU64, _stopping: &AtomicBool, work: &mut dyn FnMut()) {
+            work();
+        }
         fn interrupt(&self, _thread: &AtomicU64) {}
+        fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure> {
+            Ok(number(record).to_string().into())
+        }
+        fn distinct(&self) -> Box<dyn Distinct> {
+            Box::new(Numbers::default())
+        }
+        fn sort(&self, mut records: Vec<Record>, descending: bool) -> Result<Vec<Record>, Failure> {
+            records.sort_by_key(number);
+            if descending {
+                records.reverse();
+            }
+            Ok(records)
+        }
+    }
+
+    #[derive(Default)]
+    struct Numbers(std::collections::HashSet<i64>);
+
+    impl Distinct for Numbers {
+        fn add(&mut self, record: &Record) -> Result<bool, Failure> {
+            Ok(self.0.insert(number(record)))
+        }
     }
 
     /// Doubles, repeats, keeps what is odd, adds up; 13 is an error.
@@ -225,14 +340,40 @@ mod tests {
                 other => Ok(Record::int(accumulator.as_ref().map_or(0, number) + other)),
             }
         }
+        fn key(&self, record: Record) -> Result<(Record, Vec<u8>), Failure> {
+            let parity = if number(&record) % 2 == 0 { "even" } else { "odd" };
+            Ok((record, parity.into()))
+        }
+        fn fold_group(
+            &self,
+            _key: &[u8],
+            accumulator: Option<Record>,
+            record: Record,
+        ) -> Result<Record, Failure> {
+            self.fold(accumulator, record)
+        }
+        fn reduce_group(&self, _key: &[u8], records: Vec<Record>) -> Result<Record, Failure> {
+            match records.iter().map(number).sum() {
+                13 => Err("unlucky".into()),
+                sum => Ok(Record::int(sum)),
+            }
+        }
+        fn produce(&self) -> Result<Value, Failure> {
+            Ok(Value::None)
+        }
+        fn generate(&self) -> Result<Box<dyn Source>, Failure> {
+            Err("generates nothing".into())
+        }
         fn run(&self) -> Result<(), Failure> {
             Ok(())
         }
     }
 
+    /// The number in a record, or in a group.
     fn number(record: &Record) -> i64 {
         match record {
             Record::Native(Value::Int(number)) => *number,
+            Record::Group { value, .. } => number(value),
             _ => -1,
         }
     }
@@ -243,7 +384,8 @@ mod tests {
             steps: steps.to_vec(),
             functions: vec![Arc::new(Arithmetic)],
         };
-        let mut pipeline = Pipeline::new(&plan, &Plain, false);
+        let stopping = AtomicBool::new(false);
+        let mut pipeline = Pipeline::new(&plan, &Plain, &stopping, false);
         let mut read = 0;
         for &value in input {
             if !pipeline.wants_more() {
@@ -296,5 +438,64 @@ mod tests {
     fn nothing_counts_as_no_record() {
         assert_eq!(run(&[Step::Count, Step::Sum], &[]), (vec![], 0, 0));
         assert_eq!(run(&[Step::Count, Step::Sum], &[7, 8]), (vec![2], 0, 2));
+    }
+
+    #[test]
+    fn groups_come_when_the_input_has_ended() {
+        let group = |local| Step::GroupBy {
+            extractor: 0,
+            reducer: 0,
+            local,
+        };
+        assert_eq!(
+            run(&[group(true), Step::MergeGroups(0)], &[1, 2, 3, 4]),
+            (vec![4, 6], 0, 4)
+        );
+        let batch = Step::BatchGroupBy {
+            extractor: 0,
+            reducer: 0,
+        };
+        assert_eq!(run(&[batch.clone()], &[1, 2, 3, 4]), (vec![6, 4], 0, 4));
+        assert_eq!(run(&[batch], &[10, 2, 3]), (vec![3, 12], 0, 3));
+        assert_eq!(
+            run(&[Step::CountBy(Some(0)), Step::SumBy], &[1, 2, 3]),
+            (vec![2, 1], 0, 3)
+        );
+        assert_eq!(run(&[Step::CountBy(None)], &[7, 7, 5]), (vec![2, 1], 0, 3));
+    }
+
+    #[test]
+    fn a_failing_reducer_loses_its_group() {
+        let batch = Step::BatchGroupBy {
+            extractor: 0,
+            reducer: 0,
+        };
+        assert_eq!(run(&[batch], &[6, 7, 4, 6]), (vec![7, 16], 0, 4));
+        let group = Step::GroupBy {
+            extractor: 0,
+            reducer: 0,
+            local: false,
+        };
+        assert_eq!(run(&[Step::FlatMap(0), group], &[16]), (vec![56, 15], 1, 1));
+    }
+
+    #[test]
+    fn each_record_passes_once_and_in_order() {
+        let steps = [Step::Distinct { merging: false }, Step::Sort { descending: true }];
+        assert_eq!(run(&steps, &[3, 9, 3, 4]), (vec![9, 4, 3], 0, 4));
+    }
+
+    #[test]
+    fn a_stop_drops_what_is_held() {
+        let plan = Plan {
+            steps: vec![Step::Sort { descending: false }],
+            functions: Vec::new(),
+        };
+        let stopping = AtomicBool::new(false);
+        let mut pipeline = Pipeline::new(&plan, &Plain, &stopping, false);
+        pipeline.push(Record::int(1));
+        stopping.store(true, Ordering::Release);
+        pipeline.end_input();
+        assert!(pipeline.results.is_empty());
     }
 }

@@ -9,14 +9,35 @@ use super::language::Function;
 /// The place of a user function in [`Plan::functions`].
 pub type FunctionIndex = usize;
 
-/// One operation on records.
+/// One operation on records. Meaning: `python-api.md` 3.3 and 3.5.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     Map(FunctionIndex),
     FlatMap(FunctionIndex),
     Filter(FunctionIndex),
     ForEach(FunctionIndex),
+    /// All records become one. No input, no record.
     Accumulate(FunctionIndex),
+    /// Records of one key become one group.
+    GroupBy {
+        extractor: FunctionIndex,
+        reducer: FunctionIndex,
+        /// Records stay on the shard where they are.
+        local: bool,
+    },
+    /// Groups of one key, as [`Step::GroupBy`] makes them on each shard, become one group.
+    MergeGroups(FunctionIndex),
+    /// The same, with all records of a group at once, when the input has ended.
+    BatchGroupBy {
+        extractor: FunctionIndex,
+        reducer: FunctionIndex,
+    },
+    /// Counts the records of each key, natively; without an extractor the record is the key.
+    CountBy(Option<FunctionIndex>),
+    /// Adds up the groups of [`Step::CountBy`].
+    SumBy,
+    /// Moves a record to the shard that owns its key; nothing to do on one shard but to ask for the key.
+    Repartition(FunctionIndex),
     /// Skips `start` records, passes `length`, then wants no more.
     Limit {
         start: u64,
@@ -28,40 +49,103 @@ pub enum Step {
     Count,
     /// Adds up the counts of the shards, natively. No input, no record.
     Sum,
+    /// Passes each record once. `merging`: of those that other shards have passed.
+    Distinct {
+        merging: bool,
+    },
+    /// All records in order, when the input has ended.
+    Sort {
+        descending: bool,
+    },
     /// Turns each record into its text.
     Text,
 }
 
 impl Step {
-    /// The type that RG.GETEXECUTION shows.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Map(_) | Self::Text => "map",
-            Self::FlatMap(_) => "flatmap",
-            Self::Filter(_) => "filter",
-            Self::ForEach(_) => "foreach",
-            Self::Accumulate(_) | Self::Count | Self::Sum => "accumulate",
-            Self::Limit { .. } => "limit",
-            Self::Collect => "collect",
-        }
-    }
-
-    /// The user function that it calls.
-    pub fn function(&self) -> Option<FunctionIndex> {
-        match self {
+    /// The user functions that it calls.
+    fn functions(&self) -> [Option<FunctionIndex>; 2] {
+        match *self {
             Self::Map(function)
             | Self::FlatMap(function)
             | Self::Filter(function)
             | Self::ForEach(function)
-            | Self::Accumulate(function) => Some(*function),
-            _ => None,
+            | Self::Accumulate(function)
+            | Self::MergeGroups(function)
+            | Self::Repartition(function) => [Some(function), None],
+            Self::GroupBy {
+                extractor, reducer, ..
+            }
+            | Self::BatchGroupBy { extractor, reducer } => [Some(extractor), Some(reducer)],
+            Self::CountBy(extractor) => [extractor, None],
+            Self::SumBy
+            | Self::Limit { .. }
+            | Self::Collect
+            | Self::Count
+            | Self::Sum
+            | Self::Distinct { .. }
+            | Self::Sort { .. }
+            | Self::Text => [None, None],
+        }
+    }
+
+    /// The types that RG.GETEXECUTION shows for it, in their order, each with the user function it stands for.
+    pub fn shown(&self) -> Vec<(&'static str, Option<FunctionIndex>)> {
+        let [first, second] = self.functions();
+        match self {
+            Self::Map(_) | Self::Text => vec![("map", first)],
+            Self::FlatMap(_) => vec![("map", first), ("flatmap", None)],
+            Self::Filter(_) => vec![("filter", first)],
+            Self::ForEach(_) => vec![("foreach", first)],
+            Self::Accumulate(_) | Self::Count | Self::Sum | Self::Distinct { .. } | Self::Sort { .. } => {
+                vec![("accumulate", first)]
+            }
+            Self::GroupBy { local: true, .. } => by_key(false, first, second),
+            Self::GroupBy { local: false, .. } => by_key(true, first, second),
+            Self::CountBy(_) => by_key(false, first, None),
+            Self::MergeGroups(_) => by_key(true, None, first),
+            Self::SumBy => by_key(true, None, None),
+            Self::BatchGroupBy { .. } => vec![
+                ("extractkey", first),
+                ("repartition", None),
+                ("group", None),
+                ("reduce", second),
+                ("map", None),
+            ],
+            Self::Repartition(_) => vec![("extractkey", first), ("repartition", None), ("map", None)],
+            Self::Limit { .. } => vec![("limit", None)],
+            Self::Collect => vec![("collect", None)],
         }
     }
 
     /// True where records wait until the input ends.
     pub fn is_barrier(&self) -> bool {
-        matches!(self, Self::Accumulate(_) | Self::Count | Self::Sum)
+        matches!(
+            self,
+            Self::Accumulate(_)
+                | Self::GroupBy { .. }
+                | Self::MergeGroups(_)
+                | Self::BatchGroupBy { .. }
+                | Self::CountBy(_)
+                | Self::SumBy
+                | Self::Count
+                | Self::Sum
+                | Self::Sort { .. }
+        )
     }
+}
+
+/// What RG.GETEXECUTION shows for an accumulation by key.
+fn by_key(
+    moves: bool,
+    extractor: Option<FunctionIndex>,
+    reducer: Option<FunctionIndex>,
+) -> Vec<(&'static str, Option<FunctionIndex>)> {
+    let mut shown = vec![("extractkey", extractor)];
+    if moves {
+        shown.push(("repartition", None));
+    }
+    shown.extend([("accumulatebykey", reducer), ("map", None)]);
+    shown
 }
 
 /// The steps with the functions that they call.
@@ -72,17 +156,6 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Adds a step that calls no function.
-    pub fn push(&mut self, step: Step) {
-        self.steps.push(step);
-    }
-
-    /// Adds a step that calls `function`.
-    pub fn push_call(&mut self, step: fn(FunctionIndex) -> Step, function: Arc<dyn Function>) {
-        self.steps.push(step(self.functions.len()));
-        self.functions.push(function);
-    }
-
     /// True when some step sees what is in a record, so that its value must be read.
     pub fn looks_at_records(&self) -> bool {
         !matches!(
@@ -107,5 +180,20 @@ mod tests {
         assert!(!plan(&[Step::Collect, Step::Count, Step::Text]).looks_at_records());
         assert!(plan(&[Step::Text, Step::Count]).looks_at_records());
         assert!(plan(&[]).looks_at_records());
+    }
+
+    #[test]
+    fn grouping_shows_its_parts() {
+        let kinds = |step: Step| step.shown().iter().map(|(kind, _)| *kind).collect::<Vec<_>>();
+        let group = |local| Step::GroupBy {
+            extractor: 0,
+            reducer: 1,
+            local,
+        };
+        assert_eq!(kinds(group(true)), ["extractkey", "accumulatebykey", "map"]);
+        assert_eq!(
+            kinds(group(false)),
+            ["extractkey", "repartition", "accumulatebykey", "map"]
+        );
     }
 }

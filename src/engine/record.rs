@@ -22,6 +22,11 @@ pub enum Value {
 /// One record.
 pub enum Record {
     Native(Value),
+    /// `{'key': key, 'value': value}`: what grouping makes of the records of one key.
+    Group {
+        key: Vec<u8>,
+        value: Box<Record>,
+    },
     /// An object of the language, opaque to the engine. Dropped while attached to the language.
     Foreign(Box<dyn Any + Send>),
 }
@@ -33,6 +38,13 @@ impl Record {
 
     pub fn text(text: impl Into<Vec<u8>>) -> Self {
         Self::Native(Value::Text(text.into()))
+    }
+
+    pub fn group(key: Vec<u8>, value: Self) -> Self {
+        Self::Group {
+            key,
+            value: Box::new(value),
+        }
     }
 }
 

@@ -33,21 +33,37 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>) {
     engine.finish(execution, status, outcome);
 }
 
-fn run_steps(engine: &Engine, execution: &Arc<Execution>, mut source: Box<dyn Source>) -> (Status, Outcome) {
+fn run_steps(engine: &Engine, execution: &Arc<Execution>, source: Box<dyn Source>) -> (Status, Outcome) {
     let started = Instant::now();
+    let mut source = Some(source);
+    let mut ended = (Status::Done, Outcome::default());
+    let language = engine.language.as_ref();
+    language.interruptible(&execution.thread, execution.stopping(), &mut || {
+        if let Some(source) = source.take() {
+            ended = pass_records(engine, execution, source);
+        }
+    });
+    ended.1.total = started.elapsed();
+    ended
+}
+
+fn pass_records(
+    engine: &Engine,
+    execution: &Arc<Execution>,
+    mut source: Box<dyn Source>,
+) -> (Status, Outcome) {
     let mut reading = Duration::ZERO;
     let language = engine.language.as_ref();
     let profiled = engine.config.is_on(Number::ProfileExecutions);
-    let mut pipeline = Pipeline::new(&execution.plan, language, profiled);
+    let mut pipeline = Pipeline::new(&execution.plan, language, execution.stopping(), profiled);
     let context = Reading {
         engine,
         delayed: execution.is_delayed(),
     };
-    let mut stopped = false;
-    while pipeline.wants_more() {
-        if execution.is_stopping() {
-            stopped = true;
-            break;
+    while pipeline.wants_more() && !pipeline.is_stopping() {
+        if let Some(record) = source.buffered() {
+            pipeline.push(record);
+            continue;
         }
         let asked = Instant::now();
         let record = source.next(&context);
@@ -58,9 +74,10 @@ fn run_steps(engine: &Engine, execution: &Arc<Execution>, mut source: Box<dyn So
             Err(failure) => pipeline.fail(failure),
         }
     }
-    if !stopped {
-        pipeline.end_input();
-    }
+    drop(source);
+    pipeline.end_input();
+    // Whoever was stopped inside a function has its error and is done; all others are aborted.
+    let aborted = pipeline.is_stopping() && pipeline.errors.is_empty();
     let steps = pipeline.durations();
     let (results, errors) = (
         std::mem::take(&mut pipeline.results),
@@ -73,9 +90,7 @@ fn run_steps(engine: &Engine, execution: &Arc<Execution>, mut source: Box<dyn So
         ..Outcome::default()
     };
     convert(language, results, &mut outcome);
-    outcome.total = started.elapsed();
-    let status = if stopped { Status::Aborted } else { Status::Done };
-    (status, outcome)
+    (if aborted { Status::Aborted } else { Status::Done }, outcome)
 }
 
 /// Turns results into replies while their objects can still be looked at.

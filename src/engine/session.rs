@@ -1,5 +1,7 @@
 //! A session: what one RG.PYEXECUTE made, and what its functions made later. Contract: `commands.md` chapter 4.
 
+use std::{any::Any, sync::OnceLock};
+
 use parking_lot::Mutex;
 
 use super::id::Id;
@@ -9,6 +11,8 @@ pub struct Session {
     pub id: String,
     pub description: Option<String>,
     members: Mutex<Members>,
+    /// What the language keeps for it.
+    attachment: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -23,7 +27,14 @@ impl Session {
             id,
             description,
             members: Mutex::default(),
+            attachment: OnceLock::new(),
         }
+    }
+
+    /// What the language keeps for this session; made by `make` when first asked for, always of the same type.
+    pub fn attachment<T: Clone + Send + Sync + 'static>(&self, make: impl Fn() -> T) -> T {
+        let kept = self.attachment.get_or_init(|| Box::new(make()));
+        kept.downcast_ref().cloned().unwrap_or_else(make)
     }
 
     /// True if `id` is made of letters, digits, `_` and `-`; the empty id is one too.

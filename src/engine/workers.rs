@@ -56,7 +56,7 @@ fn stop(engine: &Engine, to_stop: &Receiver<Arc<Execution>>) {
         }
         stopping.retain(|execution| !execution.status().is_final());
         for execution in &stopping {
-            engine.language.interrupt(&execution.callback_thread);
+            engine.language.interrupt(&execution.thread);
         }
     }
 }

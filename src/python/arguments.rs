@@ -1,13 +1,11 @@
 //! Arguments of the builder's methods: by place or by name, checked one by one with the texts of the contract.
 
-use std::sync::Arc;
-
 use pyo3::{
     prelude::*,
     types::{PyBool, PyDict, PyInt, PyString, PyTuple},
 };
 
-use super::{callback::Callback, errors};
+use super::{callback::Code, errors};
 use crate::{
     engine::registration::Mode,
     readers::keys::Conditions,
@@ -51,9 +49,9 @@ impl<'a, 'py> Given<'a, 'py> {
     }
 
     /// A callable, or `None`.
-    pub fn function(&self, name: &str, otherwise: &str) -> PyResult<Option<Arc<Callback>>> {
+    pub fn function(&self, name: &str, otherwise: &str) -> PyResult<Option<Code>> {
         match self.get(name)? {
-            Some(function) if function.is_callable() => Ok(Some(Arc::new(Callback::new(&function)))),
+            Some(function) if function.is_callable() => Ok(Some(Code::new(function))),
             Some(function) if !function.is_none() => Err(errors::gears_error(otherwise)),
             _ => Ok(None),
         }

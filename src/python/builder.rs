@@ -1,45 +1,49 @@
-//! `gearsCtx`: collects steps and makes executions and registrations of them. Contract: `readers-and-events.md`
-//! chapters 1 and 2, `python-api.md` chapter 3. `GearsBuilder` (python/builder.py) is a thin class on top.
-
-use std::sync::Arc;
+//! `gearsCtx`: collects the steps of a function. Contract: `python-api.md` chapter 3. What becomes of them is in
+//! `launch.rs`; `GearsBuilder` (python/builder.py) is a thin class on top.
 
 use parking_lot::Mutex;
 use pyo3::{
+    PyTraverseError, PyVisit,
     prelude::*,
     types::{PyDict, PyTuple},
 };
 
 use super::{
-    arguments::{Given, arguments, conditions, count, mode_by_name, string},
-    callback::Callback,
-    errors, runtime,
+    arguments::{arguments, count, string},
+    callback::Code,
+    errors, launch, runtime,
 };
 use crate::{
     engine::{
-        Engine,
-        execution::Start,
-        language::{self, Function},
-        plan::{FunctionIndex, Plan, Step},
-        registration::{Life, Mode, Registration},
+        plan::{FunctionIndex, Step},
         scope::Scope,
     },
-    error::Error,
-    readers::keys_scan::{KeysScan, Scan},
-    stats::RunStats,
+    readers::Reader,
 };
 
 /// A function under construction.
 #[pyclass(frozen, subclass, name = "PyFlatExecution", module = "redisgears")]
 pub struct Builder {
-    desc: Option<String>,
-    steps: Mutex<Steps>,
+    pub(super) reader: Reader,
+    pub(super) desc: Option<String>,
+    /// Never locked while Python runs.
+    pub(super) draft: Mutex<Draft>,
 }
 
-/// The steps so far, with the callables of the functions they call.
+/// The steps so far, with the functions that they call.
 #[derive(Default)]
-struct Steps {
-    plan: Plan,
-    callbacks: Vec<Arc<Callback>>,
+pub struct Draft {
+    pub steps: Vec<Step>,
+    /// The builder's own references: a script that keeps it in a global variable makes a circle, which Python's
+    /// collector must be able to see.
+    pub functions: Vec<Code>,
+}
+
+impl Draft {
+    fn add(&mut self, code: Code) -> FunctionIndex {
+        self.functions.push(code);
+        self.functions.len() - 1
+    }
 }
 
 #[pymethods]
@@ -68,14 +72,14 @@ impl Builder {
             Some(desc) if !desc.is_none() => Some(string(&desc, "desc argument must be a string")?),
             _ => None,
         };
-        if reader != "KeysReader" {
-            return Err(errors::gears_error("The given reader does not exists"));
-        }
+        let reader = Reader::by_name(&reader)
+            .ok_or_else(|| errors::gears_error("The given reader does not exists"))?;
         // Each builder uses up a registration number (`commands.md` chapter 2).
         runtime()?.engine.registry.next_registration_id();
         Ok(Self {
+            reader,
             desc,
-            steps: Mutex::default(),
+            draft: Mutex::default(),
         })
     }
 
@@ -129,6 +133,111 @@ impl Builder {
         add_call(slf, "accumulate", Step::Accumulate, args, kwargs)
     }
 
+    /// Moves each record to the shard that owns the key `extractor(record)`.
+    #[pyo3(signature = (*args, **kwargs))]
+    fn repartition<'py>(
+        slf: Bound<'py, Self>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, Self>> {
+        const WRONG_COUNT: &str = "wrong number of args to repartition function";
+        let [extractor] = required(arguments(["extractor"], args, kwargs, WRONG_COUNT)?, WRONG_COUNT)?;
+        let extractor = code(extractor, "repartition argument must be a function")?;
+        let mut draft = slf.get().draft.lock();
+        let extractor = draft.add(extractor);
+        draft.steps.push(Step::Repartition(extractor));
+        drop(draft);
+        Ok(slf)
+    }
+
+    /// The records of one key, `extractor(record)`, become one: `{'key': key, 'value': v}` with the last value of
+    /// `reducer(key, accumulator, record)`, the accumulator `None` at first.
+    #[pyo3(signature = (*args, **kwargs))]
+    fn groupby<'py>(
+        slf: Bound<'py, Self>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, Self>> {
+        let group = |extractor, reducer| Step::GroupBy {
+            extractor,
+            reducer,
+            local: false,
+        };
+        add_grouping(slf, "groupby", group, args, kwargs)
+    }
+
+    /// `groupby` of the records on each shard for itself.
+    #[pyo3(signature = (*args, **kwargs))]
+    fn localgroupby<'py>(
+        slf: Bound<'py, Self>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, Self>> {
+        let group = |extractor, reducer| Step::GroupBy {
+            extractor,
+            reducer,
+            local: true,
+        };
+        add_grouping(slf, "groupby", group, args, kwargs)
+    }
+
+    /// `groupby` with `reducer(key, records)`, called once for each key when the input has ended.
+    #[pyo3(signature = (*args, **kwargs))]
+    fn batchgroupby<'py>(
+        slf: Bound<'py, Self>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, Self>> {
+        let group = |extractor, reducer| Step::BatchGroupBy { extractor, reducer };
+        add_grouping(slf, "batchgroupby", group, args, kwargs)
+    }
+
+    /// All records become one: `seqOp(accumulator, record)` on each shard, then `combOp(accumulator, partial)`. Both
+    /// begin with a copy of `zero`.
+    #[pyo3(signature = (zero, seqOp, combOp))]
+    #[allow(non_snake_case)]
+    fn aggregate<'py>(
+        slf: Bound<'py, Self>,
+        zero: Bound<'py, PyAny>,
+        seqOp: Bound<'py, PyAny>,
+        combOp: Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, Self>> {
+        let first = seeded(seqOp, &zero, "aggregate seqOp argument must be a function")?;
+        let second = seeded(combOp, &zero, "aggregate combOp argument must be a function")?;
+        let mut draft = slf.get().draft.lock();
+        let (first, second) = (draft.add(first), draft.add(second));
+        let steps = [Step::Accumulate(first), Step::Collect, Step::Accumulate(second)];
+        draft.steps.extend(steps);
+        drop(draft);
+        Ok(slf)
+    }
+
+    /// The records of each key become one, as `groupby` says it: `seqOp(key, accumulator, record)` on each shard, then
+    /// `combOp(key, accumulator, partial)`. Both begin with a copy of `zero`.
+    #[pyo3(signature = (extractor, zero, seqOp, combOp))]
+    #[allow(non_snake_case)]
+    fn aggregateby<'py>(
+        slf: Bound<'py, Self>,
+        extractor: Bound<'py, PyAny>,
+        zero: Bound<'py, PyAny>,
+        seqOp: Bound<'py, PyAny>,
+        combOp: Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, Self>> {
+        let extractor = code(extractor, "aggregateby extractor argument must be a function")?;
+        let first = seeded(seqOp, &zero, "aggregateby seqOp argument must be a function")?;
+        let second = seeded(combOp, &zero, "aggregateby combOp argument must be a function")?;
+        let mut draft = slf.get().draft.lock();
+        let group = Step::GroupBy {
+            extractor: draft.add(extractor),
+            reducer: draft.add(first),
+            local: true,
+        };
+        let second = draft.add(second);
+        draft.steps.extend([group, Step::MergeGroups(second)]);
+        drop(draft);
+        Ok(slf)
+    }
+
     /// Skips `start` records and passes the next `length`.
     #[pyo3(signature = (*args, **kwargs))]
     fn limit<'py>(
@@ -140,8 +249,7 @@ impl Builder {
         let [length, start] = arguments(["length", "start"], args, kwargs, WRONG_COUNT)?;
         let length = count(&length.ok_or_else(|| errors::gears_error(WRONG_COUNT))?)?;
         let start = start.map_or(Ok(0), |start| count(&start))?;
-        slf.get().steps.lock().plan.push(Step::Limit { start, length });
-        Ok(slf)
+        Ok(add(slf, [Step::Limit { start, length }]))
     }
 
     /// Moves all records to the initiating shard.
@@ -150,18 +258,46 @@ impl Builder {
         if !args.is_empty() {
             return Err(errors::gears_error("wrong number of args to collect function"));
         }
-        slf.get().steps.lock().plan.push(Step::Collect);
-        Ok(slf)
+        Ok(add(slf, [Step::Collect]))
     }
 
     /// All records become their number.
     fn count(slf: Bound<'_, Self>) -> Bound<'_, Self> {
-        let mut steps = slf.get().steps.lock();
-        for step in [Step::Count, Step::Collect, Step::Sum] {
-            steps.plan.push(step);
-        }
-        drop(steps);
-        slf
+        add(slf, [Step::Count, Step::Collect, Step::Sum])
+    }
+
+    /// The records of each key become `{'key': key, 'value': number}`; without an extractor the record is the key.
+    #[pyo3(signature = (extractor=None))]
+    fn countby<'py>(
+        slf: Bound<'py, Self>,
+        extractor: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, Self>> {
+        let extractor = extractor
+            .map(|extractor| code(extractor, "countby extractor argument must be a function"))
+            .transpose()?;
+        let mut draft = slf.get().draft.lock();
+        let extractor = extractor.map(|extractor| draft.add(extractor));
+        draft.steps.extend([Step::CountBy(extractor), Step::SumBy]);
+        drop(draft);
+        Ok(slf)
+    }
+
+    /// Passes each record once; records must be hashable.
+    fn distinct(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        let steps = [
+            Step::Distinct { merging: false },
+            Step::Collect,
+            Step::Distinct { merging: true },
+        ];
+        add(slf, steps)
+    }
+
+    /// All records of all shards in ascending order, with `reverse=False` in descending order.
+    #[pyo3(signature = (reverse=None))]
+    fn sort<'py>(slf: Bound<'py, Self>, reverse: Option<Bound<'py, PyAny>>) -> PyResult<Bound<'py, Self>> {
+        let ascending = reverse.map_or(Ok(true), |reverse| reverse.is_truthy())?;
+        let descending = !ascending;
+        Ok(add(slf, [Step::Collect, Step::Sort { descending }]))
     }
 
     /// Runs the steps over the records of the reader.
@@ -169,8 +305,19 @@ impl Builder {
     /// # Errors
     /// `gears.error` that names the argument.
     #[pyo3(signature = (*args, **kwargs))]
-    fn run(&self, args: &Bound<'_, PyTuple>, kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<()> {
-        self.start(args, kwargs, false, false)
+    fn run(
+        &self,
+        py: Python<'_>,
+        args: &Bound<'_, PyTuple>,
+        kwargs: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<()> {
+        launch::start(
+            py,
+            self,
+            args.get_item(0).ok(),
+            kwargs,
+            launch::Implicit::default(),
+        )
     }
 
     /// Runs the steps on each event of the reader. Returns the registration's id.
@@ -179,7 +326,7 @@ impl Builder {
     /// `gears.error` that names the argument.
     #[pyo3(signature = (**kwargs))]
     fn register(&self, py: Python<'_>, kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<String> {
-        self.listen(py, kwargs, false, false)
+        launch::listen(py, self, kwargs, launch::Implicit::default())
     }
 
     /// `run` with the implicit steps of `GearsBuilder`.
@@ -191,8 +338,8 @@ impl Builder {
         collect: bool,
         kwargs: &Bound<'_, PyDict>,
     ) -> PyResult<()> {
-        let args = PyTuple::new(arg.py(), [arg])?;
-        self.start(&args, Some(kwargs), convert, collect)
+        let implicit = launch::Implicit { convert, collect };
+        launch::start(arg.py(), self, Some(arg), Some(kwargs), implicit)
     }
 
     /// `register` with the implicit steps of `GearsBuilder`.
@@ -204,143 +351,32 @@ impl Builder {
         collect: bool,
         kwargs: &Bound<'_, PyDict>,
     ) -> PyResult<String> {
-        self.listen(py, Some(kwargs), convert, collect)
-    }
-}
-
-impl Builder {
-    /// The steps as they are now, with the implicit ones; later steps change nothing.
-    fn snapshot(&self, convert: bool, collect: bool) -> Plan {
-        let mut plan = self.steps.lock().plan.clone();
-        if convert {
-            plan.push(Step::Text);
-        }
-        if collect {
-            plan.push(Step::Collect);
-        }
-        plan
+        launch::listen(py, self, Some(kwargs), launch::Implicit { convert, collect })
     }
 
-    fn start(
-        &self,
-        args: &Bound<'_, PyTuple>,
-        kwargs: Option<&Bound<'_, PyDict>>,
-        convert: bool,
-        collect: bool,
-    ) -> PyResult<()> {
-        let engine = &runtime()?.engine;
-        let scope = scope("Can only run execution on registered gears thread")?;
-        if scope
-            .script
-            .as_ref()
-            .is_some_and(|script| script.lock().run.is_some())
-        {
-            return Err(Error::SecondRun.into());
-        }
-        let given = Given::new("run", kwargs, &["mode", "noScan", "readValue"])?;
-        let pattern = match args.get_item(0) {
-            Ok(pattern) => string(&pattern, "regex argument must be a string")?,
-            Err(_) => "*".to_owned(),
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        // Locked only where a collection starts inside a change of the draft: then nothing of it is garbage.
+        let Some(draft) = self.draft.try_lock() else {
+            return Ok(());
         };
-        if let Some(mode) = given.get("mode")? {
-            if mode_by_name(&mode)? == Mode::Sync {
-                return Err(errors::gears_error("unknown execution mode"));
-            }
-        }
-        let exact = given.boolean("noScan", false, "exactMatch value is not boolean")?;
-        let read_value = given.boolean("readValue", true, "readValue value is not boolean")?;
-        let plan = self.snapshot(convert, collect);
-        let scan = Scan {
-            pattern: pattern.into_bytes(),
-            exact,
-            read_value,
-            looked_at: plan.looks_at_records(),
-        };
-        let start = Start {
-            plan: Arc::new(plan),
-            session: Arc::clone(&scope.session),
-            registration: None,
-            db: 0,
-            transient: true,
-            source: Box::new(KeysScan::new(scan)),
-            link: None,
-            waiter: None,
-        };
-        match &scope.script {
-            Some(script) => script.lock().set_run(start)?,
-            None => {
-                engine.submit(start, None);
+        for code in &draft.functions {
+            visit.call(&code.callable)?;
+            if let Some(zero) = &code.zero {
+                visit.call(zero)?;
             }
         }
         Ok(())
     }
 
-    fn listen(
-        &self,
-        py: Python<'_>,
-        kwargs: Option<&Bound<'_, PyDict>>,
-        convert: bool,
-        collect: bool,
-    ) -> PyResult<String> {
-        let runtime = runtime()?;
-        let engine = &runtime.engine;
-        let scope = scope("Can only register execution on registered gears thread")?;
-        let given = Given::new("register", kwargs, &KNOWN_TO_REGISTER)?;
-        let mode = given
-            .get("mode")?
-            .map_or(Ok(Mode::Async), |mode| mode_by_name(&mode))?;
-        let on_registered = given.function("onRegistered", "OnRegistered argument must be a function")?;
-        let conditions = conditions(&given)?;
-        let in_order = given.boolean("inorder", false, "inorder argument must be boolean")?;
-        let trigger = runtime.keys.trigger(conditions);
-        language::with_lock(engine.language.as_ref(), |lock| trigger.check(lock))?;
-        let callbacks = self.steps.lock().callbacks.clone();
-        for callback in callbacks.iter().chain(&on_registered) {
-            check_serializable(py, callback)?;
-        }
-        let registration = Arc::new(Registration {
-            id: engine.registry.next_registration_id(),
-            desc: self.desc.clone(),
-            mode,
-            in_order,
-            plan: Arc::new(self.snapshot(convert, collect)),
-            session: Arc::clone(&scope.session),
-            trigger,
-            on_registered: on_registered.map(|function| function as Arc<dyn Function>),
-            stats: RunStats::default(),
-            life: Life::default(),
-        });
-        let id = registration.id.to_string();
-        match &scope.script {
-            Some(script) => script.lock().registrations.push(registration),
-            None => register_now(engine, &registration)?,
-        }
-        Ok(id)
+    fn __clear__(&self) {
+        let dropped = self.draft.try_lock().map(|mut draft| std::mem::take(&mut *draft));
+        drop(dropped);
     }
 }
 
-/// Inside a function a registration takes effect at once.
-fn register_now(engine: &Arc<Engine>, registration: &Arc<Registration>) -> PyResult<()> {
-    let registered = language::with_lock(engine.language.as_ref(), |lock| {
-        engine.register(lock, registration)
-    });
-    Ok(registered?)
-}
-
-const KNOWN_TO_REGISTER: [&str; 9] = [
-    "mode",
-    "onRegistered",
-    "prefix",
-    "regex",
-    "eventTypes",
-    "keyTypes",
-    "readValue",
-    "commands",
-    "inorder",
-];
-
-fn scope(otherwise: &str) -> PyResult<Arc<Scope>> {
-    Scope::current().ok_or_else(|| errors::gears_error(otherwise))
+fn add<const N: usize>(slf: Bound<'_, Builder>, steps: [Step; N]) -> Bound<'_, Builder> {
+    slf.get().draft.lock().steps.extend(steps);
+    slf
 }
 
 fn add_call<'py>(
@@ -351,31 +387,60 @@ fn add_call<'py>(
     kwargs: Option<&Bound<'py, PyDict>>,
 ) -> PyResult<Bound<'py, Builder>> {
     let wrong_count = format!("wrong number of args to {operation} function");
-    let [function] = arguments(["f"], args, kwargs, &wrong_count)?;
-    let function = function.ok_or_else(|| errors::gears_error(wrong_count))?;
-    if !function.is_callable() {
-        return Err(errors::gears_error(format!(
-            "{operation} argument must be a function"
-        )));
-    }
-    let callback = Arc::new(Callback::new(&function));
-    let mut steps = slf.get().steps.lock();
-    steps
-        .plan
-        .push_call(step, Arc::clone(&callback) as Arc<dyn Function>);
-    steps.callbacks.push(callback);
-    drop(steps);
+    let [function] = required(arguments(["f"], args, kwargs, &wrong_count)?, &wrong_count)?;
+    let function = code(function, &format!("{operation} argument must be a function"))?;
+    let mut draft = slf.get().draft.lock();
+    let function = draft.add(function);
+    draft.steps.push(step(function));
+    drop(draft);
     Ok(slf)
 }
 
-/// A registration must be able to travel: to a file, a replica, another shard.
-fn check_serializable(py: Python<'_>, callback: &Callback) -> PyResult<()> {
-    let dumps = PyModule::import(py, "cloudpickle")?.getattr("dumps")?;
-    dumps.call1((callback.callable(py),)).map(drop).map_err(|error| {
-        errors::gears_error(format!(
-            "Error occured when serialized a python callback, callback={} error={}",
-            callback.name(),
-            errors::text(py, &error)
-        ))
-    })
+fn add_grouping<'py>(
+    slf: Bound<'py, Builder>,
+    operation: &str,
+    step: impl FnOnce(FunctionIndex, FunctionIndex) -> Step,
+    args: &Bound<'py, PyTuple>,
+    kwargs: Option<&Bound<'py, PyDict>>,
+) -> PyResult<Bound<'py, Builder>> {
+    let wrong_count = format!("wrong number of args to {operation} function");
+    let given = arguments(["extractor", "reducer"], args, kwargs, &wrong_count)?;
+    let [extractor, reducer] = required(given, &wrong_count)?;
+    let extractor = code(
+        extractor,
+        &format!("{operation} extractor argument must be a function"),
+    )?;
+    let reducer = code(
+        reducer,
+        &format!("{operation} reducer argument must be a function"),
+    )?;
+    let mut draft = slf.get().draft.lock();
+    let (extractor, reducer) = (draft.add(extractor), draft.add(reducer));
+    draft.steps.push(step(extractor, reducer));
+    drop(draft);
+    Ok(slf)
+}
+
+/// All of the arguments, or the error for a wrong number of them.
+fn required<'py, const N: usize>(
+    given: [Option<Bound<'py, PyAny>>; N],
+    wrong_count: &str,
+) -> PyResult<[Bound<'py, PyAny>; N]> {
+    let all: Option<Vec<_>> = given.into_iter().collect();
+    all.and_then(|all| all.try_into().ok())
+        .ok_or_else(|| errors::gears_error(wrong_count))
+}
+
+fn code(function: Bound<'_, PyAny>, otherwise: &str) -> PyResult<Code> {
+    if function.is_callable() {
+        Ok(Code::new(function))
+    } else {
+        Err(errors::gears_error(otherwise))
+    }
+}
+
+fn seeded(function: Bound<'_, PyAny>, zero: &Bound<'_, PyAny>, otherwise: &str) -> PyResult<Code> {
+    let mut code = code(function, otherwise)?;
+    code.zero = Some(zero.clone().unbind());
+    Ok(code)
 }

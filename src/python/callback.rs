@@ -1,106 +1,102 @@
 //! A user function as the engine calls it: arguments, result, errors, and what it must not leave behind.
 
-use std::sync::atomic::Ordering;
-
 use pyo3::{
     call::PyCallArgs,
-    ffi,
     prelude::*,
     sync::PyOnceLock,
-    types::{PyList, PyType},
+    types::{PyBool, PyInt, PyIterator, PyList, PyTuple, PyType},
 };
 
 use super::{
     atomic,
-    convert::{object_record, record_object},
-    errors,
+    convert::{self, Surrogates, object_record, record_object},
+    errors, profile,
 };
 use crate::engine::{
-    execution::Execution,
+    execution::{Reading, Source},
     language::{Failure, Function},
-    record::Record,
-    scope::Scope,
+    record::{Record, Value},
 };
+
+const IN_EXTRACTOR: &str = "coroutine are not allow on extractor";
+const IN_BATCH_REDUCER: &str = "coroutine are not allow on reduce";
+const IN_STEP: &str = "Creating async record is not allowed";
+
+/// What a script gave for one function of a step.
+pub struct Code {
+    pub callable: Py<PyAny>,
+    /// The accumulator that a fold starts with, copied each time; `None` is Python's.
+    pub zero: Option<Py<PyAny>>,
+}
+
+impl Code {
+    pub fn new(callable: Bound<'_, PyAny>) -> Self {
+        Self {
+            callable: callable.unbind(),
+            zero: None,
+        }
+    }
+
+    pub fn clone_ref(&self, py: Python<'_>) -> Self {
+        Self {
+            callable: self.callable.clone_ref(py),
+            zero: self.zero.as_ref().map(|zero| zero.clone_ref(py)),
+        }
+    }
+}
 
 /// A callable of a script. Where the last handle is dropped detached, PyO3 keeps the object until somebody attaches:
 /// the server's thread does not wait for Python to forget a function.
 pub struct Callback {
-    callable: Py<PyAny>,
+    code: Code,
     name: String,
     description: String,
 }
 
 impl Callback {
-    pub fn new(callable: &Bound<'_, PyAny>) -> Self {
+    pub fn new(py: Python<'_>, code: Code) -> Self {
+        let callable = code.callable.bind(py);
         let named = callable.getattr("__name__").and_then(|name| name.extract());
         let described = callable.str().map(|text| text.to_string_lossy().into_owned());
         let description = described.unwrap_or_default();
         Self {
-            callable: callable.clone().unbind(),
             name: named.unwrap_or_else(|_| description.clone()),
             description,
+            code,
         }
     }
 
-    pub fn callable<'py>(&self, py: Python<'py>) -> &Bound<'py, PyAny> {
-        self.callable.bind(py)
+    pub fn code(&self) -> &Code {
+        &self.code
     }
 
-    /// Calls the function and hands its result, or the text of its error, on while attached.
-    fn call<R>(
+    /// Does `work` attached; what it raises becomes an error string.
+    fn call<R>(&self, work: impl FnOnce(Python<'_>) -> PyResult<R>) -> Result<R, Failure> {
+        Python::attach(|py| work(py).map_err(|error| errors::text_of_callback(py, &error)))
+    }
+
+    /// Calls the function itself. `otherwise`: the error if it turns out to be `async`.
+    fn invoke<'py>(
         &self,
-        argument: impl FnOnce(Python<'_>) -> PyResult<Call<'_>>,
-        result: impl FnOnce(Bound<'_, PyAny>, Option<Bound<'_, PyAny>>) -> PyResult<R>,
-    ) -> Result<R, Failure> {
-        Python::attach(|py| {
-            let outcome = argument(py).and_then(|call| {
-                let record = call.record.clone();
-                let returned = self.run_interruptible(py, call)?;
-                refuse_coroutine(&returned)?;
-                result(returned, record)
-            });
-            outcome.map_err(|error| errors::text(py, &error))
-        })
-    }
-
-    /// An abort may interrupt the call, and only the call.
-    fn run_interruptible<'py>(&self, py: Python<'py>, call: Call<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let scope = Scope::current();
-        let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
-        let callable = self.callable.bind(py);
+        py: Python<'py>,
+        arguments: impl PyCallArgs<'py>,
+        otherwise: &'static str,
+    ) -> PyResult<Bound<'py, PyAny>> {
         // A block that the function enters and does not leave would hold the server for ever.
         let _frame = atomic::Frame::enter();
-        let interruptible = execution.map(|execution| Interruptible::enter(py, execution));
-        let returned = match (call.accumulator, call.record) {
-            (Some(accumulator), Some(record)) => returned_by(callable, (accumulator, record)),
-            (None, Some(record)) => returned_by(callable, (record,)),
-            _ => returned_by(callable, ()),
-        };
-        drop(interruptible);
-        returned
+        let callable = self.code.callable.bind(py);
+        let returned = profile::call(py, || callable.call1(arguments))?;
+        refuse_coroutine(&returned, otherwise)?;
+        Ok(returned)
     }
-}
 
-fn returned_by<'py>(
-    callable: &Bound<'py, PyAny>,
-    arguments: impl PyCallArgs<'py>,
-) -> PyResult<Bound<'py, PyAny>> {
-    callable.call1(arguments)
-}
-
-/// The arguments of one call.
-#[derive(Default)]
-struct Call<'py> {
-    accumulator: Option<Bound<'py, PyAny>>,
-    record: Option<Bound<'py, PyAny>>,
-}
-
-impl<'py> Call<'py> {
-    fn with(py: Python<'py>, record: Record) -> PyResult<Self> {
-        Ok(Self {
-            accumulator: None,
-            record: Some(record_object(py, record)?),
-        })
+    fn accumulator<'py>(&self, py: Python<'py>, accumulator: Option<Record>) -> PyResult<Bound<'py, PyAny>> {
+        static DEEPCOPY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        match (accumulator, &self.code.zero) {
+            (Some(accumulator), _) => record_object(py, accumulator),
+            (None, Some(zero)) => DEEPCOPY.import(py, "copy", "deepcopy")?.call1((zero,)),
+            (None, None) => Ok(py.None().into_bound(py)),
+        }
     }
 }
 
@@ -114,96 +110,144 @@ impl Function for Callback {
     }
 
     fn map(&self, record: Record) -> Result<Record, Failure> {
-        self.call(
-            |py| Call::with(py, record),
-            |returned, _| Ok(object_record(returned)),
-        )
+        self.call(|py| {
+            let object = record_object(py, record)?;
+            Ok(object_record(self.invoke(py, (object,), IN_STEP)?))
+        })
     }
 
     fn expand(&self, record: Record) -> Result<Vec<Record>, Failure> {
-        self.call(
-            |py| Call::with(py, record),
-            |returned, _| match returned.cast::<PyList>() {
-                Ok(list) => Ok(list.iter().map(object_record).collect()),
-                Err(_) => Ok(vec![object_record(returned)]),
-            },
-        )
+        self.call(|py| {
+            let object = record_object(py, record)?;
+            let returned = self.invoke(py, (object,), IN_STEP)?;
+            Ok(match returned.cast::<PyList>() {
+                Ok(list) => list.iter().map(object_record).collect(),
+                Err(_) => vec![object_record(returned)],
+            })
+        })
     }
 
     fn test(&self, record: Record) -> Result<(Record, bool), Failure> {
-        self.call(
-            |py| Call::with(py, record),
-            |returned, record| {
-                let truth = returned.is_truthy()?;
-                Ok((object_record(record.unwrap_or(returned)), truth))
-            },
-        )
+        self.call(|py| {
+            let object = record_object(py, record)?;
+            let passes = self.invoke(py, (&object,), IN_STEP)?.is_truthy()?;
+            Ok((object_record(object), passes))
+        })
     }
 
     fn visit(&self, record: Record) -> Result<Record, Failure> {
-        self.call(
-            |py| Call::with(py, record),
-            |returned, record| Ok(object_record(record.unwrap_or(returned))),
-        )
+        self.call(|py| {
+            let object = record_object(py, record)?;
+            self.invoke(py, (&object,), IN_STEP)?;
+            Ok(object_record(object))
+        })
+    }
+
+    fn key(&self, record: Record) -> Result<(Record, Vec<u8>), Failure> {
+        self.call(|py| {
+            let object = record_object(py, record)?;
+            let key = convert::group_key(&self.invoke(py, (&object,), IN_EXTRACTOR)?)?;
+            Ok((object_record(object), key))
+        })
     }
 
     fn fold(&self, accumulator: Option<Record>, record: Record) -> Result<Record, Failure> {
-        self.call(
-            |py| {
-                let accumulator = match accumulator {
-                    Some(accumulator) => record_object(py, accumulator)?,
-                    None => py.None().into_bound(py),
-                };
-                Ok(Call {
-                    accumulator: Some(accumulator),
-                    record: Some(record_object(py, record)?),
-                })
-            },
-            |returned, _| Ok(object_record(returned)),
-        )
+        self.call(|py| {
+            let arguments = (self.accumulator(py, accumulator)?, record_object(py, record)?);
+            Ok(object_record(self.invoke(py, arguments, IN_STEP)?))
+        })
+    }
+
+    fn fold_group(&self, key: &[u8], accumulator: Option<Record>, record: Record) -> Result<Record, Failure> {
+        self.call(|py| {
+            let key = convert::text_object(py, key);
+            let arguments = (
+                key,
+                self.accumulator(py, accumulator)?,
+                record_object(py, record)?,
+            );
+            Ok(object_record(self.invoke(py, arguments, IN_STEP)?))
+        })
+    }
+
+    fn reduce_group(&self, key: &[u8], records: Vec<Record>) -> Result<Record, Failure> {
+        self.call(|py| {
+            let objects = records
+                .into_iter()
+                .map(|record| record_object(py, record))
+                .collect::<PyResult<Vec<_>>>()?;
+            let arguments = (convert::text_object(py, key), PyList::new(py, objects)?);
+            Ok(object_record(self.invoke(py, arguments, IN_BATCH_REDUCER)?))
+        })
+    }
+
+    fn produce(&self) -> Result<Value, Failure> {
+        self.call(|py| plain_value(&self.invoke(py, (), IN_STEP)?))
+    }
+
+    fn generate(&self) -> Result<Box<dyn Source>, Failure> {
+        static GENERATOR: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        self.call(|py| {
+            let generator = self.invoke(py, (), IN_STEP)?;
+            if !generator.is_instance(GENERATOR.import(py, "types", "GeneratorType")?)? {
+                return Err(errors::gears_error("PythonReader function must be a generator"));
+            }
+            let records = generator.try_iter()?.unbind();
+            Ok(Box::new(Generated { records }) as Box<dyn Source>)
+        })
     }
 
     fn run(&self) -> Result<(), Failure> {
-        self.call(|_| Ok(Call::default()), |_, _| Ok(()))
+        self.call(|py| self.invoke(py, (), IN_STEP).map(drop))
+    }
+}
+
+/// The values of a generator.
+struct Generated {
+    records: Py<PyIterator>,
+}
+
+impl Source for Generated {
+    fn next(&mut self, _reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
+        Python::attach(|py| {
+            let _frame = atomic::Frame::enter();
+            let next = self.records.bind(py).clone().next();
+            next.transpose()
+                .map(|record| record.map(object_record))
+                .map_err(|error| errors::text_of_callback(py, &error))
+        })
+    }
+}
+
+/// Texts, numbers and sequences of these as they are; anything else as its text.
+fn plain_value(object: &Bound<'_, PyAny>) -> PyResult<Value> {
+    if let Ok(flag) = object.cast::<PyBool>() {
+        return Ok(Value::Int(i64::from(flag.is_true())));
+    }
+    if let Ok(number) = object.cast::<PyInt>() {
+        return Ok(Value::Int(number.extract()?));
+    }
+    let items: Option<Vec<_>> = if let Ok(tuple) = object.cast::<PyTuple>() {
+        Some(tuple.iter().collect())
+    } else {
+        object.cast::<PyList>().ok().map(|list| list.iter().collect())
+    };
+    match items {
+        Some(items) => Ok(Value::List(
+            items.iter().map(plain_value).collect::<PyResult<_>>()?,
+        )),
+        None => Ok(Value::Text(convert::utf8(&object.str()?, Surrogates::Escape)?)),
     }
 }
 
 /// # Errors
-/// The function was `async`, which no step awaits.
-fn refuse_coroutine(returned: &Bound<'_, PyAny>) -> PyResult<()> {
+/// The function was `async`, which is not awaited here.
+fn refuse_coroutine(returned: &Bound<'_, PyAny>, otherwise: &'static str) -> PyResult<()> {
     static COROUTINE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     let coroutine = COROUTINE.import(returned.py(), "types", "CoroutineType")?;
     if returned.get_type().is(coroutine) {
         returned.call_method0("close")?;
-        return Err(errors::gears_error("Creating async record is not allowed"));
+        return Err(errors::gears_error(otherwise));
     }
     Ok(())
-}
-
-/// While it lives, the thread's id stands in the execution, where an abort finds it.
-struct Interruptible<'a> {
-    execution: &'a Execution,
-    before: u64,
-}
-
-impl<'a> Interruptible<'a> {
-    fn enter(_py: Python<'_>, execution: &'a Execution) -> Self {
-        // SAFETY: needs no state of Python.
-        let thread = unsafe { ffi::PyThread_get_thread_ident() };
-        Self {
-            execution,
-            before: execution.callback_thread.swap(thread, Ordering::AcqRel),
-        }
-    }
-}
-
-impl Drop for Interruptible<'_> {
-    fn drop(&mut self) {
-        let thread = self.execution.callback_thread.swap(self.before, Ordering::AcqRel);
-        if self.execution.is_stopping() {
-            // The stop may have been raised after the last instruction of the function: it must not hit another one.
-            // SAFETY: this thread is attached, as it was when the value was made.
-            unsafe { ffi::PyThreadState_SetAsyncExc(thread as _, std::ptr::null_mut()) };
-        }
-    }
 }

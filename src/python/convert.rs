@@ -6,6 +6,7 @@ use std::borrow::Cow;
 
 use pyo3::{
     exceptions::PyValueError,
+    intern,
     prelude::*,
     types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple},
 };
@@ -37,12 +38,29 @@ fn name_object<'py>(py: Python<'py>, name: &[u8]) -> Bound<'py, PyAny> {
     }
 }
 
+/// A text that every record has: made once where it is one of the usual ones.
+fn static_name<'py>(py: Python<'py>, name: &str) -> Bound<'py, PyString> {
+    let usual = match name {
+        "key" => intern!(py, "key"),
+        "event" => intern!(py, "event"),
+        "type" => intern!(py, "type"),
+        "value" => intern!(py, "value"),
+        "string" => intern!(py, "string"),
+        "hash" => intern!(py, "hash"),
+        "list" => intern!(py, "list"),
+        "empty" => intern!(py, "empty"),
+        "keymiss" => intern!(py, "keymiss"),
+        other => return PyString::intern(py, other),
+    };
+    usual.clone()
+}
+
 fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
     Ok(match value {
         Value::None => py.None().into_bound(py),
         Value::Int(number) => number.into_pyobject(py)?.into_any(),
         Value::Text(text) => text_object(py, text),
-        Value::Name(name) => PyString::intern(py, name).into_any(),
+        Value::Name(name) => static_name(py, name).into_any(),
         Value::List(items) => {
             let items = items
                 .iter()
@@ -55,7 +73,7 @@ fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAn
             for (name, value) in fields {
                 let name = match name {
                     // Names that every record has are made once.
-                    Cow::Borrowed(name) => PyString::intern(py, &String::from_utf8_lossy(name)).into_any(),
+                    Cow::Borrowed(name) => static_name(py, &String::from_utf8_lossy(name)).into_any(),
                     Cow::Owned(name) => name_object(py, name),
                 };
                 dict.set_item(name, value_object(py, value)?)?;
@@ -68,11 +86,27 @@ fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAn
 /// The object that a function gets for a record.
 pub fn record_object(py: Python<'_>, record: Record) -> PyResult<Bound<'_, PyAny>> {
     match record {
-        Record::Native(value) => value_object(py, &value),
         Record::Foreign(object) => match object.downcast::<Py<PyAny>>() {
             Ok(object) => Ok(object.into_bound(py)),
-            // Nobody else makes foreign records.
-            Err(_) => Err(PyValueError::new_err("a record of another language")),
+            Err(_) => Err(not_ours()),
+        },
+        native => object_of(py, &native),
+    }
+}
+
+/// The same for a record that stays what it is.
+pub fn object_of<'py>(py: Python<'py>, record: &Record) -> PyResult<Bound<'py, PyAny>> {
+    match record {
+        Record::Native(value) => value_object(py, value),
+        Record::Group { key, value } => {
+            let group = PyDict::new(py);
+            group.set_item(intern!(py, "key"), text_object(py, key))?;
+            group.set_item(intern!(py, "value"), object_of(py, value)?)?;
+            Ok(group.into_any())
+        }
+        Record::Foreign(object) => match object.downcast_ref::<Py<PyAny>>() {
+            Some(object) => Ok(object.bind(py).clone()),
+            None => Err(not_ours()),
         },
     }
 }
@@ -80,6 +114,22 @@ pub fn record_object(py: Python<'_>, record: Record) -> PyResult<Bound<'_, PyAny
 /// The record that carries an object.
 pub fn object_record(object: Bound<'_, PyAny>) -> Record {
     Record::Foreign(Box::new(object.unbind()))
+}
+
+/// Nobody else makes foreign records.
+fn not_ours() -> PyErr {
+    PyValueError::new_err("a record of another language")
+}
+
+/// The key of a group: a `str` is the key, anything else stands for its `repr()`.
+///
+/// # Errors
+/// What `repr()` raised.
+pub fn group_key(object: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
+    match object.cast::<PyString>() {
+        Ok(text) => utf8(text, Surrogates::Escape),
+        Err(_) => utf8(&object.repr()?, Surrogates::Escape),
+    }
 }
 
 /// What `execute` returns.

@@ -7,8 +7,12 @@ use pyo3::{
     types::{PyList, PyType},
 };
 
-use super::RUNTIME;
-use crate::{config::Number, engine::language::Failure, error::Error};
+use super::{RUNTIME, interrupt};
+use crate::{
+    config::Number,
+    engine::{language::Failure, scope::Scope},
+    error::Error,
+};
 
 static GEARS_ERROR: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static FLAT_ERROR: PyOnceLock<Py<PyType>> = PyOnceLock::new();
@@ -79,6 +83,14 @@ impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
         gears_error(error.to_string())
     }
+}
+
+/// The error string of what a callback raised. An abort must not hit the code that makes it.
+pub fn text_of_callback(py: Python<'_>, error: &PyErr) -> Failure {
+    let scope = Scope::current();
+    let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
+    let _shield = execution.map(|execution| interrupt::Shield::raise(py, &execution.thread));
+    text(py, error)
 }
 
 /// The error string of an exception that nobody caught.

@@ -1,16 +1,23 @@
 //! [`CPython`]: the engine's view of the interpreter.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicBool, AtomicU64},
+};
 
-use pyo3::{ffi, prelude::*, types::PyString};
+use pyo3::{
+    prelude::*,
+    types::{PyDict, PyList, PySet, PyString},
+};
 
 use super::{
-    convert::{Surrogates, object_record, object_reply, record_object, utf8},
+    convert::{Surrogates, group_key, object_of, object_record, object_reply, record_object, utf8},
     errors,
+    interrupt::{self, Interruptible},
 };
 use crate::{
     engine::{
-        language::{Failure, Language},
+        language::{Distinct, Failure, Language},
         record::{Record, Value},
     },
     redis::reply::Reply,
@@ -58,7 +65,7 @@ impl Language for CPython {
                     }
                     Ok(Record::text(utf8(&object.str()?, Surrogates::Escape)?))
                 });
-                text.map_err(|error| errors::text(py, &error))
+                text.map_err(|error| errors::text_of_callback(py, &error))
             }),
         }
     }
@@ -66,22 +73,111 @@ impl Language for CPython {
     fn to_reply(&self, record: Record) -> Result<Reply, Failure> {
         match record {
             Record::Native(value) => Ok(value.into()),
-            foreign @ Record::Foreign(_) => Python::attach(|py| {
-                record_object(py, foreign)
+            other => Python::attach(|py| {
+                record_object(py, other)
                     .and_then(|object| object_reply(&object, Surrogates::Escape))
-                    .map_err(|error| errors::text(py, &error))
+                    .map_err(|error| errors::text_of_callback(py, &error))
             }),
         }
     }
 
-    fn interrupt(&self, thread: &AtomicU64) {
+    fn interruptible(&self, thread: &AtomicU64, stopping: &AtomicBool, work: &mut dyn FnMut()) {
         Python::attach(|py| {
-            // Callbacks set and clear their thread's id while attached, so it cannot change now.
-            let thread = thread.load(Ordering::Acquire);
-            if let (true, Ok(stopped)) = (thread != 0, errors::force_stopped_type(py)) {
-                // SAFETY: attached; an unknown thread is ignored.
-                unsafe { ffi::PyThreadState_SetAsyncExc(thread as _, stopped.as_ptr()) };
-            }
+            let _interruptible = Interruptible::enter(py, thread, stopping);
+            work();
         });
+    }
+
+    fn interrupt(&self, thread: &AtomicU64) {
+        Python::attach(|py| interrupt::raise(py, thread));
+    }
+
+    fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure> {
+        match record {
+            Record::Native(Value::Text(text)) if std::str::from_utf8(text).is_ok() => Ok(text.clone()),
+            Record::Native(Value::Int(number)) => Ok(number.to_string().into_bytes()),
+            other => Python::attach(|py| {
+                let key = object_of(py, other).and_then(|object| group_key(&object));
+                key.map_err(|error| errors::text_of_callback(py, &error))
+            }),
+        }
+    }
+
+    fn distinct(&self) -> Box<dyn Distinct> {
+        Box::new(Seen::default())
+    }
+
+    fn sort(&self, records: Vec<Record>, descending: bool) -> Result<Vec<Record>, Failure> {
+        if let Some(mut texts) = plain_texts(&records) {
+            texts.sort_unstable();
+            if descending {
+                texts.reverse();
+            }
+            return Ok(texts.into_iter().map(Record::text).collect());
+        }
+        Python::attach(|py| {
+            let sorted = sort_objects(py, records, descending);
+            sorted.map_err(|error| errors::text_of_callback(py, &error))
+        })
+    }
+}
+
+/// Copies of the texts, if all records are texts: their bytes sort as Python sorts their characters.
+fn plain_texts(records: &[Record]) -> Option<Vec<Vec<u8>>> {
+    let text = |record: &Record| match record {
+        Record::Native(Value::Text(text)) if std::str::from_utf8(text).is_ok() => Some(text.clone()),
+        _ => None,
+    };
+    records.iter().map(text).collect()
+}
+
+fn sort_objects(py: Python<'_>, records: Vec<Record>, descending: bool) -> PyResult<Vec<Record>> {
+    let objects = records.into_iter().map(|record| record_object(py, record));
+    let list = PyList::new(py, objects.collect::<PyResult<Vec<_>>>()?)?;
+    let options = PyDict::new(py);
+    options.set_item("reverse", !descending)?;
+    list.call_method("sort", (), Some(&options))?;
+    list.reverse()?;
+    Ok(list.iter().map(object_record).collect())
+}
+
+/// Texts are compared here, everything else by Python.
+#[derive(Default)]
+struct Seen {
+    texts: HashSet<Vec<u8>>,
+    objects: Option<Py<PySet>>,
+}
+
+impl Distinct for Seen {
+    fn add(&mut self, record: &Record) -> Result<bool, Failure> {
+        if let Record::Native(Value::Text(text)) = record {
+            if std::str::from_utf8(text).is_ok() {
+                return Ok(self.texts.insert(text.clone()));
+            }
+        }
+        Python::attach(|py| {
+            let added = object_of(py, record).and_then(|object| self.add_object(&object));
+            added.map_err(|error| errors::text_of_callback(py, &error))
+        })
+    }
+}
+
+impl Seen {
+    fn add_object(&mut self, object: &Bound<'_, PyAny>) -> PyResult<bool> {
+        if let Ok(Ok(text)) = object.cast::<PyString>().map(|text| text.to_str()) {
+            return Ok(self.texts.insert(text.as_bytes().to_vec()));
+        }
+        let py = object.py();
+        let set = match &self.objects {
+            Some(set) => set.bind(py).clone(),
+            None => {
+                let set = PySet::empty(py)?;
+                self.objects = Some(set.clone().unbind());
+                set
+            }
+        };
+        let before = set.len();
+        set.add(object)?;
+        Ok(set.len() > before)
     }
 }

@@ -10,7 +10,10 @@ mod callback;
 mod convert;
 mod errors;
 pub mod interpreter;
+mod interrupt;
 mod language;
+mod launch;
+pub mod profile;
 mod script;
 
 use std::sync::{Arc, OnceLock};

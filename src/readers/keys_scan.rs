@@ -1,9 +1,11 @@
-//! The batch side of the KeysReader: walks over database 0. Contract: `readers-and-events.md` 2.1 and 2.2.
+//! The batch side of the KeysReader and the KeysOnlyReader: walks over database 0. Contract:
+//! `readers-and-events.md` 2.1, 2.2 and chapter 3.
 //!
 //! Runs on a worker and takes the server's lock for small portions, so that other clients are served meanwhile.
 
 use std::{
     collections::VecDeque,
+    mem, thread,
     time::{Duration, Instant},
 };
 
@@ -12,20 +14,38 @@ use crate::{
     engine::{
         execution::{Reading, Source},
         language::{Failure, with_lock},
-        record::Record,
+        record::{self, Record},
     },
     redis::{
-        key::{self, Kind, Value, Walk},
+        key::{self, Found, Kind, Walk},
         lock::Lock,
     },
 };
 
 /// How long the server's lock is held at most, but for one value.
 const PORTION: Duration = Duration::from_micros(500);
+/// How long the lock is left alone at least between two portions: a thread that lets it go and takes it again at once
+/// would keep the server's thread from getting it.
+const PAUSE: Duration = Duration::from_micros(50);
+/// How many bytes are read ahead at most, but for one value.
+const AHEAD_BYTES: usize = 1 << 20;
 /// How many records are read ahead at most.
-const AHEAD: usize = 256;
+const AHEAD: usize = 1000;
 /// Readers read database 0.
 const DB: i32 = 0;
+
+/// What the records of a walk are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Nothing: no step looks at them.
+    Unseen,
+    /// The name of the key.
+    Name,
+    /// A dictionary without type and value.
+    Key,
+    /// A dictionary with type and value.
+    KeyAndValue,
+}
 
 /// What `run` was asked for.
 #[derive(Clone, Debug)]
@@ -33,82 +53,121 @@ pub struct Scan {
     /// A glob, or the name of the key if `exact`.
     pub pattern: Vec<u8>,
     pub exact: bool,
-    /// Records have a type and a value.
-    pub read_value: bool,
-    /// Some step sees the records; if none does, values are not fetched.
-    pub looked_at: bool,
+    pub content: Content,
+    /// How many records are read ahead at most; `None` for the usual number.
+    pub ahead: Option<usize>,
 }
 
 /// The walk of one execution.
 pub struct KeysScan {
     scan: Scan,
+    everything: bool,
     /// `None` before the first portion and after the last one.
     walk: Option<Walk>,
     begun: bool,
-    names: Vec<Vec<u8>>,
+    released: Option<Instant>,
     ready: VecDeque<Record>,
 }
 
 impl KeysScan {
     pub fn new(scan: Scan) -> Self {
         Self {
+            everything: scan.pattern == b"*",
             scan,
             walk: None,
             begun: false,
-            names: Vec::new(),
+            released: None,
             ready: VecDeque::new(),
         }
     }
 
     fn read_portion(&mut self, lock: Lock<'_>) {
-        if !self.begun {
-            self.begun = true;
+        if !mem::replace(&mut self.begun, true) {
             if self.scan.exact {
-                let (kind, value) = key::read(lock, DB, &self.scan.pattern);
-                self.ready.push_back(self.record(&self.scan.pattern, kind, value));
+                self.ready.extend(read_exactly(lock, &self.scan));
                 return;
             }
             self.walk = Some(Walk::new(DB));
         }
+        let ahead = self.scan.ahead.unwrap_or(AHEAD).max(1);
         let until = Instant::now() + PORTION;
-        while self.ready.len() < AHEAD && Instant::now() < until {
-            if self.names.is_empty() {
-                let Some(walk) = &mut self.walk else { return };
-                if !walk.step(lock, &mut self.names) {
-                    self.walk = None;
+        let mut size = 0;
+        let mut steps = 0_u32;
+        while let Some(walk) = &mut self.walk {
+            let more = walk.step(lock, &mut |found| {
+                if self.everything || glob::matches(&self.scan.pattern, found.name) {
+                    let (record, bytes) = read(found, self.scan.content);
+                    size += bytes;
+                    self.ready.push_back(record);
                 }
+            });
+            if !more {
+                self.walk = None;
             }
-            if let Some(name) = self.names.pop() {
-                if glob::matches(&self.scan.pattern, &name) {
-                    self.read_key(lock, &name);
-                }
+            steps += 1;
+            // Records that nobody sees take no room; asking for the time takes longer than a step over an empty place.
+            let is_full = self.scan.content != Content::Unseen && self.ready.len() >= ahead;
+            if is_full || size >= AHEAD_BYTES || (steps.is_multiple_of(8) && Instant::now() >= until) {
+                break;
             }
         }
     }
 
-    /// Appends the record of one key. A key that has expired or gone since is none.
-    fn read_key(&mut self, lock: Lock<'_>, name: &[u8]) {
-        let (kind, value) = if self.scan.read_value && self.scan.looked_at {
-            key::read(lock, DB, name)
-        } else {
-            (key::kind(lock, DB, name), Value::None)
-        };
-        if kind != Kind::Empty {
-            self.ready.push_back(self.record(name, kind, value));
+    /// How long the lock is still to be left alone.
+    fn rest(&self) -> Option<Duration> {
+        PAUSE.checked_sub(self.released?.elapsed())
+    }
+}
+
+/// The record of a key, and about how many bytes it takes.
+fn read(found: &Found<'_>, content: Content) -> (Record, usize) {
+    match content {
+        Content::Unseen => (Record::Native(record::Value::None), 0),
+        Content::Name => (Record::text(found.name), found.name.len()),
+        Content::Key => (
+            Record::Native(key_record(found.name.to_vec(), None, None)),
+            found.name.len(),
+        ),
+        Content::KeyAndValue => {
+            let (kind, value) = found.read();
+            let size = found.name.len() + value.size();
+            let record = key_record(found.name.to_vec(), None, Some((kind, value)));
+            (Record::Native(record), size)
         }
     }
+}
 
-    fn record(&self, name: &[u8], kind: Kind, value: Value) -> Record {
-        let content = self.scan.read_value.then_some((kind, value));
-        Record::Native(key_record(name.to_vec(), None, content))
-    }
+/// One key by its name: the KeysReader shows a missing one as `empty`, the KeysOnlyReader not at all.
+fn read_exactly(lock: Lock<'_>, scan: &Scan) -> Option<Record> {
+    let name = scan.pattern.clone();
+    let record = match scan.content {
+        Content::Name => {
+            return (key::kind(lock, DB, &name) != Kind::Empty).then(|| Record::text(name));
+        }
+        Content::Unseen => record::Value::None,
+        Content::Key => key_record(name, None, None),
+        Content::KeyAndValue => {
+            let content = key::read(lock, DB, &name);
+            key_record(name, None, Some(content))
+        }
+    };
+    Some(Record::Native(record))
 }
 
 impl Source for KeysScan {
     fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
-        while self.ready.is_empty() && (!self.begun || self.walk.is_some() || !self.names.is_empty()) {
-            with_lock(reading.engine.language.as_ref(), |lock| self.read_portion(lock));
+        while self.ready.is_empty() && (!self.begun || self.walk.is_some()) {
+            let language = reading.engine.language.as_ref();
+            if let Some(rest) = self.rest() {
+                language.detached(&mut || thread::sleep(rest));
+            }
+            with_lock(language, |lock| self.read_portion(lock));
+            self.released = Some(Instant::now());
         }
         Ok(self.ready.pop_front())
+    }
+
+    fn buffered(&mut self) -> Option<Record> {
+        self.ready.pop_front()
     }
 }

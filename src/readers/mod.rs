@@ -1,6 +1,39 @@
-//! The readers: where records come from. Each has a batch side (`run`) and an event side (`register`).
+//! The readers: where records come from. Each has a batch side (`run`), an event side (`register`), or both.
 
+pub mod generator;
 pub mod glob;
 pub mod keys;
+pub mod keys_only;
 pub mod keys_scan;
 pub mod prefix;
+pub mod stream_batch;
+
+/// The readers by their names in scripts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    Keys,
+    KeysOnly,
+    Stream,
+    Python,
+    ShardsId,
+    Command,
+}
+
+impl Reader {
+    const NAMES: [(&'static str, Self); 6] = [
+        ("KeysReader", Self::Keys),
+        ("KeysOnlyReader", Self::KeysOnly),
+        ("StreamReader", Self::Stream),
+        ("PythonReader", Self::Python),
+        ("ShardsIDReader", Self::ShardsId),
+        ("CommandReader", Self::Command),
+    ];
+
+    /// Names are case-sensitive.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::NAMES
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|&(_, reader)| reader)
+    }
+}

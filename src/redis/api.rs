@@ -77,6 +77,7 @@ pub fn check_required() -> Result<(), &'static str> {
         RedisModule_Milliseconds,
         RedisModule_OpenKey,
         RedisModule_CloseKey,
+        RedisModule_GetExpire,
         RedisModule_KeyType,
         RedisModule_ReplyWithArray,
         RedisModule_ReplyWithCallReply,

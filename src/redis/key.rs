@@ -4,7 +4,7 @@
 
 use std::{
     ffi::{c_int, c_void},
-    ptr,
+    mem::ManuallyDrop,
     sync::atomic::{AtomicI32, Ordering},
 };
 
@@ -117,6 +117,18 @@ pub enum Value {
     Hash(Vec<(Vec<u8>, Vec<u8>)>),
 }
 
+impl Value {
+    /// About how many bytes it takes.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::String(text) => text.len(),
+            Self::List(items) => items.iter().map(Vec::len).sum(),
+            Self::Hash(fields) => fields.iter().map(|(name, value)| name.len() + value.len()).sum(),
+        }
+    }
+}
+
 /// An open key; closed on drop.
 struct Opened<'a>(*mut raw::RedisModuleKey, std::marker::PhantomData<Lock<'a>>);
 
@@ -178,14 +190,17 @@ pub fn read(lock: Lock<'_>, db: i32, name: &[u8]) -> (Kind, Value) {
     // SAFETY: the string lives to the end of this function.
     let opened = unsafe { open(lock, db, string.as_raw()) };
     let kind = Kind::of(&opened);
-    let value = match kind {
-        Kind::String => Value::String(string_value(&opened)),
-        Kind::List if has_api!(RedisModule_ListGet) => Value::List(list_value(lock, &opened)),
+    (kind, value(lock, db, name, kind, &opened))
+}
+
+fn value(lock: Lock<'_>, db: i32, name: &[u8], kind: Kind, opened: &Opened<'_>) -> Value {
+    match kind {
+        Kind::String => Value::String(string_value(opened)),
+        Kind::List if has_api!(RedisModule_ListGet) => Value::List(list_value(lock, opened)),
         Kind::List => Value::List(list_by_command(lock, db, name)),
-        Kind::Hash => Value::Hash(hash_value(&opened)),
+        Kind::Hash => Value::Hash(hash_value(opened)),
         _ => Value::None,
-    };
-    (kind, value)
+    }
 }
 
 fn string_value(opened: &Opened<'_>) -> Vec<u8> {
@@ -278,18 +293,34 @@ impl Walk {
         }
     }
 
-    /// Takes one step and appends the names found to `names`. False when the walk has ended.
-    pub fn step(&mut self, lock: Lock<'_>, names: &mut Vec<Vec<u8>>) -> bool {
-        unsafe extern "C" fn collect(
+    /// Takes one step and shows `visit` the keys found, but for expired ones. False when the walk has ended.
+    ///
+    /// `visit` must not call the server but through what it is shown.
+    pub fn step(&mut self, lock: Lock<'_>, visit: &mut dyn FnMut(&Found<'_>)) -> bool {
+        struct Visit<'a> {
+            lock: Lock<'a>,
+            db: i32,
+            visit: &'a mut dyn FnMut(&Found<'_>),
+        }
+        unsafe extern "C" fn show(
             _ctx: *mut raw::RedisModuleCtx,
             name: *mut raw::RedisModuleString,
-            _key: *mut raw::RedisModuleKey,
-            names: *mut c_void,
+            key: *mut raw::RedisModuleKey,
+            visit: *mut c_void,
         ) {
-            // SAFETY: the server passes on the pointer given below, and a live string.
+            // SAFETY: the server passes on the pointer given below, a live string, and a key that it closes itself.
             unsafe {
-                if let Some(names) = names.cast::<Vec<Vec<u8>>>().as_mut() {
-                    names.push(bytes(name).to_vec());
+                let Some(Visit { lock, db, visit }) = visit.cast::<Visit<'_>>().as_mut() else {
+                    return;
+                };
+                let found = Found {
+                    lock: *lock,
+                    db: *db,
+                    name: bytes(name),
+                    key: ManuallyDrop::new(Opened(key, std::marker::PhantomData)),
+                };
+                if api!(RedisModule_GetExpire(key)) != 0 {
+                    visit(&found);
                 }
             }
         }
@@ -297,17 +328,42 @@ impl Walk {
             return false;
         }
         let _mute = Mute::new();
-        // SAFETY: under the lock; the vector outlives the call.
+        let mut visit = Visit {
+            lock,
+            db: self.db,
+            visit,
+        };
+        // SAFETY: under the lock; the structure outlives the call.
         let more = unsafe {
             api!(RedisModule_Scan(
                 lock.look_context(self.db),
                 self.cursor,
-                Some(collect),
-                ptr::from_mut(names).cast()
+                Some(show),
+                (&raw mut visit).cast()
             ))
         };
         self.ended = more == 0;
         !self.ended
+    }
+}
+
+/// One key that a walk has come to, open for as long as it is shown.
+pub struct Found<'a> {
+    lock: Lock<'a>,
+    db: i32,
+    pub name: &'a [u8],
+    key: ManuallyDrop<Opened<'a>>,
+}
+
+impl Found<'_> {
+    pub fn kind(&self) -> Kind {
+        Kind::of(&self.key)
+    }
+
+    /// Its type and its value.
+    pub fn read(&self) -> (Kind, Value) {
+        let kind = self.kind();
+        (kind, value(self.lock, self.db, self.name, kind, &self.key))
     }
 }
 

@@ -1,0 +1,297 @@
+//! `run` and `register`: what becomes of the steps of a builder. Contract: `readers-and-events.md` chapters 1 to 7,
+//! `python-api.md` 3.6 to 3.8.
+
+use std::sync::Arc;
+
+use pyo3::{exceptions::PyTypeError, prelude::*, types::PyDict};
+
+use super::{
+    arguments::{Given, conditions, mode_by_name, string},
+    builder::Builder,
+    callback::{Callback, Code},
+    errors, runtime,
+};
+use crate::{
+    engine::{
+        Engine,
+        execution::{Source, Start},
+        id::STANDALONE_SHARD,
+        language::{self, Function},
+        plan::{Plan, Step},
+        record::Record,
+        registration::{Life, Mode, Registration},
+        scope::Scope,
+    },
+    error::Error,
+    readers::{
+        Reader,
+        generator::{Generator, Once},
+        keys_only::{KeysOnly, Names},
+        keys_scan::{Content, KeysScan, Scan},
+        stream_batch::StreamEntries,
+    },
+    stats::RunStats,
+};
+
+const PATTERN_TYPE: &str = "regex argument must be a string";
+
+/// The steps that `GearsBuilder` adds at the end.
+#[derive(Clone, Copy, Default)]
+pub struct Implicit {
+    pub convert: bool,
+    pub collect: bool,
+}
+
+/// The steps as they are now, with the implicit ones; later steps change nothing.
+fn plan(py: Python<'_>, builder: &Builder, implicit: Implicit) -> (Plan, Vec<Arc<Callback>>) {
+    let (mut steps, functions) = {
+        let draft = builder.draft.lock();
+        let functions: Vec<Code> = draft.functions.iter().map(|code| code.clone_ref(py)).collect();
+        (draft.steps.clone(), functions)
+    };
+    if implicit.convert {
+        steps.push(Step::Text);
+    }
+    if implicit.collect {
+        steps.push(Step::Collect);
+    }
+    let callbacks: Vec<_> = functions
+        .into_iter()
+        .map(|code| Arc::new(Callback::new(py, code)))
+        .collect();
+    let functions = callbacks
+        .iter()
+        .map(|callback| Arc::clone(callback) as Arc<dyn Function>)
+        .collect();
+    (Plan { steps, functions }, callbacks)
+}
+
+/// Starts an execution over the records of the reader; at script level, when the script has ended well.
+pub fn start(
+    py: Python<'_>,
+    builder: &Builder,
+    argument: Option<Bound<'_, PyAny>>,
+    kwargs: Option<&Bound<'_, PyDict>>,
+    implicit: Implicit,
+) -> PyResult<()> {
+    let engine = &runtime()?.engine;
+    let scope = scope("Can only run execution on registered gears thread")?;
+    let has_run = |script: &parking_lot::Mutex<crate::engine::scope::Prepared>| script.lock().run.is_some();
+    if scope.script.as_ref().is_some_and(has_run) {
+        return Err(Error::SecondRun.into());
+    }
+    let (plan, _) = plan(py, builder, implicit);
+    let source = source(py, builder.reader, &plan, argument, kwargs)?;
+    let start = Start {
+        plan: Arc::new(plan),
+        session: Arc::clone(&scope.session),
+        registration: None,
+        db: 0,
+        transient: true,
+        source,
+        link: None,
+        waiter: None,
+    };
+    match &scope.script {
+        Some(script) => script.lock().set_run(start)?,
+        None => {
+            engine.submit(start, None);
+        }
+    }
+    Ok(())
+}
+
+/// The records that `run` is about. The reader's first argument is checked first, then `mode`, then the others.
+fn source(
+    py: Python<'_>,
+    reader: Reader,
+    plan: &Plan,
+    argument: Option<Bound<'_, PyAny>>,
+    kwargs: Option<&Bound<'_, PyDict>>,
+) -> PyResult<Box<dyn Source>> {
+    let looked_at = plan.looks_at_records();
+    let text = |argument: Option<Bound<'_, PyAny>>| match argument {
+        Some(text) => string(&text, PATTERN_TYPE),
+        None => Ok("*".to_owned()),
+    };
+    match reader {
+        Reader::Keys => {
+            let given = Given::new("run", kwargs, &["mode", "noScan", "readValue"])?;
+            let pattern = text(argument)?.into_bytes();
+            check_mode(&given)?;
+            let exact = given.boolean("noScan", false, "exactMatch value is not boolean")?;
+            let read_value = given.boolean("readValue", true, "readValue value is not boolean")?;
+            let content = match (looked_at, read_value) {
+                (false, _) => Content::Unseen,
+                (true, false) => Content::Key,
+                (true, true) => Content::KeyAndValue,
+            };
+            Ok(Box::new(KeysScan::new(Scan {
+                pattern,
+                exact,
+                content,
+                ahead: None,
+            })))
+        }
+        Reader::KeysOnly => Ok(Box::new(KeysOnly::Waiting(names(
+            py, argument, kwargs, looked_at,
+        )?))),
+        Reader::Stream => {
+            let given = Given::new("run", kwargs, &["mode", "fromId"])?;
+            let key = text(argument)?.into_bytes();
+            check_mode(&given)?;
+            let after = given.get("fromId")?.map_or(Ok("0-0".to_owned()), |id| {
+                string(&id, "fromId argument must be a string")
+            })?;
+            Ok(Box::new(StreamEntries::new(key, after.into_bytes())))
+        }
+        Reader::Python => {
+            let given = Given::new("run", kwargs, &["mode"])?;
+            let function = argument
+                .filter(|function| function.is_callable())
+                .ok_or_else(|| errors::gears_error("pyreader argument must be a function"))?;
+            check_mode(&given)?;
+            let function = Arc::new(Callback::new(py, Code::new(function)));
+            Ok(Box::new(Generator::Waiting(function)))
+        }
+        Reader::ShardsId => {
+            check_mode(&Given::new("run", kwargs, &["mode"])?)?;
+            Ok(Box::new(Once(Some(Record::text(STANDALONE_SHARD)))))
+        }
+        Reader::Command => Err(Error::NoBatchSupport.into()),
+    }
+}
+
+fn check_mode(given: &Given<'_, '_>) -> PyResult<()> {
+    if let Some(mode) = given.get("mode")? {
+        if mode_by_name(&mode)? == Mode::Sync {
+            return Err(errors::gears_error("unknown execution mode"));
+        }
+    }
+    Ok(())
+}
+
+/// The arguments of the KeysOnlyReader (`readers-and-events.md` chapter 3), the only ones whose misspelling 1.2 refuses.
+fn names(
+    py: Python<'_>,
+    argument: Option<Bound<'_, PyAny>>,
+    kwargs: Option<&Bound<'_, PyDict>>,
+    looked_at: bool,
+) -> PyResult<Names> {
+    const KNOWN: [&str; 5] = ["pattern", "count", "noScan", "patternGenerator", "mode"];
+    for name in kwargs.iter().flat_map(|kwargs| kwargs.keys()) {
+        let name: String = name.extract()?;
+        if !KNOWN.contains(&name.as_str()) {
+            return Err(PyTypeError::new_err(format!(
+                "createKeysOnlyReader() got an unexpected keyword argument '{name}'"
+            )));
+        }
+    }
+    let given = Given::new("run", kwargs, &KNOWN)?;
+    let pattern = match given.get("pattern")?.or(argument) {
+        Some(pattern) => pattern.str()?.to_str()?.to_owned(),
+        None => "*".to_owned(),
+    };
+    check_mode(&given)?;
+    let generator = given.function("patternGenerator", "patternGenerator argument must be a function")?;
+    let count = given
+        .get("count")?
+        .map_or(Ok("1000".to_owned()), |count| Ok(count.str()?.to_string()))
+        .map_err(|error: PyErr| error)?;
+    Ok(Names {
+        pattern: pattern.into_bytes(),
+        exact: given
+            .get("noScan")?
+            .map_or(Ok(false), |exact| exact.is_truthy())?,
+        count,
+        generator: generator.map(|code| Arc::new(Callback::new(py, code)) as Arc<dyn Function>),
+        looked_at,
+    })
+}
+
+/// Makes a registration; at script level it takes effect when the script has ended well.
+pub fn listen(
+    py: Python<'_>,
+    builder: &Builder,
+    kwargs: Option<&Bound<'_, PyDict>>,
+    implicit: Implicit,
+) -> PyResult<String> {
+    let runtime = runtime()?;
+    let engine = &runtime.engine;
+    let scope = scope("Can only register execution on registered gears thread")?;
+    if builder.reader != Reader::Keys {
+        return Err(Error::NoEventSupport.into());
+    }
+    let given = Given::new("register", kwargs, &KNOWN_TO_REGISTER)?;
+    let mode = given
+        .get("mode")?
+        .map_or(Ok(Mode::Async), |mode| mode_by_name(&mode))?;
+    let on_registered = given.function("onRegistered", "OnRegistered argument must be a function")?;
+    let on_registered = on_registered.map(|code| Arc::new(Callback::new(py, code)));
+    let conditions = conditions(&given)?;
+    let in_order = given.boolean("inorder", false, "inorder argument must be boolean")?;
+    let trigger = runtime.keys.trigger(conditions);
+    language::with_lock(engine.language.as_ref(), |lock| trigger.check(lock))?;
+    let (plan, callbacks) = plan(py, builder, implicit);
+    for callback in callbacks.iter().chain(&on_registered) {
+        check_serializable(py, callback)?;
+    }
+    let registration = Arc::new(Registration {
+        id: engine.registry.next_registration_id(),
+        desc: builder.desc.clone(),
+        mode,
+        in_order,
+        plan: Arc::new(plan),
+        session: Arc::clone(&scope.session),
+        trigger,
+        on_registered: on_registered.map(|function| function as Arc<dyn Function>),
+        stats: RunStats::default(),
+        life: Life::default(),
+    });
+    let id = registration.id.to_string();
+    match &scope.script {
+        Some(script) => script.lock().registrations.push(registration),
+        None => register_now(engine, &registration)?,
+    }
+    Ok(id)
+}
+
+/// Inside a function a registration takes effect at once.
+fn register_now(engine: &Arc<Engine>, registration: &Arc<Registration>) -> PyResult<()> {
+    let registered = language::with_lock(engine.language.as_ref(), |lock| {
+        engine.register(lock, registration)
+    });
+    Ok(registered?)
+}
+
+const KNOWN_TO_REGISTER: [&str; 9] = [
+    "mode",
+    "onRegistered",
+    "prefix",
+    "regex",
+    "eventTypes",
+    "keyTypes",
+    "readValue",
+    "commands",
+    "inorder",
+];
+
+fn scope(otherwise: &str) -> PyResult<Arc<Scope>> {
+    Scope::current().ok_or_else(|| errors::gears_error(otherwise))
+}
+
+/// A registration must be able to travel: to a file, a replica, another shard.
+fn check_serializable(py: Python<'_>, callback: &Callback) -> PyResult<()> {
+    let dumps = PyModule::import(py, "cloudpickle")?.getattr("dumps")?;
+    let code = callback.code();
+    dumps
+        .call1(((&code.callable, &code.zero),))
+        .map(drop)
+        .map_err(|error| {
+            errors::gears_error(format!(
+                "Error occured when serialized a python callback, callback={} error={}",
+                callback.name(),
+                errors::text(py, &error)
+            ))
+        })
+}

@@ -1,0 +1,103 @@
+//! Profiles of sessions (RG.PYPROFILE, `commands.md` 1.15): the standard library's profiler around each callback.
+//!
+//! One profiler per session and thread, because a profiler follows one thread's calls. From Python 3.12 on only one can
+//! be at work in the whole interpreter: callbacks that run at the same time as a measured one are not measured.
+
+use std::{
+    cell::Cell,
+    collections::HashMap,
+    sync::Arc,
+    thread::{self, ThreadId},
+};
+
+use parking_lot::Mutex;
+use pyo3::{prelude::*, types::PyList};
+
+use super::{RUNTIME, errors};
+use crate::{
+    config::Number,
+    engine::{language::Failure, scope::Scope, session::Session},
+};
+
+thread_local! {
+    /// A callback of this thread is being measured, with all that it calls.
+    static MEASURING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The profilers of one session; kept by the session.
+#[derive(Default)]
+struct Profiles(Mutex<HashMap<ThreadId, Py<PyAny>>>);
+
+/// Does `work`, a call of a user function, and measures it if ProfileExecutions is on.
+pub fn call<'py>(
+    py: Python<'py>,
+    work: impl FnOnce() -> PyResult<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let is_on = RUNTIME
+        .get()
+        .is_some_and(|runtime| runtime.engine.config.is_on(Number::ProfileExecutions));
+    if !is_on || MEASURING.get() {
+        return work();
+    }
+    let Some(profiler) = Scope::current().and_then(|scope| profiler(py, &scope.session).ok()) else {
+        return work();
+    };
+    // Refused where another one is at work.
+    if profiler.call_method0("enable").is_err() {
+        return work();
+    }
+    MEASURING.set(true);
+    let result = work();
+    MEASURING.set(false);
+    let stopped = profiler.call_method0("disable");
+    result.and_then(|returned| stopped.map(|_| returned))
+}
+
+fn profiler<'py>(py: Python<'py>, session: &Session) -> PyResult<Bound<'py, PyAny>> {
+    let profiles = profiles(session);
+    let this = thread::current().id();
+    let known = profiles
+        .0
+        .lock()
+        .get(&this)
+        .map(|profiler| profiler.clone_ref(py));
+    if let Some(profiler) = known {
+        return Ok(profiler.into_bound(py));
+    }
+    let made = PyModule::import(py, "cProfile")?.call_method0("Profile")?;
+    profiles.0.lock().insert(this, made.clone().unbind());
+    Ok(made)
+}
+
+fn profiles(session: &Session) -> Arc<Profiles> {
+    session.attachment(|| Arc::new(Profiles::default()))
+}
+
+/// The text of `pstats` for a session: statistics, callers, callees, sorted by `order`.
+///
+/// # Errors
+/// The error string of what Python raised, e.g. for an unknown order.
+pub fn report(session: &Session, order: &str) -> Result<Vec<u8>, Failure> {
+    let profiles = profiles(session);
+    Python::attach(|py| {
+        let profilers: Vec<_> = profiles
+            .0
+            .lock()
+            .values()
+            .map(|profiler| profiler.clone_ref(py))
+            .collect();
+        let report = PyList::new(py, profilers).and_then(|profilers| {
+            let text = PyModule::import(py, "pinion_profile")?.call_method1("report", (profilers, order))?;
+            text.extract::<String>()
+        });
+        report
+            .map(String::into_bytes)
+            .map_err(|error| errors::text(py, &error))
+    })
+}
+
+/// Forgets what was measured for a session.
+pub fn reset(session: &Session) {
+    let forgotten = std::mem::take(&mut *profiles(session).0.lock());
+    Python::attach(|_| drop(forgotten));
+}
