@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// How long the server's lock is held at most, but for one value.
-const PORTION: Duration = Duration::from_micros(500);
+const PORTION: Duration = Duration::from_millis(1);
 /// How long the lock is left alone at least between two portions: a thread that lets it go and takes it again at once
 /// would keep the server's thread from getting it.
 const PAUSE: Duration = Duration::from_micros(50);
@@ -67,6 +67,8 @@ pub struct KeysScan {
     begun: bool,
     released: Option<Instant>,
     ready: VecDeque<Record>,
+    /// Records without content that are still to be given.
+    unseen: u64,
 }
 
 impl KeysScan {
@@ -78,6 +80,7 @@ impl KeysScan {
             begun: false,
             released: None,
             ready: VecDeque::new(),
+            unseen: 0,
         }
     }
 
@@ -86,6 +89,12 @@ impl KeysScan {
             if self.scan.exact {
                 self.ready.extend(read_exactly(lock, &self.scan));
                 return;
+            }
+            if self.everything && self.scan.content == Content::Unseen {
+                if let Some(count) = key::count_of_lasting(lock, DB) {
+                    self.unseen = count;
+                    return;
+                }
             }
             self.walk = Some(Walk::new(DB));
         }
@@ -156,7 +165,7 @@ fn read_exactly(lock: Lock<'_>, scan: &Scan) -> Option<Record> {
 
 impl Source for KeysScan {
     fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
-        while self.ready.is_empty() && (!self.begun || self.walk.is_some()) {
+        while self.ready.is_empty() && self.unseen == 0 && (!self.begun || self.walk.is_some()) {
             let language = reading.engine.language.as_ref();
             if let Some(rest) = self.rest() {
                 language.detached(&mut || thread::sleep(rest));
@@ -164,10 +173,14 @@ impl Source for KeysScan {
             with_lock(language, |lock| self.read_portion(lock));
             self.released = Some(Instant::now());
         }
-        Ok(self.ready.pop_front())
+        Ok(self.buffered())
     }
 
     fn buffered(&mut self) -> Option<Record> {
+        if self.unseen > 0 {
+            self.unseen -= 1;
+            return Some(Record::Native(record::Value::None));
+        }
         self.ready.pop_front()
     }
 }

@@ -3,7 +3,7 @@
 //! Nothing here is seen from outside. On servers before 7.2 a look deletes an expired key, as any look there does.
 
 use std::{
-    ffi::{c_int, c_void},
+    ffi::{CStr, CString, c_int, c_void},
     mem::ManuallyDrop,
     sync::atomic::{AtomicI32, Ordering},
 };
@@ -270,6 +270,26 @@ fn hash_value(opened: &Opened<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
         api!(RedisModule_ScanCursorDestroy(cursor));
     }
     pairs
+}
+
+/// How many keys a database has, if none of them expires: then the server knows it without a walk.
+pub fn count_of_lasting(lock: Lock<'_>, db: i32) -> Option<u64> {
+    if !has_api!(RedisModule_DbSize) {
+        return None;
+    }
+    // SAFETY: under the lock; the information is freed below.
+    unsafe {
+        let info = api!(RedisModule_GetServerInfo(
+            lock.look_context(db),
+            c"keyspace".as_ptr()
+        ));
+        let field = CString::new(format!("db{db}")).unwrap_or_default();
+        let keys = api!(RedisModule_ServerInfoGetFieldC(info, field.as_ptr()));
+        // E.g. `keys=12,expires=0,avg_ttl=0`; nothing at all for an empty database.
+        let expires = keys.is_null() || !CStr::from_ptr(keys).to_string_lossy().contains("expires=0,");
+        api!(RedisModule_FreeServerInfo(lock.look_context(db), info));
+        (!expires).then(|| api!(RedisModule_DbSize(lock.look_context(db))))
+    }
 }
 
 /// A walk over all keys of a database, with SCAN's guarantees.
