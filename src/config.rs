@@ -4,10 +4,15 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicI64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
 use parking_lot::Mutex;
+
+use crate::redis::options::{Kind, ServerOption};
 
 /// Options with a number. The discriminant is the place in [`NUMBERS`].
 // Some are only stored and reported: what reads them comes with the part of the contract that they belong to.
@@ -119,6 +124,9 @@ pub struct Config {
     numbers: [AtomicI64; NUMBERS.len()],
     texts: Mutex<Texts>,
 }
+
+/// Options of 1.2 that mean nothing here: accepted and reported, but not part of the server's configuration.
+const WITHOUT_MEANING: [&str; 3] = ["CreateVenv", "DownloadDeps", "ForeceDownloadDepsOnEnterprise"];
 
 #[derive(Default)]
 struct Texts {
@@ -270,6 +278,49 @@ impl Config {
         }
     }
 
+    /// The options as part of the server's own configuration: `MaxExecutions` is `rg.max-executions`.
+    pub fn server_options(self: &Arc<Self>) -> Vec<ServerOption> {
+        let numbers = NUMBERS.iter().enumerate();
+        let meaningful = numbers.filter(|(_, known)| !WITHOUT_MEANING.contains(&known.name));
+        let mut options: Vec<_> = meaningful
+            .map(|(index, known)| self.server_option(index, known))
+            .collect();
+        let (read, change) = (Arc::clone(self), Arc::clone(self));
+        options.push(ServerOption {
+            name: kebab_case(PYTHON_VENV),
+            fixed: true,
+            kind: Kind::Text {
+                get: Box::new(move || read.python_venv()),
+                set: Box::new(move |folder| {
+                    let mut texts = change.texts.lock();
+                    texts.extra.insert(PYTHON_VENV.into(), folder.into_bytes());
+                }),
+            },
+        });
+        options
+    }
+
+    fn server_option(self: &Arc<Self>, index: usize, known: &Definition) -> ServerOption {
+        let (read, change) = (Arc::clone(self), Arc::clone(self));
+        let kind = if known.boolean {
+            Kind::Switch {
+                get: Box::new(move || read.numbers[index].load(Ordering::Relaxed) != 0),
+                set: Box::new(move |on| change.numbers[index].store(i64::from(on), Ordering::Relaxed)),
+            }
+        } else {
+            Kind::Number {
+                min: known.min,
+                get: Box::new(move || read.numbers[index].load(Ordering::Relaxed)),
+                set: Box::new(move |number| change.numbers[index].store(number, Ordering::Relaxed)),
+            }
+        };
+        ServerOption {
+            name: kebab_case(known.name),
+            fixed: !known.runtime,
+            kind,
+        }
+    }
+
     /// What `configGet` answers: only what was given explicitly, as text.
     pub fn explicit(&self, key: &[u8]) -> Option<Vec<u8>> {
         self.texts.lock().extra.get(key).cloned()
@@ -295,6 +346,18 @@ impl Config {
             });
         numbers.chain(extra).collect()
     }
+}
+
+/// `max-executions` for `MaxExecutions`.
+fn kebab_case(name: &str) -> String {
+    let mut words = String::with_capacity(name.len() + 4);
+    for letter in name.chars() {
+        if letter.is_ascii_uppercase() && !words.is_empty() {
+            words.push('-');
+        }
+        words.push(letter.to_ascii_lowercase());
+    }
+    words
 }
 
 fn not_modifiable(name: &str) -> String {
@@ -363,6 +426,21 @@ mod tests {
             refused(&["CreateVenv", "yes"]),
             "Failed parsing CreateVenv config, value must be a number."
         );
+    }
+
+    #[test]
+    fn names_in_the_server_s_configuration() {
+        assert_eq!(
+            kebab_case("MaxExecutionsPerRegistration"),
+            "max-executions-per-registration"
+        );
+        let config = Arc::new(Config::default());
+        let names: Vec<String> = config
+            .server_options()
+            .into_iter()
+            .map(|option| option.name)
+            .collect();
+        assert!(names.contains(&"python-venv".to_owned()) && !names.contains(&"create-venv".to_owned()));
     }
 
     #[test]

@@ -20,11 +20,19 @@ pub enum Error {
     /// An option that the contract has and this version does not carry out.
     OptionRefused(&'static str),
     SessionExists(String),
+    CannotReplaceExisting {
+        id: String,
+        old: String,
+    },
+    NothingToReplace(String),
     SecondRun,
 
     // executions
     NoSuchPlan,
     NoSuchExecution,
+    NoSuchSession,
+    WrongProfileSubcommand,
+    UnknownOption(String),
     StillRunning,
     NotFinished,
     UnknownSubcommand,
@@ -75,9 +83,18 @@ impl Error {
                 return format!("ERR the option {option} is not available in this version").into();
             }
             Self::SessionExists(id) => return format!("Session {id} already exists").into(),
+            Self::CannotReplaceExisting { id, old } => {
+                return format!("Can not replace an existing session {id} with {old}").into();
+            }
+            Self::NothingToReplace(old) => {
+                return format!("Can not replace with {old}, session does not exists.").into();
+            }
             Self::SecondRun => "Can not run more then 1 executions in a single script",
             Self::NoSuchPlan => "execution plan does not exist",
             Self::NoSuchExecution => "execution does not exist",
+            Self::NoSuchSession => "session does not exists",
+            Self::WrongProfileSubcommand => "Wrong subcommand given to RG.PYPROFILE",
+            Self::UnknownOption(word) => return format!("Unknown option {word}").into(),
             Self::StillRunning => "execution is still running",
             Self::NotFinished => "can not drop a not yet finished execution, abort it first.",
             Self::UnknownSubcommand => "unknown subcommand",

@@ -8,6 +8,7 @@ mod hooks;
 mod python;
 mod readers;
 mod redis;
+mod report;
 mod stats;
 
 use std::{
@@ -16,8 +17,8 @@ use std::{
 };
 
 use crate::{
-    commands::{config as configuration, executions, pyexecute, registrations},
-    config::Config,
+    commands::{config as configuration, executions, pyexecute, registrations, sessions, small},
+    config::{Config, Number},
     engine::Engine,
     error::Error,
     hooks::{Hooks, Inner},
@@ -52,9 +53,9 @@ struct Pinion {
     keys: Arc<KeysWatch>,
 }
 
-/// One line per command: name, flags, ACL categories, handler.
+/// Per command: name, flags, ACL categories, syntax, summary, handler.
 macro_rules! commands {
-    ($($function:ident $name:literal $flags:literal $categories:literal => $handler:expr;)*) => {
+    ($($function:ident $name:literal $flags:literal $categories:literal $syntax:literal $summary:literal => $handler:expr;)*) => {
         $(
             unsafe extern "C" fn $function(
                 ctx: *mut raw::RedisModuleCtx,
@@ -72,39 +73,95 @@ macro_rules! commands {
             }
         )*
         const COMMANDS: &[Definition] = &[
-            $(Definition { name: $name, flags: $flags, categories: $categories, function: $function }),*
+            $(Definition {
+                name: $name,
+                flags: $flags,
+                categories: $categories,
+                syntax: $syntax,
+                summary: $summary,
+                function: $function,
+            }),*
         ];
     };
 }
 
 commands! {
     pyexecute c"rg.pyexecute" c"write" c"write admin dangerous"
+        "<script> [UNBLOCKING] [ID <id>] [DESCRIPTION <text>] [UPGRADE] [REPLACE_WITH <id>] [FORCE_REINSTALL_REQUIREMENTS] [REQUIREMENTS [<requirement> ...]]"
+        c"Runs a script, which may run functions over the data and register others."
         => |pinion, command| pyexecute::pyexecute(&pinion.engine, command);
+    dump_sessions c"rg.pydumpsessions" c"readonly" c"read"
+        "[VERBOSE] [DEAD|TS] [SESSIONS [<id> ...]]"
+        c"Lists the sessions that scripts made."
+        => |pinion, command| sessions::dump_sessions(&pinion.engine, command);
+    py_profile c"rg.pyprofile" c"readonly" c"read"
+        "STATS|RESET <session id> [<order>]"
+        c"Shows or resets the profile of a session's functions."
+        => |pinion, command| sessions::profile(&pinion.engine, command);
+    py_stats c"rg.pystats" c"readonly" c"read"
+        ""
+        c"Shows how much memory Python takes."
+        => |_, _| small::py_stats();
+    dump_plugins c"rg.dumpplugins" c"readonly" c"read"
+        ""
+        c"Lists the languages that functions can be written in."
+        => |_, _| small::dump_plugins();
+    py_execute_remote c"rg.pyexecuteremote" c"readonly" c"read"
+        ""
+        c"Says that this command is no longer supported."
+        => |_, _| small::no_execute_remote();
+    py_free_interpreter c"rg.pyfreeinterpreter" c"readonly" c"read"
+        ""
+        c"Says that this command is no longer supported."
+        => |_, _| small::no_free_interpreter();
     get_results c"rg.getresults" c"readonly" c"read"
+        "<execution id>"
+        c"Gets the results and the errors of a finished execution."
         => |pinion, command| executions::get_results(&pinion.engine, command);
     get_results_blocking c"rg.getresultsblocking" c"readonly" c"read blocking"
+        "<execution id>"
+        c"Waits for the end of an execution and gets its results and errors."
         => |pinion, command| executions::get_results_blocking(&pinion.engine, command);
     get_execution c"rg.getexecution" c"readonly" c"read"
+        "<execution id> [SHARD|CLUSTER]"
+        c"Shows the status, the durations and the steps of an execution."
         => |pinion, command| executions::get_execution(&pinion.engine, command);
     dump_executions c"rg.dumpexecutions" c"readonly" c"read"
+        ""
+        c"Lists the executions."
         => |pinion, command| executions::dump_executions(&pinion.engine, command);
     abort_execution c"rg.abortexecution" c"readonly" c"admin dangerous blocking"
+        "<execution id>"
+        c"Stops an execution and waits until it has ended."
         => |pinion, command| executions::abort_execution(&pinion.engine, command);
     drop_execution c"rg.dropexecution" c"readonly" c"admin dangerous"
+        "<execution id>"
+        c"Forgets a finished execution."
         => |pinion, command| executions::drop_execution(&pinion.engine, command);
     dump_registrations c"rg.dumpregistrations" c"readonly" c"read"
+        ""
+        c"Lists the registered functions with their statistics."
         => |pinion, command| registrations::dump_registrations(&pinion.engine, command);
     unregister c"rg.unregister" c"write" c"write admin dangerous"
+        "<registration id> [ABORTPENDING]"
+        c"Removes a registered function."
         => |pinion, command| registrations::unregister(&pinion.engine, command);
     config_get c"rg.configget" c"readonly" c"read"
+        "[<key> ...]"
+        c"Shows options of the module."
         => |pinion, command| configuration::config_get(&pinion.engine, command);
     config_set c"rg.configset" c"readonly" c"admin dangerous"
+        "[<key> <value> ...]"
+        c"Changes options of the module."
         => |pinion, command| configuration::config_set(&pinion.engine, command);
     inner_read c"RG.INNERREAD" c"readonly getkeys-api" c"read"
+        "" c""
         => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::Read);
     inner_write c"RG.INNERWRITE" c"write getkeys-api" c"write"
+        "" c""
         => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::Write);
     inner_write_more c"RG.INNERWRITEMORE" c"write deny-oom getkeys-api" c"write"
+        "" c""
         => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::WriteMore);
 }
 
@@ -168,19 +225,8 @@ unsafe extern "C" fn on_info(request: *mut raw::RedisModuleInfoCtx, for_crash_re
         // The thread that crashed may hold one of our mutexes.
         return;
     }
-    let engine = &pinion.engine;
     // SAFETY: the server calls this with its own argument.
-    unsafe {
-        info::run(request, |info| {
-            if info.section("") {
-                info.number("nexecutions", engine.registry.execution_count() as u64);
-                info.number("nregistrations", engine.registry.registration_count() as u64);
-                info.number("queued_executions", engine.queued() as u64);
-                info.number("linked_commands", engine.stats.linked());
-                info.number("unlinked_for_acl", engine.stats.acl_unlinked());
-            }
-        });
-    }
+    unsafe { info::run(request, |info| report::fill(info, &pinion.engine)) };
 }
 
 /// The server's way in.
@@ -210,8 +256,13 @@ pub unsafe extern "C" fn RedisModule_OnUnload(_ctx: *mut raw::RedisModuleCtx) ->
 fn start(loading: &Loading<'_>) -> Result<(), String> {
     let config = Config::load(&loading.arguments())
         .map_err(|reason| format!("{reason}: could not initialize gears config"))?;
+    let config = Arc::new(config);
+    loading.offer(config.server_options())?;
     let lines = config.lines();
-    let python = interpreter::start(&config.python_venv())?;
+    let python = interpreter::start(
+        &config.python_venv(),
+        config.is_on(Number::OverridePythonAllocators),
+    )?;
     let features = Features::probe();
     let engine = Engine::start(config, features, Arc::new(CPython))
         .map_err(|error| format!("could not start the worker threads: {error}"))?;

@@ -6,6 +6,8 @@ pub mod config;
 pub mod executions;
 pub mod pyexecute;
 pub mod registrations;
+pub mod sessions;
+pub mod small;
 
 use crate::{error::Error, redis::command::Command};
 

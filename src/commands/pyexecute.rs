@@ -3,26 +3,26 @@
 use std::sync::Arc;
 
 use crate::{
-    engine::{Engine, registration::Registration, scope::Prepared, session::Session},
+    engine::{Engine, scope::Prepared, session::Session},
     error::Error,
     python,
     redis::{
         command::{Answer, Command},
-        lock::Lock,
         reply::Reply,
         string::Argv,
     },
 };
 
-/// Options that are parsed and refused by name until their part of the contract is there.
-const REFUSED: [&str; 2] = ["UPGRADE", "FORCE_REINSTALL_REQUIREMENTS"];
-
+#[derive(Default)]
 struct Options {
     unblocking: bool,
-    session: Session,
+    id: Option<String>,
+    description: Option<String>,
+    upgrade: bool,
+    replace_with: Option<String>,
 }
 
-/// `RG.PYEXECUTE <script> [UNBLOCKING] [ID <id>] [DESCRIPTION <text>]`
+/// `RG.PYEXECUTE <script> [UNBLOCKING] [ID <id>] [DESCRIPTION <text>] [UPGRADE] [REPLACE_WITH <id>]`
 ///
 /// # Errors
 /// A wrong argument; the error string of the script; what a registration was refused for.
@@ -32,47 +32,73 @@ pub fn pyexecute(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error
     }
     let script = command.argv().get(1).ok_or(Error::WrongArity)?;
     let options = parse(command.argv().skip(2))?;
-    engine.registry.check_session_id(&options.session.id)?;
-    let session = Arc::new(options.session);
+    let unblocking = options.unblocking;
+    let old = session_to_replace(engine, &options)?;
+    let session = Arc::new(Session::new(
+        options.id.unwrap_or_else(random_id),
+        options.description,
+    ));
     let lock = command.lock();
     let prepared = python::run_script(lock, script, &session).map_err(Error::Text)?;
-    register_all(engine, lock, &prepared.registrations)?;
-    Ok(start_run(engine, command, prepared, options.unblocking))
+    engine.register(lock, old.as_ref(), &prepared.registrations)?;
+    Ok(start_run(engine, command, prepared, unblocking))
 }
 
 fn parse(words: Argv<'_>) -> Result<Options, Error> {
-    let mut unblocking = false;
-    let (mut id, mut description) = (None, None);
+    let mut options = Options::default();
     let mut words = words.iter();
+    let text = |word: &[u8]| String::from_utf8_lossy(word).into_owned();
     while let Some(word) = words.next() {
         let is = |option: &str| word.eq_ignore_ascii_case(option.as_bytes());
         let mut value = |option: &'static str| words.next().ok_or(Error::ValueMissing(option));
         if is("UNBLOCKING") {
-            unblocking = true;
+            options.unblocking = true;
         } else if is("ID") {
-            let given = value("ID")?;
-            if !Session::is_valid_id(given) {
+            let id = value("ID")?;
+            if !Session::is_valid_id(id) {
                 return Err(Error::BadSessionId);
             }
-            id = Some(String::from_utf8_lossy(given).into_owned());
+            options.id = Some(text(id));
         } else if is("DESCRIPTION") {
-            description = Some(String::from_utf8_lossy(value("DESCRIPTION")?).into_owned());
+            options.description = Some(text(value("DESCRIPTION")?));
+        } else if is("UPGRADE") {
+            options.upgrade = true;
         } else if is("REPLACE_WITH") {
-            value("REPLACE_WITH")?;
-            return Err(Error::OptionRefused("REPLACE_WITH"));
+            options.replace_with = Some(text(value("REPLACE_WITH")?));
+        } else if is("FORCE_REINSTALL_REQUIREMENTS") {
+            // Installs what REQUIREMENTS names.
         } else if is("REQUIREMENTS") {
             // Without any requirement there is nothing to install.
             if words.next().is_some() {
                 return Err(Error::OptionRefused("REQUIREMENTS"));
             }
-        } else if let Some(option) = REFUSED.into_iter().find(|option| is(option)) {
-            return Err(Error::OptionRefused(option));
         } else {
-            return Err(Error::UnknownArgument(String::from_utf8_lossy(word).into_owned()));
+            return Err(Error::UnknownArgument(text(word)));
         }
     }
-    let session = Session::new(id.unwrap_or_else(random_id), description);
-    Ok(Options { unblocking, session })
+    Ok(options)
+}
+
+/// The session whose place the new one takes.
+///
+/// # Errors
+/// The id is taken, or what is to be replaced does not exist.
+fn session_to_replace(engine: &Engine, options: &Options) -> Result<Option<Arc<Session>>, Error> {
+    engine.registry.sessions(|sessions| {
+        let same = options.id.as_ref().and_then(|id| sessions.live(id));
+        match (&options.replace_with, same) {
+            (Some(other), Some(same)) => Err(Error::CannotReplaceExisting {
+                id: same.id.clone(),
+                old: other.clone(),
+            }),
+            (Some(other), None) => match sessions.live(other) {
+                Some(old) => Ok(Some(old)),
+                None => Err(Error::NothingToReplace(other.clone())),
+            },
+            (None, Some(same)) if !options.upgrade => Err(Error::SessionExists(same.id.clone())),
+            (None, same) => Ok(same),
+        }
+    })
 }
 
 /// Forty lower-case hexadecimal digits.
@@ -90,20 +116,6 @@ fn random_id() -> String {
     }
     id.truncate(40);
     id
-}
-
-/// All or none: what is refused takes the earlier ones back.
-fn register_all(engine: &Engine, lock: Lock<'_>, registrations: &[Arc<Registration>]) -> Result<(), Error> {
-    for (done, registration) in registrations.iter().enumerate() {
-        if let Err(error) = engine.register(lock, registration) {
-            for earlier in &registrations[..done] {
-                // It was registered a moment ago, so it is there.
-                let _ = engine.unregister(lock, earlier.id, true);
-            }
-            return Err(error);
-        }
-    }
-    Ok(())
 }
 
 fn start_run(engine: &Engine, command: &Command<'_>, prepared: Prepared, unblocking: bool) -> Answer {

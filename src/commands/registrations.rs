@@ -1,9 +1,10 @@
 //! The commands about registrations. Contract: `commands.md` 1.10 and 1.11.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::sync::Arc;
 
+use super::sessions::literal;
 use crate::{
-    engine::{Engine, id::Id, registration::Registration, session::Session, whole_ms},
+    engine::{Engine, id::Id, registration::Registration, whole_ms},
     error::Error,
     redis::{
         command::{Answer, Command},
@@ -17,11 +18,18 @@ use crate::{
 /// None.
 pub fn dump_registrations(engine: &Engine, _command: &Command<'_>) -> Result<Answer, Error> {
     let registrations = engine.registry.registrations();
-    Ok(Reply::Array(registrations.iter().map(describe).collect()).into())
+    let entries = registrations.iter().map(|registration| {
+        let mut entry = describe(registration);
+        let session = [Reply::bulk("PD"), Reply::bulk(literal(&registration.session))];
+        entry.splice(8..8, session);
+        Reply::Array(entry)
+    });
+    Ok(Reply::Array(entries.collect()).into())
 }
 
-fn describe(registration: &Arc<Registration>) -> Reply {
-    Reply::Array(vec![
+/// The entry of a registration but for its session.
+pub(super) fn describe(registration: &Arc<Registration>) -> Vec<Reply> {
+    vec![
         Reply::bulk("id"),
         Reply::bulk(registration.id.to_string()),
         Reply::bulk("reader"),
@@ -30,11 +38,9 @@ fn describe(registration: &Arc<Registration>) -> Reply {
         Reply::bulk_or_null(registration.desc.as_ref()),
         Reply::bulk("RegistrationData"),
         data(registration),
-        Reply::bulk("PD"),
-        Reply::bulk(session_text(&registration.session)),
         Reply::bulk("ExecutionThreadPool"),
         Reply::bulk("DefaultPool"),
-    ])
+    ]
 }
 
 fn data(registration: &Registration) -> Reply {
@@ -70,46 +76,6 @@ fn data(registration: &Registration) -> Reply {
     ])
 }
 
-/// The session as a Python literal: clients evaluate it.
-fn session_text(session: &Session) -> String {
-    let description = session
-        .description
-        .as_deref()
-        .map_or_else(|| "None".to_owned(), literal);
-    let registrations: Vec<String> = session
-        .registrations()
-        .iter()
-        .map(|id| literal(&id.to_string()))
-        .collect();
-    format!(
-        "{{'sessionId':{id}, 'sessionName':{id}, 'sessionDescription':{description}, 'refCount': {count}, \
-         'linkedTo': 'primary', 'dead': False, 'isInstallationNeeded':0, 'registrationsList':[{registrations}], \
-         'depsList':[]}}",
-        id = literal(&session.id),
-        count = session.ref_count(),
-        registrations = registrations.join(","),
-    )
-}
-
-/// A string literal of Python.
-fn literal(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push('\'');
-    for character in text.chars() {
-        match character {
-            '\'' | '\\' => quoted.extend(['\\', character]),
-            '\n' => quoted.push_str("\\n"),
-            '\r' => quoted.push_str("\\r"),
-            control if control.is_control() => {
-                let _ = write!(quoted, "\\u{:04x}", u32::from(control));
-            }
-            plain => quoted.push(plain),
-        }
-    }
-    quoted.push('\'');
-    quoted
-}
-
 /// `RG.UNREGISTER <registration id> [ABORTPENDING]`
 ///
 /// # Errors
@@ -125,24 +91,4 @@ pub fn unregister(engine: &Engine, command: &Command<'_>) -> Result<Answer, Erro
         .is_some_and(|word| word.eq_ignore_ascii_case(b"ABORTPENDING"));
     engine.unregister(command.lock(), id, abort_pending)?;
     Ok(Reply::ok().into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn literals_keep_quotes_and_line_ends() {
-        assert_eq!(literal("it's a \\ \n\u{1}"), "'it\\'s a \\\\ \\n\\u0001'");
-    }
-
-    #[test]
-    fn a_session_has_the_documented_keys() {
-        let session = Session::new("s".into(), None);
-        assert_eq!(
-            session_text(&session),
-            "{'sessionId':'s', 'sessionName':'s', 'sessionDescription':None, 'refCount': 0, 'linkedTo': 'primary', \
-             'dead': False, 'isInstallationNeeded':0, 'registrationsList':[], 'depsList':[]}"
-        );
-    }
 }

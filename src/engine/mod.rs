@@ -38,6 +38,7 @@ use self::{
     queue::{Job, Queue},
     registration::Registration,
     scope::Scope,
+    session::Session,
 };
 use crate::{
     config::{Config, Number},
@@ -51,7 +52,7 @@ use crate::{
 
 /// Everything that lives as long as the module.
 pub struct Engine {
-    pub config: Config,
+    pub config: Arc<Config>,
     pub features: Features,
     pub stats: ServerStats,
     pub registry: Registry,
@@ -68,7 +69,7 @@ impl Engine {
     /// # Errors
     /// The operating system gave no thread.
     pub fn start(
-        config: Config,
+        config: Arc<Config>,
         features: Features,
         language: Arc<dyn Language>,
     ) -> std::io::Result<Arc<Self>> {
@@ -197,25 +198,62 @@ impl Engine {
         Ok(())
     }
 
-    /// Puts a registration in force and calls its onRegistered.
+    /// Puts registrations in force, all or none, in the place of those of session `old`; then calls their onRegistered.
     ///
     /// # Errors
-    /// The reader refuses it; nothing has changed then.
-    pub fn register(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error> {
-        registration.trigger.start(lock, registration)?;
-        self.registry.add_registration(registration);
-        if let Some(function) = &registration.on_registered {
-            let _scope = Scope::of_session(&registration.session).enter();
-            self.language.attached(&mut || {
-                if let Err(error) = function.run() {
-                    api::log_warning(&format!(
-                        "Error occured on onRegistered of {}, error='{error}'",
-                        registration.id
-                    ));
+    /// A reader refuses one of them; nothing has changed then.
+    pub fn register(
+        &self,
+        lock: Lock<'_>,
+        old: Option<&Arc<Session>>,
+        registrations: &[Arc<Registration>],
+    ) -> Result<(), Error> {
+        let replaced = old.map_or_else(Vec::new, |old| self.registry.registrations_of(old));
+        for registration in &replaced {
+            registration.trigger.stop(lock, registration);
+        }
+        for (done, registration) in registrations.iter().enumerate() {
+            if let Err(error) = registration.trigger.start(lock, registration) {
+                for earlier in &registrations[..done] {
+                    earlier.trigger.stop(lock, earlier);
                 }
-            });
+                for registration in &replaced {
+                    if let Err(error) = registration.trigger.start(lock, registration) {
+                        api::log_warning(&format!("could not take back {}: {error}", registration.id));
+                    }
+                }
+                return Err(error);
+            }
+        }
+        if let Some(old) = old {
+            self.registry.replace_session(old);
+        }
+        for registration in &replaced {
+            self.registry.remove_registration(registration.id);
+            self.abort_queued_of(registration.id);
+        }
+        for registration in registrations {
+            self.registry.add_registration(registration);
+        }
+        for registration in registrations {
+            self.call_on_registered(registration);
         }
         Ok(())
+    }
+
+    fn call_on_registered(&self, registration: &Registration) {
+        let Some(function) = &registration.on_registered else {
+            return;
+        };
+        let _scope = Scope::of_session(&registration.session).enter();
+        self.language.attached(&mut || {
+            if let Err(error) = function.run() {
+                api::log_warning(&format!(
+                    "Error occured on onRegistered of {}, error='{error}'",
+                    registration.id
+                ));
+            }
+        });
     }
 
     /// Ends a registration. Running executions go on; with `abort_pending` those not yet begun are aborted.
@@ -229,14 +267,18 @@ impl Engine {
             .ok_or(Error::NotRegistered)?;
         registration.trigger.stop(lock, &registration);
         if abort_pending {
-            self.abort_queued(|execution| {
-                execution
-                    .registration
-                    .as_ref()
-                    .is_some_and(|owner| owner.id == id)
-            });
+            self.abort_queued_of(id);
         }
         Ok(())
+    }
+
+    fn abort_queued_of(&self, id: Id) {
+        self.abort_queued(|execution| {
+            execution
+                .registration
+                .as_ref()
+                .is_some_and(|owner| owner.id == id)
+        });
     }
 
     fn abort_queued(&self, concerns: impl Fn(&Execution) -> bool) {

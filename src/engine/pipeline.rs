@@ -190,8 +190,6 @@ impl<'a> Pipeline<'a> {
                 }
                 Ok(Flow::Kept)
             }
-            // What this shard has passed once is in no need of a second look.
-            (Step::Distinct { merging: true }, _) => Ok(Flow::On(record)),
             (Step::Distinct { merging: false }, Memory::Distinct(seen)) => {
                 let new = seen.add(&record)?;
                 Ok(if new { Flow::On(record) } else { Flow::Kept })
@@ -212,6 +210,7 @@ impl<'a> Pipeline<'a> {
                 Ok(Flow::On(record))
             }
             (Step::Text, _) => self.language.to_text(record).map(Flow::On),
+            // Nothing to do on one shard: what it has passed once is in no need of a second look.
             _ => Ok(Flow::On(record)),
         }
     }
@@ -224,12 +223,11 @@ fn fold_into(
     record: Record,
     reducer: &dyn Function,
 ) -> Result<Flow, Failure> {
-    match groups.get_mut(&key) {
-        Some(held) => *held = Some(reducer.fold_group(&key, held.take(), record)?),
-        None => {
-            let value = reducer.fold_group(&key, None, record)?;
-            groups.insert(key, Some(value));
-        }
+    if let Some(held) = groups.get_mut(&key) {
+        *held = Some(reducer.fold_group(&key, held.take(), record)?);
+    } else {
+        let value = reducer.fold_group(&key, None, record)?;
+        groups.insert(key, Some(value));
     }
     Ok(Flow::Kept)
 }
@@ -455,7 +453,10 @@ mod tests {
             extractor: 0,
             reducer: 0,
         };
-        assert_eq!(run(&[batch.clone()], &[1, 2, 3, 4]), (vec![6, 4], 0, 4));
+        assert_eq!(
+            run(std::slice::from_ref(&batch), &[1, 2, 3, 4]),
+            (vec![6, 4], 0, 4)
+        );
         assert_eq!(run(&[batch], &[10, 2, 3]), (vec![3, 12], 0, 3));
         assert_eq!(
             run(&[Step::CountBy(Some(0)), Step::SumBy], &[1, 2, 3]),

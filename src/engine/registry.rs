@@ -16,9 +16,8 @@ use super::{
     execution::{Execution, Start},
     id::Id,
     registration::Registration,
-    session::Session,
+    session::{Session, Sessions},
 };
-use crate::error::Error;
 
 /// The tables of one server.
 #[derive(Default)]
@@ -26,7 +25,7 @@ pub struct Registry {
     executions: Mutex<Executions>,
     /// In the order of registration.
     registrations: Mutex<BTreeMap<Id, Arc<Registration>>>,
-    sessions: Mutex<BTreeMap<String, Arc<Session>>>,
+    sessions: Mutex<Sessions>,
     next_registration: AtomicU64,
 }
 
@@ -131,9 +130,7 @@ impl Registry {
         self.registrations
             .lock()
             .insert(registration.id, Arc::clone(registration));
-        self.sessions
-            .lock()
-            .insert(session.id.clone(), Arc::clone(session));
+        self.sessions.lock().list(session);
     }
 
     /// Removes a registration with its kept executions.
@@ -156,26 +153,27 @@ impl Registry {
         self.registrations.lock().len()
     }
 
-    /// # Errors
-    /// A session with this id is listed.
-    pub fn check_session_id(&self, id: &str) -> Result<(), Error> {
-        if self.sessions.lock().contains_key(id) {
-            return Err(Error::SessionExists(id.to_owned()));
-        }
-        Ok(())
+    /// The registrations of one session, in their order.
+    pub fn registrations_of(&self, session: &Session) -> Vec<Arc<Registration>> {
+        let registrations = self.registrations.lock();
+        let ids = session.registrations();
+        ids.iter()
+            .filter_map(|id| registrations.get(id).cloned())
+            .collect()
+    }
+
+    /// Looks at the listed sessions.
+    pub fn sessions<R>(&self, look: impl FnOnce(&Sessions) -> R) -> R {
+        look(&self.sessions.lock())
+    }
+
+    /// Another session takes the place of this one.
+    pub fn replace_session(&self, session: &Arc<Session>) {
+        self.sessions.lock().replace(session);
     }
 
     fn unlist_if_empty(&self, session: &Arc<Session>) {
-        if session.ref_count() > 0 {
-            return;
-        }
-        let mut sessions = self.sessions.lock();
-        if sessions
-            .get(&session.id)
-            .is_some_and(|listed| Arc::ptr_eq(listed, session))
-        {
-            sessions.remove(&session.id);
-        }
+        self.sessions.lock().unlist_if_empty(session);
     }
 
     /// Drops all finished executions; a load begins.

@@ -1,6 +1,13 @@
-//! A session: what one RG.PYEXECUTE made, and what its functions made later. Contract: `commands.md` chapter 4.
+//! Sessions: what one RG.PYEXECUTE made, and what its functions made later. Contract: `commands.md` chapter 4.
 
-use std::{any::Any, sync::OnceLock};
+use std::{
+    any::Any,
+    collections::BTreeMap,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use parking_lot::Mutex;
 
@@ -11,6 +18,8 @@ pub struct Session {
     pub id: String,
     pub description: Option<String>,
     members: Mutex<Members>,
+    /// Another session has taken its place.
+    replaced: AtomicBool,
     /// What the language keeps for it.
     attachment: OnceLock<Box<dyn Any + Send + Sync>>,
 }
@@ -27,6 +36,7 @@ impl Session {
             id,
             description,
             members: Mutex::default(),
+            replaced: AtomicBool::new(false),
             attachment: OnceLock::new(),
         }
     }
@@ -35,6 +45,11 @@ impl Session {
     pub fn attachment<T: Clone + Send + Sync + 'static>(&self, make: impl Fn() -> T) -> T {
         let kept = self.attachment.get_or_init(|| Box::new(make()));
         kept.downcast_ref().cloned().unwrap_or_else(make)
+    }
+
+    /// True once another session has taken its place.
+    pub fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Relaxed)
     }
 
     /// True if `id` is made of letters, digits, `_` and `-`; the empty id is one too.
@@ -67,5 +82,84 @@ impl Session {
 
     pub(super) fn remove_execution(&self) {
         self.members.lock().executions -= 1;
+    }
+}
+
+/// The sessions that are listed. A session that only ran a function never is.
+#[derive(Default)]
+pub struct Sessions {
+    /// By id.
+    live: BTreeMap<String, Arc<Session>>,
+    /// Replaced ones that something still refers to, oldest first.
+    dead: Vec<Arc<Session>>,
+}
+
+impl Sessions {
+    pub fn live(&self, id: &str) -> Option<Arc<Session>> {
+        self.live.get(id).cloned()
+    }
+
+    /// All live sessions by id.
+    pub fn all_live(&self) -> Vec<Arc<Session>> {
+        self.live.values().cloned().collect()
+    }
+
+    pub fn all_dead(&self) -> Vec<Arc<Session>> {
+        self.dead.clone()
+    }
+
+    /// Lists a session, unless another one has its id.
+    pub(super) fn list(&mut self, session: &Arc<Session>) {
+        if !session.is_replaced() {
+            let listed = self.live.entry(session.id.clone());
+            listed.or_insert_with(|| Arc::clone(session));
+        } else if !self.dead.iter().any(|dead| Arc::ptr_eq(dead, session)) {
+            self.dead.push(Arc::clone(session));
+        }
+    }
+
+    /// Another session takes the place of this one.
+    pub(super) fn replace(&mut self, session: &Arc<Session>) {
+        self.unlist(session);
+        session.replaced.store(true, Ordering::Relaxed);
+        if session.ref_count() > 0 {
+            self.dead.push(Arc::clone(session));
+        }
+    }
+
+    /// Removes a session that nothing refers to any more.
+    pub(super) fn unlist_if_empty(&mut self, session: &Arc<Session>) {
+        if session.ref_count() == 0 {
+            self.unlist(session);
+        }
+    }
+
+    fn unlist(&mut self, session: &Arc<Session>) {
+        let is_it = |listed: &Arc<Session>| Arc::ptr_eq(listed, session);
+        if self.live.get(&session.id).is_some_and(is_it) {
+            self.live.remove(&session.id);
+        }
+        self.dead.retain(|dead| !is_it(dead));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replaced_session_stays_while_something_refers_to_it() {
+        let mut sessions = Sessions::default();
+        let old = Arc::new(Session::new("s".into(), None));
+        old.add_registration(Id(1));
+        sessions.list(&old);
+        sessions.replace(&old);
+        let new = Arc::new(Session::new("s".into(), None));
+        sessions.list(&new);
+        assert!(sessions.live("s").is_some_and(|live| Arc::ptr_eq(&live, &new)));
+        assert_eq!(sessions.all_dead().len(), 1);
+        old.remove_registration(Id(1));
+        sessions.unlist_if_empty(&old);
+        assert!(sessions.all_dead().is_empty() && sessions.live("s").is_some());
     }
 }

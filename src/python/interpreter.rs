@@ -16,7 +16,7 @@ use pyo3::{
     types::{PyDict, PyModule},
 };
 
-use super::{api, errors};
+use super::{api, errors, memory};
 
 /// Python's part of the module, embedded.
 const BUILDER: &CStr = cstr(concat!(include_str!("../../python/builder.py"), "\0"));
@@ -40,15 +40,15 @@ pub struct Started {
     pub base_prefix: String,
 }
 
-/// Starts Python in the virtual environment `venv`.
+/// Starts Python in the virtual environment `venv`, with memory of the server's if `server_memory`.
 ///
 /// # Errors
 /// What is missing or wrong, in one line for the log.
-pub fn start(venv: &str) -> Result<Started, String> {
+pub fn start(venv: &str, server_memory: bool) -> Result<Started, String> {
     let program = check_venv(Path::new(venv))?;
     make_symbols_global()?;
     pyo3::append_to_inittab!(redisgears);
-    initialize(&program)?;
+    initialize(&program, server_memory)?;
     let started = Python::attach(prepare).map_err(|error| format!("Python did not start: {error}"));
     // SAFETY: this thread initialised Python and is attached; from here on everybody attaches when needed.
     unsafe { ffi::PyEval_SaveThread() };
@@ -126,7 +126,7 @@ fn make_symbols_global() -> Result<(), String> {
 }
 
 /// Initialises Python; this thread is attached afterwards.
-fn initialize(program: &Path) -> Result<(), String> {
+fn initialize(program: &Path, server_memory: bool) -> Result<(), String> {
     let program = CString::new(program.as_os_str().as_encoded_bytes())
         .map_err(|_| "the path of the virtual environment holds NUL".to_owned())?;
     // SAFETY: the structures are initialised by Python before anything reads them, and cleared after use.
@@ -137,6 +137,9 @@ fn initialize(program: &Path) -> Result<(), String> {
         early.use_environment = 0;
         early.utf8_mode = 1;
         check(ffi::Py_PreInitialize(&raw const early))?;
+        if server_memory {
+            memory::take_from_server();
+        }
 
         let mut config = MaybeUninit::<ffi::PyConfig>::zeroed();
         ffi::PyConfig_InitPythonConfig(config.as_mut_ptr());

@@ -168,13 +168,11 @@ impl Seen {
             return Ok(self.texts.insert(text.as_bytes().to_vec()));
         }
         let py = object.py();
-        let set = match &self.objects {
-            Some(set) => set.bind(py).clone(),
-            None => {
-                let set = PySet::empty(py)?;
-                self.objects = Some(set.clone().unbind());
-                set
-            }
+        if self.objects.is_none() {
+            self.objects = Some(PySet::empty(py)?.unbind());
+        }
+        let Some(set) = self.objects.as_ref().map(|set| set.bind(py)) else {
+            return Ok(true);
         };
         let before = set.len();
         set.add(object)?;

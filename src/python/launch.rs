@@ -148,7 +148,7 @@ fn source(
         Reader::Python => {
             let given = Given::new("run", kwargs, &["mode"])?;
             let function = argument
-                .filter(|function| function.is_callable())
+                .filter(PyAnyMethods::is_callable)
                 .ok_or_else(|| errors::gears_error("pyreader argument must be a function"))?;
             check_mode(&given)?;
             let function = Arc::new(Callback::new(py, Code::new(function)));
@@ -194,10 +194,9 @@ fn names(
     };
     check_mode(&given)?;
     let generator = given.function("patternGenerator", "patternGenerator argument must be a function")?;
-    let count = given
-        .get("count")?
-        .map_or(Ok("1000".to_owned()), |count| Ok(count.str()?.to_string()))
-        .map_err(|error: PyErr| error)?;
+    let count = given.get("count")?.map_or(Ok("1000".to_owned()), |count| {
+        PyResult::Ok(count.str()?.to_string())
+    })?;
     Ok(Names {
         pattern: pattern.into_bytes(),
         exact: given
@@ -259,7 +258,7 @@ pub fn listen(
 /// Inside a function a registration takes effect at once.
 fn register_now(engine: &Arc<Engine>, registration: &Arc<Registration>) -> PyResult<()> {
     let registered = language::with_lock(engine.language.as_ref(), |lock| {
-        engine.register(lock, registration)
+        engine.register(lock, None, std::slice::from_ref(registration))
     });
     Ok(registered?)
 }

@@ -13,6 +13,7 @@ pub mod interpreter;
 mod interrupt;
 mod language;
 mod launch;
+pub mod memory;
 pub mod profile;
 mod script;
 

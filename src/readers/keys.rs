@@ -238,11 +238,14 @@ impl Trigger for KeysTrigger {
                 .link(lock, registration.id, found, &self.pattern(), only_misses);
         }
         let mut watched = watch.watched.write(lock);
-        Arc::make_mut(&mut watched.list).push(Watch {
+        let list = Arc::make_mut(&mut watched.list);
+        list.push(Watch {
             registration: Arc::clone(registration),
             conditions: Arc::clone(&self.conditions),
             pattern: self.pattern(),
         });
+        // One that comes back when an upgrade fails has its old place.
+        list.sort_by_key(|watch| watch.registration.id);
         if !watched.misses && self.conditions.names_event(KEY_MISS) {
             watched.misses = true;
             (watch.subscribe)(lock, Class::KeyMiss);

@@ -5,6 +5,7 @@
 use std::{
     ffi::{CStr, c_int},
     panic::{AssertUnwindSafe, catch_unwind},
+    ptr,
 };
 
 use redis_module::raw;
@@ -16,6 +17,7 @@ use super::{
     lock::{Entered, Lock},
     reply::Reply,
     string::{Argv, RString},
+    syntax,
 };
 use crate::error::Error;
 
@@ -195,6 +197,11 @@ impl Command<'_> {
 pub type Function =
     unsafe extern "C" fn(*mut raw::RedisModuleCtx, *mut *mut raw::RedisModuleString, c_int) -> c_int;
 
+/// The release of RedisGears whose contract the commands follow.
+const SINCE: &CStr = c"1.2.13";
+/// Handlers count their arguments themselves: their errors come in the order of the contract.
+const ANY_ARITY: c_int = -1;
+
 /// What the server is told about a command. Syntax and meaning stand at the handler.
 #[derive(Clone, Copy)]
 pub struct Definition {
@@ -203,6 +210,10 @@ pub struct Definition {
     pub flags: &'static CStr,
     /// ACL categories, where the server lets a module say them (7.2).
     pub categories: &'static CStr,
+    /// The arguments as in `syntax.rs`.
+    pub syntax: &'static str,
+    /// One sentence; empty for commands that are none of the users' business.
+    pub summary: &'static CStr,
     pub function: Function,
 }
 
@@ -215,6 +226,7 @@ impl Definition {
     /// # Safety
     /// `ctx` is the context of `RedisModule_OnLoad`.
     pub unsafe fn create(self, ctx: *mut raw::RedisModuleCtx, features: Features) -> Result<(), String> {
+        let can_describe = has_api!(RedisModule_GetCommand);
         // SAFETY: by the caller's promise; the texts are static.
         unsafe {
             let created = api!(RedisModule_CreateCommand(
@@ -232,21 +244,62 @@ impl Definition {
                     self.name.to_string_lossy()
                 ));
             }
-            if features.acl_categories && !self.categories.is_empty() {
-                let command = api!(RedisModule_GetCommand(ctx, self.name.as_ptr()));
-                if command.is_null()
-                    || api!(RedisModule_SetCommandACLCategories(
-                        command,
-                        self.categories.as_ptr()
-                    )) != raw::REDISMODULE_OK as c_int
-                {
-                    api::log_warning(&format!(
-                        "the server refused the ACL categories of {}",
-                        self.name.to_string_lossy()
-                    ));
-                }
+            if !can_describe {
+                return Ok(());
+            }
+            let command = api!(RedisModule_GetCommand(ctx, self.name.as_ptr()));
+            let refused = command.is_null()
+                || !self.document(command)
+                || (features.acl_categories && !self.set_categories(command));
+            if refused {
+                api::log_warning(&format!(
+                    "the server refused the description of {}",
+                    self.name.to_string_lossy()
+                ));
             }
         }
         Ok(())
+    }
+
+    /// # Safety
+    /// `command` was created a moment ago.
+    unsafe fn set_categories(self, command: *mut raw::RedisModuleCommand) -> bool {
+        // SAFETY: by the caller's promise; the text is static.
+        self.categories.is_empty()
+            || unsafe {
+                api!(RedisModule_SetCommandACLCategories(
+                    command,
+                    self.categories.as_ptr()
+                ))
+            } == raw::REDISMODULE_OK as c_int
+    }
+
+    /// Fills in COMMAND DOCS.
+    ///
+    /// # Safety
+    /// `command` was created a moment ago.
+    unsafe fn document(self, command: *mut raw::RedisModuleCommand) -> bool {
+        if self.summary.is_empty() || !has_api!(RedisModule_SetCommandInfo) {
+            return true;
+        }
+        let version = raw::RedisModuleCommandInfoVersion {
+            version: 1,
+            sizeof_historyentry: size_of::<raw::RedisModuleCommandHistoryEntry>(),
+            sizeof_keyspec: size_of::<raw::RedisModuleCommandKeySpec>(),
+            sizeof_arg: size_of::<raw::RedisModuleCommandArg>(),
+        };
+        let info = raw::RedisModuleCommandInfo {
+            version: &raw const version,
+            summary: self.summary.as_ptr(),
+            complexity: ptr::null(),
+            since: SINCE.as_ptr(),
+            history: ptr::null_mut(),
+            tips: ptr::null(),
+            arity: ANY_ARITY,
+            key_specs: ptr::null_mut(),
+            args: syntax::arguments(self.syntax),
+        };
+        // SAFETY: by the caller's promise; the server copies the structure.
+        unsafe { api!(RedisModule_SetCommandInfo(command, &raw const info)) == raw::REDISMODULE_OK as c_int }
     }
 }

@@ -38,6 +38,22 @@ impl Info {
         // SAFETY: as above.
         unsafe { api!(RedisModule_InfoAddFieldULongLong(self.0, name.as_ptr(), value)) };
     }
+
+    /// Adds a text to the section. Whoever calls has made sure that it is one line.
+    pub fn text(&self, name: &str, value: &str) {
+        let (name, value) = (
+            CString::new(name).unwrap_or_default(),
+            CString::new(value).unwrap_or_default(),
+        );
+        // SAFETY: as above.
+        unsafe {
+            api!(RedisModule_InfoAddFieldCString(
+                self.0,
+                name.as_ptr(),
+                value.as_ptr()
+            ))
+        };
+    }
 }
 
 /// The frame around the INFO function.

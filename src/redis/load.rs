@@ -14,6 +14,7 @@ use super::{
     events::{self, ServerFunction},
     info, key,
     lock::{self, Entered, Lock},
+    options::{self, ServerOption},
     string::Argv,
 };
 
@@ -32,6 +33,19 @@ impl<'a> Loading<'a> {
     /// The module arguments.
     pub fn arguments(&self) -> Vec<Vec<u8>> {
         self.argv.to_vecs()
+    }
+
+    /// Makes options part of the server's configuration and takes over what its file says. Nothing happens where the
+    /// server has no such thing.
+    ///
+    /// # Errors
+    /// The server refused one of them, or a value.
+    pub fn offer(&self, options: Vec<ServerOption>) -> Result<(), String> {
+        if !options::are_offered() {
+            return Ok(());
+        }
+        // SAFETY: the context is that of `RedisModule_OnLoad`.
+        unsafe { options::register(self.ctx, options) }
     }
 
     /// Registers a command.

@@ -14,12 +14,15 @@ pub mod command;
 pub mod events;
 pub mod filter;
 pub mod guarded;
+pub mod heap;
 pub mod info;
 pub mod key;
 pub mod load;
 pub mod lock;
+pub mod options;
 pub mod reply;
 pub mod string;
+mod syntax;
 
 /// The raw bindings, for signatures only: calls go through [`api!`].
 pub use redis_module::raw;

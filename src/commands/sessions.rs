@@ -1,0 +1,190 @@
+//! The commands about sessions. Contract: `commands.md` 1.14 and 1.15.
+
+use std::{fmt::Write as _, sync::Arc};
+
+use super::registrations::describe;
+use crate::{
+    engine::{Engine, session::Session},
+    error::Error,
+    python::profile,
+    redis::{
+        command::{Answer, Command},
+        reply::Reply,
+    },
+};
+
+/// The order of a profile if none is asked for.
+const DEFAULT_ORDER: &str = "tottime";
+
+/// `RG.PYDUMPSESSIONS [VERBOSE] [DEAD] [SESSIONS <id> ...]`; `TS` is another word for `DEAD`.
+///
+/// # Errors
+/// An unknown word.
+pub fn dump_sessions(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+    let words = command.argv().skip(1);
+    let (mut verbose, mut dead) = (false, false);
+    for (place, word) in words.iter().enumerate() {
+        let is = |option: &[u8]| word.eq_ignore_ascii_case(option);
+        if is(b"VERBOSE") {
+            verbose = true;
+        } else if is(b"DEAD") || is(b"TS") {
+            dead = true;
+        } else if is(b"SESSIONS") {
+            let asked = words.skip(place + 1);
+            let entries = asked.iter().map(|id| named(engine, id, verbose));
+            return Ok(Reply::Array(entries.collect()).into());
+        } else {
+            return Err(Error::UnknownOption(String::from_utf8_lossy(word).into_owned()));
+        }
+    }
+    let sessions = engine.registry.sessions(|sessions| {
+        if dead {
+            sessions.all_dead()
+        } else {
+            sessions.all_live()
+        }
+    });
+    let entries = sessions.iter().map(|session| entry(engine, session, verbose));
+    Ok(Reply::Array(entries.collect()).into())
+}
+
+fn named(engine: &Engine, id: &[u8], verbose: bool) -> Reply {
+    let id = String::from_utf8_lossy(id);
+    match engine.registry.sessions(|sessions| sessions.live(&id)) {
+        Some(session) => entry(engine, &session, verbose),
+        None => Reply::bulk(format!("Session {id} does not exists")),
+    }
+}
+
+fn entry(engine: &Engine, session: &Arc<Session>, verbose: bool) -> Reply {
+    let registrations = if verbose {
+        let registrations = engine.registry.registrations_of(session);
+        Reply::Array(
+            registrations
+                .iter()
+                .map(|registration| Reply::Array(describe(registration)))
+                .collect(),
+        )
+    } else {
+        Reply::bulks(session.registrations().iter().map(ToString::to_string))
+    };
+    let dead = session.is_replaced();
+    Reply::Array(vec![
+        Reply::bulk("ID"),
+        Reply::bulk(&session.id),
+        Reply::bulk("sessionDescription"),
+        Reply::bulk_or_null(session.description.as_ref()),
+        Reply::bulk("refCount"),
+        Reply::Int(session.ref_count() as i64),
+        Reply::bulk("linked"),
+        Reply::bulk(link(dead)),
+        Reply::bulk("dead"),
+        Reply::bulk(if dead { "true" } else { "false" }),
+        Reply::bulk("requirementInstallationNeeded"),
+        Reply::Int(0),
+        Reply::bulk("requirements"),
+        Reply::Array(Vec::new()),
+        Reply::bulk("registrations"),
+        registrations,
+    ])
+}
+
+/// A replaced session stands in no list.
+fn link(dead: bool) -> &'static str {
+    if dead { "None" } else { "primary" }
+}
+
+/// The session as a Python literal: clients evaluate it.
+pub fn literal(session: &Session) -> String {
+    let description = session
+        .description
+        .as_deref()
+        .map_or_else(|| "None".to_owned(), quoted);
+    let registrations: Vec<String> = session
+        .registrations()
+        .iter()
+        .map(|id| quoted(&id.to_string()))
+        .collect();
+    let dead = session.is_replaced();
+    format!(
+        "{{'sessionId':{id}, 'sessionName':{id}, 'sessionDescription':{description}, 'refCount': {count}, \
+         'linkedTo': '{link}', 'dead': {dead}, 'isInstallationNeeded':0, 'registrationsList':[{registrations}], \
+         'depsList':[]}}",
+        id = quoted(&session.id),
+        count = session.ref_count(),
+        link = link(dead),
+        dead = if dead { "True" } else { "False" },
+        registrations = registrations.join(","),
+    )
+}
+
+/// A string literal of Python.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('\'');
+    for character in text.chars() {
+        match character {
+            '\'' | '\\' => quoted.extend(['\\', character]),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            control if control.is_control() => {
+                let _ = write!(quoted, "\\u{:04x}", u32::from(control));
+            }
+            plain => quoted.push(plain),
+        }
+    }
+    quoted.push('\'');
+    quoted
+}
+
+/// `RG.PYPROFILE STATS <session id> [<order>]`, `RG.PYPROFILE RESET <session id>`
+///
+/// # Errors
+/// A wrong subcommand; no such session; what Python raised, e.g. for an unknown order.
+pub fn profile(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+    let argv = command.argv();
+    let subcommand = argv.get(1).ok_or(Error::WrongArity)?;
+    let is = |word: &[u8]| subcommand.eq_ignore_ascii_case(word);
+    let allowed = if is(b"STATS") {
+        3..=4
+    } else if is(b"RESET") {
+        3..=3
+    } else {
+        return Err(Error::WrongProfileSubcommand);
+    };
+    if !allowed.contains(&argv.len()) {
+        return Err(Error::WrongArity);
+    }
+    let id = String::from_utf8_lossy(argv.get(2).unwrap_or_default());
+    let session = engine
+        .registry
+        .sessions(|sessions| sessions.live(&id))
+        .ok_or(Error::NoSuchSession)?;
+    if is(b"RESET") {
+        profile::reset(&session);
+        return Ok(Reply::ok().into());
+    }
+    let order = argv.get(3).map_or(DEFAULT_ORDER.into(), String::from_utf8_lossy);
+    let text = profile::report(&session, &order).map_err(Error::Text)?;
+    Ok(Reply::Bulk(text).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn literals_keep_quotes_and_line_ends() {
+        assert_eq!(quoted("it's a \\ \n\u{1}"), "'it\\'s a \\\\ \\n\\u0001'");
+    }
+
+    #[test]
+    fn a_session_has_the_documented_keys() {
+        let session = Session::new("s".into(), None);
+        assert_eq!(
+            literal(&session),
+            "{'sessionId':'s', 'sessionName':'s', 'sessionDescription':None, 'refCount': 0, 'linkedTo': 'primary', \
+             'dead': False, 'isInstallationNeeded':0, 'registrationsList':[], 'depsList':[]}"
+        );
+    }
+}

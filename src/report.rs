@@ -1,0 +1,126 @@
+//! The module's sections of INFO. Contract: `commands.md` 7.1, with values escaped so that each stays one value.
+//!
+//! Called on the server's thread.
+
+use std::fmt::Write as _;
+
+use crate::{
+    commands::{sessions, small::PLUGIN},
+    engine::{Engine, registration::Registration, session::Session, whole_ms},
+    python::memory,
+    redis::{info::Info, reply::Reply},
+};
+
+/// Fills the sections that were asked for.
+pub fn fill(info: &Info, engine: &Engine) {
+    if info.section("") {
+        info.number("nexecutions", engine.registry.execution_count() as u64);
+        info.number("nregistrations", engine.registry.registration_count() as u64);
+        info.number("queued_executions", engine.queued() as u64);
+        info.number("linked_commands", engine.stats.linked());
+        info.number("unlinked_for_acl", engine.stats.acl_unlinked());
+    }
+    // Spelled as in 1.2.
+    if info.section("regisrations") {
+        for registration in engine.registry.registrations() {
+            info.text(&registration.id.to_string(), &registration_line(&registration));
+        }
+    }
+    if info.section("plugins") {
+        let (name, version) = PLUGIN;
+        info.text(name, &format!("version={version}"));
+    }
+    if info.section("python_stats") {
+        let figures = memory::figures();
+        info.number("TotalAllocated", figures.total);
+        info.number("PeakAllocated", figures.peak);
+        info.number("CurrAllocated", figures.current);
+    }
+    if info.section("python_sessions") {
+        let (live, dead) = engine
+            .registry
+            .sessions(|sessions| (sessions.all_live(), sessions.all_dead()));
+        for session in live.iter().chain(&dead) {
+            info.text(&session.id, &escaped(&sessions::literal(session), false));
+        }
+    }
+}
+
+fn registration_line(registration: &Registration) -> String {
+    let counts = registration.stats.snapshot();
+    let mut line = String::new();
+    let mut add = |name: &str, value: &str| {
+        let separator = if line.is_empty() { "" } else { "," };
+        // Writing to a String cannot fail.
+        let _ = write!(line, "{separator}{name}={}", escaped(value, true));
+    };
+    add("desc", registration.desc.as_deref().unwrap_or("None"));
+    add("reader", registration.trigger.reader());
+    add("mode", registration.mode.name());
+    for (name, count) in [
+        ("numTriggered", counts.triggered),
+        ("numSuccess", counts.succeeded),
+        ("numFailures", counts.failed),
+        ("numAborted", counts.aborted),
+    ] {
+        add(name, &count.to_string());
+    }
+    add("lastRunDurationMS", &whole_ms(counts.last).to_string());
+    add("totalRunDurationMS", &whole_ms(counts.total).to_string());
+    add("avgRunDurationMS", &counts.average_ms().to_string());
+    add("lastError", counts.last_error.as_deref().unwrap_or("None"));
+    for (name, value) in registration.trigger.arguments() {
+        add(name, &shown(&value));
+    }
+    let session = session_value(&registration.session);
+    let _ = write!(line, ",PD={session}");
+    line
+}
+
+/// The commas of the literal are bars, as in 1.2.
+fn session_value(session: &Session) -> String {
+    escaped(&sessions::literal(session), false).replace(',', "|")
+}
+
+/// An argument of a reader: `None`, a number, a text, or `[a|b]`.
+fn shown(value: &Reply) -> String {
+    match value {
+        Reply::Int(number) => number.to_string(),
+        Reply::Bulk(text) | Reply::Status(text) => String::from_utf8_lossy(text).into_owned(),
+        Reply::Array(items) => {
+            let items: Vec<String> = items.iter().map(shown).collect();
+            format!("[{}]", items.join("|"))
+        }
+        _ => "None".into(),
+    }
+}
+
+/// A value on one line: backslash, line ends and, where it would end the value, the comma are written as in a string
+/// literal of Python.
+fn escaped(text: &str, comma: bool) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\\' => line.push_str("\\\\"),
+            '\n' => line.push_str("\\n"),
+            '\r' => line.push_str("\\r"),
+            '\0' => line.push_str("\\x00"),
+            ',' if comma => line.push_str("\\x2c"),
+            plain => line.push(plain),
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_stay_on_their_line_and_in_their_field() {
+        assert_eq!(escaped("a,b\r\n\\", true), "a\\x2cb\\r\\n\\\\");
+        assert_eq!(escaped("a,b", false), "a,b");
+        assert_eq!(shown(&Reply::bulks(["set", "del"])), "[set|del]");
+        assert_eq!(shown(&Reply::Null), "None");
+    }
+}
