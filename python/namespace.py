@@ -28,6 +28,7 @@ import redisgears as rg
 from pinion_builder import GearsBuilder
 from redisgears import PyFlatExecution, gearsConfigGet, gearsCtx, isInAtomicBlock, log
 from redisgears import atomicCtx as atomic
+from redisgears import callNext as call_next
 from redisgears import config_get as configGet
 from redisgears import executeCommand as execute
 from redisgears import flatError as flat_error

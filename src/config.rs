@@ -32,6 +32,8 @@ pub enum Number {
     PythonAttemptTraceback,
     OverridePythonAllocators,
     PythonInstallReqMaxIdleTime,
+    SyncTimeout,
+    MaxPendingPerRegistration,
 }
 
 /// Who an option belongs to: core names are matched in any letter case and are invisible to `configGet`.
@@ -75,7 +77,7 @@ const fn python(name: &'static str, default: i64, boolean: bool, runtime: bool) 
     }
 }
 
-const NUMBERS: [Definition; 12] = [
+const NUMBERS: [Definition; 14] = [
     core("MaxExecutions", 1000, i64::MIN, true),
     core("MaxExecutionsPerRegistration", 100, i64::MIN, true),
     core("ProfileExecutions", 0, i64::MIN, true),
@@ -88,6 +90,8 @@ const NUMBERS: [Definition; 12] = [
     python("PythonAttemptTraceback", 1, true, true),
     python("OverridePythonAllocators", 1, true, false),
     python("PythonInstallReqMaxIdleTime", 30_000, false, true),
+    core("SyncTimeout", 5000, 0, true),
+    core("MaxPendingPerRegistration", 0, 0, true),
 ];
 
 /// Options with a text: name and default. None changes at run time.

@@ -4,6 +4,8 @@
 
 use std::{borrow::Cow, fmt};
 
+use crate::engine::id::STANDALONE;
+
 /// Why something was refused or failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
@@ -50,6 +52,26 @@ pub enum Error {
     CommandWithoutKeys,
     CommandWithoutKeyStep,
     EmptyPrefix,
+    TriggerExists,
+    TriggerExistsInSession,
+    UnknownHook,
+    HookNotInScripts,
+    HookMovesKeys,
+    HookWithoutKeys,
+    HookWithoutKeyStep,
+    HookedByBackground,
+    HookedByBackgroundInSession,
+    CannotPause(&'static str),
+    CannotUnpause(&'static str),
+    NothingToPause,
+    NoSuchRegistrationHere(String),
+
+    // triggers and hooks
+    NoSuchTrigger,
+    CannotWaitHere,
+    NotTriggered(&'static str),
+    NotOneResult,
+    NoHookContext,
 
     // linked clients
     NoCommandContext,
@@ -110,6 +132,30 @@ impl Error {
             Self::CommandWithoutKeys => "Can not hook a command by key prefix with none positive first key",
             Self::CommandWithoutKeyStep => "Can not override a command by key prefix with none positive jump",
             Self::EmptyPrefix => "Empty perfix given to command hooker",
+            Self::TriggerExists => "trigger already registered",
+            Self::TriggerExistsInSession => "trigger already registered in this session",
+            Self::UnknownHook => "Can not override an unexisting command",
+            Self::HookNotInScripts => "Can not override a command which are not allowed inside a script",
+            Self::HookMovesKeys => "Can not override a command with moveable keys by key prefix",
+            Self::HookWithoutKeys => "Can not override a command by key prefix with none positive first key",
+            Self::HookWithoutKeyStep => "Can not override a command by key prefix with none positive jump",
+            Self::HookedByBackground => "Can not override a none sync registration",
+            Self::HookedByBackgroundInSession => {
+                "Can not override a none sync registration which already created on this session"
+            }
+            Self::CannotPause(reader) => return format!("Reader {reader} does not support pause").into(),
+            Self::CannotUnpause(reader) => return format!("Reader {reader} does not support unpause").into(),
+            Self::NothingToPause => "ERR no registration to pause",
+            Self::NoSuchRegistrationHere(id) => {
+                return format!("Execution {id} does not exists on shard {STANDALONE}").into();
+            }
+            Self::NoSuchTrigger => "ERR subcommand not found",
+            Self::CannotWaitHere => {
+                "ERR can not run a non-sync execution inside a MULTI/LUA (blocking is not allowed) or on loading."
+            }
+            Self::NotTriggered(reason) => return format!("ERR Could not trigger execution, {reason}").into(),
+            Self::NotOneResult => "Command hook must return exactly one result",
+            Self::NoHookContext => "Can not get CommandHook ctx",
             Self::NoCommandContext => "Can not get command ctx",
             Self::OverriddenAlready => "Can only override reply once",
             Self::InnerCommand => "ERR this command is internal to the module and cannot be called",

@@ -1,13 +1,15 @@
-//! Linked commands: which commands of clients are put behind an inner one, and how the client then gets its reply.
+//! Linked and hooked commands: which commands are put behind an inner one, and how the client then gets its reply.
 //!
-//! The filter decides ([`Hooks::filter`]), the inner command runs the original and links the client to the executions
-//! that it started ([`Hooks::run_inner`]). Contract: `readers-and-events.md` chapter 10. All of it happens under the
-//! server's lock.
+//! The filter decides ([`Hooks::filter`]); the inner command runs the function that stands in the place of the original
+//! (`chain.rs`), or the original, and links the client to the executions that it started ([`Hooks::run_inner`]).
+//! Contract: `readers-and-events.md` chapters 8 and 10. All of it happens under the server's lock.
 
+mod chain;
 mod table;
 
 use std::sync::Arc;
 
+use chain::HookRule;
 pub use table::Inner;
 use table::{CommandSpec, Entry, Rule, STATE_CHANGING, Table, length_bit, look_up};
 
@@ -16,6 +18,7 @@ use crate::{
         Engine,
         id::Id,
         link::{Held, Hold, Link},
+        registration::Registration,
     },
     error::Error,
     readers::prefix::Pattern,
@@ -76,6 +79,8 @@ pub struct Hooks {
     cleared: Guarded<Option<u64>>,
     /// The linked command that runs now: whoever runs one holds the server's lock until it has run.
     running: Guarded<Option<Running>>,
+    /// The next command is what `call_next` runs: it is left alone.
+    bypass: Guarded<bool>,
 }
 
 /// The linked command that runs now.
@@ -127,6 +132,7 @@ impl Hooks {
             clients: Guarded::default(),
             cleared: Guarded::new(None),
             running: Guarded::new(None),
+            bypass: Guarded::new(false),
         })
     }
 
@@ -189,21 +195,61 @@ impl Hooks {
                 pattern: pattern.clone(),
                 only_misses,
             };
-            match table
-                .entries
-                .iter_mut()
-                .find(|entry| entry.spec.name == spec.name)
-            {
-                Some(entry) => entry.rules.push(rule),
-                None => table.entries.push(Entry {
-                    spec,
-                    rules: vec![rule],
-                    only_misses,
-                }),
-            }
+            table.entry(spec).rules.push(rule);
         }
         table.recompute();
         drop(table);
+        self.install(lock);
+    }
+
+    /// Puts a function in the place of a command; it comes before the older ones.
+    pub fn put_hook(
+        &self,
+        lock: Lock<'_>,
+        registration: &Arc<Registration>,
+        spec: CommandSpec,
+        prefix: Option<Vec<u8>>,
+    ) {
+        let mut table = self.table.write(lock);
+        let hooks = &mut table.entry(spec).hooks;
+        hooks.push(HookRule {
+            registration: Arc::clone(registration),
+            prefix,
+        });
+        // One that comes back when an upgrade fails has its old place.
+        hooks.sort_by_key(|rule| rule.registration.id);
+        table.recompute();
+        drop(table);
+        self.install(lock);
+    }
+
+    /// Asks the server about a command in whose place a function is to stand.
+    ///
+    /// # Errors
+    /// It cannot be hooked (`readers-and-events.md` 8.1).
+    pub fn look_up_hook(
+        &self,
+        lock: Lock<'_>,
+        name: &str,
+        for_some_keys: bool,
+    ) -> Result<CommandSpec, Error> {
+        table::look_up_hook(lock, self.features, name, for_some_keys)
+    }
+
+    /// The function that was last put in the place of a command.
+    pub fn newest_hook(&self, lock: Lock<'_>, name: &str) -> Option<Arc<Registration>> {
+        let table = self.table.read(lock);
+        let newest = table.find(name.as_bytes())?.hooks.last()?;
+        Some(Arc::clone(&newest.registration))
+    }
+
+    /// Lets the next command pass the filter untouched, and only that one.
+    fn bypass<'a>(&'a self, lock: Lock<'a>) -> Bypass<'a> {
+        *self.bypass.write(lock) = true;
+        Bypass { hooks: self, lock }
+    }
+
+    fn install(&self, lock: Lock<'_>) {
         self.clients.write(lock).clear();
         let mut installed = self.installed.write(lock);
         if installed.is_none() {
@@ -219,6 +265,7 @@ impl Hooks {
         let mut table = self.table.write(lock);
         for entry in &mut table.entries {
             entry.rules.retain(|rule| rule.registration != registration);
+            entry.hooks.retain(|rule| rule.registration.id != registration);
         }
         table.recompute();
         if table.entries.is_empty() {
@@ -248,10 +295,18 @@ impl Hooks {
         let Some(entry) = table.find(name) else {
             return;
         };
-        if !engine.is_serving() || self.running.read(lock).is_some() {
+        if std::mem::take(&mut *self.bypass.write(lock)) {
             return;
         }
         let inner = &self.inner[entry.spec.inner as usize];
+        let word = |position| passing.arg(position);
+        if applies_hooks(engine, entry) && entry.hook(None, passing.len(), word).is_some() {
+            self.rewrite(engine, passing, inner, native);
+            return;
+        }
+        if !engine.is_serving() || self.running.read(lock).is_some() {
+            return;
+        }
         if !native {
             if entry.concerns(passing, |_| true) {
                 passing.rewrite(inner);
@@ -281,11 +336,45 @@ impl Hooks {
         }
     }
 
+    /// Puts the inner command in front whatever the keys, unless the client's user may not run it.
+    fn rewrite(&self, engine: &Engine, passing: Passing<'_>, inner: &InnerName, native: bool) {
+        let lock = passing.lock();
+        let client = native.then(|| passing.client_id());
+        let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
+        *self.cleared.write(lock) = None;
+        match client {
+            Some(client) if !passing.user_may_run(client.id, inner) => engine.stats.count_acl_unlinked(),
+            Some(client) => {
+                passing.rewrite(inner);
+                *self.cleared.write(lock) = (!client.in_multi).then_some(client.id);
+            }
+            // Scripts, functions, and servers that cannot tell: the inner command checks the rights.
+            None => passing.rewrite(inner),
+        }
+    }
+
+    /// The function that stands in the place of this command now.
+    fn hook_for(&self, engine: &Engine, command: &Command<'_>) -> Option<Arc<Registration>> {
+        let original = command.argv().skip(1);
+        let table = self.table.read(command.lock());
+        let entry = table.find(original.get(0)?)?;
+        if !applies_hooks(engine, entry) {
+            return None;
+        }
+        let word = |position| original.get(position);
+        entry.hook(None, original.len(), word).cloned()
+    }
+
     /// Runs the command behind the inner one and answers the client, now or when its executions have ended.
     ///
     /// # Errors
     /// It was not the filter that put the inner command there, or the user may not run the original.
-    pub fn run_inner(&self, engine: &Engine, command: &Command<'_>, inner: Inner) -> Result<Answer, Error> {
+    pub fn run_inner(
+        self: &Arc<Self>,
+        engine: &Engine,
+        command: &Command<'_>,
+        inner: Inner,
+    ) -> Result<Answer, Error> {
         let genuine = self.inner[inner as usize].leads(command.argv());
         let original = command.argv().skip(1);
         if command.asks_for_keys() {
@@ -302,6 +391,9 @@ impl Hooks {
         if cleared.is_none_or(|id| id != command.client_id()) && !command.sender_may_run(original) {
             let name = name.to_ascii_lowercase();
             return Err(Error::NotPermitted(String::from_utf8_lossy(&name).into_owned()));
+        }
+        if let Some(registration) = self.hook_for(engine, command) {
+            return self.run_hook(engine, command, name, &registration);
         }
         engine.stats.count_linked();
         let running = RunningGuard::enter(
@@ -342,5 +434,25 @@ impl Hooks {
         for position in entry.spec.key_positions(command.argv().len() - 1) {
             command.declare_key(position + 1);
         }
+    }
+}
+
+/// Functions stand in the place of commands also on a replica, for its own clients; what comes from its master are
+/// writes, which are left alone. Nowhere while data are loaded.
+fn applies_hooks(engine: &Engine, entry: &Entry) -> bool {
+    !entry.hooks.is_empty()
+        && !engine.is_loading()
+        && (engine.is_serving() || entry.spec.inner == Inner::Read)
+}
+
+/// Ends [`Hooks::bypass`] if no command came.
+struct Bypass<'a> {
+    hooks: &'a Hooks,
+    lock: Lock<'a>,
+}
+
+impl Drop for Bypass<'_> {
+    fn drop(&mut self) {
+        *self.hooks.bypass.write(self.lock) = false;
     }
 }

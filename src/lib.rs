@@ -23,7 +23,7 @@ use crate::{
     error::Error,
     hooks::{Hooks, Inner},
     python::{CPython, Runtime, interpreter},
-    readers::keys::KeysWatch,
+    readers::{command::Commands, keys::KeysWatch, stream::StreamWatch},
     redis::{
         api::{self, Features},
         command::{self, Answer, Command, Definition},
@@ -51,11 +51,14 @@ struct Pinion {
     engine: Arc<Engine>,
     hooks: Arc<Hooks>,
     keys: Arc<KeysWatch>,
+    commands: Arc<Commands>,
+    streams: Arc<StreamWatch>,
 }
 
 /// Per command: name, flags, ACL categories, syntax, summary, handler.
 macro_rules! commands {
-    ($($function:ident $name:literal $flags:literal $categories:literal $syntax:literal $summary:literal => $handler:expr;)*) => {
+    ($($function:ident $name:literal $flags:literal $categories:literal $syntax:literal $summary:literal $(key $key:literal)?
+        => $handler:expr;)*) => {
         $(
             unsafe extern "C" fn $function(
                 ctx: *mut raw::RedisModuleCtx,
@@ -79,6 +82,7 @@ macro_rules! commands {
                 categories: $categories,
                 syntax: $syntax,
                 summary: $summary,
+                key: 0 $(+ $key)?,
                 function: $function,
             }),*
         ];
@@ -90,6 +94,15 @@ commands! {
         "<script> [UNBLOCKING] [ID <id>] [DESCRIPTION <text>] [UPGRADE] [REPLACE_WITH <id>] [FORCE_REINSTALL_REQUIREMENTS] [REQUIREMENTS [<requirement> ...]]"
         c"Runs a script, which may run functions over the data and register others."
         => |pinion, command| pyexecute::pyexecute(&pinion.engine, command);
+    trigger c"rg.trigger" c"write" c"write dangerous"
+        "<trigger> [<argument> ...]"
+        c"Calls a function that was registered with this name."
+        => |pinion, command| pinion.commands.call(command);
+    trigger_on_key c"rg.triggeronkey" c"write" c"write dangerous"
+        "<trigger> <key> [<argument> ...]"
+        c"Calls a function where its key is: clients of a cluster find the shard by it."
+        key 2
+        => |pinion, command| pinion.commands.call(command);
     dump_sessions c"rg.pydumpsessions" c"readonly" c"read"
         "[VERBOSE] [DEAD|TS] [SESSIONS [<id> ...]]"
         c"Lists the sessions that scripts made."
@@ -139,13 +152,25 @@ commands! {
         c"Forgets a finished execution."
         => |pinion, command| executions::drop_execution(&pinion.engine, command);
     dump_registrations c"rg.dumpregistrations" c"readonly" c"read"
-        ""
+        "[VERBOSE]"
         c"Lists the registered functions with their statistics."
         => |pinion, command| registrations::dump_registrations(&pinion.engine, command);
     unregister c"rg.unregister" c"write" c"write admin dangerous"
         "<registration id> [ABORTPENDING]"
         c"Removes a registered function."
         => |pinion, command| registrations::unregister(&pinion.engine, command);
+    pause c"rg.pauseregistrations" c"readonly" c"admin dangerous"
+        "[ABORTPENDING] <registration id> [<registration id> ...]"
+        c"Lets registered functions read no more."
+        => |pinion, command| registrations::pause(&pinion.engine, command);
+    unpause c"rg.unpauseregistrations" c"readonly" c"admin dangerous"
+        "<registration id> [<registration id> ...]"
+        c"Lets registered functions read again."
+        => |pinion, command| registrations::unpause(&pinion.engine, command);
+    clear_stats c"rg.clearregistrationsstats" c"readonly" c"admin dangerous"
+        ""
+        c"Sets the statistics of all registered functions to zero."
+        => |pinion, command| registrations::clear_stats(&pinion.engine, command);
     config_get c"rg.configget" c"readonly" c"read"
         "[<key> ...]"
         c"Shows options of the module."
@@ -174,7 +199,7 @@ unsafe extern "C" fn on_command_filter(passing: *mut raw::RedisModuleCommandFilt
 /// Two functions, because the server calls a function for no event that this very function causes: a miss inside a
 /// change must be seen, and the reverse.
 macro_rules! notifications {
-    ($($function:ident)*) => { $(
+    ($($function:ident => $reader:ident;)*) => { $(
         unsafe extern "C" fn $function(
             ctx: *mut raw::RedisModuleCtx,
             _class: c_int,
@@ -183,17 +208,18 @@ macro_rules! notifications {
         ) -> c_int {
             let Some(pinion) = PINION.get() else { return 0 };
             // SAFETY: the server calls this with its own arguments.
-            unsafe { events::run_notification(ctx, event, key, |event| pinion.keys.notify(event)) }
+            unsafe { events::run_notification(ctx, event, key, |event| pinion.$reader.notify(event)) }
         }
     )* };
 }
 
-notifications! { on_key_miss on_key_change }
+notifications! { on_key_miss => keys; on_key_change => keys; on_stream_change => streams; }
 
 fn subscribe(lock: Lock<'_>, class: Class) {
     match class {
         Class::KeyMiss => events::subscribe(lock, class, on_key_miss),
         Class::Change => events::subscribe(lock, class, on_key_change),
+        Class::Stream => events::subscribe(lock, class, on_stream_change),
     }
 }
 
@@ -211,9 +237,12 @@ unsafe extern "C" fn on_server_event(
                 pinion.engine.about_to_sleep();
                 return;
             }
-            pinion.engine.update_serving(lock);
+            let begins = pinion.engine.update_serving(lock);
             if event == ServerEvent::LoadingStarted {
                 pinion.engine.loading_started();
+            }
+            if begins {
+                pinion.streams.begin_again(lock);
             }
         });
     }
@@ -269,9 +298,14 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
     let lock = loading.lock();
     let hooks = Hooks::new(lock, features, on_command_filter);
     let keys = KeysWatch::new(Arc::clone(&engine), Arc::clone(&hooks), subscribe);
+    let commands = Commands::new(Arc::clone(&engine), Arc::clone(&hooks));
+    let streams = StreamWatch::new(Arc::clone(&engine), subscribe)
+        .map_err(|error| format!("could not start the thread that looks for streams: {error}"))?;
     python::connect(Runtime {
         engine: Arc::clone(&engine),
         keys: Arc::clone(&keys),
+        commands: Arc::clone(&commands),
+        streams: Arc::clone(&streams),
     });
     for command in COMMANDS {
         loading.create(*command, features)?;
@@ -290,6 +324,12 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
         api::log_notice(line);
     }
     PINION
-        .set(Pinion { engine, hooks, keys })
+        .set(Pinion {
+            engine,
+            hooks,
+            keys,
+            commands,
+            streams,
+        })
         .map_err(|_| "the module is loaded already".to_owned())
 }

@@ -18,6 +18,7 @@ pub fn fill(info: &Info, engine: &Engine) {
         info.number("nregistrations", engine.registry.registration_count() as u64);
         info.number("queued_executions", engine.queued() as u64);
         info.number("linked_commands", engine.stats.linked());
+        info.number("hooked_commands", engine.stats.hooked());
         info.number("unlinked_for_acl", engine.stats.acl_unlinked());
     }
     // Spelled as in 1.2.
@@ -68,9 +69,30 @@ fn registration_line(registration: &Registration) -> String {
     add("lastRunDurationMS", &whole_ms(counts.last).to_string());
     add("totalRunDurationMS", &whole_ms(counts.total).to_string());
     add("avgRunDurationMS", &counts.average_ms().to_string());
+    for (name, value) in registration
+        .trigger
+        .figures(counts.succeeded + counts.failed + counts.aborted)
+    {
+        add(name, &shown(&value));
+    }
     add("lastError", counts.last_error.as_deref().unwrap_or("None"));
     for (name, value) in registration.trigger.arguments() {
         add(name, &shown(&value));
+    }
+    if let Some(status) = registration.trigger.status() {
+        add("status", status);
+    }
+    let (running, waiting) = registration.stats.spreads();
+    for (name, number) in [
+        ("pending", registration.stats.pending()),
+        ("runP50US", running.p50_us),
+        ("runP99US", running.p99_us),
+        ("runMaxUS", running.max_us),
+        ("waitP50US", waiting.p50_us),
+        ("waitP99US", waiting.p99_us),
+        ("waitMaxUS", waiting.max_us),
+    ] {
+        add(name, &number.to_string());
     }
     let session = session_value(&registration.session);
     let _ = write!(line, ",PD={session}");
@@ -86,6 +108,7 @@ fn session_value(session: &Session) -> String {
 fn shown(value: &Reply) -> String {
     match value {
         Reply::Int(number) => number.to_string(),
+        Reply::Double(number) => number.to_string(),
         Reply::Bulk(text) | Reply::Status(text) => String::from_utf8_lossy(text).into_owned(),
         Reply::Array(items) => {
             let items: Vec<String> = items.iter().map(shown).collect();

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 
 /// How an execution ended, for the counters: exactly one of them goes up.
@@ -40,19 +41,94 @@ impl RunCounts {
     }
 }
 
+/// How long something took: microseconds, exact to one per cent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spread {
+    pub p50_us: u64,
+    pub p99_us: u64,
+    pub max_us: u64,
+}
+
+/// The distribution behind a [`Spread`]; takes no memory before the first value.
+#[derive(Default)]
+struct Durations(Option<Histogram<u64>>);
+
+impl Durations {
+    fn record(&mut self, duration: Duration) {
+        if self.0.is_none() {
+            // Two digits are a valid precision; without a histogram nothing is recorded.
+            self.0 = Histogram::new(2).ok();
+        }
+        if let Some(histogram) = &mut self.0 {
+            histogram.saturating_record(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
+        }
+    }
+
+    fn spread(&self) -> Spread {
+        self.0.as_ref().map_or_else(Spread::default, |histogram| Spread {
+            p50_us: histogram.value_at_quantile(0.5),
+            p99_us: histogram.value_at_quantile(0.99),
+            max_us: histogram.max(),
+        })
+    }
+}
+
 /// The counters of one registration.
 #[derive(Default)]
-pub struct RunStats(Mutex<RunCounts>);
+pub struct RunStats {
+    state: Mutex<State>,
+    /// Executions that no thread has begun yet.
+    pending: AtomicU64,
+    /// The last second in which a dropped event was logged.
+    logged_second: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    counts: RunCounts,
+    running: Durations,
+    waiting: Durations,
+}
 
 impl RunStats {
     /// An execution is about to be started.
     pub fn triggered(&self) {
-        self.0.lock().triggered += 1;
+        self.state.lock().counts.triggered += 1;
     }
 
-    /// It ended after running for `duration`.
+    /// An execution stands in the queue.
+    pub fn queued(&self) {
+        self.pending.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A thread has begun one that stood in the queue for `waited`, or it was aborted.
+    pub fn taken(&self, waited: Option<Duration>) {
+        self.pending.fetch_sub(1, Ordering::Relaxed);
+        if let Some(waited) = waited {
+            self.state.lock().waiting.record(waited);
+        }
+    }
+
+    /// Executions that no thread has begun yet.
+    pub fn pending(&self) -> u64 {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// An event was dropped because too many are pending. True if that is to be logged: once per second.
+    pub fn dropped(&self, now: Duration) -> bool {
+        let mut state = self.state.lock();
+        state.counts.triggered += 1;
+        state.counts.aborted += 1;
+        drop(state);
+        let second = now.as_secs();
+        self.logged_second.swap(second, Ordering::Relaxed) != second
+    }
+
+    /// An execution ended after running for `duration`.
     pub fn ended(&self, ending: Ending, duration: Duration) {
-        let mut counts = self.0.lock();
+        let mut state = self.state.lock();
+        state.running.record(duration);
+        let counts = &mut state.counts;
         counts.last = duration;
         counts.total += duration;
         match ending {
@@ -69,7 +145,24 @@ impl RunStats {
     }
 
     pub fn snapshot(&self) -> RunCounts {
-        self.0.lock().clone()
+        self.state.lock().counts.clone()
+    }
+
+    /// How long executions ran, and how long they waited in the queue before.
+    pub fn spreads(&self) -> (Spread, Spread) {
+        let state = self.state.lock();
+        (state.running.spread(), state.waiting.spread())
+    }
+
+    /// Forgets everything but the executions that are under way.
+    pub fn clear(&self) {
+        let mut state = self.state.lock();
+        let counts = &state.counts;
+        let under_way = counts
+            .triggered
+            .saturating_sub(counts.succeeded + counts.failed + counts.aborted);
+        *state = State::default();
+        state.counts.triggered = under_way;
     }
 }
 
@@ -80,6 +173,8 @@ pub struct ServerStats {
     acl_unlinked: AtomicU64,
     /// Commands that were put behind an inner command.
     linked: AtomicU64,
+    /// Commands in whose place a function ran.
+    hooked: AtomicU64,
 }
 
 impl ServerStats {
@@ -89,6 +184,14 @@ impl ServerStats {
 
     pub fn count_linked(&self) {
         self.linked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn count_hooked(&self) {
+        self.hooked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn hooked(&self) -> u64 {
+        self.hooked.load(Ordering::Relaxed)
     }
 
     pub fn acl_unlinked(&self) -> u64 {
@@ -123,5 +226,26 @@ mod tests {
             (3, 1, 1, 1)
         );
         assert!((counts.average_ms() - 3.0).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn clearing_keeps_what_is_under_way() {
+        let stats = RunStats::default();
+        stats.triggered();
+        stats.triggered();
+        stats.ended(Ending::Success, Duration::from_micros(250));
+        assert_eq!(stats.spreads().0.max_us / 10, 25);
+        stats.clear();
+        let counts = stats.snapshot();
+        assert_eq!((counts.triggered, counts.succeeded), (1, 0));
+        assert_eq!(stats.spreads().0, Spread::default());
+    }
+
+    #[test]
+    fn dropped_events_are_logged_once_per_second() {
+        let stats = RunStats::default();
+        let at = |ms| stats.dropped(Duration::from_millis(ms));
+        assert_eq!([at(5000), at(5900), at(6000)], [true, false, true]);
+        assert_eq!(stats.snapshot().aborted, 3);
     }
 }

@@ -39,8 +39,8 @@ pub fn pyexecute(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error
         options.description,
     ));
     let lock = command.lock();
-    let prepared = python::run_script(lock, script, &session).map_err(Error::Text)?;
-    engine.register(lock, old.as_ref(), &prepared.registrations)?;
+    let prepared = python::run_script(lock, script, &session, old).map_err(Error::Text)?;
+    engine.register(lock, prepared.replaces.as_ref(), &prepared.registrations)?;
     Ok(start_run(engine, command, prepared, unblocking))
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::sessions::literal;
+use super::{check_may_block, sessions::literal};
 use crate::{
     engine::{Engine, id::Id, registration::Registration, whole_ms},
     error::Error,
@@ -10,21 +10,59 @@ use crate::{
         command::{Answer, Command},
         reply::Reply,
     },
+    stats::Spread,
 };
 
-/// `RG.DUMPREGISTRATIONS`
+/// `RG.DUMPREGISTRATIONS [VERBOSE]`; other words are ignored.
 ///
 /// # Errors
 /// None.
-pub fn dump_registrations(engine: &Engine, _command: &Command<'_>) -> Result<Answer, Error> {
+pub fn dump_registrations(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+    let verbose = command
+        .argv()
+        .get(1)
+        .is_some_and(|word| word.eq_ignore_ascii_case(b"VERBOSE"));
     let registrations = engine.registry.registrations();
     let entries = registrations.iter().map(|registration| {
         let mut entry = describe(registration);
         let session = [Reply::bulk("PD"), Reply::bulk(literal(&registration.session))];
         entry.splice(8..8, session);
+        if verbose {
+            entry.extend(timings(registration));
+        }
         Reply::Array(entry)
     });
     Ok(Reply::Array(entries.collect()).into())
+}
+
+/// What only VERBOSE shows: times in microseconds.
+fn timings(registration: &Registration) -> [Reply; 6] {
+    let (running, waiting) = registration.stats.spreads();
+    let spread = |spread: Spread| {
+        let pairs = [
+            ("p50", spread.p50_us),
+            ("p99", spread.p99_us),
+            ("max", spread.max_us),
+        ];
+        Reply::Array(
+            pairs
+                .into_iter()
+                .flat_map(|(name, us)| [Reply::bulk(name), count(us)])
+                .collect(),
+        )
+    };
+    [
+        Reply::bulk("pending"),
+        count(registration.stats.pending()),
+        Reply::bulk("runTimeUS"),
+        spread(running),
+        Reply::bulk("waitTimeUS"),
+        spread(waiting),
+    ]
+}
+
+fn count(count: u64) -> Reply {
+    Reply::Int(i64::try_from(count).unwrap_or(i64::MAX))
 }
 
 /// The entry of a registration but for its session.
@@ -45,35 +83,30 @@ pub(super) fn describe(registration: &Arc<Registration>) -> Vec<Reply> {
 
 fn data(registration: &Registration) -> Reply {
     let counts = registration.stats.snapshot();
-    let count = |count: u64| Reply::Int(i64::try_from(count).unwrap_or(i64::MAX));
-    let arguments = registration.trigger.arguments();
-    Reply::Array(vec![
-        Reply::bulk("mode"),
-        Reply::bulk(registration.mode.name()),
-        Reply::bulk("numTriggered"),
-        count(counts.triggered),
-        Reply::bulk("numSuccess"),
-        count(counts.succeeded),
-        Reply::bulk("numFailures"),
-        count(counts.failed),
-        Reply::bulk("numAborted"),
-        count(counts.aborted),
-        Reply::bulk("lastRunDurationMS"),
-        Reply::Int(whole_ms(counts.last)),
-        Reply::bulk("totalRunDurationMS"),
-        Reply::Int(whole_ms(counts.total)),
-        Reply::bulk("avgRunDurationMS"),
-        Reply::Double(counts.average_ms()),
-        Reply::bulk("lastError"),
-        Reply::bulk_or_null(counts.last_error),
-        Reply::bulk("args"),
-        Reply::Array(
-            arguments
-                .into_iter()
-                .flat_map(|(name, value)| [Reply::bulk(name), value])
-                .collect(),
-        ),
-    ])
+    let finished = counts.succeeded + counts.failed + counts.aborted;
+    let trigger = &registration.trigger;
+    let mut pairs = vec![
+        ("mode", Reply::bulk(registration.mode.name())),
+        ("numTriggered", count(counts.triggered)),
+        ("numSuccess", count(counts.succeeded)),
+        ("numFailures", count(counts.failed)),
+        ("numAborted", count(counts.aborted)),
+        ("lastRunDurationMS", Reply::Int(whole_ms(counts.last))),
+        ("totalRunDurationMS", Reply::Int(whole_ms(counts.total))),
+        ("avgRunDurationMS", Reply::Double(counts.average_ms())),
+    ];
+    pairs.extend(trigger.figures(finished));
+    pairs.push(("lastError", Reply::bulk_or_null(counts.last_error)));
+    pairs.push(("args", flat(trigger.arguments())));
+    pairs.extend(trigger.status().map(|status| ("status", Reply::bulk(status))));
+    flat(pairs)
+}
+
+fn flat(pairs: Vec<(&'static str, Reply)>) -> Reply {
+    let flat = pairs
+        .into_iter()
+        .flat_map(|(name, value)| [Reply::bulk(name), value]);
+    Reply::Array(flat.collect())
 }
 
 /// `RG.UNREGISTER <registration id> [ABORTPENDING]`
@@ -90,5 +123,71 @@ pub fn unregister(engine: &Engine, command: &Command<'_>) -> Result<Answer, Erro
         .get(2)
         .is_some_and(|word| word.eq_ignore_ascii_case(b"ABORTPENDING"));
     engine.unregister(command.lock(), id, abort_pending)?;
+    Ok(Reply::ok().into())
+}
+
+/// `RG.PAUSEREGISTRATIONS [ABORTPENDING] <id> [<id> ...]`: all or none.
+///
+/// # Errors
+/// The caller cannot wait; no id; an unknown one; a reader that cannot be paused.
+pub fn pause(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+    change(engine, command, |registration| {
+        registration.trigger.pause(command.lock(), registration)
+    })
+}
+
+/// `RG.UNPAUSEREGISTRATIONS <id> [<id> ...]`: all or none.
+///
+/// # Errors
+/// As [`pause`].
+pub fn unpause(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+    change(engine, command, |registration| {
+        registration.trigger.unpause(command.lock(), registration)
+    })
+}
+
+fn change(
+    engine: &Engine,
+    command: &Command<'_>,
+    change: impl Fn(&Arc<Registration>) -> Result<(), Error>,
+) -> Result<Answer, Error> {
+    let words = command.argv().skip(1);
+    let first = words.get(0).ok_or(Error::WrongArity)?;
+    check_may_block(command)?;
+    // Pausing discards what is pending in any case.
+    let ids = words.skip(usize::from(first.eq_ignore_ascii_case(b"ABORTPENDING")));
+    if ids.len() == 0 {
+        return Err(Error::NothingToPause);
+    }
+    let mut registrations = Vec::new();
+    for id in ids.iter() {
+        let known = Id::parse(id).and_then(|id| engine.registry.registration(id));
+        let unknown = || Error::NoSuchRegistrationHere(String::from_utf8_lossy(id).into_owned());
+        registrations.push(known.ok_or_else(unknown)?);
+    }
+    if let Some(fixed) = registrations
+        .iter()
+        .find(|registration| registration.trigger.status().is_none())
+    {
+        // Says why, and changes nothing.
+        change(fixed)?;
+    }
+    registrations.iter().try_for_each(change)?;
+    Ok(Reply::ok().into())
+}
+
+/// `RG.CLEARREGISTRATIONSSTATS`
+///
+/// # Errors
+/// An argument; the caller cannot wait.
+pub fn clear_stats(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+    if command.argv().len() != 1 {
+        return Err(Error::WrongArity);
+    }
+    check_may_block(command)?;
+    for registration in engine.registry.registrations() {
+        registration.stats.clear();
+        registration.trigger.clear_figures();
+    }
     Ok(Reply::ok().into())
 }

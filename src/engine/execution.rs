@@ -5,9 +5,9 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -21,8 +21,12 @@ use super::{
     record::Record,
     registration::Registration,
     session::Session,
+    stop::Stop,
 };
-use crate::{redis::reply::Reply, stats::Ending};
+use crate::{
+    redis::{lock::Lock, reply::Reply},
+    stats::Ending,
+};
 
 /// Where the records of one execution come from. Called on the thread that runs it, attached.
 pub trait Source: Send {
@@ -78,6 +82,7 @@ pub struct Outcome {
     pub reading: Duration,
     /// One for each step; empty if it never ran.
     pub steps: Vec<Duration>,
+    pub aborted: bool,
 }
 
 impl Outcome {
@@ -87,6 +92,14 @@ impl Outcome {
             Reply::Array(self.results.clone()),
             Reply::bulks(&self.errors),
         ])
+    }
+
+    /// The outcome of one that could not run.
+    pub fn of_error(text: impl Into<Failure>) -> Self {
+        Self {
+            errors: vec![text.into()],
+            ..Self::default()
+        }
     }
 
     /// How the counters see it.
@@ -113,10 +126,14 @@ pub struct Execution {
     pub db: i32,
     /// Forget it as soon as it is finished and its waiters are answered.
     pub transient: bool,
-    /// The language's id of the thread that runs this execution; 0 while none does.
-    pub thread: AtomicU64,
-    stopping: AtomicBool,
+    pub stop: Arc<Stop>,
+    /// What `call_next` does in its functions; `None` where that is an error.
+    pub next: Option<Arc<dyn Next>>,
+    /// The reader goes on after an error.
+    pub(super) skips_errors: bool,
+    created: Instant,
     delayed: AtomicBool,
+    queued: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -126,6 +143,15 @@ struct State {
     outcome: Option<Arc<Outcome>>,
     waiters: Vec<Waiter>,
     link: Option<Hold>,
+}
+
+/// The way from a function that stands in the place of a command to what stands behind it.
+pub trait Next: Send + Sync {
+    /// Runs the next function, or the command itself, with these arguments. Called under the server's lock.
+    fn call(&self, engine: &Engine, lock: Lock<'_>, arguments: Vec<Vec<u8>>) -> Reply;
+
+    /// True if `command` is the one that the function stands for.
+    fn stands_for(&self, command: &[u8]) -> bool;
 }
 
 /// What makes an [`Execution`].
@@ -139,6 +165,40 @@ pub struct Start {
     /// Lets go the client that waits for this execution, when it ends.
     pub link: Option<Hold>,
     pub waiter: Option<Waiter>,
+    pub next: Option<Arc<dyn Next>>,
+    pub skips_errors: bool,
+}
+
+impl Start {
+    /// A run of a plan that no registration asked for: nobody can read its results but whoever waits for it.
+    pub fn of_run(plan: Arc<Plan>, session: Arc<Session>, source: Box<dyn Source>) -> Self {
+        Self {
+            plan,
+            session,
+            registration: None,
+            db: 0,
+            transient: true,
+            source,
+            link: None,
+            waiter: None,
+            next: None,
+            skips_errors: false,
+        }
+    }
+
+    /// A run of a registration, for an event in database `db`; kept when it has ended.
+    pub fn of_registration(registration: &Arc<Registration>, db: i32, source: Box<dyn Source>) -> Self {
+        Self {
+            registration: Some(Arc::clone(registration)),
+            db,
+            transient: false,
+            ..Self::of_run(
+                Arc::clone(&registration.plan),
+                Arc::clone(&registration.session),
+                source,
+            )
+        }
+    }
 }
 
 /// What is to be done after a change of state, without any lock of the execution.
@@ -156,9 +216,12 @@ impl Execution {
             registration: start.registration,
             db: start.db,
             transient: start.transient,
-            thread: AtomicU64::new(0),
-            stopping: AtomicBool::new(false),
+            stop: Arc::default(),
+            next: start.next,
+            skips_errors: start.skips_errors,
+            created: Instant::now(),
             delayed: AtomicBool::new(false),
+            queued: AtomicBool::new(false),
             state: Mutex::new(State {
                 status: Status::Created,
                 source: Some(start.source),
@@ -185,11 +248,6 @@ impl Execution {
             .link
             .as_ref()
             .map(|hold| Arc::clone(hold.link()))
-    }
-
-    /// Set when somebody asked for its end.
-    pub(super) fn stopping(&self) -> &AtomicBool {
-        &self.stopping
     }
 
     pub(super) fn mark_delayed(&self) {
@@ -219,7 +277,10 @@ impl Execution {
             return None;
         }
         state.status = Status::Running;
-        state.source.take()
+        let source = state.source.take();
+        drop(state);
+        self.leave_queue(Some(self.created.elapsed()));
+        source
     }
 
     /// To the final status. `None` if it is finished already.
@@ -239,8 +300,22 @@ impl Execution {
 
     /// Asks a running execution to stop, and lets its client go. The hold is dropped by the caller.
     pub(super) fn stop(&self) -> Option<Hold> {
-        self.stopping.store(true, Ordering::Release);
+        self.stop.ask();
         self.release()
+    }
+
+    /// It stands in the queue from now on.
+    pub(super) fn enter_queue(&self) {
+        if let Some(registration) = &self.registration {
+            self.queued.store(true, Ordering::Relaxed);
+            registration.stats.queued();
+        }
+    }
+
+    fn leave_queue(&self, waited: Option<Duration>) {
+        if let (true, Some(registration)) = (self.queued.swap(false, Ordering::Relaxed), &self.registration) {
+            registration.stats.taken(waited);
+        }
     }
 
     /// Lets its client go without it.

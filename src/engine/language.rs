@@ -2,11 +2,10 @@
 //!
 //! "Attached" means that this thread may touch objects of the language. A thread that waits for anything is detached.
 
-use std::sync::atomic::{AtomicBool, AtomicU64};
-
 use super::{
     execution::Source,
     record::{Record, Value},
+    stop::Stop,
 };
 use crate::redis::{
     lock::{self, Lock},
@@ -27,12 +26,12 @@ pub trait Language: Send + Sync {
     /// Runs `work` detached, whatever this thread was before; attached again afterwards if it was.
     fn detached(&self, work: &mut dyn FnMut());
 
-    /// Runs `work`, which calls functions, so that [`Language::interrupt`] finds this thread in `thread`. What was raised
-    /// for `work` and came too late is taken back if `stopping` is set.
-    fn interruptible(&self, thread: &AtomicU64, stopping: &AtomicBool, work: &mut dyn FnMut());
+    /// Runs `work`, which calls functions, so that [`Language::interrupt`] finds this thread in `stop`. What was raised
+    /// for `work` and came too late is taken back.
+    fn interruptible(&self, stop: &Stop, work: &mut dyn FnMut());
 
-    /// Raises the "stop" error in the thread whose id stands in `thread`, unless that is 0 by then.
-    fn interrupt(&self, thread: &AtomicU64);
+    /// Raises the "stop" error in the thread whose id stands in `stop`, unless none does by then.
+    fn interrupt(&self, stop: &Stop);
 
     /// The language's text form of a record; a text stays the record it is.
     ///

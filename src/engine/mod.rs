@@ -17,15 +17,18 @@ mod registry;
 mod run;
 pub mod scope;
 pub mod session;
+pub mod stop;
+pub mod timers;
 mod workers;
 
 use std::{
+    cell::Cell,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub use queue::Lane;
@@ -39,6 +42,8 @@ use self::{
     registration::Registration,
     scope::Scope,
     session::Session,
+    stop::SyncWatch,
+    timers::Timers,
 };
 use crate::{
     config::{Config, Number},
@@ -58,9 +63,13 @@ pub struct Engine {
     pub registry: Registry,
     pub language: Arc<dyn Language>,
     queue: Queue,
+    pub timers: Timers,
     stopper: crossbeam_channel::Sender<Arc<Execution>>,
+    sync_watch: SyncWatch,
+    started: Instant,
     /// True on a master that is not loading: events fire, clients are linked.
     serving: AtomicBool,
+    loading: AtomicBool,
 }
 
 impl Engine {
@@ -81,8 +90,12 @@ impl Engine {
             registry: Registry::default(),
             language,
             queue: Queue::default(),
+            timers: Timers::default(),
             stopper,
+            sync_watch: SyncWatch::default(),
+            started: Instant::now(),
             serving: AtomicBool::new(false),
+            loading: AtomicBool::new(false),
         });
         workers::spawn(&engine, to_stop)?;
         Ok(engine)
@@ -92,9 +105,16 @@ impl Engine {
         self.serving.load(Ordering::Relaxed)
     }
 
-    /// To be called when the server's role or its loading state has changed.
-    pub fn update_serving(&self, lock: Lock<'_>) {
-        self.serving.store(lock.serves_events(), Ordering::Relaxed);
+    pub fn is_loading(&self) -> bool {
+        self.loading.load(Ordering::Relaxed)
+    }
+
+    /// To be called when the server's role or its loading state has changed. True if it begins to serve.
+    pub fn update_serving(&self, lock: Lock<'_>) -> bool {
+        let loading = lock.is_loading();
+        let serving = lock.is_master() && !loading;
+        self.loading.store(loading, Ordering::Relaxed);
+        !self.serving.swap(serving, Ordering::Relaxed) && serving
     }
 
     /// `true`: the server's thread tells when it is about to sleep, see [`Engine::about_to_sleep`].
@@ -115,6 +135,7 @@ impl Engine {
     /// Creates an execution and queues it for the workers.
     pub fn submit(&self, start: Start, lane: Option<Lane>) -> Arc<Execution> {
         let execution = self.create(start);
+        execution.enter_queue();
         self.queue.push(Job {
             execution: Arc::clone(&execution),
             lane: lane.map(Arc::new),
@@ -122,11 +143,32 @@ impl Engine {
         execution
     }
 
-    /// Creates an execution and runs it on this thread, to its end.
-    pub fn run_now(&self, start: Start) -> Arc<Execution> {
+    /// Creates an execution and runs it on this thread, to its end. Watched by SyncTimeout.
+    pub fn run_now(&self, start: Start) -> Arc<Outcome> {
         let execution = self.create(start);
+        let Some(_depth) = Depth::enter() else {
+            return self.finish(&execution, Status::Done, Outcome::of_error(TOO_DEEP));
+        };
+        let _watched = self.sync_watch.enter(&execution.stop);
         self.language.attached(&mut || run::run(self, &execution));
-        execution
+        execution.outcome().unwrap_or_default()
+    }
+
+    /// An event is not followed by an execution if too many of its registration are pending already.
+    pub fn has_room(&self, registration: &Registration) -> bool {
+        let Some(limit) = self.config.limit(Number::MaxPendingPerRegistration) else {
+            return true;
+        };
+        if registration.stats.pending() < limit as u64 {
+            return true;
+        }
+        if registration.stats.dropped(self.started.elapsed()) {
+            api::log_warning(&format!(
+                "{limit} executions of registration {} are pending (MaxPendingPerRegistration): new events are dropped",
+                registration.id
+            ));
+        }
+        false
     }
 
     fn create(&self, start: Start) -> Arc<Execution> {
@@ -138,10 +180,11 @@ impl Engine {
     }
 
     /// Brings an execution to its end and does what follows: counters, retention, waiters, and last the client.
-    fn finish(&self, execution: &Arc<Execution>, status: Status, outcome: Outcome) {
+    fn finish(&self, execution: &Arc<Execution>, status: Status, mut outcome: Outcome) -> Arc<Outcome> {
+        outcome.aborted = status == Status::Aborted;
         let outcome = Arc::new(outcome);
         let Some(aftermath) = execution.end(status, &outcome) else {
-            return;
+            return outcome;
         };
         if let Some(registration) = &execution.registration {
             registration.stats.ended(outcome.ending(status), outcome.total);
@@ -157,6 +200,7 @@ impl Engine {
             self.registry.drop_execution(execution.id);
         }
         drop(aftermath.link);
+        outcome
     }
 
     /// Asks for the end of an execution; `done` is called when it is finished, which may be now.
@@ -230,7 +274,7 @@ impl Engine {
         }
         for registration in &replaced {
             self.registry.remove_registration(registration.id);
-            self.abort_queued_of(registration.id);
+            self.abort_pending(registration.id);
         }
         for registration in registrations {
             self.registry.add_registration(registration);
@@ -267,12 +311,13 @@ impl Engine {
             .ok_or(Error::NotRegistered)?;
         registration.trigger.stop(lock, &registration);
         if abort_pending {
-            self.abort_queued_of(id);
+            self.abort_pending(id);
         }
         Ok(())
     }
 
-    fn abort_queued_of(&self, id: Id) {
+    /// Aborts the executions of a registration that no thread has begun yet.
+    pub fn abort_pending(&self, id: Id) {
         self.abort_queued(|execution| {
             execution
                 .registration
@@ -296,6 +341,34 @@ impl Engine {
             drop(execution.release());
         }
         self.registry.drop_finished();
+    }
+}
+
+/// How deep functions that run at once may call each other; each level takes room on the stack of its thread.
+const MAX_DEPTH: u32 = 100;
+const TOO_DEEP: &str = "ERR functions call each other too deeply (does one call itself?)";
+
+thread_local! {
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+}
+
+/// One level of functions that run at once.
+struct Depth;
+
+impl Depth {
+    fn enter() -> Option<Self> {
+        let depth = DEPTH.get();
+        if depth >= MAX_DEPTH {
+            return None;
+        }
+        DEPTH.set(depth + 1);
+        Some(Self)
+    }
+}
+
+impl Drop for Depth {
+    fn drop(&mut self) {
+        DEPTH.set(DEPTH.get() - 1);
     }
 }
 

@@ -2,16 +2,14 @@
 //!
 //! Runs on whichever thread runs the execution, attached. Rules: `python-api.md` 3.3, 3.4 and 3.9.
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{
     language::{Failure, Function, Language},
     memory::Memory,
     plan::{Plan, Step},
     record::{Record, Value},
+    stop::Stop,
 };
 
 /// The state of one run.
@@ -19,26 +17,29 @@ pub struct Pipeline<'a> {
     plan: &'a Plan,
     language: &'a dyn Language,
     /// Somebody asked for the end: what is held back is dropped.
-    stopping: &'a AtomicBool,
+    stop: &'a Stop,
     memories: Vec<Memory>,
     durations: Option<Vec<Duration>>,
     /// Some limit in front of all barriers has passed what it passes.
     satisfied: bool,
+    /// An error does not end the input.
+    pub skips_errors: bool,
     pub results: Vec<Record>,
     pub errors: Vec<Failure>,
 }
 
 impl<'a> Pipeline<'a> {
     /// `profiled`: measure how long each step takes.
-    pub fn new(plan: &'a Plan, language: &'a dyn Language, stopping: &'a AtomicBool, profiled: bool) -> Self {
+    pub fn new(plan: &'a Plan, language: &'a dyn Language, stop: &'a Stop, profiled: bool) -> Self {
         let memories = plan.steps.iter().map(|step| Memory::new(plan, step, language));
         let mut pipeline = Self {
             plan,
             language,
-            stopping,
+            stop,
             memories: memories.collect(),
             durations: profiled.then(|| vec![Duration::ZERO; plan.steps.len()]),
             satisfied: false,
+            skips_errors: false,
             results: Vec::new(),
             errors: Vec::new(),
         };
@@ -48,11 +49,11 @@ impl<'a> Pipeline<'a> {
 
     /// False when no further record can change anything: a limit is reached, or there was an error.
     pub fn wants_more(&self) -> bool {
-        !self.satisfied && self.errors.is_empty()
+        !self.satisfied && (self.skips_errors || self.errors.is_empty())
     }
 
     pub fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
+        self.stop.is_asked()
     }
 
     fn has_passed_enough(&self) -> bool {
@@ -251,7 +252,7 @@ enum Flow {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, atomic::AtomicU64};
+    use std::sync::Arc;
 
     use super::*;
     use crate::{
@@ -277,10 +278,10 @@ mod tests {
         fn to_reply(&self, record: Record) -> Result<Reply, Failure> {
             Ok(Reply::Int(number(&record)))
         }
-        fn interruptible(&self, _thread: &AtomicU64, _stopping: &AtomicBool, work: &mut dyn FnMut()) {
+        fn interruptible(&self, _stop: &Stop, work: &mut dyn FnMut()) {
             work();
         }
-        fn interrupt(&self, _thread: &AtomicU64) {}
+        fn interrupt(&self, _stop: &Stop) {}
         fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure> {
             Ok(number(record).to_string().into())
         }
@@ -382,8 +383,8 @@ mod tests {
             steps: steps.to_vec(),
             functions: vec![Arc::new(Arithmetic)],
         };
-        let stopping = AtomicBool::new(false);
-        let mut pipeline = Pipeline::new(&plan, &Plain, &stopping, false);
+        let stop = Stop::default();
+        let mut pipeline = Pipeline::new(&plan, &Plain, &stop, false);
         let mut read = 0;
         for &value in input {
             if !pipeline.wants_more() {
@@ -492,10 +493,10 @@ mod tests {
             steps: vec![Step::Sort { descending: false }],
             functions: Vec::new(),
         };
-        let stopping = AtomicBool::new(false);
-        let mut pipeline = Pipeline::new(&plan, &Plain, &stopping, false);
+        let stop = Stop::default();
+        let mut pipeline = Pipeline::new(&plan, &Plain, &stop, false);
         pipeline.push(Record::int(1));
-        stopping.store(true, Ordering::Release);
+        stop.ask();
         pipeline.end_input();
         assert!(pipeline.results.is_empty());
     }

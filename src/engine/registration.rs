@@ -44,6 +44,39 @@ impl Mode {
     }
 }
 
+/// What a new registration meets that is not in force yet, or not for long.
+#[derive(Clone, Copy, Default)]
+pub struct Peers<'a> {
+    /// The session whose place the script's session takes.
+    pub replaced: Option<&'a Session>,
+    /// The earlier registrations of the same script.
+    pub prepared: &'a [Arc<Registration>],
+}
+
+impl Peers<'_> {
+    /// True for a registration that is gone when the new one comes.
+    pub fn replace(&self, registration: &Registration) -> bool {
+        self.replaced
+            .is_some_and(|session| std::ptr::eq(session, Arc::as_ptr(&registration.session)))
+    }
+
+    /// What the earlier registrations of the script take.
+    pub fn claims(&self) -> impl Iterator<Item = Claim<'_>> {
+        self.prepared.iter().filter_map(|earlier| earlier.trigger.claim())
+    }
+}
+
+/// A name that a registration takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim<'a> {
+    Trigger(&'a str),
+    /// The place of a command, in lower case.
+    Hook {
+        command: &'a str,
+        sync: bool,
+    },
+}
+
 /// The event side of a reader, as one registration uses it. Called under the server's lock.
 pub trait Trigger: Send + Sync {
     /// The reader's name.
@@ -56,7 +89,7 @@ pub trait Trigger: Send + Sync {
     ///
     /// # Errors
     /// The text for the script that asked.
-    fn check(&self, lock: Lock<'_>) -> Result<(), Error>;
+    fn check(&self, lock: Lock<'_>, peers: Peers<'_>) -> Result<(), Error>;
 
     /// Begins to start executions of `registration`.
     ///
@@ -66,6 +99,40 @@ pub trait Trigger: Send + Sync {
 
     /// Starts no more executions.
     fn stop(&self, lock: Lock<'_>, registration: &Registration);
+
+    /// The name that it takes, if any.
+    fn claim(&self) -> Option<Claim<'_>> {
+        None
+    }
+
+    /// What the reader knows beyond the usual counters; `finished`: how many executions have ended.
+    fn figures(&self, _finished: u64) -> Vec<(&'static str, Reply)> {
+        Vec::new()
+    }
+
+    /// Forgets [`Trigger::figures`].
+    fn clear_figures(&self) {}
+
+    /// Whether it reads now, for readers that can be paused.
+    fn status(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Starts no executions until [`Trigger::unpause`].
+    ///
+    /// # Errors
+    /// The reader cannot be paused; nothing has changed then.
+    fn pause(&self, _lock: Lock<'_>, _registration: &Arc<Registration>) -> Result<(), Error> {
+        Err(Error::CannotPause(self.reader()))
+    }
+
+    /// Undoes [`Trigger::pause`], and whatever else keeps it from reading.
+    ///
+    /// # Errors
+    /// The reader cannot be paused.
+    fn unpause(&self, _lock: Lock<'_>, _registration: &Arc<Registration>) -> Result<(), Error> {
+        Err(Error::CannotUnpause(self.reader()))
+    }
 }
 
 /// One registration.

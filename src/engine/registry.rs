@@ -144,6 +144,10 @@ impl Registry {
         Some(registration)
     }
 
+    pub fn registration(&self, id: Id) -> Option<Arc<Registration>> {
+        self.registrations.lock().get(&id).cloned()
+    }
+
     /// All registrations in their order.
     pub fn registrations(&self) -> Vec<Arc<Registration>> {
         self.registrations.lock().values().cloned().collect()

@@ -38,12 +38,18 @@ fn run_steps(engine: &Engine, execution: &Arc<Execution>, source: Box<dyn Source
     let mut source = Some(source);
     let mut ended = (Status::Done, Outcome::default());
     let language = engine.language.as_ref();
-    language.interruptible(&execution.thread, execution.stopping(), &mut || {
+    language.interruptible(&execution.stop, &mut || {
         if let Some(source) = source.take() {
             ended = pass_records(engine, execution, source);
         }
     });
     ended.1.total = started.elapsed();
+    if execution.stop.has_timed_out() {
+        let limit = engine.config.number(Number::SyncTimeout);
+        let text = format!("ERR the function ran longer than SyncTimeout ({limit} ms) and was stopped");
+        ended.0 = Status::Done;
+        ended.1.errors.insert(0, text);
+    }
     ended
 }
 
@@ -55,7 +61,8 @@ fn pass_records(
     let mut reading = Duration::ZERO;
     let language = engine.language.as_ref();
     let profiled = engine.config.is_on(Number::ProfileExecutions);
-    let mut pipeline = Pipeline::new(&execution.plan, language, execution.stopping(), profiled);
+    let mut pipeline = Pipeline::new(&execution.plan, language, &execution.stop, profiled);
+    pipeline.skips_errors = execution.skips_errors;
     let context = Reading {
         engine,
         delayed: execution.is_delayed(),

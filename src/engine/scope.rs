@@ -33,6 +33,8 @@ pub struct Scope {
 pub struct Prepared {
     pub run: Option<Start>,
     pub registrations: Vec<Arc<Registration>>,
+    /// The session whose place the script's one takes, if it ends well.
+    pub replaces: Option<Arc<Session>>,
 }
 
 impl Scope {
@@ -57,12 +59,16 @@ impl Scope {
     }
 
     /// The scope of a script.
-    pub fn of_script(session: &Arc<Session>) -> Arc<Self> {
+    pub fn of_script(session: &Arc<Session>, replaces: Option<Arc<Session>>) -> Arc<Self> {
+        let prepared = Prepared {
+            replaces,
+            ..Prepared::default()
+        };
         Arc::new(Self {
             session: Arc::clone(session),
             execution: None,
             db: 0,
-            script: Some(Mutex::default()),
+            script: Some(Mutex::new(prepared)),
         })
     }
 

@@ -6,11 +6,8 @@ use std::{sync::Arc, thread, time::Duration};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::{Engine, execution::Execution, run};
+use super::{Engine, execution::Execution, run, stop::INTERRUPT_INTERVAL, timers::Timers};
 use crate::config::Number;
-
-/// How often a running callback is asked to stop, until its execution is finished.
-const INTERRUPT_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Starts all threads.
 pub(super) fn spawn(engine: &Arc<Engine>, to_stop: Receiver<Arc<Execution>>) -> std::io::Result<()> {
@@ -20,10 +17,24 @@ pub(super) fn spawn(engine: &Arc<Engine>, to_stop: Receiver<Arc<Execution>>) -> 
             .name(format!("pinion-{number}"))
             .spawn(move || engine.language.thread(&mut || work(&engine)))?;
     }
-    let engine = Arc::clone(engine);
+    Timers::start(engine)?;
+    let stopping = Arc::clone(engine);
     thread::Builder::new()
         .name("pinion-stop".into())
-        .spawn(move || engine.language.thread(&mut || stop(&engine, &to_stop)))?;
+        .spawn(move || stopping.language.thread(&mut || stop(&stopping, &to_stop)))?;
+    let watching = Arc::clone(engine);
+    thread::Builder::new()
+        .name("pinion-watch".into())
+        .spawn(move || {
+            let engine = &watching;
+            let limit = || {
+                let limit = engine.config.limit(Number::SyncTimeout)?;
+                Some(Duration::from_millis(limit as u64))
+            };
+            engine
+                .language
+                .thread(&mut || engine.sync_watch.watch(engine.language.as_ref(), limit));
+        })?;
     Ok(())
 }
 
@@ -56,7 +67,7 @@ fn stop(engine: &Engine, to_stop: &Receiver<Arc<Execution>>) {
         }
         stopping.retain(|execution| !execution.status().is_final());
         for execution in &stopping {
-            engine.language.interrupt(&execution.thread);
+            engine.language.interrupt(&execution.stop);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{ffi::CStr, sync::Arc};
 
+use super::chain::HookRule;
 use crate::{
     engine::id::Id,
     error::Error,
@@ -67,6 +68,8 @@ pub(super) struct Rule {
 pub(super) struct Entry {
     pub(super) spec: CommandSpec,
     pub(super) rules: Vec<Rule>,
+    /// Functions in its place, in the order of registration.
+    pub(super) hooks: Vec<HookRule>,
     /// A hit concerns nobody: the filter may look the keys up and leave hits alone.
     pub(super) only_misses: bool,
 }
@@ -86,6 +89,21 @@ pub(super) fn length_bit(name: &[u8]) -> u64 {
 }
 
 impl Table {
+    /// The entry of a command, made if there is none.
+    pub(super) fn entry(&mut self, spec: CommandSpec) -> &mut Entry {
+        let place = self.entries.iter().position(|entry| entry.spec.name == spec.name);
+        let place = place.unwrap_or_else(|| {
+            self.entries.push(Entry {
+                spec,
+                rules: Vec::new(),
+                hooks: Vec::new(),
+                only_misses: false,
+            });
+            self.entries.len() - 1
+        });
+        &mut self.entries[place]
+    }
+
     pub(super) fn find(&self, name: &[u8]) -> Option<&Entry> {
         self.entries
             .iter()
@@ -93,7 +111,8 @@ impl Table {
     }
 
     pub(super) fn recompute(&mut self) {
-        self.entries.retain(|entry| !entry.rules.is_empty());
+        self.entries
+            .retain(|entry| !entry.rules.is_empty() || !entry.hooks.is_empty());
         for entry in &mut self.entries {
             entry.only_misses = entry.spec.first > 0 && entry.rules.iter().all(|rule| rule.only_misses);
         }
@@ -107,7 +126,7 @@ impl Entry {
     /// concerns those who asked for every key.
     pub(super) fn concerns(&self, passing: Passing<'_>, also: impl Fn(usize) -> bool) -> bool {
         if self.spec.first <= 0 {
-            return true;
+            return !self.rules.is_empty();
         }
         self.spec.key_positions(passing.len()).any(|position| {
             let matches = |key: &[u8]| self.rules.iter().any(|rule| rule.pattern.matches(key));
@@ -116,59 +135,122 @@ impl Entry {
     }
 }
 
+/// What COMMAND INFO says about a command.
+struct Described {
+    /// In lower case.
+    name: String,
+    flags: Vec<Vec<u8>>,
+    first: i64,
+    last: i64,
+    step: i64,
+}
+
+impl Described {
+    /// `None` for an unknown command.
+    fn ask(lock: Lock<'_>, features: Features, name: &str) -> Option<Self> {
+        let argv = ["COMMAND", "INFO", name].map(|word| word.as_bytes().to_vec());
+        let Reply::Array(infos) = call(lock, features, 0, &argv) else {
+            return None;
+        };
+        let Some(Reply::Array(info)) = infos.into_iter().next() else {
+            return None;
+        };
+        let number = |index: usize| match info.get(index) {
+            Some(Reply::Int(number)) => *number,
+            _ => 0,
+        };
+        let flags = match info.get(2) {
+            Some(Reply::Array(flags) | Reply::Set(flags)) => flags.as_slice(),
+            _ => &[],
+        };
+        let text = |flag: &Reply| match flag {
+            Reply::Status(flag) | Reply::Bulk(flag) => Some(flag.clone()),
+            _ => None,
+        };
+        Some(Self {
+            name: name.to_ascii_lowercase(),
+            flags: flags.iter().filter_map(text).collect(),
+            first: number(3),
+            last: number(4),
+            step: number(5),
+        })
+    }
+
+    fn has(&self, flag: &str) -> bool {
+        self.flags.iter().any(|known| known == flag.as_bytes())
+    }
+
+    /// Commands that scripts cannot run, and the module's own ones, stay as they are.
+    fn is_untouchable(&self) -> bool {
+        self.has("noscript") || self.name.starts_with("rg.")
+    }
+
+    fn spec(self) -> CommandSpec {
+        let inner = match (self.has("write"), self.has("denyoom")) {
+            (false, _) => Inner::Read,
+            (true, false) => Inner::Write,
+            (true, true) => Inner::WriteMore,
+        };
+        CommandSpec {
+            inner,
+            first: if self.has("movablekeys") { 0 } else { self.first },
+            last: self.last,
+            step: self.step,
+            name: self.name.into_bytes().into(),
+        }
+    }
+}
+
+/// Looks a command up that is to be linked for keys that match `pattern`.
 pub(super) fn look_up(
     lock: Lock<'_>,
     features: Features,
     name: &str,
     pattern: &Pattern,
 ) -> Result<CommandSpec, Error> {
-    let argv = ["COMMAND", "INFO", name].map(|word| word.as_bytes().to_vec());
-    let Reply::Array(infos) = call(lock, features, 0, &argv) else {
-        return Err(Error::UnknownCommand);
-    };
-    let Some(Reply::Array(info)) = infos.first() else {
-        return Err(Error::UnknownCommand);
-    };
-    let number = |index: usize| match info.get(index) {
-        Some(Reply::Int(number)) => *number,
-        _ => 0,
-    };
-    let flag = |wanted: &str| match info.get(2) {
-        Some(Reply::Array(flags) | Reply::Set(flags)) => flags
-            .iter()
-            .any(|flag| matches!(flag, Reply::Status(flag) | Reply::Bulk(flag) if flag == wanted.as_bytes())),
-        _ => false,
-    };
-    let name = name.to_ascii_lowercase();
-    if flag("noscript") || name.starts_with("rg.") {
+    let described = Described::ask(lock, features, name).ok_or(Error::UnknownCommand)?;
+    if described.is_untouchable() {
         return Err(Error::CommandNotInScripts);
     }
-    let moves = flag("movablekeys");
-    let everything = *pattern == Pattern::Everything;
-    if !everything {
-        if moves {
+    if *pattern != Pattern::Everything {
+        if described.has("movablekeys") {
             return Err(Error::CommandMovesKeys);
         }
-        if number(3) <= 0 {
+        if described.first <= 0 {
             return Err(Error::CommandWithoutKeys);
         }
-        if number(5) <= 0 {
+        if described.step <= 0 {
             return Err(Error::CommandWithoutKeyStep);
         }
     }
-    let inner = match (flag("write"), flag("denyoom")) {
-        (false, _) => Inner::Read,
-        (true, false) => Inner::Write,
-        (true, true) => Inner::WriteMore,
-    };
-    Ok(CommandSpec {
-        name: name.into_bytes().into(),
-        inner,
-        first: if moves { 0 } else { number(3) },
-        last: number(4),
-        step: number(5),
-    })
+    Ok(described.spec())
 }
+
+/// Looks a command up in whose place a function is to stand, for some keys only or for all.
+pub(super) fn look_up_hook(
+    lock: Lock<'_>,
+    features: Features,
+    name: &str,
+    for_some_keys: bool,
+) -> Result<CommandSpec, Error> {
+    let described = Described::ask(lock, features, name).ok_or(Error::UnknownHook)?;
+    if described.is_untouchable() {
+        return Err(Error::HookNotInScripts);
+    }
+    if for_some_keys {
+        if described.has("movablekeys") {
+            return Err(Error::HookMovesKeys);
+        }
+        if described.first <= 0 {
+            return Err(Error::HookWithoutKeys);
+        }
+        if described.step <= 0 {
+            return Err(Error::HookWithoutKeyStep);
+        }
+    }
+    Ok(described.spec())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

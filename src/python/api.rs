@@ -2,6 +2,8 @@
 //!
 //! All of them take positional arguments only, except `log`. Called attached, on any thread.
 
+use std::sync::Arc;
+
 use pyo3::{
     exceptions::PyTypeError,
     prelude::*,
@@ -10,7 +12,11 @@ use pyo3::{
 
 use super::{atomic, convert, errors, runtime};
 use crate::{
-    engine::{execution::Execution, link::Link, scope::Scope},
+    engine::{
+        execution::{Execution, Next},
+        link::Link,
+        scope::Scope,
+    },
     error::Error,
     redis::{
         api::{self, Level},
@@ -29,8 +35,8 @@ pub mod redisgears {
 
     #[pymodule_export]
     use super::{
-        config_get, execute, flat_error, gears_config_get, get_command, hashtag, is_in_atomic_block, log,
-        override_reply,
+        call_next, config_get, execute, flat_error, gears_config_get, get_command, hashtag,
+        is_in_atomic_block, log, override_reply,
     };
     #[pymodule_export]
     use crate::python::{atomic::Atomic, builder::Builder};
@@ -74,10 +80,44 @@ fn execute<'py>(
         .iter()
         .map(|arg| convert::argument(&arg))
         .collect::<PyResult<Vec<_>>>()?;
+    let scope = Scope::current();
+    // A function in the place of a command that runs this command means what stands behind itself.
+    if let (Some(next), Some((command, arguments))) = (next_of(scope.as_deref()), argv.split_first()) {
+        if next.stands_for(command) {
+            return go_on(py, &next, arguments.to_vec());
+        }
+    }
     let features = runtime()?.engine.features;
-    let db = Scope::current().map_or(0, |scope| scope.db);
+    let db = scope.map_or(0, |scope| scope.db);
     let run = || with_lock(|lock| call::call(lock, features, db, &argv));
     // Waiting for the server happens detached; where it is held already there is nothing to wait for.
+    let reply = if lock::is_held() { run() } else { py.detach(run) };
+    convert::reply_object(py, reply)
+}
+
+/// `callNext(*args)`: what stands behind the function that hooked a command, with these arguments.
+///
+/// # Errors
+/// `gears.error`: the function hooked no command; what the command answered; whatever `str()` of an argument raised.
+#[pyfunction(name = "callNext")]
+#[pyo3(signature = (*args))]
+fn call_next<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+    let scope = Scope::current();
+    let next = next_of(scope.as_deref()).ok_or(Error::NoHookContext)?;
+    let arguments = args
+        .iter()
+        .map(|arg| convert::argument(&arg))
+        .collect::<PyResult<Vec<_>>>()?;
+    go_on(py, &next, arguments)
+}
+
+fn next_of(scope: Option<&Scope>) -> Option<Arc<dyn Next>> {
+    scope?.execution.as_ref()?.next.clone()
+}
+
+fn go_on<'py>(py: Python<'py>, next: &Arc<dyn Next>, arguments: Vec<Vec<u8>>) -> PyResult<Bound<'py, PyAny>> {
+    let engine = &runtime()?.engine;
+    let run = || with_lock(|lock| next.call(engine, lock, arguments));
     let reply = if lock::is_held() { run() } else { py.detach(run) };
     convert::reply_object(py, reply)
 }
@@ -238,7 +278,7 @@ fn override_reply(args: &Bound<'_, PyTuple>) -> PyResult<()> {
     Ok(link.replace_reply(reply)?)
 }
 
-fn linked() -> PyResult<std::sync::Arc<Link>> {
+fn linked() -> PyResult<Arc<Link>> {
     let scope = Scope::current();
     let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
     execution

@@ -8,7 +8,10 @@ use pyo3::{
 use super::{callback::Code, errors};
 use crate::{
     engine::registration::Mode,
-    readers::keys::Conditions,
+    readers::{
+        keys::Conditions,
+        stream::{Options, Policy},
+    },
     redis::{api, key::Kind},
 };
 
@@ -72,17 +75,7 @@ impl<'a, 'py> Given<'a, 'py> {
 
 /// The arguments of a KeysReader registration, checked in the order of `readers-and-events.md` 2.3.
 pub fn conditions(given: &Given<'_, '_>) -> PyResult<Conditions> {
-    const PREFIX_TYPE: &str = "regex argument must be a string";
-    let prefix = match (given.get("regex")?, given.get("prefix")?) {
-        (Some(regex), _) => {
-            api::log_warning(
-                "Using regex argument with register is deprecated and missleading, use prefix instead.",
-            );
-            string(&regex, PREFIX_TYPE)?
-        }
-        (None, Some(prefix)) => string(&prefix, PREFIX_TYPE)?,
-        (None, None) => "*".to_owned(),
-    };
+    let prefix = prefix(given)?;
     let events = given.strings(
         "eventTypes",
         "given eventTypes is not iterable",
@@ -113,6 +106,108 @@ pub fn conditions(given: &Given<'_, '_>) -> PyResult<Conditions> {
         kinds,
         commands,
         read_value,
+    })
+}
+
+/// Which keys a registration is about, also by the old name of the argument.
+fn prefix(given: &Given<'_, '_>) -> PyResult<String> {
+    const PREFIX_TYPE: &str = "regex argument must be a string";
+    match (given.get("regex")?, given.get("prefix")?) {
+        (Some(regex), _) => {
+            api::log_warning(
+                "Using regex argument with register is deprecated and missleading, use prefix instead.",
+            );
+            string(&regex, PREFIX_TYPE)
+        }
+        (None, Some(prefix)) => string(&prefix, PREFIX_TYPE),
+        (None, None) => Ok("*".to_owned()),
+    }
+}
+
+/// What a CommandReader registration is to stand for.
+pub enum Place {
+    Named(String),
+    Hook { command: String, prefix: Option<String> },
+}
+
+/// The arguments of a CommandReader registration.
+pub struct Wanted {
+    pub place: Place,
+    pub in_order: bool,
+}
+
+/// Checks them in the order of `readers-and-events.md` chapter 7.
+pub fn command(given: &Given<'_, '_>) -> PyResult<Wanted> {
+    let text = |name: &str, otherwise: &str| {
+        given
+            .get(name)?
+            .map(|value| string(&value, otherwise))
+            .transpose()
+    };
+    let trigger = text("trigger", "trigger argument is not string")?;
+    let in_order = given.boolean("inorder", false, "inorder argument is be boolean")?;
+    let prefix = text("keyprefix", "keyprefix argument is not string")?;
+    let hook = text("hook", "hook argument is not string")?;
+    let place = match (trigger, hook) {
+        (Some(_), hook) if hook.is_some() || prefix.is_some() => {
+            return Err(errors::gears_error(
+                "trigger argument can not be given with keyprefix or hook",
+            ));
+        }
+        (Some(name), _) => Place::Named(name),
+        (None, Some(command)) => Place::Hook { command, prefix },
+        (None, None) => return Err(errors::gears_error("no trigger or hook argument was given")),
+    };
+    Ok(Wanted { place, in_order })
+}
+
+/// The arguments of a StreamReader registration, checked in the order of `readers-and-events.md` 6.3.
+pub fn stream_options(given: &Given<'_, '_>, mode: Mode) -> PyResult<Options> {
+    const POLICY: &str = "onFailedPolicy must be Continue/Abort/Retry";
+    let prefix = prefix(given)?;
+    if prefix.is_empty() {
+        return Err(errors::gears_error("prefix argument must not be empty"));
+    }
+    let number = |name: &str, default: u64, min: u64, otherwise: &str| {
+        let Some(value) = given.get(name)? else {
+            return Ok(default);
+        };
+        let number = value
+            .cast::<PyInt>()
+            .ok()
+            .and_then(|number| number.extract().ok());
+        number
+            .filter(|&number: &u64| number >= min)
+            .ok_or_else(|| errors::gears_error(otherwise))
+    };
+    let batch = number("batch", 1, 1, "batch argument must be a number")?;
+    let duration_ms = number("duration", 0, 0, "duration argument must be a number")?;
+    let policy = match given.get("onFailedPolicy")? {
+        None => Policy::Continue,
+        Some(policy) => {
+            let name = string(&policy, "onFailedPolicy must be a string (Continue/Abort/Retry)")?;
+            Policy::by_name(&name).ok_or_else(|| errors::gears_error(POLICY))?
+        }
+    };
+    if mode == Mode::Sync && policy != Policy::Continue {
+        return Err(errors::gears_error(
+            "ExecutionMode sync can only be combined with OnFailedPolicy Continue",
+        ));
+    }
+    let retry_s = number(
+        "onFailedRetryInterval",
+        1,
+        0,
+        "retryInterval argument must be a number",
+    )?;
+    let trim = given.boolean("trimStream", true, "pyTrimmStream argument must be a boolean")?;
+    Ok(Options {
+        prefix,
+        batch,
+        duration_ms,
+        policy,
+        retry_s,
+        trim,
     })
 }
 

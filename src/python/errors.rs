@@ -89,7 +89,7 @@ impl From<Error> for PyErr {
 pub fn text_of_callback(py: Python<'_>, error: &PyErr) -> Failure {
     let scope = Scope::current();
     let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
-    let _shield = execution.map(|execution| interrupt::Shield::raise(py, &execution.thread));
+    let _shield = execution.map(|execution| interrupt::Shield::raise(py, &execution.stop));
     text(py, error)
 }
 

@@ -3,64 +3,63 @@
 //! An execution holds the id of the thread that runs it; whoever aborts it finds the thread there. All reads and
 //! changes happen attached, so an id never outlives what it stands for.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use pyo3::{ffi, prelude::*};
 
 use super::errors;
+use crate::engine::stop::Stop;
 
-/// While it lives, the thread's id stands in `thread`.
+/// While it lives, the thread's id stands in `stop`.
 pub struct Interruptible<'a> {
-    thread: &'a AtomicU64,
-    stopping: &'a AtomicBool,
+    stop: &'a Stop,
     before: u64,
 }
 
 impl<'a> Interruptible<'a> {
-    pub fn enter(_py: Python<'_>, thread: &'a AtomicU64, stopping: &'a AtomicBool) -> Self {
+    pub fn enter(_py: Python<'_>, stop: &'a Stop) -> Self {
         Self {
-            thread,
-            stopping,
-            before: thread.swap(this_thread(), Ordering::AcqRel),
+            stop,
+            before: stop.thread.swap(this_thread(), Ordering::AcqRel),
         }
     }
 }
 
 impl Drop for Interruptible<'_> {
     fn drop(&mut self) {
-        self.thread.store(self.before, Ordering::Release);
-        if self.stopping.load(Ordering::Acquire) {
+        self.stop.thread.store(self.before, Ordering::Release);
+        if self.stop.is_asked() {
             // The stop may have been raised after the last instruction of a function: it must not hit another one.
             take_back();
         }
     }
 }
 
-/// While it lives, nothing is raised in this thread through `thread`.
+/// While it lives, nothing is raised in this thread through `stop`.
 pub struct Shield<'a> {
-    thread: &'a AtomicU64,
+    stop: &'a Stop,
     before: u64,
 }
 
 impl<'a> Shield<'a> {
-    pub fn raise(_py: Python<'_>, thread: &'a AtomicU64) -> Self {
-        let before = thread.swap(0, Ordering::AcqRel);
+    pub fn raise(_py: Python<'_>, stop: &'a Stop) -> Self {
+        let before = stop.thread.swap(0, Ordering::AcqRel);
         if before != 0 {
             take_back();
         }
-        Self { thread, before }
+        Self { stop, before }
     }
 }
 
 impl Drop for Shield<'_> {
     fn drop(&mut self) {
-        self.thread.store(self.before, Ordering::Release);
+        self.stop.thread.store(self.before, Ordering::Release);
     }
 }
 
-/// Raises the "stop" error in the thread whose id stands in `thread`.
-pub fn raise(py: Python<'_>, thread: &AtomicU64) {
-    let thread = thread.load(Ordering::Acquire);
+/// Raises the "stop" error in the thread whose id stands in `stop`.
+pub fn raise(py: Python<'_>, stop: &Stop) {
+    let thread = stop.thread.load(Ordering::Acquire);
     if let (true, Ok(stopped)) = (thread != 0, errors::force_stopped_type(py)) {
         // SAFETY: attached; an unknown thread is ignored.
         unsafe { ffi::PyThreadState_SetAsyncExc(thread as _, stopped.as_ptr()) };

@@ -1,9 +1,6 @@
 //! [`CPython`]: the engine's view of the interpreter.
 
-use std::{
-    collections::HashSet,
-    sync::atomic::{AtomicBool, AtomicU64},
-};
+use std::collections::HashSet;
 
 use pyo3::{
     prelude::*,
@@ -19,6 +16,7 @@ use crate::{
     engine::{
         language::{Distinct, Failure, Language},
         record::{Record, Value},
+        stop::Stop,
     },
     redis::reply::Reply,
 };
@@ -81,15 +79,15 @@ impl Language for CPython {
         }
     }
 
-    fn interruptible(&self, thread: &AtomicU64, stopping: &AtomicBool, work: &mut dyn FnMut()) {
+    fn interruptible(&self, stop: &Stop, work: &mut dyn FnMut()) {
         Python::attach(|py| {
-            let _interruptible = Interruptible::enter(py, thread, stopping);
+            let _interruptible = Interruptible::enter(py, stop);
             work();
         });
     }
 
-    fn interrupt(&self, thread: &AtomicU64) {
-        Python::attach(|py| interrupt::raise(py, thread));
+    fn interrupt(&self, stop: &Stop) {
+        Python::attach(|py| interrupt::raise(py, stop));
     }
 
     fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use pyo3::{exceptions::PyTypeError, prelude::*, types::PyDict};
 
 use super::{
-    arguments::{Given, conditions, mode_by_name, string},
+    arguments::{Given, Place, command, conditions, mode_by_name, stream_options, string},
     builder::Builder,
     callback::{Callback, Code},
     errors, runtime,
@@ -19,7 +19,7 @@ use crate::{
         language::{self, Function},
         plan::{Plan, Step},
         record::Record,
-        registration::{Life, Mode, Registration},
+        registration::{Life, Mode, Peers, Registration},
         scope::Scope,
     },
     error::Error,
@@ -82,16 +82,7 @@ pub fn start(
     }
     let (plan, _) = plan(py, builder, implicit);
     let source = source(py, builder.reader, &plan, argument, kwargs)?;
-    let start = Start {
-        plan: Arc::new(plan),
-        session: Arc::clone(&scope.session),
-        registration: None,
-        db: 0,
-        transient: true,
-        source,
-        link: None,
-        waiter: None,
-    };
+    let start = Start::of_run(Arc::new(plan), Arc::clone(&scope.session), source);
     match &scope.script {
         Some(script) => script.lock().set_run(start)?,
         None => {
@@ -218,7 +209,7 @@ pub fn listen(
     let runtime = runtime()?;
     let engine = &runtime.engine;
     let scope = scope("Can only register execution on registered gears thread")?;
-    if builder.reader != Reader::Keys {
+    if !matches!(builder.reader, Reader::Keys | Reader::Stream | Reader::Command) {
         return Err(Error::NoEventSupport.into());
     }
     let given = Given::new("register", kwargs, &KNOWN_TO_REGISTER)?;
@@ -227,10 +218,35 @@ pub fn listen(
         .map_or(Ok(Mode::Async), |mode| mode_by_name(&mode))?;
     let on_registered = given.function("onRegistered", "OnRegistered argument must be a function")?;
     let on_registered = on_registered.map(|code| Arc::new(Callback::new(py, code)));
-    let conditions = conditions(&given)?;
-    let in_order = given.boolean("inorder", false, "inorder argument must be boolean")?;
-    let trigger = runtime.keys.trigger(conditions);
-    language::with_lock(engine.language.as_ref(), |lock| trigger.check(lock))?;
+    let (trigger, in_order) = match builder.reader {
+        Reader::Command => {
+            let wanted = command(&given)?;
+            let in_order = wanted.in_order;
+            let trigger = match wanted.place {
+                Place::Named(name) => runtime.commands.trigger(name, in_order),
+                Place::Hook { command, prefix } => runtime.commands.hook(command, prefix, mode, in_order),
+            };
+            (trigger, in_order)
+        }
+        Reader::Stream => (runtime.streams.trigger(stream_options(&given, mode)?), false),
+        _ => {
+            let conditions = conditions(&given)?;
+            let in_order = given.boolean("inorder", false, "inorder argument must be boolean")?;
+            (runtime.keys.trigger(conditions), in_order)
+        }
+    };
+    let (replaced, prepared) = match &scope.script {
+        Some(script) => {
+            let script = script.lock();
+            (script.replaces.clone(), script.registrations.clone())
+        }
+        None => (None, Vec::new()),
+    };
+    let peers = Peers {
+        replaced: replaced.as_deref(),
+        prepared: &prepared,
+    };
+    language::with_lock(engine.language.as_ref(), |lock| trigger.check(lock, peers))?;
     let (plan, callbacks) = plan(py, builder, implicit);
     for callback in callbacks.iter().chain(&on_registered) {
         check_serializable(py, callback)?;
@@ -263,7 +279,7 @@ fn register_now(engine: &Arc<Engine>, registration: &Arc<Registration>) -> PyRes
     Ok(registered?)
 }
 
-const KNOWN_TO_REGISTER: [&str; 9] = [
+const KNOWN_TO_REGISTER: [&str; 17] = [
     "mode",
     "onRegistered",
     "prefix",
@@ -273,6 +289,14 @@ const KNOWN_TO_REGISTER: [&str; 9] = [
     "readValue",
     "commands",
     "inorder",
+    "trigger",
+    "keyprefix",
+    "hook",
+    "batch",
+    "duration",
+    "onFailedPolicy",
+    "onFailedRetryInterval",
+    "trimStream",
 ];
 
 fn scope(otherwise: &str) -> PyResult<Arc<Scope>> {

@@ -22,7 +22,10 @@ use std::sync::{Arc, OnceLock};
 pub use language::CPython;
 pub use script::run as run_script;
 
-use crate::{engine::Engine, readers::keys::KeysWatch};
+use crate::{
+    engine::Engine,
+    readers::{command::Commands, keys::KeysWatch, stream::StreamWatch},
+};
 
 /// What the functions that scripts call work on. They are free functions of a Python module, hence the static.
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
@@ -31,6 +34,8 @@ static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 pub struct Runtime {
     pub engine: Arc<Engine>,
     pub keys: Arc<KeysWatch>,
+    pub commands: Arc<Commands>,
+    pub streams: Arc<StreamWatch>,
 }
 
 /// Connects Python to the engine. Called once, while the module loads, before any script runs.

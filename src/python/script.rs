@@ -17,12 +17,17 @@ use crate::{
     redis::lock::Lock,
 };
 
-/// Runs `source` in `session`, with fresh globals, on this thread. Nothing that it prepared has taken effect yet.
+/// Runs `source` in `session`, which is to take the place of `replaces`, with fresh globals, on this thread. Nothing that it prepared has taken effect yet.
 ///
 /// # Errors
 /// The error string of what it raised.
-pub fn run(_lock: Lock<'_>, source: &[u8], session: &Arc<Session>) -> Result<Prepared, Failure> {
-    let scope = Scope::of_script(session);
+pub fn run(
+    _lock: Lock<'_>,
+    source: &[u8],
+    session: &Arc<Session>,
+    replaces: Option<Arc<Session>>,
+) -> Result<Prepared, Failure> {
+    let scope = Scope::of_script(session, replaces);
     let entered = Arc::clone(&scope).enter();
     Python::attach(|py| {
         let _frame = atomic::Frame::enter();

@@ -13,7 +13,7 @@ use crate::{
         execution::{Reading, Source, Start},
         language::{Failure, with_lock},
         record::{self, Record},
-        registration::{Mode, Registration, Trigger},
+        registration::{Mode, Peers, Registration, Trigger},
     },
     error::Error,
     hooks::Hooks,
@@ -120,6 +120,9 @@ impl KeysWatch {
     fn fire(&self, watch: &Watch, event: &KeyEvent<'_>) {
         let registration = &watch.registration;
         let sync = registration.mode == Mode::Sync;
+        if !sync && !self.engine.has_room(registration) {
+            return;
+        }
         let link = watch
             .conditions
             .commands
@@ -136,16 +139,8 @@ impl KeysWatch {
         } else {
             Box::new(Pending(Some(occurred)))
         };
-        let start = Start {
-            plan: Arc::clone(&registration.plan),
-            session: Arc::clone(&registration.session),
-            registration: Some(Arc::clone(registration)),
-            db: event.db,
-            transient: false,
-            source,
-            link,
-            waiter: None,
-        };
+        let mut start = Start::of_registration(registration, event.db, source);
+        start.link = link;
         if sync {
             let before = IN_SYNC.replace(true);
             self.engine.run_now(start);
@@ -221,7 +216,7 @@ impl Trigger for KeysTrigger {
         ]
     }
 
-    fn check(&self, lock: Lock<'_>) -> Result<(), Error> {
+    fn check(&self, lock: Lock<'_>, _peers: Peers<'_>) -> Result<(), Error> {
         if let Some(commands) = &self.conditions.commands {
             self.watch.hooks.look_up(lock, commands, &self.pattern())?;
         }

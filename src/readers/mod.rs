@@ -1,12 +1,16 @@
 //! The readers: where records come from. Each has a batch side (`run`), an event side (`register`), or both.
 
+pub mod command;
 pub mod generator;
 pub mod glob;
 pub mod keys;
 pub mod keys_only;
 pub mod keys_scan;
 pub mod prefix;
+pub mod stream;
 pub mod stream_batch;
+mod stream_group;
+mod stream_scan;
 
 /// The readers by their names in scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,6 +20,15 @@ impl Pattern {
         }
     }
 
+    /// True if some key matches both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Everything, _) | (_, Self::Everything) => true,
+            (Self::Prefix(one), Self::Prefix(two)) => one.starts_with(two) || two.starts_with(one),
+            (Self::Exactly(name), pattern) | (pattern, Self::Exactly(name)) => pattern.matches(name),
+        }
+    }
+
     /// Bytewise; keys may hold any byte.
     pub fn matches(&self, key: &[u8]) -> bool {
         match self {
@@ -33,6 +42,21 @@ impl Pattern {
 #[cfg(test)]
 mod tests {
     use super::Pattern;
+
+    #[test]
+    fn patterns_overlap_if_a_key_matches_both() {
+        let overlap = |one: &str, two: &str| {
+            let (one, two) = (Pattern::new(one.as_bytes()), Pattern::new(two.as_bytes()));
+            assert_eq!(one.overlaps(&two), two.overlaps(&one));
+            one.overlaps(&two)
+        };
+        for (one, two) in [("*", "a"), ("a*", "ab*"), ("a*", "a"), ("a", "a")] {
+            assert!(overlap(one, two), "{one} {two}");
+        }
+        for (one, two) in [("a*", "b*"), ("a", "b"), ("ab*", "a")] {
+            assert!(!overlap(one, two), "{one} {two}");
+        }
+    }
 
     #[test]
     fn only_one_trailing_star_is_special() {

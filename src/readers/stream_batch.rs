@@ -2,7 +2,7 @@
 //!
 //! Runs on a worker and takes the server's lock for one portion of entries at a time.
 
-use std::{borrow::Cow, collections::VecDeque};
+use std::{borrow::Cow, collections::VecDeque, fmt};
 
 use crate::{
     engine::{
@@ -40,6 +40,20 @@ impl EntryId {
     pub fn parse(text: &[u8]) -> Option<Self> {
         let (ms, sequence) = std::str::from_utf8(text).ok()?.split_once('-')?;
         Some(Self(ms.parse().ok()?, sequence.parse().ok()?))
+    }
+
+    /// The lowest one above it.
+    pub fn next(self) -> Self {
+        match self.1.checked_add(1) {
+            Some(sequence) => Self(self.0, sequence),
+            None => Self(self.0.saturating_add(1), 0),
+        }
+    }
+}
+
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.0, self.1)
     }
 }
 
@@ -176,6 +190,7 @@ mod tests {
         assert!(EntryId::parse(b"9-10") > EntryId::parse(b"9-9"));
         assert!(EntryId::parse(b"10-0") > EntryId::parse(b"9-9"));
         assert_eq!(EntryId::parse(b"9"), None);
+        assert_eq!(EntryId(7, u64::MAX).next().to_string(), "8-0");
     }
 
     #[test]

@@ -129,6 +129,12 @@ impl<'a> Command<'a> {
         unsafe { api!(RedisModule_KeyAtPos(self.ctx, position as c_int)) };
     }
 
+    /// The database that its client has selected.
+    pub fn db(&self) -> i32 {
+        // SAFETY: the context is alive.
+        unsafe { api!(RedisModule_GetSelectedDb(self.ctx)) }
+    }
+
     /// The client that sent this command; meaningless for scripts, functions and modules.
     pub fn client_id(&self) -> u64 {
         // SAFETY: the context is alive.
@@ -212,6 +218,8 @@ pub struct Definition {
     pub categories: &'static CStr,
     /// The arguments as in `syntax.rs`.
     pub syntax: &'static str,
+    /// The place of the only key, 0 if there is none.
+    pub key: c_int,
     /// One sentence; empty for commands that are none of the users' business.
     pub summary: &'static CStr,
     pub function: Function,
@@ -234,9 +242,9 @@ impl Definition {
                 self.name.as_ptr(),
                 Some(self.function),
                 self.flags.as_ptr(),
-                0,
-                0,
-                0
+                self.key,
+                self.key,
+                c_int::from(self.key > 0)
             ));
             if created != raw::REDISMODULE_OK as c_int {
                 return Err(format!(

@@ -49,6 +49,8 @@ pub enum Class {
     KeyMiss,
     /// Everything else that a KeysReader can see.
     Change,
+    /// Changes of streams.
+    Stream,
 }
 
 /// The C form of a notification function.
@@ -64,6 +66,7 @@ pub fn subscribe(lock: Lock<'_>, class: Class, function: Function) {
     let mask = match class {
         Class::KeyMiss => raw::REDISMODULE_NOTIFY_KEY_MISS,
         Class::Change => raw::REDISMODULE_NOTIFY_ALL,
+        Class::Stream => raw::REDISMODULE_NOTIFY_STREAM,
     };
     // SAFETY: the context names our module; the function lives as long as the module.
     unsafe {

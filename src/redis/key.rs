@@ -320,9 +320,9 @@ impl Walk {
         struct Visit<'a> {
             lock: Lock<'a>,
             db: i32,
-            visit: &'a mut dyn FnMut(&Found<'_>),
+            show: &'a mut dyn FnMut(&Found<'_>),
         }
-        unsafe extern "C" fn show(
+        unsafe extern "C" fn on_key(
             _ctx: *mut raw::RedisModuleCtx,
             name: *mut raw::RedisModuleString,
             key: *mut raw::RedisModuleKey,
@@ -330,7 +330,7 @@ impl Walk {
         ) {
             // SAFETY: the server passes on the pointer given below, a live string, and a key that it closes itself.
             unsafe {
-                let Some(Visit { lock, db, visit }) = visit.cast::<Visit<'_>>().as_mut() else {
+                let Some(Visit { lock, db, show }) = visit.cast::<Visit<'_>>().as_mut() else {
                     return;
                 };
                 let found = Found {
@@ -340,7 +340,7 @@ impl Walk {
                     key: ManuallyDrop::new(Opened(key, std::marker::PhantomData)),
                 };
                 if api!(RedisModule_GetExpire(key)) != 0 {
-                    visit(&found);
+                    show(&found);
                 }
             }
         }
@@ -351,14 +351,14 @@ impl Walk {
         let mut visit = Visit {
             lock,
             db: self.db,
-            visit,
+            show: visit,
         };
         // SAFETY: under the lock; the structure outlives the call.
         let more = unsafe {
             api!(RedisModule_Scan(
                 lock.look_context(self.db),
                 self.cursor,
-                Some(show),
+                Some(on_key),
                 (&raw mut visit).cast()
             ))
         };

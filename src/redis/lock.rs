@@ -157,11 +157,14 @@ impl Lock<'_> {
         unsafe { api!(RedisModule_GetContextFlags(ptr::null_mut())) as u32 }
     }
 
-    /// True on a master that is not loading: where events fire and clients are linked.
-    pub fn serves_events(self) -> bool {
-        let flags = self.server_flags();
-        flags & raw::REDISMODULE_CTX_FLAGS_MASTER != 0
-            && flags & (raw::REDISMODULE_CTX_FLAGS_LOADING | raw::REDISMODULE_CTX_FLAGS_ASYNC_LOADING) == 0
+    pub fn is_master(self) -> bool {
+        self.server_flags() & raw::REDISMODULE_CTX_FLAGS_MASTER != 0
+    }
+
+    /// True while data are loaded: at the start, from a master, by DEBUG RELOAD.
+    pub fn is_loading(self) -> bool {
+        let loading = raw::REDISMODULE_CTX_FLAGS_LOADING | raw::REDISMODULE_CTX_FLAGS_ASYNC_LOADING;
+        self.server_flags() & loading != 0
     }
 
     /// True where the server refuses writes of ordinary clients: a read-only replica.

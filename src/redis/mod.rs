@@ -6,6 +6,7 @@
 
 #[macro_use]
 pub mod api;
+pub mod after;
 #[cfg(not(test))]
 pub mod alloc;
 pub mod call;

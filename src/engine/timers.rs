@@ -1,0 +1,82 @@
+//! What is to happen later: jobs with a time, done by one thread of their own, detached from the language.
+
+use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Engine;
+use crate::redis::api;
+
+type Job = Box<dyn FnOnce(&Arc<Engine>) + Send>;
+
+/// The jobs that wait.
+#[derive(Default)]
+pub struct Timers {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// The next one first; the number keeps those of one time in order.
+    due: BinaryHeap<Reverse<(Instant, u64)>>,
+    jobs: std::collections::HashMap<u64, Job>,
+    next: u64,
+}
+
+impl Timers {
+    /// Does `job` after `delay`, on the thread of the timers. It must not take long.
+    pub fn after(&self, delay: Duration, job: impl FnOnce(&Arc<Engine>) + Send + 'static) {
+        let mut state = self.state.lock();
+        let number = state.next;
+        state.next += 1;
+        state.due.push(Reverse((Instant::now() + delay, number)));
+        state.jobs.insert(number, Box::new(job));
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Starts the thread.
+    pub(super) fn start(engine: &Arc<Engine>) -> std::io::Result<()> {
+        let engine = Arc::clone(engine);
+        thread::Builder::new()
+            .name("pinion-timer".into())
+            .spawn(move || {
+                engine.language.thread(&mut || {
+                    loop {
+                        let job = engine.timers.wait();
+                        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(&engine)));
+                        if done.is_err() {
+                            api::log_warning("a job of the timer failed");
+                        }
+                    }
+                });
+            })?;
+        Ok(())
+    }
+
+    /// The next job, when its time has come.
+    fn wait(&self) -> Job {
+        let mut state = self.state.lock();
+        loop {
+            let Some(&Reverse((due, number))) = state.due.peek() else {
+                self.changed.wait(&mut state);
+                continue;
+            };
+            if due > Instant::now() {
+                self.changed.wait_until(&mut state, due);
+                continue;
+            }
+            state.due.pop();
+            if let Some(job) = state.jobs.remove(&number) {
+                return job;
+            }
+        }
+    }
+}

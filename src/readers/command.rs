@@ -1,0 +1,255 @@
+//! The CommandReader: functions that clients call by name (RG.TRIGGER), and functions that stand in the place of a
+//! command. Contract: `readers-and-events.md` chapters 7 and 8.
+//!
+//! Called on whichever thread runs the command, under the server's lock. What a hook does is in `hooks.rs`.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::generator::Once;
+use crate::{
+    engine::{
+        Engine, Lane,
+        execution::{Next, Outcome, Start},
+        record::{Record, Value},
+        registration::{Claim, Mode, Peers, Registration, Trigger},
+    },
+    error::Error,
+    hooks::Hooks,
+    redis::{
+        command::{Answer, Command},
+        guarded::Guarded,
+        lock::Lock,
+        reply::Reply,
+    },
+};
+
+/// All triggers of this server by name.
+pub struct Commands {
+    engine: Arc<Engine>,
+    hooks: Arc<Hooks>,
+    triggers: Guarded<HashMap<Vec<u8>, Arc<Registration>>>,
+}
+
+impl Commands {
+    pub fn new(engine: Arc<Engine>, hooks: Arc<Hooks>) -> Arc<Self> {
+        Arc::new(Self {
+            engine,
+            hooks,
+            triggers: Guarded::default(),
+        })
+    }
+
+    /// The event side of a registration with `trigger=`.
+    pub fn trigger(self: &Arc<Self>, name: String, in_order: bool) -> Box<dyn Trigger> {
+        Box::new(Named {
+            commands: Arc::clone(self),
+            name,
+            in_order,
+        })
+    }
+
+    /// The event side of a registration with `hook=`.
+    pub fn hook(
+        self: &Arc<Self>,
+        command: String,
+        prefix: Option<String>,
+        mode: Mode,
+        in_order: bool,
+    ) -> Box<dyn Trigger> {
+        Box::new(Hook {
+            commands: Arc::clone(self),
+            folded: command.to_ascii_lowercase(),
+            command,
+            prefix,
+            sync: mode == Mode::Sync,
+            in_order,
+        })
+    }
+
+    /// Runs the function that the second word of `command` names.
+    ///
+    /// # Errors
+    /// There is none; its mode is not `sync` and the caller cannot wait; too many of its executions are pending.
+    pub fn call(&self, command: &Command<'_>) -> Result<Answer, Error> {
+        let words = command.argv().skip(1);
+        let name = words.get(0).ok_or(Error::WrongArity)?;
+        let registration = self
+            .triggers
+            .read(command.lock())
+            .get(name)
+            .cloned()
+            .ok_or(Error::NoSuchTrigger)?;
+        let mut start = Start::of_registration(&registration, 0, record_of(words.iter()));
+        start.transient = true;
+        start.next = Some(Arc::new(Nothing));
+        if registration.mode == Mode::Sync {
+            let outcome = self.engine.run_now(start);
+            return Ok(all_results(&outcome).into());
+        }
+        if !command.may_block() {
+            return Err(Error::CannotWaitHere);
+        }
+        if !self.engine.has_room(&registration) {
+            return Err(Error::NotTriggered("too many executions are pending"));
+        }
+        let client = command.block();
+        start.waiter = Some(Box::new(move |outcome| client.answer(all_results(outcome))));
+        self.engine.submit(start, lane(&registration));
+        Ok(Answer::Done)
+    }
+}
+
+/// One record: the words of a command, its name first.
+pub fn record_of<'a>(words: impl Iterator<Item = &'a [u8]>) -> Box<Once> {
+    let words = words.map(|word| Value::Text(word.to_vec())).collect();
+    Box::new(Once(Some(Record::Native(Value::List(words)))))
+}
+
+/// Where the executions of a registration wait for each other.
+pub fn lane(registration: &Registration) -> Option<Lane> {
+    registration
+        .in_order
+        .then_some(Lane::Registration(registration.id))
+}
+
+/// The reply of RG.TRIGGER: the first error, else all results.
+fn all_results(outcome: &Outcome) -> Reply {
+    match outcome.errors.first() {
+        Some(error) => Reply::error(error),
+        None => Reply::Array(outcome.results.clone()),
+    }
+}
+
+/// There is nothing behind a function that is called by its name.
+struct Nothing;
+
+impl Next for Nothing {
+    fn call(&self, _engine: &Engine, _lock: Lock<'_>, _arguments: Vec<Vec<u8>>) -> Reply {
+        Reply::error("Failed executing command")
+    }
+
+    fn stands_for(&self, _command: &[u8]) -> bool {
+        false
+    }
+}
+
+const READER: &str = "CommandReader";
+
+fn arguments(name: &str, in_order: bool) -> Vec<(&'static str, Reply)> {
+    vec![
+        ("trigger", Reply::bulk(name)),
+        ("inorder", Reply::Int(i64::from(in_order))),
+    ]
+}
+
+/// A registration with a name of its own.
+struct Named {
+    commands: Arc<Commands>,
+    name: String,
+    in_order: bool,
+}
+
+impl Trigger for Named {
+    fn reader(&self) -> &'static str {
+        READER
+    }
+
+    fn arguments(&self) -> Vec<(&'static str, Reply)> {
+        arguments(&self.name, self.in_order)
+    }
+
+    fn check(&self, lock: Lock<'_>, peers: Peers<'_>) -> Result<(), Error> {
+        let triggers = self.commands.triggers.read(lock);
+        let taken = triggers.get(self.name.as_bytes());
+        if taken.is_some_and(|taken| !peers.replace(taken)) {
+            return Err(Error::TriggerExists);
+        }
+        if peers.claims().any(|claim| claim == Claim::Trigger(&self.name)) {
+            return Err(Error::TriggerExistsInSession);
+        }
+        Ok(())
+    }
+
+    fn start(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error> {
+        let mut triggers = self.commands.triggers.write(lock);
+        if triggers.contains_key(self.name.as_bytes()) {
+            return Err(Error::TriggerExists);
+        }
+        triggers.insert(self.name.clone().into_bytes(), Arc::clone(registration));
+        Ok(())
+    }
+
+    fn stop(&self, lock: Lock<'_>, registration: &Registration) {
+        let mut triggers = self.commands.triggers.write(lock);
+        if triggers
+            .get(self.name.as_bytes())
+            .is_some_and(|known| known.id == registration.id)
+        {
+            triggers.remove(self.name.as_bytes());
+        }
+    }
+
+    fn claim(&self) -> Option<Claim<'_>> {
+        Some(Claim::Trigger(&self.name))
+    }
+}
+
+/// A registration in the place of a command.
+struct Hook {
+    commands: Arc<Commands>,
+    /// As given.
+    command: String,
+    /// In lower case.
+    folded: String,
+    prefix: Option<String>,
+    sync: bool,
+    in_order: bool,
+}
+
+impl Trigger for Hook {
+    fn reader(&self) -> &'static str {
+        READER
+    }
+
+    fn arguments(&self) -> Vec<(&'static str, Reply)> {
+        arguments(&self.command, self.in_order)
+    }
+
+    fn check(&self, lock: Lock<'_>, peers: Peers<'_>) -> Result<(), Error> {
+        let hooks = &self.commands.hooks;
+        hooks.look_up_hook(lock, &self.folded, self.prefix.is_some())?;
+        if hooks
+            .newest_hook(lock, &self.folded)
+            .is_some_and(|newest| newest.mode != Mode::Sync && !peers.replace(&newest))
+        {
+            return Err(Error::HookedByBackground);
+        }
+        let background = Claim::Hook {
+            command: &self.folded,
+            sync: false,
+        };
+        if peers.claims().any(|claim| claim == background) {
+            return Err(Error::HookedByBackgroundInSession);
+        }
+        Ok(())
+    }
+
+    fn start(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error> {
+        let hooks = &self.commands.hooks;
+        let spec = hooks.look_up_hook(lock, &self.folded, self.prefix.is_some())?;
+        let prefix = self.prefix.clone().map(String::into_bytes);
+        hooks.put_hook(lock, registration, spec, prefix);
+        Ok(())
+    }
+
+    fn stop(&self, lock: Lock<'_>, registration: &Registration) {
+        self.commands.hooks.unlink(lock, registration.id);
+    }
+
+    fn claim(&self) -> Option<Claim<'_>> {
+        Some(Claim::Hook {
+            command: &self.folded,
+            sync: self.sync,
+        })
+    }
+}
