@@ -130,7 +130,6 @@ impl Error {
             Self::CommandNotInScripts => "Can not hook a command which are not allowed inside a script",
             Self::CommandMovesKeys => "Can not hook a command with moveable keys by key prefix",
             Self::CommandWithoutKeys => "Can not hook a command by key prefix with none positive first key",
-            Self::CommandWithoutKeyStep => "Can not override a command by key prefix with none positive jump",
             Self::EmptyPrefix => "Empty perfix given to command hooker",
             Self::TriggerExists => "trigger already registered",
             Self::TriggerExistsInSession => "trigger already registered in this session",
@@ -138,7 +137,7 @@ impl Error {
             Self::HookNotInScripts => "Can not override a command which are not allowed inside a script",
             Self::HookMovesKeys => "Can not override a command with moveable keys by key prefix",
             Self::HookWithoutKeys => "Can not override a command by key prefix with none positive first key",
-            Self::HookWithoutKeyStep => "Can not override a command by key prefix with none positive jump",
+            Self::CommandWithoutKeyStep | Self::HookWithoutKeyStep => "Can not override a command by key prefix with none positive jump",
             Self::HookedByBackground => "Can not override a none sync registration",
             Self::HookedByBackgroundInSession => {
                 "Can not override a none sync registration which already created on this session"

@@ -23,7 +23,7 @@ use crate::{
     error::Error,
     hooks::{Hooks, Inner},
     python::{CPython, Runtime, interpreter},
-    readers::{command::Commands, keys::KeysWatch, stream::StreamWatch},
+    readers::{command::Commands, keys::KeysWatch, streams::StreamWatch},
     redis::{
         api::{self, Features},
         command::{self, Answer, Command, Definition},

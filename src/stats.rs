@@ -43,6 +43,7 @@ impl RunCounts {
 
 /// How long something took: microseconds, exact to one per cent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::struct_field_names)] // the unit
 pub struct Spread {
     pub p50_us: u64,
     pub p99_us: u64,

@@ -100,7 +100,7 @@ impl Hooks {
                 command: name.to_ascii_lowercase(),
                 db,
             })),
-            ..Start::of_registration(registration, db, record_of(words))
+            ..Start::of_registration(registration, db, Box::new(record_of(words)))
         }
     }
 }
@@ -139,17 +139,13 @@ impl Next for Behind {
                 .and_then(|entry| entry.hook(Some(self.registration.id), argv.len(), word));
             found.cloned()
         };
-        match older {
-            Some(older) => {
-                let words = argv.iter().map(Vec::as_slice);
-                let start = self.hooks.start(&self.command, &older, self.db, words);
-                one_result(&engine.run_now(start))
-            }
-            None => {
-                let _bypass = self.hooks.bypass(lock);
-                call(lock, engine.features, self.db, &argv)
-            }
+        if let Some(older) = older {
+            let words = argv.iter().map(Vec::as_slice);
+            let start = self.hooks.start(&self.command, &older, self.db, words);
+            return one_result(&engine.run_now(start));
         }
+        let _bypass = self.hooks.bypass(lock);
+        call(lock, engine.features, self.db, &argv)
     }
 
     fn stands_for(&self, command: &[u8]) -> bool {

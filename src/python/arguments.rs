@@ -10,7 +10,7 @@ use crate::{
     engine::registration::Mode,
     readers::{
         keys::Conditions,
-        stream::{Options, Policy},
+        streams::{Options, Policy},
     },
     redis::{api, key::Kind},
 };

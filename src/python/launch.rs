@@ -28,7 +28,7 @@ use crate::{
         generator::{Generator, Once},
         keys_only::{KeysOnly, Names},
         keys_scan::{Content, KeysScan, Scan},
-        stream_batch::StreamEntries,
+        streams::entries::StreamEntries,
     },
     stats::RunStats,
 };

@@ -24,7 +24,7 @@ pub use script::run as run_script;
 
 use crate::{
     engine::Engine,
-    readers::{command::Commands, keys::KeysWatch, stream::StreamWatch},
+    readers::{command::Commands, keys::KeysWatch, streams::StreamWatch},
 };
 
 /// What the functions that scripts call work on. They are free functions of a Python module, hence the static.

@@ -79,7 +79,7 @@ impl Commands {
             .get(name)
             .cloned()
             .ok_or(Error::NoSuchTrigger)?;
-        let mut start = Start::of_registration(&registration, 0, record_of(words.iter()));
+        let mut start = Start::of_registration(&registration, 0, Box::new(record_of(words.iter())));
         start.transient = true;
         start.next = Some(Arc::new(Nothing));
         if registration.mode == Mode::Sync {
@@ -100,9 +100,9 @@ impl Commands {
 }
 
 /// One record: the words of a command, its name first.
-pub fn record_of<'a>(words: impl Iterator<Item = &'a [u8]>) -> Box<Once> {
+pub fn record_of<'a>(words: impl Iterator<Item = &'a [u8]>) -> Once {
     let words = words.map(|word| Value::Text(word.to_vec())).collect();
-    Box::new(Once(Some(Record::Native(Value::List(words)))))
+    Once(Some(Record::Native(Value::List(words))))
 }
 
 /// Where the executions of a registration wait for each other.

@@ -7,10 +7,7 @@ pub mod keys;
 pub mod keys_only;
 pub mod keys_scan;
 pub mod prefix;
-pub mod stream;
-pub mod stream_batch;
-mod stream_group;
-mod stream_scan;
+pub mod streams;
 
 /// The readers by their names in scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 //!
 //! All of it are ordinary commands, so replicas and files know the position. Called under the server's lock.
 
-use super::stream_batch::{Entry, EntryId, entries};
+use super::entries::{Entry, EntryId, entries};
 use crate::redis::{
     api::{self, Features},
     call::call,

@@ -4,114 +4,48 @@
 //! Each registration has its own position in each stream ([`Group`]) and at most one execution per stream at a time.
 //! What is known of streams here is only a memory of what the server holds: a scan finds everything again.
 
+pub mod entries;
+mod group;
+mod scan;
+mod state;
+mod trigger;
+
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
+pub use state::{Options, Policy};
 
-use super::{
-    keys::Subscribe,
-    prefix::Pattern,
-    stream_batch::EntryId,
-    stream_group::{Group, Portion, Read, trim},
-    stream_scan,
+use self::{
+    entries::EntryId,
+    group::{Group, Portion, Read, trim},
+    state::{State, Status, Stream, Taken},
 };
+use super::{keys::Subscribe, prefix::Pattern};
 use crate::{
     engine::{
         Engine,
         execution::{Outcome, Reading, Source, Start},
         language::{Failure, with_lock},
         record::Record,
-        registration::{Mode, Peers, Registration, Trigger},
-        whole_ms,
+        registration::{Mode, Registration, Trigger},
     },
-    error::Error,
-    redis::{
-        after::after_command,
-        events::{Class, KeyEvent},
-        guarded::Guarded,
-        lock::Lock,
-        reply::Reply,
-    },
+    redis::{after::after_command, events::KeyEvent, guarded::Guarded, lock::Lock},
 };
 
 /// The shortest time before a failed batch is tried again.
 const MIN_RETRY: Duration = Duration::from_millis(100);
 /// How many `sync` executions follow each other before the server does something else.
 const SYNC_RUNS: usize = 100;
-/// How many arrivals are remembered per stream, for the lag.
-const MAX_ARRIVALS: usize = 10_000;
 /// The beginning of an error text by which a function pauses its registration.
 const PAUSE: &str = "PAUSE";
 
-/// What becomes of a batch that failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Policy {
-    /// The failed entry is skipped.
-    Continue,
-    /// The registration stops.
-    Abort,
-    /// The batch comes again after a while.
-    Retry,
-}
-
-impl Policy {
-    pub fn by_name(name: &str) -> Option<Self> {
-        [Self::Continue, Self::Abort, Self::Retry]
-            .into_iter()
-            .find(|policy| policy.name().eq_ignore_ascii_case(name))
-    }
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Continue => "continue",
-            Self::Abort => "abort",
-            Self::Retry => "retry",
-        }
-    }
-}
-
-/// The arguments of a registration.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// As given.
-    pub prefix: String,
-    /// Entries per execution, at least 1.
-    pub batch: u64,
-    /// How long an incomplete batch waits for more; 0: for ever.
-    pub duration_ms: u64,
-    pub policy: Policy,
-    pub retry_s: u64,
-    /// Entries that every registration has finished are removed.
-    pub trim: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Status {
-    #[default]
-    Ok,
-    Paused,
-    Aborted,
-    WaitingForRetry,
-}
-
-impl Status {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Ok => "OK",
-            Self::Paused => "PAUSED",
-            Self::Aborted => "ABORTED",
-            Self::WaitingForRetry => "WAITING_FOR_RETRY_ON_FAILURE",
-        }
-    }
-}
-
 /// All StreamReader registrations of this server.
 pub struct StreamWatch {
-    pub(super) engine: Arc<Engine>,
+    engine: Arc<Engine>,
     subscribe: Subscribe,
     watched: Guarded<Watched>,
     scans: crossbeam_channel::Sender<Arc<Watch>>,
@@ -124,87 +58,14 @@ struct Watched {
 }
 
 /// One registration.
-pub(super) struct Watch {
-    pub(super) registration: Arc<Registration>,
-    pub(super) pattern: Pattern,
+struct Watch {
+    registration: Arc<Registration>,
+    pattern: Pattern,
     options: Options,
     group: Group,
     /// Which of the groups it is, see [`Group::new`].
     place: usize,
     shared: Arc<Mutex<State>>,
-}
-
-/// What changes. Locked for a few moves only, never while the server or a function is called.
-#[derive(Default)]
-struct State {
-    status: Status,
-    /// Changes when everything begins again; what an older execution says is no longer true then.
-    epoch: u64,
-    streams: HashMap<Vec<u8>, Stream>,
-    last_lag: Duration,
-    total_lag: Duration,
-}
-
-/// What is known of one stream.
-#[derive(Default)]
-struct Stream {
-    /// Entries that an earlier life has read and not finished have come again.
-    recovered: bool,
-    /// An execution is under way.
-    running: bool,
-    /// Entries that are believed to be unread.
-    unread: u64,
-    /// Read to the end, also an incomplete batch.
-    flush: bool,
-    /// When the unread entries came, as far as that was seen.
-    arrivals: VecDeque<Instant>,
-    /// An incomplete batch has its time.
-    timed: bool,
-    /// A job of a `sync` registration will look.
-    job: bool,
-    /// Everything up to here is finished.
-    done: Option<EntryId>,
-}
-
-impl Stream {
-    /// What to read next, if it is time to read.
-    fn next(&mut self, batch: u64) -> Option<Portion> {
-        if self.running {
-            return None;
-        }
-        if !self.recovered {
-            return Some(Portion::Recovery);
-        }
-        (self.flush || self.unread >= batch).then_some(Portion::New(batch))
-    }
-
-    /// Entries were read: the time when the first one of them came.
-    fn note_read(&mut self, portion: Portion, read: usize) -> Option<Instant> {
-        let Portion::New(batch) = portion else {
-            self.recovered = true;
-            return None;
-        };
-        let first = self.arrivals.front().copied();
-        let read = read as u64;
-        self.unread = self.unread.saturating_sub(read);
-        if read < batch {
-            // That was all there is.
-            self.unread = 0;
-            self.flush = false;
-        }
-        while self.arrivals.len() as u64 > self.unread {
-            self.arrivals.pop_front();
-        }
-        first
-    }
-}
-
-/// What one execution has read.
-#[derive(Default)]
-struct Taken {
-    ids: Vec<Vec<u8>>,
-    /// When the first entry came, if that was seen.
-    arrived: Option<Instant>,
 }
 
 impl StreamWatch {
@@ -218,18 +79,13 @@ impl StreamWatch {
             watched: Guarded::default(),
             scans,
         });
-        stream_scan::spawn(&watch, wanted)?;
+        scan::spawn(&watch, wanted)?;
         Ok(watch)
     }
 
     /// The trigger of one registration.
     pub fn trigger(self: &Arc<Self>, options: Options) -> Box<dyn Trigger> {
-        Box::new(StreamTrigger {
-            streams: Arc::clone(self),
-            pattern: Pattern::new(options.prefix.as_bytes()),
-            options,
-            state: Arc::default(),
-        })
+        Box::new(trigger::StreamTrigger::new(Arc::clone(self), options))
     }
 
     /// One notification of the server.
@@ -251,16 +107,8 @@ impl StreamWatch {
             // The scan finds it when the registration goes on.
             return;
         }
-        if !state.streams.contains_key(key) {
-            state.streams.insert(key.to_vec(), Stream::default());
-        }
-        let Some(stream) = state.streams.get_mut(key) else {
-            return;
-        };
-        stream.unread += 1;
-        if stream.arrivals.len() < MAX_ARRIVALS {
-            stream.arrivals.push_back(Instant::now());
-        }
+        let stream = state.stream(key);
+        stream.note_added();
         if !sync {
             drop(state);
             self.go_on(lock, watch, key);
@@ -273,7 +121,7 @@ impl StreamWatch {
     }
 
     /// A scan has found a stream.
-    pub(super) fn found(self: &Arc<Self>, lock: Lock<'_>, watch: &Arc<Watch>, key: &[u8]) {
+    fn found(self: &Arc<Self>, lock: Lock<'_>, watch: &Arc<Watch>, key: &[u8]) {
         if !self.engine.is_serving() || watch.registration.is_removed() {
             return;
         }
@@ -281,7 +129,7 @@ impl StreamWatch {
         if state.status != Status::Ok {
             return;
         }
-        state.streams.entry(key.to_vec()).or_default().flush = true;
+        state.stream(key).flush = true;
         drop(state);
         if watch.registration.mode == Mode::Sync {
             self.run_sync(lock, watch, key);
@@ -300,13 +148,13 @@ impl StreamWatch {
     }
 
     /// Runs what is to be run on a stream now, on this thread.
-    fn run_sync(self: &Arc<Self>, _lock: Lock<'_>, watch: &Arc<Watch>, key: &[u8]) {
+    fn run_sync(self: &Arc<Self>, lock: Lock<'_>, watch: &Arc<Watch>, key: &[u8]) {
         if let Some(stream) = watch.shared.lock().streams.get_mut(key) {
             stream.job = false;
         }
         for _ in 0..SYNC_RUNS {
             let Some(start) = self.next(watch, key) else {
-                return self.time_batch(_lock, watch, key);
+                return self.time_batch(lock, watch, key);
             };
             self.engine.run_now(start);
         }
@@ -366,9 +214,10 @@ impl StreamWatch {
         let policy = watch.options.policy;
         let failure = outcome.errors.first();
         let pauses = failure.is_some_and(|error| error.starts_with(PAUSE));
-        let finished = !pauses
-            && !(outcome.aborted && failure.is_none())
-            && (failure.is_none() || policy == Policy::Continue);
+        let finished = match failure {
+            Some(_) => policy == Policy::Continue && !pauses,
+            None => !outcome.aborted,
+        };
         let mut state = watch.shared.lock();
         if state.epoch != epoch {
             return false;
@@ -487,9 +336,7 @@ impl StreamWatch {
                 return;
             }
             state.status = Status::Ok;
-            for stream in state.streams.values_mut() {
-                stream.recovered = false;
-            }
+            state.recover();
             drop(state);
             streams.scan(&watch);
         });
@@ -578,173 +425,5 @@ impl Source for Batch {
 
     fn buffered(&mut self) -> Option<Record> {
         self.entries.as_mut()?.pop_front()
-    }
-}
-
-/// The trigger of one StreamReader registration.
-struct StreamTrigger {
-    streams: Arc<StreamWatch>,
-    pattern: Pattern,
-    options: Options,
-    state: Arc<Mutex<State>>,
-}
-
-impl StreamTrigger {
-    fn watch(&self, lock: Lock<'_>, registration: &Registration) -> Option<Arc<Watch>> {
-        let watched = self.streams.watched.read(lock);
-        let found = watched
-            .list
-            .iter()
-            .find(|watch| watch.registration.id == registration.id);
-        found.cloned()
-    }
-}
-
-impl Trigger for StreamTrigger {
-    fn reader(&self) -> &'static str {
-        "StreamReader"
-    }
-
-    fn arguments(&self) -> Vec<(&'static str, Reply)> {
-        let options = &self.options;
-        let number = |number: u64| Reply::Int(i64::try_from(number).unwrap_or(i64::MAX));
-        vec![
-            ("batchSize", number(options.batch)),
-            ("durationMS", number(options.duration_ms)),
-            ("stream", Reply::bulk(&options.prefix)),
-            ("trimStream", Reply::Int(i64::from(options.trim))),
-            ("onFailedPolicy", Reply::bulk(options.policy.name())),
-            ("retryInterval", number(options.retry_s)),
-        ]
-    }
-
-    fn check(&self, _lock: Lock<'_>, _peers: Peers<'_>) -> Result<(), Error> {
-        Ok(())
-    }
-
-    fn start(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error> {
-        let streams = &self.streams;
-        let mut watched = streams.watched.write(lock);
-        // The lowest place that nobody has on the same streams: an upgraded registration goes on where the old one was.
-        let taken = |place: usize| {
-            watched
-                .list
-                .iter()
-                .any(|other| other.place == place && other.pattern.overlaps(&self.pattern))
-        };
-        let place = (0..).find(|&place| !taken(place)).unwrap_or_default();
-        let watch = Arc::new(Watch {
-            registration: Arc::clone(registration),
-            pattern: self.pattern.clone(),
-            options: self.options.clone(),
-            group: Group::new(place),
-            place,
-            shared: Arc::clone(&self.state),
-        });
-        Arc::make_mut(&mut watched.list).push(Arc::clone(&watch));
-        if !watched.subscribed {
-            watched.subscribed = true;
-            (streams.subscribe)(lock, Class::Stream);
-        }
-        drop(watched);
-        watch.begin_again();
-        if streams.engine.is_serving() {
-            streams.scan(&watch);
-        }
-        Ok(())
-    }
-
-    fn stop(&self, lock: Lock<'_>, registration: &Registration) {
-        let mut watched = self.streams.watched.write(lock);
-        Arc::make_mut(&mut watched.list).retain(|watch| watch.registration.id != registration.id);
-        drop(watched);
-        self.streams.engine.abort_pending(registration.id);
-    }
-
-    fn figures(&self, finished: u64) -> Vec<(&'static str, Reply)> {
-        let state = self.state.lock();
-        let average = if finished == 0 {
-            0.0
-        } else {
-            state.total_lag.as_millis() as f64 / finished as f64
-        };
-        vec![
-            ("lastEstimatedLagMS", Reply::Int(whole_ms(state.last_lag))),
-            ("avgEstimatedLagMS", Reply::Double(average)),
-        ]
-    }
-
-    fn clear_figures(&self) {
-        let mut state = self.state.lock();
-        (state.last_lag, state.total_lag) = (Duration::ZERO, Duration::ZERO);
-    }
-
-    fn status(&self) -> Option<&'static str> {
-        Some(self.state.lock().status.name())
-    }
-
-    fn pause(&self, _lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error> {
-        let mut state = self.state.lock();
-        if matches!(state.status, Status::Ok | Status::WaitingForRetry) {
-            state.status = Status::Paused;
-            drop(state);
-            self.streams.engine.abort_pending(registration.id);
-        }
-        Ok(())
-    }
-
-    fn unpause(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error> {
-        let mut state = self.state.lock();
-        if state.status == Status::Ok {
-            return Ok(());
-        }
-        state.status = Status::Ok;
-        for stream in state.streams.values_mut() {
-            stream.recovered = false;
-        }
-        drop(state);
-        if let Some(watch) = self.watch(lock, registration) {
-            self.streams.scan(&watch);
-        }
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_new_stream_is_recovered_first() {
-        let mut stream = Stream {
-            unread: 1,
-            ..Stream::default()
-        };
-        assert_eq!(stream.next(1), Some(Portion::Recovery));
-        stream.note_read(Portion::Recovery, 0);
-        assert_eq!(stream.next(1), Some(Portion::New(1)));
-        assert_eq!(stream.next(2), None);
-        stream.flush = true;
-        assert_eq!(stream.next(2), Some(Portion::New(2)));
-        stream.running = true;
-        assert_eq!(stream.next(2), None);
-    }
-
-    #[test]
-    fn an_incomplete_batch_is_the_end() {
-        let mut stream = Stream {
-            unread: 5,
-            flush: true,
-            recovered: true,
-            arrivals: (0..5).map(|_| Instant::now()).collect(),
-            ..Stream::default()
-        };
-        assert!(stream.note_read(Portion::New(2), 2).is_some());
-        assert_eq!((stream.unread, stream.flush, stream.arrivals.len()), (3, true, 3));
-        stream.note_read(Portion::New(2), 1);
-        assert_eq!(
-            (stream.unread, stream.flush, stream.arrivals.len()),
-            (0, false, 0)
-        );
     }
 }

@@ -11,13 +11,13 @@ use std::{
 
 use crossbeam_channel::Receiver;
 
-use super::{
-    prefix::Pattern,
-    stream::{StreamWatch, Watch},
-};
-use crate::redis::{
-    key::{self, Kind, Walk},
-    lock::{self, Lock},
+use super::{StreamWatch, Watch};
+use crate::{
+    readers::prefix::Pattern,
+    redis::{
+        key::{self, Kind, Walk},
+        lock::{self, Lock},
+    },
 };
 
 /// How long the server's lock is held at most for looking.
