@@ -296,6 +296,10 @@ impl Config {
             kind: Kind::Text {
                 get: Box::new(move || read.python_venv()),
                 set: Box::new(move |folder| {
+                    // The server sets the default, too, which nobody has given.
+                    if folder == change.python_venv() {
+                        return;
+                    }
                     let mut texts = change.texts.lock();
                     texts.extra.insert(PYTHON_VENV.into(), folder.into_bytes());
                 }),

@@ -45,6 +45,7 @@ pub enum Error {
     // registrations
     NotRegistered,
     NoEventSupport,
+    SessionReplaced,
     NoBatchSupport,
     UnknownCommand,
     CommandNotInScripts,
@@ -125,6 +126,7 @@ impl Error {
             Self::BlockedInScript => "ERR Blocking module command called from Lua script",
             Self::NotRegistered => "execution is not registered",
             Self::NoEventSupport => "given reader does not exists or does not support register",
+            Self::SessionReplaced => "Can not register in a session that was replaced",
             Self::NoBatchSupport => "Given reader do not support run or not exists",
             Self::UnknownCommand => "bad reply on COMMAND command",
             Self::CommandNotInScripts => "Can not hook a command which are not allowed inside a script",

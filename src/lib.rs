@@ -90,7 +90,7 @@ macro_rules! commands {
 }
 
 commands! {
-    pyexecute c"rg.pyexecute" c"write" c"write admin dangerous"
+    pyexecute c"rg.pyexecute" c"write deny-script" c"write admin dangerous"
         "<script> [UNBLOCKING] [ID <id>] [DESCRIPTION <text>] [UPGRADE] [REPLACE_WITH <id>] [FORCE_REINSTALL_REQUIREMENTS] [REQUIREMENTS [<requirement> ...]]"
         c"Runs a script, which may run functions over the data and register others."
         => |pinion, command| pyexecute::pyexecute(&pinion.engine, command);
@@ -143,7 +143,7 @@ commands! {
         ""
         c"Lists the executions."
         => |pinion, command| executions::dump_executions(&pinion.engine, command);
-    abort_execution c"rg.abortexecution" c"readonly" c"admin dangerous blocking"
+    abort_execution c"rg.abortexecution" c"readonly deny-script" c"admin dangerous blocking"
         "<execution id>"
         c"Stops an execution and waits until it has ended."
         => |pinion, command| executions::abort_execution(&pinion.engine, command);
@@ -159,15 +159,15 @@ commands! {
         "<registration id> [ABORTPENDING]"
         c"Removes a registered function."
         => |pinion, command| registrations::unregister(&pinion.engine, command);
-    pause c"rg.pauseregistrations" c"readonly" c"admin dangerous"
+    pause c"rg.pauseregistrations" c"readonly deny-script" c"admin dangerous"
         "[ABORTPENDING] <registration id> [<registration id> ...]"
         c"Lets registered functions read no more."
         => |pinion, command| registrations::pause(&pinion.engine, command);
-    unpause c"rg.unpauseregistrations" c"readonly" c"admin dangerous"
+    unpause c"rg.unpauseregistrations" c"readonly deny-script" c"admin dangerous"
         "<registration id> [<registration id> ...]"
         c"Lets registered functions read again."
         => |pinion, command| registrations::unpause(&pinion.engine, command);
-    clear_stats c"rg.clearregistrationsstats" c"readonly" c"admin dangerous"
+    clear_stats c"rg.clearregistrationsstats" c"readonly deny-script" c"admin dangerous"
         ""
         c"Sets the statistics of all registered functions to zero."
         => |pinion, command| registrations::clear_stats(&pinion.engine, command);
@@ -180,13 +180,13 @@ commands! {
         c"Changes options of the module."
         => |pinion, command| configuration::config_set(&pinion.engine, command);
     inner_read c"RG.INNERREAD" c"readonly getkeys-api" c"read"
-        "" c""
+        "" c"Internal: stands in front of a command that functions are linked to."
         => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::Read);
     inner_write c"RG.INNERWRITE" c"write getkeys-api" c"write"
-        "" c""
+        "" c"Internal: stands in front of a command that functions are linked to."
         => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::Write);
     inner_write_more c"RG.INNERWRITEMORE" c"write deny-oom getkeys-api" c"write"
-        "" c""
+        "" c"Internal: stands in front of a command that functions are linked to."
         => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::WriteMore);
 }
 

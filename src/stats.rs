@@ -103,11 +103,9 @@ impl RunStats {
     }
 
     /// A thread has begun one that stood in the queue for `waited`, or it was aborted.
-    pub fn taken(&self, waited: Option<Duration>) {
+    pub fn taken(&self, waited: Duration) {
         self.pending.fetch_sub(1, Ordering::Relaxed);
-        if let Some(waited) = waited {
-            self.state.lock().waiting.record(waited);
-        }
+        self.state.lock().waiting.record(waited);
     }
 
     /// Executions that no thread has begun yet.

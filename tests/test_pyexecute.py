@@ -96,10 +96,10 @@ def test_bad_options_are_refused_from_left_to_right(server, options, error):
 
 @pytest.mark.parametrize(
     "options",
-    [["UPGRADE"], ["REPLACE_WITH", "other"], ["FORCE_REINSTALL_REQUIREMENTS"], ["REQUIREMENTS", "pkg"]],
+    [["REQUIREMENTS", "pkg"], ["FORCE_REINSTALL_REQUIREMENTS", "REQUIREMENTS", "pkg"]],
 )
 def test_options_of_later_versions_are_refused_by_name(server, options):
-    assert options[0] in error_of(server, "execute('SET', 'ran', 1)", *options)
+    assert "REQUIREMENTS" in error_of(server, "execute('SET', 'ran', 1)", *options)
     assert server.client().get("ran") is None
 
 

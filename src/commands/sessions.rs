@@ -48,11 +48,11 @@ pub fn dump_sessions(engine: &Engine, command: &Command<'_>) -> Result<Answer, E
     Ok(Reply::Array(entries.collect()).into())
 }
 
-fn named(engine: &Engine, id: &[u8], verbose: bool) -> Reply {
-    let id = String::from_utf8_lossy(id);
+fn named(engine: &Engine, name: &[u8], verbose: bool) -> Reply {
+    let id = String::from_utf8_lossy(name);
     match engine.registry.sessions(|sessions| sessions.live(&id)) {
         Some(session) => entry(engine, &session, verbose),
-        None => Reply::bulk(format!("Session {id} does not exists")),
+        None => Reply::bulk([b"Session ", name, b" does not exists"].concat()),
     }
 }
 

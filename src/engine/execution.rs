@@ -4,7 +4,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -39,6 +39,11 @@ pub trait Source: Send {
     /// A record that was read ahead, so that `next` need not be asked now.
     fn buffered(&mut self) -> Option<Record> {
         None
+    }
+
+    /// True if it is known that there is no next record.
+    fn is_at_end(&self) -> bool {
+        false
     }
 }
 
@@ -131,9 +136,10 @@ pub struct Execution {
     pub next: Option<Arc<dyn Next>>,
     /// The reader goes on after an error.
     pub(super) skips_errors: bool,
-    created: Instant,
+    /// Forgotten when it ends; nobody else can know of it.
+    pub(super) unlisted: bool,
+    queued_at: OnceLock<Instant>,
     delayed: AtomicBool,
-    queued: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -208,7 +214,7 @@ pub(super) struct Aftermath {
 }
 
 impl Execution {
-    pub(super) fn new(id: Id, start: Start) -> Self {
+    pub(super) fn new(id: Id, start: Start, unlisted: bool) -> Self {
         Self {
             id,
             plan: start.plan,
@@ -219,9 +225,9 @@ impl Execution {
             stop: Arc::default(),
             next: start.next,
             skips_errors: start.skips_errors,
-            created: Instant::now(),
+            unlisted,
+            queued_at: OnceLock::new(),
             delayed: AtomicBool::new(false),
-            queued: AtomicBool::new(false),
             state: Mutex::new(State {
                 status: Status::Created,
                 source: Some(start.source),
@@ -279,7 +285,7 @@ impl Execution {
         state.status = Status::Running;
         let source = state.source.take();
         drop(state);
-        self.leave_queue(Some(self.created.elapsed()));
+        self.leave_queue();
         source
     }
 
@@ -307,14 +313,15 @@ impl Execution {
     /// It stands in the queue from now on.
     pub(super) fn enter_queue(&self) {
         if let Some(registration) = &self.registration {
-            self.queued.store(true, Ordering::Relaxed);
+            // Once only.
+            let _ = self.queued_at.set(Instant::now());
             registration.stats.queued();
         }
     }
 
-    fn leave_queue(&self, waited: Option<Duration>) {
-        if let (true, Some(registration)) = (self.queued.swap(false, Ordering::Relaxed), &self.registration) {
-            registration.stats.taken(waited);
+    fn leave_queue(&self) {
+        if let (Some(queued_at), Some(registration)) = (self.queued_at.get(), &self.registration) {
+            registration.stats.taken(queued_at.elapsed());
         }
     }
 

@@ -145,12 +145,20 @@ impl Engine {
 
     /// Creates an execution and runs it on this thread, to its end. Watched by SyncTimeout.
     pub fn run_now(&self, start: Start) -> Arc<Outcome> {
-        let execution = self.create(start);
+        let execution = if start.transient {
+            if let Some(registration) = &start.registration {
+                registration.stats.triggered();
+            }
+            self.registry.create_unlisted(start)
+        } else {
+            self.create(start)
+        };
         let Some(_depth) = Depth::enter() else {
             return self.finish(&execution, Status::Done, Outcome::of_error(TOO_DEEP));
         };
-        let _watched = self.sync_watch.enter(&execution.stop);
-        self.language.attached(&mut || run::run(self, &execution));
+        let now = Instant::now();
+        let _watched = self.sync_watch.enter(&execution.stop, now);
+        self.language.attached(&mut || run::run(self, &execution, now));
         execution.outcome().unwrap_or_default()
     }
 
@@ -196,7 +204,7 @@ impl Engine {
         for waiter in aftermath.waiters {
             waiter(&outcome);
         }
-        if execution.transient {
+        if execution.transient && !execution.unlisted {
             self.registry.drop_execution(execution.id);
         }
         drop(aftermath.link);

@@ -91,11 +91,9 @@ impl<'a> Pipeline<'a> {
         }
     }
 
-    /// How long each step took, zero where it was not measured.
-    pub fn durations(&self) -> Vec<Duration> {
-        self.durations
-            .clone()
-            .unwrap_or_else(|| vec![Duration::ZERO; self.plan.steps.len()])
+    /// How long each step took; empty if that was not measured.
+    pub fn durations(&mut self) -> Vec<Duration> {
+        self.durations.take().unwrap_or_default()
     }
 
     fn note(&mut self, index: usize, started: Option<Instant>) {

@@ -26,12 +26,12 @@ pub struct Registry {
     /// In the order of registration.
     registrations: Mutex<BTreeMap<Id, Arc<Registration>>>,
     sessions: Mutex<Sessions>,
+    next_execution: AtomicU64,
     next_registration: AtomicU64,
 }
 
 #[derive(Default)]
 struct Executions {
-    next: u64,
     by_id: BTreeMap<Id, Arc<Execution>>,
     /// Those that can be evicted; ids ascend in the order of creation.
     finished: BTreeSet<Id>,
@@ -63,10 +63,9 @@ impl Registry {
     pub fn create(&self, start: Start, limit: Option<usize>) -> Arc<Execution> {
         let mut executions = self.executions.lock();
         let evicted = limit.map(|limit| executions.evict(limit)).unwrap_or_default();
-        let id = Id(executions.next);
-        executions.next += 1;
+        let id = self.next_execution_id();
         start.session.add_execution();
-        let execution = Arc::new(Execution::new(id, start));
+        let execution = Arc::new(Execution::new(id, start, false));
         executions.by_id.insert(id, Arc::clone(&execution));
         drop(executions);
         for execution in evicted {
@@ -74,6 +73,15 @@ impl Registry {
             self.unlist_if_empty(&execution.session);
         }
         execution
+    }
+
+    /// Creates an execution that ends before anybody can ask for it, and is forgotten then.
+    pub fn create_unlisted(&self, start: Start) -> Arc<Execution> {
+        Arc::new(Execution::new(self.next_execution_id(), start, true))
+    }
+
+    fn next_execution_id(&self) -> Id {
+        Id(self.next_execution.fetch_add(1, Ordering::Relaxed))
     }
 
     pub fn execution(&self, id: Id) -> Option<Arc<Execution>> {

@@ -17,12 +17,12 @@ use super::{
 use crate::config::Number;
 
 /// Does nothing if the execution was aborted before.
-pub(super) fn run(engine: &Engine, execution: &Arc<Execution>) {
+pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant) {
     let Some(source) = execution.begin() else {
         return;
     };
     let _scope = Scope::of_execution(execution).enter();
-    let ran = catch_unwind(AssertUnwindSafe(|| run_steps(engine, execution, source)));
+    let ran = catch_unwind(AssertUnwindSafe(|| run_steps(engine, execution, source, started)));
     let (status, outcome) = ran.unwrap_or_else(|_| {
         let outcome = Outcome {
             errors: vec!["ERR internal error, see the server's log".into()],
@@ -33,8 +33,12 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>) {
     engine.finish(execution, status, outcome);
 }
 
-fn run_steps(engine: &Engine, execution: &Arc<Execution>, source: Box<dyn Source>) -> (Status, Outcome) {
-    let started = Instant::now();
+fn run_steps(
+    engine: &Engine,
+    execution: &Arc<Execution>,
+    source: Box<dyn Source>,
+    started: Instant,
+) -> (Status, Outcome) {
     let mut source = Some(source);
     let mut ended = (Status::Done, Outcome::default());
     let language = engine.language.as_ref();
@@ -71,6 +75,9 @@ fn pass_records(
         if let Some(record) = source.buffered() {
             pipeline.push(record);
             continue;
+        }
+        if source.is_at_end() {
+            break;
         }
         let asked = Instant::now();
         let record = source.next(&context);

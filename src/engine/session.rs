@@ -4,7 +4,7 @@ use std::{
     any::Any,
     collections::BTreeMap,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -21,7 +21,7 @@ pub struct Session {
     /// Another session has taken its place.
     replaced: AtomicBool,
     /// What the language keeps for it.
-    attachment: OnceLock<Box<dyn Any + Send + Sync>>,
+    attachment: Mutex<Option<Box<dyn Any + Send + Sync>>>,
 }
 
 #[derive(Default)]
@@ -37,14 +37,21 @@ impl Session {
             description,
             members: Mutex::default(),
             replaced: AtomicBool::new(false),
-            attachment: OnceLock::new(),
+            attachment: Mutex::default(),
         }
     }
 
     /// What the language keeps for this session; made by `make` when first asked for, always of the same type.
     pub fn attachment<T: Clone + Send + Sync + 'static>(&self, make: impl Fn() -> T) -> T {
-        let kept = self.attachment.get_or_init(|| Box::new(make()));
+        let mut attachment = self.attachment.lock();
+        let kept = attachment.get_or_insert_with(|| Box::new(make()));
         kept.downcast_ref().cloned().unwrap_or_else(make)
+    }
+
+    /// Nothing refers to the session any more: what the language keeps for it goes.
+    fn release(&self) {
+        let attachment = self.attachment.lock().take();
+        drop(attachment);
     }
 
     /// True once another session has taken its place.
@@ -131,6 +138,7 @@ impl Sessions {
     pub(super) fn unlist_if_empty(&mut self, session: &Arc<Session>) {
         if session.ref_count() == 0 {
             self.unlist(session);
+            session.release();
         }
     }
 

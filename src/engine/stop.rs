@@ -30,6 +30,8 @@ pub struct Stop {
     pub thread: AtomicU64,
     asked: AtomicBool,
     timed_out: AtomicBool,
+    /// The language has raised the "stop" error in that thread.
+    pub raised: AtomicBool,
 }
 
 impl Stop {
@@ -61,12 +63,12 @@ pub struct SyncWatch {
 
 impl SyncWatch {
     /// The time of one run, until the guard is dropped.
-    pub fn enter(&self, stop: &Arc<Stop>) -> Option<Watched<'_>> {
+    pub fn enter(&self, stop: &Arc<Stop>, now: Instant) -> Option<Watched<'_>> {
         let mut running = self.running.lock();
         if running.is_some() {
             return None;
         }
-        *running = Some((Arc::clone(stop), Instant::now()));
+        *running = Some((Arc::clone(stop), now));
         drop(running);
         self.runs.fetch_add(1, Ordering::Relaxed);
         if !self.awake.swap(true, Ordering::AcqRel) {

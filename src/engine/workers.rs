@@ -2,7 +2,11 @@
 //!
 //! A worker stays attached to the language while there is work and waits detached. None of them ever ends.
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
@@ -43,7 +47,7 @@ fn work(engine: &Engine) {
         engine.queue.wait();
         engine.language.attached(&mut || {
             while let Some(job) = engine.queue.next() {
-                run::run(engine, &job.execution);
+                run::run(engine, &job.execution, Instant::now());
                 if let Some(lane) = &job.lane {
                     engine.queue.advance(lane);
                 }

@@ -20,6 +20,7 @@ use super::{api, errors, memory};
 
 /// Python's part of the module, embedded.
 const BUILDER: &CStr = cstr(concat!(include_str!("../../python/builder.py"), "\0"));
+const INTERRUPT: &CStr = cstr(concat!(include_str!("../../python/interrupt.py"), "\0"));
 const PROFILE: &CStr = cstr(concat!(include_str!("../../python/profile.py"), "\0"));
 const NAMESPACE: &CStr = cstr(concat!(include_str!("../../python/namespace.py"), "\0"));
 
@@ -184,6 +185,7 @@ unsafe fn check(status: ffi::PyStatus) -> Result<(), String> {
 fn prepare(py: Python<'_>) -> PyResult<Started> {
     errors::init(py)?;
     PyModule::from_code(py, BUILDER, c"<pinion>/builder.py", c"pinion_builder")?;
+    PyModule::from_code(py, INTERRUPT, c"<pinion>/interrupt.py", c"pinion_interrupt")?;
     PyModule::from_code(py, PROFILE, c"<pinion>/profile.py", c"pinion_profile")?;
     let main = PyModule::import(py, "__main__")?.dict();
     py.run(NAMESPACE, Some(&main), None)?;

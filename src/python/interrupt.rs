@@ -5,33 +5,33 @@
 
 use std::sync::atomic::Ordering;
 
-use pyo3::{ffi, prelude::*};
+use pyo3::{ffi, prelude::*, sync::PyOnceLock};
 
 use super::errors;
 use crate::engine::stop::Stop;
 
 /// While it lives, the thread's id stands in `stop`.
-pub struct Interruptible<'a> {
+pub struct Interruptible<'a, 'py> {
+    py: Python<'py>,
     stop: &'a Stop,
     before: u64,
 }
 
-impl<'a> Interruptible<'a> {
-    pub fn enter(_py: Python<'_>, stop: &'a Stop) -> Self {
+impl<'a, 'py> Interruptible<'a, 'py> {
+    pub fn enter(py: Python<'py>, stop: &'a Stop) -> Self {
         Self {
+            py,
             stop,
             before: stop.thread.swap(this_thread(), Ordering::AcqRel),
         }
     }
 }
 
-impl Drop for Interruptible<'_> {
+impl Drop for Interruptible<'_, '_> {
     fn drop(&mut self) {
         self.stop.thread.store(self.before, Ordering::Release);
-        if self.stop.is_asked() {
-            // The stop may have been raised after the last instruction of a function: it must not hit another one.
-            take_back();
-        }
+        // The stop may have been raised after the last instruction of a function: it must not hit another one.
+        take_back(self.py, self.stop);
     }
 }
 
@@ -42,10 +42,10 @@ pub struct Shield<'a> {
 }
 
 impl<'a> Shield<'a> {
-    pub fn raise(_py: Python<'_>, stop: &'a Stop) -> Self {
+    pub fn raise(py: Python<'_>, stop: &'a Stop) -> Self {
         let before = stop.thread.swap(0, Ordering::AcqRel);
         if before != 0 {
-            take_back();
+            take_back(py, stop);
         }
         Self { stop, before }
     }
@@ -61,14 +61,30 @@ impl Drop for Shield<'_> {
 pub fn raise(py: Python<'_>, stop: &Stop) {
     let thread = stop.thread.load(Ordering::Acquire);
     if let (true, Ok(stopped)) = (thread != 0, errors::force_stopped_type(py)) {
+        stop.raised.store(true, Ordering::Release);
         // SAFETY: attached; an unknown thread is ignored.
         unsafe { ffi::PyThreadState_SetAsyncExc(thread as _, stopped.as_ptr()) };
     }
 }
 
-fn take_back() {
-    // SAFETY: whoever calls this is attached.
-    unsafe { ffi::PyThreadState_SetAsyncExc(this_thread() as _, std::ptr::null_mut()) };
+/// Makes sure that nothing raised through `stop` is pending in this thread. Python forgets a pending error on request,
+/// but not that there was one, which slows the thread down for ever and hangs Python 3.11 under a profiler. So the error
+/// is let out where it hits nobody.
+fn take_back(py: Python<'_>, stop: &Stop) {
+    static WAIT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    if !stop.raised.swap(false, Ordering::AcqRel) {
+        return;
+    }
+    let wait = WAIT.import(py, "pinion_interrupt", "wait_for_interrupt");
+    let (Ok(wait), Ok(stopped)) = (wait, errors::force_stopped_type(py)) else {
+        return;
+    };
+    // SAFETY: attached. Whatever is pending is replaced.
+    let raised = unsafe { ffi::PyThreadState_SetAsyncExc(this_thread() as _, stopped.as_ptr()) };
+    if raised == 1 {
+        // It ends by that error and no other way.
+        drop(wait.call0());
+    }
 }
 
 fn this_thread() -> u64 {

@@ -212,6 +212,9 @@ pub fn listen(
     if !matches!(builder.reader, Reader::Keys | Reader::Stream | Reader::Command) {
         return Err(Error::NoEventSupport.into());
     }
+    if scope.session.is_replaced() {
+        return Err(Error::SessionReplaced.into());
+    }
     let given = Given::new("register", kwargs, &KNOWN_TO_REGISTER)?;
     let mode = given
         .get("mode")?

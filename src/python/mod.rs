@@ -11,6 +11,7 @@ mod convert;
 mod errors;
 pub mod interpreter;
 mod interrupt;
+mod kept;
 mod language;
 mod launch;
 pub mod memory;

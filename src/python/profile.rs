@@ -6,14 +6,13 @@
 use std::{
     cell::Cell,
     collections::HashMap,
-    sync::Arc,
     thread::{self, ThreadId},
 };
 
 use parking_lot::Mutex;
 use pyo3::{prelude::*, types::PyList};
 
-use super::{RUNTIME, errors};
+use super::{RUNTIME, errors, kept::kept};
 use crate::{
     config::Number,
     engine::{language::Failure, scope::Scope, session::Session},
@@ -24,9 +23,8 @@ thread_local! {
     static MEASURING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The profilers of one session; kept by the session.
-#[derive(Default)]
-struct Profiles(Mutex<HashMap<ThreadId, Py<PyAny>>>);
+/// The profilers of one session.
+pub type Profilers = Mutex<HashMap<ThreadId, Py<PyAny>>>;
 
 /// Does `work`, a call of a user function, and measures it if ProfileExecutions is on.
 pub fn call<'py>(
@@ -54,10 +52,10 @@ pub fn call<'py>(
 }
 
 fn profiler<'py>(py: Python<'py>, session: &Session) -> PyResult<Bound<'py, PyAny>> {
-    let profiles = profiles(session);
+    let kept = kept(session);
     let this = thread::current().id();
-    let known = profiles
-        .0
+    let known = kept
+        .profilers
         .lock()
         .get(&this)
         .map(|profiler| profiler.clone_ref(py));
@@ -65,12 +63,8 @@ fn profiler<'py>(py: Python<'py>, session: &Session) -> PyResult<Bound<'py, PyAn
         return Ok(profiler.into_bound(py));
     }
     let made = PyModule::import(py, "cProfile")?.call_method0("Profile")?;
-    profiles.0.lock().insert(this, made.clone().unbind());
+    kept.profilers.lock().insert(this, made.clone().unbind());
     Ok(made)
-}
-
-fn profiles(session: &Session) -> Arc<Profiles> {
-    session.attachment(|| Arc::new(Profiles::default()))
 }
 
 /// The text of `pstats` for a session: statistics, callers, callees, sorted by `order`.
@@ -78,10 +72,10 @@ fn profiles(session: &Session) -> Arc<Profiles> {
 /// # Errors
 /// The error string of what Python raised, e.g. for an unknown order.
 pub fn report(session: &Session, order: &str) -> Result<Vec<u8>, Failure> {
-    let profiles = profiles(session);
+    let kept = kept(session);
     Python::attach(|py| {
-        let profilers: Vec<_> = profiles
-            .0
+        let profilers: Vec<_> = kept
+            .profilers
             .lock()
             .values()
             .map(|profiler| profiler.clone_ref(py))
@@ -98,6 +92,6 @@ pub fn report(session: &Session, order: &str) -> Result<Vec<u8>, Failure> {
 
 /// Forgets what was measured for a session.
 pub fn reset(session: &Session) {
-    let forgotten = std::mem::take(&mut *profiles(session).0.lock());
+    let forgotten = std::mem::take(&mut *kept(session).profilers.lock());
     Python::attach(|_| drop(forgotten));
 }

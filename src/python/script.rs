@@ -7,7 +7,7 @@ use pyo3::{
     types::{PyBytes, PyModule},
 };
 
-use super::{atomic, errors, interpreter::script_globals};
+use super::{atomic, errors, interpreter::script_globals, kept::kept};
 use crate::{
     engine::{
         language::Failure,
@@ -31,7 +31,7 @@ pub fn run(
     let entered = Arc::clone(&scope).enter();
     Python::attach(|py| {
         let _frame = atomic::Frame::enter();
-        execute(py, source).map_err(|error| errors::text(py, &error))
+        execute(py, source, session).map_err(|error| errors::text(py, &error))
     })?;
     drop(entered);
     let prepared = scope
@@ -41,8 +41,9 @@ pub fn run(
     Ok(prepared.unwrap_or_default())
 }
 
-fn execute(py: Python<'_>, source: &[u8]) -> PyResult<()> {
+fn execute(py: Python<'_>, source: &[u8], session: &Session) -> PyResult<()> {
     let globals = script_globals(py)?;
+    *kept(session).globals.lock() = Some(globals.clone().unbind());
     let builtins = PyModule::import(py, "builtins")?;
     let code = builtins
         .getattr("compile")?

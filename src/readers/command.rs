@@ -28,6 +28,7 @@ pub struct Commands {
     engine: Arc<Engine>,
     hooks: Arc<Hooks>,
     triggers: Guarded<HashMap<Vec<u8>, Arc<Registration>>>,
+    nothing: Arc<dyn Next>,
 }
 
 impl Commands {
@@ -36,6 +37,7 @@ impl Commands {
             engine,
             hooks,
             triggers: Guarded::default(),
+            nothing: Arc::new(Nothing),
         })
     }
 
@@ -81,7 +83,7 @@ impl Commands {
             .ok_or(Error::NoSuchTrigger)?;
         let mut start = Start::of_registration(&registration, 0, Box::new(record_of(words.iter())));
         start.transient = true;
-        start.next = Some(Arc::new(Nothing));
+        start.next = Some(Arc::clone(&self.nothing));
         if registration.mode == Mode::Sync {
             let outcome = self.engine.run_now(start);
             return Ok(all_results(&outcome).into());

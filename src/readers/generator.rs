@@ -38,4 +38,12 @@ impl Source for Once {
     fn next(&mut self, _reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
         Ok(self.0.take())
     }
+
+    fn buffered(&mut self) -> Option<Record> {
+        self.0.take()
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.0.is_none()
+    }
 }

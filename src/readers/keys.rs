@@ -292,6 +292,14 @@ impl Source for Ready {
     fn next(&mut self, _reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
         Ok(self.0.take())
     }
+
+    fn buffered(&mut self) -> Option<Record> {
+        self.0.take()
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.0.is_none()
+    }
 }
 
 /// Makes the record when a worker asks for it.
@@ -308,6 +316,10 @@ impl Source for Pending {
         }
         let language = reading.engine.language.as_ref();
         Ok(Some(with_lock(language, |lock| occurred.record_looked_at(lock))))
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.0.is_none()
     }
 }
 

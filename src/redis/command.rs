@@ -220,7 +220,7 @@ pub struct Definition {
     pub syntax: &'static str,
     /// The place of the only key, 0 if there is none.
     pub key: c_int,
-    /// One sentence; empty for commands that are none of the users' business.
+    /// One sentence.
     pub summary: &'static CStr,
     pub function: Function,
 }
@@ -287,7 +287,7 @@ impl Definition {
     /// # Safety
     /// `command` was created a moment ago.
     unsafe fn document(self, command: *mut raw::RedisModuleCommand) -> bool {
-        if self.summary.is_empty() || !has_api!(RedisModule_SetCommandInfo) {
+        if !has_api!(RedisModule_SetCommandInfo) {
             return true;
         }
         let version = raw::RedisModuleCommandInfoVersion {

@@ -4,9 +4,9 @@
 //! Registered while the module loads. The server calls back on its own thread.
 
 use std::{
+    cell::RefCell,
     ffi::{CString, c_char, c_int, c_longlong, c_void},
     ptr,
-    sync::OnceLock,
 };
 
 use redis_module::raw;
@@ -120,7 +120,7 @@ unsafe fn register_one(ctx: *mut raw::RedisModuleCtx, option: ServerOption) -> c
                     None,
                     leak(Text {
                         accessors: Accessors { get, set },
-                        shown: OnceLock::new()
+                        shown: RefCell::default()
                     })
                 ))
             }
@@ -135,11 +135,10 @@ struct Accessors<T> {
 
 struct Text {
     accessors: Accessors<String>,
-    /// The server borrows the string that it gets; the value cannot change after the load.
-    shown: OnceLock<ShownText>,
+    /// The server borrows the string that it gets. Made again when the value has changed, which happens during the load
+    /// only: the few old ones are kept for ever.
+    shown: RefCell<Option<(String, *mut raw::RedisModuleString)>>,
 }
-
-struct ShownText(*mut raw::RedisModuleString);
 
 fn leak<T>(value: T) -> *mut c_void {
     Box::into_raw(Box::new(value)).cast()
@@ -186,18 +185,23 @@ unsafe extern "C" fn get_text(_name: *const c_char, option: *mut c_void) -> *mut
     let Some(option) = (unsafe { option.cast::<Text>().as_ref() }) else {
         return ptr::null_mut();
     };
-    let make = || {
-        let text = (option.accessors.get)();
-        // SAFETY: a null context leaves the string to us; it is kept for ever.
-        ShownText(unsafe {
-            api!(RedisModule_CreateString(
-                ptr::null_mut(),
-                text.as_ptr().cast(),
-                text.len()
-            ))
-        })
+    let text = (option.accessors.get)();
+    let mut shown = option.shown.borrow_mut();
+    if let Some((made_for, string)) = shown.as_ref() {
+        if *made_for == text {
+            return *string;
+        }
+    }
+    // SAFETY: a null context leaves the string to us; it is kept for ever.
+    let string = unsafe {
+        api!(RedisModule_CreateString(
+            ptr::null_mut(),
+            text.as_ptr().cast(),
+            text.len()
+        ))
     };
-    option.shown.get_or_init(make).0
+    *shown = Some((text, string));
+    string
 }
 
 unsafe extern "C" fn set_text(
