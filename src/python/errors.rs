@@ -19,6 +19,12 @@ static FLAT_ERROR: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static FORCE_STOPPED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
 static FORMAT_EXCEPTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
+/// The longest error string. Where functions call each other, each one quotes the error of the next one, which doubles
+/// its quotation marks: without a limit a deep error takes all memory.
+const MAX_LENGTH: usize = 1 << 16;
+/// How much of a longer one is kept.
+const KEPT_LENGTH: usize = 1 << 12;
+
 /// Makes what [`text`] needs, so that it does not have to be made while an error is handled.
 pub fn init(py: Python<'_>) -> PyResult<()> {
     gears_error_type(py)?;
@@ -102,15 +108,27 @@ pub fn text(py: Python<'_>, error: &PyErr) -> Failure {
         .get()
         .is_none_or(|runtime| runtime.engine.config.is_on(Number::PythonAttemptTraceback));
     if wants_traceback {
-        if let Some(lines) = traceback_lines(py, error) {
+        if let Some(lines) = traceback_lines(py, error).filter(|lines| lines.len() <= MAX_LENGTH) {
             return lines;
         }
     }
     format!(
         "Error type: {}, Value: {}",
         shown(error.get_type(py).as_any()),
-        shown(error.value(py).as_any())
+        shortened(shown(error.value(py).as_any()))
     )
+}
+
+/// The end of a text that is too long: what came first stands there.
+fn shortened(text: String) -> String {
+    if text.len() <= MAX_LENGTH {
+        return text;
+    }
+    let mut start = text.len() - KEPT_LENGTH;
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    format!("...{}", &text[start..])
 }
 
 /// The `repr` of the list of lines that the standard library makes; a valid Python literal.
