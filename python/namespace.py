@@ -26,12 +26,15 @@ from threading import Thread
 import redisgears
 import redisgears as rg
 from pinion_builder import GearsBuilder
-from redisgears import PyFlatExecution, gearsConfigGet, gearsCtx, isInAtomicBlock, log
+from pinion_loop import GearsFuture, GearsSession, createFuture, loop, runCoroutine, setFutureException, setFutureResults
+from redisgears import PyFlatExecution, gearsConfigGet, gearsCtx, getGearsSession, isAsyncAllow, isInAtomicBlock, log
+from redisgears import registerGearsThread, setGearsSession
 from redisgears import atomicCtx as atomic
 from redisgears import callNext as call_next
 from redisgears import config_get as configGet
 from redisgears import executeCommand as execute
 from redisgears import flatError as flat_error
+from redisgears import gearsFutureCtx as gearsFuture
 from redisgears import getCommand as get_command
 from redisgears import getMyHashTag as hashtag
 from redisgears import overrideReply as override_reply

@@ -95,8 +95,9 @@ const NUMBERS: [Definition; 14] = [
 ];
 
 /// Options with a text: name and default. None changes at run time.
-const TEXTS: [(&str, &str); 4] = [
+const TEXTS: [(&str, &str); 5] = [
     (PYTHON_VENV, env!("PINION_DEFAULT_VENV")),
+    (ASYNC_LOOP, "asyncio"),
     ("PythonInstallationDir", "/var/opt/redislabs/modules/rg"),
     ("DependenciesUrl", ""),
     ("DependenciesSha256", ""),
@@ -104,6 +105,8 @@ const TEXTS: [(&str, &str); 4] = [
 
 /// The folder of the virtual environment that functions import from.
 pub const PYTHON_VENV: &str = "PythonVenv";
+/// Which event loop coroutines run on: `asyncio` or `uvloop`.
+pub const ASYNC_LOOP: &str = "AsyncLoop";
 const PLUGIN: &str = "Plugin";
 
 /// What RG.CONFIGSET says about one key.
@@ -210,10 +213,10 @@ impl Config {
         self.number(option) != 0
     }
 
-    /// The virtual environment's folder.
-    pub fn python_venv(&self) -> String {
-        match self.get(PYTHON_VENV.as_bytes()) {
-            Current::Text(folder) => String::from_utf8_lossy(&folder).into_owned(),
+    /// An option with a text.
+    pub fn text(&self, name: &str) -> String {
+        match self.get(name.as_bytes()) {
+            Current::Text(text) => String::from_utf8_lossy(&text).into_owned(),
             _ => String::new(),
         }
     }
@@ -289,22 +292,23 @@ impl Config {
         let mut options: Vec<_> = meaningful
             .map(|(index, known)| self.server_option(index, known))
             .collect();
-        let (read, change) = (Arc::clone(self), Arc::clone(self));
-        options.push(ServerOption {
-            name: kebab_case(PYTHON_VENV),
-            fixed: true,
-            kind: Kind::Text {
-                get: Box::new(move || read.python_venv()),
-                set: Box::new(move |folder| {
-                    // The server sets the default, too, which nobody has given.
-                    if folder == change.python_venv() {
-                        return;
-                    }
-                    let mut texts = change.texts.lock();
-                    texts.extra.insert(PYTHON_VENV.into(), folder.into_bytes());
-                }),
-            },
-        });
+        for name in [PYTHON_VENV, ASYNC_LOOP] {
+            let (read, change) = (Arc::clone(self), Arc::clone(self));
+            options.push(ServerOption {
+                name: kebab_case(name),
+                fixed: true,
+                kind: Kind::Text {
+                    get: Box::new(move || read.text(name)),
+                    set: Box::new(move |text| {
+                        // The server sets the default, too, which nobody has given.
+                        if text != change.text(name) {
+                            let mut texts = change.texts.lock();
+                            texts.extra.insert(name.into(), text.into_bytes());
+                        }
+                    }),
+                },
+            });
+        }
         options
     }
 

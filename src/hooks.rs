@@ -145,6 +145,14 @@ impl Hooks {
         })
     }
 
+    /// True unless a linked command runs now whose caller cannot wait.
+    pub fn may_wait(&self, lock: Lock<'_>) -> bool {
+        self.running
+            .read(lock)
+            .as_ref()
+            .is_none_or(|running| running.may_block)
+    }
+
     /// A hold on the linked command that runs now. `None` if there is none, or if its caller cannot wait for an
     /// execution in the background.
     pub fn hold_running(&self, lock: Lock<'_>, sync: bool) -> Option<Hold> {

@@ -18,7 +18,7 @@ use std::{
 
 use crate::{
     commands::{config as configuration, executions, pyexecute, registrations, sessions, small},
-    config::{Config, Number},
+    config::{ASYNC_LOOP, Config, Number, PYTHON_VENV},
     engine::Engine,
     error::Error,
     hooks::{Hooks, Inner},
@@ -289,8 +289,9 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
     loading.offer(config.server_options())?;
     let lines = config.lines();
     let python = interpreter::start(
-        &config.python_venv(),
+        &config.text(PYTHON_VENV),
         config.is_on(Number::OverridePythonAllocators),
+        &config.text(ASYNC_LOOP),
     )?;
     let features = Features::probe();
     let engine = Engine::start(config, features, Arc::new(CPython))
@@ -307,6 +308,7 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
         commands: Arc::clone(&commands),
         streams: Arc::clone(&streams),
     });
+    python::start_loop().map_err(|error| format!("could not start the event loop's thread: {error}"))?;
     for command in COMMANDS {
         loading.create(*command, features)?;
     }

@@ -414,17 +414,20 @@ def test_a_sync_function_that_unregisters_itself(server: Server) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_coroutine_is_an_error_of_its_record(server: Server, mode: str) -> None:
+def test_a_coroutine_is_awaited(server: Server, mode: str) -> None:
     server.run(f"""
+        import asyncio
+
         async def later(record):
-            pass
+            await asyncio.sleep(0.01)
+            execute('SET', 'seen', record['key'])
 
         GB('KeysReader').map(later).register(prefix='k', mode='{mode}')
     """)
     server.client().set("k", "v")
     server.wait_idle()
-    error = server.registrations()[0]["RegistrationData"]["lastError"]
-    assert error == "Error type: <class 'gears.error'>, Value: Creating async record is not allowed"
+    assert server.client().get("seen") == "k"
+    assert server.registrations()[0]["RegistrationData"]["numSuccess"] == 1
 
 
 def test_a_function_registered_inside_a_function(server: Server) -> None:

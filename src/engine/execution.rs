@@ -17,6 +17,7 @@ use super::{
     id::Id,
     language::Failure,
     link::{Hold, Link},
+    pipeline::Flowing,
     plan::Plan,
     record::Record,
     registration::Registration,
@@ -131,15 +132,21 @@ pub struct Execution {
     pub db: i32,
     /// Forget it as soon as it is finished and its waiters are answered.
     pub transient: bool,
-    pub stop: Arc<Stop>,
+    /// The linked command, if there is one.
+    pub link: Option<Arc<Link>>,
+    /// Its functions may return something to wait for.
+    pub may_wait: bool,
+    pub stop: Stop,
     /// What `call_next` does in its functions; `None` where that is an error.
     pub next: Option<Arc<dyn Next>>,
     /// The reader goes on after an error.
     pub(super) skips_errors: bool,
     /// Forgotten when it ends; nobody else can know of it.
-    pub(super) unlisted: bool,
+    unlisted: AtomicBool,
     queued_at: OnceLock<Instant>,
     delayed: AtomicBool,
+    /// There is something in [`State::completions`].
+    completed: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -149,7 +156,29 @@ struct State {
     outcome: Option<Arc<Outcome>>,
     waiters: Vec<Waiter>,
     link: Option<Hold>,
+    collector: Option<Collector>,
+    /// The run, while it waits and no thread is at it.
+    parked: Option<Box<Parked>>,
+    /// A job that goes on with it stands in the queue.
+    resuming: bool,
+    /// What it waited for and nobody has taken yet.
+    completions: Vec<Completed>,
 }
+
+/// A value that was waited for: the step, the place in the order of that step, and what came.
+pub type Completed = (usize, u64, Result<Record, Failure>);
+
+/// A run that waits: where it goes on.
+pub struct Parked {
+    pub(super) source: Option<Box<dyn Source>>,
+    pub(super) flowing: Flowing,
+    /// How long it has run so far, and how much of that it read.
+    pub(super) total: Duration,
+    pub(super) reading: Duration,
+}
+
+/// Takes the results as the objects that they are. Called once, attached, on the thread that finished the execution.
+pub type Collector = Box<dyn FnOnce(Vec<Record>, &[Failure]) + Send>;
 
 /// The way from a function that stands in the place of a command to what stands behind it.
 pub trait Next: Send + Sync {
@@ -173,6 +202,9 @@ pub struct Start {
     pub waiter: Option<Waiter>,
     pub next: Option<Arc<dyn Next>>,
     pub skips_errors: bool,
+    pub may_wait: bool,
+    /// Gets the results in the place of those who look at the outcome.
+    pub collector: Option<Collector>,
 }
 
 impl Start {
@@ -189,6 +221,8 @@ impl Start {
             waiter: None,
             next: None,
             skips_errors: false,
+            may_wait: true,
+            collector: None,
         }
     }
 
@@ -211,6 +245,7 @@ impl Start {
 pub(super) struct Aftermath {
     pub waiters: Vec<Waiter>,
     pub link: Option<Hold>,
+    _dropped: (Option<Box<dyn Source>>, Vec<Completed>),
 }
 
 impl Execution {
@@ -222,18 +257,25 @@ impl Execution {
             registration: start.registration,
             db: start.db,
             transient: start.transient,
-            stop: Arc::default(),
+            link: start.link.as_ref().map(|hold| Arc::clone(hold.link())),
+            may_wait: start.may_wait,
+            stop: Stop::default(),
             next: start.next,
             skips_errors: start.skips_errors,
-            unlisted,
+            unlisted: AtomicBool::new(unlisted),
             queued_at: OnceLock::new(),
             delayed: AtomicBool::new(false),
+            completed: AtomicBool::new(false),
             state: Mutex::new(State {
                 status: Status::Created,
                 source: Some(start.source),
                 outcome: None,
                 waiters: start.waiter.into_iter().collect(),
                 link: start.link,
+                collector: start.collector,
+                parked: None,
+                resuming: false,
+                completions: Vec::new(),
             }),
         }
     }
@@ -247,13 +289,57 @@ impl Execution {
         self.state.lock().outcome.clone()
     }
 
-    /// The linked command, while its client can still get another reply through this execution.
-    pub fn link(&self) -> Option<Arc<Link>> {
-        self.state
-            .lock()
-            .link
-            .as_ref()
-            .map(|hold| Arc::clone(hold.link()))
+    /// Nobody else can know of it: it is forgotten when it ends.
+    pub(super) fn is_unlisted(&self) -> bool {
+        self.unlisted.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn mark_listed(&self) {
+        self.unlisted.store(false, Ordering::Relaxed);
+    }
+
+    /// Something that it waited for has come. True if a thread is to go on with it.
+    pub(super) fn complete(&self, completed: Completed) -> bool {
+        let mut state = self.state.lock();
+        if state.status.is_final() {
+            return false;
+        }
+        state.completions.push(completed);
+        self.completed.store(true, Ordering::Release);
+        let wake = state.parked.is_some() && !state.resuming;
+        state.resuming |= wake;
+        wake
+    }
+
+    /// What has come since the last call.
+    pub(super) fn take_completions(&self) -> Vec<Completed> {
+        if !self.completed.swap(false, Ordering::AcqRel) {
+            return Vec::new();
+        }
+        std::mem::take(&mut self.state.lock().completions)
+    }
+
+    /// Leaves the run until something comes that it waits for.
+    ///
+    /// # Errors
+    /// Something has come, or it is to end: the thread goes on.
+    pub(super) fn park(&self, parked: Box<Parked>) -> Result<(), Box<Parked>> {
+        let mut state = self.state.lock();
+        if !state.completions.is_empty() || self.stop.is_asked() || state.status.is_final() {
+            return Err(parked);
+        }
+        state.parked = Some(parked);
+        state.resuming = false;
+        Ok(())
+    }
+
+    /// Takes a run that waits, to go on with it or to end it.
+    pub(super) fn unpark(&self) -> Option<Box<Parked>> {
+        self.state.lock().parked.take()
+    }
+
+    pub(super) fn take_collector(&self) -> Option<Collector> {
+        self.state.lock().collector.take()
     }
 
     pub(super) fn mark_delayed(&self) {
@@ -289,18 +375,18 @@ impl Execution {
         source
     }
 
-    /// To the final status. `None` if it is finished already.
-    pub(super) fn end(&self, status: Status, outcome: &Arc<Outcome>) -> Option<Aftermath> {
+    /// To the final status, with an outcome if anybody can ask for it. `None` if it is finished already.
+    pub(super) fn end(&self, status: Status, outcome: Option<&Arc<Outcome>>) -> Option<Aftermath> {
         let mut state = self.state.lock();
         if state.status.is_final() {
             return None;
         }
         state.status = status;
-        state.outcome = Some(Arc::clone(outcome));
-        let _source = state.source.take();
+        state.outcome = outcome.cloned();
         Some(Aftermath {
             waiters: std::mem::take(&mut state.waiters),
             link: state.link.take(),
+            _dropped: (state.source.take(), std::mem::take(&mut state.completions)),
         })
     }
 

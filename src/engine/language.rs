@@ -51,6 +51,15 @@ pub trait Language: Send + Sync {
     /// The text of the error that the conversion raised.
     fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure>;
 
+    /// The elements of a record that is a list, else the record itself.
+    fn parts(&self, record: Record) -> Vec<Record>;
+
+    /// Whether the language takes a record for true.
+    ///
+    /// # Errors
+    /// The text of the error that the question raised.
+    fn is_true(&self, record: &Record) -> Result<bool, Failure>;
+
     /// An empty set of records, equal where the language says so.
     fn distinct(&self) -> Box<dyn Distinct>;
 
@@ -68,6 +77,22 @@ pub trait Distinct: Send {
     /// # Errors
     /// The text of the error that comparing raised.
     fn add(&mut self, record: &Record) -> Result<bool, Failure>;
+}
+
+/// What a call of a user function gave.
+pub enum Called<T> {
+    Now(T),
+    /// Something to wait for, and the record that it was called with, where it is still needed.
+    Later(Box<dyn Awaitable>, Option<Record>),
+}
+
+/// Told the value that was waited for, or its error. Called once, on any thread.
+pub type Completion = Box<dyn FnOnce(Result<Record, Failure>) + Send>;
+
+/// What a function returned that has no value yet. Dropped unstarted if nobody waits for it.
+pub trait Awaitable: Send {
+    /// Begins to wait. Called attached.
+    fn start(self: Box<Self>, completion: Completion);
 }
 
 /// Runs `work` under the server's lock from any thread: at once where it is held, else detached while waiting.
@@ -95,25 +120,30 @@ pub trait Function: Send + Sync {
     ///
     /// # Errors
     /// The text of the error that it raised; the same for the calls below.
-    fn map(&self, record: Record) -> Result<Record, Failure>;
+    fn map(&self, record: Record) -> Result<Called<Record>, Failure>;
 
     /// Calls it with one record and takes a returned list apart, in its order.
-    fn expand(&self, record: Record) -> Result<Vec<Record>, Failure>;
+    fn expand(&self, record: Record) -> Result<Called<Vec<Record>>, Failure>;
 
     /// Calls it with one record; the record comes back with the truth of what was returned.
-    fn test(&self, record: Record) -> Result<(Record, bool), Failure>;
+    fn test(&self, record: Record) -> Result<Called<(Record, bool)>, Failure>;
 
     /// Calls it with one record, which comes back; what was returned is dropped.
-    fn visit(&self, record: Record) -> Result<Record, Failure>;
+    fn visit(&self, record: Record) -> Result<Called<Record>, Failure>;
 
     /// Calls it with one record, which comes back with the key that was returned.
     fn key(&self, record: Record) -> Result<(Record, Vec<u8>), Failure>;
 
     /// Calls it with an accumulator and one record. Without an accumulator it gets its own initial value.
-    fn fold(&self, accumulator: Option<Record>, record: Record) -> Result<Record, Failure>;
+    fn fold(&self, accumulator: Option<Record>, record: Record) -> Result<Called<Record>, Failure>;
 
     /// The same for the records of one key, which it gets first.
-    fn fold_group(&self, key: &[u8], accumulator: Option<Record>, record: Record) -> Result<Record, Failure>;
+    fn fold_group(
+        &self,
+        key: &[u8],
+        accumulator: Option<Record>,
+        record: Record,
+    ) -> Result<Called<Record>, Failure>;
 
     /// Calls it with a key and all records of that key.
     fn reduce_group(&self, key: &[u8], records: Vec<Record>) -> Result<Record, Failure>;

@@ -44,6 +44,21 @@ impl Link {
         Hold(Arc::clone(self))
     }
 
+    /// The same, unless the client has its reply already.
+    pub fn hold_open(self: &Arc<Self>) -> Option<Hold> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return None;
+        }
+        state.holds += 1;
+        Some(Hold(Arc::clone(self)))
+    }
+
+    /// True while the client has no reply.
+    pub fn is_open(&self) -> bool {
+        !self.state.lock().closed
+    }
+
     pub fn command(&self) -> &[Vec<u8>] {
         &self.command
     }

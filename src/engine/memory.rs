@@ -62,6 +62,11 @@ impl Memory {
         }
     }
 
+    /// True for a step that remembers something.
+    pub fn is_needed(step: &Step) -> bool {
+        step.is_barrier() || matches!(step, Step::Limit { .. } | Step::Distinct { .. })
+    }
+
     /// The input has ended: what the step still holds, in its order. Made one by one, because user functions may run.
     pub fn release(&mut self, language: &dyn Language) -> Box<dyn Iterator<Item = Result<Record, Failure>>> {
         match std::mem::replace(self, Self::Nothing) {

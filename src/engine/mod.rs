@@ -19,12 +19,13 @@ pub mod scope;
 pub mod session;
 pub mod stop;
 pub mod timers;
+mod waiting;
 mod workers;
 
 use std::{
     cell::Cell,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -40,6 +41,7 @@ use self::{
     language::Language,
     queue::{Job, Queue},
     registration::Registration,
+    run::Ran,
     scope::Scope,
     session::Session,
     stop::SyncWatch,
@@ -57,6 +59,7 @@ use crate::{
 
 /// Everything that lives as long as the module.
 pub struct Engine {
+    this: Weak<Self>,
     pub config: Arc<Config>,
     pub features: Features,
     pub stats: ServerStats,
@@ -83,7 +86,8 @@ impl Engine {
         language: Arc<dyn Language>,
     ) -> std::io::Result<Arc<Self>> {
         let (stopper, to_stop) = crossbeam_channel::unbounded();
-        let engine = Arc::new(Self {
+        let engine = Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
             config,
             features,
             stats: ServerStats::default(),
@@ -143,23 +147,83 @@ impl Engine {
         execution
     }
 
-    /// Creates an execution and runs it on this thread, to its end. Watched by SyncTimeout.
-    pub fn run_now(&self, start: Start) -> Arc<Outcome> {
+    /// A handle for those who outlive their caller.
+    fn handle(&self) -> Arc<Self> {
+        // Whoever calls this is called through such a handle.
+        #[allow(clippy::expect_used)]
+        self.this
+            .upgrade()
+            .expect("the engine lives as long as the process")
+    }
+
+    /// An execution that waited has something to go on with.
+    fn go_on(&self, execution: &Arc<Execution>) {
+        self.queue.push(Job {
+            execution: Arc::clone(execution),
+            lane: None,
+        });
+    }
+
+    /// Runs a job of the queue on this thread.
+    fn run_job(&self, execution: &Arc<Execution>) {
+        if let Ran::Ended(status, outcome) = run::run(self, execution, Instant::now()) {
+            self.finish(execution, status, outcome);
+        }
+    }
+
+    /// Creates an execution and runs it on this thread. Watched by SyncTimeout.
+    pub fn run_now(&self, start: Start) -> RanNow {
+        if let Some(registration) = &start.registration {
+            registration.stats.triggered();
+        }
         let execution = if start.transient {
-            if let Some(registration) = &start.registration {
-                registration.stats.triggered();
-            }
             self.registry.create_unlisted(start)
         } else {
-            self.create(start)
+            self.registry
+                .create(start, self.config.limit(Number::MaxExecutions))
         };
-        let Some(_depth) = Depth::enter() else {
-            return self.finish(&execution, Status::Done, Outcome::of_error(TOO_DEEP));
-        };
-        let now = Instant::now();
-        let _watched = self.sync_watch.enter(&execution.stop, now);
-        self.language.attached(&mut || run::run(self, &execution, now));
-        execution.outcome().unwrap_or_default()
+        let mut ran = Ran::Ended(Status::Done, Outcome::of_error(TOO_DEEP));
+        if let Some(_depth) = Depth::enter() {
+            let now = Instant::now();
+            let _watched = self.sync_watch.enter(&execution, now);
+            self.language
+                .attached(&mut || ran = run::run(self, &execution, now));
+        }
+        match ran {
+            Ran::Ended(status, outcome) if execution.is_unlisted() => {
+                RanNow::Ended(self.finish_unlisted(&execution, status, outcome))
+            }
+            Ran::Ended(status, outcome) => {
+                self.finish(&execution, status, outcome);
+                RanNow::Kept
+            }
+            Ran::Gone => RanNow::Kept,
+            Ran::Waits => {
+                if execution.is_unlisted() {
+                    self.registry.list(&execution);
+                    // It may have gone on and ended before it was listed.
+                    if execution.status().is_final() {
+                        self.registry.drop_execution(execution.id);
+                    }
+                }
+                RanNow::Waits(execution)
+            }
+        }
+    }
+
+    /// [`Engine::finish`] for an execution that nobody could know of.
+    fn finish_unlisted(&self, execution: &Execution, status: Status, mut outcome: Outcome) -> Outcome {
+        outcome.aborted = status == Status::Aborted;
+        if let Some(aftermath) = execution.end(status, None) {
+            if let Some(registration) = &execution.registration {
+                registration.stats.ended(outcome.ending(status), outcome.total);
+            }
+            for waiter in aftermath.waiters {
+                waiter(&outcome);
+            }
+            drop(aftermath.link);
+        }
+        outcome
     }
 
     /// An event is not followed by an execution if too many of its registration are pending already.
@@ -188,11 +252,11 @@ impl Engine {
     }
 
     /// Brings an execution to its end and does what follows: counters, retention, waiters, and last the client.
-    fn finish(&self, execution: &Arc<Execution>, status: Status, mut outcome: Outcome) -> Arc<Outcome> {
+    fn finish(&self, execution: &Arc<Execution>, status: Status, mut outcome: Outcome) {
         outcome.aborted = status == Status::Aborted;
         let outcome = Arc::new(outcome);
-        let Some(aftermath) = execution.end(status, &outcome) else {
-            return outcome;
+        let Some(aftermath) = execution.end(status, Some(&outcome)) else {
+            return;
         };
         if let Some(registration) = &execution.registration {
             registration.stats.ended(outcome.ending(status), outcome.total);
@@ -201,14 +265,22 @@ impl Engine {
             let limit = self.config.limit(Number::MaxExecutionsPerRegistration);
             self.registry.keep(execution, limit);
         }
+        if let Some(collector) = execution.take_collector() {
+            // It never came to its results.
+            let mut collector = Some(collector);
+            self.language.attached(&mut || {
+                if let Some(collector) = collector.take() {
+                    collector(Vec::new(), &outcome.errors);
+                }
+            });
+        }
         for waiter in aftermath.waiters {
             waiter(&outcome);
         }
-        if execution.transient && !execution.unlisted {
+        if execution.transient {
             self.registry.drop_execution(execution.id);
         }
         drop(aftermath.link);
-        outcome
     }
 
     /// Asks for the end of an execution; `done` is called when it is finished, which may be now.
@@ -230,6 +302,17 @@ impl Engine {
                 drop(source);
                 self.finish(execution, Status::Aborted, Outcome::default());
             }
+        }
+        if let Some(parked) = execution.unpark() {
+            // It waits, and need not be asked to end.
+            let mut parked = Some(parked);
+            self.language.attached(&mut || {
+                if let Some(parked) = parked.take() {
+                    if let Ran::Ended(status, outcome) = run::ended(self, execution, *parked) {
+                        self.finish(execution, status, outcome);
+                    }
+                }
+            });
         }
         if !execution.status().is_final() {
             // The receiver lives as long as the process.
@@ -350,6 +433,15 @@ impl Engine {
         }
         self.registry.drop_finished();
     }
+}
+
+/// What became of an execution that was run at once.
+pub enum RanNow {
+    Ended(Outcome),
+    /// It waits, and ends in the background.
+    Waits(Arc<Execution>),
+    /// It has ended, and its outcome is where those of others are.
+    Kept,
 }
 
 /// How deep functions that run at once may call each other; each level takes room on the stack of its thread.

@@ -1,66 +1,129 @@
-//! One run of a plan over records: each record is pushed through all steps before the next one is read.
+//! One run of a plan over records: each record is pushed through all steps before the next one is read. Where a function
+//! returns something to wait for, the record waits in its place and the run goes on without it.
 //!
-//! Runs on whichever thread runs the execution, attached. Rules: `python-api.md` 3.3, 3.4 and 3.9.
+//! Runs on whichever thread runs the execution, attached. Rules: `python-api.md` 3.3, 3.4, 3.9 and 6.3.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use super::{
-    language::{Failure, Function, Language},
+    language::{Called, Completion, Failure, Function, Language},
     memory::Memory,
     plan::{Plan, Step},
     record::{Record, Value},
     stop::Stop,
+    waiting::{Flow, Queue, Slot},
 };
 
-/// The state of one run.
+/// What a run remembers; all of it, while it waits.
+#[derive(Default)]
+pub struct Flowing {
+    /// One for each step; none at all if no step remembers anything.
+    memories: Vec<Memory>,
+    /// The steps where records wait.
+    waiting: BTreeMap<usize, Queue>,
+    durations: Option<Vec<Duration>>,
+    /// Some limit in front of all barriers has passed what it passes.
+    satisfied: bool,
+    /// The reader has no more records, or is not asked for them.
+    input_ended: bool,
+    /// How many steps have seen their last record.
+    closed: usize,
+    pub results: Vec<Record>,
+    pub errors: Vec<Failure>,
+}
+
+/// Makes what tells the value of a record that waits: for the step and the number.
+pub type Tickets<'a> = &'a dyn Fn(usize, u64) -> Completion;
+
+/// One run, while a thread is at it.
 pub struct Pipeline<'a> {
     plan: &'a Plan,
     language: &'a dyn Language,
     /// Somebody asked for the end: what is held back is dropped.
     stop: &'a Stop,
-    memories: Vec<Memory>,
-    durations: Option<Vec<Duration>>,
-    /// Some limit in front of all barriers has passed what it passes.
-    satisfied: bool,
+    tickets: Tickets<'a>,
     /// An error does not end the input.
     pub skips_errors: bool,
-    pub results: Vec<Record>,
-    pub errors: Vec<Failure>,
+    pub flowing: Flowing,
+}
+
+impl Flowing {
+    /// `profiled`: measure how long each step takes.
+    pub fn new(plan: &Plan, language: &dyn Language, profiled: bool) -> Self {
+        let memories = if plan.steps.iter().any(Memory::is_needed) {
+            plan.steps
+                .iter()
+                .map(|step| Memory::new(plan, step, language))
+                .collect()
+        } else {
+            Vec::new()
+        };
+        let mut flowing = Self {
+            memories,
+            durations: profiled.then(|| vec![Duration::ZERO; plan.steps.len()]),
+            ..Self::default()
+        };
+        flowing.satisfied = flowing.has_passed_enough(plan);
+        flowing
+    }
+
+    fn has_passed_enough(&self, plan: &Plan) -> bool {
+        let steps = plan.steps.iter().zip(&self.memories);
+        steps.take_while(|(step, _)| !step.is_barrier()).any(|(step, memory)| {
+            matches!((step, memory), (Step::Limit { length, .. }, Memory::Passed { passed, .. }) if passed >= length)
+        })
+    }
+
+    fn is_waiting_at(&self, index: usize) -> bool {
+        self.waiting.get(&index).is_some_and(|queue| !queue.is_empty())
+    }
+
+    /// How long each step took; empty if that was not measured.
+    pub fn take_durations(&mut self) -> Vec<Duration> {
+        self.durations.take().unwrap_or_default()
+    }
 }
 
 impl<'a> Pipeline<'a> {
-    /// `profiled`: measure how long each step takes.
-    pub fn new(plan: &'a Plan, language: &'a dyn Language, stop: &'a Stop, profiled: bool) -> Self {
-        let memories = plan.steps.iter().map(|step| Memory::new(plan, step, language));
-        let mut pipeline = Self {
+    pub fn new(
+        plan: &'a Plan,
+        language: &'a dyn Language,
+        stop: &'a Stop,
+        tickets: Tickets<'a>,
+        flowing: Flowing,
+    ) -> Self {
+        Self {
             plan,
             language,
             stop,
-            memories: memories.collect(),
-            durations: profiled.then(|| vec![Duration::ZERO; plan.steps.len()]),
-            satisfied: false,
+            tickets,
             skips_errors: false,
-            results: Vec::new(),
-            errors: Vec::new(),
-        };
-        pipeline.satisfied = pipeline.has_passed_enough();
-        pipeline
+            flowing,
+        }
     }
 
     /// False when no further record can change anything: a limit is reached, or there was an error.
     pub fn wants_more(&self) -> bool {
-        !self.satisfied && (self.skips_errors || self.errors.is_empty())
+        !self.flowing.input_ended
+            && !self.flowing.satisfied
+            && (self.skips_errors || self.flowing.errors.is_empty())
+    }
+
+    /// As many records wait as may.
+    pub fn is_full(&self) -> bool {
+        self.flowing.waiting.values().any(Queue::is_full)
     }
 
     pub fn is_stopping(&self) -> bool {
         self.stop.is_asked()
     }
 
-    fn has_passed_enough(&self) -> bool {
-        let steps = self.plan.steps.iter().zip(&self.memories);
-        steps.take_while(|(step, _)| !step.is_barrier()).any(|(step, memory)| {
-            matches!((step, memory), (Step::Limit { length, .. }, Memory::Passed { passed, .. }) if passed >= length)
-        })
+    /// All records have passed all steps.
+    pub fn is_finished(&self) -> bool {
+        self.flowing.input_ended && self.flowing.closed == self.plan.steps.len()
     }
 
     /// Pushes one record of the reader through all steps.
@@ -70,101 +133,236 @@ impl<'a> Pipeline<'a> {
 
     /// Notes an error of the reader.
     pub fn fail(&mut self, failure: Failure) {
-        self.errors.push(failure);
+        self.flowing.errors.push(failure);
     }
 
-    /// The input has ended: lets go what steps hold, from the first one to the last.
+    /// The input has ended: lets go what steps hold, from the first one to the last, up to one where records wait.
     pub fn end_input(&mut self) {
-        for index in 0..self.memories.len() {
-            let mut held = self.memories[index].release(self.language);
-            loop {
-                let started = self.durations.is_some().then(Instant::now);
-                let next = held.next();
-                self.note(index, started);
-                match next {
-                    _ if self.is_stopping() => break,
-                    Some(Ok(record)) => self.push_from(index + 1, record),
-                    Some(Err(failure)) => self.errors.push(failure),
-                    None => break,
-                }
+        self.flowing.input_ended = true;
+        while self.flowing.closed < self.plan.steps.len() {
+            let index = self.flowing.closed;
+            if self.is_stopping() {
+                self.flowing.closed = self.plan.steps.len();
+                return;
+            }
+            if self.flowing.is_waiting_at(index) {
+                return;
+            }
+            self.flowing.closed += 1;
+            self.release(index);
+        }
+    }
+
+    fn release(&mut self, index: usize) {
+        let Some(memory) = self.flowing.memories.get_mut(index) else {
+            return;
+        };
+        let mut held = memory.release(self.language);
+        loop {
+            let started = self.flowing.durations.is_some().then(Instant::now);
+            let next = held.next();
+            self.note(index, started);
+            match next {
+                _ if self.is_stopping() => break,
+                Some(Ok(record)) => self.push_from(index + 1, record),
+                Some(Err(failure)) => self.flowing.errors.push(failure),
+                None => break,
             }
         }
     }
 
-    /// How long each step took; empty if that was not measured.
-    pub fn durations(&mut self) -> Vec<Duration> {
-        self.durations.take().unwrap_or_default()
+    /// The value of a record that waited at a step has come.
+    pub fn complete(&mut self, index: usize, number: u64, value: Result<Record, Failure>) {
+        let Some(queue) = self.flowing.waiting.get_mut(&index) else {
+            return;
+        };
+        let Some((record, key)) = queue.take(number) else {
+            return;
+        };
+        let flow = value.and_then(|value| self.continued(index, record, key, value));
+        if let Some(queue) = self.flowing.waiting.get_mut(&index) {
+            queue.put_ready(number, flow);
+        }
+        while let Some(flow) = self.pop(index, Queue::pop_ready) {
+            self.route(index, flow);
+        }
+        // A step that takes one record at a time takes the next one.
+        while !self.flowing.waiting.get(&index).is_some_and(Queue::is_waiting) {
+            let Some(record) = self.pop(index, Queue::pop_input) else {
+                break;
+            };
+            self.push_from(index, record);
+        }
+        if self.flowing.input_ended {
+            self.end_input();
+        }
+    }
+
+    fn pop<T>(&mut self, index: usize, pop: impl FnOnce(&mut Queue) -> Option<T>) -> Option<T> {
+        pop(self.flowing.waiting.get_mut(&index)?)
+    }
+
+    /// What the step does with a value that was waited for.
+    fn continued(
+        &mut self,
+        index: usize,
+        record: Option<Record>,
+        key: Option<Vec<u8>>,
+        value: Record,
+    ) -> Result<Flow, Failure> {
+        let memory = self.flowing.memories.get_mut(index);
+        Ok(match (&self.plan.steps[index], memory, record, key) {
+            (Step::FlatMap(_), ..) => Flow::Apart(self.language.parts(value)),
+            (Step::Filter(_), _, Some(record), _) => {
+                if self.language.is_true(&value)? {
+                    Flow::On(record)
+                } else {
+                    Flow::Kept
+                }
+            }
+            (Step::ForEach(_), _, Some(record), _) => Flow::On(record),
+            (_, Some(Memory::Accumulator(held)), ..) => {
+                *held = Some(value);
+                Flow::Kept
+            }
+            (_, Some(Memory::Groups(groups)), _, Some(key)) => {
+                groups.insert(key, Some(value));
+                Flow::Kept
+            }
+            _ => Flow::On(value),
+        })
     }
 
     fn note(&mut self, index: usize, started: Option<Instant>) {
-        if let (Some(started), Some(durations)) = (started, &mut self.durations) {
+        if let (Some(started), Some(durations)) = (started, &mut self.flowing.durations) {
             durations[index] += started.elapsed();
         }
     }
 
     fn push_from(&mut self, first: usize, mut record: Record) {
         for index in first..self.plan.steps.len() {
-            let started = self.durations.is_some().then(Instant::now);
-            let outcome = self.apply(index, record);
-            self.note(index, started);
-            match outcome {
-                Ok(Flow::On(next)) => record = next,
-                Ok(Flow::Apart(records)) => {
-                    for part in records {
-                        if self.is_stopping() {
-                            return;
-                        }
-                        self.push_from(index + 1, part);
+            if !self.flowing.waiting.is_empty() && self.plan.steps[index].takes_one_at_a_time() {
+                if let Some(queue) = self.flowing.waiting.get_mut(&index) {
+                    if queue.is_waiting() {
+                        queue.push_input(record);
+                        return;
                     }
-                    return;
-                }
-                Ok(Flow::Kept) => return,
-                Err(failure) => {
-                    self.errors.push(failure);
-                    return;
                 }
             }
+            let started = self.flowing.durations.is_some().then(Instant::now);
+            let outcome = self.apply(index, record);
+            self.note(index, started);
+            let outcome = match outcome {
+                Ok(Flow::Waiting) => return,
+                outcome if !self.flowing.is_waiting_at(index) => outcome,
+                outcome => {
+                    // Records in front of it wait.
+                    self.flowing
+                        .waiting
+                        .entry(index)
+                        .or_default()
+                        .push(Slot::Ready(outcome));
+                    return;
+                }
+            };
+            match outcome {
+                Ok(Flow::On(next)) => record = next,
+                other => return self.route(index, other),
+            }
         }
-        self.results.push(record);
+        self.flowing.results.push(record);
     }
 
+    /// Sends on what became of a record at a step.
+    fn route(&mut self, index: usize, outcome: Result<Flow, Failure>) {
+        match outcome {
+            Ok(Flow::On(record)) => self.push_from(index + 1, record),
+            Ok(Flow::Apart(records)) => {
+                for part in records {
+                    if self.is_stopping() {
+                        return;
+                    }
+                    self.push_from(index + 1, part);
+                }
+            }
+            Ok(Flow::Kept | Flow::Waiting) => {}
+            Err(failure) => self.flowing.errors.push(failure),
+        }
+    }
+
+    /// The value of a call, or `None` when the record has begun to wait.
+    fn now_or_wait<T>(&mut self, index: usize, called: Called<T>, key: Option<Vec<u8>>) -> Option<T> {
+        match called {
+            Called::Now(value) => Some(value),
+            Called::Later(awaitable, record) => {
+                let queue = self.flowing.waiting.entry(index).or_default();
+                let number = queue.next_number();
+                queue.push(Slot::Waiting { record, key });
+                awaitable.start((self.tickets)(index, number));
+                None
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_lines)] // one arm per operation
     fn apply(&mut self, index: usize, record: Record) -> Result<Flow, Failure> {
         let plan = self.plan;
         let call = |function: usize| -> &dyn Function { plan.functions[function].as_ref() };
-        match (&plan.steps[index], &mut self.memories[index]) {
-            (Step::Map(function), _) => call(*function).map(record).map(Flow::On),
-            (Step::FlatMap(function), _) => call(*function).expand(record).map(Flow::Apart),
-            (Step::Filter(function), _) => call(*function)
-                .test(record)
-                .map(|(record, passes)| if passes { Flow::On(record) } else { Flow::Kept }),
-            (Step::ForEach(function), _) => call(*function).visit(record).map(Flow::On),
+        let memory = self.flowing.memories.get_mut(index);
+        match (&plan.steps[index], memory) {
+            (Step::Map(function), _) => {
+                let called = call(*function).map(record)?;
+                Ok(self
+                    .now_or_wait(index, called, None)
+                    .map_or(Flow::Waiting, Flow::On))
+            }
+            (Step::FlatMap(function), _) => {
+                let called = call(*function).expand(record)?;
+                Ok(self
+                    .now_or_wait(index, called, None)
+                    .map_or(Flow::Waiting, Flow::Apart))
+            }
+            (Step::Filter(function), _) => {
+                let called = call(*function).test(record)?;
+                Ok(match self.now_or_wait(index, called, None) {
+                    Some((record, true)) => Flow::On(record),
+                    Some((_, false)) => Flow::Kept,
+                    None => Flow::Waiting,
+                })
+            }
+            (Step::ForEach(function), _) => {
+                let called = call(*function).visit(record)?;
+                Ok(self
+                    .now_or_wait(index, called, None)
+                    .map_or(Flow::Waiting, Flow::On))
+            }
             (Step::Repartition(function), _) => {
                 call(*function).key(record).map(|(record, _)| Flow::On(record))
             }
-            (Step::Accumulate(function), Memory::Accumulator(held)) => {
+            (Step::Accumulate(function), Some(Memory::Accumulator(held))) => {
                 // A failure leaves the accumulator empty: the next record starts a new one.
-                *held = Some(call(*function).fold(held.take(), record)?);
-                Ok(Flow::Kept)
+                let called = call(*function).fold(held.take(), record)?;
+                Ok(self.hold(index, called))
             }
             (
                 Step::GroupBy {
                     extractor, reducer, ..
                 },
-                Memory::Groups(groups),
+                Some(Memory::Groups(_)),
             ) => {
                 let (record, key) = call(*extractor).key(record)?;
-                fold_into(groups, key, record, call(*reducer))
+                self.fold_group(index, key, record, call(*reducer))
             }
-            (Step::MergeGroups(reducer), Memory::Groups(groups)) => {
+            (Step::MergeGroups(reducer), Some(Memory::Groups(_))) => {
                 let (key, value) = key_and_value(record)?;
-                fold_into(groups, key, value, call(*reducer))
+                self.fold_group(index, key, value, call(*reducer))
             }
-            (Step::BatchGroupBy { extractor, .. }, Memory::Batches { groups, .. }) => {
+            (Step::BatchGroupBy { extractor, .. }, Some(Memory::Batches { groups, .. })) => {
                 let (record, key) = call(*extractor).key(record)?;
                 groups.entry(key).or_default().push(record);
                 Ok(Flow::Kept)
             }
-            (Step::CountBy(extractor), Memory::Counts(counts)) => {
+            (Step::CountBy(extractor), Some(Memory::Counts(counts))) => {
                 let key = match extractor {
                     Some(extractor) => call(*extractor).key(record)?.1,
                     None => self.language.key_of(&record)?,
@@ -172,39 +370,39 @@ impl<'a> Pipeline<'a> {
                 *counts.entry(key).or_default() += 1;
                 Ok(Flow::Kept)
             }
-            (Step::SumBy, Memory::Counts(counts)) => {
+            (Step::SumBy, Some(Memory::Counts(counts))) => {
                 if let (key, Record::Native(Value::Int(more))) = key_and_value(record)? {
                     let count = counts.entry(key).or_default();
                     *count = count.saturating_add(more);
                 }
                 Ok(Flow::Kept)
             }
-            (Step::Count, Memory::Count(count)) => {
+            (Step::Count, Some(Memory::Count(count))) => {
                 *count += 1;
                 Ok(Flow::Kept)
             }
-            (Step::Sum, Memory::Sum(sum)) => {
+            (Step::Sum, Some(Memory::Sum(sum))) => {
                 if let Record::Native(Value::Int(count)) = record {
                     *sum = Some(sum.unwrap_or_default().saturating_add(count));
                 }
                 Ok(Flow::Kept)
             }
-            (Step::Distinct { merging: false }, Memory::Distinct(seen)) => {
+            (Step::Distinct { merging: false }, Some(Memory::Distinct(seen))) => {
                 let new = seen.add(&record)?;
                 Ok(if new { Flow::On(record) } else { Flow::Kept })
             }
-            (Step::Sort { .. }, Memory::Sorted { records, .. }) => {
+            (Step::Sort { .. }, Some(Memory::Sorted { records, .. })) => {
                 records.push(record);
                 Ok(Flow::Kept)
             }
-            (Step::Limit { start, length }, Memory::Passed { seen, passed }) => {
+            (Step::Limit { start, length }, Some(Memory::Passed { seen, passed })) => {
                 *seen += 1;
                 if *seen <= *start || *passed >= *length {
                     return Ok(Flow::Kept);
                 }
                 *passed += 1;
                 if *passed >= *length {
-                    self.satisfied = self.has_passed_enough();
+                    self.flowing.satisfied = self.flowing.has_passed_enough(plan);
                 }
                 Ok(Flow::On(record))
             }
@@ -213,22 +411,52 @@ impl<'a> Pipeline<'a> {
             _ => Ok(Flow::On(record)),
         }
     }
-}
 
-/// Hands the record of a key to the reducer. A failure leaves the group empty: its next record starts a new one.
-fn fold_into(
-    groups: &mut indexmap::IndexMap<Vec<u8>, Option<Record>>,
-    key: Vec<u8>,
-    record: Record,
-    reducer: &dyn Function,
-) -> Result<Flow, Failure> {
-    if let Some(held) = groups.get_mut(&key) {
-        *held = Some(reducer.fold_group(&key, held.take(), record)?);
-    } else {
-        let value = reducer.fold_group(&key, None, record)?;
-        groups.insert(key, Some(value));
+    /// Keeps a new accumulator.
+    fn hold(&mut self, index: usize, called: Called<Record>) -> Flow {
+        let Some(value) = self.now_or_wait(index, called, None) else {
+            return Flow::Waiting;
+        };
+        if let Some(Memory::Accumulator(held)) = self.flowing.memories.get_mut(index) {
+            *held = Some(value);
+        }
+        Flow::Kept
     }
-    Ok(Flow::Kept)
+
+    /// Hands the record of a key to the reducer. A failure leaves the group empty: its next record starts a new one.
+    fn fold_group(
+        &mut self,
+        index: usize,
+        key: Vec<u8>,
+        record: Record,
+        reducer: &dyn Function,
+    ) -> Result<Flow, Failure> {
+        let Some(Memory::Groups(groups)) = self.flowing.memories.get_mut(index) else {
+            return Ok(Flow::Kept);
+        };
+        // The usual call has its key there already, and its value at hand.
+        if let Some(held) = groups.get_mut(&key) {
+            match reducer.fold_group(&key, held.take(), record)? {
+                Called::Now(value) => *held = Some(value),
+                later @ Called::Later(..) => {
+                    self.now_or_wait(index, later, Some(key));
+                    return Ok(Flow::Waiting);
+                }
+            }
+            return Ok(Flow::Kept);
+        }
+        match reducer.fold_group(&key, None, record)? {
+            Called::Now(value) => {
+                groups.insert(key, Some(value));
+            }
+            later @ Called::Later(..) => {
+                groups.insert(key.clone(), None);
+                self.now_or_wait(index, later, Some(key));
+                return Ok(Flow::Waiting);
+            }
+        }
+        Ok(Flow::Kept)
+    }
 }
 
 /// The parts of what the step before has made.
@@ -240,21 +468,16 @@ fn key_and_value(record: Record) -> Result<(Vec<u8>, Record), Failure> {
     }
 }
 
-/// What becomes of a record after a step.
-enum Flow {
-    On(Record),
-    Apart(Vec<Record>),
-    /// Dropped, or held until the input ends.
-    Kept,
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use super::*;
     use crate::{
-        engine::{execution::Source, language::Distinct},
+        engine::{
+            execution::Source,
+            language::{Awaitable, Distinct},
+        },
         redis::reply::Reply,
     };
 
@@ -283,6 +506,12 @@ mod tests {
         fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure> {
             Ok(number(record).to_string().into())
         }
+        fn parts(&self, record: Record) -> Vec<Record> {
+            vec![record]
+        }
+        fn is_true(&self, record: &Record) -> Result<bool, Failure> {
+            Ok(number(record) != 0)
+        }
         fn distinct(&self) -> Box<dyn Distinct> {
             Box::new(Numbers::default())
         }
@@ -304,6 +533,17 @@ mod tests {
         }
     }
 
+    /// Never comes by itself.
+    struct Tomorrow;
+
+    impl Awaitable for Tomorrow {
+        fn start(self: Box<Self>, _completion: Completion) {}
+    }
+
+    fn no_ticket(_step: usize, _number: u64) -> Completion {
+        Box::new(|_| {})
+    }
+
     /// Doubles, repeats, keeps what is odd, adds up; 13 is an error.
     struct Arithmetic;
 
@@ -314,27 +554,30 @@ mod tests {
         fn describe(&self) -> String {
             self.name()
         }
-        fn map(&self, record: Record) -> Result<Record, Failure> {
+        fn map(&self, record: Record) -> Result<Called<Record>, Failure> {
             match number(&record) {
                 13 => Err("unlucky".into()),
-                other => Ok(Record::int(other * 2)),
+                0 => Ok(Called::Later(Box::new(Tomorrow), None)),
+                other => Ok(Called::Now(Record::int(other * 2))),
             }
         }
-        fn expand(&self, record: Record) -> Result<Vec<Record>, Failure> {
+        fn expand(&self, record: Record) -> Result<Called<Vec<Record>>, Failure> {
             let number = number(&record);
-            Ok((0..number).map(Record::int).collect())
+            Ok(Called::Now((0..number).map(Record::int).collect()))
         }
-        fn test(&self, record: Record) -> Result<(Record, bool), Failure> {
+        fn test(&self, record: Record) -> Result<Called<(Record, bool)>, Failure> {
             let odd = number(&record) % 2 == 1;
-            Ok((record, odd))
+            Ok(Called::Now((record, odd)))
         }
-        fn visit(&self, record: Record) -> Result<Record, Failure> {
-            Ok(record)
+        fn visit(&self, record: Record) -> Result<Called<Record>, Failure> {
+            Ok(Called::Now(record))
         }
-        fn fold(&self, accumulator: Option<Record>, record: Record) -> Result<Record, Failure> {
+        fn fold(&self, accumulator: Option<Record>, record: Record) -> Result<Called<Record>, Failure> {
             match number(&record) {
                 13 => Err("unlucky".into()),
-                other => Ok(Record::int(accumulator.as_ref().map_or(0, number) + other)),
+                other => Ok(Called::Now(Record::int(
+                    accumulator.as_ref().map_or(0, number) + other,
+                ))),
             }
         }
         fn key(&self, record: Record) -> Result<(Record, Vec<u8>), Failure> {
@@ -346,7 +589,7 @@ mod tests {
             _key: &[u8],
             accumulator: Option<Record>,
             record: Record,
-        ) -> Result<Record, Failure> {
+        ) -> Result<Called<Record>, Failure> {
             self.fold(accumulator, record)
         }
         fn reduce_group(&self, _key: &[u8], records: Vec<Record>) -> Result<Record, Failure> {
@@ -382,7 +625,8 @@ mod tests {
             functions: vec![Arc::new(Arithmetic)],
         };
         let stop = Stop::default();
-        let mut pipeline = Pipeline::new(&plan, &Plain, &stop, false);
+        let flowing = Flowing::new(&plan, &Plain, false);
+        let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, flowing);
         let mut read = 0;
         for &value in input {
             if !pipeline.wants_more() {
@@ -393,8 +637,8 @@ mod tests {
         }
         pipeline.end_input();
         (
-            pipeline.results.iter().map(number).collect(),
-            pipeline.errors.len(),
+            pipeline.flowing.results.iter().map(number).collect(),
+            pipeline.flowing.errors.len(),
             read,
         )
     }
@@ -492,10 +736,37 @@ mod tests {
             functions: Vec::new(),
         };
         let stop = Stop::default();
-        let mut pipeline = Pipeline::new(&plan, &Plain, &stop, false);
+        let flowing = Flowing::new(&plan, &Plain, false);
+        let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, flowing);
         pipeline.push(Record::int(1));
         stop.ask();
         pipeline.end_input();
-        assert!(pipeline.results.is_empty());
+        assert!(pipeline.flowing.results.is_empty());
+    }
+
+    #[test]
+    fn a_record_that_waits_keeps_its_place() {
+        let plan = Plan {
+            steps: vec![Step::Map(0), Step::Count],
+            functions: vec![Arc::new(Arithmetic)],
+        };
+        let mapped = Plan {
+            steps: vec![Step::Map(0)],
+            functions: vec![Arc::new(Arithmetic)],
+        };
+        for (plan, expected) in [(plan, vec![3]), (mapped, vec![4, 10, 6])] {
+            let stop = Stop::default();
+            let flowing = Flowing::new(&plan, &Plain, false);
+            let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, flowing);
+            for value in [2, 0, 3] {
+                pipeline.push(Record::int(value));
+            }
+            pipeline.end_input();
+            assert!(!pipeline.is_finished());
+            pipeline.complete(0, 0, Ok(Record::int(10)));
+            assert!(pipeline.is_finished());
+            let results: Vec<_> = pipeline.flowing.results.iter().map(number).collect();
+            assert_eq!(results, expected);
+        }
     }
 }

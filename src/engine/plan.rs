@@ -117,6 +117,14 @@ impl Step {
         }
     }
 
+    /// True where a record needs what became of the one before it.
+    pub fn takes_one_at_a_time(&self) -> bool {
+        matches!(
+            self,
+            Self::Accumulate(_) | Self::GroupBy { .. } | Self::MergeGroups(_)
+        )
+    }
+
     /// True where records wait until the input ends.
     pub fn is_barrier(&self) -> bool {
         matches!(

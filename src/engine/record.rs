@@ -2,7 +2,7 @@
 //!
 //! Made by readers, carried by the pipeline, turned into a reply when it has passed the last step.
 
-use std::{any::Any, borrow::Cow};
+use std::{borrow::Cow, ffi::c_void, mem::ManuallyDrop, ptr::NonNull};
 
 use crate::redis::reply::Reply;
 
@@ -27,8 +27,42 @@ pub enum Record {
         key: Vec<u8>,
         value: Box<Record>,
     },
-    /// An object of the language, opaque to the engine. Dropped while attached to the language.
-    Foreign(Box<dyn Any + Send>),
+    /// An object of the language, opaque to the engine.
+    Foreign(Foreign),
+}
+
+/// One reference to an object of the language, without an allocation of its own: records are made by the million.
+pub struct Foreign {
+    object: NonNull<c_void>,
+    drop: unsafe fn(NonNull<c_void>),
+}
+
+// SAFETY: by the promise of [`Foreign::new`].
+unsafe impl Send for Foreign {}
+
+impl Foreign {
+    /// # Safety
+    /// The reference may be given to another thread, and `drop` gives it back, on any thread.
+    pub unsafe fn new(object: NonNull<c_void>, drop: unsafe fn(NonNull<c_void>)) -> Self {
+        Self { object, drop }
+    }
+
+    /// The object, still referred to by this record.
+    pub fn object(&self) -> NonNull<c_void> {
+        self.object
+    }
+
+    /// The reference itself, which is the caller's now.
+    pub fn into_object(self) -> NonNull<c_void> {
+        ManuallyDrop::new(self).object
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        // SAFETY: by the promise of [`Foreign::new`]; the reference was not given away.
+        unsafe { (self.drop)(self.object) };
+    }
 }
 
 impl Record {

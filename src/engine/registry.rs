@@ -80,6 +80,16 @@ impl Registry {
         Arc::new(Execution::new(self.next_execution_id(), start, true))
     }
 
+    /// An execution that nobody could know of does not end yet: from now on it is one like the others.
+    pub fn list(&self, execution: &Arc<Execution>) {
+        execution.mark_listed();
+        execution.session.add_execution();
+        self.executions
+            .lock()
+            .by_id
+            .insert(execution.id, Arc::clone(execution));
+    }
+
     fn next_execution_id(&self) -> Id {
         Id(self.next_execution.fetch_add(1, Ordering::Relaxed))
     }

@@ -77,6 +77,11 @@ impl Scope {
         Entered(CURRENT.replace(Some(self)))
     }
 
+    /// Makes another one the scope of this thread, for as long as the present one would be.
+    pub fn replace_current(scope: Option<Arc<Self>>) {
+        CURRENT.set(scope);
+    }
+
     /// The scope of this thread; `None` on threads that user code made.
     pub fn current() -> Option<Arc<Self>> {
         CURRENT.with_borrow(Clone::clone)

@@ -14,7 +14,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::language::Language;
+use super::{execution::Execution, language::Language};
 
 /// How often a running function is asked to stop, until it has ended.
 pub const INTERRUPT_INTERVAL: Duration = Duration::from_millis(1);
@@ -54,7 +54,7 @@ impl Stop {
 /// one at a time; what it calls belongs to it.
 #[derive(Default)]
 pub struct SyncWatch {
-    running: Mutex<Option<(Arc<Stop>, Instant)>>,
+    running: Mutex<Option<(Arc<Execution>, Instant)>>,
     /// How many runs there were.
     runs: AtomicU64,
     awake: AtomicBool,
@@ -63,12 +63,12 @@ pub struct SyncWatch {
 
 impl SyncWatch {
     /// The time of one run, until the guard is dropped.
-    pub fn enter(&self, stop: &Arc<Stop>, now: Instant) -> Option<Watched<'_>> {
+    pub fn enter(&self, execution: &Arc<Execution>, now: Instant) -> Option<Watched<'_>> {
         let mut running = self.running.lock();
         if running.is_some() {
             return None;
         }
-        *running = Some((Arc::clone(stop), now));
+        *running = Some((Arc::clone(execution), now));
         drop(running);
         self.runs.fetch_add(1, Ordering::Relaxed);
         if !self.awake.swap(true, Ordering::AcqRel) {
@@ -90,7 +90,8 @@ impl SyncWatch {
                 continue;
             };
             let late = self.late(limit);
-            if let Some(stop) = &late {
+            if let Some(execution) = &late {
+                let stop = &execution.stop;
                 stop.timed_out.store(true, Ordering::Release);
                 stop.ask();
                 language.interrupt(stop);
@@ -109,10 +110,10 @@ impl SyncWatch {
         }
     }
 
-    fn late(&self, limit: Duration) -> Option<Arc<Stop>> {
+    fn late(&self, limit: Duration) -> Option<Arc<Execution>> {
         let running = self.running.lock();
-        let (stop, started) = running.as_ref()?;
-        (started.elapsed() > limit).then(|| Arc::clone(stop))
+        let (execution, started) = running.as_ref()?;
+        (started.elapsed() > limit).then(|| Arc::clone(execution))
     }
 
     fn sleep(&self) {

@@ -2,15 +2,11 @@
 //!
 //! A worker stays attached to the language while there is work and waits detached. None of them ever ends.
 
-use std::{
-    sync::Arc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, thread, time::Duration};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::{Engine, execution::Execution, run, stop::INTERRUPT_INTERVAL, timers::Timers};
+use super::{Engine, execution::Execution, stop::INTERRUPT_INTERVAL, timers::Timers};
 use crate::config::Number;
 
 /// Starts all threads.
@@ -47,7 +43,7 @@ fn work(engine: &Engine) {
         engine.queue.wait();
         engine.language.attached(&mut || {
             while let Some(job) = engine.queue.next() {
-                run::run(engine, &job.execution, Instant::now());
+                engine.run_job(&job.execution);
                 if let Some(lane) = &job.lane {
                     engine.queue.advance(lane);
                 }

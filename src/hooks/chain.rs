@@ -8,13 +8,13 @@ use std::sync::Arc;
 use super::{Hooks, table::Entry};
 use crate::{
     engine::{
-        Engine,
+        Engine, RanNow,
         execution::{Next, Outcome, Start},
         id::Id,
         registration::{Mode, Registration},
     },
     error::Error,
-    readers::command::{lane, record_of},
+    readers::command::{answer, lane, record_of},
     redis::{
         call::call,
         command::{Answer, Command},
@@ -67,7 +67,11 @@ impl Hooks {
         let words = command.argv().skip(1);
         let start = self.start(name, registration, command.db(), words.iter());
         if registration.mode == Mode::Sync {
-            return Ok(one_result(&engine.run_now(start)).into());
+            let start = Start {
+                may_wait: command.may_block(),
+                ..start
+            };
+            return Ok(answer(command, engine.run_now(start), one_result));
         }
         if !command.may_block() {
             return Err(Error::CannotWaitHere);
@@ -141,8 +145,15 @@ impl Next for Behind {
         };
         if let Some(older) = older {
             let words = argv.iter().map(Vec::as_slice);
-            let start = self.hooks.start(&self.command, &older, self.db, words);
-            return one_result(&engine.run_now(start));
+            let start = Start {
+                may_wait: false,
+                ..self.hooks.start(&self.command, &older, self.db, words)
+            };
+            return match engine.run_now(start) {
+                RanNow::Ended(outcome) => one_result(&outcome),
+                // It may not wait, and nobody keeps it.
+                _ => Error::NotOneResult.into(),
+            };
         }
         let _bypass = self.hooks.bypass(lock);
         call(lock, engine.features, self.db, &argv)

@@ -10,13 +10,14 @@ use pyo3::{
     types::{PyDict, PyString, PyTuple},
 };
 
-use super::{atomic, convert, errors, runtime};
+use super::{
+    atomic, convert,
+    coroutine::{self, Future},
+    current::{self, ClientHold, GearsSession},
+    errors, runtime,
+};
 use crate::{
-    engine::{
-        execution::{Execution, Next},
-        link::Link,
-        scope::Scope,
-    },
+    engine::{execution::Next, link::Link, scope::Scope},
     error::Error,
     redis::{
         api::{self, Level},
@@ -35,11 +36,12 @@ pub mod redisgears {
 
     #[pymodule_export]
     use super::{
-        call_next, config_get, execute, flat_error, gears_config_get, get_command, hashtag,
-        is_in_atomic_block, log, override_reply,
+        call_next, config_get, execute, flat_error, gears_config_get, gears_future, get_command,
+        get_gears_session, hashtag, hold_client, is_async_allow, is_in_atomic_block, leave_atomic, log,
+        override_reply, register_gears_thread, set_gears_session,
     };
     #[pymodule_export]
-    use crate::python::{atomic::Atomic, builder::Builder};
+    use crate::python::{atomic::Atomic, builder::Builder, coroutine::Future, current::GearsSession};
 
     /// Names that differ from those of the classes.
     #[pymodule_init]
@@ -80,7 +82,7 @@ fn execute<'py>(
         .iter()
         .map(|arg| convert::argument(&arg))
         .collect::<PyResult<Vec<_>>>()?;
-    let scope = Scope::current();
+    let scope = current::scope();
     // A function in the place of a command that runs this command means what stands behind itself.
     if let (Some(next), Some((command, arguments))) = (next_of(scope.as_deref()), argv.split_first()) {
         if next.stands_for(command) {
@@ -102,7 +104,7 @@ fn execute<'py>(
 #[pyfunction(name = "callNext")]
 #[pyo3(signature = (*args))]
 fn call_next<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
-    let scope = Scope::current();
+    let scope = current::scope();
     let next = next_of(scope.as_deref()).ok_or(Error::NoHookContext)?;
     let arguments = args
         .iter()
@@ -233,6 +235,57 @@ fn is_in_atomic_block(_args: &Bound<'_, PyTuple>) -> bool {
     atomic::is_inside()
 }
 
+/// `isAsyncAllow()`: whether a coroutine may be returned here, or code runs in one.
+#[pyfunction(name = "isAsyncAllow")]
+#[pyo3(signature = (*_args))]
+fn is_async_allow(py: Python<'_>, _args: &Bound<'_, PyTuple>) -> bool {
+    coroutine::is_async_allowed(py)
+}
+
+/// `gearsFutureCtx()`: a future to be returned by the callback that makes it.
+///
+/// # Errors
+/// `gears.error`: see [`coroutine::make_future`].
+#[pyfunction(name = "gearsFutureCtx")]
+#[pyo3(signature = (*args))]
+fn gears_future<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, Future>> {
+    coroutine::make_future(py, args)
+}
+
+/// `getGearsSession()`: the session of the running code, or `None`.
+#[pyfunction(name = "getGearsSession")]
+#[pyo3(signature = (*_args))]
+fn get_gears_session(_args: &Bound<'_, PyTuple>) -> Option<GearsSession> {
+    current::session()
+}
+
+/// `setGearsSession(s)`: makes `s` the session of this thread; `None` removes it.
+///
+/// # Errors
+/// `gears.error`: not exactly one argument, or no session.
+#[pyfunction(name = "setGearsSession")]
+#[pyo3(signature = (*args))]
+fn set_gears_session(py: Python<'_>, args: &Bound<'_, PyTuple>) -> PyResult<()> {
+    current::set_session(py, args)
+}
+
+/// `registerGearsThread()`: announces a thread of the user's. Every thread may call the API without it.
+#[pyfunction(name = "registerGearsThread")]
+#[pyo3(signature = (*_args))]
+fn register_gears_thread(_args: &Bound<'_, PyTuple>) {}
+
+/// For the event loop: keeps the client of the running code waiting.
+#[pyfunction(name = "holdClient")]
+fn hold_client() -> Option<ClientHold> {
+    current::hold_client()
+}
+
+/// For the event loop: ends the atomic block of this thread; true if there was one.
+#[pyfunction(name = "leaveAtomic")]
+fn leave_atomic() -> bool {
+    atomic::leave()
+}
+
 /// `flatError(message)`: raises `gears.flat_error`, which clients see without a traceback.
 ///
 /// # Errors
@@ -279,9 +332,9 @@ fn override_reply(args: &Bound<'_, PyTuple>) -> PyResult<()> {
 }
 
 fn linked() -> PyResult<Arc<Link>> {
-    let scope = Scope::current();
+    let scope = current::scope();
     let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
-    execution
-        .and_then(Execution::link)
+    let link = execution.and_then(|execution| execution.link.clone());
+    link.filter(|link| link.is_open())
         .ok_or_else(|| Error::NoCommandContext.into())
 }

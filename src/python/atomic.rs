@@ -45,13 +45,15 @@ impl Atomic {
     ///
     /// # Errors
     /// This thread is in no such block.
-    #[pyo3(signature = (*_args))]
-    fn __exit__(&self, _args: &Bound<'_, PyTuple>) -> PyResult<()> {
+    #[pyo3(signature = (*args))]
+    fn __exit__(&self, args: &Bound<'_, PyTuple>) -> PyResult<()> {
         match BLOCK.take() {
             Some(guard) => {
                 drop(guard);
                 Ok(())
             }
+            // The block was ended because a coroutine waited in it: the error that says so is on its way.
+            None if args.get_item(0).is_ok_and(|error| !error.is_none()) => Ok(()),
             None => Err(errors::gears_error("Not inside an atomic block")),
         }
     }
@@ -60,6 +62,11 @@ impl Atomic {
 /// True inside a block of this thread.
 pub fn is_inside() -> bool {
     BLOCK.with_borrow(Option::is_some)
+}
+
+/// Ends the block of this thread; true if there was one.
+pub fn leave() -> bool {
+    BLOCK.take().is_some()
 }
 
 /// The time of one callback or script: its blocks are its own, and one that it does not leave ends with it.

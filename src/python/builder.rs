@@ -11,13 +11,10 @@ use pyo3::{
 use super::{
     arguments::{arguments, count, string},
     callback::Code,
-    errors, launch, runtime,
+    current, errors, launch, runtime,
 };
 use crate::{
-    engine::{
-        plan::{FunctionIndex, Step},
-        scope::Scope,
-    },
+    engine::plan::{FunctionIndex, Step},
     readers::Reader,
 };
 
@@ -59,7 +56,7 @@ impl Builder {
             kwargs,
             "wrong number of args to gearsCtx",
         )?;
-        if Scope::current().is_none() {
+        if current::scope().is_none() {
             return Err(errors::gears_error(
                 "Can not create a gearsCtx on a python created thread",
             ));
@@ -300,17 +297,17 @@ impl Builder {
         Ok(add(slf, [Step::Collect, Step::Sort { descending }]))
     }
 
-    /// Runs the steps over the records of the reader.
+    /// Runs the steps over the records of the reader. Returns a future: in a coroutine it gives `[results, errors]`.
     ///
     /// # Errors
     /// `gears.error` that names the argument.
     #[pyo3(signature = (*args, **kwargs))]
-    fn run(
+    fn run<'py>(
         &self,
-        py: Python<'_>,
-        args: &Bound<'_, PyTuple>,
-        kwargs: Option<&Bound<'_, PyDict>>,
-    ) -> PyResult<()> {
+        py: Python<'py>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         launch::start(
             py,
             self,
@@ -331,13 +328,13 @@ impl Builder {
 
     /// `run` with the implicit steps of `GearsBuilder`.
     #[pyo3(signature = (arg, convert, collect, kwargs))]
-    fn _run(
+    fn _run<'py>(
         &self,
-        arg: Bound<'_, PyAny>,
+        arg: Bound<'py, PyAny>,
         convert: bool,
         collect: bool,
-        kwargs: &Bound<'_, PyDict>,
-    ) -> PyResult<()> {
+        kwargs: &Bound<'py, PyDict>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let implicit = launch::Implicit { convert, collect };
         launch::start(arg.py(), self, Some(arg), Some(kwargs), implicit)
     }

@@ -10,17 +10,18 @@ use pyo3::{
 use super::{
     atomic,
     convert::{self, Surrogates, object_record, record_object},
+    coroutine::{Calling, Waits},
     errors, profile,
 };
 use crate::engine::{
     execution::{Reading, Source},
-    language::{Failure, Function},
+    language::{Awaitable, Called, Failure, Function},
     record::{Record, Value},
 };
 
 const IN_EXTRACTOR: &str = "coroutine are not allow on extractor";
 const IN_BATCH_REDUCER: &str = "coroutine are not allow on reduce";
-const IN_STEP: &str = "Creating async record is not allowed";
+const ELSEWHERE: &str = "Creating async record is not allowed";
 
 /// What a script gave for one function of a step.
 pub struct Code {
@@ -75,19 +76,35 @@ impl Callback {
         Python::attach(|py| work(py).map_err(|error| errors::text_of_callback(py, &error)))
     }
 
-    /// Calls the function itself. `otherwise`: the error if it turns out to be `async`.
+    /// Calls the function itself.
     fn invoke<'py>(
+        &self,
+        py: Python<'py>,
+        arguments: impl PyCallArgs<'py>,
+        waits: Waits,
+    ) -> PyResult<Invoked<'py>> {
+        // A block that the function enters and does not leave would hold the server for ever.
+        let _frame = atomic::Frame::enter();
+        let calling = Calling::enter(waits);
+        let callable = self.code.callable.bind(py);
+        let returned = profile::call(py, || callable.call1(arguments))?;
+        Ok(match calling.awaitable(waits, &returned)? {
+            Some(awaitable) => Invoked::Later(awaitable),
+            None => Invoked::Value(returned),
+        })
+    }
+
+    /// Calls the function where nothing can be waited for; `otherwise`: the error if it wants that.
+    fn value<'py>(
         &self,
         py: Python<'py>,
         arguments: impl PyCallArgs<'py>,
         otherwise: &'static str,
     ) -> PyResult<Bound<'py, PyAny>> {
-        // A block that the function enters and does not leave would hold the server for ever.
-        let _frame = atomic::Frame::enter();
-        let callable = self.code.callable.bind(py);
-        let returned = profile::call(py, || callable.call1(arguments))?;
-        refuse_coroutine(&returned, otherwise)?;
-        Ok(returned)
+        match self.invoke(py, arguments, Waits::No(otherwise))? {
+            Invoked::Value(value) => Ok(value),
+            Invoked::Later(_) => Err(errors::gears_error(otherwise)),
+        }
     }
 
     fn accumulator<'py>(&self, py: Python<'py>, accumulator: Option<Record>) -> PyResult<Bound<'py, PyAny>> {
@@ -109,64 +126,68 @@ impl Function for Callback {
         self.description.clone()
     }
 
-    fn map(&self, record: Record) -> Result<Record, Failure> {
+    fn map(&self, record: Record) -> Result<Called<Record>, Failure> {
         self.call(|py| {
             let object = record_object(py, record)?;
-            Ok(object_record(self.invoke(py, (object,), IN_STEP)?))
+            Ok(self.invoke(py, (object,), Waits::Yes)?.map(object_record))
         })
     }
 
-    fn expand(&self, record: Record) -> Result<Vec<Record>, Failure> {
+    fn expand(&self, record: Record) -> Result<Called<Vec<Record>>, Failure> {
         self.call(|py| {
             let object = record_object(py, record)?;
-            let returned = self.invoke(py, (object,), IN_STEP)?;
-            Ok(match returned.cast::<PyList>() {
-                Ok(list) => list.iter().map(object_record).collect(),
-                Err(_) => vec![object_record(returned)],
+            Ok(self.invoke(py, (object,), Waits::Yes)?.map(convert::parts))
+        })
+    }
+
+    fn test(&self, record: Record) -> Result<Called<(Record, bool)>, Failure> {
+        self.call(|py| {
+            let object = record_object(py, record)?;
+            Ok(match self.invoke(py, (&object,), Waits::Yes)? {
+                Invoked::Value(value) => Called::Now((object_record(object), value.is_truthy()?)),
+                Invoked::Later(awaitable) => Called::Later(awaitable, Some(object_record(object))),
             })
         })
     }
 
-    fn test(&self, record: Record) -> Result<(Record, bool), Failure> {
+    fn visit(&self, record: Record) -> Result<Called<Record>, Failure> {
         self.call(|py| {
             let object = record_object(py, record)?;
-            let passes = self.invoke(py, (&object,), IN_STEP)?.is_truthy()?;
-            Ok((object_record(object), passes))
-        })
-    }
-
-    fn visit(&self, record: Record) -> Result<Record, Failure> {
-        self.call(|py| {
-            let object = record_object(py, record)?;
-            self.invoke(py, (&object,), IN_STEP)?;
-            Ok(object_record(object))
+            Ok(match self.invoke(py, (&object,), Waits::Yes)? {
+                Invoked::Value(_) => Called::Now(object_record(object)),
+                Invoked::Later(awaitable) => Called::Later(awaitable, Some(object_record(object))),
+            })
         })
     }
 
     fn key(&self, record: Record) -> Result<(Record, Vec<u8>), Failure> {
         self.call(|py| {
             let object = record_object(py, record)?;
-            let key = convert::group_key(&self.invoke(py, (&object,), IN_EXTRACTOR)?)?;
+            let key = convert::group_key(&self.value(py, (&object,), IN_EXTRACTOR)?)?;
             Ok((object_record(object), key))
         })
     }
 
-    fn fold(&self, accumulator: Option<Record>, record: Record) -> Result<Record, Failure> {
+    fn fold(&self, accumulator: Option<Record>, record: Record) -> Result<Called<Record>, Failure> {
         self.call(|py| {
             let arguments = (self.accumulator(py, accumulator)?, record_object(py, record)?);
-            Ok(object_record(self.invoke(py, arguments, IN_STEP)?))
+            Ok(self.invoke(py, arguments, Waits::Yes)?.map(object_record))
         })
     }
 
-    fn fold_group(&self, key: &[u8], accumulator: Option<Record>, record: Record) -> Result<Record, Failure> {
+    fn fold_group(
+        &self,
+        key: &[u8],
+        accumulator: Option<Record>,
+        record: Record,
+    ) -> Result<Called<Record>, Failure> {
         self.call(|py| {
-            let key = convert::text_object(py, key);
             let arguments = (
-                key,
+                convert::text_object(py, key),
                 self.accumulator(py, accumulator)?,
                 record_object(py, record)?,
             );
-            Ok(object_record(self.invoke(py, arguments, IN_STEP)?))
+            Ok(self.invoke(py, arguments, Waits::Yes)?.map(object_record))
         })
     }
 
@@ -177,18 +198,18 @@ impl Function for Callback {
                 .map(|record| record_object(py, record))
                 .collect::<PyResult<Vec<_>>>()?;
             let arguments = (convert::text_object(py, key), PyList::new(py, objects)?);
-            Ok(object_record(self.invoke(py, arguments, IN_BATCH_REDUCER)?))
+            Ok(object_record(self.value(py, arguments, IN_BATCH_REDUCER)?))
         })
     }
 
     fn produce(&self) -> Result<Value, Failure> {
-        self.call(|py| plain_value(&self.invoke(py, (), IN_STEP)?))
+        self.call(|py| plain_value(&self.value(py, (), ELSEWHERE)?))
     }
 
     fn generate(&self) -> Result<Box<dyn Source>, Failure> {
         static GENERATOR: PyOnceLock<Py<PyType>> = PyOnceLock::new();
         self.call(|py| {
-            let generator = self.invoke(py, (), IN_STEP)?;
+            let generator = self.value(py, (), ELSEWHERE)?;
             if !generator.is_instance(GENERATOR.import(py, "types", "GeneratorType")?)? {
                 return Err(errors::gears_error("PythonReader function must be a generator"));
             }
@@ -198,7 +219,22 @@ impl Function for Callback {
     }
 
     fn run(&self) -> Result<(), Failure> {
-        self.call(|py| self.invoke(py, (), IN_STEP).map(drop))
+        self.call(|py| self.value(py, (), ELSEWHERE).map(drop))
+    }
+}
+
+/// What a call of a function gave.
+enum Invoked<'py> {
+    Value(Bound<'py, PyAny>),
+    Later(Box<dyn Awaitable>),
+}
+
+impl<'py> Invoked<'py> {
+    fn map<T>(self, value: impl FnOnce(Bound<'py, PyAny>) -> T) -> Called<T> {
+        match self {
+            Self::Value(returned) => Called::Now(value(returned)),
+            Self::Later(awaitable) => Called::Later(awaitable, None),
+        }
     }
 }
 
@@ -238,16 +274,4 @@ fn plain_value(object: &Bound<'_, PyAny>) -> PyResult<Value> {
         )),
         None => Ok(Value::Text(convert::utf8(&object.str()?, Surrogates::Escape)?)),
     }
-}
-
-/// # Errors
-/// The function was `async`, which is not awaited here.
-fn refuse_coroutine(returned: &Bound<'_, PyAny>, otherwise: &'static str) -> PyResult<()> {
-    static COROUTINE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-    let coroutine = COROUTINE.import(returned.py(), "types", "CoroutineType")?;
-    if returned.get_type().is(coroutine) {
-        returned.call_method0("close")?;
-        return Err(errors::gears_error(otherwise));
-    }
-    Ok(())
 }

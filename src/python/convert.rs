@@ -2,10 +2,9 @@
 //!
 //! Byte strings that are valid UTF-8 become `str`, others `bytearray` (`bytes` as names of fields).
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ffi::c_void, ptr::NonNull};
 
 use pyo3::{
-    exceptions::PyValueError,
     intern,
     prelude::*,
     types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple},
@@ -13,7 +12,7 @@ use pyo3::{
 
 use super::errors;
 use crate::{
-    engine::record::{Record, Value},
+    engine::record::{Foreign, Record, Value},
     redis::reply::Reply,
 };
 
@@ -86,10 +85,11 @@ fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAn
 /// The object that a function gets for a record.
 pub fn record_object(py: Python<'_>, record: Record) -> PyResult<Bound<'_, PyAny>> {
     match record {
-        Record::Foreign(object) => match object.downcast::<Py<PyAny>>() {
-            Ok(object) => Ok(object.into_bound(py)),
-            Err(_) => Err(not_ours()),
-        },
+        Record::Foreign(object) => {
+            let object = object.into_object().as_ptr().cast();
+            // SAFETY: `object_record` made it of a reference that is ours now.
+            Ok(unsafe { Bound::from_owned_ptr(py, object) })
+        }
         native => object_of(py, &native),
     }
 }
@@ -104,21 +104,34 @@ pub fn object_of<'py>(py: Python<'py>, record: &Record) -> PyResult<Bound<'py, P
             group.set_item(intern!(py, "value"), object_of(py, value)?)?;
             Ok(group.into_any())
         }
-        Record::Foreign(object) => match object.downcast_ref::<Py<PyAny>>() {
-            Some(object) => Ok(object.bind(py).clone()),
-            None => Err(not_ours()),
-        },
+        Record::Foreign(object) => {
+            let object = object.object().as_ptr().cast();
+            // SAFETY: `object_record` made it; the record keeps its reference.
+            Ok(unsafe { Bound::from_borrowed_ptr(py, object) })
+        }
     }
 }
 
 /// The record that carries an object.
 pub fn object_record(object: Bound<'_, PyAny>) -> Record {
-    Record::Foreign(Box::new(object.unbind()))
+    let object = object.into_ptr();
+    let Some(object) = NonNull::new(object.cast()) else {
+        // An object is never at address zero.
+        return Record::Native(Value::None);
+    };
+    // SAFETY: the reference may go to any thread: whoever looks at it is attached, and PyO3 keeps one that is dropped
+    // detached until somebody attaches.
+    Record::Foreign(unsafe { Foreign::new(object, drop_object) })
 }
 
-/// Nobody else makes foreign records.
-fn not_ours() -> PyErr {
-    PyValueError::new_err("a record of another language")
+/// # Safety
+/// `object` is a reference that [`object_record`] took over.
+unsafe fn drop_object(object: NonNull<c_void>) {
+    // SAFETY: by the caller's promise. The proof is only needed to name the reference: a thread that is not attached
+    // leaves it to the next one that is.
+    drop(unsafe {
+        Bound::<PyAny>::from_owned_ptr(Python::assume_attached(), object.as_ptr().cast()).unbind()
+    });
 }
 
 /// The key of a group: a `str` is the key, anything else stands for its `repr()`.
@@ -129,6 +142,14 @@ pub fn group_key(object: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
     match object.cast::<PyString>() {
         Ok(text) => utf8(text, Surrogates::Escape),
         Err(_) => utf8(&object.repr()?, Surrogates::Escape),
+    }
+}
+
+/// The elements of a list; anything else is one record.
+pub fn parts(object: Bound<'_, PyAny>) -> Vec<Record> {
+    match object.cast::<PyList>() {
+        Ok(list) => list.iter().map(object_record).collect(),
+        Err(_) => vec![object_record(object)],
     }
 }
 

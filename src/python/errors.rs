@@ -143,7 +143,7 @@ fn traceback_lines(py: Python<'_>, error: &PyErr) -> Option<Failure> {
 }
 
 /// `str(object)`, whatever happens.
-fn shown(object: &Bound<'_, PyAny>) -> String {
+pub fn shown(object: &Bound<'_, PyAny>) -> String {
     match object.str() {
         Ok(text) => text.to_string_lossy().into_owned(),
         Err(_) => object

@@ -21,6 +21,7 @@ use super::{api, errors, memory};
 /// Python's part of the module, embedded.
 const BUILDER: &CStr = cstr(concat!(include_str!("../../python/builder.py"), "\0"));
 const INTERRUPT: &CStr = cstr(concat!(include_str!("../../python/interrupt.py"), "\0"));
+const LOOP: &CStr = cstr(concat!(include_str!("../../python/loop.py"), "\0"));
 const PROFILE: &CStr = cstr(concat!(include_str!("../../python/profile.py"), "\0"));
 const NAMESPACE: &CStr = cstr(concat!(include_str!("../../python/namespace.py"), "\0"));
 
@@ -41,16 +42,18 @@ pub struct Started {
     pub base_prefix: String,
 }
 
-/// Starts Python in the virtual environment `venv`, with memory of the server's if `server_memory`.
+/// Starts Python in the virtual environment `venv`, with memory of the server's if `server_memory`, and an event loop of
+/// the kind `loop_kind`.
 ///
 /// # Errors
 /// What is missing or wrong, in one line for the log.
-pub fn start(venv: &str, server_memory: bool) -> Result<Started, String> {
+pub fn start(venv: &str, server_memory: bool, loop_kind: &str) -> Result<Started, String> {
     let program = check_venv(Path::new(venv))?;
     make_symbols_global()?;
     pyo3::append_to_inittab!(redisgears);
     initialize(&program, server_memory)?;
-    let started = Python::attach(prepare).map_err(|error| format!("Python did not start: {error}"));
+    let started =
+        Python::attach(|py| prepare(py, loop_kind)).map_err(|error| format!("Python did not start: {error}"));
     // SAFETY: this thread initialised Python and is attached; from here on everybody attaches when needed.
     unsafe { ffi::PyEval_SaveThread() };
     started
@@ -182,9 +185,11 @@ unsafe fn check(status: ffi::PyStatus) -> Result<(), String> {
 }
 
 /// Loads Python's part of the module and fills `__main__`, the template of every script's globals.
-fn prepare(py: Python<'_>) -> PyResult<Started> {
+fn prepare(py: Python<'_>, loop_kind: &str) -> PyResult<Started> {
     errors::init(py)?;
     PyModule::from_code(py, BUILDER, c"<pinion>/builder.py", c"pinion_builder")?;
+    let event_loop = PyModule::from_code(py, LOOP, c"<pinion>/loop.py", c"pinion_loop")?;
+    event_loop.call_method1("prepare", (loop_kind,))?;
     PyModule::from_code(py, INTERRUPT, c"<pinion>/interrupt.py", c"pinion_interrupt")?;
     PyModule::from_code(py, PROFILE, c"<pinion>/profile.py", c"pinion_profile")?;
     let main = PyModule::import(py, "__main__")?.dict();

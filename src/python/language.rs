@@ -8,7 +8,7 @@ use pyo3::{
 };
 
 use super::{
-    convert::{Surrogates, group_key, object_of, object_record, object_reply, record_object, utf8},
+    convert::{Surrogates, group_key, object_of, object_record, object_reply, parts, record_object, utf8},
     errors,
     interrupt::{self, Interruptible},
 };
@@ -99,6 +99,20 @@ impl Language for CPython {
                 key.map_err(|error| errors::text_of_callback(py, &error))
             }),
         }
+    }
+
+    fn parts(&self, record: Record) -> Vec<Record> {
+        Python::attach(|py| match record_object(py, record) {
+            Ok(object) => parts(object),
+            Err(_) => Vec::new(),
+        })
+    }
+
+    fn is_true(&self, record: &Record) -> Result<bool, Failure> {
+        Python::attach(|py| {
+            let truth = object_of(py, record).and_then(|object| object.is_truthy());
+            truth.map_err(|error| errors::text_of_callback(py, &error))
+        })
     }
 
     fn distinct(&self) -> Box<dyn Distinct> {

@@ -3,20 +3,26 @@
 
 use std::sync::Arc;
 
-use pyo3::{exceptions::PyTypeError, prelude::*, types::PyDict};
+use pyo3::{
+    exceptions::PyTypeError,
+    prelude::*,
+    types::{PyDict, PyList},
+};
 
 use super::{
     arguments::{Given, Place, command, conditions, mode_by_name, stream_options, string},
     builder::Builder,
     callback::{Callback, Code},
-    errors, runtime,
+    convert::record_object,
+    coroutine::loop_module,
+    current, errors, runtime,
 };
 use crate::{
     engine::{
         Engine,
         execution::{Source, Start},
         id::STANDALONE_SHARD,
-        language::{self, Function},
+        language::{self, Failure, Function},
         plan::{Plan, Step},
         record::Record,
         registration::{Life, Mode, Peers, Registration},
@@ -30,6 +36,7 @@ use crate::{
         keys_scan::{Content, KeysScan, Scan},
         streams::entries::StreamEntries,
     },
+    redis::api,
     stats::RunStats,
 };
 
@@ -67,13 +74,13 @@ fn plan(py: Python<'_>, builder: &Builder, implicit: Implicit) -> (Plan, Vec<Arc
 }
 
 /// Starts an execution over the records of the reader; at script level, when the script has ended well.
-pub fn start(
-    py: Python<'_>,
+pub fn start<'py>(
+    py: Python<'py>,
     builder: &Builder,
-    argument: Option<Bound<'_, PyAny>>,
-    kwargs: Option<&Bound<'_, PyDict>>,
+    argument: Option<Bound<'py, PyAny>>,
+    kwargs: Option<&Bound<'py, PyDict>>,
     implicit: Implicit,
-) -> PyResult<()> {
+) -> PyResult<Bound<'py, PyAny>> {
     let engine = &runtime()?.engine;
     let scope = scope("Can only run execution on registered gears thread")?;
     let has_run = |script: &parking_lot::Mutex<crate::engine::scope::Prepared>| script.lock().run.is_some();
@@ -82,14 +89,36 @@ pub fn start(
     }
     let (plan, _) = plan(py, builder, implicit);
     let source = source(py, builder.reader, &plan, argument, kwargs)?;
-    let start = Start::of_run(Arc::new(plan), Arc::clone(&scope.session), source);
-    match &scope.script {
-        Some(script) => script.lock().set_run(start)?,
-        None => {
-            engine.submit(start, None);
-        }
+    let mut start = Start::of_run(Arc::new(plan), Arc::clone(&scope.session), source);
+    let event_loop = loop_module(py)?;
+    let future = event_loop.call_method0("createFuture")?;
+    if let Some(script) = &scope.script {
+        script.lock().set_run(start)?;
+        // Its results are the client's, and nobody can await them.
+        future.call_method0("cancel")?;
+        return Ok(future);
     }
-    Ok(())
+    let awaited = future.clone().unbind();
+    start.collector = Some(Box::new(move |results, errors| {
+        Python::attach(|py| {
+            if let Err(error) = set_results(py, &awaited, results, errors) {
+                api::log_warning(&format!("the results of a run were lost: {error}"));
+            }
+        });
+    }));
+    engine.submit(start, None);
+    Ok(future)
+}
+
+/// Gives whoever awaits a run `[results, errors]`.
+fn set_results(py: Python<'_>, future: &Py<PyAny>, results: Vec<Record>, errors: &[Failure]) -> PyResult<()> {
+    let results = results.into_iter().map(|record| record_object(py, record));
+    let results = PyList::new(py, results.collect::<PyResult<Vec<_>>>()?)?;
+    let errors = PyList::new(py, errors)?;
+    let both = PyList::new(py, [results, errors])?;
+    loop_module(py)?
+        .call_method1("setFutureResults", (future, both))
+        .map(drop)
 }
 
 /// The records that `run` is about. The reader's first argument is checked first, then `mode`, then the others.
@@ -303,7 +332,7 @@ const KNOWN_TO_REGISTER: [&str; 17] = [
 ];
 
 fn scope(otherwise: &str) -> PyResult<Arc<Scope>> {
-    Scope::current().ok_or_else(|| errors::gears_error(otherwise))
+    current::scope().ok_or_else(|| errors::gears_error(otherwise))
 }
 
 /// A registration must be able to travel: to a file, a replica, another shard.

@@ -8,6 +8,8 @@ mod atomic;
 mod builder;
 mod callback;
 mod convert;
+mod coroutine;
+mod current;
 mod errors;
 pub mod interpreter;
 mod interrupt;
@@ -17,15 +19,22 @@ mod launch;
 pub mod memory;
 pub mod profile;
 mod script;
+mod watchdog;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    thread,
+};
 
 pub use language::CPython;
 pub use script::run as run_script;
 
+use pyo3::prelude::*;
+
 use crate::{
     engine::Engine,
     readers::{command::Commands, keys::KeysWatch, streams::StreamWatch},
+    redis::api as server,
 };
 
 /// What the functions that scripts call work on. They are free functions of a Python module, hence the static.
@@ -43,6 +52,26 @@ pub struct Runtime {
 pub fn connect(runtime: Runtime) {
     // A second call cannot happen: the module cannot be loaded twice.
     let _ = RUNTIME.set(runtime);
+}
+
+/// Starts the thread of the event loop.
+///
+/// # Errors
+/// The operating system gave no thread.
+pub fn start_loop() -> std::io::Result<()> {
+    let life = || {
+        current::mark_loop_thread();
+        Python::attach(|py| {
+            let ended = coroutine::loop_module(py).and_then(|module| module.call_method0("run"));
+            if let Err(error) = ended {
+                server::log_warning(&format!("the event loop has ended: {error}"));
+            }
+        });
+    };
+    thread::Builder::new()
+        .name("pinion-loop".into())
+        .spawn(life)
+        .map(drop)
 }
 
 /// # Errors

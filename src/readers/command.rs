@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc};
 use super::generator::Once;
 use crate::{
     engine::{
-        Engine, Lane,
+        Engine, Lane, RanNow,
         execution::{Next, Outcome, Start},
         record::{Record, Value},
         registration::{Claim, Mode, Peers, Registration, Trigger},
@@ -85,8 +85,8 @@ impl Commands {
         start.transient = true;
         start.next = Some(Arc::clone(&self.nothing));
         if registration.mode == Mode::Sync {
-            let outcome = self.engine.run_now(start);
-            return Ok(all_results(&outcome).into());
+            start.may_wait = command.may_block();
+            return Ok(answer(command, self.engine.run_now(start), all_results));
         }
         if !command.may_block() {
             return Err(Error::CannotWaitHere);
@@ -98,6 +98,20 @@ impl Commands {
         start.waiter = Some(Box::new(move |outcome| client.answer(all_results(outcome))));
         self.engine.submit(start, lane(&registration));
         Ok(Answer::Done)
+    }
+}
+
+/// Answers the client of a function that ran at once, now or when it has ended in the background.
+pub fn answer(command: &Command<'_>, ran: RanNow, reply: fn(&Outcome) -> Reply) -> Answer {
+    match ran {
+        RanNow::Ended(outcome) => reply(&outcome).into(),
+        RanNow::Waits(execution) => {
+            let client = command.block();
+            execution.when_finished(Box::new(move |outcome| client.answer(reply(outcome))));
+            Answer::Done
+        }
+        // It ended in this moment, and was dropped with its outcome.
+        RanNow::Kept => Reply::error("ERR the execution was lost before it could reply").into(),
     }
 }
 

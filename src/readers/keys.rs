@@ -142,6 +142,7 @@ impl KeysWatch {
         let mut start = Start::of_registration(registration, event.db, source);
         start.link = link;
         if sync {
+            start.may_wait = self.hooks.may_wait(event.lock);
             let before = IN_SYNC.replace(true);
             self.engine.run_now(start);
             IN_SYNC.set(before);

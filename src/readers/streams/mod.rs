@@ -138,6 +138,19 @@ impl StreamWatch {
         }
     }
 
+    /// An execution has ended: the next one follows.
+    fn follow(self: &Arc<Self>, lock: Lock<'_>, watch: &Arc<Watch>, key: &[u8]) {
+        if watch.registration.mode != Mode::Sync {
+            self.go_on(lock, watch, key);
+            return;
+        }
+        let looping = |stream: &Stream| stream.looping;
+        // Where one runs after the other, the next one comes by itself; not so after one that went to the background.
+        if !watch.shared.lock().streams.get(key).is_some_and(looping) {
+            self.run_sync(lock, watch, key);
+        }
+    }
+
     /// Starts the next execution on a stream, if it is time.
     fn go_on(self: &Arc<Self>, lock: Lock<'_>, watch: &Arc<Watch>, key: &[u8]) {
         if let Some(start) = self.next(watch, key) {
@@ -149,15 +162,21 @@ impl StreamWatch {
 
     /// Runs what is to be run on a stream now, on this thread.
     fn run_sync(self: &Arc<Self>, lock: Lock<'_>, watch: &Arc<Watch>, key: &[u8]) {
-        if let Some(stream) = watch.shared.lock().streams.get_mut(key) {
-            stream.job = false;
-        }
+        let set_looping = |looping: bool| {
+            if let Some(stream) = watch.shared.lock().streams.get_mut(key) {
+                stream.job = false;
+                stream.looping = looping;
+            }
+        };
+        set_looping(true);
         for _ in 0..SYNC_RUNS {
             let Some(start) = self.next(watch, key) else {
+                set_looping(false);
                 return self.time_batch(lock, watch, key);
             };
             self.engine.run_now(start);
         }
+        set_looping(false);
         // A function that adds to its own stream must not keep the server for ever.
         self.later(Duration::ZERO, watch, key);
     }
@@ -193,8 +212,8 @@ impl StreamWatch {
             let taken = std::mem::take(&mut *taken.lock());
             with_lock(language.as_ref(), |lock| {
                 let goes_on = streams.ended(lock, &watch, &key, epoch, &taken, outcome);
-                if goes_on && watch.registration.mode != Mode::Sync {
-                    streams.go_on(lock, &watch, &key);
+                if goes_on {
+                    streams.follow(lock, &watch, &key);
                 }
             });
         }));

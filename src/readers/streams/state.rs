@@ -100,6 +100,8 @@ pub struct Stream {
     pub timed: bool,
     /// A job of a `sync` registration will look.
     pub job: bool,
+    /// A thread runs one `sync` execution after the other.
+    pub looping: bool,
     /// Everything up to here is finished.
     pub done: Option<EntryId>,
 }

@@ -1,0 +1,224 @@
+"""The event loop of coroutines: one thread, one loop for all sessions. Embedded into the module and imported as
+`pinion_loop`. Contract: python-api.md chapter 6.
+
+Each coroutine runs in a context of its own, which knows the session: tasks that it makes inherit that.
+"""
+
+import asyncio
+import contextvars
+from collections import deque
+
+import redisgears
+
+# The session object (redisgears.PyExecutionSession) of the code that runs, for threads that have none otherwise.
+session = contextvars.ContextVar('pinion_session', default=None)
+
+_AWAIT_IN_BLOCK = 'await is not allow inside atomic block'
+
+
+class GearsFuture(asyncio.Future):
+    """A future of the server's loop; may be set from any thread by setFutureResults and setFutureException."""
+
+    def __repr__(self):
+        return f'<GearsFuture {self._state.lower()}>'
+
+
+def _make_loop(kind):
+    if kind == 'uvloop':
+        try:
+            import uvloop
+            return uvloop.new_event_loop()
+        except ImportError:
+            redisgears.log('AsyncLoop is uvloop, but uvloop is not installed: asyncio is used', level='warning')
+    return asyncio.new_event_loop()
+
+
+loop = None
+_waiting = deque()
+_draining = False
+# What the loop's thread is doing: the session object of the coroutine that runs now.
+_running = None
+_alive = 0
+_beats = [0, 0]
+
+
+def prepare(kind):
+    """Makes the loop; `kind`: 'asyncio' or 'uvloop'."""
+    global loop
+    loop = _make_loop(kind)
+    loop.set_task_factory(_make_task)
+
+
+def run():
+    """The life of the loop's thread. Whatever escapes from a callback must not end it."""
+    asyncio.set_event_loop(loop)
+    while True:
+        try:
+            loop.run_forever()
+        except BaseException as error:
+            redisgears.log(f'the event loop goes on after {error!r}', level='warning')
+
+
+class _Driver:
+    """Runs a coroutine step by step: what it holds must not be held while it waits."""
+
+    def __init__(self, coroutine):
+        self.coroutine = coroutine
+
+    def __await__(self):
+        global _running
+        coroutine, value, error = self.coroutine, None, None
+        while True:
+            _running = session.get()
+            try:
+                if error is None:
+                    waited = coroutine.send(value)
+                else:
+                    raised, error = error, None
+                    waited = coroutine.throw(raised)
+            except StopIteration as end:
+                if redisgears.leaveAtomic():
+                    redisgears.log('a coroutine ended inside an atomic block: the block was ended', level='warning')
+                return end.value
+            except BaseException:
+                redisgears.leaveAtomic()
+                raise
+            finally:
+                _running = None
+            if redisgears.leaveAtomic():
+                error = Exception(_AWAIT_IN_BLOCK)
+                continue
+            try:
+                value = yield waited
+            except BaseException as thrown:
+                value, error = None, thrown
+
+
+async def _driven(coroutine):
+    return await _Driver(coroutine)
+
+
+def _make_task(loop, coroutine, **options):
+    return asyncio.Task(_driven(coroutine) if asyncio.iscoroutine(coroutine) else coroutine, loop=loop, **options)
+
+
+async def _complete(coroutine, continuation, hold):
+    global _alive
+    _alive += 1
+    try:
+        value = await coroutine
+    except BaseException as error:
+        continuation.failed(error)
+    else:
+        continuation.done(value)
+    finally:
+        _alive -= 1
+        if hold is not None:
+            hold.release()
+
+
+def start(coroutine, continuation, scope, hold=None, delay=0):
+    """Runs a coroutine on the loop in session `scope`, from any thread; `continuation` is told the end."""
+    global _draining
+    _waiting.append((coroutine, continuation, scope, hold, delay))
+    # What many threads start at one time is begun at one time: waking the loop costs a system call.
+    if not _draining:
+        _draining = True
+        loop.call_soon_threadsafe(_drain)
+
+
+def _drain():
+    global _draining
+    _draining = False
+    while _waiting:
+        coroutine, continuation, scope, hold, delay = _waiting.popleft()
+        context = contextvars.Context()
+        context.run(session.set, scope)
+        begin = (context.run, loop.create_task, _complete(coroutine, continuation, hold))
+        if delay > 0:
+            loop.call_later(delay, *begin)
+        else:
+            begin[0](*begin[1:])
+
+
+class _Bridge:
+    """Tells a future of `gearsFuture` how a coroutine ended, if there is one."""
+
+    def __init__(self, future):
+        self.future = future
+
+    def done(self, value):
+        if self.future is not None:
+            self.future.continueRun(value)
+
+    def failed(self, error):
+        if self.future is not None:
+            self.future.continueFailed(error)
+        else:
+            redisgears.log(f'a coroutine of runCoroutine failed: {error!r}', level='warning')
+
+
+def runCoroutine(cr, f=None, delay=0, s=None):
+    """Runs the coroutine `cr` after `delay` seconds (float) in session `s` (default: the caller's).
+
+    `f`, a future of `gearsFuture`, gets its value or its exception. A client that waits for the execution of the caller
+    waits for the coroutine too. Raises TypeError if `cr` is no coroutine.
+    """
+    if not asyncio.iscoroutine(cr):
+        raise TypeError(f'runCoroutine: a coroutine was expected, got {cr!r}')
+    start(cr, _Bridge(f), redisgears.getGearsSession() if s is None else s, redisgears.holdClient(), delay)
+
+
+def createFuture():
+    """A future that a coroutine can await, to be set by setFutureResults or setFutureException."""
+    return GearsFuture(loop=loop)
+
+
+def setFutureResults(f, value):
+    """Sets the value of a future from any thread. A second value is ignored."""
+    loop.call_soon_threadsafe(_set, f, 'set_result', value)
+
+
+def setFutureException(f, error):
+    """The same with an exception; anything else is wrapped into one."""
+    error = error if isinstance(error, Exception) else Exception(str(error))
+    loop.call_soon_threadsafe(_set, f, 'set_exception', error)
+
+
+def _set(future, method, value):
+    try:
+        if not future.done():
+            getattr(future, method)(value)
+    except Exception as error:
+        redisgears.log(f'a future could not be set: {error!r}', level='warning')
+
+
+class GearsSession:
+    """`with GearsSession(s):` makes `s` the session of this thread, and none afterwards."""
+
+    def __init__(self, s):
+        self.s = s
+
+    def __enter__(self):
+        redisgears.setGearsSession(self.s)
+        return self
+
+    def __exit__(self, *args):
+        redisgears.setGearsSession(None)
+
+
+def blocked():
+    """Called every second while coroutines are alive. The session object whose code holds the loop up, `True` if that is
+    nobody's known, `None` if the loop is well; `False` if no coroutine is alive any more."""
+    if _alive == 0 and not _waiting:
+        return False
+    late = _beats[0] - _beats[1] > 1
+    if not late:
+        _beats[0] += 1
+        loop.call_soon_threadsafe(_beat)
+        return None
+    return _running or True
+
+
+def _beat():
+    _beats[1] = _beats[0]

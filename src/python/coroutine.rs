@@ -1,0 +1,324 @@
+//! What a callback returns that has no value yet: a coroutine, or the future of `gearsFuture`. Contract:
+//! `python-api.md` 6.1 to 6.5.
+
+use std::{cell::RefCell, sync::Arc};
+
+use parking_lot::Mutex;
+use pyo3::{
+    prelude::*,
+    sync::PyOnceLock,
+    types::{PyTuple, PyType},
+};
+
+use super::{
+    convert::object_record,
+    current::{self, GearsSession},
+    errors, watchdog,
+};
+use crate::{
+    engine::{
+        language::{Awaitable, Completion},
+        scope::Scope,
+    },
+    redis::api,
+};
+
+const NOT_ALLOWED: &str = "Creating async record is not allowed";
+const LOST: &str = "Async record did not called continue";
+
+/// Whether the step whose callback runs can wait for something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waits {
+    /// If its execution may go to the background.
+    Yes,
+    /// Never; the text for a coroutine.
+    No(&'static str),
+}
+
+struct Step {
+    waits: Waits,
+    /// The future that the callback made.
+    future: Option<Py<Future>>,
+}
+
+thread_local! {
+    static STEP: RefCell<Option<Step>> = const { RefCell::new(None) };
+}
+
+/// The time of one callback.
+pub struct Calling(Option<Step>);
+
+impl Calling {
+    pub fn enter(waits: Waits) -> Self {
+        Self(STEP.replace(Some(Step { waits, future: None })))
+    }
+
+    /// The future that the callback made, if it did.
+    fn leave(mut self) -> Option<Py<Future>> {
+        let ended = STEP.replace(self.0.take());
+        std::mem::forget(self);
+        ended.and_then(|step| step.future)
+    }
+
+    /// What the callback's value is to wait for, if it is something to wait for.
+    ///
+    /// # Errors
+    /// Nothing can wait here.
+    pub fn awaitable(
+        self,
+        waits: Waits,
+        returned: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<Box<dyn Awaitable>>> {
+        static COROUTINE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+        let py = returned.py();
+        let future = self.leave();
+        if let Some(future) = future {
+            if returned.is(future.bind(py)) {
+                return Ok(Some(Box::new(Returned(future))));
+            }
+            api::log_warning("an api violation: a future of gearsFuture was made and not returned");
+        }
+        let coroutine = COROUTINE.import(py, "types", "CoroutineType")?;
+        if !returned.get_type().is(coroutine) {
+            return Ok(None);
+        }
+        let refused = match waits {
+            Waits::No(text) => Some(text),
+            Waits::Yes if !may_wait() => Some(NOT_ALLOWED),
+            Waits::Yes => None,
+        };
+        if let Some(text) = refused {
+            returned.call_method0("close")?;
+            return Err(errors::gears_error(text));
+        }
+        let scope = Scope::current();
+        Ok(Some(Box::new(Coroutine {
+            coroutine: Some(returned.clone().unbind()),
+            scope,
+        })))
+    }
+}
+
+impl Drop for Calling {
+    fn drop(&mut self) {
+        STEP.set(self.0.take());
+    }
+}
+
+fn may_wait() -> bool {
+    let scope = Scope::current();
+    let execution = scope.as_ref().and_then(|scope| scope.execution.as_ref());
+    execution.is_some_and(|execution| execution.may_wait)
+}
+
+/// `isAsyncAllow()`: true where a coroutine may be returned, and in coroutines.
+pub fn is_async_allowed(py: Python<'_>) -> bool {
+    let in_step = STEP.with_borrow(|step| step.as_ref().is_some_and(|step| step.waits == Waits::Yes));
+    (in_step && may_wait()) || current::is_in_coroutine(py)
+}
+
+/// A coroutine that a step returned.
+struct Coroutine {
+    coroutine: Option<Py<PyAny>>,
+    scope: Option<Arc<Scope>>,
+}
+
+impl Awaitable for Coroutine {
+    fn start(mut self: Box<Self>, completion: Completion) {
+        Python::attach(|py| {
+            let continuation = Continuation(Mutex::new(Some(completion)));
+            let started = Bound::new(py, continuation).and_then(|continuation| {
+                let session = self.scope.take().map(GearsSession::new);
+                let arguments = (self.coroutine.take(), continuation, session);
+                loop_module(py)?.call_method1("start", arguments)
+            });
+            if let Err(error) = started {
+                // The continuation was dropped, which told the execution.
+                api::log_warning(&format!("a coroutine could not be started: {error}"));
+            }
+        });
+        watchdog::watch();
+    }
+}
+
+impl Drop for Coroutine {
+    fn drop(&mut self) {
+        if let Some(coroutine) = self.coroutine.take() {
+            // Nobody awaits it: Python would warn.
+            Python::attach(|py| drop(coroutine.call_method0(py, "close")));
+        }
+    }
+}
+
+/// The module of the event loop.
+pub fn loop_module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
+    PyModule::import(py, "pinion_loop")
+}
+
+/// Told the end of a coroutine by the loop.
+#[pyclass(frozen, module = "redisgears")]
+struct Continuation(Mutex<Option<Completion>>);
+
+impl Continuation {
+    fn take(&self) -> Option<Completion> {
+        self.0.lock().take()
+    }
+}
+
+#[pymethods]
+impl Continuation {
+    fn done(&self, value: Bound<'_, PyAny>) {
+        if let Some(completion) = self.take() {
+            completion(Ok(object_record(value)));
+        }
+    }
+
+    fn failed(&self, error: &Bound<'_, PyAny>) {
+        if let Some(completion) = self.take() {
+            completion(Err(errors::shown(error)));
+        }
+    }
+}
+
+impl Drop for Continuation {
+    fn drop(&mut self) {
+        if let Some(completion) = self.take() {
+            completion(Err(LOST.into()));
+        }
+    }
+}
+
+/// The future of `gearsFuture`: whoever has it continues the record.
+#[pyclass(frozen, name = "PyFuture", module = "redisgears")]
+pub struct Future(Mutex<FutureState>);
+
+enum FutureState {
+    /// Not returned yet.
+    Made,
+    /// Failed before it was returned.
+    Failed(String),
+    Awaited(Completion),
+    Continued,
+}
+
+#[pymethods]
+impl Future {
+    /// The record goes on with `value`.
+    ///
+    /// # Errors
+    /// `gears.error`: not exactly one argument, not returned yet, continued already.
+    #[pyo3(name = "continueRun", signature = (*args))]
+    fn continue_run(&self, args: &Bound<'_, PyTuple>) -> PyResult<()> {
+        let value = only(args)?;
+        let mut state = self.0.lock();
+        match std::mem::replace(&mut *state, FutureState::Continued) {
+            FutureState::Awaited(completion) => {
+                drop(state);
+                completion(Ok(object_record(value)));
+                Ok(())
+            }
+            made @ FutureState::Made => {
+                *state = made;
+                Err(errors::gears_error(
+                    "Can not handle future untill it returned from the callback",
+                ))
+            }
+            other => {
+                *state = other;
+                Err(errors::gears_error("Can not continue with the same future twice"))
+            }
+        }
+    }
+
+    /// The record becomes an error with the text of `error`.
+    ///
+    /// # Errors
+    /// `gears.error`: not exactly one argument, continued already.
+    #[pyo3(name = "continueFailed", signature = (*args))]
+    fn continue_failed(&self, args: &Bound<'_, PyTuple>) -> PyResult<()> {
+        let text = errors::shown(&only(args)?);
+        let mut state = self.0.lock();
+        match std::mem::replace(&mut *state, FutureState::Continued) {
+            FutureState::Awaited(completion) => {
+                drop(state);
+                completion(Err(text));
+                Ok(())
+            }
+            FutureState::Made => {
+                *state = FutureState::Failed(text);
+                Ok(())
+            }
+            other => {
+                *state = other;
+                Err(errors::gears_error("Can not continue with the same future twice"))
+            }
+        }
+    }
+}
+
+impl Drop for Future {
+    fn drop(&mut self) {
+        if let FutureState::Awaited(completion) = std::mem::replace(self.0.get_mut(), FutureState::Continued)
+        {
+            completion(Err(LOST.into()));
+        }
+    }
+}
+
+fn only<'py>(args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+    if args.len() == 1 {
+        args.get_item(0)
+    } else {
+        Err(errors::gears_error("Continue function expect an object"))
+    }
+}
+
+/// A future that its callback returned.
+struct Returned(Py<Future>);
+
+impl Awaitable for Returned {
+    fn start(self: Box<Self>, completion: Completion) {
+        let mut state = self.0.get().0.lock();
+        match std::mem::replace(&mut *state, FutureState::Continued) {
+            FutureState::Failed(text) => {
+                drop(state);
+                completion(Err(text));
+            }
+            _ => *state = FutureState::Awaited(completion),
+        }
+    }
+}
+
+/// `gearsFuture()`: a future to be returned by the callback that makes it.
+///
+/// # Errors
+/// `gears.error`: an argument, no step runs, the step cannot wait, the second one in one call.
+pub fn make_future<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, Future>> {
+    if !args.is_empty() {
+        return Err(errors::gears_error("Future gets no arguments"));
+    }
+    let (waits, made) = STEP
+        .with_borrow(|step| step.as_ref().map(|step| (step.waits, step.future.is_some())))
+        .ok_or_else(|| {
+            errors::gears_error("Future object can only be created inside certain execution steps")
+        })?;
+    if made {
+        return Err(errors::gears_error(
+            "Can not create async record twice on the same step",
+        ));
+    }
+    if waits != Waits::Yes {
+        return Err(errors::gears_error("Step does not support async"));
+    }
+    if !may_wait() {
+        return Err(errors::gears_error(NOT_ALLOWED));
+    }
+    let future = Bound::new(py, Future(Mutex::new(FutureState::Made)))?;
+    let kept = future.clone().unbind();
+    STEP.with_borrow_mut(|step| {
+        if let Some(step) = step {
+            step.future = Some(kept);
+        }
+    });
+    Ok(future)
+}

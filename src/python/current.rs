@@ -1,0 +1,133 @@
+//! Which session the running code belongs to: that of the callback on this thread, else that of the coroutine, else the
+//! one that the thread was given (`python-api.md` 2.10, 6.6).
+
+use std::{cell::Cell, sync::Arc};
+
+use parking_lot::Mutex;
+use pyo3::{ffi, prelude::*, sync::PyOnceLock, types::PyTuple};
+
+use super::{coroutine::loop_module, errors};
+use crate::engine::{link::Hold, scope::Scope};
+
+thread_local! {
+    /// This thread runs the event loop.
+    static IS_LOOP: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Marks this thread as the one of the event loop.
+pub fn mark_loop_thread() {
+    IS_LOOP.set(true);
+}
+
+/// The session of the running code, with its command.
+pub fn scope() -> Option<Arc<Scope>> {
+    Scope::current().or_else(|| Python::attach(|py| Some(Arc::clone(&of_context(py)?.get().0))))
+}
+
+/// True in a coroutine of a session.
+pub fn is_in_coroutine(py: Python<'_>) -> bool {
+    IS_LOOP.get() && of_context(py).is_some()
+}
+
+/// What the context of the running coroutine or thread says.
+fn of_context(py: Python<'_>) -> Option<Bound<'_, GearsSession>> {
+    static SESSION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let variable = SESSION
+        .get_or_try_init(py, || {
+            Ok::<_, PyErr>(loop_module(py)?.getattr("session")?.unbind())
+        })
+        .ok()?;
+    let mut value = std::ptr::null_mut();
+    // SAFETY: attached; the variable is a ContextVar; a value is a new reference.
+    let value = unsafe {
+        if ffi::PyContextVar_Get(variable.as_ptr(), std::ptr::null_mut(), &raw mut value) != 0 {
+            drop(PyErr::take(py));
+            return None;
+        }
+        Bound::from_owned_ptr_or_opt(py, value)?
+    };
+    value.cast_into::<GearsSession>().ok()
+}
+
+/// A session as scripts hold it. Opaque.
+#[pyclass(frozen, name = "PyExecutionSession", module = "redisgears")]
+pub struct GearsSession(Arc<Scope>);
+
+impl GearsSession {
+    pub fn new(scope: Arc<Scope>) -> Self {
+        Self(scope)
+    }
+}
+
+#[pymethods]
+impl GearsSession {
+    fn __repr__(&self) -> &'static str {
+        "PyExecutionSession"
+    }
+}
+
+/// `getGearsSession()`: the session of the running code, or `None`.
+pub fn session() -> Option<GearsSession> {
+    scope().map(GearsSession)
+}
+
+/// `setGearsSession(s)`: makes `s` the session of this thread, `None` removes it.
+///
+/// # Errors
+/// `gears.error`: not exactly one argument, or no session.
+pub fn set_session(py: Python<'_>, args: &Bound<'_, PyTuple>) -> PyResult<()> {
+    if args.len() != 1 {
+        return Err(errors::gears_error(
+            "Wrong number of args given to setGearsSession",
+        ));
+    }
+    let session = args.get_item(0)?;
+    let scope = if session.is_none() {
+        None
+    } else {
+        let session = session
+            .cast::<GearsSession>()
+            .map_err(|_| errors::gears_error("Given object is not of type GearsSession"))?;
+        Some(Arc::clone(&session.get().0))
+    };
+    if Scope::current().is_some() {
+        Scope::replace_current(scope);
+        return Ok(());
+    }
+    loop_module(py)?
+        .getattr("session")?
+        .call_method1("set", (session,))
+        .map(drop)
+}
+
+/// What keeps the client of a linked command waiting while a coroutine runs.
+#[pyclass(frozen, module = "redisgears")]
+pub struct ClientHold(Mutex<Option<Hold>>);
+
+#[pymethods]
+impl ClientHold {
+    fn release(&self) {
+        let hold = self.0.lock().take();
+        drop(hold);
+    }
+}
+
+/// A hold on the client that waits for the execution of the running code, if there is one.
+pub fn hold_client() -> Option<ClientHold> {
+    let scope = scope()?;
+    let link = scope.execution.as_ref()?.link.as_ref()?;
+    Some(ClientHold(Mutex::new(Some(link.hold_open()?))))
+}
+
+/// The session's name, or what it was registered for, for the log.
+pub fn description(session: &Bound<'_, PyAny>) -> Option<String> {
+    let scope = Arc::clone(&session.cast::<GearsSession>().ok()?.get().0);
+    let registration = scope
+        .execution
+        .as_ref()
+        .and_then(|execution| execution.registration.as_ref());
+    Some(match registration {
+        Some(registration) => format!("registration {} of session {}", registration.id, scope.session.id),
+        None => format!("session {}", scope.session.id),
+    })
+}

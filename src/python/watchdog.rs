@@ -1,0 +1,57 @@
+//! Says in the log whose code holds the event loop up. Looks once a second while coroutines are alive.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use pyo3::prelude::*;
+
+use super::{RUNTIME, coroutine::loop_module, current};
+use crate::redis::api;
+
+const INTERVAL: Duration = Duration::from_secs(1);
+
+static WATCHING: AtomicBool = AtomicBool::new(false);
+/// The present standstill was logged.
+static LOGGED: AtomicBool = AtomicBool::new(false);
+
+/// A coroutine was started: looks until none is alive.
+pub fn watch() {
+    if !WATCHING.swap(true, Ordering::AcqRel) {
+        look_later();
+    }
+}
+
+fn look_later() {
+    if let Some(runtime) = RUNTIME.get() {
+        runtime.engine.timers.after(INTERVAL, |_| look());
+    }
+}
+
+fn look() {
+    let goes_on = Python::attach(|py| {
+        let Ok(blocked) = loop_module(py).and_then(|module| module.call_method0("blocked")) else {
+            return false;
+        };
+        if blocked.is_none() {
+            LOGGED.store(false, Ordering::Relaxed);
+            return true;
+        }
+        if blocked.extract::<bool>().is_ok_and(|alive| !alive) {
+            return false;
+        }
+        if !LOGGED.swap(true, Ordering::Relaxed) {
+            let whose = current::description(&blocked).unwrap_or_else(|| "unknown code".into());
+            api::log_warning(&format!(
+                "the event loop has been blocked for more than a second by {whose}: all coroutines wait"
+            ));
+        }
+        true
+    });
+    if goes_on {
+        look_later();
+        return;
+    }
+    WATCHING.store(false, Ordering::Release);
+}
