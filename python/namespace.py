@@ -29,6 +29,7 @@ from pinion_builder import GearsBuilder
 from pinion_loop import GearsFuture, GearsSession, createFuture, loop, runCoroutine, setFutureException, setFutureResults
 from redisgears import PyFlatExecution, gearsConfigGet, gearsCtx, getGearsSession, isAsyncAllow, isInAtomicBlock, log
 from redisgears import registerGearsThread, setGearsSession
+from redisgears import registerTimeEvent as registerTE
 from redisgears import atomicCtx as atomic
 from redisgears import callNext as call_next
 from redisgears import config_get as configGet

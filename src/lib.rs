@@ -23,7 +23,7 @@ use crate::{
     error::Error,
     hooks::{Hooks, Inner},
     python::{CPython, Runtime, interpreter},
-    readers::{command::Commands, keys::KeysWatch, streams::StreamWatch},
+    readers::{command::Commands, keys::KeysWatch, streams::StreamWatch, time_events},
     redis::{
         api::{self, Features},
         command::{self, Answer, Command, Definition},
@@ -182,6 +182,10 @@ commands! {
     inner_read c"RG.INNERREAD" c"readonly getkeys-api" c"read"
         "" c"Internal: stands in front of a command that functions are linked to."
         => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::Read);
+    inner_time_event c"RG.INNERTIMEEVENT" c"write" c"write admin dangerous"
+        "<key> <period> <session id> <image>"
+        c"Internal: makes a time event, in files and on replicas."
+        => |_, command| time_events::inner_time_event(command);
     inner_write c"RG.INNERWRITE" c"write getkeys-api" c"write"
         "" c"Internal: stands in front of a command that functions are linked to."
         => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::Write);
@@ -308,6 +312,8 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
         commands: Arc::clone(&commands),
         streams: Arc::clone(&streams),
     });
+    time_events::connect(&engine);
+    loading.create_type(time_events::load)?;
     python::start_loop().map_err(|error| format!("could not start the event loop's thread: {error}"))?;
     for command in COMMANDS {
         loading.create(*command, features)?;

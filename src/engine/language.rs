@@ -2,6 +2,8 @@
 //!
 //! "Attached" means that this thread may touch objects of the language. A thread that waits for anything is detached.
 
+use std::sync::Arc;
+
 use super::{
     execution::Source,
     record::{Record, Value},
@@ -50,6 +52,12 @@ pub trait Language: Send + Sync {
     /// # Errors
     /// The text of the error that the conversion raised.
     fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure>;
+
+    /// Makes a function of its image.
+    ///
+    /// # Errors
+    /// The text of the error that loading raised, e.g. a module that is not there.
+    fn load(&self, image: &[u8]) -> Result<Arc<dyn Function>, Failure>;
 
     /// The elements of a record that is a list, else the record itself.
     fn parts(&self, record: Record) -> Vec<Record>;
@@ -112,6 +120,12 @@ pub fn with_lock<R>(language: &dyn Language, work: impl FnOnce(Lock<'_>) -> R) -
 pub trait Function: Send + Sync {
     /// The name for error texts.
     fn name(&self) -> String;
+
+    /// What [`Language::load`] makes the function of again, in another process.
+    ///
+    /// # Errors
+    /// It holds something that cannot travel.
+    fn image(&self) -> Result<Vec<u8>, Failure>;
 
     /// The language's description of the function, for RG.GETEXECUTION.
     fn describe(&self) -> String;

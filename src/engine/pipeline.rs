@@ -506,6 +506,9 @@ mod tests {
         fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure> {
             Ok(number(record).to_string().into())
         }
+        fn load(&self, _image: &[u8]) -> Result<Arc<dyn Function>, Failure> {
+            Ok(Arc::new(Arithmetic))
+        }
         fn parts(&self, record: Record) -> Vec<Record> {
             vec![record]
         }
@@ -553,6 +556,9 @@ mod tests {
         }
         fn describe(&self) -> String {
             self.name()
+        }
+        fn image(&self) -> Result<Vec<u8>, Failure> {
+            Ok(Vec::new())
         }
         fn map(&self, record: Record) -> Result<Called<Record>, Failure> {
             match number(&record) {

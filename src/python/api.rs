@@ -2,16 +2,18 @@
 //!
 //! All of them take positional arguments only, except `log`. Called attached, on any thread.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use pyo3::{
     exceptions::PyTypeError,
     prelude::*,
-    types::{PyDict, PyString, PyTuple},
+    types::{PyDict, PyInt, PyString, PyTuple},
 };
 
 use super::{
-    atomic, convert,
+    atomic,
+    callback::{Callback, Code},
+    convert,
     coroutine::{self, Future},
     current::{self, ClientHold, GearsSession},
     errors, runtime,
@@ -19,6 +21,7 @@ use super::{
 use crate::{
     engine::{execution::Next, link::Link, scope::Scope},
     error::Error,
+    readers::time_events,
     redis::{
         api::{self, Level},
         call, lock,
@@ -38,7 +41,7 @@ pub mod redisgears {
     use super::{
         call_next, config_get, execute, flat_error, gears_config_get, gears_future, get_command,
         get_gears_session, hashtag, hold_client, is_async_allow, is_in_atomic_block, leave_atomic, log,
-        override_reply, register_gears_thread, set_gears_session,
+        override_reply, register_gears_thread, register_time_event, set_gears_session,
     };
     #[pymodule_export]
     use crate::python::{atomic::Atomic, builder::Builder, coroutine::Future, current::GearsSession};
@@ -267,6 +270,42 @@ fn get_gears_session(_args: &Bound<'_, PyTuple>) -> Option<GearsSession> {
 #[pyo3(signature = (*args))]
 fn set_gears_session(py: Python<'_>, args: &Bound<'_, PyTuple>) -> PyResult<()> {
     current::set_session(py, args)
+}
+
+/// `registerTimeEvent(seconds, callback[, key])`: calls `callback()` every so many seconds. With a `key` (str) as long as
+/// that key exists. Returns `False` if it exists already.
+///
+/// # Errors
+/// `gears.error`: a wrong argument, a thread without a session, a function that cannot be kept.
+#[pyfunction(name = "registerTimeEvent")]
+#[pyo3(signature = (*args))]
+fn register_time_event(py: Python<'_>, args: &Bound<'_, PyTuple>) -> PyResult<bool> {
+    if !(2..=3).contains(&args.len()) {
+        return Err(errors::gears_error("not enough arguments for time event"));
+    }
+    let callback = args.get_item(1)?;
+    if !callback.is_callable() {
+        return Err(errors::gears_error("callback must be a function"));
+    }
+    let seconds = args.get_item(0)?;
+    let seconds = seconds
+        .cast::<PyInt>()
+        .map_err(|_| errors::gears_error("time argument must be a long"))?;
+    let seconds = seconds
+        .extract()
+        .ok()
+        .filter(|&seconds: &u32| seconds > 0)
+        .ok_or_else(|| errors::gears_error("time argument must be a positive number of seconds"))?;
+    let scope = current::scope()
+        .ok_or_else(|| errors::gears_error("can not create time event on a python created thread"))?;
+    // Anything else than a text is ignored, as in 1.2.
+    let key = args
+        .get_item(2)
+        .ok()
+        .and_then(|key| Some(key.cast::<PyString>().ok()?.to_str().ok()?.as_bytes().to_vec()));
+    let function = Arc::new(Callback::new(py, Code::new(callback)));
+    let period = Duration::from_secs(seconds.into());
+    time_events::start(&runtime()?.engine, &scope.session, period, function, key).map_err(errors::gears_error)
 }
 
 /// `registerGearsThread()`: announces a thread of the user's. Every thread may call the API without it.

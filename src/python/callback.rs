@@ -11,7 +11,7 @@ use super::{
     atomic,
     convert::{self, Surrogates, object_record, record_object},
     coroutine::{Calling, Waits},
-    errors, profile,
+    errors, image, profile,
 };
 use crate::engine::{
     execution::{Reading, Source},
@@ -67,10 +67,6 @@ impl Callback {
         }
     }
 
-    pub fn code(&self) -> &Code {
-        &self.code
-    }
-
     /// Does `work` attached; what it raises becomes an error string.
     fn call<R>(&self, work: impl FnOnce(Python<'_>) -> PyResult<R>) -> Result<R, Failure> {
         Python::attach(|py| work(py).map_err(|error| errors::text_of_callback(py, &error)))
@@ -120,6 +116,18 @@ impl Callback {
 impl Function for Callback {
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn image(&self) -> Result<Vec<u8>, Failure> {
+        Python::attach(|py| {
+            image::dump(py, &self.code).map_err(|error| {
+                format!(
+                    "Error occured when serialized a python callback, callback={} error={}",
+                    self.name,
+                    errors::text(py, &error)
+                )
+            })
+        })
     }
 
     fn describe(&self) -> String {

@@ -1,6 +1,6 @@
 //! [`CPython`]: the engine's view of the interpreter.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use pyo3::{
     prelude::*,
@@ -9,12 +9,12 @@ use pyo3::{
 
 use super::{
     convert::{Surrogates, group_key, object_of, object_record, object_reply, parts, record_object, utf8},
-    errors,
+    errors, image,
     interrupt::{self, Interruptible},
 };
 use crate::{
     engine::{
-        language::{Distinct, Failure, Language},
+        language::{Distinct, Failure, Function, Language},
         record::{Record, Value},
         stop::Stop,
     },
@@ -99,6 +99,10 @@ impl Language for CPython {
                 key.map_err(|error| errors::text_of_callback(py, &error))
             }),
         }
+    }
+
+    fn load(&self, image: &[u8]) -> Result<Arc<dyn Function>, Failure> {
+        image::load(image)
     }
 
     fn parts(&self, record: Record) -> Vec<Record> {

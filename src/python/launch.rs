@@ -281,7 +281,7 @@ pub fn listen(
     language::with_lock(engine.language.as_ref(), |lock| trigger.check(lock, peers))?;
     let (plan, callbacks) = plan(py, builder, implicit);
     for callback in callbacks.iter().chain(&on_registered) {
-        check_serializable(py, callback)?;
+        check_serializable(callback)?;
     }
     let registration = Arc::new(Registration {
         id: engine.registry.next_registration_id(),
@@ -336,17 +336,6 @@ fn scope(otherwise: &str) -> PyResult<Arc<Scope>> {
 }
 
 /// A registration must be able to travel: to a file, a replica, another shard.
-fn check_serializable(py: Python<'_>, callback: &Callback) -> PyResult<()> {
-    let dumps = PyModule::import(py, "cloudpickle")?.getattr("dumps")?;
-    let code = callback.code();
-    dumps
-        .call1(((&code.callable, &code.zero),))
-        .map(drop)
-        .map_err(|error| {
-            errors::gears_error(format!(
-                "Error occured when serialized a python callback, callback={} error={}",
-                callback.name(),
-                errors::text(py, &error)
-            ))
-        })
+fn check_serializable(callback: &Callback) -> PyResult<()> {
+    callback.image().map(drop).map_err(errors::gears_error)
 }

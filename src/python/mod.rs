@@ -11,6 +11,7 @@ mod convert;
 mod coroutine;
 mod current;
 mod errors;
+mod image;
 pub mod interpreter;
 mod interrupt;
 mod kept;

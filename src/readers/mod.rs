@@ -8,6 +8,7 @@ pub mod keys_only;
 pub mod keys_scan;
 pub mod prefix;
 pub mod streams;
+pub mod time_events;
 
 /// The readers by their names in scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -64,6 +64,12 @@ impl<'a> Command<'a> {
         self.flags() & denied == 0
     }
 
+    /// True for a command that an AOF file or this server's master holds.
+    pub fn comes_from_the_data(&self) -> bool {
+        let data = raw::REDISMODULE_CTX_FLAGS_LOADING | raw::REDISMODULE_CTX_FLAGS_REPLICATED;
+        self.flags() & data != 0
+    }
+
     /// True between MULTI and EXEC.
     pub fn is_in_transaction(&self) -> bool {
         self.flags() & raw::REDISMODULE_CTX_FLAGS_MULTI != 0

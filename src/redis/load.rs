@@ -11,6 +11,7 @@ use redis_module::raw;
 use super::{
     api::{self, Features},
     command::Definition,
+    datatype,
     events::{self, ServerFunction},
     info, key,
     lock::{self, Entered, Lock},
@@ -46,6 +47,15 @@ impl<'a> Loading<'a> {
         }
         // SAFETY: the context is that of `RedisModule_OnLoad`.
         unsafe { options::register(self.ctx, options) }
+    }
+
+    /// Registers the module's type of keys.
+    ///
+    /// # Errors
+    /// The server refused it.
+    pub fn create_type(&self, load: datatype::Load) -> Result<(), String> {
+        // SAFETY: the context is that of `RedisModule_OnLoad`.
+        unsafe { datatype::create(self.ctx, load) }
     }
 
     /// Registers a command.

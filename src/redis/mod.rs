@@ -12,6 +12,7 @@ pub mod alloc;
 pub mod call;
 pub mod client;
 pub mod command;
+pub mod datatype;
 pub mod events;
 pub mod filter;
 pub mod guarded;
