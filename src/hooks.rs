@@ -176,6 +176,7 @@ impl Hooks {
     ) -> Result<Vec<CommandSpec>, Error> {
         let mut found = Vec::new();
         for name in names {
+            let _bypass = self.bypass(lock);
             let spec = look_up(lock, self.features, name, pattern)?;
             if !found.iter().any(|known: &CommandSpec| known.name == spec.name) {
                 found.push(spec);
@@ -241,6 +242,7 @@ impl Hooks {
         name: &str,
         for_some_keys: bool,
     ) -> Result<CommandSpec, Error> {
+        let _bypass = self.bypass(lock);
         table::look_up_hook(lock, self.features, name, for_some_keys)
     }
 
@@ -445,12 +447,16 @@ impl Hooks {
     }
 }
 
-/// Functions stand in the place of commands also on a replica, for its own clients; what comes from its master are
-/// writes, which are left alone. Nowhere while data are loaded.
+/// Functions stand in the place of commands also on a replica, for its own clients; what comes from its master is left
+/// alone. That are writes, and commands about the connection: where the server does not tell who sent a command, those
+/// without a key are left alone too. Nowhere while data are loaded.
 fn applies_hooks(engine: &Engine, entry: &Entry) -> bool {
-    !entry.hooks.is_empty()
-        && !engine.is_loading()
-        && (engine.is_serving() || entry.spec.inner == Inner::Read)
+    if entry.hooks.is_empty() || engine.is_loading() {
+        return false;
+    }
+    let reads =
+        entry.spec.inner == Inner::Read && (entry.spec.has_keys() || engine.features.filter_client_id);
+    engine.is_serving() || reads
 }
 
 /// Ends [`Hooks::bypass`] if no command came.

@@ -50,6 +50,9 @@ pub struct Spread {
     pub max_us: u64,
 }
 
+/// Longer durations count as that long: a day.
+const LONGEST_US: u64 = 24 * 3600 * 1_000_000;
+
 /// The distribution behind a [`Spread`]; takes no memory before the first value.
 #[derive(Default)]
 struct Durations(Option<Histogram<u64>>);
@@ -57,8 +60,8 @@ struct Durations(Option<Histogram<u64>>);
 impl Durations {
     fn record(&mut self, duration: Duration) {
         if self.0.is_none() {
-            // Two digits are a valid precision; without a histogram nothing is recorded.
-            self.0 = Histogram::new(2).ok();
+            // Valid bounds and a valid precision; without a histogram nothing is recorded.
+            self.0 = Histogram::new_with_bounds(1, LONGEST_US, 2).ok();
         }
         if let Some(histogram) = &mut self.0 {
             histogram.saturating_record(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
@@ -119,7 +122,8 @@ impl RunStats {
         state.counts.triggered += 1;
         state.counts.aborted += 1;
         drop(state);
-        let second = now.as_secs();
+        // 0 stands for "never".
+        let second = now.as_secs() + 1;
         self.logged_second.swap(second, Ordering::Relaxed) != second
     }
 
@@ -232,8 +236,8 @@ mod tests {
         let stats = RunStats::default();
         stats.triggered();
         stats.triggered();
-        stats.ended(Ending::Success, Duration::from_micros(250));
-        assert_eq!(stats.spreads().0.max_us / 10, 25);
+        stats.ended(Ending::Success, Duration::from_millis(25));
+        assert_eq!(stats.spreads().0.max_us / 1000, 25);
         stats.clear();
         let counts = stats.snapshot();
         assert_eq!((counts.triggered, counts.succeeded), (1, 0));
@@ -244,7 +248,7 @@ mod tests {
     fn dropped_events_are_logged_once_per_second() {
         let stats = RunStats::default();
         let at = |ms| stats.dropped(Duration::from_millis(ms));
-        assert_eq!([at(5000), at(5900), at(6000)], [true, false, true]);
+        assert_eq!([at(0), at(900), at(6000)], [true, false, true]);
         assert_eq!(stats.snapshot().aborted, 3);
     }
 }

@@ -432,6 +432,10 @@ impl Engine {
             drop(execution.release());
         }
         self.registry.drop_finished();
+        for registration in self.registry.registrations() {
+            registration.stats.clear();
+            registration.trigger.clear_figures();
+        }
     }
 }
 

@@ -45,6 +45,11 @@ pub struct CommandSpec {
 }
 
 impl CommandSpec {
+    /// True if its keys stand at known places.
+    pub(super) fn has_keys(&self) -> bool {
+        self.first > 0
+    }
+
     /// The positions of the keys in a command of `len` words.
     pub(super) fn key_positions(&self, len: usize) -> impl Iterator<Item = usize> + use<> {
         let last = if self.last < 0 {

@@ -1,14 +1,26 @@
 //! The allocator: the server's own, so that `INFO memory` and `maxmemory` see what the module holds.
 //!
-//! The server aligns to 16 bytes; stricter layouts (cache-padded queues) are aligned here.
+//! Servers are built with an allocator that aligns to 8 bytes: blocks whose size is a multiple of 16 are aligned to 16,
+//! others are not. Stricter layouts (cache-padded queues) are aligned here.
 //! Outside a server (unit tests) the system allocator serves.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
 use redis_module::raw;
 
-/// What `malloc` of every supported server guarantees.
+/// The strictest alignment that the server's allocator can be made to give.
 const NATURAL_ALIGN: usize = 16;
+/// What it gives for any size.
+const ANY_SIZE_ALIGN: usize = 8;
+
+/// A size for which the server's allocator aligns as `layout` asks, at most to [`NATURAL_ALIGN`].
+fn aligned_size(layout: Layout, size: usize) -> usize {
+    if layout.align() <= ANY_SIZE_ALIGN {
+        size
+    } else {
+        size.next_multiple_of(NATURAL_ALIGN)
+    }
+}
 
 /// Allocates through `RedisModule_Alloc` where there is a server.
 pub struct ServerAlloc;
@@ -25,7 +37,7 @@ unsafe impl GlobalAlloc for ServerAlloc {
                 return System.alloc(layout);
             };
             if layout.align() <= NATURAL_ALIGN {
-                return alloc(layout.size()).cast();
+                return alloc(aligned_size(layout, layout.size())).cast();
             }
             // Room to shift by up to `align` bytes; the word before the block remembers the start.
             let start = alloc(layout.size() + layout.align() + size_of::<usize>()).cast::<u8>();
@@ -54,7 +66,9 @@ unsafe impl GlobalAlloc for ServerAlloc {
         // SAFETY: the caller's contract is that of the trait; the new layout has the same alignment.
         unsafe {
             match raw::RedisModule_Realloc {
-                Some(realloc) if layout.align() <= NATURAL_ALIGN => realloc(block.cast(), size).cast(),
+                Some(realloc) if layout.align() <= NATURAL_ALIGN => {
+                    realloc(block.cast(), aligned_size(layout, size)).cast()
+                }
                 Some(_) => {
                     let moved = self.alloc(Layout::from_size_align_unchecked(size, layout.align()));
                     std::ptr::copy_nonoverlapping(block, moved, layout.size().min(size));
