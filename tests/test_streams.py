@@ -1,0 +1,357 @@
+"""StreamReader registrations: batches, positions, policies, pauses, restarts, replicas.
+
+Spec: readers-and-events.md 6, commands.md 1.12; several registrations on one stream and failed entries:
+spec/README.md.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+
+from helpers import Server, wait_until
+from probes import error_of, raised
+
+GROUP = "__gears_consumer_group__"
+
+
+def put(server: Server, steps: str = "", **options: Any) -> str:
+    """Registers a function that notes `key id n` of each entry in the list `seen`; returns the registration's id."""
+    given = "".join(f", {name}={value!r}" for name, value in options.items())
+    note = "lambda r: execute('RPUSH', 'seen', r['key'] + ' ' + r['id'] + ' ' + r['value'].get('n', ''))"
+    server.run(f"GB('StreamReader'){steps}.foreach({note}).register({given.lstrip(', ')})")
+    return server.registrations()[-1]["id"]
+
+
+def seen(server: Server) -> list[str]:
+    """The values `n` of the entries that were processed, in order."""
+    return [line.split(" ")[2] for line in server.client().lrange("seen", 0, -1)]
+
+
+def data(server: Server, place: int = -1) -> dict[str, Any]:
+    return server.registrations()[place]["RegistrationData"]
+
+
+def add(server: Server, *numbers: Any, key: str = "s") -> None:
+    client = server.client()
+    for number in numbers:
+        client.xadd(key, {"n": number})
+
+
+# --- reading ---
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("mode", ["async", "async_local", "sync"])
+def test_entries_are_processed_and_trimmed(server: Server, mode: str) -> None:
+    put(server, prefix="s", mode=mode)
+    add(server, 1, 2, 3)
+    wait_until(lambda: seen(server) == ["1", "2", "3"])
+    wait_until(lambda: server.client().xlen("s") == 0)
+    server.wait_idle()
+    # The first entry of a new stream takes two executions: one recovers what an earlier life left.
+    assert data(server)["numSuccess"] == 4
+    assert server.client().xpending("s", GROUP)["pending"] == 0
+
+
+def test_a_sync_function_runs_before_the_reply(server: Server) -> None:
+    if not server.native_hits:
+        pytest.skip("before 7.2 it runs a moment later")
+    put(server, prefix="s", mode="sync")
+    client = server.client()
+    for number in range(20):
+        client.xadd("s", {"n": number})
+        assert (seen(server)[-1], client.xlen("s")) == (str(number), 0)
+
+
+def test_entries_from_before_the_registration(server: Server) -> None:
+    add(server, 1, 2, 3, key="old:1")
+    add(server, 4, key="other")
+    put(server, prefix="old:*", batch=2)
+    wait_until(lambda: seen(server) == ["1", "2", "3"])
+
+
+def test_batches(server: Server) -> None:
+    server.run("GB('StreamReader').count().foreach(lambda n: execute('RPUSH', 'sizes', n)).register('s', batch=3)")
+    add(server, *range(10))
+    wait_until(lambda: server.client().lrange("sizes", 0, -1) == ["3", "3", "3"])
+    assert server.client().xlen("s") == 1
+
+
+def test_an_incomplete_batch_has_its_time(server: Server) -> None:
+    put(server, prefix="s", batch=100, duration=100)
+    add(server, 1, 2)
+    wait_until(lambda: seen(server) == ["1", "2"])
+    assert data(server)["lastEstimatedLagMS"] >= 100
+
+
+def test_the_position_outlives_the_registration(server: Server) -> None:
+    registration = put(server, prefix="s", trimStream=False)
+    add(server, 1, 2)
+    wait_until(lambda: seen(server) == ["1", "2"])
+    server.wait_idle()
+    server.client().execute_command("RG.UNREGISTER", registration)
+    add(server, 3)
+    put(server, prefix="s*", trimStream=False)
+    wait_until(lambda: seen(server) == ["1", "2", "3"])
+    assert server.client().xlen("s") == 3
+
+
+def test_a_group_of_1_2_goes_on(server: Server) -> None:
+    client = server.client()
+    add(server, 1, 2, 3)
+    client.xgroup_create("s", GROUP, "0")
+    client.xreadgroup(GROUP, "__gears_client__", {"s": ">"}, count=2)
+    put(server, prefix="s", batch=10, duration=10)
+    wait_until(lambda: seen(server) == ["1", "2", "3"])  # two delivered and not acknowledged, then the rest
+
+
+def test_registrations_on_one_stream_see_all_entries(server: Server) -> None:
+    put(server, prefix="s")
+    server.run("GB('StreamReader').foreach(lambda r: execute('RPUSH', 'second', r['value']['n'])).register('s*')")
+    add(server, *range(20))
+    expected = [str(number) for number in range(20)]
+    wait_until(lambda: seen(server) == expected)
+    wait_until(lambda: server.client().lrange("second", 0, -1) == expected)
+    wait_until(lambda: server.client().xlen("s") == 0)
+
+
+def test_what_one_registration_has_not_finished_is_not_trimmed(server: Server) -> None:
+    put(server, prefix="s")
+    put(server, ".foreach(lambda r: flat_error('PAUSE'))", prefix="s*")
+    add(server, 1)
+    wait_until(lambda: data(server)["status"] == "PAUSED")
+    server.wait_idle()
+    assert (seen(server), server.client().xlen("s")) == (["1"], 1)
+
+
+@pytest.mark.parametrize("mode", ["async_local", "sync"])
+def test_a_function_that_adds_to_its_own_stream_loses_nothing(server: Server, mode: str) -> None:
+    steps = ".foreach(lambda r: int(r['value']['n']) < 5 and execute('XADD', 's', '*', 'n', int(r['value']['n']) + 1))"
+    put(server, steps, prefix="s", mode=mode)
+    add(server, 0)
+    wait_until(lambda: seen(server) == ["0", "1", "2", "3", "4", "5"])
+
+
+def test_other_databases_are_left_alone(server: Server) -> None:
+    put(server, prefix="*")
+    other = server.client(db=5)
+    other.xadd("s", {"n": 1})
+    add(server, 2)
+    wait_until(lambda: seen(server) == ["2"])
+    assert other.xlen("s") == 1
+
+
+def test_own_commands_are_nobodys_events(server: Server) -> None:
+    server.run("GB('KeysReader').foreach(lambda r: execute('RPUSH', 'events', r['event'])).register('s', mode='async_local')")
+    put(server, prefix="s")
+    add(server, 1)
+    wait_until(lambda: seen(server) == ["1"])
+    server.wait_idle()
+    assert server.client().lrange("events", 0, -1) == ["xadd"]
+
+
+# --- arguments ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ("prefix=1", "regex argument must be a string"),
+        ("batch='5'", "batch argument must be a number"),
+        ("batch=0", "batch argument must be a number"),
+        ("batch=1.5", "batch argument must be a number"),
+        ("duration=-1", "duration argument must be a number"),
+        ("onFailedPolicy='never'", "onFailedPolicy must be Continue/Abort/Retry"),
+        ("onFailedPolicy=1", "onFailedPolicy must be a string (Continue/Abort/Retry)"),
+        ("mode='sync', onFailedPolicy='retry'", "ExecutionMode sync can only be combined with OnFailedPolicy Continue"),
+        ("onFailedRetryInterval='x'", "retryInterval argument must be a number"),
+        ("trimStream=1", "pyTrimmStream argument must be a boolean"),
+    ],
+)
+def test_bad_arguments(server: Server, arguments: str, error: str) -> None:
+    assert raised(server, f"GB('StreamReader').register({arguments})") == f"gears.error: {error}"
+
+
+# --- failures ---
+
+ONCE = ".foreach(lambda r: 1 / (r['value']['n'] != '2' or execute('EXISTS', 'works')))"
+
+
+def test_continue_skips_the_failed_entry(server: Server) -> None:
+    put(server, ONCE, prefix="s", batch=3)
+    add(server, 1, 2, 3)
+    wait_until(lambda: seen(server) == ["1", "3"])
+    wait_until(lambda: data(server)["numFailures"] == 1)
+    wait_until(lambda: server.client().xlen("s") == 0)
+    assert data(server)["status"] == "OK"
+
+
+def test_abort_stops_the_registration(server: Server) -> None:
+    registration = put(server, ONCE, prefix="s", onFailedPolicy="ABORT")
+    add(server, 1, 2, 3)
+    wait_until(lambda: data(server)["status"] == "ABORTED")
+    server.wait_idle()
+    assert seen(server) == ["1"]
+    server.client().set("works", 1)
+    server.client().execute_command("RG.UNPAUSEREGISTRATIONS", registration)
+    wait_until(lambda: seen(server) == ["1", "2", "3"])
+
+
+@pytest.mark.parametrize("interval", [0, 1])
+def test_retry_brings_the_batch_back(server: Server, interval: int) -> None:
+    put(server, ONCE, prefix="s", batch=2, onFailedPolicy="retry", onFailedRetryInterval=interval)
+    add(server, 1, 2, 3, 4)
+    wait_until(lambda: data(server)["numFailures"] >= 2)
+    assert "3" not in seen(server)
+    server.client().set("works", 1)
+    wait_until(lambda: seen(server)[-4:] == ["1", "2", "3", "4"])
+    wait_until(lambda: server.client().xlen("s") == 0)
+
+
+@pytest.mark.parametrize(("mode", "policy"), [("sync", "continue"), ("async_local", "continue"), ("async", "retry")])
+def test_a_function_pauses_itself(server: Server, mode: str, policy: str) -> None:
+    put(server, ".foreach(lambda r: flat_error('PAUSE for a while'))", prefix="s", mode=mode, onFailedPolicy=policy)
+    add(server, 1)
+    wait_until(lambda: data(server)["status"] == "PAUSED")
+    assert (data(server)["lastError"], server.client().xlen("s")) == ("PAUSE for a while", 1)
+    assert server.client().xpending("s", GROUP)["pending"] == 1
+
+
+@pytest.mark.parametrize("disturbance", [("DEL", "s"), ("SET", "s", "x"), ("XGROUP", "DESTROY", "s", GROUP), ("FLUSHALL",)])
+def test_streams_that_change_under_a_function(server: Server, disturbance: tuple[str, ...]) -> None:
+    client = server.client()
+    put(server, ".foreach(lambda r: execute(*%r) if execute('INCR', 'n') == 1 else None)" % (disturbance,), prefix="s")
+    add(server, 1)
+    wait_until(lambda: "1" in seen(server))
+    server.wait_idle()
+    client.delete("s")
+    add(server, 2)
+    wait_until(lambda: "2" in seen(server))
+
+
+# --- pause ---
+
+
+def test_pause_and_unpause(server: Server) -> None:
+    client = server.client()
+    first, second = put(server, prefix="a*"), put(server, prefix="b*")
+    assert client.execute_command("RG.PAUSEREGISTRATIONS", "ABORTPENDING", first, second) == "OK"
+    assert [data(server, place)["status"] for place in (0, 1)] == ["PAUSED", "PAUSED"]
+    add(server, 1, key="a1")
+    add(server, 2, key="b1")
+    assert client.execute_command("RG.UNPAUSEREGISTRATIONS", first) == "OK"
+    wait_until(lambda: seen(server) == ["1"])
+    assert client.execute_command("RG.UNPAUSEREGISTRATIONS", first, second) == "OK"
+    wait_until(lambda: seen(server) == ["1", "2"])
+    wait_until(lambda: client.xlen("b1") == 0)
+
+
+def test_pausing_is_all_or_nothing(server: Server) -> None:
+    stream = put(server, prefix="s")
+    server.run("GB('KeysReader').register('k')")
+    keys = server.registrations()[-1]["id"]
+    unknown = stream.rsplit("-", 1)[0] + "-999"
+    zeros = "0" * 40
+    for ids, error in [
+        ((), "ERR wrong number of arguments for 'rg.pauseregistrations' command"),
+        (("ABORTPENDING",), "ERR no registration to pause"),
+        ((stream, unknown), f"Execution {unknown} does not exists on shard {zeros}"),
+        ((stream, keys), "Reader KeysReader does not support pause"),
+    ]:
+        assert error_of(server, *ids, command="RG.PAUSEREGISTRATIONS") == error
+        assert data(server, 0)["status"] == "OK"
+    assert error_of(server, keys, command="RG.UNPAUSEREGISTRATIONS") == "Reader KeysReader does not support unpause"
+
+
+def test_a_pause_cancels_a_retry(server: Server) -> None:
+    registration = put(server, ONCE, prefix="s", onFailedPolicy="retry", onFailedRetryInterval=1)
+    add(server, 2)
+    wait_until(lambda: data(server)["status"] == "WAITING_FOR_RETRY_ON_FAILURE")
+    server.client().execute_command("RG.PAUSEREGISTRATIONS", registration)
+    failures = data(server)["numFailures"]
+    time.sleep(1.5)  # the retry would have come by now
+    assert (data(server)["status"], data(server)["numFailures"]) == ("PAUSED", failures)
+
+
+# --- restart, replicas ---
+
+
+def test_a_replica_knows_the_position(server: Server, start_server: Callable[..., Server]) -> None:
+    replica = start_server()
+    put(server, prefix="s*", trimStream=False)
+    put(server, ".foreach(lambda r: flat_error('PAUSE'))", prefix="s2")
+    add(server, 1, 2, 3, key="s1")
+    add(server, 4, key="s2")
+    wait_until(lambda: data(server)["status"] == "PAUSED")
+    server.wait_idle()
+    replica.client().replicaof(server.host, server.port)
+    add(server, 5, 6, key="s1")
+    wait_until(lambda: len(seen(server)) == 6)
+    server.wait_idle()
+    wait_until(lambda: len(replica.client().lrange("seen", 0, -1)) == 6)
+    assert server.client().wait(1, 5000) == 1
+    for key in ("s1", "s2"):
+        assert replica.client().xrange(key) == server.client().xrange(key)
+        groups = [[(g["name"], g["pending"], g["last-delivered-id"]) for g in one.client().xinfo_groups(key)] for one in (server, replica)]
+        assert groups[0] == groups[1]
+
+
+@pytest.mark.parametrize("mode", ["async_local", "sync"])
+def test_trimming_reaches_replicas_after_the_entry(server: Server, start_server: Callable[..., Server], mode: str) -> None:
+    replica = start_server()
+    replica.client().replicaof(server.host, server.port)
+    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up")
+    put(server, prefix="s", mode=mode)
+    add(server, *range(20))
+    wait_until(lambda: len(seen(server)) == 20 and server.client().xlen("s") == 0)
+    wait_until(lambda: len(replica.client().lrange("seen", 0, -1)) == 20 and replica.client().xlen("s") == 0)
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+def test_no_entry_is_lost_by_kills(start_server: Callable[..., Server], fsync: str) -> None:
+    server = start_server(args=["--appendonly", "yes", "--appendfsync", fsync])
+    script = "GB('StreamReader').foreach(lambda r: execute('RPUSH', 'seen:' + r['key'], r['value']['n'])).register('s:*', batch=7, duration=20)"
+    streams, per_stream, kills = 10, 400, 3
+    acknowledged: list[list[int]] = [[] for _ in range(streams)]
+
+    def produce(stream: int) -> None:
+        client, number = server.client(), 0
+        while number < per_stream:
+            try:
+                client.xadd(f"s:{stream}", {"n": number})
+                acknowledged[stream].append(number)
+            except (redis.ConnectionError, redis.TimeoutError):
+                # It may be there or not: the next one has another number.
+                time.sleep(0.02)
+            except redis.ResponseError:
+                time.sleep(0.02)
+                continue
+            number += 1
+
+    server.run(script)
+    threads = [threading.Thread(target=produce, args=(stream,)) for stream in range(streams)]
+    for thread in threads:
+        thread.start()
+    for kill in range(1, kills + 1):
+        wait_until(lambda: sum(map(len, acknowledged)) > kill * 600, timeout=60)
+        server.process.kill()
+        server.death_expected = True
+        server.process.wait()
+        server._client = None
+        server.start()
+        server.run(script)
+    for thread in threads:
+        thread.join()
+    wait_until(lambda: all(server.client().xlen(f"s:{stream}") == 0 for stream in range(streams)), timeout=60)
+    for stream in range(streams):
+        processed = [int(number) for number in server.client().lrange(f"seen:s:{stream}", 0, -1)]
+        first = list(dict.fromkeys(processed))
+        assert first == sorted(first), f"stream {stream} is out of order"
+        if fsync == "always":
+            assert set(acknowledged[stream]) <= set(first), f"stream {stream} lost entries"
