@@ -212,7 +212,7 @@ def blocked():
     nobody's known, `None` if the loop is well; `False` if no coroutine is alive any more."""
     if _alive == 0 and not _waiting:
         return False
-    late = _beats[0] - _beats[1] > 1
+    late = _beats[0] != _beats[1]
     if not late:
         _beats[0] += 1
         loop.call_soon_threadsafe(_beat)

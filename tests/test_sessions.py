@@ -66,10 +66,10 @@ def occupy(server, key="busy"):
 
 
 def events(server, *keys):
-    """Causes an event for each key and waits until all is done."""
+    """Causes an event for each key, one after the other, and waits until all is done."""
     for key in keys:
         server.client().set(key, 1)
-    server.wait_idle()
+        server.wait_idle()
 
 
 # --- RG.PYDUMPSESSIONS ---
