@@ -1,7 +1,7 @@
 """A bare connection to a server, for preparing it and for looking at its replies; the load itself is redis-benchmark's.
 
-The standard library only: benchmarks need no package. harness.Server holds one `Client`; whatever goes wrong here or
-there is a `Failure`, which run.py shows as a broken scenario.
+The standard library only: only the client that batch.py compares with comes from a package. harness.Server holds one
+`Client`; whatever goes wrong here or there is a `Failure`, which run.py shows as a broken scenario.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class CommandError(Failure):
 class Client:
     """One connection, RESP2: replies as bytes, int, None and lists; an error reply raises `CommandError`."""
 
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection((HOST, port), TIMEOUT_S)
+    def __init__(self, port: int, timeout_s: float = TIMEOUT_S) -> None:
+        self._socket = socket.create_connection((HOST, port), timeout_s)
         self._file = self._socket.makefile("rb")
 
     def call(self, *words: str) -> Any:

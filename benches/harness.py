@@ -92,6 +92,11 @@ class Server:
             raise
         return self
 
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self._process.pid
+
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], _: Optional[TracebackType]
     ) -> None:

@@ -1,6 +1,10 @@
-"""`make bench`, `make bench-smoke`: measures the module against the same server without it and prints a table.
+"""`make bench`, `make bench-smoke`: measures the module and prints a table for each group of scenarios.
 
     python benches/run.py --server redis-8.2 --scenario hit --check --json results.json
+    python benches/run.py --server redis-8.2 --group batch --group stall
+
+Group `linked`: against the same server without the module. `batch`: against a client that does the same work. `stall`:
+how long the server is held up; it needs no pairs.
 
 Exit status: 0; 1 if a scenario is broken, the module was rebuilt meanwhile or, with --check, a goal is missed; 2 for
 wrong arguments. Timings without --check never fail a run. redis-benchmark runs on the same machine and takes a core
@@ -13,6 +17,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -20,15 +25,20 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Union
 
 import report
-from harness import ROOT, Failure, compare, module_path, progress
+from batch import BATCH, Stall, Work
+from harness import ROOT, Failure, module_path, progress
 from scenarios import SCENARIOS, Scenario
 
 sys.path.append(str(ROOT / "tests"))
 import servers  # noqa: E402  the binaries are those of the tests
 
+AnyScenario = Union[Scenario, Work, Stall]
+
+EVERY: dict[str, AnyScenario] = {**SCENARIOS, **BATCH}
+GROUPS = list(dict.fromkeys(scenario.group for scenario in EVERY.values()))
 DEFAULT_SERVERS = ["redis-7.0", "redis-8.2"]
 DEFAULT_REPEAT = 5
 SMOKE_REPEAT = 1
@@ -39,12 +49,13 @@ SOURCES = ("src", "python", "build.rs", "Cargo.toml", "Cargo.lock")  # what the 
 
 def parse() -> argparse.Namespace:
     """The command line; wrong ones end here."""
-    parser = argparse.ArgumentParser(description="Measure Pinion against the same server without it.")
+    parser = argparse.ArgumentParser(description="Measure Pinion against the same server without it, or a client.")
     names = ", ".join(servers.SERVERS)
     parser.add_argument("--server", action="append", metavar="NAME", help=f"{names}, or a path (repeatable)")
-    parser.add_argument("--scenario", action="append", choices=SCENARIOS, metavar="NAME", help="see --list")
+    parser.add_argument("--scenario", action="append", choices=EVERY, metavar="NAME", help="see --list (repeatable)")
+    parser.add_argument("--group", action="append", choices=GROUPS, help="all scenarios of a group (repeatable)")
     parser.add_argument("--repeat", type=positive, metavar="N", help=f"measured pairs of runs ({DEFAULT_REPEAT})")
-    parser.add_argument("--requests", type=positive, metavar="N", help="requests of each run (by scenario)")
+    parser.add_argument("--requests", type=positive, metavar="N", help="requests of each run, or keys (by scenario)")
     parser.add_argument("--smoke", action="store_true", help="everything once, briefly: does it work?")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a goal is missed where it applies")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every figure and the facts of the machine")
@@ -65,10 +76,18 @@ def positive(text: str) -> int:
     return number
 
 
-def describe(scenario: Scenario) -> str:
+def choose(arguments: argparse.Namespace) -> list[AnyScenario]:
+    """What was asked for; everything if nothing was."""
+    names, groups = arguments.scenario or [], arguments.group or []
+    if not names and not groups:
+        return list(EVERY.values())
+    return [scenario for scenario in EVERY.values() if scenario.name in names or scenario.group in groups]
+
+
+def describe(scenario: AnyScenario) -> str:
     """Two lines for --list."""
-    details = f"{scenario.goal.text()}; {scenario.requests:,} requests a run"
-    return f"{scenario.name:<16}{scenario.description}\n{'':<16}{details}"
+    details = f"group {scenario.group}; {scenario.goal.text()}; {scenario.requests:,} {scenario.unit} a run"
+    return f"{scenario.name:<18}{scenario.description}\n{'':<18}{details}"
 
 
 def output_of(*line: str) -> str:
@@ -76,6 +95,14 @@ def output_of(*line: str) -> str:
     try:
         return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=30).stdout.strip()
     except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def package_version(name: str) -> str:
+    """That of an installed package; empty if there is none."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
         return ""
 
 
@@ -93,6 +120,8 @@ def machine_facts() -> dict[str, Any]:
         "load_1min": os.getloadavg()[0],
         "python": platform.python_version(),
         "redis_benchmark": output_of("redis-benchmark", "--version"),
+        "redis_py": package_version("redis"),
+        "hiredis": package_version("hiredis"),
     }
 
 
@@ -106,17 +135,18 @@ def module_facts() -> dict[str, Any]:
     }
 
 
-def measure(scenario: Scenario, server: str, binary: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One line of the results; a scenario that does not work gives a line with `error`."""
+def measure(scenario: AnyScenario, server: str, binary: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One entry of the results; a scenario that does not work gives one with `error`."""
     repeat, requests = arguments.repeat, arguments.requests or scenario.requests
-    result: dict[str, Any] = {"scenario": scenario.name, "description": scenario.description, "server": server}
-    progress(f"{scenario.name} on {server}: {repeat} x 2 runs of {requests:,} requests")
+    result: dict[str, Any] = {"scenario": scenario.name, "group": scenario.group, "server": server}
+    result["description"] = scenario.description
+    pairs = "" if isinstance(scenario, Stall) else f"{repeat} x 2 runs of "
+    progress(f"{scenario.name} on {server}: {pairs}{requests:,} {scenario.unit}")
     try:
-        comparison = compare(scenario, binary, repeat, requests)
+        return {**result, **scenario.measure(binary, repeat, requests)}
     except Failure as failure:
         progress(f"BROKEN: {scenario.name} on {server}: {failure}")
         return {**result, "goal": None, "error": str(failure)}
-    return {**result, "goal": scenario.goal_on(comparison.native_hits), **comparison.as_json()}
 
 
 def end_by_signal(number: int, _: object) -> NoReturn:
@@ -127,7 +157,7 @@ def end_by_signal(number: int, _: object) -> NoReturn:
 def main() -> int:
     """Runs what was asked for and returns the exit status."""
     arguments = parse()
-    chosen = [SCENARIOS[name] for name in dict.fromkeys(arguments.scenario or SCENARIOS)]
+    chosen = choose(arguments)
     if arguments.list:
         print("\n".join(describe(scenario) for scenario in chosen))
         return 0

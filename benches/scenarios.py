@@ -1,17 +1,18 @@
-"""What is measured: each scenario says what runs on the two servers, how it is known to work, and what it should reach.
+"""The group `linked`: what runs on the two servers, how it is known to work, and what it should reach.
 
-harness.compare runs them, `run.py --list` prints them. The loads of both sides are anything with
-`run(server, requests) -> Sample`. `Scenario.check` runs before and after the measurement, on plain connections:
-redis-benchmark verifies nothing, and a fast wrong reply is no result. redis-benchmark also takes one of the machine's
-cores for itself (see harness.py), which the goals allow for: they were set on 2 cores.
+harness.compare runs these scenarios, `run.py --list` prints them; the other groups are in batch.py. The loads of both
+sides are anything with `run(server, requests) -> Sample`. `Scenario.check` runs before and after the measurement, on
+plain connections: redis-benchmark verifies nothing, and a fast wrong reply is no result. redis-benchmark also takes one
+of the machine's cores for itself (see harness.py), which the goals allow for: they were set on 2 cores.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Optional
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
 
-from harness import Failure, Load, RedisBenchmark, Server
+from harness import Failure, Load, RedisBenchmark, Server, compare
 
 KEYS = 1000
 VALUE = b"value"
@@ -69,6 +70,16 @@ class Scenario:
     script: Optional[str] = None  # for RG.PYEXECUTE on the module server
     fires: bool = False  # whether each measured command is an event of the registration; if not, none may be
     goal: Goal = Goal()
+    unit: str = "requests"
+    group: str = "linked"
+
+    def measure(self, binary: Path, repeat: int, requests: int) -> dict[str, Any]:
+        """What run.py keeps of one comparison.
+
+        # Raises `Failure`.
+        """
+        comparison = compare(self, binary, repeat, requests)
+        return {"goal": self.goal_on(comparison.native_hits), **comparison.as_json()}
 
     def goal_on(self, native_hits: bool) -> Optional[float]:
         """The goal where it applies."""
