@@ -313,45 +313,105 @@ def test_trimming_reaches_replicas_after_the_entry(server: Server, start_server:
     wait_until(lambda: len(replica.client().lrange("seen", 0, -1)) == 20 and replica.client().xlen("s") == 0)
 
 
-@pytest.mark.parametrize("fsync", ["always", "everysec"])
-def test_no_entry_is_lost_by_kills(start_server: Callable[..., Server], fsync: str) -> None:
-    server = start_server(args=["--appendonly", "yes", "--appendfsync", fsync])
-    script = "GB('StreamReader').foreach(lambda r: execute('RPUSH', 'seen:' + r['key'], r['value']['n'])).register('s:*', batch=7, duration=20)"
-    streams, per_stream, kills = 10, 400, 3
-    acknowledged: list[list[int]] = [[] for _ in range(streams)]
+NOTE = """
+GB('StreamReader').foreach(lambda r: execute('RPUSH', 'seen:' + r['key'], r['value']['n'])).register('s:*', batch=7, duration=20)
+"""
+STREAMS = 10
 
-    def produce(stream: int) -> None:
-        client, number = server.client(), 0
-        while number < per_stream:
+
+class Producers:
+    """Threads that add numbered entries to ten streams, whatever happens to the server, and note what was acknowledged."""
+
+    def __init__(self, server: Server, per_stream: int) -> None:
+        self.server, self.per_stream = server, per_stream
+        self.acknowledged: list[list[int]] = [[] for _ in range(STREAMS)]
+        self.stopped = False
+        self.threads = [threading.Thread(target=self._produce, args=(stream,)) for stream in range(STREAMS)]
+        for thread in self.threads:
+            thread.start()
+
+    def _produce(self, stream: int) -> None:
+        client, number = self.server.client(), 0
+        while number < self.per_stream and not self.stopped:
             try:
                 client.xadd(f"s:{stream}", {"n": number})
-                acknowledged[stream].append(number)
+                self.acknowledged[stream].append(number)
             except (redis.ConnectionError, redis.TimeoutError):
-                # It may be there or not: the next one has another number.
-                time.sleep(0.02)
+                time.sleep(0.02)  # it may be there or not: the next one has another number
             except redis.ResponseError:
-                time.sleep(0.02)
+                time.sleep(0.02)  # the server is loading
                 continue
             number += 1
 
-    server.run(script)
-    threads = [threading.Thread(target=produce, args=(stream,)) for stream in range(streams)]
-    for thread in threads:
-        thread.start()
-    for kill in range(1, kills + 1):
-        wait_until(lambda: sum(map(len, acknowledged)) > kill * 600, timeout=60)
-        server.process.kill()
-        server.death_expected = True
-        server.process.wait()
-        server._client = None
-        server.start()
-        server.run(script)
-    for thread in threads:
-        thread.join()
-    wait_until(lambda: all(server.client().xlen(f"s:{stream}") == 0 for stream in range(streams)), timeout=60)
-    for stream in range(streams):
-        processed = [int(number) for number in server.client().lrange(f"seen:s:{stream}", 0, -1)]
-        first = list(dict.fromkeys(processed))
+    def count(self) -> int:
+        return sum(map(len, self.acknowledged))
+
+    def join(self) -> None:
+        for thread in self.threads:
+            thread.join()
+
+
+def first_seen(server: Server, stream: int) -> list[int]:
+    """The numbers of a stream in the order in which they were processed first."""
+    processed = [int(number) for number in server.client().lrange(f"seen:s:{stream}", 0, -1)]
+    return list(dict.fromkeys(processed))
+
+
+def kill(server: Server) -> None:
+    server.death_expected = True
+    server.process.kill()
+    server.process.wait()
+    server._client = None
+
+
+def check_kills(start_server: Callable[..., Server], fsync: str, per_stream: int, kills: int) -> None:
+    server = start_server(args=["--appendonly", "yes", "--appendfsync", fsync])
+    server.run(NOTE)
+    producers = Producers(server, per_stream)
+    for number in range(1, kills + 1):
+        awaited = number * per_stream * STREAMS // (kills + 2)
+        wait_until(lambda: producers.count() > awaited, timeout=300)
+        kill(server)
+        server.start(timeout=60)
+        server.run(NOTE)
+    producers.join()
+    streams = [f"s:{stream}" for stream in range(STREAMS)]
+    wait_until(lambda: all(server.client().xlen(stream) == 0 for stream in streams), timeout=120)
+    for stream in range(STREAMS):
+        first = first_seen(server, stream)
         assert first == sorted(first), f"stream {stream} is out of order"
         if fsync == "always":
-            assert set(acknowledged[stream]) <= set(first), f"stream {stream} lost entries"
+            assert set(producers.acknowledged[stream]) <= set(first), f"stream {stream} lost entries"
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+def test_no_entry_is_lost_by_kills(start_server: Callable[..., Server], fsync: str) -> None:
+    check_kills(start_server, fsync, per_stream=400, kills=3)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+def test_no_entry_of_many_is_lost_by_many_kills(start_server: Callable[..., Server], fsync: str) -> None:
+    check_kills(start_server, fsync, per_stream=2000, kills=5)
+
+
+def test_a_promoted_replica_goes_on(server: Server, start_server: Callable[..., Server]) -> None:
+    replica = start_server()
+    replica.client().replicaof(server.host, server.port)
+    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up")
+    server.run(NOTE)
+    producers = Producers(server, 1000)
+    wait_until(lambda: producers.count() > 2000, timeout=60)
+    kill(server)
+    producers.stopped = True
+    producers.join()
+    client = replica.client()
+    client.execute_command("REPLICAOF", "NO", "ONE")
+    left = [{int(fields["n"]) for _, fields in client.xrange(f"s:{stream}")} for stream in range(STREAMS)]
+    before = [first_seen(replica, stream) for stream in range(STREAMS)]
+    replica.run(NOTE)
+    wait_until(lambda: all(client.xlen(f"s:{stream}") == 0 for stream in range(STREAMS)), timeout=60)
+    for stream in range(STREAMS):
+        first = first_seen(replica, stream)
+        assert left[stream] | set(before[stream]) <= set(first), f"stream {stream} lost entries"
+        assert first == sorted(first), f"stream {stream} is out of order"
