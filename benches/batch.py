@@ -259,14 +259,13 @@ class Stall:
             with busy_process():
                 lines.append(pings("idle, beside a process that computes", server.port, seconds, nothing))
             lines += [pings(name, server.port, seconds, walk) for name, walk in walks.items()]
-            during = [line["max_ms"] for line in lines if line["name"] in walks]
             return {
                 "version": server.version,
                 "requests": requests,
                 "goal": self.goal.most_ms,
                 "lines": lines,
-                "idle_ms": lines[0]["max_ms"],
-                "max_ms": max(during),
+                "idle_ms": max(line["max_ms"] for line in lines if line["name"] not in walks),
+                "max_ms": max(line["max_ms"] for line in lines if line["name"] in walks),
             }
 
 

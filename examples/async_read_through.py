@@ -1,11 +1,14 @@
-"""A read-through cache with an async loader: thousands of misses wait on one thread. Needs `sourcePort` (default 6380)."""
+"""A read-through cache with an async loader: thousands of misses wait on one thread. Source: `sourcePort` (6380)."""
 
 import redis.asyncio
 
 
 def connect():
     global source
-    source = redis.asyncio.Redis(port=int(gearsConfigGet('sourcePort', '6380')), decode_responses=True)
+    # Thousands of misses share 50 connections; without a pool that waits, the 101st of them would fail.
+    pool = redis.asyncio.BlockingConnectionPool(port=int(gearsConfigGet('sourcePort', '6380')), decode_responses=True,
+                                                max_connections=50, timeout=5)
+    source = redis.asyncio.Redis(connection_pool=pool)
 
 
 async def fetch(record):

@@ -5,7 +5,10 @@ Each coroutine runs in a context of its own, which knows the session: tasks that
 """
 
 import asyncio
+import collections.abc
 import contextvars
+import copyreg
+import inspect
 from collections import deque
 
 import redisgears
@@ -21,6 +24,10 @@ class GearsFuture(asyncio.Future):
 
     def __repr__(self):
         return f'<GearsFuture {self._state.lower()}>'
+
+
+def _the_loop():
+    return loop
 
 
 def _make_loop(kind):
@@ -47,6 +54,8 @@ def prepare(kind):
     global loop
     loop = _make_loop(kind)
     loop.set_task_factory(_make_task)
+    # A function that mentions `loop` means that of the server which it runs on.
+    copyreg.pickle(type(loop), lambda _: (_the_loop, ()))
 
 
 def run():
@@ -59,47 +68,54 @@ def run():
             redisgears.log(f'the event loop goes on after {error!r}', level='warning')
 
 
-class _Driver:
-    """Runs a coroutine step by step: what it holds must not be held while it waits."""
+class _Driven(collections.abc.Coroutine):
+    """A coroutine between the loop and the user's: it knows which session runs, and that no atomic block is left open while
+    a coroutine waits."""
+
+    __slots__ = ('_coroutine', '__weakref__')
 
     def __init__(self, coroutine):
-        self.coroutine = coroutine
+        self._coroutine = coroutine
+
+    def __getattr__(self, name):
+        # What asyncio shows of a task: cr_code, cr_frame, __qualname__.
+        return getattr(self._coroutine, name)
+
+    def send(self, value):
+        return self._step(self._coroutine.send, value)
+
+    def throw(self, *error):
+        return self._step(self._coroutine.throw, *error)
+
+    def close(self):
+        self._coroutine.close()
 
     def __await__(self):
+        return self._coroutine.__await__()
+
+    def _step(self, resume, *value):
         global _running
-        coroutine, value, error = self.coroutine, None, None
         while True:
             _running = session.get()
             try:
-                if error is None:
-                    waited = coroutine.send(value)
-                else:
-                    raised, error = error, None
-                    waited = coroutine.throw(raised)
-            except StopIteration as end:
+                waited = resume(*value)
+            except StopIteration:
                 if redisgears.leaveAtomic():
                     redisgears.log('a coroutine ended inside an atomic block: the block was ended', level='warning')
-                return end.value
+                raise
             except BaseException:
                 redisgears.leaveAtomic()
                 raise
             finally:
                 _running = None
-            if redisgears.leaveAtomic():
-                error = Exception(_AWAIT_IN_BLOCK)
-                continue
-            try:
-                value = yield waited
-            except BaseException as thrown:
-                value, error = None, thrown
-
-
-async def _driven(coroutine):
-    return await _Driver(coroutine)
+            if not redisgears.leaveAtomic():
+                return waited
+            resume, value = self._coroutine.throw, (Exception(_AWAIT_IN_BLOCK),)
 
 
 def _make_task(loop, coroutine, **options):
-    return asyncio.Task(_driven(coroutine) if asyncio.iscoroutine(coroutine) else coroutine, loop=loop, **options)
+    driven = _Driven(coroutine) if inspect.iscoroutine(coroutine) else coroutine
+    return asyncio.Task(driven, loop=loop, **options)
 
 
 async def _complete(coroutine, continuation, hold):
@@ -120,6 +136,7 @@ async def _complete(coroutine, continuation, hold):
 def start(coroutine, continuation, scope, hold=None, delay=0):
     """Runs a coroutine on the loop in session `scope`, from any thread; `continuation` is told the end."""
     global _draining
+    redisgears.watchLoop()
     _waiting.append((coroutine, continuation, scope, hold, delay))
     # What many threads start at one time is begun at one time: waking the loop costs a system call.
     if not _draining:
@@ -149,11 +166,11 @@ class _Bridge:
 
     def done(self, value):
         if self.future is not None:
-            self.future.continueRun(value)
+            self.future.resolve(value, None)
 
     def failed(self, error):
         if self.future is not None:
-            self.future.continueFailed(error)
+            self.future.resolve(None, error)
         else:
             redisgears.log(f'a coroutine of runCoroutine failed: {error!r}', level='warning')
 

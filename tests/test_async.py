@@ -32,7 +32,8 @@ def outcome(server: Server, steps: str, records: Any, setup: str = "") -> tuple[
 
 def put(server: Server, body: str, mode: str = "async_local", trigger: str = "t") -> None:
     """Registers a trigger whose function `f(record)` is made by `body`."""
-    script = f"{IMPORTS}{textwrap.dedent(body)}\nGB('CommandReader').map(f).map(lambda r: repr([r])).register(trigger={trigger!r}, mode={mode!r})"
+    steps = "GB('CommandReader').map(f).map(lambda r: repr([r]))"
+    script = f"{IMPORTS}{textwrap.dedent(body)}\n{steps}.register(trigger={trigger!r}, mode={mode!r})"
     assert server.run(script) == "OK"
 
 
@@ -67,6 +68,12 @@ async def later(r):
         (".aggregate(10, add, add)", [210]),
         (".map(later).count()", [20]),
         (".map(some)", list(range(20))),  # some wait, some do not: the order stays
+        (".localgroupby(lambda r: r % 2, addby)", [{"key": "0", "value": 90}, {"key": "1", "value": 100}]),
+        (".aggregateby(lambda r: r % 2, 5, addby, addby)", [{"key": "0", "value": 100}, {"key": "1", "value": 110}]),
+        (".avg(later)", [9.5]),
+        (".flatmap(later)", list(range(20))),  # no list: one record
+        (".map(later).distinct().sort(reverse=False)", list(range(19, -1, -1))),
+        (".filter(later).limit(3, 1)", [2, 3, 4]),
     ],
 )
 def test_the_value_of_a_coroutine_takes_its_place(server: Server, steps: str, expected: list[Any]) -> None:
@@ -100,6 +107,27 @@ def test_more_than_may_wait(server: Server) -> None:
     assert outcome(server, ".map(f).count()", range(3500), setup) == ([3500], [])
 
 
+def test_a_thousand_wait_at_a_time(server: Server) -> None:
+    setup = """
+    waiting = 0
+    most = []
+    async def f(r):
+        global waiting
+        waiting += 1
+        most.append(waiting)
+        await asyncio.sleep(0.1)
+        waiting -= 1
+        return r
+    """
+    assert outcome(server, ".map(f).count().map(lambda n: [n, max(most)])", range(2500), setup) == ([[2500, 1000]], [])
+
+
+def test_the_records_of_a_step_are_read_only_as_far_as_they_are_wanted(server: Server) -> None:
+    setup = f"{LATER}\nbegun = []\ndef f(r):\n    begun.append(r)\n    return later(r)"
+    steps = ".limit(3).map(f).map(lambda r: [r, len(begun)])"
+    assert outcome(server, steps, range(50), setup) == ([[0, 3], [1, 3], [2, 3]], [])
+
+
 # --- errors ---
 
 
@@ -121,9 +149,8 @@ def test_an_accumulator_starts_again_after_an_error(server: Server) -> None:
     assert outcome(server, steps, [0], setup) == ([[1, 0]], ["two"])
 
 
-@pytest.mark.parametrize("mode", ["sync"])
-def test_nothing_waits_in_a_transaction(server: Server, mode: str) -> None:
-    put(server, "async def f(r):\n    return 1", mode)
+def test_nothing_waits_in_a_transaction(server: Server) -> None:
+    put(server, "async def f(r):\n    return 1", "sync")
     client = server.client()
     pipe = client.pipeline()
     pipe.execute_command("RG.TRIGGER", "t")
@@ -139,7 +166,8 @@ def test_nothing_waits_in_a_transaction(server: Server, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["sync", "async_local", "async"])
 def test_functions_of_each_mode_wait(server: Server, mode: str) -> None:
-    put(server, "async def f(r):\n    await asyncio.sleep(0.01)\n    return [r[1], isAsyncAllow(), isInAtomicBlock()]", mode)
+    body = "async def f(r):\n    await asyncio.sleep(0)\n    return [r[1], isAsyncAllow(), isInAtomicBlock()]"
+    put(server, body, mode)
     assert call(server, "t", "x") == ["x", True, False]
     server.wait_idle()
     assert executions(server) == {}
@@ -177,7 +205,14 @@ def test_sessions_are_kept_across_tasks(server: Server) -> None:
 def test_await_inside_an_atomic_block_is_an_error(server: Server) -> None:
     put(server, "async def f(r):\n    with atomic():\n        await asyncio.sleep(0)")
     assert error_of(server, "t", command="RG.TRIGGER") == "await is not allow inside atomic block"
-    put(server, "async def f(r):\n    with atomic():\n        execute('SET', 'k', 'v')\n    await asyncio.sleep(0)\n    return 1", trigger="u")
+    body = """
+    async def f(r):
+        with atomic():
+            execute('SET', 'k', 'v')
+        await asyncio.sleep(0)
+        return 1
+    """
+    put(server, body, trigger="u")
     assert call(server, "u") == 1
 
 
@@ -302,7 +337,8 @@ def test_time_events_need_a_period(server: Server, seconds: int) -> None:
 
 def test_a_time_event_lives_as_long_as_its_key(server: Server) -> None:
     client = server.client()
-    server.run("def tick():\n    execute('INCR', 'ticks')\nexecute('SET', 'made', str([registerTE(1, tick, 'k') for _ in '12']))")
+    made = "execute('SET', 'made', str([registerTE(1, tick, 'k') for _ in '12']))"
+    server.run(f"def tick():\n    execute('INCR', 'ticks')\n{made}")
     assert client.get("made") == "[True, False]"
     assert client.type("k") == "rg_timeev"
     wait_until(lambda: client.get("ticks"))
@@ -329,7 +365,8 @@ def test_thousands_of_misses_wait_on_one_thread(server: Server, failing: bool) -
             if {failing} and number % 3 == 0:
                 raise ValueError('no source')
             override_reply('value of %d' % number)
-        GB('KeysReader').foreach(fetch).register(prefix='k:*', eventTypes=['keymiss'], commands=['get'], mode='async_local')
+        GB('KeysReader').foreach(fetch).register(prefix='k:*', eventTypes=['keymiss'], commands=['get'],
+                                                mode='async_local')
         """
     )
     clients = 1000

@@ -178,8 +178,8 @@ def test_futures_outside_of_steps(server: Server, where: str) -> None:
      ".batchgroupby(lambda r: r, f)"],
 )
 def test_steps_without_futures(server: Server, steps: str) -> None:
-    script = f"def f(*args):\n    return gearsFuture()\ndef source():\n    yield 1\nGB('PythonReader'){steps}.run(source)"
-    results, errors = server.run(script)
+    functions = "def f(*args):\n    return gearsFuture()\ndef source():\n    yield 1\n"
+    results, errors = server.run(f"{functions}GB('PythonReader'){steps}.run(source)")
     assert results == []
     assert [last_line(error) for error in errors] == ["gears.error: Step does not support async"]
 
@@ -732,3 +732,105 @@ def test_an_aborted_run_gives_what_it_had(server: Server) -> None:
     assert server.client().execute_command("RG.ABORTEXECUTION", *inner) == "OK"
     reply = raw.read()
     assert reply.startswith(b"*1\r\n") and reply.endswith(b", []]]\r\n"), reply
+
+
+# --- asyncio as it is ---
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("queue = asyncio.Queue(1)\nasyncio.create_task(queue.put(5))\nreturn await queue.get()", 5),
+        ("async with asyncio.timeout(5):\n    return 'in time'", "in time"),
+        ("async with asyncio.TaskGroup() as group:\n    task = group.create_task(asyncio.sleep(0.001, 6))\n"
+         "return task.result()", 6),
+        ("return await loop.run_in_executor(None, sum, [1, 2])", 3),
+        ("return loop is asyncio.get_running_loop() is asyncio.get_event_loop()", True),
+        ("reader, writer = await asyncio.open_connection('127.0.0.1', int(execute('CONFIG', 'GET', 'port')[1]))\n"
+         "writer.write(b'PING\\r\\n')\nline = await reader.readline()\nwriter.close()\nreturn line", b"+PONG\r\n"),
+        ("async def count():\n    for n in range(3):\n        await asyncio.sleep(0)\n        yield n\n"
+         "return [n async for n in count()]", [0, 1, 2]),
+        ("future = loop.create_future()\nloop.call_later(0.001, future.set_result, 7)\nreturn await future", 7),
+        ("process = await asyncio.create_subprocess_exec('echo', 'hi', stdout=-1)\n"
+         "return (await process.communicate())[0]", b"hi\n"),
+        ("first = await asyncio.wait([asyncio.create_task(asyncio.sleep(n)) for n in (0, 100)],\n"
+         "                           return_when=asyncio.FIRST_COMPLETED)\n"
+         "return [len(tasks) for tasks in first]", [1, 1]),
+        ("task = asyncio.current_task()\nreturn [task.done(), task.cancelled()]", [False, False]),
+    ],
+)
+def test_asyncio(server: Server, body: str, expected: Any) -> None:
+    assert value(server, body) == expected
+
+
+def test_a_thread_reaches_the_loop(server: Server) -> None:
+    body = """
+    import asyncio, threading
+    async def work():
+        await asyncio.sleep(0.001)
+        return 'done'
+    return asyncio.run_coroutine_threadsafe(work(), loop).result(5)
+    """
+    assert in_step(server, body) == "done"
+
+
+def test_a_loop_of_ones_own_in_a_worker(server: Server) -> None:
+    body = """
+    import asyncio
+    async def work():
+        await asyncio.gather(asyncio.sleep(0.001), asyncio.sleep(0))
+        return [execute('PING'), getGearsSession() is not None]
+    return asyncio.run(work())
+    """
+    assert in_step(server, body) == ["PONG", True]
+
+
+@pytest.mark.parametrize("mode", BACKGROUND)
+def test_a_hook_that_executes_its_own_command_after_an_await(server: Server, mode: str) -> None:
+    server.run(
+        f"""
+        import asyncio
+        async def f(record):
+            await asyncio.sleep(0.001)
+            return [execute('GET', 'k'), call_next('k'), await asyncio.gather(own(), own())]
+        async def own():
+            return execute('GET', 'k')
+        GB('CommandReader').map(f).register(hook='get', mode='{mode}', convertToStr=False)
+        """
+    )
+    client = server.client()
+    client.set("k", "v")
+    assert client.get("k") == ["v", "v", ["v", "v"]]
+
+
+def test_a_coroutine_that_misses_itself_gets_the_commands_reply(server: Server) -> None:
+    server.run(
+        """
+        import asyncio
+        async def f(record):
+            await asyncio.sleep(0.001)
+            if record['key'] == 'k1':
+                override_reply([get_command(), execute('GET', 'k2')])
+        GB('KeysReader').foreach(f).register(prefix='k*', commands=['get'], eventTypes=['keymiss'], mode='async_local')
+        """
+    )
+    assert server.client().get("k1") == [["GET", "k1"], None]
+
+
+def test_a_coroutine_acts_in_the_database_of_its_event(server: Server) -> None:
+    server.run(
+        """
+        import asyncio
+        async def f(record):
+            await asyncio.gather(asyncio.sleep(0.001), own(record['key']))
+            override_reply(execute('GET', 'own'))
+        async def own(key):
+            await asyncio.sleep(0)
+            execute('SET', 'own', key)
+        GB('KeysReader').foreach(f).register(prefix='k', commands=['get'], eventTypes=['keymiss'], mode='async_local')
+        """
+    )
+    client = server.client(db=5)
+    assert client.get("k") == "k"
+    assert [client.get("own"), server.client().get("own")] == ["k", None]

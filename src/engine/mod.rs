@@ -384,7 +384,7 @@ impl Engine {
         self.language.attached(&mut || {
             if let Err(error) = function.run() {
                 api::log_warning(&format!(
-                    "Error occured on onRegistered of {}, error='{error}'",
+                    "Error occured on RedisGearsPy_OnRegistered of {}, error='{error}'",
                     registration.id
                 ));
             }

@@ -16,7 +16,7 @@ use super::{
     convert,
     coroutine::{self, Future},
     current::{self, ClientHold, GearsSession},
-    errors, runtime,
+    errors, runtime, watchdog,
 };
 use crate::{
     engine::{execution::Next, link::Link, scope::Scope},
@@ -41,7 +41,7 @@ pub mod redisgears {
     use super::{
         call_next, config_get, execute, flat_error, gears_config_get, gears_future, get_command,
         get_gears_session, hashtag, hold_client, is_async_allow, is_in_atomic_block, leave_atomic, log,
-        override_reply, register_gears_thread, register_time_event, set_gears_session,
+        override_reply, register_gears_thread, register_time_event, set_gears_session, watch_loop,
     };
     #[pymodule_export]
     use crate::python::{atomic::Atomic, builder::Builder, coroutine::Future, current::GearsSession};
@@ -317,6 +317,12 @@ fn register_gears_thread(_args: &Bound<'_, PyTuple>) {}
 #[pyfunction(name = "holdClient")]
 fn hold_client() -> Option<ClientHold> {
     current::hold_client()
+}
+
+/// For the event loop: a coroutine begins.
+#[pyfunction(name = "watchLoop")]
+fn watch_loop() {
+    watchdog::watch();
 }
 
 /// For the event loop: ends the atomic block of this thread; true if there was one.

@@ -21,7 +21,7 @@ use crate::engine::{
 
 const IN_EXTRACTOR: &str = "coroutine are not allow on extractor";
 const IN_BATCH_REDUCER: &str = "coroutine are not allow on reduce";
-const ELSEWHERE: &str = "Creating async record is not allowed";
+const ELSEWHERE: &str = "Coroutines are not allow";
 
 /// What a script gave for one function of a step.
 pub struct Code {
@@ -97,7 +97,22 @@ impl Callback {
         arguments: impl PyCallArgs<'py>,
         otherwise: &'static str,
     ) -> PyResult<Bound<'py, PyAny>> {
-        match self.invoke(py, arguments, Waits::No(otherwise))? {
+        self.value_of(py, arguments, Waits::No(otherwise), otherwise)
+    }
+
+    /// Calls the function where it is no step.
+    fn elsewhere<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.value_of(py, (), Waits::Elsewhere(ELSEWHERE), ELSEWHERE)
+    }
+
+    fn value_of<'py>(
+        &self,
+        py: Python<'py>,
+        arguments: impl PyCallArgs<'py>,
+        waits: Waits,
+        otherwise: &'static str,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        match self.invoke(py, arguments, waits)? {
             Invoked::Value(value) => Ok(value),
             Invoked::Later(_) => Err(errors::gears_error(otherwise)),
         }
@@ -211,13 +226,13 @@ impl Function for Callback {
     }
 
     fn produce(&self) -> Result<Value, Failure> {
-        self.call(|py| plain_value(&self.value(py, (), ELSEWHERE)?))
+        self.call(|py| plain_value(&self.elsewhere(py)?))
     }
 
     fn generate(&self) -> Result<Box<dyn Source>, Failure> {
         static GENERATOR: PyOnceLock<Py<PyType>> = PyOnceLock::new();
         self.call(|py| {
-            let generator = self.value(py, (), ELSEWHERE)?;
+            let generator = self.elsewhere(py)?;
             if !generator.is_instance(GENERATOR.import(py, "types", "GeneratorType")?)? {
                 return Err(errors::gears_error("PythonReader function must be a generator"));
             }
@@ -227,7 +242,7 @@ impl Function for Callback {
     }
 
     fn run(&self) -> Result<(), Failure> {
-        self.call(|py| self.value(py, (), ELSEWHERE).map(drop))
+        self.call(|py| self.elsewhere(py).map(drop))
     }
 }
 

@@ -13,11 +13,12 @@ use pyo3::{
 use super::{
     convert::object_record,
     current::{self, GearsSession},
-    errors, watchdog,
+    errors,
 };
 use crate::{
     engine::{
         language::{Awaitable, Completion},
+        record::Record,
         scope::Scope,
     },
     redis::api,
@@ -33,6 +34,8 @@ pub enum Waits {
     Yes,
     /// Never; the text for a coroutine.
     No(&'static str),
+    /// It is no step at all; the text for a coroutine.
+    Elsewhere(&'static str),
 }
 
 struct Step {
@@ -83,7 +86,7 @@ impl Calling {
             return Ok(None);
         }
         let refused = match waits {
-            Waits::No(text) => Some(text),
+            Waits::No(text) | Waits::Elsewhere(text) => Some(text),
             Waits::Yes if !may_wait() => Some(NOT_ALLOWED),
             Waits::Yes => None,
         };
@@ -137,7 +140,6 @@ impl Awaitable for Coroutine {
                 api::log_warning(&format!("a coroutine could not be started: {error}"));
             }
         });
-        watchdog::watch();
     }
 }
 
@@ -195,8 +197,8 @@ pub struct Future(Mutex<FutureState>);
 enum FutureState {
     /// Not returned yet.
     Made,
-    /// Failed before it was returned.
-    Failed(String),
+    /// Resolved before it was returned.
+    Early(Result<Record, String>),
     Awaited(Completion),
     Continued,
 }
@@ -230,6 +232,26 @@ impl Future {
         }
     }
 
+    /// For the event loop: a coroutine has ended with `value`, or with `error`; it may have ended before the callback has
+    /// returned this future.
+    #[pyo3(signature = (value, error))]
+    fn resolve(&self, value: Bound<'_, PyAny>, error: Option<Bound<'_, PyAny>>) {
+        let value = match error {
+            None => Ok(object_record(value)),
+            Some(error) => Err(errors::shown(&error)),
+        };
+        let mut state = self.0.lock();
+        match std::mem::replace(&mut *state, FutureState::Continued) {
+            FutureState::Awaited(completion) => {
+                drop(state);
+                completion(value);
+            }
+            FutureState::Made => *state = FutureState::Early(value),
+            // Somebody else was faster.
+            other => *state = other,
+        }
+    }
+
     /// The record becomes an error with the text of `error`.
     ///
     /// # Errors
@@ -245,7 +267,7 @@ impl Future {
                 Ok(())
             }
             FutureState::Made => {
-                *state = FutureState::Failed(text);
+                *state = FutureState::Early(Err(text));
                 Ok(())
             }
             other => {
@@ -280,9 +302,9 @@ impl Awaitable for Returned {
     fn start(self: Box<Self>, completion: Completion) {
         let mut state = self.0.get().0.lock();
         match std::mem::replace(&mut *state, FutureState::Continued) {
-            FutureState::Failed(text) => {
+            FutureState::Early(value) => {
                 drop(state);
-                completion(Err(text));
+                completion(value);
             }
             _ => *state = FutureState::Awaited(completion),
         }
@@ -299,6 +321,7 @@ pub fn make_future<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyResult
     }
     let (waits, made) = STEP
         .with_borrow(|step| step.as_ref().map(|step| (step.waits, step.future.is_some())))
+        .filter(|(waits, _)| !matches!(waits, Waits::Elsewhere(_)))
         .ok_or_else(|| {
             errors::gears_error("Future object can only be created inside certain execution steps")
         })?;

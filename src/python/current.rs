@@ -54,7 +54,11 @@ fn of_context(py: Python<'_>) -> Option<Bound<'_, GearsSession>> {
 pub struct GearsSession(Arc<Scope>);
 
 impl GearsSession {
+    /// A script ends before what it starts: the session goes on without it.
     pub fn new(scope: Arc<Scope>) -> Self {
+        if scope.script.is_some() {
+            return Self(Scope::of_session(&scope.session));
+        }
         Self(scope)
     }
 }
@@ -68,7 +72,7 @@ impl GearsSession {
 
 /// `getGearsSession()`: the session of the running code, or `None`.
 pub fn session() -> Option<GearsSession> {
-    scope().map(GearsSession)
+    scope().map(GearsSession::new)
 }
 
 /// `setGearsSession(s)`: makes `s` the session of this thread, `None` removes it.

@@ -23,10 +23,10 @@ use crate::{
 };
 
 /// How long the server's lock is held at most, but for one value.
-const PORTION: Duration = Duration::from_millis(1);
+const PORTION: Duration = Duration::from_micros(300);
 /// How long the lock is left alone at least between two portions: a thread that lets it go and takes it again at once
 /// would keep the server's thread from getting it.
-const PAUSE: Duration = Duration::from_micros(50);
+const PAUSE: Duration = Duration::from_micros(100);
 /// How many bytes are read ahead at most, but for one value.
 const AHEAD_BYTES: usize = 1 << 20;
 /// How many records are read ahead at most.
