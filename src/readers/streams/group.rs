@@ -107,6 +107,14 @@ impl Group {
     }
 }
 
+/// How many entries a stream holds; 0 if it is gone.
+pub fn length(lock: Lock<'_>, features: Features, key: &[u8]) -> u64 {
+    match run(lock, features, &[b"XLEN", key]) {
+        Reply::Int(length) => length.unsigned_abs(),
+        _ => 0,
+    }
+}
+
 /// Removes all entries up to `last`.
 pub fn trim(lock: Lock<'_>, features: Features, key: &[u8], last: EntryId) {
     let first = last.next().to_string();

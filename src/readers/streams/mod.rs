@@ -125,11 +125,12 @@ impl StreamWatch {
         if !self.engine.is_serving() || watch.registration.is_removed() {
             return;
         }
+        let held = group::length(lock, self.engine.features, key);
         let mut state = watch.shared.lock();
         if state.status != Status::Ok {
             return;
         }
-        state.stream(key).flush = true;
+        state.stream(key).note_found(held);
         drop(state);
         if watch.registration.mode == Mode::Sync {
             self.run_sync(lock, watch, key);

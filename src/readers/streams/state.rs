@@ -129,6 +129,12 @@ impl Stream {
         }
     }
 
+    /// A scan has found the stream with that many entries. Those that came before anybody looked are read at once,
+    /// also as an incomplete batch; those that were seen coming wait for their batch to be full.
+    pub fn note_found(&mut self, held: u64) {
+        self.flush |= held > self.unread;
+    }
+
     /// What to read next, if it is time to read.
     pub fn next(&mut self, batch: u64) -> Option<Portion> {
         if self.running {
@@ -187,6 +193,16 @@ mod tests {
         assert_eq!(stream.next(2), Some(Portion::New(2)));
         stream.running = true;
         assert_eq!(stream.next(2), None);
+    }
+
+    #[test]
+    fn a_scan_leaves_a_batch_that_fills_alone() {
+        let mut stream = Stream::default();
+        stream.note_added();
+        stream.note_found(1);
+        assert!(!stream.flush);
+        stream.note_found(2);
+        assert!(stream.flush);
     }
 
     #[test]
