@@ -95,9 +95,11 @@ const NUMBERS: [Definition; 14] = [
 ];
 
 /// Options with a text: name and default. None changes at run time.
-const TEXTS: [(&str, &str); 5] = [
+const TEXTS: [(&str, &str); 7] = [
     (PYTHON_VENV, env!("PINION_DEFAULT_VENV")),
     (ASYNC_LOOP, "asyncio"),
+    (REQUIREMENTS_DIR, "pinion-requirements"),
+    (REQUIREMENTS_POLICY, "allow"),
     ("PythonInstallationDir", "/var/opt/redislabs/modules/rg"),
     ("DependenciesUrl", ""),
     ("DependenciesSha256", ""),
@@ -107,6 +109,10 @@ const TEXTS: [(&str, &str); 5] = [
 pub const PYTHON_VENV: &str = "PythonVenv";
 /// Which event loop coroutines run on: `asyncio` or `uvloop`.
 pub const ASYNC_LOOP: &str = "AsyncLoop";
+/// The folder for requirements, below the server's working directory unless it is absolute.
+pub const REQUIREMENTS_DIR: &str = "PythonRequirementsDir";
+/// Which requirements clients may ask for: `allow`, `deny`, or a file with a list.
+pub const REQUIREMENTS_POLICY: &str = "RequirementsPolicy";
 const PLUGIN: &str = "Plugin";
 
 /// What RG.CONFIGSET says about one key.

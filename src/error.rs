@@ -19,8 +19,6 @@ pub enum Error {
     ValueMissing(&'static str),
     BadSessionId,
     UnknownArgument(String),
-    /// An option that the contract has and this version does not carry out.
-    OptionRefused(&'static str),
     SessionExists(String),
     CannotReplaceExisting {
         id: String,
@@ -74,6 +72,22 @@ pub enum Error {
     NotOneResult,
     NoHookContext,
 
+    // requirements
+    RequirementsNotFetched,
+    RequirementsNotInstalled,
+    NoRequirementsDirectory,
+    NoSuchRequirement,
+    RequirementNotRead(String),
+    RequirementFileNotOpened,
+    RequirementFileNotWritten,
+    ImportNotInstalled,
+    /// What was to be read where an archive ends or is damaged.
+    BadArchive(&'static str),
+    ArchiveTooNew,
+
+    // replicas
+    ReadOnly,
+
     // linked clients
     NoCommandContext,
     OverriddenAlready,
@@ -101,9 +115,6 @@ impl Error {
             Self::BadSessionId => "ID must be compose of: ['A'-'Z' | 'a'-'z' | '0' - '9' | '-' | '_']",
             Self::UnknownArgument(word) => {
                 return format!("Unknown arguments were given: {word}").into();
-            }
-            Self::OptionRefused(option) => {
-                return format!("ERR the option {option} is not available in this version").into();
             }
             Self::SessionExists(id) => return format!("Session {id} already exists").into(),
             Self::CannotReplaceExisting { id, old } => {
@@ -157,6 +168,23 @@ impl Error {
             Self::NotTriggered(reason) => return format!("ERR Could not trigger execution, {reason}").into(),
             Self::NotOneResult => "Command hook must return exactly one result",
             Self::NoHookContext => "Can not get CommandHook ctx",
+            Self::RequirementsNotFetched => {
+                "Could not satisfy requirements (look at redis log file for more information)"
+            }
+            Self::RequirementsNotInstalled => {
+                "Failed installing requirements on shard, please check shard log for more details."
+            }
+            Self::NoRequirementsDirectory => {
+                "Could not satisfy requirements, look at the log file for more information."
+            }
+            Self::NoSuchRequirement => "requirement does not exists",
+            Self::RequirementNotRead(path) => return format!("Could not open file {path}").into(),
+            Self::RequirementFileNotOpened => "Failed open file for write",
+            Self::RequirementFileNotWritten => "Failed writing data to file",
+            Self::ImportNotInstalled => "Failed install requirement on shard, check shard log for more info.",
+            Self::BadArchive(part) => return format!("Bad serialization format on reading {part}").into(),
+            Self::ArchiveTooNew => "Requirement version is not compatible, upgrade to newer RedisGears.",
+            Self::ReadOnly => "READONLY You can't write against a read only replica.",
             Self::NoCommandContext => "Can not get command ctx",
             Self::OverriddenAlready => "Can only override reply once",
             Self::InnerCommand => "ERR this command is internal to the module and cannot be called",

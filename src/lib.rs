@@ -5,6 +5,7 @@ mod config;
 mod engine;
 mod error;
 mod hooks;
+mod persistence;
 mod python;
 mod readers;
 mod redis;
@@ -13,17 +14,23 @@ mod stats;
 
 use std::{
     ffi::{c_char, c_int, c_void},
+    path::Path,
     sync::{Arc, OnceLock},
 };
 
 use crate::{
-    commands::{config as configuration, executions, pyexecute, registrations, sessions, small},
+    commands::{
+        config as configuration, executions,
+        pyexecute::{self, Execute},
+        registrations, requirements, sessions, small,
+    },
     config::{ASYNC_LOOP, Config, Number, PYTHON_VENV},
     engine::Engine,
     error::Error,
     hooks::{Hooks, Inner},
-    python::{CPython, Runtime, interpreter},
-    readers::{command::Commands, keys::KeysWatch, streams::StreamWatch, time_events},
+    persistence::Persistence,
+    python::{CPython, Packages, Runtime, interpreter},
+    readers::{command::Commands, image::Readers, keys::KeysWatch, streams::StreamWatch, time_events},
     redis::{
         api::{self, Features},
         command::{self, Answer, Command, Definition},
@@ -31,7 +38,7 @@ use crate::{
         filter, info,
         load::{self, Loading},
         lock::Lock,
-        raw,
+        persist, raw,
     },
 };
 
@@ -53,6 +60,7 @@ struct Pinion {
     keys: Arc<KeysWatch>,
     commands: Arc<Commands>,
     streams: Arc<StreamWatch>,
+    execute: Execute,
 }
 
 /// Per command: name, flags, ACL categories, syntax, summary, handler.
@@ -93,7 +101,7 @@ commands! {
     pyexecute c"rg.pyexecute" c"write deny-script" c"write admin dangerous"
         "<script> [UNBLOCKING] [ID <id>] [DESCRIPTION <text>] [UPGRADE] [REPLACE_WITH <id>] [FORCE_REINSTALL_REQUIREMENTS] [REQUIREMENTS [<requirement> ...]]"
         c"Runs a script, which may run functions over the data and register others."
-        => |pinion, command| pyexecute::pyexecute(&pinion.engine, command);
+        => |pinion, command| pyexecute::pyexecute(&pinion.execute, command);
     trigger c"rg.trigger" c"write" c"write dangerous"
         "<trigger> [<argument> ...]"
         c"Calls a function that was registered with this name."
@@ -103,6 +111,20 @@ commands! {
         c"Calls a function where its key is: clients of a cluster find the shard by it."
         key 2
         => |pinion, command| pinion.commands.call(command);
+    dump_requirements c"rg.pydumpreqs" c"readonly" c"read"
+        ""
+        c"Lists the requirements that are installed."
+        => |pinion, command| requirements::dump(&pinion.engine, command);
+    export_requirement c"rg.pyexportreq" c"readonly" c"admin dangerous"
+        "<requirement>"
+        c"Gets a requirement with its files, for RG.PYIMPORTREQ on another server."
+        => |pinion, command| requirements::export(&pinion.engine, command);
+    import_requirement c"rg.pyimportreq" c"write deny-script" c"write admin dangerous"
+        "<chunk> [<chunk> ...]"
+        c"Installs a requirement that another server exported."
+        => |pinion, command| {
+            requirements::import(&pinion.execute.persistence, &pinion.execute.packages, command)
+        };
     dump_sessions c"rg.pydumpsessions" c"readonly" c"read"
         "[VERBOSE] [DEAD|TS] [SESSIONS [<id> ...]]"
         c"Lists the sessions that scripts made."
@@ -158,7 +180,7 @@ commands! {
     unregister c"rg.unregister" c"write" c"write admin dangerous"
         "<registration id> [ABORTPENDING]"
         c"Removes a registered function."
-        => |pinion, command| registrations::unregister(&pinion.engine, command);
+        => |pinion, command| registrations::unregister(&pinion.execute.persistence, command);
     pause c"rg.pauseregistrations" c"readonly deny-script" c"admin dangerous"
         "[ABORTPENDING] <registration id> [<registration id> ...]"
         c"Lets registered functions read no more."
@@ -182,6 +204,16 @@ commands! {
     inner_read c"RG.INNERREAD" c"readonly getkeys-api" c"read"
         "" c"Internal: stands in front of a command that functions are linked to."
         => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::Read);
+    inner_register c"RG.INNERREGISTER" c"write" c"write admin dangerous"
+        "<blob>" c"Internal: one step of what is registered, in files and on replicas."
+        => |pinion, command| pinion.execute.persistence.inner_register(command);
+    inner_unregister c"RG.INNERUNREGISTER" c"write" c"write admin dangerous"
+        "<registration id> [ABORTPENDING]"
+        c"Removes a registered function, on this shard only."
+        => |pinion, command| pinion.execute.persistence.inner_unregister(command);
+    inner_import c"RG.PYIMPORTRETINTERNAL" c"write" c"write admin dangerous"
+        "<blob>" c"Internal: a requirement with its files, in files and on replicas."
+        => |pinion, command| pinion.execute.persistence.inner_import(command);
     inner_time_event c"RG.INNERTIMEEVENT" c"write" c"write admin dangerous"
         "<key> <period> <session id> <image>"
         c"Internal: makes a time event, in files and on replicas."
@@ -242,8 +274,17 @@ unsafe extern "C" fn on_server_event(
                 return;
             }
             let begins = pinion.engine.update_serving(lock);
-            if event == ServerEvent::LoadingStarted {
-                pinion.engine.loading_started();
+            let persistence = &pinion.execute.persistence;
+            match event {
+                ServerEvent::LoadingStarted => persistence.loading_started(lock),
+                ServerEvent::LoadingFailed => persistence.loading_failed(lock),
+                ServerEvent::LoadingEnded => {
+                    persist::ended(lock);
+                    persistence.loading_ended(lock);
+                }
+                ServerEvent::WritingStarted(writing) => return persist::writing_started(lock, writing),
+                ServerEvent::WritingEnded => return persist::ended(lock),
+                ServerEvent::RoleChanged | ServerEvent::BeforeSleep => {}
             }
             if begins {
                 pinion.streams.begin_again(lock);
@@ -306,14 +347,25 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
     let commands = Commands::new(Arc::clone(&engine), Arc::clone(&hooks));
     let streams = StreamWatch::new(Arc::clone(&engine), subscribe)
         .map_err(|error| format!("could not start the thread that looks for streams: {error}"))?;
-    python::connect(Runtime {
-        engine: Arc::clone(&engine),
+    let readers = Arc::new(Readers {
         keys: Arc::clone(&keys),
         commands: Arc::clone(&commands),
         streams: Arc::clone(&streams),
     });
+    let packages = Packages::start(
+        Arc::clone(&engine.config),
+        Path::new(&python.prefix),
+        &python.version,
+    )?;
+    let persistence = Persistence::new(Arc::clone(&engine), Arc::clone(&readers), Arc::clone(&packages));
+    python::connect(Runtime {
+        engine: Arc::clone(&engine),
+        readers,
+        persistence: Arc::clone(&persistence),
+    });
     time_events::connect(&engine);
     loading.create_type(time_events::load)?;
+    loading.keep_in_files(Arc::clone(&persistence) as _)?;
     python::start_loop().map_err(|error| format!("could not start the event loop's thread: {error}"))?;
     for command in COMMANDS {
         loading.create(*command, features)?;
@@ -333,6 +385,11 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
     }
     PINION
         .set(Pinion {
+            execute: Execute {
+                engine: Arc::clone(&engine),
+                persistence,
+                packages,
+            },
             engine,
             hooks,
             keys,

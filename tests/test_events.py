@@ -361,7 +361,7 @@ def test_events_of_one_key_keep_their_order(server: Server) -> None:
 
 def test_not_on_replicas_and_not_while_loading(start_server: Callable[..., Server]) -> None:
     master, replica = start_server(), start_server()
-    record(replica)
+    record(master)
     client = replica.client()
     client.execute_command("REPLICAOF", master.host, master.port)
     wait_until(lambda: client.info("replication")["master_link_status"] == "up")

@@ -1042,19 +1042,20 @@ def test_a_replica_with_the_same_hooks_has_the_same_data(start_server: Callable[
 
 
 @pytest.mark.matrix
-def test_what_is_replicated_are_plain_commands(server: Server, source: Server) -> None:
+def test_what_is_replicated_are_plain_commands(start_server: Callable[..., Server]) -> None:
+    server, replica = start_server(), start_server()
     server.run(WRITE_HOOKS)
-    replicate(source, server)  # a server without the module
+    replicate(replica, server)
     write_all_ways(server)
-    wait_until(lambda: contents(source) == WRITTEN)
-    assert source.client().info("replication")["master_link_status"] == "up"
-    assert "CRITICAL" not in source.log()
+    wait_until(lambda: contents(replica) == WRITTEN)
+    assert replica.client().info("replication")["master_link_status"] == "up"
+    assert "CRITICAL" not in replica.log()
+    assert not [name for name in replica.client().info("commandstats") if "rg.inner" in name.lower()]
 
 
 def test_writes_of_a_background_hook_are_replicated(start_server: Callable[..., Server]) -> None:
     master, replica = start_server(), start_server()
-    for server in (master, replica):
-        answer(server, "call_next(r[1], r[2] + '!')", "set", "async_local")
+    answer(master, "call_next(r[1], r[2] + '!')", "set", "async_local")
     replicate(replica, master)
     client = master.client(db=5)
     for number in range(20):
@@ -1068,10 +1069,12 @@ def test_writes_of_a_background_hook_are_replicated(start_server: Callable[..., 
 def test_nothing_of_the_replication_stream_is_hooked(start_server: Callable[..., Server]) -> None:
     """Also not what is no write: SELECT, PUBLISH, and the PING that a master sends."""
     master, replica = start_server(args=["--repl-ping-replica-period", "1"]), start_server()
-    for command in ("select", "publish", "ping"):
-        answer(replica, "'hooked'", command)
-    replicate(replica, master)
     zero, five = master.client(), master.client(db=5)
+    zero.ping(), five.ping()  # connected: a hooked SELECT selects for the function, not for its client
+    replicate(replica, master)
+    for command in ("select", "publish", "ping"):
+        answer(master, "call_next(*r[1:])", command)
+    wait_until(lambda: len(replica.registrations()) == 3)
     listener = replica.client().pubsub(ignore_subscribe_messages=True)
     listener.subscribe("news")
     listener.get_message(timeout=1)

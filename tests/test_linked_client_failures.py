@@ -221,10 +221,11 @@ def test_demotion_meanwhile(server: Server, source: Server) -> None:
     assert server.client().ping()
 
 
-def test_a_replica_links_nobody_and_a_promoted_one_does(server: Server, source: Server) -> None:
-    hold(server, body="override_reply('late')")
+def test_a_replica_links_nobody_and_a_promoted_one_does(start_server: Callable[..., Server]) -> None:
+    master, server = start_server(), start_server()
+    hold(master, body="override_reply('late')")
     client = server.client()
-    client.execute_command("REPLICAOF", source.host, source.port)
+    client.execute_command("REPLICAOF", master.host, master.port)
     wait_until(lambda: client.info("replication")["master_link_status"] == "up")
     assert client.get("hold:1") is None
     assert counters(server)["numTriggered"] == 0

@@ -94,15 +94,6 @@ def test_bad_options_are_refused_from_left_to_right(server, options, error):
     assert server.client().get("ran") is None
 
 
-@pytest.mark.parametrize(
-    "options",
-    [["REQUIREMENTS", "pkg"], ["FORCE_REINSTALL_REQUIREMENTS", "REQUIREMENTS", "pkg"]],
-)
-def test_options_of_later_versions_are_refused_by_name(server, options):
-    assert "REQUIREMENTS" in error_of(server, "execute('SET', 'ran', 1)", *options)
-    assert server.client().get("ran") is None
-
-
 @pytest.mark.parametrize("identifier", ["greeter", "A-z_09", ""])
 def test_accepted_ids(server, identifier):
     assert server.run(REGISTER, "ID", identifier) == "OK"

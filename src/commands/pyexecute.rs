@@ -3,11 +3,19 @@
 use std::sync::Arc;
 
 use crate::{
-    engine::{Engine, scope::Prepared, session::Session},
+    engine::{
+        Engine,
+        execution::Start,
+        scope::Prepared,
+        session::{Needs, Session},
+    },
     error::Error,
-    python,
+    persistence::Persistence,
+    python::{self, Packages},
     redis::{
+        client::BlockedClient,
         command::{Answer, Command},
+        lock::{self, Lock},
         reply::Reply,
         string::Argv,
     },
@@ -20,28 +28,135 @@ struct Options {
     description: Option<String>,
     upgrade: bool,
     replace_with: Option<String>,
+    force: bool,
+    requirements: Vec<String>,
 }
 
-/// `RG.PYEXECUTE <script> [UNBLOCKING] [ID <id>] [DESCRIPTION <text>] [UPGRADE] [REPLACE_WITH <id>]`
+/// What a script is run with.
+#[derive(Clone)]
+pub struct Execute {
+    pub engine: Arc<Engine>,
+    pub persistence: Arc<Persistence>,
+    pub packages: Arc<Packages>,
+}
+
+/// What follows a script that ended well.
+enum Next {
+    Reply(Reply),
+    /// Its run, whose results the client waits for.
+    Wait(Start),
+}
+
+/// `RG.PYEXECUTE <script> [UNBLOCKING] [ID <id>] [DESCRIPTION <text>] [UPGRADE] [REPLACE_WITH <id>]
+/// [FORCE_REINSTALL_REQUIREMENTS] [REQUIREMENTS [<requirement> ...]]`
 ///
 /// # Errors
-/// A wrong argument; the error string of the script; what a registration was refused for.
-pub fn pyexecute(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+/// A wrong argument; the error string of the script; what a registration was refused for. After an installation these are
+/// the reply of the waiting client.
+pub fn pyexecute(execute: &Execute, command: &Command<'_>) -> Result<Answer, Error> {
     if !command.may_block() {
         return Err(Error::CannotRunHere);
     }
     let script = command.argv().get(1).ok_or(Error::WrongArity)?;
     let options = parse(command.argv().skip(2))?;
-    let unblocking = options.unblocking;
-    let old = session_to_replace(engine, &options)?;
-    let session = Arc::new(Session::new(
-        options.id.unwrap_or_else(random_id),
-        options.description,
-    ));
+    session_to_replace(&execute.engine, &options)?;
     let lock = command.lock();
-    let prepared = python::run_script(lock, script, &session, old).map_err(Error::Text)?;
-    engine.register(lock, prepared.replaces.as_ref(), &prepared.registrations)?;
-    Ok(start_run(engine, command, prepared, unblocking))
+    let known = |name: &String| execute.engine.requirements.get(lock, name);
+    let requirements: Vec<_> = options.requirements.iter().filter_map(known).collect();
+    let all_known = requirements.len() == options.requirements.len();
+    if all_known && (!options.force || requirements.is_empty()) {
+        let needs = Needs {
+            requirements,
+            installed: false,
+        };
+        return Ok(match execute.run(lock, script, options, needs)? {
+            Next::Reply(reply) => reply.into(),
+            Next::Wait(start) => {
+                execute.wait(start, command.block());
+                Answer::Done
+            }
+        });
+    }
+    execute.packages.check(&options.requirements)?;
+    let client = command.block();
+    let (execute, script) = (execute.clone(), script.to_vec());
+    Arc::clone(&execute.packages).later(move || match execute.install(&options.requirements) {
+        Ok(needs) => lock::with_lock(|lock| execute.run_later(lock, &script, options, needs, client)),
+        Err(error) => client.answer(error.into()),
+    });
+    Ok(Answer::Done)
+}
+
+impl Execute {
+    /// Fetches and installs requirements, and makes them known. On the thread for requirements.
+    fn install(&self, names: &[String]) -> Result<Needs, Error> {
+        let known = lock::with_lock(|lock| {
+            let known = |name: &String| self.engine.requirements.get(lock, name);
+            names.iter().filter_map(known).collect::<Vec<_>>()
+        });
+        let requirements = self.packages.obtain(names, &known)?;
+        lock::with_lock(|lock| {
+            for requirement in &requirements {
+                self.engine.requirements.put(lock, requirement);
+            }
+        });
+        Ok(Needs {
+            requirements,
+            installed: true,
+        })
+    }
+
+    /// Runs the script of a client that waited for an installation.
+    fn run_later(
+        &self,
+        lock: Lock<'_>,
+        script: &[u8],
+        options: Options,
+        needs: Needs,
+        client: BlockedClient,
+    ) {
+        if !lock.is_master() {
+            return client.answer(Error::ReadOnly.into());
+        }
+        match self.run(lock, script, options, needs) {
+            Ok(Next::Reply(reply)) => client.answer(reply),
+            Ok(Next::Wait(start)) => self.wait(start, client),
+            Err(error) => client.answer(error.into()),
+        }
+    }
+
+    /// Runs what the client gets the results of.
+    fn wait(&self, mut start: Start, client: BlockedClient) {
+        start.waiter = Some(Box::new(move |outcome| client.answer(outcome.to_reply())));
+        self.engine.submit(start, None);
+    }
+
+    fn run(&self, lock: Lock<'_>, script: &[u8], options: Options, needs: Needs) -> Result<Next, Error> {
+        let old = session_to_replace(&self.engine, &options)?;
+        let id = options.id.unwrap_or_else(random_id);
+        let session = Arc::new(Session::new(id, options.description, needs));
+        let prepared = python::run_script(lock, script, &session, old).map_err(Error::Text)?;
+        self.persistence
+            .register(lock, prepared.replaces.as_ref(), &prepared.registrations)?;
+        Ok(self.start_run(prepared, options.unblocking))
+    }
+
+    fn start_run(&self, prepared: Prepared, unblocking: bool) -> Next {
+        let registered = !prepared.registrations.is_empty();
+        let Some(mut start) = prepared.run else {
+            return Next::Reply(Reply::ok());
+        };
+        if !registered && !unblocking {
+            return Next::Wait(start);
+        }
+        start.transient = false;
+        let execution = self.engine.submit(start, None);
+        Next::Reply(if registered {
+            Reply::ok()
+        } else {
+            Reply::bulk(execution.id.to_string())
+        })
+    }
 }
 
 fn parse(words: Argv<'_>) -> Result<Options, Error> {
@@ -66,12 +181,9 @@ fn parse(words: Argv<'_>) -> Result<Options, Error> {
         } else if is("REPLACE_WITH") {
             options.replace_with = Some(text(value("REPLACE_WITH")?));
         } else if is("FORCE_REINSTALL_REQUIREMENTS") {
-            // Installs what REQUIREMENTS names.
+            options.force = true;
         } else if is("REQUIREMENTS") {
-            // Without any requirement there is nothing to install.
-            if words.next().is_some() {
-                return Err(Error::OptionRefused("REQUIREMENTS"));
-            }
+            options.requirements = words.by_ref().map(text).collect();
         } else {
             return Err(Error::UnknownArgument(text(word)));
         }
@@ -116,27 +228,6 @@ fn random_id() -> String {
     }
     id.truncate(40);
     id
-}
-
-fn start_run(engine: &Engine, command: &Command<'_>, prepared: Prepared, unblocking: bool) -> Answer {
-    let Some(mut start) = prepared.run else {
-        return Reply::ok().into();
-    };
-    if !prepared.registrations.is_empty() || unblocking {
-        start.transient = false;
-        let execution = engine.submit(start, None);
-        let registered = !prepared.registrations.is_empty();
-        return if registered {
-            Reply::ok()
-        } else {
-            Reply::bulk(execution.id.to_string())
-        }
-        .into();
-    }
-    let client = command.block();
-    start.waiter = Some(Box::new(move |outcome| client.answer(outcome.to_reply())));
-    engine.submit(start, None);
-    Answer::Done
 }
 
 #[cfg(test)]

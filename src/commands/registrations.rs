@@ -6,6 +6,7 @@ use super::{check_may_block, sessions::literal};
 use crate::{
     engine::{Engine, id::Id, registration::Registration, whole_ms},
     error::Error,
+    persistence::Persistence,
     redis::{
         command::{Answer, Command},
         reply::Reply,
@@ -96,7 +97,8 @@ fn data(registration: &Registration) -> Reply {
         ("avgRunDurationMS", Reply::Double(counts.average_ms())),
     ];
     pairs.extend(trigger.figures(finished));
-    pairs.push(("lastError", Reply::bulk_or_null(counts.last_error)));
+    let last_error = counts.last_error.or_else(|| registration.disabled.clone());
+    pairs.push(("lastError", Reply::bulk_or_null(last_error)));
     pairs.push(("args", flat(trigger.arguments())));
     pairs.extend(trigger.status().map(|status| ("status", Reply::bulk(status))));
     flat(pairs)
@@ -112,8 +114,8 @@ fn flat(pairs: Vec<(&'static str, Reply)>) -> Reply {
 /// `RG.UNREGISTER <registration id> [ABORTPENDING]`
 ///
 /// # Errors
-/// No such registration.
-pub fn unregister(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+/// No such registration; this is a replica.
+pub fn unregister(persistence: &Persistence, command: &Command<'_>) -> Result<Answer, Error> {
     let argv = command.argv();
     if !(2..=3).contains(&argv.len()) {
         return Err(Error::WrongArity);
@@ -122,7 +124,7 @@ pub fn unregister(engine: &Engine, command: &Command<'_>) -> Result<Answer, Erro
     let abort_pending = argv
         .get(2)
         .is_some_and(|word| word.eq_ignore_ascii_case(b"ABORTPENDING"));
-    engine.unregister(command.lock(), id, abort_pending)?;
+    persistence.unregister(command.lock(), id, abort_pending)?;
     Ok(Reply::ok().into())
 }
 

@@ -2,13 +2,14 @@
 
 use std::{fmt::Write as _, sync::Arc};
 
-use super::registrations::describe;
+use super::{registrations::describe, requirements};
 use crate::{
-    engine::{Engine, session::Session},
+    engine::{Engine, requirement::Requirement, session::Session},
     error::Error,
     python::profile,
     redis::{
         command::{Answer, Command},
+        lock::Lock,
         reply::Reply,
     },
 };
@@ -31,7 +32,7 @@ pub fn dump_sessions(engine: &Engine, command: &Command<'_>) -> Result<Answer, E
             dead = true;
         } else if is(b"SESSIONS") {
             let asked = words.skip(place + 1);
-            let entries = asked.iter().map(|id| named(engine, id, verbose));
+            let entries = asked.iter().map(|id| named(engine, command.lock(), id, verbose));
             return Ok(Reply::Array(entries.collect()).into());
         } else {
             return Err(Error::UnknownOption(String::from_utf8_lossy(word).into_owned()));
@@ -44,19 +45,30 @@ pub fn dump_sessions(engine: &Engine, command: &Command<'_>) -> Result<Answer, E
             sessions.all_live()
         }
     });
-    let entries = sessions.iter().map(|session| entry(engine, session, verbose));
+    let entries = sessions
+        .iter()
+        .map(|session| entry(engine, command.lock(), session, verbose));
     Ok(Reply::Array(entries.collect()).into())
 }
 
-fn named(engine: &Engine, name: &[u8], verbose: bool) -> Reply {
+fn named(engine: &Engine, lock: Lock<'_>, name: &[u8], verbose: bool) -> Reply {
     let id = String::from_utf8_lossy(name);
     match engine.registry.sessions(|sessions| sessions.live(&id)) {
-        Some(session) => entry(engine, &session, verbose),
+        Some(session) => entry(engine, lock, &session, verbose),
         None => Reply::bulk([b"Session ", name, b" does not exists"].concat()),
     }
 }
 
-fn entry(engine: &Engine, session: &Arc<Session>, verbose: bool) -> Reply {
+fn entry(engine: &Engine, lock: Lock<'_>, session: &Arc<Session>, verbose: bool) -> Reply {
+    let needed = &session.needs.requirements;
+    let requirements = if verbose {
+        let entries = needed
+            .iter()
+            .map(|needed| requirements::entry(engine, lock, needed));
+        Reply::Array(entries.collect())
+    } else {
+        Reply::bulks(needed.iter().map(|needed| &needed.name))
+    };
     let registrations = if verbose {
         let registrations = engine.registry.registrations_of(session);
         Reply::Array(
@@ -81,9 +93,9 @@ fn entry(engine: &Engine, session: &Arc<Session>, verbose: bool) -> Reply {
         Reply::bulk("dead"),
         Reply::bulk(if dead { "true" } else { "false" }),
         Reply::bulk("requirementInstallationNeeded"),
-        Reply::Int(0),
+        Reply::Int(i64::from(session.needs.installed)),
         Reply::bulk("requirements"),
-        Reply::Array(Vec::new()),
+        requirements,
         Reply::bulk("registrations"),
         registrations,
     ])
@@ -105,16 +117,34 @@ pub fn literal(session: &Session) -> String {
         .iter()
         .map(|id| quoted(&id.to_string()))
         .collect();
+    let requirements: Vec<String> = session
+        .needs
+        .requirements
+        .iter()
+        .map(|needed| dependency(needed))
+        .collect();
     let dead = session.is_replaced();
     format!(
         "{{'sessionId':{id}, 'sessionName':{id}, 'sessionDescription':{description}, 'refCount': {count}, \
-         'linkedTo': '{link}', 'dead': {dead}, 'isInstallationNeeded':0, 'registrationsList':[{registrations}], \
-         'depsList':[]}}",
+         'linkedTo': '{link}', 'dead': {dead}, 'isInstallationNeeded':{installed}, 'registrationsList':[{registrations}], \
+         'depsList':[{requirements}]}}",
         id = quoted(&session.id),
         count = session.ref_count(),
         link = link(dead),
         dead = if dead { "True" } else { "False" },
+        installed = i32::from(session.needs.installed),
         registrations = registrations.join(","),
+        requirements = requirements.join(","),
+    )
+}
+
+fn dependency(requirement: &Requirement) -> String {
+    let wheels: Vec<String> = requirement.wheels.iter().map(|wheel| quoted(wheel)).collect();
+    format!(
+        "{{'name':{}, 'basePath':{}, 'wheels':[{}]}}",
+        quoted(&requirement.name),
+        quoted(&requirement.directory.to_string_lossy()),
+        wheels.join(",")
     )
 }
 
@@ -172,6 +202,7 @@ pub fn profile(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::session::Needs;
 
     #[test]
     fn literals_keep_quotes_and_line_ends() {
@@ -180,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_session_has_the_documented_keys() {
-        let session = Session::new("s".into(), None);
+        let session = Session::new("s".into(), None, Needs::default());
         assert_eq!(
             literal(&session),
             "{'sessionId':'s', 'sessionName':'s', 'sessionDescription':None, 'refCount': 0, 'linkedTo': 'primary', \

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::{
     execution::Source,
     record::{Record, Value},
+    session::Session,
     stop::Stop,
 };
 use crate::redis::{
@@ -53,11 +54,11 @@ pub trait Language: Send + Sync {
     /// The text of the error that the conversion raised.
     fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure>;
 
-    /// Makes a function of its image.
+    /// Makes a function of its image, as one of `session`.
     ///
     /// # Errors
     /// The text of the error that loading raised, e.g. a module that is not there.
-    fn load(&self, image: &[u8]) -> Result<Arc<dyn Function>, Failure>;
+    fn load(&self, image: &[u8], session: &Session) -> Result<Arc<dyn Function>, Failure>;
 
     /// The elements of a record that is a list, else the record itself.
     fn parts(&self, record: Record) -> Vec<Record>;
@@ -121,11 +122,11 @@ pub trait Function: Send + Sync {
     /// The name for error texts.
     fn name(&self) -> String;
 
-    /// What [`Language::load`] makes the function of again, in another process.
+    /// What [`Language::load`] makes the function of again, in another process. `session` is the one that it belongs to.
     ///
     /// # Errors
     /// It holds something that cannot travel.
-    fn image(&self) -> Result<Vec<u8>, Failure>;
+    fn image(&self, session: &Session) -> Result<Vec<u8>, Failure>;
 
     /// The language's description of the function, for RG.GETEXECUTION.
     fn describe(&self) -> String;

@@ -14,6 +14,7 @@ mod queue;
 pub mod record;
 pub mod registration;
 mod registry;
+pub mod requirement;
 mod run;
 pub mod scope;
 pub mod session;
@@ -41,6 +42,7 @@ use self::{
     language::Language,
     queue::{Job, Queue},
     registration::Registration,
+    requirement::Requirements,
     run::Ran,
     scope::Scope,
     session::Session,
@@ -64,6 +66,7 @@ pub struct Engine {
     pub features: Features,
     pub stats: ServerStats,
     pub registry: Registry,
+    pub requirements: Requirements,
     pub language: Arc<dyn Language>,
     queue: Queue,
     pub timers: Timers,
@@ -92,6 +95,7 @@ impl Engine {
             features,
             stats: ServerStats::default(),
             registry: Registry::default(),
+            requirements: Requirements::default(),
             language,
             queue: Queue::default(),
             timers: Timers::default(),
@@ -333,7 +337,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Puts registrations in force, all or none, in the place of those of session `old`; then calls their onRegistered.
+    /// Puts registrations in force, all or none, in the place of those of session `old`.
     ///
     /// # Errors
     /// A reader refuses one of them; nothing has changed then.
@@ -348,11 +352,14 @@ impl Engine {
             registration.trigger.stop(lock, registration);
         }
         for (done, registration) in registrations.iter().enumerate() {
+            if registration.disabled.is_some() {
+                continue;
+            }
             if let Err(error) = registration.trigger.start(lock, registration) {
                 for earlier in &registrations[..done] {
                     earlier.trigger.stop(lock, earlier);
                 }
-                for registration in &replaced {
+                for registration in replaced.iter().filter(|replaced| replaced.disabled.is_none()) {
                     if let Err(error) = registration.trigger.start(lock, registration) {
                         api::log_warning(&format!("could not take back {}: {error}", registration.id));
                     }
@@ -370,13 +377,11 @@ impl Engine {
         for registration in registrations {
             self.registry.add_registration(registration);
         }
-        for registration in registrations {
-            self.call_on_registered(registration);
-        }
         Ok(())
     }
 
-    fn call_on_registered(&self, registration: &Registration) {
+    /// Calls what prepares a registration's functions on this server.
+    pub fn call_on_registered(&self, registration: &Registration) {
         let Some(function) = &registration.on_registered else {
             return;
         };
@@ -432,10 +437,6 @@ impl Engine {
             drop(execution.release());
         }
         self.registry.drop_finished();
-        for registration in self.registry.registrations() {
-            registration.stats.clear();
-            registration.trigger.clear_figures();
-        }
     }
 }
 

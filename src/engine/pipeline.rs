@@ -477,6 +477,7 @@ mod tests {
         engine::{
             execution::Source,
             language::{Awaitable, Distinct},
+            session::Session,
         },
         redis::reply::Reply,
     };
@@ -506,7 +507,7 @@ mod tests {
         fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure> {
             Ok(number(record).to_string().into())
         }
-        fn load(&self, _image: &[u8]) -> Result<Arc<dyn Function>, Failure> {
+        fn load(&self, _image: &[u8], _session: &Session) -> Result<Arc<dyn Function>, Failure> {
             Ok(Arc::new(Arithmetic))
         }
         fn parts(&self, record: Record) -> Vec<Record> {
@@ -557,7 +558,7 @@ mod tests {
         fn describe(&self) -> String {
             self.name()
         }
-        fn image(&self) -> Result<Vec<u8>, Failure> {
+        fn image(&self, _session: &Session) -> Result<Vec<u8>, Failure> {
             Ok(Vec::new())
         }
         fn map(&self, record: Record) -> Result<Called<Record>, Failure> {

@@ -4,13 +4,15 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::language::Function;
 
 /// The place of a user function in [`Plan::functions`].
 pub type FunctionIndex = usize;
 
 /// One operation on records. Meaning: `python-api.md` 3.3 and 3.5.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
     Map(FunctionIndex),
     FlatMap(FunctionIndex),
@@ -164,6 +166,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// True if every function that a step names is there.
+    pub fn is_complete(&self) -> bool {
+        let named = self.steps.iter().flat_map(Step::functions).flatten();
+        named.max().is_none_or(|last| last < self.functions.len())
+    }
+
     /// True when some step sees what is in a record, so that its value must be read.
     pub fn looks_at_records(&self) -> bool {
         !matches!(

@@ -9,6 +9,8 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use super::{id::Id, language::Function, plan::Plan, session::Session};
 use crate::{
@@ -18,7 +20,8 @@ use crate::{
 };
 
 /// Where and when the executions of a registration run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Inside the command that caused the event.
     Sync,
@@ -100,6 +103,9 @@ pub trait Trigger: Send + Sync {
     /// Starts no more executions.
     fn stop(&self, lock: Lock<'_>, registration: &Registration);
 
+    /// What the readers make the trigger of again, in another process. Called after [`Trigger::start`].
+    fn image(&self) -> Vec<u8>;
+
     /// The name that it takes, if any.
     fn claim(&self) -> Option<Claim<'_>> {
         None
@@ -146,8 +152,19 @@ pub struct Registration {
     pub session: Arc<Session>,
     pub trigger: Box<dyn Trigger>,
     pub on_registered: Option<Arc<dyn Function>>,
+    pub images: Images,
+    /// Why it does not run although it is there: what was saved cannot be loaded here.
+    pub disabled: Option<String>,
     pub stats: RunStats,
     pub life: Life,
+}
+
+/// The functions of a registration as they were when it was made: what is saved and sent, whatever becomes of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Images {
+    /// In the order of the plan's table.
+    pub functions: Vec<ByteBuf>,
+    pub on_registered: Option<ByteBuf>,
 }
 
 /// What changes while a registration exists.

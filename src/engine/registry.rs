@@ -145,6 +145,9 @@ impl Registry {
     pub fn add_registration(&self, registration: &Arc<Registration>) {
         let session = &registration.session;
         session.add_registration(registration.id);
+        // One that was loaded has its number already.
+        self.next_registration
+            .fetch_max(registration.id.0 + 1, Ordering::Relaxed);
         self.registrations
             .lock()
             .insert(registration.id, Arc::clone(registration));

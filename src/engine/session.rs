@@ -12,16 +12,26 @@ use std::{
 use parking_lot::Mutex;
 
 use super::id::Id;
+use super::requirement::Requirement;
 
 /// One session. Listed in the registry while it has registrations, or kept executions of them.
 pub struct Session {
     pub id: String,
     pub description: Option<String>,
+    pub needs: Needs,
     members: Mutex<Members>,
     /// Another session has taken its place.
     replaced: AtomicBool,
     /// What the language keeps for it.
     attachment: Mutex<Option<Box<dyn Any + Send + Sync>>>,
+}
+
+/// The packages that a session's functions need.
+#[derive(Debug, Default)]
+pub struct Needs {
+    pub requirements: Vec<Arc<Requirement>>,
+    /// They were installed for this very session.
+    pub installed: bool,
 }
 
 #[derive(Default)]
@@ -31,10 +41,11 @@ struct Members {
 }
 
 impl Session {
-    pub fn new(id: String, description: Option<String>) -> Self {
+    pub fn new(id: String, description: Option<String>, needs: Needs) -> Self {
         Self {
             id,
             description,
+            needs,
             members: Mutex::default(),
             replaced: AtomicBool::new(false),
             attachment: Mutex::default(),
@@ -158,11 +169,11 @@ mod tests {
     #[test]
     fn a_replaced_session_stays_while_something_refers_to_it() {
         let mut sessions = Sessions::default();
-        let old = Arc::new(Session::new("s".into(), None));
+        let old = Arc::new(Session::new("s".into(), None, Needs::default()));
         old.add_registration(Id(1));
         sessions.list(&old);
         sessions.replace(&old);
-        let new = Arc::new(Session::new("s".into(), None));
+        let new = Arc::new(Session::new("s".into(), None, Needs::default()));
         sessions.list(&new);
         assert!(sessions.live("s").is_some_and(|live| Arc::ptr_eq(&live, &new)));
         assert_eq!(sessions.all_dead().len(), 1);

@@ -17,6 +17,7 @@ use crate::engine::{
     execution::{Reading, Source},
     language::{Awaitable, Called, Failure, Function},
     record::{Record, Value},
+    session::Session,
 };
 
 const IN_EXTRACTOR: &str = "coroutine are not allow on extractor";
@@ -133,9 +134,9 @@ impl Function for Callback {
         self.name.clone()
     }
 
-    fn image(&self) -> Result<Vec<u8>, Failure> {
+    fn image(&self, session: &Session) -> Result<Vec<u8>, Failure> {
         Python::attach(|py| {
-            image::dump(py, &self.code).map_err(|error| {
+            image::dump(py, &self.code, session).map_err(|error| {
                 format!(
                     "Error occured when serialized a python callback, callback={} error={}",
                     self.name,

@@ -25,7 +25,7 @@ const LOOP: &CStr = cstr(concat!(include_str!("../../python/loop.py"), "\0"));
 const PROFILE: &CStr = cstr(concat!(include_str!("../../python/profile.py"), "\0"));
 const NAMESPACE: &CStr = cstr(concat!(include_str!("../../python/namespace.py"), "\0"));
 
-const fn cstr(text: &'static str) -> &'static CStr {
+pub(super) const fn cstr(text: &'static str) -> &'static CStr {
     match CStr::from_bytes_with_nul(text.as_bytes()) {
         Ok(text) => text,
         Err(_) => panic!("an embedded file holds NUL"),

@@ -16,6 +16,7 @@ use crate::{
     engine::{
         language::{Distinct, Failure, Function, Language},
         record::{Record, Value},
+        session::Session,
         stop::Stop,
     },
     redis::reply::Reply,
@@ -101,8 +102,8 @@ impl Language for CPython {
         }
     }
 
-    fn load(&self, image: &[u8]) -> Result<Arc<dyn Function>, Failure> {
-        image::load(image)
+    fn load(&self, image: &[u8], session: &Session) -> Result<Arc<dyn Function>, Failure> {
+        image::load(image, session)
     }
 
     fn parts(&self, record: Record) -> Vec<Record> {

@@ -8,8 +8,10 @@ use pyo3::{
     prelude::*,
     types::{PyDict, PyList},
 };
+use serde_bytes::ByteBuf;
 
 use super::{
+    Runtime,
     arguments::{Given, Place, command, conditions, mode_by_name, stream_options, string},
     builder::Builder,
     callback::{Callback, Code},
@@ -19,13 +21,12 @@ use super::{
 };
 use crate::{
     engine::{
-        Engine,
         execution::{Source, Start},
         id::STANDALONE_SHARD,
         language::{self, Failure, Function},
         plan::{Plan, Step},
         record::Record,
-        registration::{Life, Mode, Peers, Registration},
+        registration::{Images, Life, Mode, Peers, Registration},
         scope::Scope,
     },
     error::Error,
@@ -236,7 +237,7 @@ pub fn listen(
     implicit: Implicit,
 ) -> PyResult<String> {
     let runtime = runtime()?;
-    let engine = &runtime.engine;
+    let (engine, readers) = (&runtime.engine, &runtime.readers);
     let scope = scope("Can only register execution on registered gears thread")?;
     if !matches!(builder.reader, Reader::Keys | Reader::Stream | Reader::Command) {
         return Err(Error::NoEventSupport.into());
@@ -255,16 +256,19 @@ pub fn listen(
             let wanted = command(&given)?;
             let in_order = wanted.in_order;
             let trigger = match wanted.place {
-                Place::Named(name) => runtime.commands.trigger(name, in_order),
-                Place::Hook { command, prefix } => runtime.commands.hook(command, prefix, mode, in_order),
+                Place::Named(name) => readers.commands.trigger(name, in_order),
+                Place::Hook { command, prefix } => readers.commands.hook(command, prefix, mode, in_order),
             };
             (trigger, in_order)
         }
-        Reader::Stream => (runtime.streams.trigger(stream_options(&given, mode)?), false),
+        Reader::Stream => (
+            readers.streams.trigger(stream_options(&given, mode)?, None),
+            false,
+        ),
         _ => {
             let conditions = conditions(&given)?;
             let in_order = given.boolean("inorder", false, "inorder argument must be boolean")?;
-            (runtime.keys.trigger(conditions), in_order)
+            (readers.keys.trigger(conditions), in_order)
         }
     };
     let (replaced, prepared) = match &scope.script {
@@ -280,9 +284,15 @@ pub fn listen(
     };
     language::with_lock(engine.language.as_ref(), |lock| trigger.check(lock, peers))?;
     let (plan, callbacks) = plan(py, builder, implicit);
-    for callback in callbacks.iter().chain(&on_registered) {
-        check_serializable(callback)?;
-    }
+    // It must be able to travel: to a file, a replica, another shard.
+    let image = |callback: &Arc<Callback>| {
+        let image = callback.image(&scope.session).map(ByteBuf::from);
+        image.map_err(errors::gears_error)
+    };
+    let images = Images {
+        functions: callbacks.iter().map(image).collect::<PyResult<_>>()?,
+        on_registered: on_registered.as_ref().map(image).transpose()?,
+    };
     let registration = Arc::new(Registration {
         id: engine.registry.next_registration_id(),
         desc: builder.desc.clone(),
@@ -292,21 +302,25 @@ pub fn listen(
         session: Arc::clone(&scope.session),
         trigger,
         on_registered: on_registered.map(|function| function as Arc<dyn Function>),
+        images,
+        disabled: None,
         stats: RunStats::default(),
         life: Life::default(),
     });
     let id = registration.id.to_string();
     match &scope.script {
         Some(script) => script.lock().registrations.push(registration),
-        None => register_now(engine, &registration)?,
+        None => register_now(runtime, &registration)?,
     }
     Ok(id)
 }
 
 /// Inside a function a registration takes effect at once.
-fn register_now(engine: &Arc<Engine>, registration: &Arc<Registration>) -> PyResult<()> {
-    let registered = language::with_lock(engine.language.as_ref(), |lock| {
-        engine.register(lock, None, std::slice::from_ref(registration))
+fn register_now(runtime: &Runtime, registration: &Arc<Registration>) -> PyResult<()> {
+    let registered = language::with_lock(runtime.engine.language.as_ref(), |lock| {
+        runtime
+            .persistence
+            .register(lock, None, std::slice::from_ref(registration))
     });
     Ok(registered?)
 }
@@ -333,9 +347,4 @@ const KNOWN_TO_REGISTER: [&str; 17] = [
 
 fn scope(otherwise: &str) -> PyResult<Arc<Scope>> {
     current::scope().ok_or_else(|| errors::gears_error(otherwise))
-}
-
-/// A registration must be able to travel: to a file, a replica, another shard.
-fn check_serializable(callback: &Callback) -> PyResult<()> {
-    callback.image().map(drop).map_err(errors::gears_error)
 }

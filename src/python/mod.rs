@@ -18,6 +18,7 @@ mod kept;
 mod language;
 mod launch;
 pub mod memory;
+mod packages;
 pub mod profile;
 mod script;
 mod watchdog;
@@ -28,15 +29,12 @@ use std::{
 };
 
 pub use language::CPython;
+pub use packages::{Files, Packages};
 pub use script::run as run_script;
 
 use pyo3::prelude::*;
 
-use crate::{
-    engine::Engine,
-    readers::{command::Commands, keys::KeysWatch, streams::StreamWatch},
-    redis::api as server,
-};
+use crate::{engine::Engine, persistence::Persistence, readers::image::Readers, redis::api as server};
 
 /// What the functions that scripts call work on. They are free functions of a Python module, hence the static.
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
@@ -44,9 +42,8 @@ static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 /// The rest of the module, as Python sees it.
 pub struct Runtime {
     pub engine: Arc<Engine>,
-    pub keys: Arc<KeysWatch>,
-    pub commands: Arc<Commands>,
-    pub streams: Arc<StreamWatch>,
+    pub readers: Arc<Readers>,
+    pub persistence: Arc<Persistence>,
 }
 
 /// Connects Python to the engine. Called once, while the module loads, before any script runs.

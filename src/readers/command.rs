@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::generator::Once;
+use super::{generator::Once, image::Image};
 use crate::{
     engine::{
         Engine, Lane, RanNow,
@@ -63,7 +63,7 @@ impl Commands {
             folded: command.to_ascii_lowercase(),
             command,
             prefix,
-            sync: mode == Mode::Sync,
+            mode,
             in_order,
         })
     }
@@ -174,6 +174,14 @@ impl Trigger for Named {
         arguments(&self.name, self.in_order)
     }
 
+    fn image(&self) -> Vec<u8> {
+        let image = Image::Trigger {
+            name: self.name.clone(),
+            in_order: self.in_order,
+        };
+        image.to_bytes()
+    }
+
     fn check(&self, lock: Lock<'_>, peers: Peers<'_>) -> Result<(), Error> {
         let triggers = self.commands.triggers.read(lock);
         let taken = triggers.get(self.name.as_bytes());
@@ -218,7 +226,7 @@ struct Hook {
     /// In lower case.
     folded: String,
     prefix: Option<String>,
-    sync: bool,
+    mode: Mode,
     in_order: bool,
 }
 
@@ -229,6 +237,16 @@ impl Trigger for Hook {
 
     fn arguments(&self) -> Vec<(&'static str, Reply)> {
         arguments(&self.command, self.in_order)
+    }
+
+    fn image(&self) -> Vec<u8> {
+        let image = Image::Hook {
+            command: self.command.clone(),
+            prefix: self.prefix.clone(),
+            mode: self.mode,
+            in_order: self.in_order,
+        };
+        image.to_bytes()
     }
 
     fn check(&self, lock: Lock<'_>, peers: Peers<'_>) -> Result<(), Error> {
@@ -265,7 +283,7 @@ impl Trigger for Hook {
     fn claim(&self) -> Option<Claim<'_>> {
         Some(Claim::Hook {
             command: &self.folded,
-            sync: self.sync,
+            sync: self.mode == Mode::Sync,
         })
     }
 }

@@ -6,7 +6,9 @@
 
 use std::{borrow::Cow, cell::Cell, sync::Arc};
 
-use super::prefix::Pattern;
+use serde::{Deserialize, Serialize};
+
+use super::{image::Image, prefix::Pattern};
 use crate::{
     engine::{
         Engine, Lane,
@@ -34,7 +36,7 @@ thread_local! {
 }
 
 /// What must hold for an event to start an execution.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conditions {
     /// As given.
     pub prefix: String,
@@ -215,6 +217,10 @@ impl Trigger for KeysTrigger {
             ),
             ("hookCommands", given(&conditions.commands)),
         ]
+    }
+
+    fn image(&self) -> Vec<u8> {
+        Image::Keys(Conditions::clone(&self.conditions)).to_bytes()
     }
 
     fn check(&self, lock: Lock<'_>, _peers: Peers<'_>) -> Result<(), Error> {

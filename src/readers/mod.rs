@@ -3,6 +3,7 @@
 pub mod command;
 pub mod generator;
 pub mod glob;
+pub mod image;
 pub mod keys;
 pub mod keys_only;
 pub mod keys_scan;

@@ -17,7 +17,7 @@ use crate::{
         Engine,
         language::{Function, with_lock},
         scope::Scope,
-        session::Session,
+        session::{Needs, Session},
     },
     error::Error,
     redis::{
@@ -87,7 +87,7 @@ pub fn start(
     function: Arc<dyn Function>,
     key: Option<Vec<u8>>,
 ) -> Result<bool, String> {
-    let image = key.is_some().then(|| function.image()).transpose()?;
+    let image = key.is_some().then(|| function.image(session)).transpose()?;
     let event = Arc::new(TimeEvent {
         session: Arc::clone(session),
         period,
@@ -123,7 +123,9 @@ pub fn load(_lock: Lock<'_>, words: Vec<Vec<u8>>) -> Result<Box<dyn Value>, Stri
         .filter(|&period| period > 0)
         .ok_or("its period is no number")?;
     let id = String::from_utf8(id).map_err(|_| "its session's id is no text")?;
-    let function = match engine.language.load(&image) {
+    let live = engine.registry.sessions(|sessions| sessions.live(&id));
+    let session = live.unwrap_or_else(|| Arc::new(Session::new(id, None, Needs::default())));
+    let function = match engine.language.load(&image, &session) {
         Ok(function) => Some(function),
         Err(error) => {
             api::log_warning(&format!(
@@ -134,7 +136,7 @@ pub fn load(_lock: Lock<'_>, words: Vec<Vec<u8>>) -> Result<Box<dyn Value>, Stri
     };
     let works = function.is_some();
     let event = Arc::new(TimeEvent {
-        session: Arc::new(Session::new(id, None)),
+        session,
         period: Duration::from_millis(period_ms),
         function,
         ended: AtomicBool::new(false),

@@ -1,6 +1,9 @@
 //! Commands that we run: for a function's `execute`, and the original of a linked command.
 
-use std::{ffi::CString, io};
+use std::{
+    ffi::{CStr, CString},
+    io,
+};
 
 use redis_module::raw;
 
@@ -50,6 +53,22 @@ pub fn call(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Re
         )))
     };
     reply.into_reply()
+}
+
+/// Sends an internal command to replicas and the AOF file, in database 0.
+pub fn replicate(lock: Lock<'_>, command: &CStr, arguments: &[&[u8]]) {
+    let words: Vec<_> = arguments.iter().map(|word| RString::new(lock, word)).collect();
+    let words: Vec<_> = words.iter().map(RString::as_raw).collect();
+    // SAFETY: the context is selected under the lock; the strings are alive.
+    unsafe {
+        api!(RedisModule_Replicate(
+            lock.call_context(0),
+            command.as_ptr(),
+            c"v".as_ptr(),
+            words.as_ptr(),
+            words.len()
+        ));
+    }
 }
 
 /// How many calls of [`call`] are under way, one inside the other.

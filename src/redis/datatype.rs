@@ -15,6 +15,7 @@ use redis_module::raw;
 
 use super::{
     api,
+    call::replicate,
     lock::{Entered, Lock},
     string::RString,
 };
@@ -82,11 +83,10 @@ pub fn put(lock: Lock<'_>, name: &[u8], value: Kept) -> bool {
     let string = RString::new(lock, name);
     let words = value.words();
     let command = value.command();
-    // SAFETY: under the lock; the strings are alive; the key is closed before anything else happens.
-    unsafe {
-        let ctx = lock.call_context(0);
+    // SAFETY: under the lock; the name is alive; the key is closed before anything else happens.
+    let free = unsafe {
         let key = api!(RedisModule_OpenKey(
-            ctx,
+            lock.call_context(0),
             string.as_raw(),
             (raw::REDISMODULE_READ | raw::REDISMODULE_WRITE) as c_int
         ))
@@ -101,20 +101,14 @@ pub fn put(lock: Lock<'_>, name: &[u8], value: Kept) -> bool {
             ));
         }
         api!(RedisModule_CloseKey(key));
-        if free {
-            let words: Vec<_> = words.iter().map(|word| RString::new(lock, word)).collect();
-            let words: Vec<_> = words.iter().map(RString::as_raw).collect();
-            api!(RedisModule_Replicate(
-                ctx,
-                command.as_ptr(),
-                c"sv".as_ptr(),
-                string.as_raw(),
-                words.as_ptr(),
-                words.len()
-            ));
-        }
         free
+    };
+    if free {
+        let words = [vec![name.to_vec()], words].concat();
+        let words: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
+        replicate(lock, command, &words);
     }
+    free
 }
 
 unsafe extern "C" fn on_load(io: *mut raw::RedisModuleIO, version: c_int) -> *mut c_void {

@@ -10,6 +10,7 @@ use redis_module::raw;
 
 use super::{
     lock::{Entered, Lock},
+    persist::Writing,
     string,
 };
 
@@ -116,8 +117,14 @@ pub enum ServerEvent {
     RoleChanged,
     /// Data begin to be replaced: start-up, full resynchronisation, DEBUG RELOAD.
     LoadingStarted,
-    /// Loading ended, well or badly.
+    /// Loading ended well.
     LoadingEnded,
+    /// Loading ended badly: there are no data, or half of them.
+    LoadingFailed,
+    /// The server, or a process that it forked for that, begins to write a file of its data.
+    WritingStarted(Writing),
+    /// It has written it, well or badly.
+    WritingEnded,
     /// The server has done what its clients asked for and is about to wait for more.
     BeforeSleep,
 }
@@ -135,6 +142,7 @@ pub unsafe fn subscribe_server(ctx: *mut raw::RedisModuleCtx, function: ServerFu
     };
     subscribe(raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED);
     subscribe(raw::REDISMODULE_EVENT_LOADING);
+    subscribe(raw::REDISMODULE_EVENT_PERSISTENCE);
     has_api!(RedisModule_EventLoopAdd) && subscribe(raw::REDISMODULE_EVENT_EVENTLOOP)
 }
 
@@ -150,10 +158,20 @@ pub unsafe fn run_server_event(
     let what = match event.id {
         raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED => ServerEvent::RoleChanged,
         raw::REDISMODULE_EVENT_LOADING => match sub_event {
-            raw::REDISMODULE_SUBEVENT_LOADING_ENDED | raw::REDISMODULE_SUBEVENT_LOADING_FAILED => {
-                ServerEvent::LoadingEnded
-            }
+            raw::REDISMODULE_SUBEVENT_LOADING_ENDED => ServerEvent::LoadingEnded,
+            raw::REDISMODULE_SUBEVENT_LOADING_FAILED => ServerEvent::LoadingFailed,
             _ => ServerEvent::LoadingStarted,
+        },
+        raw::REDISMODULE_EVENT_PERSISTENCE => match sub_event {
+            raw::REDISMODULE_SUBEVENT_PERSISTENCE_RDB_START
+            | raw::REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_RDB_START => {
+                ServerEvent::WritingStarted(Writing::Rdb)
+            }
+            raw::REDISMODULE_SUBEVENT_PERSISTENCE_AOF_START
+            | raw::REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_AOF_START => {
+                ServerEvent::WritingStarted(Writing::Aof)
+            }
+            _ => ServerEvent::WritingEnded,
         },
         raw::REDISMODULE_EVENT_EVENTLOOP if sub_event == raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP => {
             ServerEvent::BeforeSleep

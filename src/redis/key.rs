@@ -9,6 +9,7 @@ use std::{
 };
 
 use redis_module::raw;
+use serde::{Deserialize, Serialize};
 
 use super::{
     api::Features,
@@ -35,26 +36,19 @@ const QUIET_BEFORE_7_2: u32 =
 /// One of the two, constant after [`init`].
 static MODE: AtomicI32 = AtomicI32::new(QUIET as i32);
 
-/// Chooses how keys are opened. Called once, while the module loads.
-///
-/// # Safety
-/// `ctx` is the context of `RedisModule_OnLoad`.
-pub(super) unsafe fn init(ctx: *mut raw::RedisModuleCtx, features: Features) {
+/// Chooses how keys are opened. Called once, while the module loads; returns the module option that this needs.
+pub(super) fn init(features: Features) -> u32 {
     if features.quiet_open {
-        return;
+        return 0;
     }
     MODE.store(QUIET_BEFORE_7_2 as i32, Ordering::Relaxed);
-    // SAFETY: by the caller's promise.
-    unsafe {
-        api!(RedisModule_SetModuleOptions(
-            ctx,
-            raw::REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED as c_int
-        ));
-    }
+    raw::REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED
 }
 
 /// The type of a key. The names are those of the `keyTypes` argument.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::unsafe_derive_deserialize)] // every value is a valid one; what is unsafe asks the server
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     Empty,
     String,

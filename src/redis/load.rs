@@ -3,6 +3,7 @@
 use std::{
     ffi::{CStr, c_int},
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     thread,
 };
 
@@ -16,6 +17,7 @@ use super::{
     info, key,
     lock::{self, Entered, Lock},
     options::{self, ServerOption},
+    persist,
     string::Argv,
 };
 
@@ -56,6 +58,15 @@ impl<'a> Loading<'a> {
     pub fn create_type(&self, load: datatype::Load) -> Result<(), String> {
         // SAFETY: the context is that of `RedisModule_OnLoad`.
         unsafe { datatype::create(self.ctx, load) }
+    }
+
+    /// Registers what is kept in files besides keys.
+    ///
+    /// # Errors
+    /// The server refused it.
+    pub fn keep_in_files(&self, saved: Arc<dyn persist::Saved>) -> Result<(), String> {
+        // SAFETY: the context is that of `RedisModule_OnLoad`.
+        unsafe { persist::create(self.ctx, saved) }
     }
 
     /// Registers a command.
@@ -110,7 +121,9 @@ pub unsafe fn run(
     // SAFETY: the context and the arguments are the server's; it holds its lock while a module loads.
     let loading = unsafe {
         lock::init(ctx);
-        key::init(ctx, Features::probe());
+        // Damaged files are refused with a reason of ours instead of ending the server on the spot.
+        let options = raw::REDISMODULE_OPTIONS_HANDLE_IO_ERRORS | key::init(Features::probe());
+        api!(RedisModule_SetModuleOptions(ctx, options as c_int));
         Loading {
             ctx,
             argv: Argv::new(argv, argc),

@@ -22,6 +22,7 @@ pub mod key;
 pub mod load;
 pub mod lock;
 pub mod options;
+pub mod persist;
 pub mod reply;
 pub mod string;
 mod syntax;

@@ -83,9 +83,9 @@ impl StreamWatch {
         Ok(watch)
     }
 
-    /// The trigger of one registration.
-    pub fn trigger(self: &Arc<Self>, options: Options) -> Box<dyn Trigger> {
-        Box::new(trigger::StreamTrigger::new(Arc::clone(self), options))
+    /// The trigger of one registration; `place`: which of the consumer groups it had.
+    pub fn trigger(self: &Arc<Self>, options: Options, place: Option<usize>) -> Box<dyn Trigger> {
+        Box::new(trigger::StreamTrigger::new(Arc::clone(self), options, place))
     }
 
     /// One notification of the server.

@@ -5,13 +5,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{entries::EntryId, group::Portion};
 
 /// How many arrivals are remembered per stream, for the lag.
 const MAX_ARRIVALS: usize = 10_000;
 
 /// What becomes of a batch that failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Policy {
     /// The failed entry is skipped.
     Continue,
@@ -38,7 +41,7 @@ impl Policy {
 }
 
 /// The arguments of a registration.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Options {
     /// As given.
     pub prefix: String,

@@ -1,6 +1,12 @@
 //! The StreamReader's side of a registration: arguments, start and stop, figures, pause.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 
@@ -11,7 +17,7 @@ use crate::{
         whole_ms,
     },
     error::Error,
-    readers::prefix::Pattern,
+    readers::{image::Image, prefix::Pattern},
     redis::{events::Class, lock::Lock, reply::Reply},
 };
 
@@ -20,15 +26,18 @@ pub(super) struct StreamTrigger {
     streams: Arc<StreamWatch>,
     pattern: Pattern,
     options: Options,
+    /// The place that it had, or has: kept if nobody else has it.
+    place: AtomicUsize,
     state: Arc<Mutex<State>>,
 }
 
 impl StreamTrigger {
-    pub(super) fn new(streams: Arc<StreamWatch>, options: Options) -> Self {
+    pub(super) fn new(streams: Arc<StreamWatch>, options: Options, place: Option<usize>) -> Self {
         Self {
             streams,
             pattern: Pattern::new(options.prefix.as_bytes()),
             options,
+            place: AtomicUsize::new(place.unwrap_or(0)),
             state: Arc::default(),
         }
     }
@@ -61,6 +70,14 @@ impl Trigger for StreamTrigger {
         ]
     }
 
+    fn image(&self) -> Vec<u8> {
+        let image = Image::Stream {
+            options: self.options.clone(),
+            place: self.place.load(Ordering::Relaxed),
+        };
+        image.to_bytes()
+    }
+
     fn check(&self, _lock: Lock<'_>, _peers: Peers<'_>) -> Result<(), Error> {
         Ok(())
     }
@@ -76,7 +93,10 @@ impl Trigger for StreamTrigger {
                 .any(|other| other.place == place && other.pattern.overlaps(&self.pattern))
         };
         let places = watched.list.len();
-        let place = (0..places).find(|&place| !taken(place)).unwrap_or(places);
+        let known = self.place.load(Ordering::Relaxed);
+        let free = || (0..places).find(|&place| !taken(place)).unwrap_or(places);
+        let place = if taken(known) { free() } else { known };
+        self.place.store(place, Ordering::Relaxed);
         let watch = Arc::new(Watch {
             registration: Arc::clone(registration),
             pattern: self.pattern.clone(),

@@ -1,0 +1,127 @@
+//! The commands about requirements. Contract: `commands.md` 1.17 and 1.18.
+
+use std::sync::Arc;
+
+use crate::{
+    engine::{Engine, requirement::Requirement},
+    error::Error,
+    persistence::{Persistence, files_of, read_archive, write_archive},
+    python::Packages,
+    redis::{
+        command::{Answer, Command},
+        lock::{self, Lock},
+        reply::Reply,
+    },
+};
+
+/// How much of an archive fits one element of a reply.
+const CHUNK: usize = 10 * 1024 * 1024;
+
+/// `RG.PYDUMPREQS`
+///
+/// # Errors
+/// None.
+pub fn dump(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+    let lock = command.lock();
+    let known = engine.requirements.all(lock);
+    let entries = known.iter().map(|requirement| entry(engine, lock, requirement));
+    Ok(Reply::Array(entries.collect()).into())
+}
+
+/// A requirement as 18 elements.
+pub(super) fn entry(engine: &Engine, lock: Lock<'_>, requirement: &Arc<Requirement>) -> Reply {
+    let known = engine.requirements.get(lock, &requirement.name);
+    let is_known = known.is_some_and(|known| Arc::ptr_eq(&known, requirement));
+    let uses = |session: &Arc<_>| {
+        let session: &crate::engine::session::Session = session;
+        let is_it = |used: &Arc<Requirement>| Arc::ptr_eq(used, requirement);
+        session.needs.requirements.iter().any(is_it)
+    };
+    let users = engine.registry.sessions(|sessions| {
+        let all = sessions.all_live().into_iter().chain(sessions.all_dead());
+        all.filter(uses).count()
+    });
+    let yes = |is: bool| Reply::bulk(if is { "yes" } else { "no" });
+    Reply::Array(vec![
+        Reply::bulk("GearReqVersion"),
+        Reply::Int(1),
+        Reply::bulk("Name"),
+        Reply::bulk(&requirement.name),
+        Reply::bulk("IsDownloaded"),
+        yes(true),
+        Reply::bulk("IsInstalled"),
+        yes(requirement.is_installed()),
+        Reply::bulk("CompiledOs"),
+        Reply::bulk(&requirement.platform),
+        Reply::bulk("Wheels"),
+        Reply::bulks(&requirement.wheels),
+        Reply::bulk("Path"),
+        Reply::bulk(requirement.directory.to_string_lossy().into_owned()),
+        Reply::bulk("RefCount"),
+        Reply::Int(users as i64 + i64::from(is_known)),
+        Reply::bulk("IsInReqDictionary"),
+        yes(is_known),
+    ])
+}
+
+/// `RG.PYEXPORTREQ <name>`
+///
+/// # Errors
+/// There is no such requirement; one of its files is gone.
+pub fn export(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+    let argv = command.argv();
+    let (2, Some(name)) = (argv.len(), argv.get(1)) else {
+        return Err(Error::WrongArity);
+    };
+    let lock = command.lock();
+    let name = String::from_utf8_lossy(name);
+    let requirement = engine
+        .requirements
+        .get(lock, &name)
+        .ok_or(Error::NoSuchRequirement)?;
+    let files = files_of(&requirement).map_err(Error::RequirementNotRead)?;
+    let archive = write_archive(&files);
+    let chunks = Reply::bulks(archive.chunks(CHUNK));
+    Ok(Reply::Array(vec![entry(engine, lock, &requirement), chunks]).into())
+}
+
+/// `RG.PYIMPORTREQ <chunk> [<chunk> ...]`
+///
+/// # Errors
+/// The caller cannot wait; damaged chunks; a requirement that is not allowed here. Whatever comes later is the reply of the
+/// waiting client.
+pub fn import(
+    persistence: &Arc<Persistence>,
+    packages: &Arc<Packages>,
+    command: &Command<'_>,
+) -> Result<Answer, Error> {
+    if !command.may_block() {
+        return Err(Error::CannotRunHere);
+    }
+    let chunks = command.argv().skip(1).to_vecs();
+    let files = read_archive(&chunks.concat())?;
+    packages.check(std::slice::from_ref(&files.name))?;
+    let client = command.block();
+    let (persistence, packages) = (Arc::clone(persistence), Arc::clone(packages));
+    Arc::clone(&packages).later(move || {
+        let known = lock::with_lock(|lock| persistence.known(lock, &files.name));
+        let stored = match known {
+            // One that is known keeps its files.
+            Some(known) => Ok(known),
+            None => packages.store(&files),
+        };
+        let installed = stored.and_then(|requirement| {
+            packages
+                .install(std::slice::from_ref(&requirement))
+                .map_err(|error| {
+                    crate::redis::api::log_warning(&format!("a requirement was not installed: {error}"));
+                    Error::ImportNotInstalled
+                })?;
+            Ok(requirement)
+        });
+        let reply =
+            lock::with_lock(|lock| installed.and_then(|requirement| persistence.import(lock, &requirement)));
+        client.answer(reply.map_or_else(Reply::from, |()| Reply::bulk("OK")));
+    });
+    Ok(Answer::Done)
+}

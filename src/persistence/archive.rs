@@ -1,0 +1,136 @@
+//! A requirement with its files as bytes: RG.PYEXPORTREQ, RG.PYIMPORTREQ, files and replicas. Contract: `commands.md` 1.18.
+//!
+//! `PINREQ`, the format's version, the name, the platform, the number of files, then name and content of each, and last a
+//! digest of all that. Numbers have 8 bytes, little-endian; texts and contents have their length in front.
+
+use sha2::{Digest, Sha256};
+
+use crate::{error::Error, python::Files};
+
+const MAGIC: &[u8] = b"PINREQ";
+const VERSION: u64 = 1;
+const DIGEST: usize = 32;
+
+pub fn encode(files: &Files) -> Vec<u8> {
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend(VERSION.to_le_bytes());
+    let mut put = |part: &[u8]| {
+        bytes.extend((part.len() as u64).to_le_bytes());
+        bytes.extend(part);
+    };
+    put(files.name.as_bytes());
+    put(files.platform.as_bytes());
+    bytes.extend((files.wheels.len() as u64).to_le_bytes());
+    for (name, content) in &files.wheels {
+        for part in [name.as_bytes(), content] {
+            bytes.extend((part.len() as u64).to_le_bytes());
+            bytes.extend(part);
+        }
+    }
+    let digest = Sha256::digest(&bytes);
+    bytes.extend(digest);
+    bytes
+}
+
+/// Whether bytes were meant to be an archive.
+pub fn is_one(bytes: &[u8]) -> bool {
+    bytes.starts_with(MAGIC)
+}
+
+/// # Errors
+/// Which part of the bytes is wrong.
+pub fn decode(bytes: &[u8]) -> Result<Files, Error> {
+    let bad = Error::BadArchive;
+    let rest = bytes.strip_prefix(MAGIC).ok_or(bad("requirement name"))?;
+    let mut rest = Rest(rest);
+    let version = rest.number().ok_or(bad("requirement name"))?;
+    if version > VERSION {
+        return Err(Error::ArchiveTooNew);
+    }
+    let name = rest.text().ok_or(bad("requirement name"))?;
+    let platform = rest.text().ok_or(bad("requirement os"))?;
+    let amount = rest.number().ok_or(bad("requirement wheels amount"))?;
+    let mut wheels = Vec::new();
+    for _ in 0..amount {
+        let wheel = rest.text().ok_or(bad("wheel file name"))?;
+        let content = rest.part().ok_or(bad("wheel file data"))?;
+        wheels.push((wheel, content.to_vec()));
+    }
+    let content = bytes.len().checked_sub(DIGEST).map(|end| bytes.split_at(end));
+    match content {
+        Some((content, digest)) if rest.0 == digest && Sha256::digest(content).as_slice() == digest => {
+            Ok(Files {
+                name,
+                platform,
+                wheels,
+            })
+        }
+        _ => Err(bad("wheel file data")),
+    }
+}
+
+/// What has not been read yet.
+struct Rest<'a>(&'a [u8]);
+
+impl<'a> Rest<'a> {
+    fn number(&mut self) -> Option<u64> {
+        let (number, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u64::from_le_bytes(*number))
+    }
+
+    fn part(&mut self) -> Option<&'a [u8]> {
+        let length = usize::try_from(self.number()?).ok()?;
+        let (part, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(part)
+    }
+
+    fn text(&mut self) -> Option<String> {
+        String::from_utf8(self.part()?.to_vec()).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files() -> Files {
+        Files {
+            name: "demo==1".into(),
+            platform: "linux-x86_64".into(),
+            wheels: vec![
+                ("a.whl".into(), vec![0; 100]),
+                ("b.whl".into(), b"content".to_vec()),
+            ],
+        }
+    }
+
+    #[test]
+    fn an_archive_reads_back() {
+        assert_eq!(decode(&encode(&files())), Ok(files()));
+    }
+
+    #[test]
+    fn damage_is_told_by_its_place() {
+        let good = encode(&files());
+        assert_eq!(decode(b""), Err(Error::BadArchive("requirement name")));
+        assert_eq!(decode(&good[..20]), Err(Error::BadArchive("requirement name")));
+        assert_eq!(decode(&good[..32]), Err(Error::BadArchive("requirement os")));
+        assert_eq!(
+            decode(&good[..52]),
+            Err(Error::BadArchive("requirement wheels amount"))
+        );
+        assert_eq!(decode(&good[..60]), Err(Error::BadArchive("wheel file name")));
+        assert_eq!(decode(&good[..100]), Err(Error::BadArchive("wheel file data")));
+        for place in 0..good.len() {
+            let mut damaged = good.clone();
+            damaged[place] ^= 0x55;
+            assert!(decode(&damaged).is_err(), "byte {place}");
+            assert!(decode(&good[..place]).is_err(), "length {place}");
+        }
+        let mut newer = good.clone();
+        newer[MAGIC.len()] = 2;
+        assert_eq!(decode(&newer), Err(Error::ArchiveTooNew));
+    }
+}

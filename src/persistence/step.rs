@@ -1,0 +1,170 @@
+//! One step of what is registered, as bytes: in RDB and AOF files and on the way to replicas.
+//!
+//! `PINION`, the format's version (one byte), a digest of the rest, and the step as MessagePack with named fields. Fields
+//! may be added with a default, never taken away or changed: files of older versions hold them. The digest keeps damaged
+//! bytes away from what would run them.
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+use sha2::{Digest, Sha256};
+
+use crate::engine::{
+    plan,
+    registration::{Images, Mode, Registration},
+    session::Session,
+};
+
+const MAGIC: &[u8] = b"PINION";
+const VERSION: u8 = 1;
+const DIGEST: usize = 32;
+
+/// What happens at once: a session takes the place of another one, and registrations come into force.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// The session that ends.
+    #[serde(default)]
+    pub replaces: Option<String>,
+    pub session: SavedSession,
+    /// Requirements that are to be installed first, as [`super::archive`] has them.
+    #[serde(default)]
+    pub requirements: Vec<ByteBuf>,
+    pub registrations: Vec<SavedRegistration>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedSession {
+    pub id: String,
+    #[serde(default)]
+    pub description: Option<String>,
+    /// The names of its requirements.
+    #[serde(default)]
+    pub requirements: Vec<String>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedRegistration {
+    pub id: String,
+    #[serde(default)]
+    pub desc: Option<String>,
+    pub mode: Mode,
+    pub in_order: bool,
+    /// What the readers make its trigger of.
+    pub trigger: ByteBuf,
+    pub steps: Vec<plan::Step>,
+    pub images: Images,
+}
+
+impl SavedSession {
+    pub fn of(session: &Session) -> Self {
+        let names = session
+            .needs
+            .requirements
+            .iter()
+            .map(|requirement| requirement.name.clone());
+        Self {
+            id: session.id.clone(),
+            description: session.description.clone(),
+            requirements: names.collect(),
+        }
+    }
+}
+
+impl SavedRegistration {
+    pub fn of(registration: &Registration) -> Self {
+        Self {
+            id: registration.id.to_string(),
+            desc: registration.desc.clone(),
+            mode: registration.mode,
+            in_order: registration.in_order,
+            trigger: ByteBuf::from(registration.trigger.image()),
+            steps: registration.plan.steps.clone(),
+            images: registration.images.clone(),
+        }
+    }
+}
+
+impl Step {
+    pub fn encode(&self) -> Vec<u8> {
+        // Plain data: nothing in it can fail to be written to memory.
+        let content = rmp_serde::to_vec_named(self).unwrap_or_default();
+        let mut bytes = MAGIC.to_vec();
+        bytes.push(VERSION);
+        bytes.extend(Sha256::digest(&content));
+        bytes.extend(content);
+        bytes
+    }
+
+    /// # Errors
+    /// What is wrong with the bytes, for the log.
+    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let rest = bytes
+            .strip_prefix(MAGIC)
+            .ok_or("these are no registrations of Pinion")?;
+        let (&version, rest) = rest.split_first().ok_or("it is cut off after its first bytes")?;
+        if version > VERSION {
+            return Err(format!(
+                "could not load rdb created with higher RedisGears version! (format {version}, this Pinion reads up to {VERSION})"
+            ));
+        }
+        let (digest, content) = rest
+            .split_at_checked(DIGEST)
+            .ok_or("it is cut off in its digest")?;
+        if Sha256::digest(content).as_slice() != digest {
+            return Err("it is damaged, its digest does not match".into());
+        }
+        rmp_serde::from_slice(content).map_err(|error| format!("it cannot be read: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step() -> Step {
+        Step {
+            replaces: Some("old".into()),
+            session: SavedSession {
+                id: "new".into(),
+                description: None,
+                requirements: vec!["demo".into()],
+            },
+            requirements: vec![ByteBuf::from(b"archive".to_vec())],
+            registrations: vec![SavedRegistration {
+                id: "0-1".into(),
+                desc: Some("what it does".into()),
+                mode: Mode::AsyncLocal,
+                in_order: true,
+                trigger: ByteBuf::from(vec![1, 2, 3]),
+                steps: vec![plan::Step::Map(0), plan::Step::Limit { start: 1, length: 2 }],
+                images: Images {
+                    functions: vec![ByteBuf::from(vec![0xff; 50])],
+                    on_registered: None,
+                },
+            }],
+        }
+    }
+
+    #[test]
+    fn a_step_reads_back() {
+        assert_eq!(Step::decode(&step().encode()), Ok(step()));
+    }
+
+    #[test]
+    fn damage_never_gets_through() {
+        let good = step().encode();
+        for place in 0..good.len() {
+            let mut damaged = good.clone();
+            damaged[place] ^= 0x55;
+            assert!(Step::decode(&damaged).is_err(), "byte {place}");
+            assert!(Step::decode(&good[..place]).is_err(), "length {place}");
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_named() {
+        let mut newer = step().encode();
+        newer[MAGIC.len()] = VERSION + 1;
+        let refused = Step::decode(&newer).err().unwrap_or_default();
+        assert!(refused.contains("higher RedisGears version"), "{refused}");
+    }
+}

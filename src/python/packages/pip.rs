@@ -1,0 +1,198 @@
+//! pip as a child process: no shell, its words in the server's log, never for ever.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
+
+use crate::redis::api;
+
+/// A pip that says nothing for so long has hung. Building a package may take minutes without a word.
+const SILENCE: Duration = Duration::from_secs(600);
+/// How many times a download is tried, and how long after the last time.
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(1);
+/// Less urgent than the server.
+const NICENESS: libc::c_int = 10;
+
+/// Where packages come from and go to: pip of one virtual environment installs into another one, which is this server's.
+#[derive(Debug)]
+pub struct Pip {
+    /// The interpreter that has pip.
+    pub program: PathBuf,
+    /// The virtual environment of this server's requirements.
+    pub environment: PathBuf,
+    /// E.g. `3.11`.
+    pub version: String,
+}
+
+impl Pip {
+    /// The folder that installed packages are imported from.
+    pub fn site_packages(&self) -> PathBuf {
+        let library = format!("lib/python{}/site-packages", self.version);
+        self.environment.join(library)
+    }
+
+    /// Fetches or builds the wheels of a requirement and of all that it needs.
+    ///
+    /// # Errors
+    /// pip failed each time; it has said why in the log.
+    pub fn fetch(&self, requirement: &str, directory: &Path) -> Result<(), String> {
+        let mut failed = Err(String::new());
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                thread::sleep(PAUSE);
+            }
+            let mut command = self.command();
+            command
+                .args([
+                    "wheel",
+                    "--disable-pip-version-check",
+                    "--no-input",
+                    "--progress-bar",
+                    "off",
+                    "--wheel-dir",
+                ])
+                .arg(directory)
+                .arg("--")
+                .arg(requirement);
+            failed = run(command);
+            if failed.is_ok() {
+                break;
+            }
+        }
+        failed
+    }
+
+    /// Installs wheels, whatever is installed of these packages.
+    ///
+    /// # Errors
+    /// The environment could not be made; pip failed.
+    pub fn install(&self, wheels: &[PathBuf]) -> Result<(), String> {
+        self.make_environment()?;
+        let unfinished = self.environment.join(INSTALLED).join(UNFINISHED);
+        let failed = |error: std::io::Error| format!("{}: {error}", unfinished.display());
+        fs::write(&unfinished, "").map_err(failed)?;
+        let mut command = self.command();
+        command
+            .arg("--python")
+            .arg(self.environment.join("bin/python"))
+            .args([
+                "install",
+                "--no-cache-dir",
+                "--force-reinstall",
+                "--no-index",
+                "--disable-pip-version-check",
+                "--no-input",
+                "--",
+            ])
+            .args(wheels);
+        run(command)?;
+        fs::remove_file(&unfinished).map_err(failed)
+    }
+
+    fn make_environment(&self) -> Result<(), String> {
+        if self.site_packages().is_dir() && self.environment.join("bin/python").exists() {
+            return Ok(());
+        }
+        let mut command = Command::new(&self.program);
+        command
+            .args(["-m", "venv", "--without-pip"])
+            .arg(&self.environment);
+        run(command)?;
+        fs::create_dir_all(self.environment.join(INSTALLED)).map_err(|error| error.to_string())
+    }
+
+    /// Whether a requirement's folder was the last one installed under its name here, also by an earlier process.
+    pub fn has_installed(&self, directory: &Path) -> bool {
+        let unfinished = self.environment.join(INSTALLED).join(UNFINISHED);
+        self.mark_of(directory).is_some_and(|mark| mark.exists()) && !unfinished.exists()
+    }
+
+    /// Notes that for the next process.
+    pub fn note_installed(&self, directory: &Path) {
+        if let Some(mark) = self.mark_of(directory) {
+            if let Err(error) = fs::write(&mark, "") {
+                api::log_warning(&format!("could not write {}: {error}", mark.display()));
+            }
+        }
+    }
+
+    fn mark_of(&self, directory: &Path) -> Option<PathBuf> {
+        Some(self.environment.join(INSTALLED).join(directory.file_name()?))
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(["-m", "pip"])
+            .env("PYTHONNOUSERSITE", "1")
+            .env("PYTHONUNBUFFERED", "1");
+        command
+    }
+}
+
+/// A folder in the environment with one mark per installed requirement.
+const INSTALLED: &str = "pinion-installed";
+/// Its mark for an installation that was begun: after a failure or a kill nobody knows what is there.
+const UNFINISHED: &str = "unfinished";
+
+/// Runs a command to its end; each line that it writes becomes one of the log.
+fn run(mut command: Command) -> Result<(), String> {
+    let shown = format!("{command:?}");
+    api::log_notice(&format!("Executing : {shown}"));
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .map_err(|error| format!("could not start {shown}: {error}"))?;
+    // SAFETY: a number and a process of ours; failure means that it stays as urgent as we are.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, child.id(), NICENESS) };
+    let (said, lines) = mpsc::channel();
+    let outputs: [Option<Box<dyn Read + Send>>; 2] = [
+        child.stdout.take().map(|pipe| Box::new(pipe) as _),
+        child.stderr.take().map(|pipe| Box::new(pipe) as _),
+    ];
+    thread::scope(|scope| {
+        for output in outputs.into_iter().flatten() {
+            let said = said.clone();
+            scope.spawn(move || {
+                let mut output = BufReader::new(output);
+                let mut line = Vec::new();
+                while output.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+                    let _ = said.send(String::from_utf8_lossy(&line).trim_end().to_owned());
+                    line.clear();
+                }
+            });
+        }
+        drop(said);
+        loop {
+            match lines.recv_timeout(SILENCE) {
+                Ok(line) => api::log_notice(&format!("pip: {line}")),
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    api::log_warning("pip has said nothing for ten minutes and is ended");
+                    // SAFETY: the group is that of our child, which has not been waited for.
+                    unsafe { libc::kill(-(child.id() as libc::pid_t), libc::SIGKILL) };
+                }
+            }
+        }
+    });
+    ended(&mut child)
+}
+
+fn ended(child: &mut Child) -> Result<(), String> {
+    match child.wait() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("it ended with {status}")),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,459 @@
+"""What is registered outlives the process: RDB, AOF with and without preamble, DEBUG RELOAD, FLUSHALL; damaged files.
+
+Spec: commands.md 4.4 and 6; python-api.md 7.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from helpers import Server, ServerDied, wait_until
+from probes import error_of
+
+ZEROS = "0" * 40
+AOF = ["--appendonly", "yes", "--appendfsync", "always"]
+NO_PREAMBLE = [*AOF, "--aof-use-rdb-preamble", "no"]
+
+# One registration of each kind, with every argument.
+EVERYTHING = """
+seen = []
+
+def prepare():
+    global connection
+    connection = 'made here'
+    execute('INCR', 'prepared')
+
+def remember(record):
+    seen.append(record['key'])
+    return connection + ':' + str(len(seen))
+
+GB('KeysReader', desc='keys').map(remember).foreach(lambda text: execute('RPUSH', 'log', text)).register(
+    'k:*', mode='sync', eventTypes=['set'], keyTypes=['string', 'stream', 'empty'], readValue=False, onRegistered=prepare)
+GB('KeysReader').foreach(lambda record: override_reply('from a function')).register(
+    'm:*', mode='async_local', commands=['get'], eventTypes=['keymiss'], inorder=True)
+GB('StreamReader').foreach(lambda record: execute('INCR', 'entries')).register(
+    's:*', mode='async_local', batch=3, duration=50, onFailedPolicy='retry', onFailedRetryInterval=7, trimStream=False)
+GB('CommandReader').map(lambda words: words[1]).register(trigger='echo', mode='sync', inorder=True)
+GB('CommandReader').map(lambda words: 'hooked ' + call_next(*words[1:])).register(
+    hook='ECHO', mode='sync')
+GB('CommandReader').aggregate(0, lambda a, r: a + len(r), lambda a, r: a + r).register(trigger='sum', mode='sync')
+"""
+
+
+def register(server: Server, script: str = EVERYTHING, *options: str) -> None:
+    assert server.run(script, *options) == "OK"
+
+
+def state(server: Server) -> list[Any]:
+    """All registrations without what is counted."""
+    fixed = []
+    for entry in server.registrations():
+        data = entry["RegistrationData"]
+        session = entry["PD"].split("'refCount'")[0]
+        fixed.append([entry["id"], entry["reader"], entry["desc"], data["mode"], data["args"], session])
+    return fixed
+
+
+def check_all_work(server: Server, keys_before: int = 0) -> None:
+    """Everything of EVERYTHING does what it should, with one state for all functions of the session."""
+    client = server.client()
+    client.delete("log", "entries", "m:1")
+    client.set("k:1", 1)
+    assert client.lrange("log", 0, -1) == [f"made here:{keys_before + 1}"]
+    assert client.get("m:1") == "from a function"
+    for number in range(3):
+        client.xadd("s:1", {"n": number})
+    wait_until(lambda: client.get("entries") == "3")
+    assert client.execute_command("RG.TRIGGER", "echo", "hi") == ["hi"]
+    assert client.execute_command("ECHO", "x") == "hooked x"
+    assert client.execute_command("RG.TRIGGER", "sum") == ["1"]
+
+
+def reload(server: Server) -> None:
+    server.client().execute_command("DEBUG", "RELOAD")
+
+
+def restart_after_save(server: Server) -> None:
+    server.client().save()
+    server.restart(kill=True)
+
+
+def restart_killed(server: Server) -> None:
+    server.restart(kill=True)
+
+
+def rewrite(server: Server) -> None:
+    """Rewrites the AOF file and waits for its end."""
+    client = server.client()
+    client.bgrewriteaof()
+    info = lambda: client.info("persistence")  # noqa: E731
+    wait_until(lambda: not info()["aof_rewrite_in_progress"] and not info()["aof_rewrite_scheduled"], timeout=30)
+    assert info()["aof_last_bgrewrite_status"] == "ok"
+
+
+def restart_after_rewrite(server: Server) -> None:
+    rewrite(server)
+    server.restart(kill=True)
+
+
+WAYS = [
+    pytest.param([], reload, id="debug-reload"),
+    pytest.param([], restart_after_save, id="rdb"),
+    pytest.param(AOF, restart_killed, id="aof"),
+    pytest.param(AOF, restart_after_rewrite, id="aof-rewritten-with-preamble"),
+    pytest.param(NO_PREAMBLE, restart_killed, id="aof-without-preamble"),
+    pytest.param(NO_PREAMBLE, restart_after_rewrite, id="aof-rewritten-without-preamble"),
+    pytest.param(AOF, reload, id="aof-debug-reload"),
+]
+
+
+def start(start_server: Callable[..., Server], *args: str) -> Server:
+    return start_server(args=["--enable-debug-command", "yes", *args])
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(("args", "lose"), WAYS)
+def test_everything_survives(start_server: Callable[..., Server], args: list[str], lose: Callable[[Server], None]) -> None:
+    server = start(start_server, *args)
+    register(server, EVERYTHING, "ID", "all", "DESCRIPTION", "a session's text")
+    before = state(server)
+    check_all_work(server)
+    lose(server)
+    assert state(server) == before
+    client = server.client()
+    assert client.get("prepared") == "2", "onRegistered runs again"
+    check_all_work(server)
+    # A new registration gets a number of its own.
+    register(server, "GB('KeysReader').register('z*')")
+    ids = [entry["id"] for entry in server.registrations()]
+    assert len(set(ids)) == len(before) + 1
+    # And twice, from what was loaded itself.
+    before = state(server)
+    lose(server)
+    assert state(server) == before
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(("args", "lose"), WAYS)
+def test_what_was_removed_stays_removed(
+    start_server: Callable[..., Server], args: list[str], lose: Callable[[Server], None]
+) -> None:
+    server = start(start_server, *args)
+    register(server, "GB('KeysReader').register('a*')\nGB('KeysReader').register('b*')", "ID", "one")
+    register(server, "GB('CommandReader').register(trigger='t')", "ID", "two")
+    register(server, "GB('CommandReader').map(lambda _: 'new').register(trigger='t', mode='sync')", "ID", "two", "UPGRADE")
+    client = server.client()
+    client.execute_command("RG.UNREGISTER", server.registrations()[0]["id"])
+    before = state(server)
+    assert len(before) == 2
+    lose(server)
+    assert state(server) == before
+    assert server.client().execute_command("RG.TRIGGER", "t") == ["new"]
+    assert error_of(server, "1", "ID", "two") == "Session two already exists"
+
+
+@pytest.mark.matrix
+def test_registrations_survive_flushall(start_server: Callable[..., Server]) -> None:
+    server = start(start_server, *AOF)
+    register(server)
+    before = state(server)
+    server.client().flushall()
+    assert state(server) == before
+    server.restart(kill=True)
+    assert state(server) == before
+
+
+@pytest.mark.matrix
+def test_no_key_of_ours_is_ever_seen(start_server: Callable[..., Server]) -> None:
+    server = start(start_server, *NO_PREAMBLE)
+    client = server.client()
+    register(server, "GB('KeysReader').register('a*')")
+    events = client.pubsub()
+    client.config_set("notify-keyspace-events", "KEAnm")
+    events.psubscribe("__key*__:*")
+    for lose in (reload, restart_after_save):
+        client.set("mine", 1)
+        client.save()
+        rewrite(server)
+        lose(server)
+        client = server.client()
+        assert client.keys("*") == ["mine"]
+        assert client.dbsize() == 1
+
+
+@pytest.mark.matrix
+def test_a_file_without_registrations_loads_without_the_module(start_server: Callable[..., Server]) -> None:
+    server, plain = start_server(), start_server(module=False)
+    client = server.client()
+    register(server, "GB('KeysReader').register('a*')")
+    client.execute_command("RG.UNREGISTER", server.registrations()[0]["id"])
+    client.set("mine", 1)
+    client.save()
+    plain.stop()
+    shutil.copy(server.dir / "dump.rdb", plain.dir / "dump.rdb")
+    plain.start()
+    assert plain.client().get("mine") == "1"
+
+
+@pytest.mark.matrix
+def test_nested_hooks_keep_their_order(start_server: Callable[..., Server]) -> None:
+    server = start(start_server)
+    for name in "abc":
+        register(server, f"GB('CommandReader').map(lambda w: '{name}' + call_next(*w[1:])).register(hook='echo', mode='sync')")
+    client = server.client()
+    for _ in range(3):
+        assert client.execute_command("ECHO", "x") == "cbax"
+        reload(server)
+    assert client.execute_command("ECHO", "x") == "cbax"
+
+
+@pytest.mark.matrix
+def test_streams_go_on_where_they_were(start_server: Callable[..., Server]) -> None:
+    """Also where two registrations share a stream, and the first of them is gone."""
+    server = start(start_server, *AOF)
+    count = "GB('StreamReader').foreach(lambda r: execute('RPUSH', '{}', r['value']['n'])).register('s', trimStream=False)"
+    register(server, count.format("first"))
+    register(server, count.format("second"))
+    client = server.client()
+    client.xadd("s", {"n": 1})
+    wait_until(lambda: client.llen("first") == client.llen("second") == 1)
+    client.execute_command("RG.UNREGISTER", server.registrations()[0]["id"])
+    server.restart(kill=True)
+    client = server.client()
+    client.xadd("s", {"n": 2})
+    wait_until(lambda: client.llen("second") == 2)
+    server.wait_idle()
+    assert client.lrange("second", 0, -1) == ["1", "2"]
+    assert client.llen("first") == 1
+
+
+def test_functions_come_back_as_they_were_registered(start_server: Callable[..., Server]) -> None:
+    """The image is made once: what happens to globals afterwards is neither saved nor in the way (python-api.md 7.1)."""
+    server = start(start_server)
+    script = """
+import threading
+x = 5
+def value(words):
+    return x
+GB('CommandReader').map(value).register(trigger='x', mode='sync')
+x = threading.Lock()
+"""
+    register(server, script)
+    reload(server)
+    assert server.client().execute_command("RG.TRIGGER", "x") == ["5"]
+    reload(server)
+    assert server.client().execute_command("RG.TRIGGER", "x") == ["5"]
+
+
+def test_a_scripts_own_names_win(start_server: Callable[..., Server]) -> None:
+    """Names that every script has, redefined by the script (python-api.md 7.3)."""
+    server = start(start_server)
+    script = """
+def log(text):
+    return 'mine: ' + text
+GB('CommandReader').map(lambda words: log(words[1]) + str(hashtag is not None)).register(trigger='log', mode='sync')
+"""
+    register(server, script)
+    reload(server)
+    assert server.client().execute_command("RG.TRIGGER", "log", "a") == ["mine: aTrue"]
+
+
+def test_functions_of_a_session_share_their_globals(start_server: Callable[..., Server]) -> None:
+    server = start(start_server)
+    script = """
+count = 10
+def up(words):
+    global count
+    count += 1
+    return count
+def show(words):
+    return count
+GB('CommandReader').map(up).register(trigger='up', mode='sync')
+GB('CommandReader').map(show).register(trigger='show', mode='sync')
+"""
+    register(server, script)
+    reload(server)
+    client = server.client()
+    assert client.execute_command("RG.TRIGGER", "up") == ["11"]
+    assert client.execute_command("RG.TRIGGER", "show") == ["11"]
+
+
+def test_a_function_that_cannot_be_loaded_is_there_and_says_why(start_server: Callable[..., Server]) -> None:
+    server = start(start_server, *AOF)
+    script = """
+import sys, types
+sys.modules['gone'] = gone = types.ModuleType('gone')
+exec('def work(words): return 1', gone.__dict__)
+gone.work.__module__ = 'gone'
+GB('CommandReader', desc='lost').map(gone.work).register(trigger='lost', mode='sync')
+GB('CommandReader').map(lambda words: 2).register(trigger='fine', mode='sync')
+"""
+    register(server, script, "ID", "s")
+    for _ in range(2):
+        server.restart(kill=True)
+        client = server.client()
+        lost, _fine = server.registrations()
+        assert lost["desc"] == "lost"
+        assert "No module named 'gone'" in lost["RegistrationData"]["lastError"]
+        assert client.execute_command("RG.TRIGGER", "fine") == ["2"]
+        assert "is there but does not run" in server.log()
+        rewrite(server)
+    # It can be replaced.
+    register(server, "GB('CommandReader').map(lambda words: 3).register(trigger='lost', mode='sync')", "ID", "s", "UPGRADE")
+    assert server.client().execute_command("RG.TRIGGER", "lost") == ["3"]
+
+
+def test_registrations_of_running_functions_are_saved(start_server: Callable[..., Server]) -> None:
+    server = start(start_server, *AOF)
+    script = """
+def more(words):
+    GB('CommandReader').map(lambda w: 'second').register(trigger='second', mode='sync')
+GB('CommandReader').foreach(more).register(trigger='first')
+"""
+    register(server, script, "ID", "s")
+    client = server.client()
+    client.execute_command("RG.TRIGGER", "first")
+    before = state(server)
+    server.restart(kill=True)
+    assert state(server) == before
+    assert server.client().execute_command("RG.TRIGGER", "second") == ["second"]
+
+
+def test_internal_commands_are_for_files_and_masters_only(server: Server) -> None:
+    register(server, "GB('KeysReader').register('a*')")
+    for command in ("RG.INNERREGISTER", "RG.PYIMPORTRETINTERNAL"):
+        assert "internal" in error_of(server, "x", command=command)
+        assert "internal" in error_of(server, command=command)
+    # This one is RG.UNREGISTER under another name.
+    assert error_of(server, "x", command="RG.INNERUNREGISTER") == "execution is not registered"
+    [identifier] = [entry["id"] for entry in server.registrations()]
+    assert server.client().execute_command("RG.INNERUNREGISTER", identifier) == "OK"
+    assert server.registrations() == []
+
+
+# --- damaged and foreign files ---
+
+
+def blob_of(server: Server) -> bytes:
+    """The last step in the AOF file of a server."""
+    files = sorted((server.dir / "appendonlydir").glob("*.incr.aof"))
+    content = files[-1].read_bytes() if files else (server.dir / "appendonly.aof").read_bytes()
+    begin = content.index(b"PINION")
+    length = int(content[:begin].rsplit(b"$", 1)[1].strip())
+    return content[begin : begin + length]
+
+
+def write_aof(server: Server, commands: list[list[bytes]]) -> None:
+    """Puts these commands into the place of the server's AOF file, which must have been started with one."""
+    parts = [b"*%d\r\n%s" % (len(c), b"".join(b"$%d\r\n%s\r\n" % (len(w), w) for w in c)) for c in commands]
+    files = sorted((server.dir / "appendonlydir").glob("*.incr.aof"))
+    path = files[-1] if files else server.dir / "appendonly.aof"
+    path.write_bytes(b"".join(parts))
+
+
+def test_ten_thousand_damaged_blobs(start_server: Callable[..., Server]) -> None:
+    """None crashes the server, none registers anything, each is a line of the log; what is good still loads."""
+    server = start(start_server, *AOF)
+    register(server, EVERYTHING, "ID", "all")
+    good = blob_of(server)
+    before = state(server)
+    server.stop()
+    chance = random.Random(20)
+    damaged = []
+    for _ in range(10_000):
+        blob = bytearray(good)
+        kind = chance.randrange(4)
+        if kind == 0:
+            for _ in range(chance.randrange(1, 20)):
+                blob[chance.randrange(len(blob))] ^= chance.randrange(1, 256)
+        elif kind == 1:
+            del blob[chance.randrange(len(blob)) :]
+        elif kind == 2:
+            begin = chance.randrange(len(blob))
+            del blob[begin : begin + chance.randrange(1, 30)]
+        else:
+            begin = chance.randrange(len(blob))
+            blob[begin:begin] = chance.randbytes(chance.randrange(1, 30))
+        damaged.append([b"RG.INNERREGISTER", bytes(blob)])
+    write_aof(server, [[b"SELECT", b"0"], *damaged, [b"RG.INNERREGISTER", good]])
+    server.start(timeout=60)
+    assert state(server) == before
+    assert server.log().count("Failed register session on replica, ") == len(damaged)
+
+
+def test_damaged_and_newer_steps_are_named(start_server: Callable[..., Server]) -> None:
+    server = start(start_server, *AOF)
+    register(server, "GB('KeysReader').register('a*')")
+    good = blob_of(server)
+    server.stop()
+    cases = {
+        b"": "no registrations of Pinion",
+        b"PINION": "cut off",
+        good[:-1]: "damaged",
+        good[:6] + b"\x63" + good[7:]: "higher RedisGears version",
+    }
+    write_aof(server, [[b"RG.INNERREGISTER", blob] for blob in cases])
+    server.start()
+    for text in cases.values():
+        assert text in server.log()
+    assert server.registrations() == []
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("place", ["section", "version"])
+def test_a_file_that_cannot_be_read_is_refused(start_server: Callable[..., Server], place: str) -> None:
+    """Damaged inside our section, or written by RedisGears: the server says so and does not start."""
+    server = start(start_server, "--rdbcompression", "no", "--rdbchecksum", "no")
+    register(server, "GB('KeysReader').register('a*')")
+    server.client().save()
+    server.stop()
+    path = server.dir / "dump.rdb"
+    content = bytearray(path.read_bytes())
+    begin = content.index(b"PINION")
+    if place == "section":
+        content[begin + 60] ^= 0xFF
+        expected = "damaged"
+    else:
+        # The version stands in the low ten bits of the type's number, eight bytes written with the most significant first.
+        number = type_number("GEARS_DT0")
+        at = content.index(number.to_bytes(8, "big"))
+        content[at : at + 8] = (number & ~0x3FF | 4).to_bytes(8, "big")
+        expected = "written by RedisGears"
+    path.write_bytes(content)
+    server.expect_death()
+    with pytest.raises(ServerDied):
+        server.start()
+    assert expected in server.log()
+
+
+def type_number(name: str, version: int = 5) -> int:
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    number = 0
+    for character in name:
+        number = number << 6 | alphabet.index(character)
+    return number << 10 | version
+
+
+SAMPLES = sorted((Path(__file__).parent / "data").glob("step-*.bin"))
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
+def test_frozen_samples_still_load(start_server: Callable[..., Server], sample: Path) -> None:
+    """Files that earlier versions wrote. Their functions run on the Python that saved them, and are told of elsewhere."""
+    server = start(start_server, *AOF)
+    server.stop()
+    write_aof(server, [[b"SELECT", b"0"], [b"RG.INNERREGISTER", sample.read_bytes()]])
+    server.start()
+    entries = server.registrations()
+    assert [entry["id"] for entry in entries] == [f"{ZEROS}-{n}" for n in (1, 3, 5, 7, 9, 11)]
+    assert entries[0]["desc"] == "keys"
+    python = server.run("GB('ShardsIDReader').map(lambda _: '%d.%d' % __import__('sys').version_info[:2]).run()")[0][0]
+    if sample.stem.endswith(python):
+        check_all_work(server)
+    else:
+        assert all("saved by Python" in entry["RegistrationData"]["lastError"] for entry in entries)
