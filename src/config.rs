@@ -298,7 +298,7 @@ impl Config {
         let mut options: Vec<_> = meaningful
             .map(|(index, known)| self.server_option(index, known))
             .collect();
-        for name in [PYTHON_VENV, ASYNC_LOOP] {
+        for name in [PYTHON_VENV, ASYNC_LOOP, REQUIREMENTS_DIR, REQUIREMENTS_POLICY] {
             let (read, change) = (Arc::clone(self), Arc::clone(self));
             options.push(ServerOption {
                 name: kebab_case(name),
