@@ -112,14 +112,10 @@ WAYS = [
 ]
 
 
-def start(start_server: Callable[..., Server], *args: str) -> Server:
-    return start_server(args=["--enable-debug-command", "yes", *args])
-
-
 @pytest.mark.matrix
 @pytest.mark.parametrize(("args", "lose"), WAYS)
 def test_everything_survives(start_server: Callable[..., Server], args: list[str], lose: Callable[[Server], None]) -> None:
-    server = start(start_server, *args)
+    server = start_server(args=args)
     register(server, EVERYTHING, "ID", "all", "DESCRIPTION", "a session's text")
     before = state(server)
     check_all_work(server)
@@ -143,7 +139,7 @@ def test_everything_survives(start_server: Callable[..., Server], args: list[str
 def test_what_was_removed_stays_removed(
     start_server: Callable[..., Server], args: list[str], lose: Callable[[Server], None]
 ) -> None:
-    server = start(start_server, *args)
+    server = start_server(args=args)
     register(server, "GB('KeysReader').register('a*')\nGB('KeysReader').register('b*')", "ID", "one")
     register(server, "GB('CommandReader').register(trigger='t')", "ID", "two")
     register(server, "GB('CommandReader').map(lambda _: 'new').register(trigger='t', mode='sync')", "ID", "two", "UPGRADE")
@@ -159,7 +155,7 @@ def test_what_was_removed_stays_removed(
 
 @pytest.mark.matrix
 def test_registrations_survive_flushall(start_server: Callable[..., Server]) -> None:
-    server = start(start_server, *AOF)
+    server = start_server(args=AOF)
     register(server)
     before = state(server)
     server.client().flushall()
@@ -170,11 +166,11 @@ def test_registrations_survive_flushall(start_server: Callable[..., Server]) -> 
 
 @pytest.mark.matrix
 def test_no_key_of_ours_is_ever_seen(start_server: Callable[..., Server]) -> None:
-    server = start(start_server, *NO_PREAMBLE)
+    server = start_server(args=NO_PREAMBLE)
     client = server.client()
     register(server, "GB('KeysReader').register('a*')")
     events = client.pubsub()
-    client.config_set("notify-keyspace-events", "KEAnm")
+    client.config_set("notify-keyspace-events", "KEAm" if server.version < (7, 0) else "KEAnm")
     events.psubscribe("__key*__:*")
     for lose in (reload, restart_after_save):
         client.set("mine", 1)
@@ -202,7 +198,7 @@ def test_a_file_without_registrations_loads_without_the_module(start_server: Cal
 
 @pytest.mark.matrix
 def test_nested_hooks_keep_their_order(start_server: Callable[..., Server]) -> None:
-    server = start(start_server)
+    server = start_server()
     for name in "abc":
         register(server, f"GB('CommandReader').map(lambda w: '{name}' + call_next(*w[1:])).register(hook='echo', mode='sync')")
     client = server.client()
@@ -215,7 +211,7 @@ def test_nested_hooks_keep_their_order(start_server: Callable[..., Server]) -> N
 @pytest.mark.matrix
 def test_streams_go_on_where_they_were(start_server: Callable[..., Server]) -> None:
     """Also where two registrations share a stream, and the first of them is gone."""
-    server = start(start_server, *AOF)
+    server = start_server(args=AOF)
     count = "GB('StreamReader').foreach(lambda r: execute('RPUSH', '{}', r['value']['n'])).register('s', trimStream=False)"
     register(server, count.format("first"))
     register(server, count.format("second"))
@@ -234,7 +230,7 @@ def test_streams_go_on_where_they_were(start_server: Callable[..., Server]) -> N
 
 def test_functions_come_back_as_they_were_registered(start_server: Callable[..., Server]) -> None:
     """The image is made once: what happens to globals afterwards is neither saved nor in the way (python-api.md 7.1)."""
-    server = start(start_server)
+    server = start_server()
     script = """
 import threading
 x = 5
@@ -252,7 +248,7 @@ x = threading.Lock()
 
 def test_a_scripts_own_names_win(start_server: Callable[..., Server]) -> None:
     """Names that every script has, redefined by the script (python-api.md 7.3)."""
-    server = start(start_server)
+    server = start_server()
     script = """
 def log(text):
     return 'mine: ' + text
@@ -264,7 +260,7 @@ GB('CommandReader').map(lambda words: log(words[1]) + str(hashtag is not None)).
 
 
 def test_functions_of_a_session_share_their_globals(start_server: Callable[..., Server]) -> None:
-    server = start(start_server)
+    server = start_server()
     script = """
 count = 10
 def up(words):
@@ -284,7 +280,7 @@ GB('CommandReader').map(show).register(trigger='show', mode='sync')
 
 
 def test_a_function_that_cannot_be_loaded_is_there_and_says_why(start_server: Callable[..., Server]) -> None:
-    server = start(start_server, *AOF)
+    server = start_server(args=AOF)
     script = """
 import sys, types
 sys.modules['gone'] = gone = types.ModuleType('gone')
@@ -309,7 +305,7 @@ GB('CommandReader').map(lambda words: 2).register(trigger='fine', mode='sync')
 
 
 def test_registrations_of_running_functions_are_saved(start_server: Callable[..., Server]) -> None:
-    server = start(start_server, *AOF)
+    server = start_server(args=AOF)
     script = """
 def more(words):
     GB('CommandReader').map(lambda w: 'second').register(trigger='second', mode='sync')
@@ -358,7 +354,7 @@ def write_aof(server: Server, commands: list[list[bytes]]) -> None:
 
 def test_ten_thousand_damaged_blobs(start_server: Callable[..., Server]) -> None:
     """None crashes the server, none registers anything, each is a line of the log; what is good still loads."""
-    server = start(start_server, *AOF)
+    server = start_server(args=AOF)
     register(server, EVERYTHING, "ID", "all")
     good = blob_of(server)
     before = state(server)
@@ -387,7 +383,7 @@ def test_ten_thousand_damaged_blobs(start_server: Callable[..., Server]) -> None
 
 
 def test_damaged_and_newer_steps_are_named(start_server: Callable[..., Server]) -> None:
-    server = start(start_server, *AOF)
+    server = start_server(args=AOF)
     register(server, "GB('KeysReader').register('a*')")
     good = blob_of(server)
     server.stop()
@@ -408,7 +404,7 @@ def test_damaged_and_newer_steps_are_named(start_server: Callable[..., Server]) 
 @pytest.mark.parametrize("place", ["section", "version"])
 def test_a_file_that_cannot_be_read_is_refused(start_server: Callable[..., Server], place: str) -> None:
     """Damaged inside our section, or written by RedisGears: the server says so and does not start."""
-    server = start(start_server, "--rdbcompression", "no", "--rdbchecksum", "no")
+    server = start_server(args=["--rdbcompression", "no", "--rdbchecksum", "no"])
     register(server, "GB('KeysReader').register('a*')")
     server.client().save()
     server.stop()
@@ -445,7 +441,7 @@ SAMPLES = sorted((Path(__file__).parent / "data").glob("step-*.bin"))
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
 def test_frozen_samples_still_load(start_server: Callable[..., Server], sample: Path) -> None:
     """Files that earlier versions wrote. Their functions run on the Python that saved them, and are told of elsewhere."""
-    server = start(start_server, *AOF)
+    server = start_server(args=AOF)
     server.stop()
     write_aof(server, [[b"SELECT", b"0"], [b"RG.INNERREGISTER", sample.read_bytes()]])
     server.start()

@@ -33,6 +33,9 @@ pub fn call(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Re
     let Ok(name) = CString::new(name.as_slice()) else {
         return Reply::error("ERR unknown command: its name contains NUL");
     };
+    if !features.call_options && lock.refuses_writes() && is_write(lock, features, &argv[0]) {
+        return Reply::error(READONLY);
+    }
     let format = match (features.call_options, lock.refuses_writes()) {
         (true, true) => c"!vEMW",
         (true, false) => c"!vEM",
@@ -53,6 +56,27 @@ pub fn call(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Re
         )))
     };
     reply.into_reply()
+}
+
+/// Whether the server has a command down as a write; for servers that cannot refuse it by themselves (before 7.0).
+fn is_write(lock: Lock<'_>, features: Features, name: &[u8]) -> bool {
+    if name.eq_ignore_ascii_case(b"COMMAND") {
+        return false;
+    }
+    let info = call(
+        lock,
+        features,
+        0,
+        &[b"COMMAND".to_vec(), b"INFO".to_vec(), name.to_vec()],
+    );
+    let Reply::Array(commands) = info else {
+        return false;
+    };
+    let Some(Reply::Array(command)) = commands.first() else {
+        return false;
+    };
+    let is_write = |flag: &Reply| matches!(flag, Reply::Status(flag) | Reply::Bulk(flag) if flag == b"write");
+    matches!(command.get(2), Some(Reply::Array(flags) | Reply::Set(flags)) if flags.iter().any(is_write))
 }
 
 /// Sends an internal command to replicas and the AOF file, in database 0.

@@ -39,8 +39,8 @@ const OPTIONAL_SECTIONS: c_int = 5;
 
 static TYPE: AtomicPtr<raw::RedisModuleType> = AtomicPtr::new(ptr::null_mut());
 static SAVED: OnceLock<Arc<dyn Saved>> = OnceLock::new();
-/// The keys that carry blobs now: database and name.
-static CARRIERS: Guarded<Vec<(i32, Vec<u8>)>> = Guarded::new(Vec::new());
+/// The keys that carry blobs now, in database 0.
+static CARRIERS: Guarded<Vec<Vec<u8>>> = Guarded::new(Vec::new());
 
 /// A blob, and the internal command that does with it what loading does.
 pub struct Blob {
@@ -128,11 +128,11 @@ pub fn writing_started(lock: Lock<'_>, writing: Writing) {
 pub fn ended(lock: Lock<'_>) {
     let carriers = std::mem::take(&mut *CARRIERS.write(lock));
     let _mute = Mute::new();
-    for (db, name) in carriers {
+    for name in carriers {
         let name = RString::new(lock, &name);
         // SAFETY: under the lock; the name is alive; the key is closed at once.
         unsafe {
-            let key = open(lock, db, &name);
+            let key = open(lock, &name);
             if api!(RedisModule_ModuleTypeGetType(key)) == TYPE.load(Ordering::Acquire) {
                 api!(RedisModule_DeleteKey(key));
             }
@@ -154,11 +154,11 @@ fn has_preamble(lock: Lock<'_>) -> bool {
 
 /// # Safety
 /// The key must be closed before anything else happens.
-unsafe fn open(lock: Lock<'_>, db: i32, name: &RString) -> *mut raw::RedisModuleKey {
+unsafe fn open(lock: Lock<'_>, name: &RString) -> *mut raw::RedisModuleKey {
     // SAFETY: under the lock; the name is alive.
     unsafe {
         api!(RedisModule_OpenKey(
-            lock.call_context(db),
+            lock.call_context(0),
             name.as_raw(),
             (raw::REDISMODULE_READ | raw::REDISMODULE_WRITE) as c_int
         ))
@@ -173,7 +173,7 @@ fn put_carrier(lock: Lock<'_>) {
         let name = RString::new(lock, &text);
         // SAFETY: under the lock; the key is closed before anything else happens.
         let put = unsafe {
-            let key = open(lock, 0, &name);
+            let key = open(lock, &name);
             let free = api!(RedisModule_KeyType(key)) as isize == raw::REDISMODULE_KEYTYPE_EMPTY;
             if free {
                 api!(RedisModule_ModuleTypeSetValue(
@@ -186,7 +186,7 @@ fn put_carrier(lock: Lock<'_>) {
             free
         };
         if put {
-            CARRIERS.write(lock).push((0, text));
+            CARRIERS.write(lock).push(text);
             return;
         }
     }
@@ -309,10 +309,9 @@ unsafe extern "C" fn on_load_key(io: *mut raw::RedisModuleIO, version: c_int) ->
         // SAFETY: the server calls this with its own argument; the name is its, and lives as long as the call.
         unsafe {
             let name = api!(RedisModule_GetKeyNameFromIO(io));
-            let db = api!(RedisModule_GetDbIdFromIO(io));
             if !name.is_null() {
                 let name = super::string::bytes(name.cast_mut()).to_vec();
-                CARRIERS.write(lock).push((db, name));
+                CARRIERS.write(lock).push(name);
             }
             read_all(io, lock, saved)
         }
