@@ -35,7 +35,7 @@ class Events(Scenario):
 
     proof: tuple[tuple[str, ...], Any] = (("PING",), b"PONG")  # a command of the module's side, with its reply
 
-    def prepare(self, vanilla: Server, module: Server) -> None:
+    def prepare(self, vanilla: Server, module: Server, around: Any = None) -> None:
         vanilla.client.call("SCRIPT", "LOAD", CONSTANT)
         if self.script is not None:
             module.client.call("RG.PYEXECUTE", self.script)

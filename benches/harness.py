@@ -70,6 +70,7 @@ class Server:
         self.binary, self.side, self.module = binary, side, module
         self.version = ""
         self.native_hits = False
+        self.source_port: Optional[int] = None
 
     def __enter__(self) -> Server:
         self.dir = Path(tempfile.mkdtemp(prefix=f"pinion-bench-{self.side}-"))
@@ -250,8 +251,12 @@ def compare(scenario: Any, binary: Path, repeat: int, requests: int) -> Comparis
 
     # Raises `Failure`.
     """
-    with Server(binary, "vanilla", module=False) as vanilla, Server(binary, "module", module=True) as module:
-        scenario.prepare(vanilla, module)
+    with (
+        scenario.surroundings(binary) as around,
+        Server(binary, "vanilla", module=scenario.other_script is not None) as vanilla,
+        Server(binary, "module", module=True) as module,
+    ):
+        scenario.prepare(vanilla, module, around)
         scenario.check(vanilla, module)
         before = module.events()[0]
         result = Comparison(module.version, module.native_hits, requests)

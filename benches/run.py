@@ -31,6 +31,7 @@ import report
 from batch import BATCH, Stall, Work
 from events import EVENTS
 from harness import ROOT, Failure, module_path, progress
+from loaders import LOADERS
 from scenarios import SCENARIOS, Scenario
 
 sys.path.append(str(ROOT / "tests"))
@@ -38,7 +39,7 @@ import servers  # noqa: E402  the binaries are those of the tests
 
 AnyScenario = Union[Scenario, Work, Stall]
 
-EVERY: dict[str, AnyScenario] = {**SCENARIOS, **EVENTS, **BATCH}
+EVERY: dict[str, AnyScenario] = {**SCENARIOS, **EVENTS, **LOADERS, **BATCH}
 GROUPS = list(dict.fromkeys(scenario.group for scenario in EVERY.values()))
 DEFAULT_SERVERS = ["redis-7.0", "redis-8.2"]
 DEFAULT_REPEAT = 5

@@ -8,9 +8,10 @@ of the machine's cores for itself (see harness.py), which the goals allow for: t
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Iterator, NamedTuple, Optional
 
 from harness import Failure, Load, RedisBenchmark, Server, compare
 
@@ -68,6 +69,7 @@ class Scenario:
     module: Load
     requests: int  # about one to two seconds for each run
     script: Optional[str] = None  # for RG.PYEXECUTE on the module server
+    other_script: Optional[str] = None  # for the other one, which has the module then, too
     fires: bool = False  # whether each measured command is an event of the registration; if not, none may be
     goal: Goal = Goal()
     unit: str = "requests"
@@ -85,7 +87,12 @@ class Scenario:
         """The goal where it applies."""
         return self.goal.native if native_hits else self.goal.others
 
-    def prepare(self, vanilla: Server, module: Server) -> None:
+    @contextlib.contextmanager
+    def surroundings(self, _binary: Path) -> Iterator[Any]:
+        """Whatever else must run; what it yields is given to `prepare`."""
+        yield None
+
+    def prepare(self, vanilla: Server, module: Server, around: Any = None) -> None:
         """The same keys on both servers, the registration on one."""
         for server in (vanilla, module):
             server.client.pipeline([("SET", f"key:{number:012}", VALUE.decode()) for number in range(KEYS)])

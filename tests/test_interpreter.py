@@ -80,6 +80,14 @@ def test_the_environment_variables_of_python_do_not_matter(start_server, monkeyp
     assert in_step(start_server(), "import cloudpickle, json\nreturn 1") == 1
 
 
+@pytest.mark.matrix
+def test_functions_have_the_environment_of_the_server(start_server, monkeypatch):
+    """Valkey 8.1 and later hide it from modules."""
+    monkeypatch.setenv("PINION_TEST", "seen")
+    look = "import os, subprocess\nchild = subprocess.run(['printenv', 'PINION_TEST'], capture_output=True, text=True)"
+    assert in_step(start_server(), f"{look}\nreturn os.environ.get('PINION_TEST'), child.stdout") == ("seen", "seen\n")
+
+
 def test_the_directory_of_the_server_does_not_matter(server):
     directory, path = in_script(server, "import os, sys, cloudpickle\nreturn os.getcwd(), sys.path")
     assert os.path.samefile(directory, server.dir)

@@ -4,7 +4,7 @@
 //! crash.
 
 use std::{
-    ffi::{CStr, CString, c_int, c_void},
+    ffi::{CStr, CString, c_char, c_int, c_void},
     fs,
     mem::MaybeUninit,
     path::{Path, PathBuf},
@@ -50,6 +50,7 @@ pub struct Started {
 pub fn start(venv: &str, server_memory: bool, loop_kind: &str) -> Result<Started, String> {
     let program = check_venv(Path::new(venv))?;
     make_symbols_global()?;
+    find_environment();
     pyo3::append_to_inittab!(redisgears);
     initialize(&program, server_memory)?;
     let started =
@@ -127,6 +128,33 @@ fn make_symbols_global() -> Result<(), String> {
         return Err(format!("could not make the symbols of {name} global"));
     }
     Ok(())
+}
+
+/// Some servers (Valkey 8.1) open modules so that these find the symbols of libraries before those of the server. The
+/// variable `environ` then is one that nobody has set: functions and child processes would have no environment. It gets a
+/// copy of the server's, which lives as long as the process.
+fn find_environment() {
+    unsafe extern "C" {
+        static mut environ: *const *const c_char;
+    }
+    // SAFETY: the server is loading modules: nobody changes the environment meanwhile. Its entries are texts, and the last
+    // one is null.
+    unsafe {
+        // The symbols of the server itself come first behind this handle.
+        let server = libc::dlopen(std::ptr::null(), libc::RTLD_NOW);
+        let real: *const *const *const c_char = libc::dlsym(server, c"environ".as_ptr()).cast();
+        if !environ.is_null() || real.is_null() || (*real).is_null() {
+            return;
+        }
+        let mut entries = Vec::new();
+        let mut entry = *real;
+        while !(*entry).is_null() {
+            entries.push(CStr::from_ptr(*entry).to_owned().into_raw().cast_const());
+            entry = entry.add(1);
+        }
+        entries.push(std::ptr::null());
+        environ = entries.leak().as_ptr();
+    }
 }
 
 /// Initialises Python; this thread is attached afterwards.
