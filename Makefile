@@ -38,6 +38,10 @@ setup: ## install what is missing to build and run (apt, virtual environment)
 setup-test: ## the same for tests and benchmarks
 	@scripts/setup.sh test
 
+.PHONY: setup-bench
+setup-bench:
+	@scripts/setup.sh bench
+
 .PHONY: build
 build: setup ## build target/release/libpinion.so
 	@$(CARGO) build --release
@@ -82,8 +86,24 @@ soak: setup-test build ## the long tests (SERVERS="..." for others than redis-7.
 	done
 
 .PHONY: bench
-bench: setup-test build ## benchmarks; ARGS go to benches/run.py
-	@$(VENV_PYTHON) benches/run.py $(ARGS)
+bench: setup-bench build ## benchmarks, a table and pictures in target/bench; ARGS go to benches/run.py
+	@mkdir -p target/bench
+	@$(VENV_PYTHON) benches/run.py --json target/bench/results.json $(ARGS)
+	@$(VENV_PYTHON) benches/plot.py target/bench/results.json target/bench/performance
+
+.PHONY: bench-inner
+bench-inner: setup ## the inner loops by themselves
+	@$(CARGO) bench --features bench --bench inner
+
+.PHONY: bench-compare
+bench-compare: setup-bench ## what has changed between the kept results and those of the last `make bench`
+	@$(VENV_PYTHON) benches/compare.py benches/results/latest.json target/bench/results.json
+
+.PHONY: bench-keep
+bench-keep: ## keep the results and pictures of the last `make bench`
+	@mkdir -p benches/results
+	@cp target/bench/results.json benches/results/latest.json
+	@cp target/bench/performance.png target/bench/performance.svg docs/
 
 .PHONY: bench-smoke
 bench-smoke: setup-test build ## every benchmark once, briefly: do they still work?

@@ -13,7 +13,9 @@ import math
 import multiprocessing
 import socket
 import statistics
+import tempfile
 import time
+import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -31,6 +33,15 @@ FILL_AT_ONCE = 20_000  # keys for each EVAL, far below the time after which the 
 SCAN_COUNT = 1000
 
 STALL_GOAL_MS = 5.0
+PIP = "pip installs a package of 500 files"
+TRIGGER = "`RG.TRIGGER` of a `sync` function, beside a worker that computes"
+TRIGGER_GOAL_MS = 10.0
+COMPUTES = """
+def compute(record):
+    while True:
+        sum(range(1000))
+GB('ShardsIDReader').map(compute).run()
+"""
 STALL_S = 10.0  # of PINGs for each line
 STALL_S_PER_KEY = 1e-4  # less of them where there are fewer keys: `--smoke`
 PING_PAUSE_S = 0.0002  # a client that never pauses would keep a core of its own busy, and the server's thread as well
@@ -177,11 +188,11 @@ def closing_client(port: int) -> Iterator[redis.Redis]:
         client.close()
 
 
-def run_script(port: int, script: str) -> list[Any]:
+def run_script(port: int, script: str, *words: str) -> list[Any]:
     """The results of a script that runs something; an error of the execution is a `Failure`."""
     client = Client(port, RUN_TIMEOUT_S)
     try:
-        results, errors = client.call("RG.PYEXECUTE", script)
+        results, errors = client.call("RG.PYEXECUTE", script, *words)
     finally:
         client.close()
     if errors:
@@ -221,7 +232,8 @@ class Memory:
 
 @dataclass(frozen=True)
 class Stall:
-    """How long PINGs wait: on the idle server, beside a process that computes, and while walks run in a row."""
+    """How long a command waits: on the idle server, beside a process that computes, while walks run in a row, while pip
+    installs a package, and behind Python that computes in the background."""
 
     name: str
     description: str
@@ -259,20 +271,53 @@ class Stall:
             with busy_process():
                 lines.append(pings("idle, beside a process that computes", server.port, seconds, nothing))
             lines += [pings(name, server.port, seconds, walk) for name, walk in walks.items()]
+            with package() as install:
+                lines.append(pings(PIP, server.port, seconds, functools.partial(run_script, server.port, *install)))
+            with busy_function(server):
+                lines.append(pings(TRIGGER, server.port, seconds, nothing, b"RG.TRIGGER one\r\n"))
             return {
                 "version": server.version,
                 "requests": requests,
                 "goal": self.goal.most_ms,
                 "lines": lines,
-                "idle_ms": max(line["max_ms"] for line in lines if line["name"] not in walks),
+                "idle_ms": max(line["max_ms"] for line in lines if line["name"].startswith("idle")),
                 "max_ms": max(line["max_ms"] for line in lines if line["name"] in walks),
+                "goals": {TRIGGER: TRIGGER_GOAL_MS},
             }
 
 
-def pings(name: str, port: int, seconds: float, work: Callable[[], Any]) -> dict[str, Any]:
-    """Times PINGs in another process while `work` is done again and again for `seconds`."""
+@contextmanager
+def package() -> Iterator[list[str]]:
+    """The words of RG.PYEXECUTE that make pip build a package and install it, without a network."""
+    with tempfile.TemporaryDirectory(prefix="pinion-bench-package-") as folder:
+        wheel = Path(folder) / "pinion_bench-1.0-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as files:
+            info = "pinion_bench-1.0.dist-info"
+            for number in range(500):
+                files.writestr(f"pinion_bench/part{number}.py", "x = 1\n" * 100)
+            files.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: pinion-bench\nVersion: 1.0\n")
+            files.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            files.writestr(f"{info}/RECORD", "")
+        yield ["GB('ShardsIDReader').run()", "FORCE_REINSTALL_REQUIREMENTS", "REQUIREMENTS", str(wheel)]
+
+
+@contextmanager
+def busy_function(server: Server) -> Iterator[None]:
+    """A function that computes on a worker, and a trigger that runs at once."""
+    server.client.call("RG.PYEXECUTE", "GB('CommandReader').map(lambda r: 1).register(trigger='one', mode='sync')")
+    execution = server.client.call("RG.PYEXECUTE", COMPUTES, "UNBLOCKING").decode()
+    try:
+        yield
+    finally:
+        server.client.call("RG.ABORTEXECUTION", execution)
+
+
+def pings(
+    name: str, port: int, seconds: float, work: Callable[[], Any], command: bytes = b"PING\r\n"
+) -> dict[str, Any]:
+    """Times a command in another process while `work` is done again and again for `seconds`."""
     ours, theirs = multiprocessing.Pipe()
-    prober = multiprocessing.Process(target=ping_until_told, args=(port, theirs), daemon=True)
+    prober = multiprocessing.Process(target=ping_until_told, args=(port, theirs, command), daemon=True)
     prober.start()
     theirs.close()
     try:
@@ -301,15 +346,15 @@ def pings(name: str, port: int, seconds: float, work: Callable[[], Any]) -> dict
     }
 
 
-def ping_until_told(port: int, pipe: Connection) -> None:
-    """The process of `pings`: sends back how long each PING took, in seconds."""
+def ping_until_told(port: int, pipe: Connection, command: bytes) -> None:
+    """The process of `pings`: sends back how long each command took, in seconds."""
     with socket.create_connection((HOST, port), RUN_TIMEOUT_S) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         waits: list[float] = []
         pipe.send("begun")
         for number in itertools.count():
             started = time.perf_counter()
-            connection.sendall(b"PING\r\n")
+            connection.sendall(command)
             if not connection.recv(64):
                 return
             waits.append(time.perf_counter() - started)
@@ -424,7 +469,7 @@ BATCH = {
         ),
         Stall(
             "stall",
-            "PINGs every 0.2 ms from another process while walks over hashes run one after another",
+            "a command every 0.2 ms from another process (PING, but for the last line), while something else goes on",
             HASHES,
             {
                 "`GB().count().run('key:*')`": "GB().count().run('key:*', convertToStr=False)",

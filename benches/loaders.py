@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import multiprocessing
-import statistics
+import resource
 import threading
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Iterator, Optional
 
 from client import HOST
 from harness import Failure, RedisBenchmark, Sample, Server, free_port, wait_until
@@ -110,6 +109,7 @@ class Application:
         arguments = (server.port, server.source_port if self.aside else None, self.threads, requests, theirs)
         process = multiprocessing.Process(target=application, args=arguments, daemon=True)
         process.start()
+        theirs.close()
         try:
             if not ours.poll(300):
                 raise Failure("the application did not end")
@@ -200,26 +200,44 @@ def serve_slowly(port: int) -> None:
     asyncio.run(serve())
 
 
-@dataclass(frozen=True)
-class Herd:
-    """Many clients ask for one cold key at the same time; a `request` is a client."""
+@contextlib.contextmanager
+def cold_cache(binary: Path) -> Iterator[tuple[Server, Server]]:
+    """A source with all keys, and a cache with the tutorial's loader and none."""
+    with Server(binary, "source", module=False) as source, Server(binary, "module", module=True) as cache:
+        source.client.call("EVAL", FILL, "0")
+        cache.client.call("RG.PYEXECUTE", THREADS.format(port=source.port))
+        yield source, cache
 
-    def run(self, server: Server, requests: int) -> Sample:
-        """Replies per second; the median and the 99th percentile of how long one waited."""
-        server.client.call("FLUSHALL")
-        ours, theirs = multiprocessing.Pipe()
-        process = multiprocessing.Process(target=ask_together, args=(server.port, requests, theirs), daemon=True)
-        process.start()
-        try:
-            if not ours.poll(120):
-                raise Failure("not all clients of the herd got their reply")
-            waits = sorted(ours.recv())
-        except EOFError:
-            raise Failure("the herd ended with an error") from None
-        finally:
-            process.kill()
-            process.join()
-        return Sample(requests / waits[-1], waits[len(waits) // 2] * 1000, waits[len(waits) * 99 // 100] * 1000)
+
+def herd(binary: Path, clients: int) -> tuple[float, str]:
+    """Milliseconds until the last of many clients that ask for one cold key together has its reply."""
+    with cold_cache(binary) as (_, cache):
+        return together(cache.port, clients)[-1] * 1000, cache.version
+
+
+def herd_calls(binary: Path, clients: int) -> tuple[float, str]:
+    """How often the source is asked for that."""
+    with cold_cache(binary) as (source, cache):
+        together(cache.port, clients)
+        stats = source.client.call("INFO", "commandstats").decode()
+        return float(stats.split("cmdstat_get:calls=")[1].split(",")[0]), cache.version
+
+
+def together(port: int, clients: int) -> list[float]:
+    """How long each of the clients waits, in seconds, the longest last."""
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=ask_together, args=(port, clients, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(120):
+            raise Failure("not all clients of the herd got their reply")
+        return sorted(ours.recv())
+    except EOFError:
+        raise Failure("the herd ended with an error") from None
+    finally:
+        process.kill()
+        process.join()
 
 
 def ask_together(port: int, clients: int, pipe: Connection) -> None:
@@ -241,6 +259,7 @@ def ask_together(port: int, clients: int, pipe: Connection) -> None:
         ends = await asyncio.gather(*[ask(*connection) for connection in connections])
         pipe.send([end - begun for end in ends])
 
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     asyncio.run(main())
 
 

@@ -1,5 +1,5 @@
 """Shows results: `table` for the terminal (run.py prints it), Markdown from a kept JSON file for docs/performance.md.
-The groups `batch` and `stall` are Markdown in both.
+The groups `batch`, `stall` and `resources` are Markdown in both.
 
     python benches/report.py results.json > table.md
 
@@ -19,38 +19,42 @@ from typing import Any
 
 FORMAT = 1
 WIDTH = 118  # of prose in Markdown
-NOISY_SPREAD = 0.20  # of the ratios, (max - min) / median: beyond it a verdict is a guess
+NOISY_SPREAD = 0.25  # of the ratios, (max - min) / median: beyond it there is no verdict
 
 HEAD = ("scenario", "server", "vanilla ops/s", "module ops/s", "ratio", "min - max", "goal", "verdict")
-LEFT = {"scenario", "server", "verdict", "meanwhile"}
+LEFT = {"scenario", "server", "verdict", "meanwhile", "in"}
 # Only the Markdown shows these: the terminal has 80 to 100 columns.
 LATENCY_HEAD = ("vanilla p50 / p99 ms", "module p50 / p99 ms")
 BATCH_HEAD = (
     *("scenario", "server", "client s", "module s", "keys/s", "times faster", "min - max", "goal", "verdict"),
     "extra memory",
 )
+RESOURCE_HEAD = ("scenario", "server", "value", "in", "goal", "verdict")
 STALL_HEAD = ("server", "meanwhile", "PINGs", "p50 ms", "p99.9 ms", "max ms", "goal", "verdict")
 
 
 def verdict(result: dict[str, Any], smoke: bool) -> str:
-    """`pass` or `MISS` where a goal applies, `-` where none does; `works` in a smoke run, which judges no timing."""
+    """`pass` or `MISS` where a goal applies, `-` where none does, `too noisy` where nothing can be told; `works` in a smoke run, which judges no timing."""
     if "error" in result:
         return "BROKEN"
     if smoke:
         return "works"
-    noisy = " (noisy)" if spread(result) > NOISY_SPREAD else ""
+    if is_noisy(result):
+        return "too noisy"
     if result["goal"] is None:
-        return f"-{noisy}"
-    return ("pass" if reached(result) else "MISS") + noisy
+        return "-"
+    return "pass" if reached(result) else "MISS"
 
 
 def reached(result: dict[str, Any]) -> bool:
     """False if a goal applies and was missed, but for a machine that misses it without any work of ours."""
     if result["goal"] is None:
         return True
+    if group_of(result) == "resources":
+        return bool(result["value"] <= result["goal"])
     if group_of(result) == "stall":
         return bool(result["max_ms"] <= max(result["goal"], result["idle_ms"]))
-    return bool(result["ratio"]["median"] >= result["goal"])
+    return is_noisy(result) or bool(result["ratio"]["median"] >= result["goal"])
 
 
 def group_of(result: dict[str, Any]) -> str:
@@ -67,6 +71,14 @@ def spread(result: dict[str, Any]) -> float:
     """How far apart the ratios of the pairs are, relative to their median."""
     ratio = result["ratio"]
     return float((ratio["max"] - ratio["min"]) / ratio["median"])
+
+
+def is_noisy(result: dict[str, Any]) -> bool:
+    """The pairs differ too much to tell anything. A goal that all of them reach, or none, is told all the same."""
+    if "ratio" not in result or spread(result) <= NOISY_SPREAD:
+        return False
+    ratio, goal = result["ratio"], result["goal"]
+    return goal is None or ratio["min"] < goal <= ratio["max"]
 
 
 def row(result: dict[str, Any], smoke: bool) -> list[str]:
@@ -128,19 +140,30 @@ def stall_rows(result: dict[str, Any], smoke: bool) -> list[list[str]]:
     rows = []
     for line in result["lines"]:
         figures = [f"{line['pings']:,}", *(f"{line[name]:.2f}" for name in ("p50_ms", "p999_ms", "max_ms"))]
-        judged = ["", ""] if line["name"].startswith("idle") else judgement(result, line["max_ms"], smoke)
+        goal = result.get("goals", {}).get(line["name"], result["goal"])
+        judged = ["", ""] if line["name"].startswith("idle") else judgement(result, goal, line["max_ms"], smoke)
         rows.append([result["server"], line["name"], *figures, *judged])
     return rows
 
 
-def judgement(result: dict[str, Any], max_ms: float, smoke: bool) -> list[str]:
-    """Goal and verdict of one line of walks."""
-    goal = f"<= {result['goal']:g}"
+def judgement(result: dict[str, Any], most: float, max_ms: float, smoke: bool) -> list[str]:
+    """Goal and verdict of one line."""
+    goal = f"<= {most:g}"
     if smoke:
         return [goal, "works"]
-    if max_ms <= result["goal"]:
+    if max_ms <= most:
         return [goal, "pass"]
     return [goal, "idle is noisier" if result["idle_ms"] > max_ms else "MISS"]
+
+
+def resource_row(result: dict[str, Any], smoke: bool) -> list[str]:
+    """The cells of RESOURCE_HEAD."""
+    names = [f"`{result['scenario']}`", result["server"]]
+    if "error" in result:
+        return [*names, "", "", "", verdict(result, smoke)]
+    goal, value = result["goal"], result["value"]
+    judged = "works" if smoke else "-" if goal is None else "pass" if value <= goal else "MISS"
+    return [*names, f"{value:,.0f}" if value >= 100 else f"{value:.1f}", result["in"], "" if goal is None else f"<= {goal:g}", judged]
 
 
 def as_markdown(head: tuple[str, ...] | list[str], rows: list[list[str]]) -> list[str]:
@@ -170,6 +193,10 @@ def other_groups(document: dict[str, Any]) -> list[str]:
                 WIDTH,
             ),
         ]
+    resources = of_group(document, "resources")
+    if resources:
+        rows = [resource_row(result, smoke) for result in resources]
+        lines += ["", *as_markdown(RESOURCE_HEAD, rows), "", *descriptions(resources)]
     if stalls:
         rows = [row for result in stalls for row in stall_rows(result, smoke)]
         lines += ["", *as_markdown(STALL_HEAD, rows), "", *descriptions(stalls), ""]

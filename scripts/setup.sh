@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes this machine able to build and run Pinion (`setup.sh runtime`) or to test it as well (`setup.sh test`).
+# Makes this machine able to build and run Pinion (`setup.sh runtime`), to test it as well (`setup.sh test`), or to draw the
+# benchmarks, too (`setup.sh bench`).
 # Installs only what is missing; a second run installs nothing and asks no registry. Whatever the project needs on a
 # machine is installed here or nowhere (the servers of the test matrix: tests/servers.py).
 # Environment: PYTHON (see python.sh), SERVER (the redis-server that `make run` will start).
@@ -80,7 +81,7 @@ have cc || missing+=(build-essential)
 if ! have "$server"; then
     [ "$server" = redis-server ] || fail "SERVER=$server was not found"
     missing+=(redis-server)
-elif [ "$mode" = test ] && ! have redis-server; then
+elif [ "$mode" != runtime ] && ! have redis-server; then
     missing+=(redis-server)
 fi
 have redis-cli || missing+=(redis-tools)
@@ -109,7 +110,8 @@ if [ "$(cat "$venv/.stamp-base" 2>/dev/null)" != "$base" ]; then
     printf '%s\n' "$base" >"$venv/.stamp-base"
 fi
 files=(requirements.txt)
-[ "$mode" != test ] || files+=(requirements-test.txt)
+[ "$mode" = runtime ] || files+=(requirements-test.txt)
+[ "$mode" != bench ] || files+=(requirements-bench.txt)
 for file in "${files[@]}"; do
     stamp="$venv/.stamp-$file"
     if ! cmp -s "$file" "$stamp"; then

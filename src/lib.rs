@@ -5,6 +5,8 @@ mod config;
 mod engine;
 mod error;
 mod hooks;
+#[cfg(feature = "bench")]
+pub mod inner;
 mod persistence;
 mod python;
 mod readers;
@@ -47,7 +49,7 @@ const NAME: &std::ffi::CStr = c"rg";
 /// That of the RedisGears release whose contract this is: 1.2.13.
 const VERSION: c_int = 10213;
 
-#[cfg(not(test))]
+#[cfg(not(any(test, feature = "bench")))]
 #[global_allocator]
 static ALLOCATOR: redis::alloc::ServerAlloc = redis::alloc::ServerAlloc;
 

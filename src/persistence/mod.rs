@@ -15,7 +15,8 @@ use std::{
 pub use archive::{decode as read_archive, encode as write_archive};
 use serde_bytes::ByteBuf;
 
-use self::step::{SavedRegistration, SavedSession, Step};
+pub use self::step::Step;
+use self::step::{SavedRegistration, SavedSession};
 use crate::{
     engine::{
         Engine,

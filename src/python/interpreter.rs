@@ -32,6 +32,10 @@ pub(super) const fn cstr(text: &'static str) -> &'static CStr {
     }
 }
 
+/// How long a thread that computes keeps Python from others. The server's own thread may be one of them: Python's 5 ms would
+/// hold up all clients.
+const SWITCH_INTERVAL_S: f64 = 0.0005;
+
 /// What was started, for the log.
 pub struct Started {
     /// E.g. `3.11.2`.
@@ -223,6 +227,7 @@ fn prepare(py: Python<'_>, loop_kind: &str) -> PyResult<Started> {
     let main = PyModule::import(py, "__main__")?.dict();
     py.run(NAMESPACE, Some(&main), None)?;
     let sys = PyModule::import(py, "sys")?;
+    sys.call_method1("setswitchinterval", (SWITCH_INTERVAL_S,))?;
     let version: String = sys.getattr("version")?.extract()?;
     Ok(Started {
         version: version.split(' ').next().unwrap_or_default().to_owned(),

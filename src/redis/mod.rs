@@ -7,7 +7,7 @@
 #[macro_use]
 pub mod api;
 pub mod after;
-#[cfg(not(test))]
+#[cfg(not(any(test, feature = "bench")))]
 pub mod alloc;
 pub mod call;
 pub mod client;

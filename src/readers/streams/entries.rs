@@ -43,6 +43,7 @@ impl EntryId {
     }
 
     /// The lowest one above it.
+    #[must_use]
     pub fn next(self) -> Self {
         match self.1.checked_add(1) {
             Some(sequence) => Self(self.0, sequence),

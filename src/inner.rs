@@ -1,0 +1,8 @@
+//! What `benches/inner.rs` measures by itself: the small things that run for each command, key or event. Only with the feature
+//! `bench`, which also leaves the server's allocator out.
+
+pub use crate::{
+    persistence::Step,
+    readers::{glob::matches as glob, prefix::Pattern, streams::entries::EntryId},
+    stats::{Ending, RunStats},
+};
