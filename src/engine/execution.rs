@@ -80,7 +80,7 @@ impl Status {
 }
 
 /// What an execution has when it is finished.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Outcome {
     pub results: Vec<Reply>,
     pub errors: Vec<Failure>,

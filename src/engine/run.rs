@@ -29,14 +29,14 @@ pub(super) enum Ran {
 pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant) -> Ran {
     let parked = if let Some(source) = execution.begin() {
         let profiled = engine.config.is_on(Number::ProfileExecutions);
-        Box::new(Parked {
+        Parked {
             source: Some(source),
             flowing: Flowing::new(&execution.plan, engine.language.as_ref(), profiled),
             total: Duration::ZERO,
             reading: Duration::ZERO,
-        })
+        }
     } else if let Some(parked) = execution.unpark() {
-        parked
+        *parked
     } else {
         return Ran::Gone;
     };
@@ -48,7 +48,7 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
     })
 }
 
-fn run_steps(engine: &Engine, execution: &Arc<Execution>, parked: Box<Parked>, started: Instant) -> Ran {
+fn run_steps(engine: &Engine, execution: &Arc<Execution>, parked: Parked, started: Instant) -> Ran {
     let mut parked = Some(parked);
     let mut ran = Ran::Gone;
     engine.language.interruptible(&execution.stop, &mut || {
@@ -68,7 +68,7 @@ fn run_steps(engine: &Engine, execution: &Arc<Execution>, parked: Box<Parked>, s
 fn pass_records(
     engine: &Engine,
     execution: &Arc<Execution>,
-    mut parked: Box<Parked>,
+    mut parked: Parked,
     mut started: Instant,
 ) -> Ran {
     let language = engine.language.as_ref();
@@ -111,12 +111,12 @@ fn pass_records(
         parked.flowing = pipeline.flowing;
         if finished {
             parked.total += started.elapsed();
-            return ended(engine, execution, *parked);
+            return ended(engine, execution, parked);
         }
         parked.total += started.elapsed();
-        match execution.park(parked) {
+        match execution.park(Box::new(parked)) {
             Ok(()) => return Ran::Waits,
-            Err(more) => parked = more,
+            Err(more) => parked = *more,
         }
         started = Instant::now();
     }

@@ -80,7 +80,7 @@ impl Hooks {
             return Err(Error::NotTriggered("too many executions are pending"));
         }
         let client = command.block();
-        let waiter = move |outcome: &Outcome| client.answer(one_result(outcome));
+        let waiter = move |outcome: &Outcome| client.answer(one_result(outcome.clone()));
         let start = Start {
             waiter: Some(Box::new(waiter)),
             ..start
@@ -110,11 +110,12 @@ impl Hooks {
 }
 
 /// The reply of a hooked command: the first error, else the only result.
-fn one_result(outcome: &Outcome) -> Reply {
-    match (outcome.errors.first(), outcome.results.as_slice()) {
-        (Some(error), _) => Reply::error(error),
-        (None, [result]) => result.clone(),
-        (None, _) => Error::NotOneResult.into(),
+fn one_result(outcome: Outcome) -> Reply {
+    let mut results = outcome.results.into_iter();
+    match (outcome.errors.first(), results.next(), results.next()) {
+        (Some(error), ..) => Reply::error(error),
+        (None, Some(result), None) => result,
+        _ => Error::NotOneResult.into(),
     }
 }
 
@@ -150,7 +151,7 @@ impl Next for Behind {
                 ..self.hooks.start(&self.command, &older, self.db, words)
             };
             return match engine.run_now(start) {
-                RanNow::Ended(outcome) => one_result(&outcome),
+                RanNow::Ended(outcome) => one_result(outcome),
                 // It may not wait, and nobody keeps it.
                 _ => Error::NotOneResult.into(),
             };

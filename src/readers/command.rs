@@ -95,19 +95,19 @@ impl Commands {
             return Err(Error::NotTriggered("too many executions are pending"));
         }
         let client = command.block();
-        start.waiter = Some(Box::new(move |outcome| client.answer(all_results(outcome))));
+        start.waiter = Some(Box::new(move |outcome| client.answer(all_results(outcome.clone()))));
         self.engine.submit(start, lane(&registration));
         Ok(Answer::Done)
     }
 }
 
 /// Answers the client of a function that ran at once, now or when it has ended in the background.
-pub fn answer(command: &Command<'_>, ran: RanNow, reply: fn(&Outcome) -> Reply) -> Answer {
+pub fn answer(command: &Command<'_>, ran: RanNow, reply: fn(Outcome) -> Reply) -> Answer {
     match ran {
-        RanNow::Ended(outcome) => reply(&outcome).into(),
+        RanNow::Ended(outcome) => reply(outcome).into(),
         RanNow::Waits(execution) => {
             let client = command.block();
-            execution.when_finished(Box::new(move |outcome| client.answer(reply(outcome))));
+            execution.when_finished(Box::new(move |outcome| client.answer(reply(outcome.clone()))));
             Answer::Done
         }
         // It ended in this moment, and was dropped with its outcome.
@@ -129,10 +129,10 @@ pub fn lane(registration: &Registration) -> Option<Lane> {
 }
 
 /// The reply of RG.TRIGGER: the first error, else all results.
-fn all_results(outcome: &Outcome) -> Reply {
+fn all_results(outcome: Outcome) -> Reply {
     match outcome.errors.first() {
         Some(error) => Reply::error(error),
-        None => Reply::Array(outcome.results.clone()),
+        None => Reply::Array(outcome.results),
     }
 }
 
