@@ -96,10 +96,14 @@ impl Execute {
         });
         let requirements = self.packages.obtain(names, &known)?;
         lock::with_lock(|lock| {
+            if !lock.is_master() {
+                return Err(Error::ReadOnly);
+            }
             for requirement in &requirements {
                 self.engine.requirements.put(lock, requirement);
             }
-        });
+            Ok(())
+        })?;
         Ok(Needs {
             requirements,
             installed: true,
@@ -115,9 +119,6 @@ impl Execute {
         needs: Needs,
         client: BlockedClient,
     ) {
-        if !lock.is_master() {
-            return client.answer(Error::ReadOnly.into());
-        }
         match self.run(lock, script, options, needs) {
             Ok(Next::Reply(reply)) => client.answer(reply),
             Ok(Next::Wait(start)) => self.wait(start, client),

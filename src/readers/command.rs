@@ -95,7 +95,9 @@ impl Commands {
             return Err(Error::NotTriggered("too many executions are pending"));
         }
         let client = command.block();
-        start.waiter = Some(Box::new(move |outcome| client.answer(all_results(outcome.clone()))));
+        start.waiter = Some(Box::new(move |outcome| {
+            client.answer(all_results(outcome.clone()))
+        }));
         self.engine.submit(start, lane(&registration));
         Ok(Answer::Done)
     }
