@@ -96,7 +96,7 @@ impl Commands {
         }
         let client = command.block();
         start.waiter = Some(Box::new(move |outcome| {
-            client.answer(all_results(outcome.clone()))
+            client.answer(all_results(outcome.clone()));
         }));
         self.engine.submit(start, lane(&registration));
         Ok(Answer::Done)
