@@ -271,7 +271,7 @@ def test_nobody_is_held_up_while_pip_runs(server: Server) -> None:
         longest = max(longest, time.monotonic() - begin)
     assert b"1.0" in waiting.read()
     # Well below what pip takes, and far above what a busy machine adds.
-    assert longest < 0.5, longest
+    assert longest < 1, longest
 
 
 # --- elsewhere ---
@@ -340,7 +340,7 @@ def test_a_replica_serves_while_it_installs(start_server: Callable[..., Server])
         begin = time.monotonic()
         client.ping()
         longest = max(longest, time.monotonic() - begin)
-        assert longest < 0.5
+        assert longest < 1
     assert [e["id"] for e in replica.registrations()] == [e["id"] for e in master.registrations()]
     assert names(replica) == ["pinion-demo==1.0"]
 
