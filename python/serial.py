@@ -80,3 +80,31 @@ def load(image, session_globals):
         made_by = image[:20].split(b'\n')[0].decode(errors='replace').removeprefix('py')
         raise ValueError(f'it was saved by Python {made_by}, this is Python {HEADER[2:-1].decode()}')
     return Unpickler(io.BytesIO(image[len(HEADER):]), session_globals).load()
+
+
+def pack(objects):
+    """The bytes of records on their way to another shard, and `[(place, exception), ...]` for those that cannot travel.
+
+    What `pickle` knows by name travels by name; functions and classes of scripts travel by value.
+    """
+    try:
+        return pickle.dumps((True, objects), 5), []
+    except Exception:
+        return pack_each(objects)
+
+
+def pack_each(objects):
+    """`pack`, one by one: some of them need cloudpickle, or cannot travel."""
+    packed, refused = [], []
+    for place, obj in enumerate(objects):
+        try:
+            packed.append(cloudpickle.dumps(obj, 5))
+        except Exception as error:
+            refused.append((place, error))
+    return pickle.dumps((False, packed), 5), refused
+
+
+def unpack(data):
+    """The list of records that `pack` was given."""
+    together, objects = pickle.loads(data)
+    return objects if together else [pickle.loads(each) for each in objects]

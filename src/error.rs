@@ -4,7 +4,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use crate::engine::id::STANDALONE;
+use crate::engine::{id::ShardId, spread::IDLE};
 
 /// Why something was refused or failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +63,10 @@ pub enum Error {
     CannotPause(&'static str),
     CannotUnpause(&'static str),
     NothingToPause,
-    NoSuchRegistrationHere(String),
+    NoSuchRegistrationHere {
+        id: String,
+        shard: ShardId,
+    },
 
     // triggers and hooks
     NoSuchTrigger,
@@ -87,6 +90,18 @@ pub enum Error {
 
     // replicas
     ReadOnly,
+
+    // clusters
+    /// Too few words.
+    ClusterSetCut,
+    /// Which kind of word cannot be read.
+    BadClusterSet(&'static str),
+    NoTopology,
+    NoTopologyForHello,
+    NotAShard,
+    BadMessageId,
+    UnknownMessageKind,
+    MaxIdle,
 
     // linked clients
     NoCommandContext,
@@ -158,8 +173,8 @@ impl Error {
             Self::CannotPause(reader) => return format!("Reader {reader} does not support pause").into(),
             Self::CannotUnpause(reader) => return format!("Reader {reader} does not support unpause").into(),
             Self::NothingToPause => "ERR no registration to pause",
-            Self::NoSuchRegistrationHere(id) => {
-                return format!("Execution {id} does not exists on shard {STANDALONE}").into();
+            Self::NoSuchRegistrationHere { id, shard } => {
+                return format!("Execution {id} does not exists on shard {shard}").into();
             }
             Self::NoSuchTrigger => "ERR subcommand not found",
             Self::CannotWaitHere => {
@@ -185,6 +200,16 @@ impl Error {
             Self::BadArchive(part) => return format!("Bad serialization format on reading {part}").into(),
             Self::ArchiveTooNew => "Requirement version is not compatible, upgrade to newer RedisGears.",
             Self::ReadOnly => "READONLY You can't write against a read only replica.",
+            Self::ClusterSetCut => "Could not parse cluster set arguments",
+            Self::BadClusterSet(what) => {
+                return format!("Could not parse cluster set arguments: bad {what}").into();
+            }
+            Self::NoTopology => "ERRCLUSTER NULL cluster state",
+            Self::NoTopologyForHello => "ERRCLUSTER NULL cluster state on hello msg",
+            Self::NotAShard => "ERR this shard does not know the sender's secret",
+            Self::BadMessageId => "bad msg id given",
+            Self::UnknownMessageKind => "can not find the callback requested",
+            Self::MaxIdle => IDLE,
             Self::NoCommandContext => "Can not get command ctx",
             Self::OverriddenAlready => "Can only override reply once",
             Self::InnerCommand => "ERR this command is internal to the module and cannot be called",

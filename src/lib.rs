@@ -1,5 +1,6 @@
 //! Pinion: Python functions inside Redis and Valkey. This file is the module's table; the logic is behind it.
 
+mod cluster;
 mod commands;
 mod config;
 mod engine;
@@ -21,8 +22,9 @@ use std::{
 };
 
 use crate::{
+    cluster::Cluster,
     commands::{
-        config as configuration, executions,
+        cluster as clusters, config as configuration, executions,
         pyexecute::{self, Execute},
         registrations, requirements, sessions, small,
     },
@@ -35,6 +37,7 @@ use crate::{
     readers::{command::Commands, image::Readers, keys::KeysWatch, streams::StreamWatch, time_events},
     redis::{
         api::{self, Features},
+        bus,
         command::{self, Answer, Command, Definition},
         events::{self, Class, ServerEvent},
         filter, info,
@@ -62,6 +65,7 @@ struct Pinion {
     keys: Arc<KeysWatch>,
     commands: Arc<Commands>,
     streams: Arc<StreamWatch>,
+    cluster: Arc<Cluster>,
     execute: Execute,
 }
 
@@ -124,9 +128,7 @@ commands! {
     import_requirement c"rg.pyimportreq" c"write deny-script" c"write admin dangerous"
         "<chunk> [<chunk> ...]"
         c"Installs a requirement that another server exported."
-        => |pinion, command| {
-            requirements::import(&pinion.execute.persistence, &pinion.execute.packages, command)
-        };
+        => |pinion, command| requirements::import(&pinion.execute, command);
     dump_sessions c"rg.pydumpsessions" c"readonly" c"read"
         "[VERBOSE] [DEAD|TS] [SESSIONS [<id> ...]]"
         c"Lists the sessions that scripts made."
@@ -162,7 +164,7 @@ commands! {
     get_execution c"rg.getexecution" c"readonly" c"read"
         "<execution id> [SHARD|CLUSTER]"
         c"Shows the status, the durations and the steps of an execution."
-        => |pinion, command| executions::get_execution(&pinion.engine, command);
+        => |pinion, command| executions::get_execution(&pinion.cluster, command);
     dump_executions c"rg.dumpexecutions" c"readonly" c"read"
         ""
         c"Lists the executions."
@@ -170,11 +172,11 @@ commands! {
     abort_execution c"rg.abortexecution" c"readonly deny-script" c"admin dangerous blocking"
         "<execution id>"
         c"Stops an execution and waits until it has ended."
-        => |pinion, command| executions::abort_execution(&pinion.engine, command);
+        => |pinion, command| executions::abort_execution(&pinion.cluster, command);
     drop_execution c"rg.dropexecution" c"readonly" c"admin dangerous"
         "<execution id>"
         c"Forgets a finished execution."
-        => |pinion, command| executions::drop_execution(&pinion.engine, command);
+        => |pinion, command| executions::drop_execution(&pinion.cluster, command);
     dump_registrations c"rg.dumpregistrations" c"readonly" c"read"
         "[VERBOSE]"
         c"Lists the registered functions with their statistics."
@@ -182,19 +184,19 @@ commands! {
     unregister c"rg.unregister" c"write" c"write admin dangerous"
         "<registration id> [ABORTPENDING]"
         c"Removes a registered function."
-        => |pinion, command| registrations::unregister(&pinion.execute.persistence, command);
+        => |pinion, command| registrations::unregister(&pinion.cluster, command);
     pause c"rg.pauseregistrations" c"readonly deny-script" c"admin dangerous"
         "[ABORTPENDING] <registration id> [<registration id> ...]"
         c"Lets registered functions read no more."
-        => |pinion, command| registrations::pause(&pinion.engine, command);
+        => |pinion, command| registrations::pause(&pinion.cluster, command, true);
     unpause c"rg.unpauseregistrations" c"readonly deny-script" c"admin dangerous"
         "<registration id> [<registration id> ...]"
         c"Lets registered functions read again."
-        => |pinion, command| registrations::unpause(&pinion.engine, command);
+        => |pinion, command| registrations::pause(&pinion.cluster, command, false);
     clear_stats c"rg.clearregistrationsstats" c"readonly deny-script" c"admin dangerous"
         ""
         c"Sets the statistics of all registered functions to zero."
-        => |pinion, command| registrations::clear_stats(&pinion.engine, command);
+        => |pinion, command| registrations::clear_stats(&pinion.cluster, command);
     config_get c"rg.configget" c"readonly" c"read"
         "[<key> ...]"
         c"Shows options of the module."
@@ -203,6 +205,32 @@ commands! {
         "[<key> <value> ...]"
         c"Changes options of the module."
         => |pinion, command| configuration::config_set(&pinion.engine, command);
+    info_cluster c"rg.infocluster" c"readonly" c"read"
+        ""
+        c"Shows the shards of the cluster."
+        => |pinion, _| clusters::info_cluster(&pinion.cluster);
+    refresh_cluster c"rg.refreshcluster" c"readonly deny-script" c"admin dangerous"
+        ""
+        c"Looks for the shards of the cluster and opens the links to them anew."
+        => |pinion, command| clusters::refresh_cluster(&pinion.cluster, command);
+    cluster_set c"rg.clusterset" c"readonly deny-script" c"admin dangerous"
+        "<word> [<word> ...]"
+        c"Tells the shards of a cluster that is not Redis Cluster."
+        => |pinion, command| clusters::cluster_set(&pinion.cluster, command, false);
+    cluster_set_from_shard c"rg.clustersetfromshard" c"readonly deny-script" c"admin dangerous"
+        "<word> [<word> ...]"
+        c"As RG.CLUSTERSET, where no shards are known."
+        => |pinion, command| clusters::cluster_set(&pinion.cluster, command, true);
+    network_test c"rg.networktest" c"readonly" c"admin dangerous"
+        ""
+        c"Sends a message to each other shard, which writes it to its log."
+        => |pinion, _| clusters::network_test(&pinion.cluster);
+    hello c"RG.HELLO" c"readonly" c"admin dangerous"
+        "" c"Internal: another shard of the cluster says who it is."
+        => |pinion, command| pinion.cluster.hello(command);
+    inner_message c"RG.INNERMSGCOMMAND" c"readonly deny-script" c"admin dangerous"
+        "" c"Internal: a message of another shard of the cluster."
+        => |pinion, command| pinion.cluster.inner_message(command);
     inner_read c"RG.INNERREAD" c"readonly getkeys-api" c"read"
         "" c"Internal: stands in front of a command that functions are linked to."
         => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::Read);
@@ -295,6 +323,22 @@ unsafe extern "C" fn on_server_event(
     }
 }
 
+unsafe extern "C" fn on_bus_message(
+    _ctx: *mut raw::RedisModuleCtx,
+    sender: *const c_char,
+    kind: u8,
+    message: *const u8,
+    length: u32,
+) {
+    let Some(pinion) = PINION.get() else { return };
+    // SAFETY: the server calls this with its own arguments.
+    unsafe {
+        bus::run(sender, message, length, |lock, sender, message| {
+            pinion.cluster.bus_message(lock, kind, sender, message);
+        });
+    }
+}
+
 unsafe extern "C" fn on_info(request: *mut raw::RedisModuleInfoCtx, for_crash_report: c_int) {
     let Some(pinion) = PINION.get() else { return };
     if for_crash_report != 0 {
@@ -302,7 +346,11 @@ unsafe extern "C" fn on_info(request: *mut raw::RedisModuleInfoCtx, for_crash_re
         return;
     }
     // SAFETY: the server calls this with its own argument.
-    unsafe { info::run(request, |info| report::fill(info, &pinion.engine)) };
+    unsafe {
+        info::run(request, |info| {
+            report::fill(info, &pinion.engine, &pinion.cluster)
+        })
+    };
 }
 
 /// The server's way in.
@@ -360,10 +408,19 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
         &python.version,
     )?;
     let persistence = Persistence::new(Arc::clone(&engine), Arc::clone(&readers), Arc::clone(&packages));
+    let cluster = Cluster::start(
+        Arc::clone(&engine),
+        Arc::clone(&persistence),
+        Arc::clone(&packages),
+    )
+    .map_err(|error| format!("could not start the thread that looks for shards: {error}"))?;
+    for kind in [cluster::WANTS_SECRET, cluster::SECRET] {
+        bus::subscribe(lock, kind, on_bus_message);
+    }
     python::connect(Runtime {
         engine: Arc::clone(&engine),
         readers,
-        persistence: Arc::clone(&persistence),
+        cluster: Arc::clone(&cluster),
     });
     time_events::connect(&engine);
     loading.create_type(time_events::load)?;
@@ -389,9 +446,11 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
         .set(Pinion {
             execute: Execute {
                 engine: Arc::clone(&engine),
+                cluster: Arc::clone(&cluster),
                 persistence,
                 packages,
             },
+            cluster,
             engine,
             hooks,
             keys,

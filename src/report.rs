@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 
 use crate::{
+    cluster::Cluster,
     commands::{sessions, small::PLUGIN},
     engine::{Engine, registration::Registration, session::Session, whole_ms},
     python::memory,
@@ -12,7 +13,7 @@ use crate::{
 };
 
 /// Fills the sections that were asked for.
-pub fn fill(info: &Info, engine: &Engine) {
+pub fn fill(info: &Info, engine: &Engine, cluster: &Cluster) {
     if info.section("") {
         info.number("nexecutions", engine.registry.execution_count() as u64);
         info.number("nregistrations", engine.registry.registration_count() as u64);
@@ -20,6 +21,11 @@ pub fn fill(info: &Info, engine: &Engine) {
         info.number("linked_commands", engine.stats.linked());
         info.number("hooked_commands", engine.stats.hooked());
         info.number("unlinked_for_acl", engine.stats.acl_unlinked());
+    }
+    if info.section("cluster") {
+        for (name, figure) in cluster.figures() {
+            info.number(name, figure);
+        }
     }
     // Spelled as in 1.2.
     if info.section("regisrations") {

@@ -4,12 +4,8 @@ use std::sync::Arc;
 
 use super::check_may_block;
 use crate::{
-    engine::{
-        Engine,
-        execution::Execution,
-        id::{Id, STANDALONE},
-        whole_ms,
-    },
+    cluster::{Cluster, local},
+    engine::{Engine, execution::Execution, id::Id},
     error::Error,
     redis::{
         command::{Answer, Command},
@@ -47,93 +43,24 @@ pub fn get_results_blocking(engine: &Engine, command: &Command<'_>) -> Result<An
 ///
 /// # Errors
 /// No such execution, an unknown word, or CLUSTER where there is none.
-pub fn get_execution(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+pub fn get_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     check_length(command, 2..=3)?;
+    let engine = &cluster.engine;
     let execution = find(engine, command)?;
-    match command.argv().get(2) {
-        None => {}
-        Some(word) if word.eq_ignore_ascii_case(b"SHARD") => {}
+    let everywhere = match command.argv().get(2) {
+        None => cluster.has_others(),
+        Some(word) if word.eq_ignore_ascii_case(b"SHARD") => false,
+        Some(word) if word.eq_ignore_ascii_case(b"CLUSTER") && cluster.has_others() => true,
         Some(word) if word.eq_ignore_ascii_case(b"CLUSTER") => return Err(Error::NoCluster),
         Some(_) => return Err(Error::UnknownSubcommand),
-    }
-    let shard = Reply::Array(vec![
-        Reply::bulk("shard_id"),
-        Reply::bulk(STANDALONE),
-        Reply::bulk("execution_plan"),
-        describe(&execution),
-    ]);
-    Ok(Reply::Array(vec![shard]).into())
-}
-
-fn describe(execution: &Execution) -> Reply {
-    let outcome = execution.outcome();
-    let outcome = outcome.as_deref();
-    let count = outcome.map_or(-1, |outcome| outcome.results.len() as i64);
-    let errors = outcome
-        .map(|outcome| outcome.errors.as_slice())
-        .unwrap_or_default();
-    let duration = |of: fn(&crate::engine::execution::Outcome) -> std::time::Duration| {
-        Reply::Int(outcome.map_or(0, |outcome| whole_ms(of(outcome))))
     };
-    Reply::Array(vec![
-        Reply::bulk("status"),
-        Reply::bulk(execution.status().name()),
-        Reply::bulk("shards_received"),
-        Reply::Int(0),
-        Reply::bulk("shards_completed"),
-        Reply::Int(0),
-        Reply::bulk("results"),
-        Reply::Int(count),
-        Reply::bulk("errors"),
-        Reply::bulks(errors),
-        Reply::bulk("total_duration"),
-        duration(|outcome| outcome.total),
-        Reply::bulk("read_duration"),
-        duration(|outcome| outcome.reading),
-        Reply::bulk("steps"),
-        steps(execution),
-    ])
-}
-
-/// The last operation first. The reader is not listed; the conversion of its records, which 1.2 counts as the first
-/// step of every plan, is.
-fn steps(execution: &Execution) -> Reply {
-    let outcome = execution.outcome();
-    let durations = outcome
-        .as_deref()
-        .map(|outcome| outcome.steps.as_slice())
-        .unwrap_or_default();
-    let mut shown = vec![describe_step("map", 0, "convert", "")];
-    for (index, step) in execution.plan.steps.iter().enumerate() {
-        let mut duration = durations.get(index).copied().map_or(0, whole_ms);
-        for (kind, function) in step.shown() {
-            let function = function.and_then(|function| execution.plan.functions.get(function));
-            let name = function.map_or_else(|| kind.to_owned(), |function| function.name());
-            let argument = function.map(|function| function.describe()).unwrap_or_default();
-            // Where a step shows as several, the first one has its time.
-            shown.push(describe_step(
-                kind,
-                std::mem::take(&mut duration),
-                &name,
-                &argument,
-            ));
-        }
+    if !everywhere {
+        return Ok(Reply::Array(vec![local::describe(engine, &execution)]).into());
     }
-    shown.reverse();
-    Reply::Array(shown)
-}
-
-fn describe_step(kind: &str, duration_ms: i64, name: &str, argument: &str) -> Reply {
-    Reply::Array(vec![
-        Reply::bulk("type"),
-        Reply::bulk(kind),
-        Reply::bulk("duration"),
-        Reply::Int(duration_ms),
-        Reply::bulk("name"),
-        Reply::bulk(name),
-        Reply::bulk("arg"),
-        Reply::bulk(argument),
-    ])
+    check_may_block(command)?;
+    let client = command.block();
+    cluster.describe_everywhere(&execution, move |reply| client.answer(reply));
+    Ok(Answer::Done)
 }
 
 /// `RG.DUMPEXECUTIONS`
@@ -146,9 +73,9 @@ pub fn dump_executions(engine: &Engine, _command: &Command<'_>) -> Result<Answer
             Reply::bulk("executionId"),
             Reply::bulk(execution.id.to_string()),
             Reply::bulk("status"),
-            Reply::bulk(execution.status().name()),
+            Reply::bulk(execution.state_name()),
             Reply::bulk("registered"),
-            Reply::Int(i64::from(execution.registration.is_some())),
+            Reply::Int(i64::from(execution.is_registered())),
         ])
     };
     Ok(Reply::Array(engine.registry.executions().iter().map(entry).collect()).into())
@@ -158,7 +85,7 @@ pub fn dump_executions(engine: &Engine, _command: &Command<'_>) -> Result<Answer
 ///
 /// # Errors
 /// No such execution; the caller cannot wait.
-pub fn abort_execution(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+pub fn abort_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     check_length(command, 2..=2)?;
     check_may_block(command)?;
     let id = command
@@ -166,9 +93,12 @@ pub fn abort_execution(engine: &Engine, command: &Command<'_>) -> Result<Answer,
         .get(1)
         .and_then(Id::parse)
         .ok_or(Error::NoSuchExecution)?;
-    engine.registry.execution(id).ok_or(Error::NoSuchExecution)?;
+    if !cluster.has_others() {
+        let known = cluster.engine.registry.execution(id);
+        known.ok_or(Error::NoSuchExecution)?;
+    }
     let client = command.block();
-    engine.abort(id, move || client.answer(Reply::ok()))?;
+    cluster.abort(id, move |reply| client.answer(reply));
     Ok(Answer::Done)
 }
 
@@ -176,9 +106,11 @@ pub fn abort_execution(engine: &Engine, command: &Command<'_>) -> Result<Answer,
 ///
 /// # Errors
 /// No such execution, or it is not finished.
-pub fn drop_execution(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+pub fn drop_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     check_length(command, 2..=2)?;
-    engine.drop_execution(find(engine, command)?.id)?;
+    let execution = find(&cluster.engine, command)?;
+    cluster.engine.drop_execution(execution.id)?;
+    cluster.drop_elsewhere(&execution);
     Ok(Reply::ok().into())
 }
 

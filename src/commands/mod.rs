@@ -2,6 +2,7 @@
 //!
 //! All run on the server's thread, or on the thread of a function that calls them with `execute`.
 
+pub mod cluster;
 pub mod config;
 pub mod executions;
 pub mod pyexecute;

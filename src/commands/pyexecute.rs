@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
+    cluster::{Cluster, Registered},
     engine::{
         Engine,
         execution::Start,
@@ -36,6 +37,7 @@ struct Options {
 #[derive(Clone)]
 pub struct Execute {
     pub engine: Arc<Engine>,
+    pub cluster: Arc<Cluster>,
     pub persistence: Arc<Persistence>,
     pub packages: Arc<Packages>,
 }
@@ -45,6 +47,11 @@ enum Next {
     Reply(Reply),
     /// Its run, whose results the client waits for.
     Wait(Start),
+    /// Other shards register what it registered.
+    Everywhere {
+        prepared: Prepared,
+        unblocking: bool,
+    },
 }
 
 /// `RG.PYEXECUTE <script> [UNBLOCKING] [ID <id>] [DESCRIPTION <text>] [UPGRADE] [REPLACE_WITH <id>]
@@ -64,15 +71,17 @@ pub fn pyexecute(execute: &Execute, command: &Command<'_>) -> Result<Answer, Err
     let known = |name: &String| execute.engine.requirements.get(lock, name);
     let requirements: Vec<_> = options.requirements.iter().filter_map(known).collect();
     let all_known = requirements.len() == options.requirements.len();
-    if all_known && (!options.force || requirements.is_empty()) {
-        let needs = Needs {
-            requirements,
-            installed: false,
-        };
+    let install = !all_known || (options.force && !requirements.is_empty());
+    let needs = Needs {
+        requirements,
+        installed: false,
+    };
+    // Other shards may lack what is known here.
+    if !install && (needs.requirements.is_empty() || !execute.cluster.has_others()) {
         return Ok(match execute.run(lock, script, options, needs)? {
             Next::Reply(reply) => reply.into(),
-            Next::Wait(start) => {
-                execute.wait(start, command.block());
+            next => {
+                execute.go_on(lock, next, command.block());
                 Answer::Done
             }
         });
@@ -80,9 +89,16 @@ pub fn pyexecute(execute: &Execute, command: &Command<'_>) -> Result<Answer, Err
     execute.packages.check(&options.requirements)?;
     let client = command.block();
     let (execute, script) = (execute.clone(), script.to_vec());
-    Arc::clone(&execute.packages).later(move || match execute.install(&options.requirements) {
-        Ok(needs) => lock::with_lock(|lock| execute.run_later(lock, &script, options, needs, client)),
-        Err(error) => client.answer(error.into()),
+    Arc::clone(&execute.packages).later(move || {
+        let needs = if install {
+            execute.install(&options.requirements)
+        } else {
+            Ok(needs)
+        };
+        match needs {
+            Ok(needs) => execute.run_everywhere(script, options, needs, client),
+            Err(error) => client.answer(error.into()),
+        }
     });
     Ok(Answer::Done)
 }
@@ -110,26 +126,46 @@ impl Execute {
         })
     }
 
-    /// Runs the script of a client that waited for an installation.
-    fn run_later(
-        &self,
-        lock: Lock<'_>,
-        script: &[u8],
-        options: Options,
-        needs: Needs,
-        client: BlockedClient,
-    ) {
-        match self.run(lock, script, options, needs) {
-            Ok(Next::Reply(reply)) => client.answer(reply),
-            Ok(Next::Wait(start)) => self.wait(start, client),
-            Err(error) => client.answer(error.into()),
-        }
+    /// Runs the script of a client that waited for an installation, when other shards have what it needs, too.
+    fn run_everywhere(&self, script: Vec<u8>, options: Options, needs: Needs, client: BlockedClient) {
+        let this = self.clone();
+        let requirements = needs.requirements.clone();
+        self.cluster.ensure_requirements(requirements, move |ensured| {
+            if let Err(error) = ensured {
+                return client.answer(error.into());
+            }
+            lock::with_lock(|lock| match this.run(lock, &script, options, needs) {
+                Ok(next) => this.go_on(lock, next, client),
+                Err(error) => client.answer(error.into()),
+            });
+        });
     }
 
-    /// Runs what the client gets the results of.
-    fn wait(&self, mut start: Start, client: BlockedClient) {
-        start.waiter = Some(Box::new(move |outcome| client.answer(outcome.to_reply())));
-        self.engine.submit(start, None);
+    /// Does what follows a script whose client waits.
+    fn go_on(&self, lock: Lock<'_>, next: Next, client: BlockedClient) {
+        match next {
+            Next::Reply(reply) => client.answer(reply),
+            Next::Wait(mut start) => {
+                start.waiter = Some(Box::new(move |outcome| client.answer(outcome.to_reply())));
+                self.engine.submit(start, None);
+            }
+            Next::Everywhere {
+                mut prepared,
+                unblocking,
+            } => {
+                let this = self.clone();
+                let registrations = std::mem::take(&mut prepared.registrations);
+                let old = prepared.replaces.take();
+                let run = move |registered: Registered| match registered {
+                    Ok(()) => {
+                        this.start_run(prepared.run, true, unblocking);
+                        client.answer(Reply::ok());
+                    }
+                    Err(failures) => client.answer(Reply::Array(failures)),
+                };
+                self.cluster.register_everywhere(lock, old, registrations, run);
+            }
+        }
     }
 
     fn run(&self, lock: Lock<'_>, script: &[u8], options: Options, needs: Needs) -> Result<Next, Error> {
@@ -137,14 +173,19 @@ impl Execute {
         let id = options.id.unwrap_or_else(random_id);
         let session = Arc::new(Session::new(id, options.description, needs));
         let prepared = python::run_script(lock, script, &session, old).map_err(Error::Text)?;
+        let unblocking = options.unblocking;
+        let changes = !prepared.registrations.is_empty() || prepared.replaces.is_some();
+        if changes && self.cluster.has_others() {
+            return Ok(Next::Everywhere { prepared, unblocking });
+        }
         self.persistence
             .register(lock, prepared.replaces.as_ref(), &prepared.registrations)?;
-        Ok(self.start_run(prepared, options.unblocking))
+        Ok(self.start_run(prepared.run, !prepared.registrations.is_empty(), unblocking))
     }
 
-    fn start_run(&self, prepared: Prepared, unblocking: bool) -> Next {
-        let registered = !prepared.registrations.is_empty();
-        let Some(mut start) = prepared.run else {
+    /// `registered`: the script has registered something, so that its run is nobody's to wait for.
+    fn start_run(&self, run: Option<Start>, registered: bool, unblocking: bool) -> Next {
+        let Some(mut start) = run else {
             return Next::Reply(Reply::ok());
         };
         if !registered && !unblocking {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::{check_may_block, sessions::literal};
 use crate::{
+    cluster::{Cluster, local},
     engine::{Engine, id::Id, registration::Registration, whole_ms},
     error::Error,
-    persistence::Persistence,
     redis::{
         command::{Answer, Command},
         reply::Reply,
@@ -115,7 +115,7 @@ fn flat(pairs: Vec<(&'static str, Reply)>) -> Reply {
 ///
 /// # Errors
 /// No such registration; this is a replica.
-pub fn unregister(persistence: &Persistence, command: &Command<'_>) -> Result<Answer, Error> {
+pub fn unregister(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     let argv = command.argv();
     if !(2..=3).contains(&argv.len()) {
         return Err(Error::WrongArity);
@@ -124,35 +124,15 @@ pub fn unregister(persistence: &Persistence, command: &Command<'_>) -> Result<An
     let abort_pending = argv
         .get(2)
         .is_some_and(|word| word.eq_ignore_ascii_case(b"ABORTPENDING"));
-    persistence.unregister(command.lock(), id, abort_pending)?;
+    cluster.unregister(command.lock(), id, abort_pending)?;
     Ok(Reply::ok().into())
 }
 
-/// `RG.PAUSEREGISTRATIONS [ABORTPENDING] <id> [<id> ...]`: all or none.
+/// `RG.PAUSEREGISTRATIONS [ABORTPENDING] <id> [<id> ...]`, and RG.UNPAUSEREGISTRATIONS: all or none.
 ///
 /// # Errors
 /// The caller cannot wait; no id; an unknown one; a reader that cannot be paused.
-pub fn pause(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
-    change(engine, command, |registration| {
-        registration.trigger.pause(command.lock(), registration)
-    })
-}
-
-/// `RG.UNPAUSEREGISTRATIONS <id> [<id> ...]`: all or none.
-///
-/// # Errors
-/// As [`pause`].
-pub fn unpause(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
-    change(engine, command, |registration| {
-        registration.trigger.unpause(command.lock(), registration)
-    })
-}
-
-fn change(
-    engine: &Engine,
-    command: &Command<'_>,
-    change: impl Fn(&Arc<Registration>) -> Result<(), Error>,
-) -> Result<Answer, Error> {
+pub fn pause(cluster: &Cluster, command: &Command<'_>, pause: bool) -> Result<Answer, Error> {
     let words = command.argv().skip(1);
     let first = words.get(0).ok_or(Error::WrongArity)?;
     check_may_block(command)?;
@@ -161,35 +141,38 @@ fn change(
     if ids.len() == 0 {
         return Err(Error::NothingToPause);
     }
-    let mut registrations = Vec::new();
-    for id in ids.iter() {
-        let known = Id::parse(id).and_then(|id| engine.registry.registration(id));
-        let unknown = || Error::NoSuchRegistrationHere(String::from_utf8_lossy(id).into_owned());
-        registrations.push(known.ok_or_else(unknown)?);
+    let engine = &cluster.engine;
+    let parse = |id: &[u8]| {
+        let unknown = || Error::NoSuchRegistrationHere {
+            id: String::from_utf8_lossy(id).into_owned(),
+            shard: engine.registry.shard(),
+        };
+        Id::parse(id).ok_or_else(unknown)
+    };
+    let ids = ids.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    if !cluster.has_others() {
+        local::pause(engine, command.lock(), &ids, pause)?;
+        return Ok(Reply::ok().into());
     }
-    if let Some(fixed) = registrations
-        .iter()
-        .find(|registration| registration.trigger.status().is_none())
-    {
-        // Says why, and changes nothing.
-        change(fixed)?;
-    }
-    registrations.iter().try_for_each(change)?;
-    Ok(Reply::ok().into())
+    let client = command.block();
+    cluster.pause(command.lock(), ids, pause, move |reply| client.answer(reply));
+    Ok(Answer::Done)
 }
 
 /// `RG.CLEARREGISTRATIONSSTATS`
 ///
 /// # Errors
 /// An argument; the caller cannot wait.
-pub fn clear_stats(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+pub fn clear_stats(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     if command.argv().len() != 1 {
         return Err(Error::WrongArity);
     }
     check_may_block(command)?;
-    for registration in engine.registry.registrations() {
-        registration.stats.clear();
-        registration.trigger.clear_figures();
+    if !cluster.has_others() {
+        local::clear_stats(&cluster.engine);
+        return Ok(Reply::ok().into());
     }
-    Ok(Reply::ok().into())
+    let client = command.block();
+    cluster.clear_stats(move |reply| client.answer(reply));
+    Ok(Answer::Done)
 }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use super::pyexecute::Execute;
 use crate::{
     engine::{Engine, requirement::Requirement},
     error::Error,
-    persistence::{Persistence, files_of, read_archive, write_archive},
-    python::Packages,
+    persistence::{files_of, read_archive, write_archive},
     redis::{
         command::{Answer, Command},
         lock::{self, Lock},
@@ -90,19 +90,18 @@ pub fn export(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
 /// # Errors
 /// The caller cannot wait; damaged chunks; a requirement that is not allowed here. Whatever comes later is the reply of the
 /// waiting client.
-pub fn import(
-    persistence: &Arc<Persistence>,
-    packages: &Arc<Packages>,
-    command: &Command<'_>,
-) -> Result<Answer, Error> {
+pub fn import(execute: &Execute, command: &Command<'_>) -> Result<Answer, Error> {
     if !command.may_block() {
         return Err(Error::CannotRunHere);
     }
     let chunks = command.argv().skip(1).to_vecs();
-    let files = read_archive(&chunks.concat())?;
+    let archive = chunks.concat();
+    let files = read_archive(&archive)?;
+    let (persistence, packages) = (&execute.persistence, &execute.packages);
     packages.check(std::slice::from_ref(&files.name))?;
     let client = command.block();
     let (persistence, packages) = (Arc::clone(persistence), Arc::clone(packages));
+    let cluster = Arc::clone(&execute.cluster);
     Arc::clone(&packages).later(move || {
         let known = lock::with_lock(|lock| persistence.known(lock, &files.name));
         let stored = match known {
@@ -119,9 +118,12 @@ pub fn import(
                 })?;
             Ok(requirement)
         });
-        let reply =
+        let imported =
             lock::with_lock(|lock| installed.and_then(|requirement| persistence.import(lock, &requirement)));
-        client.answer(reply.map_or_else(Reply::from, |()| Reply::bulk("OK")));
+        match imported {
+            Ok(()) => cluster.import_elsewhere(archive, move |reply| client.answer(reply)),
+            Err(error) => client.answer(error.into()),
+        }
     });
     Ok(Answer::Done)
 }

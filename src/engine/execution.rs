@@ -1,6 +1,7 @@
 //! An execution: one run of a plan, as a state machine. Contract: `commands.md` chapter 3.
 //!
-//! `created -> running -> done | aborted`. Shared between the registry, the queue and the thread that runs it.
+//! `created -> running -> done | aborted`; what spread ones do in between is in `spread.rs`. Shared between the registry,
+//! the queue and the thread that runs it.
 
 use std::{
     sync::{
@@ -14,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::{
     Engine,
-    id::Id,
+    id::{Id, ShardId},
     language::Failure,
     link::{Hold, Link},
     pipeline::Flowing,
@@ -22,6 +23,7 @@ use super::{
     record::Record,
     registration::Registration,
     session::Session,
+    spread::{News, Shipment, Spread},
     stop::Stop,
 };
 use crate::{
@@ -55,7 +57,7 @@ pub struct Reading<'a> {
     pub delayed: bool,
 }
 
-/// The states of a local execution.
+/// The states of an execution on this shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     Created,
@@ -139,13 +141,15 @@ pub struct Execution {
     pub stop: Stop,
     /// What `call_next` does in its functions; `None` where that is an error.
     pub next: Option<Arc<dyn Next>>,
+    /// What it has to do with other shards, if it runs on several.
+    pub spread: Option<Spread>,
     /// The reader goes on after an error.
     pub(super) skips_errors: bool,
     /// Forgotten when it ends; nobody else can know of it.
     unlisted: AtomicBool,
     queued_at: OnceLock<Instant>,
     delayed: AtomicBool,
-    /// There is something in [`State::completions`].
+    /// There is something in [`State::completions`] or [`State::arrivals`].
     completed: AtomicBool,
     state: Mutex<State>,
 }
@@ -163,7 +167,12 @@ struct State {
     resuming: bool,
     /// What it waited for and nobody has taken yet.
     completions: Vec<Completed>,
+    /// What other shards have told and nobody has looked at yet.
+    arrivals: Vec<Arrival>,
 }
+
+/// What came from another shard.
+pub type Arrival = (ShardId, News);
 
 /// A value that was waited for: the step, the place in the order of that step, and what came.
 pub type Completed = (usize, u64, Result<Record, Failure>);
@@ -205,6 +214,8 @@ pub struct Start {
     pub may_wait: bool,
     /// Gets the results in the place of those who look at the outcome.
     pub collector: Option<Collector>,
+    /// What other shards need to take part; `None` if the run is this shard's alone.
+    pub shipment: Option<Shipment>,
 }
 
 impl Start {
@@ -223,6 +234,7 @@ impl Start {
             skips_errors: false,
             may_wait: true,
             collector: None,
+            shipment: None,
         }
     }
 
@@ -245,11 +257,11 @@ impl Start {
 pub(super) struct Aftermath {
     pub waiters: Vec<Waiter>,
     pub link: Option<Hold>,
-    _dropped: (Option<Box<dyn Source>>, Vec<Completed>),
+    _dropped: (Option<Box<dyn Source>>, Vec<Completed>, Vec<Arrival>),
 }
 
 impl Execution {
-    pub(super) fn new(id: Id, start: Start, unlisted: bool) -> Self {
+    pub(super) fn new(id: Id, start: Start, spread: Option<Spread>, unlisted: bool) -> Self {
         Self {
             id,
             plan: start.plan,
@@ -261,6 +273,7 @@ impl Execution {
             may_wait: start.may_wait,
             stop: Stop::default(),
             next: start.next,
+            spread,
             skips_errors: start.skips_errors,
             unlisted: AtomicBool::new(unlisted),
             queued_at: OnceLock::new(),
@@ -276,12 +289,27 @@ impl Execution {
                 parked: None,
                 resuming: false,
                 completions: Vec::new(),
+                arrivals: Vec::new(),
             }),
         }
     }
 
     pub fn status(&self) -> Status {
         self.state.lock().status
+    }
+
+    /// The name of its state as clients see it.
+    pub fn state_name(&self) -> &'static str {
+        let status = self.status();
+        let spread = self.spread.as_ref().filter(|_| !status.is_final());
+        spread
+            .and_then(|spread| spread.state(status == Status::Running))
+            .unwrap_or(status.name())
+    }
+
+    /// A registration started it, here or on another shard.
+    pub fn is_registered(&self) -> bool {
+        self.registration.is_some() || self.spread.as_ref().is_some_and(|spread| spread.registered)
     }
 
     /// The outcome, once finished.
@@ -311,12 +339,34 @@ impl Execution {
         wake
     }
 
-    /// What has come since the last call.
-    pub(super) fn take_completions(&self) -> Vec<Completed> {
-        if !self.completed.swap(false, Ordering::AcqRel) {
-            return Vec::new();
+    /// Another shard has told something. True if a thread is to go on with it.
+    pub(super) fn arrive(&self, arrival: Arrival) -> bool {
+        let mut state = self.state.lock();
+        if state.status.is_final() {
+            return false;
         }
-        std::mem::take(&mut self.state.lock().completions)
+        state.arrivals.push(arrival);
+        self.completed.store(true, Ordering::Release);
+        let wake = state.parked.is_some() && !state.resuming;
+        state.resuming |= wake;
+        wake
+    }
+
+    /// True if [`Execution::take_news`] has something.
+    pub(super) fn has_news(&self) -> bool {
+        self.completed.load(Ordering::Relaxed)
+    }
+
+    /// What has come since the last call.
+    pub(super) fn take_news(&self) -> (Vec<Completed>, Vec<Arrival>) {
+        if !self.completed.swap(false, Ordering::AcqRel) {
+            return (Vec::new(), Vec::new());
+        }
+        let mut state = self.state.lock();
+        (
+            std::mem::take(&mut state.completions),
+            std::mem::take(&mut state.arrivals),
+        )
     }
 
     /// Leaves the run until something comes that it waits for.
@@ -325,7 +375,8 @@ impl Execution {
     /// Something has come, or it is to end: the thread goes on.
     pub(super) fn park(&self, parked: Box<Parked>) -> Result<(), Box<Parked>> {
         let mut state = self.state.lock();
-        if !state.completions.is_empty() || self.stop.is_asked() || state.status.is_final() {
+        let news = !state.completions.is_empty() || !state.arrivals.is_empty();
+        if news || self.stop.is_asked() || state.status.is_final() {
             return Err(parked);
         }
         state.parked = Some(parked);
@@ -386,7 +437,11 @@ impl Execution {
         Some(Aftermath {
             waiters: std::mem::take(&mut state.waiters),
             link: state.link.take(),
-            _dropped: (state.source.take(), std::mem::take(&mut state.completions)),
+            _dropped: (
+                state.source.take(),
+                std::mem::take(&mut state.completions),
+                std::mem::take(&mut state.arrivals),
+            ),
         })
     }
 

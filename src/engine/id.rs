@@ -1,34 +1,102 @@
-//! Identifiers of executions and registrations: `<shard id>-<sequence>`. Contract: `commands.md` chapter 2.
+//! Identifiers: of shards, and of executions and registrations (`<shard id>-<sequence>`). Contract: `commands.md`
+//! chapter 2.
 
 use std::fmt;
 
-/// The id of this shard while it is in no cluster.
-pub const STANDALONE: &str = "0000000000000000000000000000000000000000";
+use serde::{Deserialize, Serialize};
 
 /// How the ShardsIDReader calls this shard while it is in no cluster.
 pub const STANDALONE_SHARD: &str = "1";
 
-/// An execution's or a registration's number on this shard.
+/// The id of a shard: forty hexadecimal digits, all of them `0` while a server is in no cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ShardId([u8; 20]);
+
+impl ShardId {
+    pub const STANDALONE: Self = Self([0; 20]);
+    const DIGITS: usize = 40;
+
+    /// Reads forty lower-case hexadecimal digits, nothing else.
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let value = |digit: u8| match digit {
+            b'0'..=b'9' => Some(digit - b'0'),
+            b'a'..=b'f' => Some(digit - b'a' + 10),
+            _ => None,
+        };
+        if text.len() != Self::DIGITS {
+            return None;
+        }
+        let mut bytes = [0; 20];
+        for (byte, digits) in bytes.iter_mut().zip(text.chunks(2)) {
+            *byte = value(digits[0])? << 4 | value(digits[1])?;
+        }
+        Some(Self(bytes))
+    }
+
+    /// The same for ids that may be shorter, as Redis Enterprise sends them: zeros are put in front.
+    pub fn parse_short(text: &[u8]) -> Option<Self> {
+        let missing = Self::DIGITS.checked_sub(text.len())?;
+        let mut padded = vec![b'0'; missing];
+        padded.extend(text.to_ascii_lowercase());
+        Self::parse(&padded)
+    }
+
+    pub fn is_standalone(self) -> bool {
+        self == Self::STANDALONE
+    }
+}
+
+impl fmt::Display for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// The id of an execution or a registration. The order is that of the numbers: whoever sees a number from elsewhere
+/// goes on above it, so this is nearly the order of creation, on all shards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Id(pub u64);
+pub struct Id {
+    pub number: u64,
+    /// Where it was made.
+    pub shard: ShardId,
+}
 
 impl Id {
     /// Reads an id as a client sends it. Strict: nothing before, nothing after, no sign, no leading zero.
     pub fn parse(text: &[u8]) -> Option<Self> {
-        let sequence = text.strip_prefix(STANDALONE.as_bytes())?.strip_prefix(b"-")?;
+        let (shard, sequence) = text.split_at_checked(ShardId::DIGITS)?;
+        let shard = ShardId::parse(shard)?;
+        let sequence = sequence.strip_prefix(b"-")?;
         let canonical = match sequence {
             [b'0'] => true,
             [b'1'..=b'9', rest @ ..] => rest.iter().all(u8::is_ascii_digit),
             _ => false,
         };
         let sequence = canonical.then(|| std::str::from_utf8(sequence).ok()).flatten()?;
-        sequence.parse().ok().map(Self)
+        Some(Self {
+            number: sequence.parse().ok()?,
+            shard,
+        })
     }
 }
 
 impl fmt::Display for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{STANDALONE}-{}", self.0)
+        write!(f, "{}-{}", self.shard, self.number)
+    }
+}
+
+/// As text, as clients see it.
+impl Serialize for Id {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(text.as_bytes()).ok_or_else(|| serde::de::Error::custom("no id"))
     }
 }
 
@@ -38,12 +106,28 @@ mod tests {
 
     #[test]
     fn ids_read_back_strictly() {
-        let id = |sequence: &str| Id::parse(format!("{STANDALONE}-{sequence}").as_bytes());
-        assert_eq!(id("10"), Some(Id(10)));
-        assert_eq!(Id::parse(Id(7).to_string().as_bytes()), Some(Id(7)));
-        for bad in ["", "10abc", "+1", "01", "-1", "99999999999999999999999"] {
-            assert_eq!(id(bad), None, "{bad}");
+        for shard in ["0".repeat(40), "0123456789abcdef".repeat(2) + "01234567"] {
+            let id = |sequence: &str| Id::parse(format!("{shard}-{sequence}").as_bytes());
+            let ten = id("10");
+            assert_eq!(ten.map(|id| id.number), Some(10));
+            assert_eq!(ten.map(|id| id.to_string()), Some(format!("{shard}-10")));
+            for bad in ["", "10abc", "+1", "01", "-1", "99999999999999999999999"] {
+                assert_eq!(id(bad), None, "{bad}");
+            }
         }
+        let capital = "A".repeat(40) + "-1";
+        assert_eq!(Id::parse(capital.as_bytes()), None);
         assert_eq!(Id::parse(b"1"), None);
+    }
+
+    #[test]
+    fn short_ids_of_shards_are_padded() {
+        assert_eq!(
+            ShardId::parse_short(b"1A").map(|id| id.to_string()),
+            Some("0".repeat(38) + "1a")
+        );
+        assert_eq!(ShardId::parse_short("0".repeat(41).as_bytes()), None);
+        assert_eq!(ShardId::parse_short(b"x"), None);
+        assert_eq!(ShardId::parse_short(b""), Some(ShardId::STANDALONE));
     }
 }

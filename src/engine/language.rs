@@ -60,6 +60,16 @@ pub trait Language: Send + Sync {
     /// The text of the error that loading raised, e.g. a module that is not there.
     fn load(&self, image: &[u8], session: &Session) -> Result<Arc<dyn Function>, Failure>;
 
+    /// Objects of the language as bytes, for [`Language::unpack`] on another shard; with the places of those that cannot
+    /// travel, which are left out, and why.
+    fn pack(&self, objects: Vec<Record>) -> (Vec<u8>, Vec<(usize, Failure)>);
+
+    /// Makes the objects again, in their order.
+    ///
+    /// # Errors
+    /// The text of the error that loading raised.
+    fn unpack(&self, bytes: &[u8]) -> Result<Vec<Record>, Failure>;
+
     /// The elements of a record that is a list, else the record itself.
     fn parts(&self, record: Record) -> Vec<Record>;
 

@@ -3,10 +3,13 @@
 //! One handle, made while the module loads and passed down. Commands and readers call it on the server's thread, the
 //! language's functions on any thread.
 
+mod distribution;
+mod exchange;
 pub mod execution;
 pub mod id;
 pub mod language;
 pub mod link;
+pub mod members;
 mod memory;
 mod pipeline;
 pub mod plan;
@@ -18,6 +21,7 @@ pub mod requirement;
 mod run;
 pub mod scope;
 pub mod session;
+pub mod spread;
 pub mod stop;
 pub mod timers;
 mod waiting;
@@ -33,10 +37,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use distribution::Part;
 pub use queue::Lane;
 pub use registry::Registry;
 
 use self::{
+    distribution::Distribution,
     execution::{Execution, Outcome, Start, Status},
     id::Id,
     language::Language,
@@ -73,6 +79,7 @@ pub struct Engine {
     stopper: crossbeam_channel::Sender<Arc<Execution>>,
     sync_watch: SyncWatch,
     started: Instant,
+    distribution: Distribution,
     /// True on a master that is not loading: events fire, clients are linked.
     serving: AtomicBool,
     loading: AtomicBool,
@@ -102,6 +109,7 @@ impl Engine {
             stopper,
             sync_watch: SyncWatch::default(),
             started: Instant::now(),
+            distribution: Distribution::default(),
             serving: AtomicBool::new(false),
             loading: AtomicBool::new(false),
         });
@@ -183,8 +191,8 @@ impl Engine {
         let execution = if start.transient {
             self.registry.create_unlisted(start)
         } else {
-            self.registry
-                .create(start, self.config.limit(Number::MaxExecutions))
+            let limit = self.config.limit(Number::MaxExecutions);
+            self.registry.create(start, None, limit)
         };
         let mut ran = Ran::Ended(Status::Done, Outcome::of_error(TOO_DEEP));
         if let Some(_depth) = Depth::enter() {
@@ -247,12 +255,13 @@ impl Engine {
         false
     }
 
-    fn create(&self, start: Start) -> Arc<Execution> {
+    fn create(&self, mut start: Start) -> Arc<Execution> {
         if let Some(registration) = &start.registration {
             registration.stats.triggered();
         }
+        let spread = start.shipment.take().and_then(|shipment| self.spread(shipment));
         self.registry
-            .create(start, self.config.limit(Number::MaxExecutions))
+            .create(start, spread, self.config.limit(Number::MaxExecutions))
     }
 
     /// Brings an execution to its end and does what follows: counters, retention, waiters, and last the client.
@@ -265,6 +274,7 @@ impl Engine {
         if let Some(registration) = &execution.registration {
             registration.stats.ended(outcome.ending(status), outcome.total);
         }
+        self.tell_end(execution, status);
         if !execution.transient {
             let limit = self.config.limit(Number::MaxExecutionsPerRegistration);
             self.registry.keep(execution, limit);
@@ -300,27 +310,33 @@ impl Engine {
 
     fn abort_execution(&self, execution: &Arc<Execution>) {
         drop(execution.stop());
+        self.end_waiting(execution, None);
+        if !execution.status().is_final() {
+            // The receiver lives as long as the process.
+            let _ = self.stopper.send(Arc::clone(execution));
+        }
+    }
+
+    /// Ends an execution that no thread is at: one that has not begun, or that waits. `error`: why.
+    fn end_waiting(&self, execution: &Arc<Execution>, error: Option<&str>) {
         if execution.status() == Status::Created {
             // A worker may begin it in this moment: then this changes nothing, and it stops as a running one does.
             if let Some(source) = execution.begin() {
                 drop(source);
-                self.finish(execution, Status::Aborted, Outcome::default());
+                let outcome = error.map(Outcome::of_error).unwrap_or_default();
+                self.finish(execution, Status::Aborted, outcome);
             }
         }
         if let Some(parked) = execution.unpark() {
-            // It waits, and need not be asked to end.
             let mut parked = Some(parked);
             self.language.attached(&mut || {
-                if let Some(parked) = parked.take() {
-                    if let Ran::Ended(status, outcome) = run::ended(self, execution, *parked) {
-                        self.finish(execution, status, outcome);
-                    }
+                let Some(mut parked) = parked.take() else { return };
+                parked.flowing.errors.extend(error.map(str::to_owned));
+                if let Ran::Ended(status, outcome) = run::ended(self, execution, *parked) {
+                    let status = if error.is_some() { Status::Aborted } else { status };
+                    self.finish(execution, status, outcome);
                 }
             });
-        }
-        if !execution.status().is_final() {
-            // The receiver lives as long as the process.
-            let _ = self.stopper.send(Arc::clone(execution));
         }
     }
 

@@ -9,6 +9,8 @@ use std::{
 };
 
 use super::{
+    exchange::{self, Exchange, Traffic},
+    id::ShardId,
     language::{Called, Completion, Failure, Function, Language},
     memory::Memory,
     plan::{Plan, Step},
@@ -31,6 +33,12 @@ pub struct Flowing {
     input_ended: bool,
     /// How many steps have seen their last record.
     closed: usize,
+    /// What is on the way between shards.
+    traffic: Traffic,
+    /// There was an error on this shard.
+    failed: bool,
+    /// How many of the errors the initiator knows.
+    told: usize,
     pub results: Vec<Record>,
     pub errors: Vec<Failure>,
 }
@@ -45,6 +53,8 @@ pub struct Pipeline<'a> {
     /// Somebody asked for the end: what is held back is dropped.
     stop: &'a Stop,
     tickets: Tickets<'a>,
+    /// The other shards, if the run is spread over several.
+    exchange: Option<Exchange<'a>>,
     /// An error does not end the input.
     pub skips_errors: bool,
     pub flowing: Flowing,
@@ -77,6 +87,20 @@ impl Flowing {
         })
     }
 
+    /// The errors that the initiator has not heard of. `taken`: they are the initiator's alone from now on.
+    pub fn untold_errors(&mut self, taken: bool) -> Vec<Failure> {
+        if taken {
+            return std::mem::take(&mut self.errors);
+        }
+        let told = std::mem::replace(&mut self.told, self.errors.len());
+        self.errors[told..].to_vec()
+    }
+
+    /// Records wait for values.
+    pub fn waits_for_values(&self) -> bool {
+        self.waiting.values().any(|queue| !queue.is_empty())
+    }
+
     fn is_waiting_at(&self, index: usize) -> bool {
         self.waiting.get(&index).is_some_and(|queue| !queue.is_empty())
     }
@@ -93,6 +117,7 @@ impl<'a> Pipeline<'a> {
         language: &'a dyn Language,
         stop: &'a Stop,
         tickets: Tickets<'a>,
+        exchange: Option<Exchange<'a>>,
         flowing: Flowing,
     ) -> Self {
         Self {
@@ -100,6 +125,7 @@ impl<'a> Pipeline<'a> {
             language,
             stop,
             tickets,
+            exchange,
             skips_errors: false,
             flowing,
         }
@@ -107,9 +133,7 @@ impl<'a> Pipeline<'a> {
 
     /// False when no further record can change anything: a limit is reached, or there was an error.
     pub fn wants_more(&self) -> bool {
-        !self.flowing.input_ended
-            && !self.flowing.satisfied
-            && (self.skips_errors || self.flowing.errors.is_empty())
+        !self.flowing.input_ended && !self.flowing.satisfied && (self.skips_errors || !self.flowing.failed)
     }
 
     /// As many records wait as may.
@@ -131,9 +155,52 @@ impl<'a> Pipeline<'a> {
         self.push_from(0, record);
     }
 
-    /// Notes an error of the reader.
+    /// Notes an error.
     pub fn fail(&mut self, failure: Failure) {
+        self.flowing.failed = true;
         self.flowing.errors.push(failure);
+    }
+
+    fn fail_all(&mut self, outcome: Result<(), Vec<Failure>>) {
+        for failure in outcome.err().into_iter().flatten() {
+            self.fail(failure);
+        }
+    }
+
+    /// Records have come from another shard.
+    pub fn arrive(&mut self, step: usize, batch: &[u8]) {
+        if step >= self.plan.steps.len() {
+            return;
+        }
+        // Their step goes by the key that they come with; behind the others nothing is left to do.
+        let by_key = matches!(
+            self.plan.steps[step],
+            Step::GroupBy { .. } | Step::BatchGroupBy { .. } | Step::MergeGroups(_) | Step::SumBy
+        );
+        match exchange::unpack(self.language, batch) {
+            Ok(records) => {
+                for record in records {
+                    if self.is_stopping() {
+                        return;
+                    }
+                    self.push_from(if by_key { step } else { step + 1 }, record);
+                }
+            }
+            Err(failure) => self.fail(failure),
+        }
+    }
+
+    /// Another shard has no more records for a step.
+    pub fn arrived_all(&mut self, step: usize, from: ShardId) {
+        self.flowing.traffic.note_ended(step, from);
+    }
+
+    /// Sends what is held back for other shards.
+    pub fn flush(&mut self) {
+        if let Some(exchange) = &self.exchange {
+            let sent = exchange.flush(&mut self.flowing.traffic);
+            self.fail_all(sent);
+        }
     }
 
     /// The input has ended: lets go what steps hold, from the first one to the last, up to one where records wait.
@@ -145,12 +212,24 @@ impl<'a> Pipeline<'a> {
                 self.flowing.closed = self.plan.steps.len();
                 return;
             }
-            if self.flowing.is_waiting_at(index) {
+            if self.flowing.is_waiting_at(index) || !self.has_all_of(index) {
                 return;
             }
             self.flowing.closed += 1;
             self.release(index);
         }
+    }
+
+    /// This shard has passed its last record to a step: tells the others, and asks whether they have, too.
+    fn has_all_of(&mut self, index: usize) -> bool {
+        let (Some(exchange), Some(moves)) = (&self.exchange, self.plan.steps[index].moves()) else {
+            return true;
+        };
+        let traffic = &mut self.flowing.traffic;
+        let told = exchange.end(traffic, index, moves);
+        let has_all = exchange.has_all(traffic, index, moves);
+        self.fail_all(told);
+        has_all
     }
 
     fn release(&mut self, index: usize) {
@@ -165,7 +244,7 @@ impl<'a> Pipeline<'a> {
             match next {
                 _ if self.is_stopping() => break,
                 Some(Ok(record)) => self.push_from(index + 1, record),
-                Some(Err(failure)) => self.flowing.errors.push(failure),
+                Some(Err(failure)) => self.fail(failure),
                 None => break,
             }
         }
@@ -286,7 +365,7 @@ impl<'a> Pipeline<'a> {
                 }
             }
             Ok(Flow::Kept | Flow::Waiting) => {}
-            Err(failure) => self.flowing.errors.push(failure),
+            Err(failure) => self.fail(failure),
         }
     }
 
@@ -337,8 +416,16 @@ impl<'a> Pipeline<'a> {
                     .map_or(Flow::Waiting, Flow::On))
             }
             (Step::Repartition(function), _) => {
-                call(*function).key(record).map(|(record, _)| Flow::On(record))
+                let (record, key) = call(*function).key(record)?;
+                match self.away(&key) {
+                    Some(owner) => self.send(index, owner, record),
+                    None => Ok(Flow::On(record)),
+                }
             }
+            (Step::Collect, _) => match self.exchange.as_ref().and_then(Exchange::initiator) {
+                Some(initiator) => self.send(index, initiator, record),
+                None => Ok(Flow::On(record)),
+            },
             (Step::Accumulate(function), Some(Memory::Accumulator(held))) => {
                 // A failure leaves the accumulator empty: the next record starts a new one.
                 let called = call(*function).fold(held.take(), record)?;
@@ -346,20 +433,33 @@ impl<'a> Pipeline<'a> {
             }
             (
                 Step::GroupBy {
-                    extractor, reducer, ..
+                    extractor,
+                    reducer,
+                    local,
                 },
-                Some(Memory::Groups(_)),
+                _,
             ) => {
-                let (record, key) = call(*extractor).key(record)?;
-                self.fold_group(index, key, record, call(*reducer))
+                let (record, key) = keyed(call(*extractor), record)?;
+                match self.away(&key).filter(|_| !local) {
+                    Some(owner) => self.send_keyed(index, owner, key, record),
+                    None => self.fold_group(index, key, record, call(*reducer)),
+                }
             }
-            (Step::MergeGroups(reducer), Some(Memory::Groups(_))) => {
+            (Step::MergeGroups(reducer), _) => {
                 let (key, value) = key_and_value(record)?;
-                self.fold_group(index, key, value, call(*reducer))
+                match self.away(&key) {
+                    Some(owner) => self.send(index, owner, Record::group(key, value)),
+                    None => self.fold_group(index, key, value, call(*reducer)),
+                }
             }
-            (Step::BatchGroupBy { extractor, .. }, Some(Memory::Batches { groups, .. })) => {
-                let (record, key) = call(*extractor).key(record)?;
-                groups.entry(key).or_default().push(record);
+            (Step::BatchGroupBy { extractor, .. }, _) => {
+                let (record, key) = keyed(call(*extractor), record)?;
+                if let Some(owner) = self.away(&key) {
+                    return self.send_keyed(index, owner, key, record);
+                }
+                if let Some(Memory::Batches { groups, .. }) = self.flowing.memories.get_mut(index) {
+                    groups.entry(key).or_default().push(record);
+                }
                 Ok(Flow::Kept)
             }
             (Step::CountBy(extractor), Some(Memory::Counts(counts))) => {
@@ -370,8 +470,14 @@ impl<'a> Pipeline<'a> {
                 *counts.entry(key).or_default() += 1;
                 Ok(Flow::Kept)
             }
-            (Step::SumBy, Some(Memory::Counts(counts))) => {
-                if let (key, Record::Native(Value::Int(more))) = key_and_value(record)? {
+            (Step::SumBy, _) => {
+                let (key, value) = key_and_value(record)?;
+                if let Some(owner) = self.away(&key) {
+                    return self.send(index, owner, Record::group(key, value));
+                }
+                if let (Record::Native(Value::Int(more)), Some(Memory::Counts(counts))) =
+                    (value, self.flowing.memories.get_mut(index))
+                {
                     let count = counts.entry(key).or_default();
                     *count = count.saturating_add(more);
                 }
@@ -387,7 +493,9 @@ impl<'a> Pipeline<'a> {
                 }
                 Ok(Flow::Kept)
             }
-            (Step::Distinct { merging: false }, Some(Memory::Distinct(seen))) => {
+            (Step::Distinct { merging }, Some(Memory::Distinct(seen)))
+                if !merging || self.exchange.is_some() =>
+            {
                 let new = seen.add(&record)?;
                 Ok(if new { Flow::On(record) } else { Flow::Kept })
             }
@@ -407,9 +515,34 @@ impl<'a> Pipeline<'a> {
                 Ok(Flow::On(record))
             }
             (Step::Text, _) => self.language.to_text(record).map(Flow::On),
-            // Nothing to do on one shard: what it has passed once is in no need of a second look.
+            // What one shard has passed once is in no need of a second look.
             _ => Ok(Flow::On(record)),
         }
+    }
+
+    /// The shard that goes on with a record of this key, if that is another one.
+    fn away(&self, key: &[u8]) -> Option<ShardId> {
+        self.exchange.as_ref()?.away(key)
+    }
+
+    /// A record goes on with this step on another shard.
+    fn send(&mut self, index: usize, to: ShardId, record: Record) -> Result<Flow, Failure> {
+        if let Some(exchange) = &self.exchange {
+            let sent = exchange.send(&mut self.flowing.traffic, index, to, record);
+            self.fail_all(sent);
+        }
+        Ok(Flow::Kept)
+    }
+
+    fn send_keyed(
+        &mut self,
+        index: usize,
+        to: ShardId,
+        key: Vec<u8>,
+        record: Record,
+    ) -> Result<Flow, Failure> {
+        let record = Box::new(record);
+        self.send(index, to, Record::Keyed { key, record })
     }
 
     /// Keeps a new accumulator.
@@ -456,6 +589,14 @@ impl<'a> Pipeline<'a> {
             }
         }
         Ok(Flow::Kept)
+    }
+}
+
+/// A record with its key, which it brings along if another shard has asked for it already.
+fn keyed(extractor: &dyn Function, record: Record) -> Result<(Record, Vec<u8>), Failure> {
+    match record {
+        Record::Keyed { key, record } => Ok((*record, key)),
+        record => extractor.key(record),
     }
 }
 
@@ -509,6 +650,12 @@ mod tests {
         }
         fn load(&self, _image: &[u8], _session: &Session) -> Result<Arc<dyn Function>, Failure> {
             Ok(Arc::new(Arithmetic))
+        }
+        fn pack(&self, _objects: Vec<Record>) -> (Vec<u8>, Vec<(usize, Failure)>) {
+            (Vec::new(), Vec::new())
+        }
+        fn unpack(&self, _bytes: &[u8]) -> Result<Vec<Record>, Failure> {
+            Ok(Vec::new())
         }
         fn parts(&self, record: Record) -> Vec<Record> {
             vec![record]
@@ -633,7 +780,7 @@ mod tests {
         };
         let stop = Stop::default();
         let flowing = Flowing::new(&plan, &Plain, false);
-        let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, flowing);
+        let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, None, flowing);
         let mut read = 0;
         for &value in input {
             if !pipeline.wants_more() {
@@ -744,7 +891,7 @@ mod tests {
         };
         let stop = Stop::default();
         let flowing = Flowing::new(&plan, &Plain, false);
-        let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, flowing);
+        let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, None, flowing);
         pipeline.push(Record::int(1));
         stop.ask();
         pipeline.end_input();
@@ -764,7 +911,7 @@ mod tests {
         for (plan, expected) in [(plan, vec![3]), (mapped, vec![4, 10, 6])] {
             let stop = Stop::default();
             let flowing = Flowing::new(&plan, &Plain, false);
-            let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, flowing);
+            let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, None, flowing);
             for value in [2, 0, 3] {
                 pipeline.push(Record::int(value));
             }

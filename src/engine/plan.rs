@@ -38,14 +38,14 @@ pub enum Step {
     CountBy(Option<FunctionIndex>),
     /// Adds up the groups of [`Step::CountBy`].
     SumBy,
-    /// Moves a record to the shard that owns its key; nothing to do on one shard but to ask for the key.
+    /// Moves a record to the shard that owns its key.
     Repartition(FunctionIndex),
     /// Skips `start` records, passes `length`, then wants no more.
     Limit {
         start: u64,
         length: u64,
     },
-    /// Moves records to the initiator; nothing to do on one shard.
+    /// Moves records to the initiator.
     Collect,
     /// Counts records, natively. No input, no record.
     Count,
@@ -63,7 +63,28 @@ pub enum Step {
     Text,
 }
 
+/// Where a step moves records to, before it does anything else with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moves {
+    ToInitiator,
+    /// To the shard that owns the key.
+    ByKey,
+}
+
 impl Step {
+    /// Where it moves records to, if it does.
+    pub fn moves(&self) -> Option<Moves> {
+        match self {
+            Self::Collect => Some(Moves::ToInitiator),
+            Self::GroupBy { local: false, .. }
+            | Self::BatchGroupBy { .. }
+            | Self::MergeGroups(_)
+            | Self::SumBy
+            | Self::Repartition(_) => Some(Moves::ByKey),
+            _ => None,
+        }
+    }
+
     /// The user functions that it calls.
     fn functions(&self) -> [Option<FunctionIndex>; 2] {
         match *self {
@@ -170,6 +191,17 @@ impl Plan {
     pub fn is_complete(&self) -> bool {
         let named = self.steps.iter().flat_map(Step::functions).flatten();
         named.max().is_none_or(|last| last < self.functions.len())
+    }
+
+    /// True if other shards have something to do even if the initiator alone has records.
+    pub fn moves_by_key(&self) -> bool {
+        self.steps.iter().any(|step| step.moves() == Some(Moves::ByKey))
+    }
+
+    /// True if all records end up on the initiator.
+    pub fn collects(&self) -> bool {
+        let last = self.steps.iter().filter_map(Step::moves).next_back();
+        last == Some(Moves::ToInitiator)
     }
 
     /// True when some step sees what is in a record, so that its value must be read.

@@ -27,6 +27,11 @@ pub enum Record {
         key: Vec<u8>,
         value: Box<Record>,
     },
+    /// A record on its way to the shard of its key.
+    Keyed {
+        key: Vec<u8>,
+        record: Box<Record>,
+    },
     /// An object of the language, opaque to the engine.
     Foreign(Foreign),
 }

@@ -10,24 +10,39 @@ use std::{
     },
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use super::{
     execution::{Execution, Start},
-    id::Id,
+    id::{Id, ShardId},
     registration::Registration,
     session::{Session, Sessions},
+    spread::Spread,
 };
 
 /// The tables of one server.
-#[derive(Default)]
 pub struct Registry {
+    /// What the ids made here begin with.
+    shard: RwLock<ShardId>,
     executions: Mutex<Executions>,
     /// In the order of registration.
     registrations: Mutex<BTreeMap<Id, Arc<Registration>>>,
     sessions: Mutex<Sessions>,
     next_execution: AtomicU64,
     next_registration: AtomicU64,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            shard: RwLock::new(ShardId::STANDALONE),
+            executions: Mutex::default(),
+            registrations: Mutex::default(),
+            sessions: Mutex::default(),
+            next_execution: AtomicU64::default(),
+            next_registration: AtomicU64::default(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -60,12 +75,38 @@ impl Executions {
 
 impl Registry {
     /// Creates an execution; `limit` is the number that may exist with it.
-    pub fn create(&self, start: Start, limit: Option<usize>) -> Arc<Execution> {
+    pub fn create(&self, start: Start, spread: Option<Spread>, limit: Option<usize>) -> Arc<Execution> {
+        self.create_with(self.next_execution_id(), start, spread, limit)
+    }
+
+    /// Creates this shard's part of an execution of another shard. `None` if there is one already.
+    pub fn adopt(
+        &self,
+        id: Id,
+        start: Start,
+        spread: Spread,
+        limit: Option<usize>,
+    ) -> Option<Arc<Execution>> {
+        // New ids differ from all that were ever seen.
+        let above = id.number.saturating_add(1);
+        self.next_execution.fetch_max(above, Ordering::Relaxed);
+        if self.execution(id).is_some() {
+            return None;
+        }
+        Some(self.create_with(id, start, Some(spread), limit))
+    }
+
+    fn create_with(
+        &self,
+        id: Id,
+        start: Start,
+        spread: Option<Spread>,
+        limit: Option<usize>,
+    ) -> Arc<Execution> {
         let mut executions = self.executions.lock();
         let evicted = limit.map(|limit| executions.evict(limit)).unwrap_or_default();
-        let id = self.next_execution_id();
         start.session.add_execution();
-        let execution = Arc::new(Execution::new(id, start, false));
+        let execution = Arc::new(Execution::new(id, start, spread, false));
         executions.by_id.insert(id, Arc::clone(&execution));
         drop(executions);
         for execution in evicted {
@@ -77,7 +118,7 @@ impl Registry {
 
     /// Creates an execution that ends before anybody can ask for it, and is forgotten then.
     pub fn create_unlisted(&self, start: Start) -> Arc<Execution> {
-        Arc::new(Execution::new(self.next_execution_id(), start, true))
+        Arc::new(Execution::new(self.next_execution_id(), start, None, true))
     }
 
     /// An execution that nobody could know of does not end yet: from now on it is one like the others.
@@ -90,8 +131,25 @@ impl Registry {
             .insert(execution.id, Arc::clone(execution));
     }
 
+    /// The id of this shard; zeros while it is in no cluster.
+    pub fn shard(&self) -> ShardId {
+        *self.shard.read()
+    }
+
+    /// From now on this is the id of this shard.
+    pub fn set_shard(&self, shard: ShardId) {
+        *self.shard.write() = shard;
+    }
+
+    fn next_id(&self, counter: &AtomicU64) -> Id {
+        Id {
+            number: counter.fetch_add(1, Ordering::Relaxed),
+            shard: self.shard(),
+        }
+    }
+
     fn next_execution_id(&self) -> Id {
-        Id(self.next_execution.fetch_add(1, Ordering::Relaxed))
+        self.next_id(&self.next_execution)
     }
 
     pub fn execution(&self, id: Id) -> Option<Arc<Execution>> {
@@ -138,7 +196,7 @@ impl Registry {
 
     /// A number for a registration, or for a builder, which uses up one as well.
     pub fn next_registration_id(&self) -> Id {
-        Id(self.next_registration.fetch_add(1, Ordering::Relaxed))
+        self.next_id(&self.next_registration)
     }
 
     /// Adds a registration, and lists its session.
@@ -147,7 +205,7 @@ impl Registry {
         session.add_registration(registration.id);
         // One that was loaded has its number already.
         self.next_registration
-            .fetch_max(registration.id.0 + 1, Ordering::Relaxed);
+            .fetch_max(registration.id.number.saturating_add(1), Ordering::Relaxed);
         self.registrations
             .lock()
             .insert(registration.id, Arc::clone(registration));

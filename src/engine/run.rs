@@ -9,10 +9,12 @@ use std::{
 
 use super::{
     Engine,
+    exchange::Exchange,
     execution::{Execution, Outcome, Parked, Reading, Status},
     language::Completion,
     pipeline::{Flowing, Pipeline},
     scope::Scope,
+    spread::{self, News, Spread, Turn},
 };
 use crate::config::Number;
 
@@ -27,6 +29,18 @@ pub(super) enum Ran {
 
 /// Begins an execution, or goes on with one that waited.
 pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant) -> Ran {
+    if let Some(spread) = &execution.spread {
+        match spread.turn() {
+            Turn::Run => {}
+            Turn::TooEarly => return Ran::Waits,
+            Turn::Launch(shipment) => {
+                let plan = spread::shared(execution, spread, shipment);
+                engine.tell_others(execution, spread, &News::Plan(Box::new(plan)));
+                engine.watch_idle(execution);
+                return Ran::Waits;
+            }
+        }
+    }
     let parked = if let Some(source) = execution.begin() {
         let profiled = engine.config.is_on(Number::ProfileExecutions);
         Parked {
@@ -79,12 +93,22 @@ fn pass_records(
     };
     loop {
         let flowing = std::mem::take(&mut parked.flowing);
-        let mut pipeline = Pipeline::new(&execution.plan, language, &execution.stop, &ticket, flowing);
+        let exchange = exchange(engine, execution);
+        let mut pipeline = Pipeline::new(
+            &execution.plan,
+            language,
+            &execution.stop,
+            &ticket,
+            exchange,
+            flowing,
+        );
         pipeline.skips_errors = execution.skips_errors;
-        for (step, number, value) in execution.take_completions() {
-            pipeline.complete(step, number, value);
-        }
+        take_news(execution, &mut pipeline);
         while !pipeline.is_stopping() && !pipeline.is_full() && pipeline.wants_more() {
+            if execution.has_news() {
+                take_news(execution, &mut pipeline);
+                continue;
+            }
             let Some(source) = &mut parked.source else { break };
             if let Some(record) = source.buffered() {
                 pipeline.push(record);
@@ -107,18 +131,81 @@ fn pass_records(
             parked.source = None;
             pipeline.end_input();
         }
+        pipeline.flush();
         let finished = pipeline.is_finished();
         parked.flowing = pipeline.flowing;
-        if finished {
-            parked.total += started.elapsed();
+        parked.total += started.elapsed();
+        if finished && part_is_done(engine, execution, &mut parked) {
             return ended(engine, execution, parked);
         }
-        parked.total += started.elapsed();
+        if let Some(spread) = &execution.spread {
+            tell_errors(engine, execution, spread, &mut parked.flowing);
+            spread.set_idle(!parked.flowing.waits_for_values());
+        }
         match execution.park(Box::new(parked)) {
             Ok(()) => return Ran::Waits,
             Err(more) => parked = *more,
         }
+        if let Some(spread) = &execution.spread {
+            spread.set_idle(false);
+        }
         started = Instant::now();
+    }
+}
+
+/// The way to the other shards, for a run that is spread.
+fn exchange<'a>(engine: &'a Engine, execution: &'a Execution) -> Option<Exchange<'a>> {
+    Some(Exchange {
+        spread: execution.spread.as_ref()?,
+        id: execution.id,
+        shards: engine.shards()?,
+        language: engine.language.as_ref(),
+    })
+}
+
+/// Goes on with what came meanwhile: values that records wait for, and whatever other shards told.
+fn take_news(execution: &Execution, pipeline: &mut Pipeline<'_>) {
+    let (completions, arrivals) = execution.take_news();
+    for (step, number, value) in completions {
+        pipeline.complete(step, number, value);
+    }
+    let Some(spread) = &execution.spread else { return };
+    for (from, news) in arrivals {
+        match news {
+            News::Records { step, batch } => pipeline.arrive(step, &batch),
+            News::Ended { step } => pipeline.arrived_all(step, from),
+            // They do not end the input here: each shard reads on until it has an error of its own.
+            News::Failures(failures) => pipeline.flowing.errors.extend(failures),
+            News::Completed => spread.completed(from),
+            News::Finish => spread.finish(),
+            News::Plan(_) | News::Received | News::Refused(_) | News::Go | News::Abort => {}
+        }
+    }
+}
+
+/// All records have passed all steps here. True if the execution ends with that; a spread one waits for other shards.
+fn part_is_done(engine: &Engine, execution: &Arc<Execution>, parked: &mut Parked) -> bool {
+    let Some(spread) = &execution.spread else {
+        return true;
+    };
+    if execution.stop.is_asked() {
+        return true;
+    }
+    if spread.part_done() && !spread.is_initiator() {
+        tell_errors(engine, execution, spread, &mut parked.flowing);
+        engine.tell_initiator(execution, spread, News::Completed);
+    }
+    spread.may_end()
+}
+
+/// The initiator hears of errors as soon as there are some. Where results stay on their shard, errors do, too.
+fn tell_errors(engine: &Engine, execution: &Execution, spread: &Spread, flowing: &mut Flowing) {
+    if spread.is_initiator() {
+        return;
+    }
+    let news = flowing.untold_errors(execution.plan.collects());
+    if !news.is_empty() {
+        engine.tell_initiator(execution, spread, News::Failures(news));
     }
 }
 

@@ -165,19 +165,27 @@ impl Sessions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::id::ShardId;
+
+    fn id(number: u64) -> Id {
+        Id {
+            number,
+            shard: ShardId::STANDALONE,
+        }
+    }
 
     #[test]
     fn a_replaced_session_stays_while_something_refers_to_it() {
         let mut sessions = Sessions::default();
         let old = Arc::new(Session::new("s".into(), None, Needs::default()));
-        old.add_registration(Id(1));
+        old.add_registration(id(1));
         sessions.list(&old);
         sessions.replace(&old);
         let new = Arc::new(Session::new("s".into(), None, Needs::default()));
         sessions.list(&new);
         assert!(sessions.live("s").is_some_and(|live| Arc::ptr_eq(&live, &new)));
         assert_eq!(sessions.all_dead().len(), 1);
-        old.remove_registration(Id(1));
+        old.remove_registration(id(1));
         sessions.unlist_if_empty(&old);
         assert!(sessions.all_dead().is_empty() && sessions.live("s").is_some());
     }

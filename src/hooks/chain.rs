@@ -83,6 +83,7 @@ impl Hooks {
         let waiter = move |outcome: &Outcome| client.answer(one_result(outcome.clone()));
         let start = Start {
             waiter: Some(Box::new(waiter)),
+            shipment: engine.shipment(registration),
             ..start
         };
         engine.submit(start, lane(registration));

@@ -4,6 +4,8 @@
 //! from a file, takes effect by the same code and in the same order.
 
 mod archive;
+mod gone;
+mod shared;
 mod step;
 
 use std::{
@@ -15,8 +17,9 @@ use std::{
 pub use archive::{decode as read_archive, encode as write_archive};
 use serde_bytes::ByteBuf;
 
-pub use self::step::Step;
+use self::gone::Gone;
 use self::step::{SavedRegistration, SavedSession};
+pub use self::{shared::Prepared, step::Step};
 use crate::{
     engine::{
         Engine,
@@ -60,6 +63,8 @@ pub struct Persistence {
 struct Kept {
     /// In force, in their order.
     registrations: Vec<Arc<Registration>>,
+    /// No longer in force.
+    gone: Gone,
     /// What came from the master and waits for the installation of requirements, oldest first.
     waiting: VecDeque<Change>,
     /// Goes up with each load: what was begun before does not go on.
@@ -107,15 +112,7 @@ impl Persistence {
             return Err(Error::ReadOnly);
         }
         self.put_in_force(lock, old, registrations)?;
-        let step = Step {
-            replaces: old.map(|old| old.id.clone()),
-            session: SavedSession::of(session),
-            requirements: archives(&session.needs.requirements).map(ByteBuf::from).collect(),
-            registrations: registrations
-                .iter()
-                .map(|registration| SavedRegistration::of(registration))
-                .collect(),
-        };
+        let step = step_of(session, old, registrations);
         replicate(lock, REGISTER, &[&step.encode()]);
         for registration in registrations {
             self.engine.call_on_registered(registration);
@@ -129,8 +126,10 @@ impl Persistence {
         old: Option<&Arc<Session>>,
         registrations: &[Arc<Registration>],
     ) -> Result<(), Error> {
+        let replaced = old.map_or_else(Vec::new, |old| old.registrations());
         self.engine.register(lock, old, registrations)?;
         let mut kept = self.kept.write(lock);
+        kept.gone.extend(replaced);
         kept.registrations.extend(registrations.iter().cloned());
         kept.registrations
             .retain(|registration| !registration.is_removed());
@@ -163,10 +162,9 @@ impl Persistence {
 
     fn take_out_of_force(&self, lock: Lock<'_>, id: Id, abort_pending: bool) -> Result<(), Error> {
         self.engine.unregister(lock, id, abort_pending)?;
-        self.kept
-            .write(lock)
-            .registrations
-            .retain(|registration| registration.id != id);
+        let mut kept = self.kept.write(lock);
+        kept.gone.extend([id]);
+        kept.registrations.retain(|registration| registration.id != id);
         Ok(())
     }
 
@@ -368,6 +366,8 @@ impl Persistence {
         for requirement in prepared.unwrap_or_default().iter().chain(&self.prepare(&news)) {
             self.engine.requirements.put(lock, requirement);
         }
+        let gone = step.gone.iter().filter_map(|id| Id::parse(id.as_bytes()));
+        self.kept.write(lock).gone.extend(gone);
         let live = |id: &str| self.engine.registry.sessions(|sessions| sessions.live(id));
         let old = step.replaces.as_deref().and_then(live);
         let same =
@@ -517,7 +517,8 @@ impl Change {
 impl Saved for Persistence {
     fn count(&self, lock: Lock<'_>) -> usize {
         let kept = self.kept.read(lock);
-        kept.registrations.len() + kept.waiting.len() + self.engine.requirements.all(lock).len()
+        let gone = usize::from(!kept.gone.is_empty());
+        kept.registrations.len() + kept.waiting.len() + gone + self.engine.requirements.all(lock).len()
     }
 
     fn each(&self, lock: Lock<'_>, save: &mut dyn FnMut(Blob)) {
@@ -530,6 +531,16 @@ impl Saved for Persistence {
             }
         }
         let kept = self.kept.read(lock);
+        if !kept.gone.is_empty() {
+            let step = Step {
+                gone: kept.gone.iter().map(|id| id.to_string()).collect(),
+                ..Step::default()
+            };
+            save(Blob {
+                command: REGISTER,
+                bytes: step.encode(),
+            });
+        }
         let gone = |id: Id| {
             kept.waiting
                 .iter()
@@ -541,10 +552,9 @@ impl Saved for Persistence {
             .filter(|registration| !gone(registration.id))
         {
             let step = Step {
-                replaces: None,
                 session: SavedSession::of(&registration.session),
-                requirements: Vec::new(),
                 registrations: vec![SavedRegistration::of(registration)],
+                ..Step::default()
             };
             save(Blob {
                 command: REGISTER,
@@ -578,6 +588,20 @@ impl Saved for Persistence {
             return self.apply_import(lock, blob, None);
         }
         self.apply_step(lock, Step::decode(blob)?, None)
+    }
+}
+
+/// Registrations of a session that takes the place of `old`, as others see it.
+fn step_of(session: &Session, old: Option<&Arc<Session>>, registrations: &[Arc<Registration>]) -> Step {
+    let saved = registrations
+        .iter()
+        .map(|registration| SavedRegistration::of(registration));
+    Step {
+        replaces: old.map(|old| old.id.clone()),
+        session: SavedSession::of(session),
+        requirements: archives(&session.needs.requirements).map(ByteBuf::from).collect(),
+        registrations: saved.collect(),
+        gone: Vec::new(),
     }
 }
 

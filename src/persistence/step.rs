@@ -19,7 +19,7 @@ const VERSION: u8 = 1;
 const DIGEST: usize = 32;
 
 /// What happens at once: a session takes the place of another one, and registrations come into force.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
     /// The session that ends.
     #[serde(default)]
@@ -29,9 +29,12 @@ pub struct Step {
     #[serde(default)]
     pub requirements: Vec<ByteBuf>,
     pub registrations: Vec<SavedRegistration>,
+    /// Registrations that have ended; other shards of the cluster may still have them.
+    #[serde(default)]
+    pub gone: Vec<String>,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedSession {
     pub id: String,
     #[serde(default)]
@@ -141,6 +144,7 @@ mod tests {
                     on_registered: None,
                 },
             }],
+            gone: vec!["0-0".into()],
         }
     }
 

@@ -19,7 +19,7 @@ use super::{
     errors, runtime, watchdog,
 };
 use crate::{
-    engine::{execution::Next, link::Link, scope::Scope},
+    engine::{execution::Next, link::Link, members::tag_of, scope::Scope},
     error::Error,
     readers::time_events,
     redis::{
@@ -28,9 +28,6 @@ use crate::{
         lock::with_lock,
     },
 };
-
-/// The string whose slot is this shard's lowest one; slot 0 while there is one shard.
-const HASHTAG: &str = "06S";
 
 /// The functions, classes and exceptions of the API.
 #[pymodule]
@@ -224,11 +221,15 @@ fn configured<'py>(
     })
 }
 
-/// `getMyHashTag()`: a string whose hash slot belongs to this shard.
+/// `getMyHashTag()`: a string whose hash slot is this shard's lowest one; slot 0 while there is one shard.
 #[pyfunction(name = "getMyHashTag")]
 #[pyo3(signature = (*_args))]
-fn hashtag(_args: &Bound<'_, PyTuple>) -> &'static str {
-    HASHTAG
+fn hashtag(_args: &Bound<'_, PyTuple>) -> PyResult<&'static str> {
+    let engine = &runtime()?.engine;
+    let slots = engine
+        .members()
+        .and_then(|members| members.first_slots(engine.registry.shard()));
+    Ok(tag_of(slots.map_or(0, |(first, _)| first)))
 }
 
 /// `isInAtomicBlock()`: whether this thread is inside an `atomic` block.

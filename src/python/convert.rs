@@ -104,6 +104,7 @@ pub fn object_of<'py>(py: Python<'py>, record: &Record) -> PyResult<Bound<'py, P
             group.set_item(intern!(py, "value"), object_of(py, value)?)?;
             Ok(group.into_any())
         }
+        Record::Keyed { record, .. } => object_of(py, record),
         Record::Foreign(object) => {
             let object = object.object().as_ptr().cast();
             // SAFETY: `object_record` made it; the record keeps its reference.

@@ -1,4 +1,4 @@
-//! Functions as bytes: what travels to files, replicas and other shards. Contract: `python-api.md` chapter 7; the Python
+//! Functions and records as bytes: what travels to files, replicas and other shards. Contract: `python-api.md` chapter 7; the Python
 //! side is `python/serial.py`.
 
 use std::{ffi::CStr, sync::Arc};
@@ -6,17 +6,19 @@ use std::{ffi::CStr, sync::Arc};
 use pyo3::{
     prelude::*,
     sync::PyOnceLock,
-    types::{PyBytes, PyDict, PyModule, PyTuple},
+    types::{PyBytes, PyDict, PyList, PyModule, PyTuple},
 };
 
 use super::{
     callback::{Callback, Code},
+    convert::{object_record, record_object},
     errors,
     interpreter::{cstr, script_globals},
     kept::kept,
 };
 use crate::engine::{
     language::{Failure, Function},
+    record::Record,
     session::Session,
 };
 
@@ -37,9 +39,9 @@ fn globals<'py>(py: Python<'py>, session: &Session) -> PyResult<Bound<'py, PyDic
         return Ok(globals.bind(py).clone());
     }
     let fresh = script_globals(py)?;
-    // Nobody else loads functions of this session: that happens under the server's lock.
-    *kept.globals.lock() = Some(fresh.clone().unbind());
-    Ok(fresh)
+    // Python may have let another thread make them meanwhile.
+    let mut globals = kept.globals.lock();
+    Ok(globals.get_or_insert_with(|| fresh.unbind()).bind(py).clone())
 }
 
 /// A function of `session` with the accumulator that it starts with.
@@ -79,4 +81,23 @@ fn load_code(py: Python<'_>, image: &[u8], session: &Session) -> PyResult<Code> 
         code.zero = Some(parts.get_item(2)?.unbind());
     }
     Ok(code)
+}
+
+/// Objects as bytes for another shard, with the places of those that cannot travel and why.
+pub fn pack(py: Python<'_>, records: Vec<Record>) -> PyResult<(Vec<u8>, Vec<(usize, Failure)>)> {
+    let objects = records.into_iter().map(|record| record_object(py, record));
+    let objects = PyList::new(py, objects.collect::<PyResult<Vec<_>>>()?)?;
+    let packed = serial(py)?.call_method1("pack", (objects,))?;
+    let (bytes, refused): (Bound<'_, PyBytes>, Vec<(usize, Bound<'_, PyAny>)>) = packed.extract()?;
+    let refused = refused.into_iter().map(|(place, error)| {
+        let failure = errors::text(py, &PyErr::from_value(error));
+        (place, failure)
+    });
+    Ok((bytes.as_bytes().to_vec(), refused.collect()))
+}
+
+/// The objects that another shard has packed.
+pub fn unpack(py: Python<'_>, bytes: &[u8]) -> PyResult<Vec<Record>> {
+    let objects = serial(py)?.call_method1("unpack", (PyBytes::new(py, bytes),))?;
+    Ok(objects.cast::<PyList>()?.iter().map(object_record).collect())
 }

@@ -106,6 +106,23 @@ impl Language for CPython {
         image::load(image, session)
     }
 
+    fn pack(&self, objects: Vec<Record>) -> (Vec<u8>, Vec<(usize, Failure)>) {
+        let count = objects.len();
+        Python::attach(|py| {
+            image::pack(py, objects).unwrap_or_else(|error| {
+                let failure = errors::text(py, &error);
+                (
+                    Vec::new(),
+                    (0..count).map(|place| (place, failure.clone())).collect(),
+                )
+            })
+        })
+    }
+
+    fn unpack(&self, bytes: &[u8]) -> Result<Vec<Record>, Failure> {
+        Python::attach(|py| image::unpack(py, bytes).map_err(|error| errors::text(py, &error)))
+    }
+
     fn parts(&self, record: Record) -> Vec<Record> {
         Python::attach(|py| match record_object(py, record) {
             Ok(object) => parts(object),

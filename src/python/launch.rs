@@ -22,20 +22,21 @@ use super::{
 use crate::{
     engine::{
         execution::{Source, Start},
-        id::STANDALONE_SHARD,
+        id::{STANDALONE_SHARD, ShardId},
         language::{self, Failure, Function},
         plan::{Plan, Step},
         record::Record,
         registration::{Images, Life, Mode, Peers, Registration},
         scope::Scope,
+        session::Session,
+        spread::{Functions, SessionImage, Shipment},
     },
     error::Error,
     readers::{
         Reader,
         generator::{Generator, Once},
-        keys_only::{KeysOnly, Names},
-        keys_scan::{Content, KeysScan, Scan},
-        streams::entries::StreamEntries,
+        keys_scan::Content,
+        source::SourceImage,
     },
     redis::api,
     stats::RunStats,
@@ -88,9 +89,19 @@ pub fn start<'py>(
     if scope.script.as_ref().is_some_and(has_run) {
         return Err(Error::SecondRun.into());
     }
-    let (plan, _) = plan(py, builder, implicit);
-    let source = source(py, builder.reader, &plan, argument, kwargs)?;
-    let mut start = Start::of_run(Arc::new(plan), Arc::clone(&scope.session), source);
+    let (plan, callbacks) = plan(py, builder, implicit);
+    let wanted = source(py, builder.reader, &plan, argument, kwargs)?;
+    let shipment = if wanted.mode == Mode::Async && engine.is_spread(&plan, true) {
+        Some(shipment(&scope.session, &plan, &callbacks, &wanted)?)
+    } else {
+        None
+    };
+    let mut start = Start::of_run(
+        Arc::new(plan),
+        Arc::clone(&scope.session),
+        wanted.open(engine.registry.shard()),
+    );
+    start.shipment = shipment;
     let event_loop = loop_module(py)?;
     let future = event_loop.call_method0("createFuture")?;
     if let Some(script) = &scope.script {
@@ -122,6 +133,63 @@ fn set_results(py: Python<'_>, future: &Py<PyAny>, results: Vec<Record>, errors:
         .map(drop)
 }
 
+/// What `run` is to read, and where.
+struct Wanted {
+    mode: Mode,
+    /// Without the user's function, if there is one.
+    image: SourceImage,
+    function: Option<Arc<Callback>>,
+}
+
+impl Wanted {
+    /// The records on this shard, with the function that the script has.
+    fn open(self, me: ShardId) -> Box<dyn Source> {
+        match (self.image, self.function) {
+            (SourceImage::ShardId, _) if me.is_standalone() => {
+                Box::new(Once(Some(Record::text(STANDALONE_SHARD))))
+            }
+            (SourceImage::Generator(_), Some(function)) => Box::new(Generator::Waiting(function)),
+            (image, function) => {
+                let generator = function.map(|function| function as Arc<dyn Function>);
+                let load = |_: &[u8]| generator.clone().ok_or_else(Failure::new);
+                // Only a function that is missing could fail, and there is one where it is asked for.
+                image.open(me, &load).unwrap_or_else(|_| Box::new(Once(None)))
+            }
+        }
+    }
+}
+
+/// What other shards need for a run: its functions as they are now.
+fn shipment(
+    session: &Arc<Session>,
+    plan: &Plan,
+    callbacks: &[Arc<Callback>],
+    wanted: &Wanted,
+) -> PyResult<Shipment> {
+    let image = |callback: &Arc<Callback>| {
+        let image = callback.image(session).map(ByteBuf::from);
+        image.map_err(errors::gears_error)
+    };
+    let mut source = wanted.image.clone();
+    if let (Some(function), SourceImage::Generator(place)) = (&wanted.function, &mut source) {
+        *place = image(function)?;
+    }
+    if let (Some(function), SourceImage::Names { generator, .. }) = (&wanted.function, &mut source) {
+        *generator = Some(image(function)?);
+    }
+    Ok(Shipment {
+        source: Some(source.to_bytes()),
+        functions: Functions::Sent {
+            session: SessionImage {
+                id: session.id.clone(),
+                description: session.description.clone(),
+            },
+            steps: plan.steps.clone(),
+            images: callbacks.iter().map(image).collect::<PyResult<_>>()?,
+        },
+    })
+}
+
 /// The records that `run` is about. The reader's first argument is checked first, then `mode`, then the others.
 fn source(
     py: Python<'_>,
@@ -129,17 +197,22 @@ fn source(
     plan: &Plan,
     argument: Option<Bound<'_, PyAny>>,
     kwargs: Option<&Bound<'_, PyDict>>,
-) -> PyResult<Box<dyn Source>> {
+) -> PyResult<Wanted> {
     let looked_at = plan.looks_at_records();
     let text = |argument: Option<Bound<'_, PyAny>>| match argument {
         Some(text) => string(&text, PATTERN_TYPE),
         None => Ok("*".to_owned()),
     };
+    let plain = |mode, image| Wanted {
+        mode,
+        image,
+        function: None,
+    };
     match reader {
         Reader::Keys => {
             let given = Given::new("run", kwargs, &["mode", "noScan", "readValue"])?;
             let pattern = text(argument)?.into_bytes();
-            check_mode(&given)?;
+            let mode = run_mode(&given)?;
             let exact = given.boolean("noScan", false, "exactMatch value is not boolean")?;
             let read_value = given.boolean("readValue", true, "readValue value is not boolean")?;
             let content = match (looked_at, read_value) {
@@ -147,49 +220,56 @@ fn source(
                 (true, false) => Content::Key,
                 (true, true) => Content::KeyAndValue,
             };
-            Ok(Box::new(KeysScan::new(Scan {
-                pattern,
+            let image = SourceImage::Keys {
+                pattern: ByteBuf::from(pattern),
                 exact,
                 content,
-                ahead: None,
-            })))
+            };
+            Ok(plain(mode, image))
         }
-        Reader::KeysOnly => Ok(Box::new(KeysOnly::Waiting(names(
-            py, argument, kwargs, looked_at,
-        )?))),
+        Reader::KeysOnly => names(py, argument, kwargs, looked_at),
         Reader::Stream => {
             let given = Given::new("run", kwargs, &["mode", "fromId"])?;
             let key = text(argument)?.into_bytes();
-            check_mode(&given)?;
+            let mode = run_mode(&given)?;
             let after = given.get("fromId")?.map_or(Ok("0-0".to_owned()), |id| {
                 string(&id, "fromId argument must be a string")
             })?;
-            Ok(Box::new(StreamEntries::new(key, after.into_bytes())))
+            let image = SourceImage::Stream {
+                key: ByteBuf::from(key),
+                after: ByteBuf::from(after.into_bytes()),
+            };
+            Ok(plain(mode, image))
         }
         Reader::Python => {
             let given = Given::new("run", kwargs, &["mode"])?;
             let function = argument
                 .filter(PyAnyMethods::is_callable)
                 .ok_or_else(|| errors::gears_error("pyreader argument must be a function"))?;
-            check_mode(&given)?;
-            let function = Arc::new(Callback::new(py, Code::new(function)));
-            Ok(Box::new(Generator::Waiting(function)))
+            let mode = run_mode(&given)?;
+            Ok(Wanted {
+                mode,
+                image: SourceImage::Generator(ByteBuf::new()),
+                function: Some(Arc::new(Callback::new(py, Code::new(function)))),
+            })
         }
         Reader::ShardsId => {
-            check_mode(&Given::new("run", kwargs, &["mode"])?)?;
-            Ok(Box::new(Once(Some(Record::text(STANDALONE_SHARD)))))
+            let mode = run_mode(&Given::new("run", kwargs, &["mode"])?)?;
+            Ok(plain(mode, SourceImage::ShardId))
         }
         Reader::Command => Err(Error::NoBatchSupport.into()),
     }
 }
 
-fn check_mode(given: &Given<'_, '_>) -> PyResult<()> {
-    if let Some(mode) = given.get("mode")? {
-        if mode_by_name(&mode)? == Mode::Sync {
-            return Err(errors::gears_error("unknown execution mode"));
-        }
+/// `mode`: all shards, or this one alone.
+fn run_mode(given: &Given<'_, '_>) -> PyResult<Mode> {
+    let mode = given
+        .get("mode")?
+        .map_or(Ok(Mode::Async), |mode| mode_by_name(&mode))?;
+    if mode == Mode::Sync {
+        return Err(errors::gears_error("unknown execution mode"));
     }
-    Ok(())
+    Ok(mode)
 }
 
 /// The arguments of the KeysOnlyReader (`readers-and-events.md` chapter 3), the only ones whose misspelling 1.2 refuses.
@@ -198,7 +278,7 @@ fn names(
     argument: Option<Bound<'_, PyAny>>,
     kwargs: Option<&Bound<'_, PyDict>>,
     looked_at: bool,
-) -> PyResult<Names> {
+) -> PyResult<Wanted> {
     const KNOWN: [&str; 5] = ["pattern", "count", "noScan", "patternGenerator", "mode"];
     for name in kwargs.iter().flat_map(|kwargs| kwargs.keys()) {
         let name: String = name.extract()?;
@@ -213,19 +293,25 @@ fn names(
         Some(pattern) => pattern.str()?.to_str()?.to_owned(),
         None => "*".to_owned(),
     };
-    check_mode(&given)?;
+    let mode = run_mode(&given)?;
     let generator = given.function("patternGenerator", "patternGenerator argument must be a function")?;
     let count = given.get("count")?.map_or(Ok("1000".to_owned()), |count| {
         PyResult::Ok(count.str()?.to_string())
     })?;
-    Ok(Names {
-        pattern: pattern.into_bytes(),
+    let generator = generator.map(|code| Arc::new(Callback::new(py, code)));
+    let image = SourceImage::Names {
+        pattern: ByteBuf::from(pattern.into_bytes()),
         exact: given
             .get("noScan")?
             .map_or(Ok(false), |exact| exact.is_truthy())?,
         count,
-        generator: generator.map(|code| Arc::new(Callback::new(py, code)) as Arc<dyn Function>),
+        generator: generator.as_ref().map(|_| ByteBuf::new()),
         looked_at,
+    };
+    Ok(Wanted {
+        mode,
+        image,
+        function: generator,
     })
 }
 
@@ -318,9 +404,7 @@ pub fn listen(
 /// Inside a function a registration takes effect at once.
 fn register_now(runtime: &Runtime, registration: &Arc<Registration>) -> PyResult<()> {
     let registered = language::with_lock(runtime.engine.language.as_ref(), |lock| {
-        runtime
-            .persistence
-            .register(lock, None, std::slice::from_ref(registration))
+        runtime.cluster.register_here(lock, registration)
     });
     Ok(registered?)
 }

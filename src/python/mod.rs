@@ -34,7 +34,7 @@ pub use script::run as run_script;
 
 use pyo3::prelude::*;
 
-use crate::{engine::Engine, persistence::Persistence, readers::image::Readers, redis::api as server};
+use crate::{cluster::Cluster, engine::Engine, readers::image::Readers, redis::api as server};
 
 /// What the functions that scripts call work on. They are free functions of a Python module, hence the static.
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
@@ -43,7 +43,7 @@ static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 pub struct Runtime {
     pub engine: Arc<Engine>,
     pub readers: Arc<Readers>,
-    pub persistence: Arc<Persistence>,
+    pub cluster: Arc<Cluster>,
 }
 
 /// Connects Python to the engine. Called once, while the module loads, before any script runs.

@@ -5,13 +5,14 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::{generator::Once, image::Image};
+use super::{generator::Once, image::Image, source::SourceImage};
 use crate::{
     engine::{
         Engine, Lane, RanNow,
         execution::{Next, Outcome, Start},
         record::{Record, Value},
         registration::{Claim, Mode, Peers, Registration, Trigger},
+        spread::Shipment,
     },
     error::Error,
     hooks::Hooks,
@@ -93,6 +94,10 @@ impl Commands {
         }
         if !self.engine.has_room(&registration) {
             return Err(Error::NotTriggered("too many executions are pending"));
+        }
+        if registration.mode == Mode::Async && self.engine.is_spread(&registration.plan, true) {
+            let words = SourceImage::of_words(words.iter()).to_bytes();
+            start.shipment = Some(Shipment::of_registration(&registration, Some(words)));
         }
         let client = command.block();
         start.waiter = Some(Box::new(move |outcome| {

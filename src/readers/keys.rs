@@ -150,6 +150,7 @@ impl KeysWatch {
             IN_SYNC.set(before);
             return;
         }
+        start.shipment = self.engine.shipment(registration);
         let lane = if registration.in_order {
             Lane::Registration(registration.id)
         } else {

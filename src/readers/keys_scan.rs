@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{glob, keys::key_record};
 use crate::{
     engine::{
@@ -35,7 +37,7 @@ const AHEAD: usize = 1000;
 const DB: i32 = 0;
 
 /// What the records of a walk are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Content {
     /// Nothing: no step looks at them.
     Unseen,

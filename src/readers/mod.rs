@@ -8,6 +8,7 @@ pub mod keys;
 pub mod keys_only;
 pub mod keys_scan;
 pub mod prefix;
+pub mod source;
 pub mod streams;
 pub mod time_events;
 

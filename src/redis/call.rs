@@ -19,6 +19,8 @@ use super::{
 /// How the server words a refused write where `W` was given (7.0 and later); a client knows the other text.
 const REFUSED_WRITE: &[u8] = b"ERR Write command '";
 const READONLY: &str = "READONLY You can't write against a read only replica.";
+/// What a function hears of a key of another shard.
+pub const NOT_LOCAL: &str = "Operation not permitted";
 /// How the server words a key of another shard when a module asks.
 const FOREIGN_KEY: &[u8] = b"Attempted to access a non local key in a cluster node";
 
@@ -180,7 +182,7 @@ impl CallReply {
         match error {
             Reply::Error(text) if text.starts_with(REFUSED_WRITE) => Some(Reply::error(READONLY)),
             Reply::Error(text) if text.windows(FOREIGN_KEY.len()).any(|part| part == FOREIGN_KEY) => {
-                Some(Reply::error("Operation not permitted"))
+                Some(Reply::error(NOT_LOCAL))
             }
             _ => None,
         }
@@ -201,7 +203,7 @@ fn refusal() -> Reply {
     let text = match io::Error::last_os_error().raw_os_error() {
         Some(libc::ENOENT) => "ERR unknown command",
         Some(libc::EINVAL) => "ERR wrong number of arguments",
-        Some(libc::EPERM) => "Operation not permitted",
+        Some(libc::EPERM) => NOT_LOCAL,
         Some(libc::ENETDOWN) => "Network is down",
         Some(libc::EROFS) => "Read-only file system",
         _ => "Failed executing command",

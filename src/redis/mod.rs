@@ -9,6 +9,7 @@ pub mod api;
 pub mod after;
 #[cfg(not(any(test, feature = "bench")))]
 pub mod alloc;
+pub mod bus;
 pub mod call;
 pub mod client;
 pub mod command;

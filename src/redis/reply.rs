@@ -5,9 +5,10 @@
 use std::{borrow::Cow, ffi::CString};
 
 use redis_module::raw;
+use serde::{Deserialize, Serialize};
 
 /// Anything that the protocol can say. Byte strings are never assumed to be UTF-8.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
     Null,
     /// RESP2's `*-1`; the same as [`Reply::Null`] for a RESP3 client.

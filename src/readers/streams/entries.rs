@@ -11,7 +11,12 @@ use crate::{
         language::{Failure, with_lock},
         record::{Record, Value},
     },
-    redis::{call::call, events::Mute, lock::Lock, reply::Reply},
+    redis::{
+        call::{NOT_LOCAL, call},
+        events::Mute,
+        lock::Lock,
+        reply::Reply,
+    },
 };
 
 /// How many entries are read at once.
@@ -133,6 +138,11 @@ impl StreamEntries {
                     _ => None,
                 };
                 self.take(entries(stream.unwrap_or(Reply::Null)));
+                Ok(())
+            }
+            // Its shard delivers it.
+            Reply::Error(text) if text == NOT_LOCAL.as_bytes() => {
+                self.ended = true;
                 Ok(())
             }
             Reply::Error(text) => {

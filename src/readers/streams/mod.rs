@@ -207,6 +207,7 @@ impl StreamWatch {
         };
         let mut start = Start::of_registration(&watch.registration, 0, Box::new(source));
         start.skips_errors = watch.options.policy == Policy::Continue;
+        start.shipment = self.engine.shipment(&watch.registration);
         let (streams, watch, key) = (Arc::clone(self), Arc::clone(watch), key.to_vec());
         start.waiter = Some(Box::new(move |outcome| {
             let language = Arc::clone(&streams.engine.language);

@@ -1,0 +1,384 @@
+//! The way to one other shard: a queue of messages, and a thread that sends them over one connection. Contract:
+//! `commands.md` 8.4.
+//!
+//! Messages have numbers; the other side acknowledges each of them, and leaves out those whose number it has seen. After a
+//! new connection what is not acknowledged is sent again. Any thread may queue; nobody waits but the thread of the link.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Weak},
+    thread,
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Condvar, Mutex};
+use redis::{Cmd, Connection, Value};
+
+use super::{Cluster, connect, topology::Address};
+use crate::{config::Number, engine::id::ShardId, redis::api};
+
+/// The kind of our own messages.
+pub const KIND: &str = "pinion1";
+/// The kind of RG.NETWORKTEST.
+pub const TEST_KIND: &str = "RG_NetworkTest";
+
+/// From this many bytes on senders of records should wait.
+const FULL: usize = 64 << 20;
+/// From this many bytes on nothing more is taken: the other shard is gone, or far too slow.
+const OVERFLOW: usize = 256 << 20;
+/// How much is sent at once at most.
+const BATCH: usize = 64;
+const BATCH_BYTES: usize = 4 << 20;
+/// How long after a failure the next connection is tried: each time twice as long, up to the last one.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+const LAST_RETRY: Duration = Duration::from_secs(1);
+/// How long nothing is sent before the thread looks whether the other shard is still there.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// The way to one shard.
+pub struct Link {
+    pub shard: ShardId,
+    state: Mutex<State>,
+    /// There is something to do for the thread.
+    work: Condvar,
+    /// Something was acknowledged.
+    room: Condvar,
+}
+
+struct State {
+    address: Address,
+    /// Not acknowledged yet, in order.
+    queue: VecDeque<Item>,
+    bytes: usize,
+    next_number: u64,
+    /// The run id of the other shard; `None` until it has answered.
+    run: Option<String>,
+    connected: bool,
+    /// The present connection is of no use any more.
+    reset: bool,
+    closed: bool,
+    overflowing: bool,
+}
+
+#[derive(Clone)]
+struct Item {
+    number: u64,
+    kind: &'static str,
+    payload: Arc<[u8]>,
+    /// How often it was sent.
+    attempts: i64,
+}
+
+/// What RG.INFOCLUSTER tells about the other shard.
+pub struct LinkState {
+    pub run: Option<String>,
+    pub pending: usize,
+    pub connected: bool,
+}
+
+impl Link {
+    /// Starts the thread of a link.
+    pub fn open(cluster: Weak<Cluster>, shard: ShardId, address: Address) -> Arc<Self> {
+        let link = Arc::new(Self {
+            shard,
+            state: Mutex::new(State {
+                address,
+                queue: VecDeque::new(),
+                bytes: 0,
+                next_number: 0,
+                run: None,
+                connected: false,
+                reset: false,
+                closed: false,
+                overflowing: false,
+            }),
+            work: Condvar::new(),
+            room: Condvar::new(),
+        });
+        let life = Arc::clone(&link);
+        let started = thread::Builder::new()
+            .name("pinion-link".into())
+            .spawn(move || life.live(&cluster));
+        if let Err(error) = started {
+            api::log_warning(&format!("no thread for the link to shard {shard}: {error}"));
+        }
+        link
+    }
+
+    /// Queues a message. Never waits; what is too much is dropped, and the log says so.
+    pub fn push(&self, kind: &'static str, payload: Vec<u8>) {
+        let mut state = self.state.lock();
+        if state.closed {
+            return;
+        }
+        if state.bytes.saturating_add(payload.len()) > OVERFLOW {
+            if !std::mem::replace(&mut state.overflowing, true) {
+                drop(state);
+                api::log_warning(&format!(
+                    "more than {} MiB wait for shard {}: further messages are dropped",
+                    OVERFLOW >> 20,
+                    self.shard
+                ));
+            }
+            return;
+        }
+        state.bytes += payload.len();
+        let number = state.next_number;
+        state.next_number += 1;
+        state.queue.push_back(Item {
+            number,
+            kind,
+            payload: payload.into(),
+            attempts: 0,
+        });
+        drop(state);
+        self.work.notify_one();
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.state.lock().bytes > FULL
+    }
+
+    /// Waits until there is room, for `limit` at most. True if there is.
+    pub fn wait_for_room(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut state = self.state.lock();
+        while state.bytes > FULL && !state.closed {
+            if self.room.wait_until(&mut state, deadline).timed_out() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The shard listens elsewhere now.
+    pub fn set_address(&self, address: &Address) {
+        let mut state = self.state.lock();
+        if state.address != *address {
+            state.address = address.clone();
+            state.reset = true;
+            drop(state);
+            self.work.notify_one();
+        }
+    }
+
+    /// Ends the thread, sooner or later. What is queued is dropped.
+    pub fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.queue.clear();
+        state.bytes = 0;
+        drop(state);
+        self.work.notify_one();
+        self.room.notify_all();
+    }
+
+    pub fn state(&self) -> LinkState {
+        let state = self.state.lock();
+        LinkState {
+            run: state.run.clone(),
+            pending: state.queue.len(),
+            connected: state.connected,
+        }
+    }
+
+    fn live(&self, cluster: &Weak<Cluster>) {
+        let mut reported = false;
+        let mut retry = FIRST_RETRY;
+        while let Some(cluster) = cluster.upgrade() {
+            let mut state = self.state.lock();
+            if state.closed {
+                return;
+            }
+            state.reset = false;
+            let address = state.address.clone();
+            drop(state);
+            let Address { host, port, .. } = &address;
+            match self.greet(&cluster, &address) {
+                Ok(mut connection) => {
+                    reported = false;
+                    retry = FIRST_RETRY;
+                    api::log_notice(&format!("connected : {host}:{port}, status = 0"));
+                    self.state.lock().connected = true;
+                    cluster.linked(self.shard);
+                    let reason = self.serve(&cluster, &mut connection).err();
+                    let mut state = self.state.lock();
+                    state.connected = false;
+                    if state.closed {
+                        return;
+                    }
+                    drop(state);
+                    let reason = reason.unwrap_or_else(|| "its address has changed".into());
+                    api::log_notice(&format!(
+                        "disconnected : {host}:{port}, status : -1, will try to reconnect. ({reason})"
+                    ));
+                }
+                Err(reason) if !reported => {
+                    reported = true;
+                    api::log_notice(&format!(
+                        "disconnected : {host}:{port}, status : -1, will try to reconnect. ({reason})"
+                    ));
+                }
+                Err(_) => {}
+            }
+            drop(cluster);
+            let mut state = self.state.lock();
+            if !state.closed && !state.reset {
+                let deadline = Instant::now() + retry;
+                retry = (retry * 2).min(LAST_RETRY);
+                // Messages that come meanwhile do not make the other shard come back sooner.
+                while !state.closed && !state.reset && !self.work.wait_until(&mut state, deadline).timed_out()
+                {
+                }
+            }
+        }
+    }
+
+    /// Connects, proves that this is a shard, and learns whether the other one still knows what it was sent.
+    fn greet(&self, cluster: &Cluster, address: &Address) -> Result<Connection, String> {
+        let mut connection = connect::connect(cluster, address)?;
+        let limit = Some(cluster.engine.max_idle());
+        connection
+            .set_read_timeout(limit)
+            .and_then(|()| connection.set_write_timeout(limit))
+            .map_err(|error| error.to_string())?;
+        let run = self.hello(cluster, &mut connection)?;
+        let mut state = self.state.lock();
+        if state.run.as_ref() != Some(&run) {
+            // It has seen nothing of what is queued: numbers begin anew.
+            for (number, item) in (0..).zip(&mut state.queue) {
+                item.number = number;
+                item.attempts = 0;
+            }
+            state.next_number = state.queue.len() as u64;
+            state.run = Some(run);
+        }
+        let limit = cluster.engine.config.number(Number::SendMsgRetries);
+        if limit > 0 {
+            let before = state.queue.len();
+            state.queue.retain(|item| item.attempts < limit);
+            if state.queue.len() < before {
+                state.bytes = state.queue.iter().map(|item| item.payload.len()).sum();
+                api::log_warning(&format!(
+                    "Gave up of message because failed to send it for more than {limit} time"
+                ));
+            }
+        }
+        Ok(connection)
+    }
+
+    fn hello(&self, cluster: &Cluster, connection: &mut Connection) -> Result<String, String> {
+        let me = cluster.identity();
+        let secret = cluster.secret_of(self.shard)?;
+        let reply = Cmd::new()
+            .arg("RG.HELLO")
+            .arg(me.shard.to_string())
+            .arg(&me.run)
+            .arg(secret)
+            .query::<Value>(connection);
+        match reply {
+            Ok(Value::BulkString(run)) => Ok(String::from_utf8_lossy(&run).into_owned()),
+            Ok(other) => Err(format!("unexpected reply to RG.HELLO: {other:?}")),
+            Err(error) => {
+                let reason = error.to_string();
+                if reason.contains("ERRCLUSTER") {
+                    cluster.send_topology(self.shard, connection);
+                }
+                cluster.forget_secret(self.shard);
+                Err(reason)
+            }
+        }
+    }
+
+    /// Sends what is queued until the connection is of no use any more.
+    fn serve(&self, cluster: &Cluster, connection: &mut Connection) -> Result<(), String> {
+        let me = cluster.identity();
+        let (id, run) = (me.shard.to_string(), me.run);
+        loop {
+            let batch = match self.next_batch() {
+                Next::Batch(batch) => batch,
+                Next::Nothing => {
+                    Cmd::new()
+                        .arg("RG.HELLO")
+                        .query::<Value>(connection)
+                        .map_err(|error| error.to_string())?;
+                    continue;
+                }
+                Next::Reset => return Ok(()),
+            };
+            let mut bytes = Vec::new();
+            for item in &batch {
+                let mut command = Cmd::new();
+                command
+                    .arg("RG.INNERMSGCOMMAND")
+                    .arg(&id)
+                    .arg(&run)
+                    .arg(item.kind)
+                    .arg(&item.payload[..])
+                    .arg(item.number);
+                bytes.extend(command.get_packed_command());
+            }
+            cluster.counts.sent(batch.len(), bytes.len());
+            connection
+                .send_packed_command(&bytes)
+                .map_err(|error| error.to_string())?;
+            for item in &batch {
+                match connection.recv_response() {
+                    Ok(Value::Okay | Value::SimpleString(_)) => self.acknowledged(item.number),
+                    Ok(other) => return Err(format!("unexpected reply to a message: {other:?}")),
+                    Err(error) => return Err(error.to_string()),
+                }
+            }
+        }
+    }
+
+    /// What is to be sent next; waits for it.
+    fn next_batch(&self) -> Next {
+        let mut state = self.state.lock();
+        loop {
+            if state.closed || state.reset {
+                return Next::Reset;
+            }
+            if !state.queue.is_empty() {
+                break;
+            }
+            if self.work.wait_for(&mut state, HEARTBEAT).timed_out() {
+                return Next::Nothing;
+            }
+        }
+        let mut bytes = 0;
+        let mut batch = Vec::new();
+        for item in state.queue.iter_mut().take(BATCH) {
+            if bytes > 0 && bytes + item.payload.len() > BATCH_BYTES {
+                break;
+            }
+            bytes += item.payload.len();
+            item.attempts += 1;
+            batch.push(item.clone());
+        }
+        Next::Batch(batch)
+    }
+
+    fn acknowledged(&self, number: u64) {
+        let mut state = self.state.lock();
+        while state.queue.front().is_some_and(|item| item.number <= number) {
+            if let Some(item) = state.queue.pop_front() {
+                state.bytes = state.bytes.saturating_sub(item.payload.len());
+            }
+        }
+        state.overflowing = false;
+        let room = state.bytes <= FULL;
+        drop(state);
+        if room {
+            self.room.notify_all();
+        }
+    }
+}
+
+enum Next {
+    Batch(Vec<Item>),
+    /// There was nothing to send for a while.
+    Nothing,
+    /// The connection is of no use any more.
+    Reset,
+}

@@ -1,0 +1,630 @@
+//! Other shards: who they are, the links to them, and what is said over these. Implements the engine's trait [`Shards`].
+//! Contract: `commands.md` chapter 8.
+//!
+//! `pinion-cluster` looks at the topology and does what takes long for other shards; each link has a thread of its own; what
+//! other shards send comes on the server's thread (`inbound.rs`) and is sorted out in [`Cluster::receive`].
+
+mod connect;
+mod everywhere;
+mod inbound;
+mod link;
+pub mod local;
+mod message;
+mod questions;
+mod registrations;
+mod secrets;
+pub mod topology;
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use parking_lot::Mutex;
+use redis::{Cmd, Connection, Value};
+
+pub use self::registrations::Registered;
+use self::{
+    inbound::Inbound,
+    link::{KIND, Link, TEST_KIND},
+    message::Message,
+    questions::Questions,
+    registrations::PreparedSteps,
+    secrets::Secrets,
+    topology::Topology,
+};
+use crate::{
+    engine::{
+        Engine, Part,
+        execution::Source,
+        id::{Id, ShardId},
+        plan::Plan,
+        session::{Needs, Session},
+        spread::{Functions, News, Shards, SharedPlan},
+    },
+    persistence::Persistence,
+    python::Packages,
+    readers::{generator::Once, source::SourceImage},
+    redis::{
+        api, bus,
+        call::call,
+        lock::{self, Lock},
+        reply::Reply,
+    },
+};
+
+/// How often the topology is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// How often shards compare what is registered.
+const COMPARE: Duration = Duration::from_secs(3);
+
+/// Messages on the bus: somebody wants the receiver's secret; the sender's secret.
+pub const WANTS_SECRET: u8 = 0x50;
+pub const SECRET: u8 = 0x51;
+
+type Task = Box<dyn FnOnce(&Cluster) + Send>;
+
+/// What this server knows about other shards.
+pub struct Cluster {
+    this: Weak<Self>,
+    pub engine: Arc<Engine>,
+    persistence: Arc<Persistence>,
+    packages: Arc<Packages>,
+    known: Mutex<Known>,
+    inbound: Inbound,
+    secrets: Secrets,
+    questions: Questions,
+    prepared: PreparedSteps,
+    tasks: Sender<Task>,
+    pub counts: Counts,
+}
+
+#[derive(Default)]
+struct Known {
+    topology: Option<Topology>,
+    run: String,
+    links: BTreeMap<ShardId, Arc<Link>>,
+    /// The words of RG.CLUSTERSET, if that is where the topology comes from.
+    told: Option<Vec<Vec<u8>>>,
+}
+
+/// How much was said.
+#[derive(Default)]
+pub struct Counts {
+    sent: AtomicU64,
+    sent_bytes: AtomicU64,
+    received: AtomicU64,
+}
+
+impl Counts {
+    fn sent(&self, messages: usize, bytes: usize) {
+        self.sent.fetch_add(messages as u64, Ordering::Relaxed);
+        self.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn received(&self) {
+        self.received.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Who this server is on its links.
+#[derive(Clone)]
+struct Identity {
+    shard: ShardId,
+    run: String,
+}
+
+impl Cluster {
+    /// Starts the thread that looks for other shards.
+    ///
+    /// # Errors
+    /// The operating system gave no thread, or no random numbers.
+    pub fn start(
+        engine: Arc<Engine>,
+        persistence: Arc<Persistence>,
+        packages: Arc<Packages>,
+    ) -> std::io::Result<Arc<Self>> {
+        let (tasks, to_do) = crossbeam_channel::unbounded();
+        let secrets = Secrets::new()?;
+        let run = secrets::random_hex(20)?;
+        let cluster = Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
+            engine,
+            persistence,
+            packages,
+            known: Mutex::new(Known {
+                run,
+                ..Known::default()
+            }),
+            inbound: Inbound::default(),
+            secrets,
+            questions: Questions::default(),
+            prepared: PreparedSteps::default(),
+            tasks,
+            counts: Counts::default(),
+        });
+        cluster.engine.connect_shards(Arc::clone(&cluster) as _);
+        let life = Arc::clone(&cluster);
+        thread::Builder::new()
+            .name("pinion-cluster".into())
+            .spawn(move || {
+                let language = Arc::clone(&life.engine.language);
+                language.thread(&mut || life.live(&to_do));
+            })?;
+        Ok(cluster)
+    }
+
+    fn handle(&self) -> Weak<Self> {
+        Weak::clone(&self.this)
+    }
+
+    /// Does `task` on the thread of the cluster, detached from the language.
+    fn later(&self, task: impl FnOnce(&Self) + Send + 'static) {
+        // The receiver lives as long as the process.
+        let _ = self.tasks.send(Box::new(task));
+    }
+
+    fn live(&self, to_do: &Receiver<Task>) {
+        let node = lock::with_lock(bus::is_cluster_node);
+        let (mut looked, mut compared) = (None::<Instant>, Instant::now());
+        loop {
+            match to_do.recv_timeout(LOOK) {
+                Ok(task) => {
+                    if catch_unwind(AssertUnwindSafe(|| task(self))).is_err() {
+                        api::log_warning("a task for another shard failed");
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if node && looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+                self.look();
+                looked = Some(Instant::now());
+            }
+            if compared.elapsed() >= COMPARE {
+                compared = Instant::now();
+                if !self.other_shards().is_empty() {
+                    self.compare_registrations(None);
+                }
+            }
+        }
+    }
+
+    /// Asks Redis Cluster for the shards.
+    fn look(&self) {
+        let topology = lock::with_lock(|lock| {
+            let ask = |what: &str| {
+                let words = ["CLUSTER", what].map(|word| word.as_bytes().to_vec());
+                call(lock, self.engine.features, 0, &words)
+            };
+            let me = match ask("MYID") {
+                Reply::Bulk(id) => ShardId::parse(&id)?,
+                _ => return None,
+            };
+            Topology::of_slots(me, &ask("SLOTS"))
+        });
+        // Whoever was told by RG.CLUSTERSET does not ask.
+        if let Some(topology) = topology.filter(|_| self.known.lock().told.is_none()) {
+            self.adopt(topology, None, false);
+        }
+    }
+
+    /// RG.REFRESHCLUSTER: looks at once, opens all links anew and forgets what was not sent.
+    pub fn refresh(&self, done: impl FnOnce() + Send + 'static) {
+        api::log_notice("Got cluster refresh command");
+        self.later(move |cluster| {
+            if lock::with_lock(bus::is_cluster_node) {
+                cluster.known.lock().told = None;
+                cluster.renew();
+                cluster.look();
+            }
+            done();
+        });
+    }
+
+    /// RG.CLUSTERSET, or RG.CLUSTERSETFROMSHARD if `unless_known`: `words` are those of the command.
+    pub fn set(
+        &self,
+        topology: Topology,
+        words: Vec<Vec<u8>>,
+        unless_known: bool,
+        done: impl FnOnce() + Send + 'static,
+    ) {
+        api::log_notice("Got cluster set command");
+        self.later(move |cluster| {
+            if !(unless_known && cluster.run_id().is_some()) {
+                cluster.renew();
+                cluster.adopt(topology, Some(words), true);
+            }
+            done();
+        });
+    }
+
+    /// A new run id and new links.
+    fn renew(&self) {
+        let run = secrets::random_hex(20);
+        let mut known = self.known.lock();
+        if let Ok(run) = run {
+            known.run = run;
+        }
+        known.topology = None;
+        let links = std::mem::take(&mut known.links);
+        drop(known);
+        for link in links.values() {
+            link.close();
+        }
+    }
+
+    /// The shards are these from now on.
+    fn adopt(&self, topology: Topology, told: Option<Vec<Vec<u8>>>, report: bool) {
+        let mut known = self.known.lock();
+        if known.topology.as_ref() == Some(&topology) {
+            return;
+        }
+        let members = topology.members().map(Arc::new);
+        let mut links = std::mem::take(&mut known.links);
+        if members.is_some() {
+            for (&id, shard) in topology.shards.iter().filter(|(id, _)| **id != topology.me) {
+                let link = match links.remove(&id) {
+                    Some(link) => {
+                        link.set_address(&shard.address);
+                        link
+                    }
+                    None => Link::open(self.handle(), id, shard.address.clone()),
+                };
+                known.links.insert(id, link);
+            }
+        }
+        for link in links.values() {
+            link.close();
+        }
+        let shard = if topology.is_cluster() {
+            topology.me
+        } else {
+            ShardId::STANDALONE
+        };
+        let count = topology.shards.len();
+        let changed = report
+            || known
+                .topology
+                .as_ref()
+                .is_none_or(|before| before.shards.len() != count);
+        known.topology = Some(topology);
+        known.told = told;
+        drop(known);
+        self.engine.registry.set_shard(shard);
+        self.engine.set_members(members);
+        if changed && count > 1 {
+            api::log_notice(&format!("this is shard {shard} of a cluster of {count}"));
+        }
+    }
+
+    fn identity(&self) -> Identity {
+        let known = self.known.lock();
+        Identity {
+            shard: known
+                .topology
+                .as_ref()
+                .map_or(ShardId::STANDALONE, |topology| topology.me),
+            run: known.run.clone(),
+        }
+    }
+
+    /// The run id; `None` while there is no cluster.
+    fn run_id(&self) -> Option<String> {
+        let known = self.known.lock();
+        let is_cluster = known.topology.as_ref().is_some_and(Topology::is_cluster);
+        is_cluster.then(|| known.run.clone())
+    }
+
+    fn other_shards(&self) -> Vec<ShardId> {
+        self.known.lock().links.keys().copied().collect()
+    }
+
+    /// True if there are other shards that this one talks to.
+    pub fn has_others(&self) -> bool {
+        !self.known.lock().links.is_empty()
+    }
+
+    fn link(&self, shard: ShardId) -> Option<Arc<Link>> {
+        self.known.lock().links.get(&shard).cloned()
+    }
+
+    fn tell_shard(&self, shard: ShardId, message: &Message) {
+        if let Some(link) = self.link(shard) {
+            link.push(KIND, message.encode());
+        }
+    }
+
+    fn tell_all(&self, message: &Message) {
+        let links: Vec<_> = self.known.lock().links.values().cloned().collect();
+        if links.is_empty() {
+            return;
+        }
+        let bytes = message.encode();
+        for link in links {
+            link.push(KIND, bytes.clone());
+        }
+    }
+
+    /// RG.NETWORKTEST: a message to each other shard, which writes it to its log.
+    pub fn network_test(&self) {
+        let links: Vec<_> = self.known.lock().links.values().cloned().collect();
+        for link in links {
+            link.push(TEST_KIND, b"test".to_vec());
+        }
+    }
+
+    /// The reply of RG.INFOCLUSTER.
+    pub fn info(&self) -> Reply {
+        let known = self.known.lock();
+        let Some(topology) = known.topology.as_ref().filter(|topology| topology.is_cluster()) else {
+            return Reply::bulk("no cluster mode");
+        };
+        let shards = topology.shards.iter().map(|(id, shard)| {
+            let link = known.links.get(id).map(|link| link.state());
+            let run = if *id == topology.me {
+                Some(known.run.clone())
+            } else {
+                link.as_ref().and_then(|link| link.run.clone())
+            };
+            let pending = link.map_or(0, |link| link.pending);
+            let (first, last) = shard.slots.first().copied().unwrap_or_default();
+            Reply::Array(vec![
+                Reply::bulk("id"),
+                Reply::bulk(id.to_string()),
+                Reply::bulk("ip"),
+                Reply::bulk(&shard.address.host),
+                Reply::bulk("port"),
+                Reply::Int(i64::from(shard.address.port)),
+                Reply::bulk("unixSocket"),
+                Reply::bulk("None"),
+                Reply::bulk("runid"),
+                Reply::bulk_or_null(run),
+                Reply::bulk("minHslot"),
+                Reply::Int(i64::from(first)),
+                Reply::bulk("maxHslot"),
+                Reply::Int(i64::from(last)),
+                Reply::bulk("pendingMessages"),
+                Reply::Int(pending as i64),
+            ])
+        });
+        Reply::Array(vec![
+            Reply::bulk("MyId"),
+            Reply::bulk(topology.me.to_string()),
+            Reply::bulk("MyRunId"),
+            Reply::bulk(&known.run),
+            Reply::Array(shards.collect()),
+        ])
+    }
+
+    /// What INFO tells about links and messages.
+    pub fn figures(&self) -> [(&'static str, u64); 6] {
+        let known = self.known.lock();
+        let states: Vec<_> = known.links.values().map(|link| link.state()).collect();
+        [
+            (
+                "shards",
+                known
+                    .topology
+                    .as_ref()
+                    .map_or(0, |topology| topology.shards.len()) as u64,
+            ),
+            (
+                "links_connected",
+                states.iter().filter(|state| state.connected).count() as u64,
+            ),
+            (
+                "messages_pending",
+                states.iter().map(|state| state.pending as u64).sum(),
+            ),
+            ("messages_sent", self.counts.sent.load(Ordering::Relaxed)),
+            (
+                "messages_sent_bytes",
+                self.counts.sent_bytes.load(Ordering::Relaxed),
+            ),
+            ("messages_received", self.counts.received.load(Ordering::Relaxed)),
+        ]
+    }
+
+    /// A link has come about: the other shard hears what is registered here.
+    fn linked(&self, shard: ShardId) {
+        self.later(move |cluster| cluster.compare_registrations(Some(shard)));
+    }
+
+    // --- secrets ---
+
+    /// What another shard must know to send messages to this one.
+    fn own_secret(&self) -> String {
+        let known = self.known.lock();
+        let topology = known.topology.as_ref().filter(|_| known.told.is_some());
+        let own = topology.and_then(|topology| Some((topology.me, topology.shards.get(&topology.me)?)));
+        match own {
+            Some((me, shard)) => {
+                secrets::of_password(me, shard.address.password.as_deref().unwrap_or_default())
+            }
+            None => self.secrets.own().to_owned(),
+        }
+    }
+
+    /// The secret of another shard; waits for it.
+    fn secret_of(&self, shard: ShardId) -> Result<String, String> {
+        let password = {
+            let known = self.known.lock();
+            let other = known
+                .topology
+                .as_ref()
+                .and_then(|topology| topology.shards.get(&shard));
+            other.and_then(|other| other.address.password.clone())
+        };
+        match password {
+            Some(password) => Ok(secrets::of_password(shard, &password)),
+            None => self.secrets.of(shard, || {
+                lock::with_lock(|lock| bus::send(lock, &shard.to_string(), WANTS_SECRET, b"?"));
+            }),
+        }
+    }
+
+    fn forget_secret(&self, shard: ShardId) {
+        self.secrets.forget(shard);
+    }
+
+    /// A message from the bus.
+    pub fn bus_message(&self, lock: Lock<'_>, kind: u8, sender: &[u8], message: &[u8]) {
+        let Some(shard) = ShardId::parse(sender) else {
+            return;
+        };
+        match kind {
+            WANTS_SECRET => bus::send(lock, &shard.to_string(), SECRET, self.secrets.own().as_bytes()),
+            SECRET => self.secrets.learn(shard, message),
+            _ => {}
+        }
+    }
+
+    /// The other shard has lost its topology: gets this one's, if that comes from RG.CLUSTERSET.
+    fn send_topology(&self, shard: ShardId, connection: &mut Connection) {
+        let Some(mut words) = self.known.lock().told.clone() else {
+            return;
+        };
+        words[0] = b"RG.CLUSTERSETFROMSHARD".to_vec();
+        words[6] = shard.to_string().into_bytes();
+        let mut command = Cmd::new();
+        for word in &words {
+            command.arg(&word[..]);
+        }
+        // The next greeting shows whether it was of use.
+        let _ = command.query::<Value>(connection);
+    }
+
+    // --- what comes ---
+
+    /// A message of another shard. On the server's thread.
+    fn receive(&self, lock: Lock<'_>, from: ShardId, message: Message) {
+        match message {
+            Message::Run(id, News::Plan(plan)) => {
+                self.later(move |cluster| cluster.take_part(from, id, *plan));
+            }
+            Message::Run(id, news) => self.engine.hear(from, id, news),
+            Message::Ask(number, question) => self.answer(lock, from, number, question),
+            Message::Answer(number, answer) => self.answered(from, number, answer),
+            Message::Unregister { id, abort_pending } => {
+                // It may be gone already.
+                let _ = self.persistence.unregister(lock, id, abort_pending);
+                self.persistence.note_gone(lock, &[id]);
+            }
+            // One that is not finished is dropped by MaxExecutions.
+            Message::Drop(id) => drop(self.engine.drop_execution(id)),
+            Message::Registered(step) => self.take_over(lock, from, step),
+            Message::Digest(digest) => self.compare_with(lock, from, &digest),
+            Message::Inventory { live, gone } => self.make_good(lock, from, live, &gone),
+            Message::Wanted(ids) => self.give(lock, from, &ids),
+            Message::Given(steps) => {
+                for step in steps {
+                    self.take_over(lock, from, step);
+                }
+            }
+        }
+    }
+
+    /// Makes this shard's part of another one's run.
+    fn take_part(&self, from: ShardId, id: Id, plan: SharedPlan) {
+        let news = match self.part(&plan) {
+            Ok(part) => {
+                self.engine.take_part(from, id, &plan, part);
+                News::Received
+            }
+            Err(reason) => {
+                api::log_warning(&format!("cannot take part in execution {id}: {reason}"));
+                News::Refused(reason)
+            }
+        };
+        self.tell(from, id, news);
+    }
+
+    fn part(&self, shared: &SharedPlan) -> Result<Part, String> {
+        let me = self.identity().shard;
+        if let Some(unknown) = shared
+            .members
+            .others(me)
+            .find(|&shard| self.link(shard).is_none())
+        {
+            self.look();
+            if self.link(unknown).is_none() {
+                return Err(format!("shard {unknown} is not known there"));
+            }
+        }
+        let (plan, session) = match &shared.functions {
+            Functions::Registered(id) => {
+                let known = self.engine.registry.registration(*id);
+                let known = known.filter(|known| known.disabled.is_none());
+                let registration = known.ok_or_else(|| format!("registration {id} is not in force there"))?;
+                (Arc::clone(&registration.plan), Arc::clone(&registration.session))
+            }
+            Functions::Sent {
+                session,
+                steps,
+                images,
+            } => {
+                let live = self
+                    .engine
+                    .registry
+                    .sessions(|sessions| sessions.live(&session.id));
+                let session = live.unwrap_or_else(|| {
+                    let description = session.description.clone();
+                    Arc::new(Session::new(session.id.clone(), description, Needs::default()))
+                });
+                let load = |image: &serde_bytes::ByteBuf| self.load(image, &session);
+                let plan = Plan {
+                    steps: steps.clone(),
+                    functions: images.iter().map(load).collect::<Result<_, _>>()?,
+                };
+                if !plan.is_complete() {
+                    return Err("the plan names a function that it does not have".into());
+                }
+                (Arc::new(plan), session)
+            }
+        };
+        let source: Box<dyn Source> = match &shared.source {
+            None => Box::new(Once(None)),
+            Some(image) => {
+                let load = |image: &[u8]| self.load(image, &session);
+                SourceImage::of_bytes(image)?.open(me, &load)?
+            }
+        };
+        Ok(Part {
+            plan,
+            session,
+            source,
+        })
+    }
+
+    fn load(
+        &self,
+        image: &[u8],
+        session: &Session,
+    ) -> Result<Arc<dyn crate::engine::language::Function>, String> {
+        let loaded = self.engine.language.load(image, session);
+        loaded.map_err(|error| format!("Failed deserializing flat execution, {error}"))
+    }
+}
+
+impl Shards for Cluster {
+    fn tell(&self, to: ShardId, id: Id, news: News) {
+        self.tell_shard(to, &Message::Run(id, news));
+    }
+
+    fn is_full(&self, to: ShardId) -> bool {
+        self.link(to).is_some_and(|link| link.is_full())
+    }
+
+    fn wait_for_room(&self, to: ShardId, limit: Duration) -> bool {
+        self.link(to).is_none_or(|link| link.wait_for_room(limit))
+    }
+}

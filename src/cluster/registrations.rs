@@ -1,0 +1,287 @@
+//! Registrations on all shards. Contract: `commands.md` 1.2, 4.3, 4.4 and 8.5.
+//!
+//! What a script registers comes into force everywhere or nowhere: all shards prepare the step, then the initiator does it,
+//! then all others do. What was missed meanwhile, by a shard that was down or that joined later, is made good: shards
+//! compare what they have every few seconds. A registration that has ended is remembered, so that nobody brings it back.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde_bytes::ByteBuf;
+use sha2::{Digest, Sha256};
+
+use super::{
+    Cluster,
+    message::{Message, Question, Said},
+    questions::Answers,
+};
+use crate::{
+    config::Number,
+    engine::{
+        id::{Id, ShardId},
+        registration::Registration,
+        session::Session,
+    },
+    error::Error,
+    persistence::Prepared,
+    redis::{
+        api,
+        guarded::Guarded,
+        lock::{self, Lock},
+        reply::Reply,
+    },
+};
+
+/// What is prepared here for others.
+pub type PreparedSteps = Guarded<HashMap<(ShardId, u64), (Prepared, Instant)>>;
+
+/// What comes of a registration on all shards: the errors, one for each shard that failed.
+pub type Registered = Result<(), Vec<Reply>>;
+
+impl Cluster {
+    /// Puts what a script registered in force on all shards, all or none, in the place of session `old`.
+    pub fn register_everywhere(
+        &self,
+        lock: Lock<'_>,
+        old: Option<Arc<Session>>,
+        registrations: Vec<Arc<Registration>>,
+        done: impl FnOnce(Registered) + Send + 'static,
+    ) {
+        let Some(step) = self.persistence.step(old.as_ref(), &registrations) else {
+            return done(Ok(()));
+        };
+        if !lock.is_master() {
+            return done(Err(vec![Error::ReadOnly.into()]));
+        }
+        let Some(this) = self.handle().upgrade() else {
+            return;
+        };
+        let limit = self.install_limit();
+        self.ask_all(
+            &Question::Prepare(ByteBuf::from(step)),
+            limit,
+            move |number, answers| {
+                let failures = failures(answers);
+                if !failures.is_empty() {
+                    this.ask_all(&Question::Cancel(number), limit, |_, _| {});
+                    return done(Err(failures));
+                }
+                let registered =
+                    lock::with_lock(|lock| this.register_prepared(lock, old.as_ref(), &registrations));
+                if let Err(error) = registered {
+                    this.ask_all(&Question::Cancel(number), limit, |_, _| {});
+                    return done(Err(vec![failure(
+                        this.engine.registry.shard(),
+                        &error.to_string(),
+                    )]));
+                }
+                // Whoever does not answer now catches up later.
+                this.ask_all(&Question::Commit(number), limit, move |_, answers| {
+                    let failures = self::failures(answers);
+                    done(if failures.is_empty() {
+                        Ok(())
+                    } else {
+                        Err(failures)
+                    });
+                });
+            },
+        );
+    }
+
+    /// The initiator's own part. Time has passed since the script ran.
+    fn register_prepared(
+        &self,
+        lock: Lock<'_>,
+        old: Option<&Arc<Session>>,
+        registrations: &[Arc<Registration>],
+    ) -> Result<(), Error> {
+        if let Some(first) = registrations.first() {
+            let id = &first.session.id;
+            let live = self.engine.registry.sessions(|sessions| sessions.live(id));
+            if live.is_some_and(|live| !old.is_some_and(|old| Arc::ptr_eq(old, &live))) {
+                return Err(Error::SessionExists(id.clone()));
+            }
+        }
+        self.persistence.register(lock, old, registrations)
+    }
+
+    /// Registers inside a function: here at once, on other shards a moment later.
+    ///
+    /// # Errors
+    /// It cannot be done here.
+    pub fn register_here(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error> {
+        let registrations = std::slice::from_ref(registration);
+        self.persistence.register(lock, None, registrations)?;
+        if !self.other_shards().is_empty() {
+            if let Some(step) = self.persistence.step(None, registrations) {
+                self.tell_all(&Message::Registered(ByteBuf::from(step)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a registration: here at once, on other shards a moment later.
+    ///
+    /// # Errors
+    /// There is no such registration; this is a replica.
+    pub fn unregister(&self, lock: Lock<'_>, id: Id, abort_pending: bool) -> Result<(), Error> {
+        self.persistence.unregister(lock, id, abort_pending)?;
+        self.tell_all(&Message::Unregister { id, abort_pending });
+        Ok(())
+    }
+
+    pub(super) fn install_limit(&self) -> Duration {
+        let limit = self.engine.config.limit(Number::PythonInstallReqMaxIdleTime);
+        Duration::from_millis(limit.unwrap_or(1) as u64)
+    }
+
+    /// Another shard asks to prepare a step.
+    pub(super) fn prepare(&self, lock: Lock<'_>, from: ShardId, number: u64, step: ByteBuf) {
+        let reply = self.replier(from, number);
+        let Some(this) = self.handle().upgrade() else {
+            return;
+        };
+        let blob = step.into_vec();
+        let needed = blob.clone();
+        self.persistence
+            .install_for(lock, &needed, move |lock, installed| {
+                let prepared = installed
+                    .map_err(|error| format!("Failed deserializing session, {error}"))
+                    .and_then(|()| this.prepare_installed(lock, blob));
+                reply(prepared.map(|prepared| {
+                    let mut steps = this.prepared.write(lock);
+                    steps.insert((from, number), (prepared, Instant::now()));
+                    Said::Done
+                }));
+            });
+    }
+
+    fn prepare_installed(&self, lock: Lock<'_>, step: Vec<u8>) -> Result<Prepared, String> {
+        let limit = self.install_limit() * 2;
+        let dropped: Vec<_> = {
+            let mut steps = self.prepared.write(lock);
+            // The initiator of such a one is gone.
+            let late: Vec<_> = steps
+                .iter()
+                .filter(|(_, (_, since))| since.elapsed() > limit)
+                .map(|(key, _)| *key)
+                .collect();
+            late.iter().filter_map(|key| steps.remove(key)).collect()
+        };
+        drop(dropped);
+        let claimed: Vec<_> = {
+            let steps = self.prepared.read(lock);
+            let prepared = steps.values().flat_map(|(prepared, _)| &prepared.registrations);
+            prepared.cloned().collect()
+        };
+        self.persistence.prepare_step(lock, step, &claimed)
+    }
+
+    pub(super) fn commit(&self, lock: Lock<'_>, from: ShardId, number: u64) -> Result<Said, String> {
+        let prepared = self.prepared.write(lock).remove(&(from, number));
+        let (prepared, _) = prepared.ok_or("what was prepared is not there any more")?;
+        self.persistence.commit(lock, prepared).map(|()| Said::Done)
+    }
+
+    pub(super) fn cancel(&self, lock: Lock<'_>, from: ShardId, number: u64) -> Result<Said, String> {
+        let cancelled = self.prepared.write(lock).remove(&(from, number));
+        drop(cancelled);
+        Ok(Said::Done)
+    }
+
+    /// Tells all others, or one of them, what is registered here.
+    pub(super) fn compare_registrations(&self, to: Option<ShardId>) {
+        let digest = lock::with_lock(|lock| {
+            let ids = lock.is_master().then(|| self.persistence.shared_ids(lock));
+            ids.map(|ids| digest(&ids))
+        });
+        let Some(digest) = digest else { return };
+        match to {
+            Some(shard) => self.tell_shard(shard, &Message::Digest(digest)),
+            None => self.tell_all(&Message::Digest(digest)),
+        }
+    }
+
+    /// Another shard tells what is registered there.
+    pub(super) fn compare_with(&self, lock: Lock<'_>, from: ShardId, theirs: &[u8]) {
+        let live = self.persistence.shared_ids(lock);
+        if lock.is_master() && digest(&live) != theirs {
+            let gone = self.persistence.gone_ids(lock);
+            self.tell_shard(from, &Message::Inventory { live, gone });
+        }
+    }
+
+    /// Another shard has other registrations: takes over what is missing here, and ends what has ended there.
+    pub(super) fn make_good(&self, lock: Lock<'_>, from: ShardId, live: Vec<Id>, gone: &[Id]) {
+        if !lock.is_master() {
+            return;
+        }
+        for &id in gone {
+            if self.engine.registry.registration(id).is_some() {
+                api::log_notice(&format!(
+                    "registration {id} has ended on shard {from}: it ends here, too"
+                ));
+                // It was there a moment ago.
+                let _ = self.persistence.unregister(lock, id, true);
+            }
+        }
+        self.persistence.note_gone(lock, gone);
+        let known_gone = self.persistence.gone_ids(lock);
+        let missing: Vec<_> = live
+            .into_iter()
+            .filter(|id| self.engine.registry.registration(*id).is_none() && !known_gone.contains(id))
+            .collect();
+        if !missing.is_empty() {
+            self.tell_shard(from, &Message::Wanted(missing));
+        }
+    }
+
+    /// Another shard has missed some.
+    pub(super) fn give(&self, lock: Lock<'_>, to: ShardId, wanted: &[Id]) {
+        let steps = self.persistence.steps_of(lock, wanted);
+        let steps = steps.into_iter().map(ByteBuf::from).collect();
+        self.tell_shard(to, &Message::Given(steps));
+    }
+
+    /// Registrations of another shard come into force here.
+    pub(super) fn take_over(&self, lock: Lock<'_>, from: ShardId, step: ByteBuf) {
+        let Some(this) = self.handle().upgrade() else {
+            return;
+        };
+        let step = step.into_vec();
+        let needed = step.clone();
+        self.persistence
+            .install_for(lock, &needed, move |lock, installed| {
+                let accepted = installed.and_then(|()| this.persistence.accept(lock, &step));
+                if let Err(error) = accepted {
+                    api::log_warning(&format!(
+                        "a registration of shard {from} is not in force here: {error}"
+                    ));
+                }
+            });
+    }
+}
+
+fn digest(ids: &[Id]) -> ByteBuf {
+    let mut ids: Vec<_> = ids.iter().map(Id::to_string).collect();
+    ids.sort_unstable();
+    ByteBuf::from(Sha256::digest(ids.join(" ")).to_vec())
+}
+
+/// The errors that a client gets: one for each shard that failed.
+fn failures(answers: Answers) -> Vec<Reply> {
+    let failed = answers.into_iter().filter_map(|(shard, answer)| match answer {
+        Some(Ok(_)) => None,
+        Some(Err(reason)) => Some(failure(shard, &reason)),
+        None => Some(Error::MaxIdle.into()),
+    });
+    failed.collect()
+}
+
+/// On the wire it has a second dash, as in 1.2.
+fn failure(shard: ShardId, reason: &str) -> Reply {
+    Reply::error(format!("-ERR shard-{shard}: {reason}"))
+}

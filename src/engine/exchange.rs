@@ -1,0 +1,320 @@
+//! Records on their way between the shards of one spread run: gathered for each step and shard, sent in batches.
+//!
+//! Used by the pipeline, on the thread that runs the execution, attached. Contract: `commands.md` 8.3, `python-api.md`
+//! 7.7 and chapter 9.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use super::{
+    id::{Id, ShardId},
+    language::{Failure, Language},
+    plan::Moves,
+    record::{Record, Value},
+    spread::{IDLE, News, Shards, Spread},
+};
+
+/// How many records are sent at once at most.
+const BATCH: usize = 1000;
+/// About how many bytes.
+const BATCH_BYTES: usize = 256 * 1024;
+/// What an object of the language counts for; its size is not known before it is bytes.
+const OBJECT_BYTES: usize = 64;
+
+/// The way out of one run.
+pub struct Exchange<'a> {
+    pub spread: &'a Spread,
+    pub id: Id,
+    pub shards: &'a dyn Shards,
+    pub language: &'a dyn Language,
+}
+
+/// What one run remembers about the other shards.
+#[derive(Default)]
+pub struct Traffic {
+    outgoing: BTreeMap<(usize, ShardId), Buffer>,
+    /// The steps for which this shard has said that it has no more records.
+    announced: BTreeSet<usize>,
+    /// Who has said so to this shard.
+    ended: BTreeMap<usize, BTreeSet<ShardId>>,
+}
+
+#[derive(Default)]
+struct Buffer {
+    records: Vec<Record>,
+    bytes: usize,
+}
+
+impl Exchange<'_> {
+    /// The shard that goes on with a record of this key; `None` if that is this one.
+    pub fn away(&self, key: &[u8]) -> Option<ShardId> {
+        let owner = self.spread.members.owner(key)?;
+        (owner != self.spread.me).then_some(owner)
+    }
+
+    /// The initiator; `None` if that is this one.
+    pub fn initiator(&self) -> Option<ShardId> {
+        (!self.spread.is_initiator()).then_some(self.spread.initiator)
+    }
+
+    /// Sends a record to a step on another shard, sooner or later.
+    ///
+    /// # Errors
+    /// Records that cannot travel, or could not be sent.
+    pub fn send(
+        &self,
+        traffic: &mut Traffic,
+        step: usize,
+        to: ShardId,
+        record: Record,
+    ) -> Result<(), Vec<Failure>> {
+        let buffer = traffic.outgoing.entry((step, to)).or_default();
+        buffer.bytes += size(&record);
+        buffer.records.push(record);
+        if buffer.records.len() < BATCH && buffer.bytes < BATCH_BYTES {
+            return Ok(());
+        }
+        let records = std::mem::take(buffer).records;
+        self.dispatch(step, to, records)
+    }
+
+    /// Sends what is held back.
+    ///
+    /// # Errors
+    /// As [`Exchange::send`].
+    pub fn flush(&self, traffic: &mut Traffic) -> Result<(), Vec<Failure>> {
+        let mut failures = Vec::new();
+        for ((step, to), buffer) in std::mem::take(&mut traffic.outgoing) {
+            if let Err(more) = self.dispatch(step, to, buffer.records) {
+                failures.extend(more);
+            }
+        }
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            Err(failures)
+        }
+    }
+
+    fn dispatch(&self, step: usize, to: ShardId, records: Vec<Record>) -> Result<(), Vec<Failure>> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let (batch, mut failures) = pack(self.language, records);
+        if self.shards.is_full(to) {
+            let mut room = false;
+            self.language
+                .detached(&mut || room = self.shards.wait_for_room(to, self.spread.max_idle));
+            if !room {
+                failures.push(IDLE.to_owned());
+                return Err(failures);
+            }
+        }
+        let batch = ByteBuf::from(batch);
+        self.shards.tell(to, self.id, News::Records { step, batch });
+        if failures.is_empty() {
+            Ok(())
+        } else {
+            Err(failures)
+        }
+    }
+
+    /// This shard has no more records for a step: tells those who wait for them, once.
+    ///
+    /// # Errors
+    /// As [`Exchange::send`].
+    pub fn end(&self, traffic: &mut Traffic, step: usize, moves: Moves) -> Result<(), Vec<Failure>> {
+        if !traffic.announced.insert(step) {
+            return Ok(());
+        }
+        let sent = self.flush(traffic);
+        match (moves, self.initiator()) {
+            (Moves::ToInitiator, Some(initiator)) => {
+                self.shards.tell(initiator, self.id, News::Ended { step });
+            }
+            (Moves::ToInitiator, None) => {}
+            (Moves::ByKey, _) => {
+                for other in self.spread.others() {
+                    self.shards.tell(other, self.id, News::Ended { step });
+                }
+            }
+        }
+        sent
+    }
+
+    /// True if no other shard has a record for a step on this one.
+    pub fn has_all(&self, traffic: &Traffic, step: usize, moves: Moves) -> bool {
+        if moves == Moves::ToInitiator && !self.spread.is_initiator() {
+            return true;
+        }
+        let ended = traffic.ended.get(&step);
+        self.spread
+            .others()
+            .all(|other| ended.is_some_and(|ended| ended.contains(&other)))
+    }
+}
+
+impl Traffic {
+    /// Another shard has no more records for a step.
+    pub fn note_ended(&mut self, step: usize, from: ShardId) {
+        self.ended.entry(step).or_default().insert(from);
+    }
+}
+
+/// About how many bytes a record has.
+fn size(record: &Record) -> usize {
+    fn of_value(value: &Value) -> usize {
+        match value {
+            Value::None | Value::Int(_) => 9,
+            Value::Text(text) => text.len() + 5,
+            Value::Name(name) => name.len() + 5,
+            Value::List(items) => items.iter().map(of_value).sum::<usize>() + 5,
+            Value::Dict(fields) => fields
+                .iter()
+                .map(|(name, value)| name.len() + 5 + of_value(value))
+                .sum(),
+        }
+    }
+    match record {
+        Record::Native(value) => of_value(value),
+        Record::Group { key, value } => key.len() + size(value),
+        Record::Keyed { key, record } => key.len() + size(record),
+        Record::Foreign(_) => OBJECT_BYTES,
+    }
+}
+
+/// Records as bytes.
+#[derive(Serialize, Deserialize)]
+struct Batch {
+    records: Vec<Packed>,
+    /// The objects of the language, in the order in which the records name them.
+    objects: ByteBuf,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Packed {
+    None,
+    Int(i64),
+    Text(ByteBuf),
+    List(Vec<Packed>),
+    Dict(Vec<(ByteBuf, Packed)>),
+    Group(ByteBuf, Box<Packed>),
+    Keyed(ByteBuf, Box<Packed>),
+    /// The next one of the objects.
+    Object,
+}
+
+impl From<Value> for Packed {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::None => Self::None,
+            Value::Int(number) => Self::Int(number),
+            Value::Text(text) => Self::Text(ByteBuf::from(text)),
+            Value::Name(name) => Self::Text(ByteBuf::from(name)),
+            Value::List(items) => Self::List(items.into_iter().map(Self::from).collect()),
+            Value::Dict(fields) => Self::Dict(
+                fields
+                    .into_iter()
+                    .map(|(name, value)| (ByteBuf::from(name.into_owned()), value.into()))
+                    .collect(),
+            ),
+        }
+    }
+}
+
+/// Bytes that travel, and why some records do not.
+fn pack(language: &dyn Language, records: Vec<Record>) -> (Vec<u8>, Vec<Failure>) {
+    let mut objects = Vec::new();
+    let packed: Vec<(Packed, Option<usize>)> = records
+        .into_iter()
+        .map(|record| {
+            let before = objects.len();
+            let packed = pack_one(record, &mut objects);
+            (packed, (objects.len() > before).then_some(before))
+        })
+        .collect();
+    let (objects, refused) = if objects.is_empty() {
+        (Vec::new(), Vec::new())
+    } else {
+        language.pack(objects)
+    };
+    // A record has one object at most.
+    let travels =
+        |object: Option<usize>| object.is_none_or(|place| !refused.iter().any(|(no, _)| *no == place));
+    let batch = Batch {
+        records: packed
+            .into_iter()
+            .filter(|(_, object)| travels(*object))
+            .map(|(packed, _)| packed)
+            .collect(),
+        objects: ByteBuf::from(objects),
+    };
+    let failures = refused.into_iter().map(|(_, failure)| failure).collect();
+    // Plain data: nothing in it can fail to be written to memory.
+    (rmp_serde::to_vec(&batch).unwrap_or_default(), failures)
+}
+
+fn pack_one(record: Record, objects: &mut Vec<Record>) -> Packed {
+    match record {
+        Record::Native(value) => value.into(),
+        Record::Group { key, value } => Packed::Group(key.into(), Box::new(pack_one(*value, objects))),
+        Record::Keyed { key, record } => Packed::Keyed(key.into(), Box::new(pack_one(*record, objects))),
+        object @ Record::Foreign(_) => {
+            objects.push(object);
+            Packed::Object
+        }
+    }
+}
+
+/// The records that another shard has sent.
+///
+/// # Errors
+/// They cannot be read here.
+pub fn unpack(language: &dyn Language, bytes: &[u8]) -> Result<Vec<Record>, Failure> {
+    let damaged =
+        |error: &dyn std::fmt::Display| format!("ERR records of another shard cannot be read: {error}");
+    let batch: Batch = rmp_serde::from_slice(bytes).map_err(|error| damaged(&error))?;
+    let objects = if batch.objects.is_empty() {
+        Vec::new()
+    } else {
+        language.unpack(&batch.objects)?
+    };
+    let mut objects = objects.into_iter();
+    let records = batch.records.into_iter();
+    records
+        .map(|packed| unpack_one(packed, &mut objects).ok_or_else(|| damaged(&"an object is missing")))
+        .collect()
+}
+
+fn unpack_one(packed: Packed, objects: &mut impl Iterator<Item = Record>) -> Option<Record> {
+    Some(match packed {
+        Packed::Group(key, value) => Record::group(key.into_vec(), unpack_one(*value, objects)?),
+        Packed::Keyed(key, record) => Record::Keyed {
+            key: key.into_vec(),
+            record: Box::new(unpack_one(*record, objects)?),
+        },
+        Packed::Object => objects.next()?,
+        plain => Record::Native(unpack_value(plain)?),
+    })
+}
+
+fn unpack_value(packed: Packed) -> Option<Value> {
+    Some(match packed {
+        Packed::None => Value::None,
+        Packed::Int(number) => Value::Int(number),
+        Packed::Text(text) => Value::Text(text.into_vec()),
+        Packed::List(items) => Value::List(items.into_iter().map(unpack_value).collect::<Option<_>>()?),
+        Packed::Dict(fields) => Value::Dict(
+            fields
+                .into_iter()
+                .map(|(name, value)| Some((Cow::Owned(name.into_vec()), unpack_value(value)?)))
+                .collect::<Option<_>>()?,
+        ),
+        Packed::Group(..) | Packed::Keyed(..) | Packed::Object => return None,
+    })
+}

@@ -1,0 +1,131 @@
+"""A Redis Cluster of real servers for tests: `make_cluster` puts it together in a second or two.
+
+Masters share the slots evenly, as `redis-cli --cluster create` does it; replica `n` follows master `n`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Sequence
+
+import redis
+
+from helpers import Arg, Server, as_dict, wait_until
+from proxy import Proxy
+
+SLOTS = 16384
+NODE_TIMEOUT_MS = 2000
+
+
+class Cluster:
+    """Masters and replicas that know each other, with links between the module's shards."""
+
+    def __init__(self, masters: Sequence[Server], replicas: Sequence[Server]) -> None:
+        self.masters = list(masters)
+        self.replicas = list(replicas)
+
+    @property
+    def nodes(self) -> list[Server]:
+        return [*self.masters, *self.replicas]
+
+    def __getitem__(self, number: int) -> Server:
+        return self.masters[number]
+
+    def client(self, **options: Any) -> redis.RedisCluster:
+        """A client that finds the shard of each key."""
+        first = self.masters[0]
+        return redis.RedisCluster(host=first.host, port=first.port, **{"decode_responses": True, **options})
+
+    def shard_of(self, key: str) -> Server:
+        """The master that owns a key."""
+        slot = self.masters[0].client().execute_command("CLUSTER", "KEYSLOT", key)
+        count = len(self.masters)
+        return next(
+            server for number, server in enumerate(self.masters) if slot < round((number + 1) * SLOTS / count)
+        )
+
+    def fill(self, pairs: dict[str, Any]) -> None:
+        """Stores strings, each on its shard."""
+        client = self.client()
+        for key, value in pairs.items():
+            client.set(key, value)
+        client.close()
+
+
+def node_id(server: Server) -> str:
+    """The id of a node."""
+    return str(server.client().execute_command("CLUSTER", "MYID"))
+
+
+def info_cluster(server: Server) -> dict[str, dict[str, Any]]:
+    """The shards that RG.INFOCLUSTER shows, by id; empty while there is no cluster."""
+    reply = server.client().execute_command("RG.INFOCLUSTER")
+    if reply == "no cluster mode":
+        return {}
+    return {shard["id"]: shard for shard in map(as_dict, reply[4])}
+
+
+def is_linked(server: Server, count: int) -> bool:
+    """Whether a server knows `count` shards and all of them have answered."""
+    shards = info_cluster(server)
+    figures = server.client().info("rg_cluster")
+    return (
+        len(shards) == count
+        and all(shard["runid"] for shard in shards.values())
+        and figures["rg_links_connected"] == count - 1
+    )
+
+
+def meet(servers: Sequence[Server], first_epoch: int = 1) -> None:
+    """Makes nodes know each other."""
+    for epoch, server in enumerate(servers, first_epoch):
+        server.client().execute_command("CLUSTER", "SET-CONFIG-EPOCH", epoch)
+    for server in servers[1:]:
+        servers[0].client().execute_command("CLUSTER", "MEET", server.host, server.port)
+
+
+def make_cluster(
+    start_server: Callable[..., Server],
+    masters: int = 3,
+    replicas: int = 0,
+    *,
+    args: Sequence[Arg] = (),
+    module_args: Sequence[Arg] = (),
+    proxies: Sequence[Proxy] = (),
+) -> Cluster:
+    """Starts `masters` masters and a replica for each of the first `replicas` ones.
+
+    `proxies`: what stands in front of each node, for other nodes and for clients that go by what the cluster tells.
+    """
+    options = ["--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS), *args]
+    servers = []
+    for number in range(masters + replicas):
+        announced = ["--cluster-announce-port", str(proxies[number].port)] if proxies else []
+        servers.append(start_server(args=[*options, *announced], module_args=module_args))
+        if proxies:
+            proxies[number].target = servers[number].port
+            bus = str(servers[number].port + 10000)
+            servers[number].client().config_set("cluster-announce-bus-port", bus)
+    cluster = Cluster(servers[:masters], servers[masters:])
+    for number, server in enumerate(cluster.masters):
+        first, last = round(number * SLOTS / masters), round((number + 1) * SLOTS / masters) - 1
+        server.client().execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+    meet(servers)
+    known = lambda server: server.client().execute_command("CLUSTER INFO")
+    for server in servers:
+        wait_until(lambda: known(server)["cluster_known_nodes"] == str(len(servers)), 20, "all nodes are known")
+    for server, master in zip(cluster.replicas, cluster.masters):
+        master_id = node_id(master)
+        wait_until(lambda: _replicate(server, master_id), 20, "the replica knows its master")
+        wait_until(lambda: server.client().info("replication").get("master_link_status") == "up", 20)
+    for server in servers:
+        wait_until(lambda: known(server)["cluster_state"] == "ok", 20, "the cluster is up")
+    for server in cluster.masters:
+        wait_until(lambda: is_linked(server, masters), 20, "all shards are linked")
+    return cluster
+
+
+def _replicate(server: Server, master_id: str) -> bool:
+    try:
+        return bool(server.client().execute_command("CLUSTER", "REPLICATE", master_id))
+    except redis.ResponseError:
+        return False
