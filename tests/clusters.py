@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Callable, Sequence
 
 import redis
+from redis.crc import key_slot
 
 from helpers import Arg, Server, as_dict, wait_until
 from proxy import Proxy
@@ -37,7 +38,7 @@ class Cluster:
 
     def shard_of(self, key: str) -> Server:
         """The master that owns a key."""
-        slot = self.masters[0].client().execute_command("CLUSTER", "KEYSLOT", key)
+        slot = key_slot(key.encode())
         count = len(self.masters)
         return next(
             server for number, server in enumerate(self.masters) if slot < round((number + 1) * SLOTS / count)
@@ -45,10 +46,17 @@ class Cluster:
 
     def fill(self, pairs: dict[str, Any]) -> None:
         """Stores strings, each on its shard."""
-        client = self.client()
+        pipelines = {server.port: server.client().pipeline(transaction=False) for server in self.masters}
         for key, value in pairs.items():
-            client.set(key, value)
-        client.close()
+            pipelines[self.shard_of(key).port].set(key, value)
+        for pipeline in pipelines.values():
+            pipeline.execute()
+
+    def wait_linked(self) -> None:
+        """Waits until the cluster is up and all shards talk to each other."""
+        for server in self.masters:
+            wait_until(lambda: server.client().execute_command("CLUSTER INFO")["cluster_state"] == "ok", 20)
+            wait_until(lambda: is_linked(server, len(self.masters)), 20, "all shards are linked")
 
 
 def node_id(server: Server) -> str:
@@ -119,8 +127,7 @@ def make_cluster(
         wait_until(lambda: server.client().info("replication").get("master_link_status") == "up", 20)
     for server in servers:
         wait_until(lambda: known(server)["cluster_state"] == "ok", 20, "the cluster is up")
-    for server in cluster.masters:
-        wait_until(lambda: is_linked(server, masters), 20, "all shards are linked")
+    cluster.wait_linked()
     return cluster
 
 
