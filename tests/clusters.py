@@ -10,7 +10,7 @@ from typing import Any, Callable, Sequence
 import redis
 from redis.crc import key_slot
 
-from helpers import Arg, Server, as_dict, wait_until
+from helpers import Arg, Server, as_dict, free_port, wait_until
 from proxy import Proxy
 
 SLOTS = 16384
@@ -83,14 +83,6 @@ def is_linked(server: Server, count: int) -> bool:
     )
 
 
-def meet(servers: Sequence[Server], first_epoch: int = 1) -> None:
-    """Makes nodes know each other."""
-    for epoch, server in enumerate(servers, first_epoch):
-        server.client().execute_command("CLUSTER", "SET-CONFIG-EPOCH", epoch)
-    for server in servers[1:]:
-        servers[0].client().execute_command("CLUSTER", "MEET", server.host, server.port)
-
-
 def make_cluster(
     start_server: Callable[..., Server],
     masters: int = 3,
@@ -99,15 +91,22 @@ def make_cluster(
     args: Sequence[Arg] = (),
     module_args: Sequence[Arg] = (),
     proxies: Sequence[Proxy] = (),
+    tls: bool = False,
 ) -> Cluster:
     """Starts `masters` masters and a replica for each of the first `replicas` ones.
+
+    `tls`: nodes listen for TLS, too, on a port of its own.
 
     `proxies`: what stands in front of each node, for other nodes and for clients that go by what the cluster tells.
     """
     options = ["--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS), *args]
-    servers = []
+    servers: list[Server] = []
+    ports: dict[int, int] = {}
     for number in range(masters + replicas):
         announced = ["--cluster-announce-port", str(proxies[number].port)] if proxies else []
+        if tls:
+            ports[number] = free_port()
+            announced += ["--tls-port", str(ports[number])]
         servers.append(start_server(args=[*options, *announced], module_args=module_args))
         if proxies:
             proxies[number].target = servers[number].port
@@ -117,7 +116,11 @@ def make_cluster(
     for number, server in enumerate(cluster.masters):
         first, last = round(number * SLOTS / masters), round((number + 1) * SLOTS / masters) - 1
         server.client().execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
-    meet(servers)
+    for number, server in enumerate(servers):
+        server.client().execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        if number > 0:
+            # Over TLS the nodes' bus is beside the port for TLS.
+            servers[0].client().execute_command("CLUSTER", "MEET", server.host, ports.get(number, server.port))
     known = lambda server: server.client().execute_command("CLUSTER INFO")
     for server in servers:
         wait_until(lambda: known(server)["cluster_known_nodes"] == str(len(servers)), 20, "all nodes are known")

@@ -90,6 +90,8 @@ class Server:
         if python_env is not None:
             self.module_args += ["PythonVenv", os.fspath(python_env)]
         self.args = list(args)
+        self.credentials: dict[str, str] = {}
+        """What clients made from now on log in with: `username`, `password`."""
         self.version: tuple[int, ...] = ()
         self.is_valkey = False
         self.death_expected = False
@@ -217,7 +219,7 @@ class Server:
     def client(self, **options: Any) -> redis.Redis:
         """A client of its own: RESP2, text replies, no retries (a test sees each error), closed after the test."""
         defaults = {"decode_responses": True, "protocol": 2, "socket_timeout": 30, "retry": Retry(NoBackoff(), 0)}
-        client = redis.Redis(host=self.host, port=self.port, **{**defaults, **options})
+        client = redis.Redis(host=self.host, port=self.port, **{**defaults, **self.credentials, **options})
         self._clients.append(client)
         return client
 
