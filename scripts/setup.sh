@@ -14,11 +14,11 @@ fail() { say "$*" >&2; exit 1; }
 have() { command -v "$1" >/dev/null 2>&1; }
 
 # --- Rust ------------------------------------------------------------------------------------------------------------
-have cargo && have rustc || fail "Rust 1.85 or newer is needed, found none: install it with rustup"
+have cargo && have rustc || fail "Rust 1.88 or newer is needed, found none: install it with rustup"
 rust=$(rustc --version 2>/dev/null | awk '{print $2}') || rust=
 [ -n "$rust" ] || fail "rustc does not run: repair it with rustup"
-[ "$(printf '1.85\n%s\n' "$rust" | sort -V | head -n 1)" = 1.85 ] ||
-    fail "Rust 1.85 or newer is needed, found $rust: install it with rustup"
+[ "$(printf '1.88\n%s\n' "$rust" | sort -V | head -n 1)" = 1.88 ] ||
+    fail "Rust 1.88 or newer is needed, found $rust: install it with rustup"
 if [ "$mode" = test ]; then
     for component in clippy rustfmt; do
         have "cargo-${component/rustfmt/fmt}" || fail "cargo ${component/rustfmt/fmt} is needed: rustup component add $component"

@@ -348,8 +348,8 @@ unsafe extern "C" fn on_info(request: *mut raw::RedisModuleInfoCtx, for_crash_re
     // SAFETY: the server calls this with its own argument.
     unsafe {
         info::run(request, |info| {
-            report::fill(info, &pinion.engine, &pinion.cluster)
-        })
+            report::fill(info, &pinion.engine, &pinion.cluster);
+        });
     };
 }
 

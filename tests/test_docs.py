@@ -2,7 +2,8 @@
 
 In each page of docs/ and in the README, the blocks are taken in their order, on a fresh server with the module (6379 in
 the text) and a plain one (6380): a `python` block is sent as a script and takes the place of the one before it; a `redis`
-block is a play of commands and replies, one redis-cli session for each stretch with one port.
+block is a play of commands and replies, one redis-cli session for each stretch with one port. 7001 to 7003 are the shards
+of a cluster.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Callable, Iterator, NamedTuple
 
 import pytest
 
+from clusters import make_cluster
 from helpers import Server, wait_until
 from servers import ROOT
 
@@ -67,6 +69,8 @@ def test_page(page: Path, start_server: Callable[..., Server]) -> None:
     source = start_server(module=False)
     cache = start_server(module_args=["sourcePort", source.port])
     servers = {"6379": cache, "6380": source}
+    if "7001>" in page.read_text():
+        servers |= zip(["7001", "7002", "7003"], make_cluster(start_server).masters)
     for kind, block in BLOCK.findall(page.read_text()):
         if kind == "python":
             for registration in cache.registrations():

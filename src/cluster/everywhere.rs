@@ -224,9 +224,7 @@ impl Cluster {
                 })
                 .map_err(|error| error.to_string())
                 .and_then(|requirement| {
-                    packages
-                        .install(std::slice::from_ref(&requirement))
-                        .map_err(|error| error.to_string())?;
+                    packages.install(std::slice::from_ref(&requirement))?;
                     lock::with_lock(|lock| persistence.import(lock, &requirement))
                         .map_err(|error| error.to_string())
                 });

@@ -97,7 +97,7 @@ impl Cluster {
             kind if kind == KIND.as_bytes() => match Message::decode(word(4)) {
                 Ok(message) => self.receive(lock, shard, message),
                 Err(error) => {
-                    api::log_warning(&format!("a message of shard {shard} cannot be read: {error}"))
+                    api::log_warning(&format!("a message of shard {shard} cannot be read: {error}"));
                 }
             },
             kind if kind == TEST_KIND.as_bytes() => {

@@ -62,7 +62,7 @@ pub trait Language: Send + Sync {
 
     /// Objects of the language as bytes, for [`Language::unpack`] on another shard; with the places of those that cannot
     /// travel, which are left out, and why.
-    fn pack(&self, objects: Vec<Record>) -> (Vec<u8>, Vec<(usize, Failure)>);
+    fn pack(&self, objects: Vec<Record>) -> Packed;
 
     /// Makes the objects again, in their order.
     ///
@@ -88,6 +88,9 @@ pub trait Language: Send + Sync {
     /// The text of the error that a comparison raised.
     fn sort(&self, records: Vec<Record>, descending: bool) -> Result<Vec<Record>, Failure>;
 }
+
+/// Objects as bytes, and the places and errors of those that could not become any.
+pub type Packed = (Vec<u8>, Vec<(usize, Failure)>);
 
 /// A set of records.
 pub trait Distinct: Send {

@@ -651,7 +651,7 @@ mod tests {
         fn load(&self, _image: &[u8], _session: &Session) -> Result<Arc<dyn Function>, Failure> {
             Ok(Arc::new(Arithmetic))
         }
-        fn pack(&self, _objects: Vec<Record>) -> (Vec<u8>, Vec<(usize, Failure)>) {
+        fn pack(&self, _objects: Vec<Record>) -> crate::engine::language::Packed {
             (Vec::new(), Vec::new())
         }
         fn unpack(&self, _bytes: &[u8]) -> Result<Vec<Record>, Failure> {

@@ -71,9 +71,7 @@ impl Persistence {
             .map(|bytes| archive::decode(bytes).and_then(|files| self.packages.store(&files)))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| error.to_string())?;
-        self.packages
-            .restore(&stored)
-            .map_err(|error| error.to_string())?;
+        self.packages.restore(&stored)?;
         Ok(stored)
     }
 

@@ -17,7 +17,7 @@ use super::{
     kept::kept,
 };
 use crate::engine::{
-    language::{Failure, Function},
+    language::{Failure, Function, Packed},
     record::Record,
     session::Session,
 };
@@ -84,7 +84,7 @@ fn load_code(py: Python<'_>, image: &[u8], session: &Session) -> PyResult<Code> 
 }
 
 /// Objects as bytes for another shard, with the places of those that cannot travel and why.
-pub fn pack(py: Python<'_>, records: Vec<Record>) -> PyResult<(Vec<u8>, Vec<(usize, Failure)>)> {
+pub fn pack(py: Python<'_>, records: Vec<Record>) -> PyResult<Packed> {
     let objects = records.into_iter().map(|record| record_object(py, record));
     let objects = PyList::new(py, objects.collect::<PyResult<Vec<_>>>()?)?;
     let packed = serial(py)?.call_method1("pack", (objects,))?;

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     engine::{
-        language::{Distinct, Failure, Function, Language},
+        language::{Distinct, Failure, Function, Language, Packed},
         record::{Record, Value},
         session::Session,
         stop::Stop,
@@ -106,7 +106,7 @@ impl Language for CPython {
         image::load(image, session)
     }
 
-    fn pack(&self, objects: Vec<Record>) -> (Vec<u8>, Vec<(usize, Failure)>) {
+    fn pack(&self, objects: Vec<Record>) -> Packed {
         let count = objects.len();
         Python::attach(|py| {
             image::pack(py, objects).unwrap_or_else(|error| {

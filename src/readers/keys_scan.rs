@@ -118,7 +118,7 @@ impl KeysScan {
             steps += 1;
             // Records that nobody sees take no room; asking for the time takes longer than a step over an empty place.
             let is_full = self.scan.content != Content::Unseen && self.ready.len() >= ahead;
-            if is_full || size >= AHEAD_BYTES || (steps % 8 == 0 && Instant::now() >= until) {
+            if is_full || size >= AHEAD_BYTES || (steps.is_multiple_of(8) && Instant::now() >= until) {
                 break;
             }
         }
