@@ -23,7 +23,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Callable, Optional, Protocol
+from typing import Any, Callable, Optional, Protocol, Sequence
 
 from client import HOST, Client, Failure, as_dict
 
@@ -66,8 +66,8 @@ def free_port() -> int:
 class Server:
     """One server process on a free port, alive inside `with`. Keeps nothing: no RDB, no AOF, a scratch directory."""
 
-    def __init__(self, binary: Path, side: str, *, module: bool) -> None:
-        self.binary, self.side, self.module = binary, side, module
+    def __init__(self, binary: Path, side: str, *, module: bool, args: Sequence[str] = ()) -> None:
+        self.binary, self.side, self.module, self.args = binary, side, module, args
         self.version = ""
         self.native_hits = False
         self.source_port: Optional[int] = None
@@ -77,7 +77,7 @@ class Server:
         self.log_path = self.dir / "server.log"
         self.port = free_port()
         line = [str(self.binary), "--port", str(self.port), "--bind", HOST, "--dir", str(self.dir)]
-        line += ["--save", "", "--appendonly", "no"]
+        line += ["--save", "", "--appendonly", "no", *self.args]
         if self.module:
             line += ["--loadmodule", str(module_path())]
         with self.log_path.open("wb") as log:

@@ -29,6 +29,7 @@ from typing import Any, NoReturn, Union
 
 import report
 from batch import BATCH, Stall, Work
+from cluster import CLUSTER
 from events import EVENTS
 from harness import ROOT, Failure, module_path, progress
 from loaders import LOADERS
@@ -40,7 +41,7 @@ import servers  # noqa: E402  the binaries are those of the tests
 
 AnyScenario = Union[Scenario, Work, Stall, Resource]
 
-EVERY: dict[str, AnyScenario] = {**SCENARIOS, **EVENTS, **LOADERS, **BATCH, **RESOURCES}
+EVERY: dict[str, AnyScenario] = {**SCENARIOS, **EVENTS, **LOADERS, **BATCH, **RESOURCES, **CLUSTER}
 GROUPS = list(dict.fromkeys(scenario.group for scenario in EVERY.values()))
 DEFAULT_SERVERS = ["redis-7.0", "redis-8.2"]
 DEFAULT_REPEAT = 5
