@@ -12,7 +12,7 @@ from typing import Any, Callable
 
 import pytest
 
-from helpers import Server, ServerDied, wait_until
+from helpers import Server, ServerDied, as_dict, wait_until
 from probes import error_of
 
 ZEROS = "0" * 40
@@ -42,6 +42,17 @@ GB('CommandReader').map(lambda words: words[1]).register(trigger='echo', mode='s
 GB('CommandReader').map(lambda words: 'hooked ' + call_next(*words[1:])).register(
     hook='ECHO', mode='sync')
 GB('CommandReader').aggregate(0, lambda a, r: a + len(r), lambda a, r: a + r).register(trigger='sum', mode='sync')
+"""
+
+
+# A time event with a key.
+TICK = """
+ticks = 0
+def tick():
+    global ticks
+    ticks += 1
+    execute('SET', 'ticks', ticks)
+registerTE(1, tick, 'timer')
 """
 
 
@@ -438,19 +449,48 @@ def type_number(name: str, version: int = 5) -> int:
 DATA = Path(__file__).parent / "data"
 
 
+def samples(pattern: str) -> list[Any]:
+    """Files that earlier versions wrote (data/make.py)."""
+    return [pytest.param(path, id=path.stem) for path in sorted(DATA.glob(pattern))]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "number"), [("step-*.bin", 1), ("requirement-*.bin", 1), ("dump-*.rdb", 2), ("timer-*.rdb", 2)]
+)
+def test_no_sample_is_missing(pattern: str, number: int) -> None:
+    """A test without any sample would pass unnoticed."""
+    assert len(samples(pattern)) >= number
+
+
+def own_python(server: Server, sample: Path) -> bool:
+    """True if the server runs the Python that wrote the sample: its functions load there only."""
+    python = server.run("GB('ShardsIDReader').map(lambda _: '%d.%d' % __import__('sys').version_info[:2]).run()")[0][0]
+    return sample.stem.endswith(python)
+
+
 def check_frozen(server: Server, sample: Path) -> None:
     """Functions run on the Python that saved them, and are told of elsewhere."""
     entries = server.registrations()
     assert [entry["id"] for entry in entries] == [f"{ZEROS}-{n}" for n in (1, 3, 5, 7, 9, 11)]
     assert entries[0]["desc"] == "keys"
-    python = server.run("GB('ShardsIDReader').map(lambda _: '%d.%d' % __import__('sys').version_info[:2]).run()")[0][0]
-    if sample.stem.endswith(python):
+    if own_python(server, sample):
         check_all_work(server)
     else:
         assert all("saved by Python" in entry["RegistrationData"]["lastError"] for entry in entries)
 
 
-@pytest.mark.parametrize("sample", sorted(DATA.glob("step-*.bin")), ids=lambda path: path.stem)
+def start_with(start_server: Callable[..., Server], sample: Path) -> Server:
+    """A server that loads an RDB file."""
+    server = start_server()
+    rdb_version = int(sample.read_bytes()[5:9])
+    if server.version < (7, 2) and rdb_version > 10:
+        pytest.skip("the file is too new for this server")
+    server.stop()
+    shutil.copy(sample, server.dir / "dump.rdb")
+    return server.start()
+
+
+@pytest.mark.parametrize("sample", samples("step-*.bin"))
 def test_frozen_steps_still_load(start_server: Callable[..., Server], sample: Path) -> None:
     """Steps of AOF files that earlier versions wrote."""
     server = start_server(args=AOF)
@@ -461,15 +501,33 @@ def test_frozen_steps_still_load(start_server: Callable[..., Server], sample: Pa
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("sample", sorted(DATA.glob("dump-*.rdb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("sample", samples("dump-*.rdb"))
 def test_frozen_files_still_load(start_server: Callable[..., Server], sample: Path) -> None:
     """RDB files that earlier versions wrote: on a server without sections that can be left out, and on one that has them."""
-    server = start_server()
-    server.stop()
-    rdb_version = int(sample.read_bytes()[5:9])
-    if server.version < (7, 2) and rdb_version > 10:
-        pytest.skip("the file is too new for this server")
-    shutil.copy(sample, server.dir / "dump.rdb")
-    server.start()
+    server = start_with(start_server, sample)
     check_frozen(server, sample)
     assert server.client().keys("*pinion*") == []
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("sample", samples("timer-*.rdb"))
+def test_frozen_time_events_still_run(start_server: Callable[..., Server], sample: Path) -> None:
+    server = start_with(start_server, sample)
+    client = server.client()
+    assert client.keys("*") == ["timer"] or client.exists("ticks")
+    if own_python(server, sample):
+        wait_until(lambda: int(client.get("ticks") or 0) >= 1)
+
+
+@pytest.mark.parametrize("sample", samples("requirement-*.bin"))
+def test_frozen_requirements_still_install(start_server: Callable[..., Server], sample: Path) -> None:
+    """Requirements of AOF files that earlier versions wrote, and what RG.PYEXPORTREQ gave."""
+    server = start_server(args=AOF)
+    server.stop()
+    write_aof(server, [[b"SELECT", b"0"], [b"RG.PYIMPORTRETINTERNAL", sample.read_bytes()]])
+    server.start()
+    dump = lambda: [as_dict(entry) for entry in server.client().execute_command("RG.PYDUMPREQS")]  # noqa: E731
+    wait_until(lambda: [(r["Name"], r["IsInstalled"]) for r in dump()] == [("pinion-demo==1.0", "yes")], timeout=60)
+    importing = "import pinion_demo\nGB('ShardsIDReader').map(lambda _: pinion_demo.VERSION).run()"
+    assert server.run(importing) == [["1.0"], []]
+    assert server.client().execute_command("RG.PYIMPORTREQ", sample.read_bytes()) == "OK"
