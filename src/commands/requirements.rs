@@ -5,9 +5,10 @@ use std::sync::Arc;
 use crate::{
     engine::{Engine, requirement::Requirement},
     error::Error,
-    persistence::{Persistence, files_of, read_archive, write_archive},
+    persistence::{Header, Persistence, files_of, read_archive, read_header, write_archive},
     python::Packages,
     redis::{
+        api,
         command::{Answer, Command},
         lock::{self, Lock},
         reply::Reply,
@@ -44,7 +45,7 @@ pub(super) fn entry(engine: &Engine, lock: Lock<'_>, requirement: &Arc<Requireme
     let yes = |is: bool| Reply::bulk(if is { "yes" } else { "no" });
     Reply::Array(vec![
         Reply::bulk("GearReqVersion"),
-        Reply::Int(1),
+        Reply::Int(2),
         Reply::bulk("Name"),
         Reply::bulk(&requirement.name),
         Reply::bulk("IsDownloaded"),
@@ -56,7 +57,7 @@ pub(super) fn entry(engine: &Engine, lock: Lock<'_>, requirement: &Arc<Requireme
         Reply::bulk("Wheels"),
         Reply::bulks(&requirement.wheels),
         Reply::bulk("Path"),
-        Reply::bulk(requirement.directory.to_string_lossy().into_owned()),
+        Reply::bulk(requirement.directory().to_string_lossy().into_owned()),
         Reply::bulk("RefCount"),
         Reply::Int(users as i64 + i64::from(is_known)),
         Reply::bulk("IsInReqDictionary"),
@@ -98,30 +99,44 @@ pub fn import(
     if !command.may_block() {
         return Err(Error::CannotRunHere);
     }
-    let chunks = command.argv().skip(1).to_vecs();
-    let files = read_archive(&chunks.concat())?;
-    packages.check(std::slice::from_ref(&files.name))?;
+    let archive = command.argv().skip(1).to_vecs().concat();
+    let header = read_header(&archive)?;
+    packages.check(std::slice::from_ref(&header.name))?;
     let client = command.block();
     let (persistence, packages) = (Arc::clone(persistence), Arc::clone(packages));
     Arc::clone(&packages).later(move || {
-        let known = lock::with_lock(|lock| persistence.known(lock, &files.name));
-        let stored = match known {
-            // One that is known keeps its files.
-            Some(known) => Ok(known),
-            None => packages.store(&files),
-        };
-        let installed = stored.and_then(|requirement| {
-            packages
-                .install(std::slice::from_ref(&requirement))
-                .map_err(|error| {
-                    crate::redis::api::log_warning(&format!("a requirement was not installed: {error}"));
-                    Error::ImportNotInstalled
-                })?;
-            Ok(requirement)
-        });
-        let reply =
-            lock::with_lock(|lock| installed.and_then(|requirement| persistence.import(lock, &requirement)));
-        client.answer(reply.map_or_else(Reply::from, |()| Reply::bulk("OK")));
+        let done = install(&persistence, &packages, &header, archive);
+        client.answer(done.map_or_else(Reply::from, |()| Reply::bulk("OK")));
     });
     Ok(Answer::Done)
+}
+
+/// Installs what an archive holds, and makes it known. On the thread for requirements.
+fn install(
+    persistence: &Persistence,
+    packages: &Packages,
+    header: &Header,
+    archive: Vec<u8>,
+) -> Result<(), Error> {
+    let files = read_archive(&archive)?;
+    let known = lock::with_lock(|lock| persistence.known(lock, &header.name));
+    let known = known
+        .filter(|known| known.is_installed())
+        .and_then(|known| Some((files_of(&known).ok()?, known)));
+    let (requirement, archive) = match known {
+        // One that is known keeps its files.
+        Some((files, known)) => (known, write_archive(&files)),
+        None => {
+            let requirement = Arc::new(packages.requirement(header));
+            packages.store(&requirement, &files)?;
+            (requirement, archive)
+        }
+    };
+    packages
+        .install(std::slice::from_ref(&requirement))
+        .map_err(|error| {
+            api::log_warning(&format!("a requirement was not installed: {error}"));
+            Error::ImportNotInstalled
+        })?;
+    lock::with_lock(|lock| persistence.import(lock, &requirement, &archive))
 }
