@@ -614,3 +614,27 @@ def test_files_travel_once(start_server: Callable[..., Server], packages: Path) 
     settle(replica)
     assert names(replica) == ["pinion-big"]
     assert replica.log().count("Successfully installed") == 1
+
+
+def test_the_requirement_of_a_time_event(start_server: Callable[..., Server], packages: Path) -> None:
+    """A script that registers nothing else: its requirement is in files and on replicas all the same."""
+    script = """
+import pinion_demo
+def tick():
+    execute('SET', 'version', pinion_demo.VERSION)
+registerTE(1, tick, 'timer')
+"""
+    master, replica = start_server(args=AOF), start_server(args=AOF)
+    attach(replica, master)
+    assert master.run(script, "ID", "t", "REQUIREMENTS", "pinion-demo==1.0") == "OK"
+    wait_until(lambda: names(replica) == ["pinion-demo==1.0"] and replica.client().exists("timer"))
+    replica.client().execute_command("REPLICAOF", "NO", "ONE")
+    replica.client().delete("version")
+    wait_until(lambda: replica.client().get("version") == "1.0", timeout=60)
+    master.stop(kill=True)
+    shutil.rmtree(master.dir / "pinion-requirements")
+    shutil.rmtree(packages)
+    master.start()
+    master.client().delete("version")
+    wait_until(lambda: master.client().get("version") == "1.0", timeout=60)
+    assert names(master) == ["pinion-demo==1.0"]
