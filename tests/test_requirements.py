@@ -420,6 +420,32 @@ def test_a_master_that_is_demoted_while_pip_runs(start_server: Callable[..., Ser
     assert requirements(old) == []
 
 
+def test_what_a_killed_process_left_is_deleted(start_server: Callable[..., Server], packages: Path) -> None:
+    """Unless another server may need it."""
+    server = start_server(args=AOF)
+    server.run("1", "REQUIREMENTS", "pinion-demo==1.0")
+    base = server.dir / "pinion-requirements"
+    known = folders(server)
+
+    def leave() -> None:
+        for name in (".fetching_99999_pinion-user", ".storing_99999_pinion-user", "pinion-user_0123456789"):
+            (base / name).mkdir()
+            shutil.copy(packages / "pinion_user-1.0-py3-none-any.whl", base / name)
+
+    leave()
+    server.restart(kill=True)
+    wait_until(lambda: folders(server) == known)
+    leave()
+    (base / ".servers" / "another").touch()
+    old = base / ".fetching_99998_old"
+    old.mkdir()
+    os.utime(old, (0, 0))
+    left = [name for name in folders(server) if name != old.name]
+    server.restart(kill=True)
+    wait_until(lambda: folders(server) == left)
+    assert server.run(VERSION) == [["1.0"], []]
+
+
 # --- elsewhere ---
 
 

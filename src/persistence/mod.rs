@@ -9,6 +9,7 @@ mod step;
 use std::{
     ffi::CStr,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 pub use archive::{Header, decode as read_archive, encode as write_archive, header as read_header};
@@ -30,8 +31,8 @@ use crate::{
     python::{Files, Packages},
     readers::image::Readers,
     redis::{
-        api,
-        call::replicate,
+        api::{self, Features},
+        call::{call, replicate},
         command::{Answer, Command},
         guarded::Guarded,
         lock::{self, Lock},
@@ -87,6 +88,7 @@ impl Persistence {
             packages,
             kept: Guarded::default(),
         });
+        persistence.sweep_later();
         persistence
     }
 
@@ -600,6 +602,39 @@ impl Persistence {
     pub fn loading_failed(&self, lock: Lock<'_>) {
         self.loading_started(lock);
     }
+
+    /// Deletes what an earlier process has left of requirements, when this one has loaded its data and knows what it needs.
+    fn sweep_later(&self) {
+        let this = Weak::clone(&self.this);
+        self.engine.timers.after(SWEEP_DELAY, move |_| {
+            let Some(this) = this.upgrade() else { return };
+            let owner = lock::with_lock(|lock| (!this.engine.is_loading()).then(|| own_name(lock)));
+            match owner {
+                Some(owner) => {
+                    let packages = Arc::clone(&this.packages);
+                    this.packages.later(move || packages.sweep(&owner));
+                }
+                None => this.sweep_later(),
+            }
+        });
+    }
+}
+
+/// How long after the start, and after each look whether data are still loaded.
+const SWEEP_DELAY: Duration = Duration::from_secs(1);
+
+/// Tells this server from others that may use the same folder for requirements.
+fn own_name(lock: Lock<'_>) -> String {
+    let words: [&[u8]; 3] = [b"CONFIG", b"GET", b"*port"];
+    // In no order that stays.
+    let mut ports = match call(lock, Features::probe(), 0, &words.map(<[u8]>::to_vec)) {
+        Reply::Array(words) => words.iter().map(|word| format!("{word:?}")).collect(),
+        _ => Vec::new(),
+    };
+    ports.sort();
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let here = std::env::current_dir().unwrap_or_default();
+    format!("{host} {} {ports:?}", here.display())
 }
 
 impl Saved for Persistence {

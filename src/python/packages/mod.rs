@@ -5,6 +5,7 @@
 
 mod pip;
 mod specifier;
+mod sweep;
 
 use std::{
     ffi::CStr,
@@ -17,7 +18,7 @@ use std::{
 
 use pyo3::{prelude::*, sync::PyOnceLock, types::PyModule};
 
-use self::pip::Pip;
+use self::{pip::Pip, sweep::Owner};
 use super::interpreter::cstr;
 use crate::{
     config::{Config, REQUIREMENTS_DIR, REQUIREMENTS_POLICY},
@@ -39,6 +40,7 @@ pub struct Packages {
     base: PathBuf,
     pip: Pip,
     places: Arc<Places>,
+    owner: Owner,
     jobs: mpsc::Sender<Job>,
 }
 
@@ -83,6 +85,7 @@ impl Packages {
             },
             base,
             places: Arc::default(),
+            owner: Owner::default(),
             jobs,
         };
         let life = move || wanted.into_iter().for_each(|job| job());
@@ -160,6 +163,7 @@ impl Packages {
     /// A folder of this process for files that are not all there yet.
     fn unfinished(&self, what: &str, name: &str) -> io::Result<Unfinished> {
         let folder = Unfinished::make(&self.base, what, name)?;
+        self.owner.announce(&self.base)?;
         Ok(folder)
     }
 
@@ -257,6 +261,12 @@ impl Packages {
             requirement.set_installed();
         }
         Ok(())
+    }
+
+    /// Deletes what earlier processes of this server have left in its folder and nobody needs. `owner` tells it from other
+    /// servers that may use the same folder. On the thread for requirements, when the data are loaded.
+    pub fn sweep(&self, owner: &str) {
+        self.owner.sweep(&self.base, owner, &self.places);
     }
 
     fn use_installed(&self, wheels: &[PathBuf]) -> Result<(), String> {
