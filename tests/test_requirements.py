@@ -446,6 +446,22 @@ def test_what_a_killed_process_left_is_deleted(start_server: Callable[..., Serve
     assert server.run(VERSION) == [["1.0"], []]
 
 
+def test_the_policy_is_for_imports_too(start_server: Callable[..., Server], packages: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "allowed.txt"
+    listed.write_text("pinion-demo\n")
+    server = start_server(module_args=["RequirementsPolicy", listed])
+    evil = build_wheel(packages, "pinion-evil", "6.6")
+    demo = packages / "pinion_demo-1.0-py3-none-any.whl"
+    for wheels in ([evil], [demo, evil]):
+        error = error_of(server, archive_of("pinion-demo", *wheels), command="RG.PYIMPORTREQ")
+        assert error == "ERR the requirement 'pinion_evil==6.6' is not allowed on this server (RequirementsPolicy)"
+    assert error_of(server, archive_of("pinion-demo", ("x.whl", b"")), command="RG.PYIMPORTREQ").startswith("ERR 'x.whl' is not")
+    assert folders(server) == []
+    assert server.client().execute_command("RG.PYIMPORTREQ", archive_of("pinion-demo", demo)) == "OK"
+    listed.write_text("pinion-demo\nPinion.Evil == 6.6\n")
+    assert server.client().execute_command("RG.PYIMPORTREQ", archive_of("pinion-demo", demo, evil)) == "OK"
+
+
 # --- elsewhere ---
 
 

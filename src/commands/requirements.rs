@@ -102,6 +102,7 @@ pub fn import(
     let archive = command.argv().skip(1).to_vecs().concat();
     let header = read_header(&archive)?;
     packages.check(std::slice::from_ref(&header.name))?;
+    packages.check_wheels(&header.wheels)?;
     let client = command.block();
     let (persistence, packages) = (Arc::clone(persistence), Arc::clone(packages));
     Arc::clone(&packages).later(move || {

@@ -112,6 +112,19 @@ impl Packages {
         names.iter().try_for_each(check).map_err(Error::Text)
     }
 
+    /// Checks what an archive brings: where not everything is allowed, each of its wheels must be.
+    ///
+    /// # Errors
+    /// A wheel that RequirementsPolicy forbids.
+    pub fn check_wheels(&self, wheels: &[String]) -> Result<(), Error> {
+        let policy = self.config.text(REQUIREMENTS_POLICY);
+        if policy == "allow" {
+            return Ok(());
+        }
+        let check = |wheel: &String| specifier::check_policy(&policy, &specifier::of_wheel(wheel)?);
+        wheels.iter().try_for_each(check).map_err(Error::Text)
+    }
+
     /// Does `job` on the thread for requirements, after all that it was given before.
     pub fn later(&self, job: impl FnOnce() + Send + 'static) {
         // The receiver lives as long as the process.
