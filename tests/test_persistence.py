@@ -5,12 +5,14 @@ Spec: commands.md 4.4 and 6; python-api.md 7.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shutil
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+import redis
 
 from helpers import Server, ServerDied, as_dict, wait_until
 from probes import error_of
@@ -391,6 +393,144 @@ def test_ten_thousand_damaged_blobs(start_server: Callable[..., Server]) -> None
     server.start(timeout=60)
     assert state(server) == before
     assert server.log().count("Failed register session on replica, ") == len(damaged)
+
+
+def seal(content: bytes) -> bytes:
+    """A step with the digest that its content has."""
+    return b"PINION\x01" + hashlib.sha256(content).digest() + content
+
+
+def structure(content: bytes) -> list[int]:
+    """The places of a step that do not belong to the image of a function: what is in there is code."""
+    places = set(range(len(content)))
+    begin = content.find(b"py3.")
+    while begin >= 0:
+        if content[begin - 3] == 0xC5:
+            length = int.from_bytes(content[begin - 2 : begin], "big")
+        else:
+            length = content[begin - 1]
+        places -= set(range(begin, begin + length))
+        begin = content.find(b"py3.", begin + length)
+    return sorted(places)
+
+
+def use_everything(server: Server) -> None:
+    """Whatever is registered and however: the server answers."""
+    client = server.client()
+    for command in ("RG.DUMPREGISTRATIONS", "RG.PYDUMPSESSIONS VERBOSE", "RG.PYDUMPREQS", "INFO EVERYTHING"):
+        client.execute_command(*command.split())
+    for command in ("SET k:1 1", "GET m:1", "XADD s:1 * n 1", "ECHO x", "RG.TRIGGER echo x", "RG.TRIGGER sum"):
+        try:
+            client.execute_command(*command.split())
+        except redis.ResponseError:
+            pass
+    assert client.ping()
+
+
+def test_damage_behind_the_digest(start_server: Callable[..., Server]) -> None:
+    """Steps that were made wrong, not damaged on the way: each is an error, or registers something that harms nobody."""
+    server = start_server(args=AOF)
+    register(server, EVERYTHING, "ID", "all")
+    good = blob_of(server)
+    content = good[39:]
+    assert seal(content) == good
+    places = structure(content)
+    assert 500 < len(places) < len(content) - 1000
+    server.stop()
+    chance = random.Random(21)
+    ends = [[b"RG.INNERUNREGISTER", f"{ZEROS}-{number}".encode()] for number in (1, 3, 5, 7, 9, 11)]
+    for _ in range(5):
+        commands = [[b"SELECT", b"0"]]
+        for _ in range(300):
+            damaged = bytearray(content)
+            for _ in range(chance.randrange(1, 4)):
+                damaged[chance.choice(places)] ^= chance.randrange(1, 256)
+            commands += [*ends, [b"RG.INNERREGISTER", seal(bytes(damaged))]]
+        write_aof(server, commands)
+        server.start(timeout=60)
+        use_everything(server)
+        server.stop(kill=True)
+    write_aof(server, [[b"SELECT", b"0"], [b"RG.INNERREGISTER", good]])
+    server.start()
+    check_all_work(server)
+
+
+def test_damage_behind_the_digest_of_archives(start_server: Callable[..., Server]) -> None:
+    server = start_server(args=AOF)
+    server.stop()
+    # Nothing can be stored, so that pip has nothing to do with them.
+    (server.dir / "pinion-requirements").write_text("in the way")
+    content = (DATA / "requirement-v1.bin").read_bytes()[:-32]
+    chance = random.Random(22)
+    archives = []
+    for _ in range(500):
+        damaged = bytearray(content)
+        for _ in range(chance.randrange(1, 3)):
+            # Names and lengths stand in front.
+            damaged[chance.randrange(130)] ^= chance.randrange(1, 256)
+        archives.append(bytes(damaged) + hashlib.sha256(damaged).digest())
+    write_aof(server, [[b"SELECT", b"0"], *([b"RG.PYIMPORTRETINTERNAL", archive] for archive in archives)])
+    server.start(timeout=60)
+    dump = [as_dict(entry) for entry in server.client().execute_command("RG.PYDUMPREQS")]
+    assert dump and all(entry["IsInstalled"] == "no" for entry in dump)
+    assert all("/" not in wheel for entry in dump for wheel in entry["Wheels"])
+    for archive in archives:
+        assert error_of(server, archive, command="RG.PYIMPORTREQ")
+    use_everything(server)
+    assert list(server.dir.rglob("*.whl")) == []
+
+
+def crc64(data: bytes) -> int:
+    """As at the end of RDB files (Jones)."""
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x95AC9329AC4BC9B5 if byte & 1 else 0)
+        table.append(byte)
+    crc = 0
+    for byte in data:
+        crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
+    return crc
+
+
+@pytest.mark.matrix
+def test_damage_behind_the_digest_of_rdb_files(start_server: Callable[..., Server]) -> None:
+    """The section, or the key, with the right digest and the right checksum of the file: loaded or refused, never a crash."""
+    server = start_server(args=["--rdbcompression", "no"])
+    register(server, EVERYTHING, "ID", "all")
+    server.client().save()
+    server.stop(kill=True)
+    path = server.dir / "dump.rdb"
+    good = path.read_bytes()
+    assert crc64(good[:-8]) == int.from_bytes(good[-8:], "little")
+    # A length in two bytes stands in front of each step.
+    steps = []
+    begin = good.find(b"PINION")
+    while begin >= 0:
+        length = int.from_bytes(good[begin - 2 : begin], "big") & 0x3FFF
+        steps.append((begin, begin + length))
+        begin = good.find(b"PINION", begin + length)
+    assert len(steps) == 6
+    chance = random.Random(23)
+    outcomes = {"loaded": 0, "refused": 0}
+    for _ in range(30):
+        begin, end = chance.choice(steps)
+        content = bytearray(good[begin + 39 : end])
+        content[chance.choice(structure(bytes(content)))] ^= chance.randrange(1, 256)
+        damaged = good[:begin] + seal(bytes(content)) + good[end:-8]
+        path.write_bytes(damaged + crc64(damaged).to_bytes(8, "little"))
+        try:
+            server.start()
+        except ServerDied:
+            server.expect_death()
+            assert server.wait_exit() >= 0, server.log_tail()
+            assert "registrations of this file are refused" in server.log()
+            outcomes["refused"] += 1
+        else:
+            use_everything(server)
+            server.stop(kill=True)
+            outcomes["loaded"] += 1
+    assert min(outcomes.values()) > 0, outcomes
 
 
 def test_damaged_and_newer_steps_are_named(start_server: Callable[..., Server]) -> None:

@@ -129,6 +129,7 @@ impl<'a> Rest<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::persistence::step::tests::Chance;
 
     fn files() -> Files {
         Files {
@@ -168,6 +169,24 @@ mod tests {
             decode(&encode(&none)),
             Err(Error::BadArchive("requirement wheels amount"))
         );
+    }
+
+    #[test]
+    fn damage_behind_the_digest_is_an_error_or_another_archive() {
+        let good = encode(&files());
+        let content = &good[..good.len() - DIGEST];
+        let mut chance = Chance::new(9);
+        let mut readable = 0;
+        for _ in 0..10_000 {
+            let mut damaged = chance.damage(content);
+            damaged.extend(Sha256::digest(&damaged));
+            if let Ok(files) = decode(&damaged) {
+                assert!(files.wheels.iter().all(|(name, _)| is_file_name(name)));
+                assert_eq!(decode(&encode(&files)), Ok(files));
+                readable += 1;
+            }
+        }
+        assert!(readable > 500, "only {readable} came so far");
     }
 
     #[test]

@@ -355,7 +355,14 @@ impl Persistence {
         let mut wanted: Vec<Arc<Requirement>> = Vec::new();
         for requirement in held.flat_map(|held| &held.session.needs.requirements) {
             let is_it = |other: &Arc<Requirement>| Arc::ptr_eq(other, requirement);
-            if requirement.is_wanted() && !known.iter().any(is_it) && !wanted.iter().any(is_it) {
+            if !requirement.is_wanted() || known.iter().any(is_it) || wanted.iter().any(is_it) {
+                continue;
+            }
+            if known.iter().any(|known| known.name == requirement.name) {
+                // A later one has its name: as after a restart, the session gets that.
+                requirement.drop_archive(lock);
+                requirement.set_failed();
+            } else {
                 wanted.push(Arc::clone(requirement));
             }
         }

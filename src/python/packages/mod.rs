@@ -279,7 +279,16 @@ impl Packages {
     /// Deletes what earlier processes of this server have left in its folder and nobody needs. `owner` tells it from other
     /// servers that may use the same folder. On the thread for requirements, when the data are loaded.
     pub fn sweep(&self, owner: &str) {
-        self.owner.sweep(&self.base, owner, &self.places);
+        match self.owner.sweep(&self.base, owner, &self.places) {
+            Ok(deleted) => {
+                for folder in deleted {
+                    api::log_notice(&format!("{} was left over and is deleted", folder.display()));
+                }
+            }
+            Err(error) => {
+                api::log_warning(&format!("could not tidy up {}: {error}", self.base.display()));
+            }
+        }
     }
 
     fn use_installed(&self, wheels: &[PathBuf]) -> Result<(), String> {

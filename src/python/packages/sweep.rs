@@ -8,7 +8,7 @@ use std::{
     fs::{self, File},
     io,
     os::fd::AsRawFd,
-    path::Path,
+    path::{Path, PathBuf},
     sync::OnceLock,
     time::Duration,
 };
@@ -16,7 +16,7 @@ use std::{
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
-use crate::{engine::requirement::Places, redis::api};
+use crate::engine::requirement::Places;
 
 use super::FOLDER_DIGEST;
 
@@ -34,19 +34,19 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// Deletes what is left over. `owner` is different for each server.
-    pub fn sweep(&self, base: &Path, owner: &str, places: &Places) {
+    /// Deletes what is left over; the folders that it was. `owner` is different for each server.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn sweep(&self, base: &Path, owner: &str, places: &Places) -> io::Result<Vec<PathBuf>> {
         let name = Sha256::digest(owner);
         let name = name.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         // Told once.
         let _ = self.name.set(name);
         if base.is_dir() {
-            let swept = self
-                .announce(base)
-                .and_then(|alone| sweep_folder(base, alone, places));
-            if let Err(error) = swept {
-                api::log_warning(&format!("could not tidy up {}: {error}", base.display()));
-            }
+            sweep_folder(base, self.announce(base)?, places)
+        } else {
+            Ok(Vec::new())
         }
     }
 
@@ -70,7 +70,8 @@ impl Owner {
     }
 }
 
-fn sweep_folder(base: &Path, alone: bool, places: &Places) -> io::Result<()> {
+fn sweep_folder(base: &Path, alone: bool, places: &Places) -> io::Result<Vec<PathBuf>> {
+    let mut deleted = Vec::new();
     for entry in fs::read_dir(base)? {
         let (entry, path) = match entry {
             Ok(entry) => (entry.metadata()?, entry.path()),
@@ -90,10 +91,10 @@ fn sweep_folder(base: &Path, alone: bool, places: &Places) -> io::Result<()> {
             alone && is_requirement(name, &path)
         };
         if entry.is_dir() && goes && places.delete_unused(&path)? {
-            api::log_notice(&format!("{} was left over and is deleted", path.display()));
+            deleted.push(path);
         }
     }
-    Ok(())
+    Ok(deleted)
 }
 
 /// A folder whose files were not all there yet.
@@ -147,7 +148,10 @@ mod tests {
         used.keep();
         assert!(make().is_ok());
         let (one, two) = (Owner::default(), Owner::default());
-        one.sweep(&base, "one", &places);
+        assert!(
+            one.sweep(&base, "one", &places)
+                .is_ok_and(|deleted| deleted.len() == 2)
+        );
         assert_eq!(
             left(),
             [".servers", "notes_0123456789", "python-3.11", "used_0123456789"]
@@ -155,8 +159,10 @@ mod tests {
         // Another server has been here: nobody knows whose the rest is.
         assert!(make().is_ok());
         let before = left();
-        two.sweep(&base, "two", &places);
-        one.sweep(&base, "one", &places);
+        for (owner, name) in [(two, "two"), (one, "one")] {
+            let deleted = owner.sweep(&base, name, &places);
+            assert!(deleted.is_ok_and(|deleted| deleted.is_empty()));
+        }
         assert_eq!(left(), before);
         let _ = fs::remove_dir_all(&base);
     }
