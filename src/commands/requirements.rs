@@ -124,14 +124,13 @@ fn install(
     let known = known
         .filter(|known| known.is_installed())
         .and_then(|known| Some((files_of(&known).ok()?, known)));
-    let (requirement, archive) = match known {
+    let (requirement, archive) = if let Some((files, known)) = known {
         // One that is known keeps its files.
-        Some((files, known)) => (known, write_archive(&files)),
-        None => {
-            let requirement = Arc::new(packages.requirement(header));
-            packages.store(&requirement, &files)?;
-            (requirement, archive)
-        }
+        (known, write_archive(&files))
+    } else {
+        let requirement = Arc::new(packages.requirement(header));
+        packages.store(&requirement, &files)?;
+        (requirement, archive)
     };
     packages
         .install(std::slice::from_ref(&requirement))

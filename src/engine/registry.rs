@@ -160,8 +160,10 @@ impl Registry {
             .registrations
             .lock()
             .insert(registration.id, Arc::clone(registration));
-        // It has no executions.
-        old.iter().for_each(|old| drop(old.remove()));
+        if let Some(old) = old {
+            // It has no executions.
+            drop(old.remove());
+        }
     }
 
     /// Removes a registration with its kept executions.

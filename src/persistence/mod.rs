@@ -325,8 +325,8 @@ impl Persistence {
         let Some(this) = self.this.upgrade() else { return };
         self.packages.later(move || {
             let wanted = lock::with_lock(|lock| this.wanted(lock));
-            for (requirement, archive) in wanted {
-                let installed = this.unpack(&requirement, archive).and_then(|()| {
+            for requirement in wanted {
+                let installed = this.unpack(&requirement).and_then(|()| {
                     let requirement = std::slice::from_ref(&requirement);
                     this.packages.install(requirement)
                 });
@@ -343,9 +343,9 @@ impl Persistence {
         });
     }
 
-    /// The requirements that are to be installed, with what their files are to be made of: those that only held
-    /// registrations know, and by name all from the first one on, because of two versions the last one is imported.
-    fn wanted(&self, lock: Lock<'_>) -> Vec<(Arc<Requirement>, Option<Arc<[u8]>>)> {
+    /// The requirements that are to be installed: those that only held registrations know, and by name all from the first
+    /// one on, because of two versions the last one is imported.
+    fn wanted(&self, lock: Lock<'_>) -> Vec<Arc<Requirement>> {
         if self.engine.is_loading() {
             return Vec::new();
         }
@@ -367,16 +367,12 @@ impl Persistence {
             }
         }
         wanted.extend(known.into_iter().skip_while(|known| !known.is_wanted()));
-        let with_archive = |requirement: Arc<Requirement>| {
-            let archive = requirement.archive(lock);
-            (requirement, archive)
-        };
-        wanted.into_iter().map(with_archive).collect()
+        wanted
     }
 
     /// Puts files on the disk that exist as bytes only. The bytes are kept, and saved, until that has worked.
-    fn unpack(&self, requirement: &Arc<Requirement>, archive: Option<Arc<[u8]>>) -> Result<(), String> {
-        let Some(archive) = archive else {
+    fn unpack(&self, requirement: &Arc<Requirement>) -> Result<(), String> {
+        let Some(archive) = lock::with_lock(|lock| requirement.archive(lock)) else {
             return Ok(());
         };
         let files = archive::decode(&archive).map_err(|error| {

@@ -214,10 +214,7 @@ impl Packages {
 
     /// A requirement that comes as bytes. Its files may be on the disk already, or not yet.
     pub fn requirement(&self, header: &Header) -> Requirement {
-        let mut folder = short_name(&header.name) + "_";
-        for byte in header.digest.iter().take(FOLDER_DIGEST) {
-            let _ = write!(folder, "{byte:02x}");
-        }
+        let folder = short_name(&header.name) + "_" + &hexadecimal(&header.digest[..FOLDER_DIGEST]);
         Requirement::new(
             header.name.clone(),
             self.places.take(self.base.join(folder)),
@@ -316,6 +313,14 @@ impl Packages {
 
 /// How much of a requirement's digest is in the name of its folder.
 const FOLDER_DIGEST: usize = 5;
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
 
 /// Whether the files of a requirement are on the disk, as they should be.
 fn has_files(requirement: &Requirement, files: &Files) -> bool {

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::engine::requirement::Places;
 
-use super::FOLDER_DIGEST;
+use super::{FOLDER_DIGEST, hexadecimal};
 
 /// The folder with one file for each server.
 const OWNERS: &str = ".servers";
@@ -39,10 +39,8 @@ impl Owner {
     /// # Errors
     /// What the operating system says.
     pub fn sweep(&self, base: &Path, owner: &str, places: &Places) -> io::Result<Vec<PathBuf>> {
-        let name = Sha256::digest(owner);
-        let name = name.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         // Told once.
-        let _ = self.name.set(name);
+        let _ = self.name.set(hexadecimal(&Sha256::digest(owner)[..8]));
         if base.is_dir() {
             sweep_folder(base, self.announce(base)?, places)
         } else {
