@@ -5,14 +5,16 @@ Spec: commands.md 4.4 and 6; python-api.md 7.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shutil
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+import redis
 
-from helpers import Server, ServerDied, wait_until
+from helpers import Server, ServerDied, as_dict, wait_until
 from probes import error_of
 
 ZEROS = "0" * 40
@@ -42,6 +44,17 @@ GB('CommandReader').map(lambda words: words[1]).register(trigger='echo', mode='s
 GB('CommandReader').map(lambda words: 'hooked ' + call_next(*words[1:])).register(
     hook='ECHO', mode='sync')
 GB('CommandReader').aggregate(0, lambda a, r: a + len(r), lambda a, r: a + r).register(trigger='sum', mode='sync')
+"""
+
+
+# A time event with a key.
+TICK = """
+ticks = 0
+def tick():
+    global ticks
+    ticks += 1
+    execute('SET', 'ticks', ticks)
+registerTE(1, tick, 'timer')
 """
 
 
@@ -382,6 +395,144 @@ def test_ten_thousand_damaged_blobs(start_server: Callable[..., Server]) -> None
     assert server.log().count("Failed register session on replica, ") == len(damaged)
 
 
+def seal(content: bytes) -> bytes:
+    """A step with the digest that its content has."""
+    return b"PINION\x01" + hashlib.sha256(content).digest() + content
+
+
+def structure(content: bytes) -> list[int]:
+    """The places of a step that do not belong to the image of a function: what is in there is code."""
+    places = set(range(len(content)))
+    begin = content.find(b"py3.")
+    while begin >= 0:
+        if content[begin - 3] == 0xC5:
+            length = int.from_bytes(content[begin - 2 : begin], "big")
+        else:
+            length = content[begin - 1]
+        places -= set(range(begin, begin + length))
+        begin = content.find(b"py3.", begin + length)
+    return sorted(places)
+
+
+def use_everything(server: Server) -> None:
+    """Whatever is registered and however: the server answers."""
+    client = server.client()
+    for command in ("RG.DUMPREGISTRATIONS", "RG.PYDUMPSESSIONS VERBOSE", "RG.PYDUMPREQS", "INFO EVERYTHING"):
+        client.execute_command(*command.split())
+    for command in ("SET k:1 1", "GET m:1", "XADD s:1 * n 1", "ECHO x", "RG.TRIGGER echo x", "RG.TRIGGER sum"):
+        try:
+            client.execute_command(*command.split())
+        except redis.ResponseError:
+            pass
+    assert client.ping()
+
+
+def test_damage_behind_the_digest(start_server: Callable[..., Server]) -> None:
+    """Steps that were made wrong, not damaged on the way: each is an error, or registers something that harms nobody."""
+    server = start_server(args=AOF)
+    register(server, EVERYTHING, "ID", "all")
+    good = blob_of(server)
+    content = good[39:]
+    assert seal(content) == good
+    places = structure(content)
+    assert 500 < len(places) < len(content) - 1000
+    server.stop()
+    chance = random.Random(21)
+    ends = [[b"RG.INNERUNREGISTER", f"{ZEROS}-{number}".encode()] for number in (1, 3, 5, 7, 9, 11)]
+    for _ in range(5):
+        commands = [[b"SELECT", b"0"]]
+        for _ in range(300):
+            damaged = bytearray(content)
+            for _ in range(chance.randrange(1, 4)):
+                damaged[chance.choice(places)] ^= chance.randrange(1, 256)
+            commands += [*ends, [b"RG.INNERREGISTER", seal(bytes(damaged))]]
+        write_aof(server, commands)
+        server.start(timeout=60)
+        use_everything(server)
+        server.stop(kill=True)
+    write_aof(server, [[b"SELECT", b"0"], [b"RG.INNERREGISTER", good]])
+    server.start()
+    check_all_work(server)
+
+
+def test_damage_behind_the_digest_of_archives(start_server: Callable[..., Server]) -> None:
+    server = start_server(args=AOF)
+    server.stop()
+    # Nothing can be stored, so that pip has nothing to do with them.
+    (server.dir / "pinion-requirements").write_text("in the way")
+    content = (DATA / "requirement-v1.bin").read_bytes()[:-32]
+    chance = random.Random(22)
+    archives = []
+    for _ in range(500):
+        damaged = bytearray(content)
+        for _ in range(chance.randrange(1, 3)):
+            # Names and lengths stand in front.
+            damaged[chance.randrange(130)] ^= chance.randrange(1, 256)
+        archives.append(bytes(damaged) + hashlib.sha256(damaged).digest())
+    write_aof(server, [[b"SELECT", b"0"], *([b"RG.PYIMPORTRETINTERNAL", archive] for archive in archives)])
+    server.start(timeout=60)
+    dump = [as_dict(entry) for entry in server.client().execute_command("RG.PYDUMPREQS")]
+    assert dump and all(entry["IsInstalled"] == "no" for entry in dump)
+    assert all("/" not in wheel for entry in dump for wheel in entry["Wheels"])
+    for archive in archives:
+        assert error_of(server, archive, command="RG.PYIMPORTREQ")
+    use_everything(server)
+    assert list(server.dir.rglob("*.whl")) == []
+
+
+def crc64(data: bytes) -> int:
+    """As at the end of RDB files (Jones)."""
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = byte >> 1 ^ (0x95AC9329AC4BC9B5 if byte & 1 else 0)
+        table.append(byte)
+    crc = 0
+    for byte in data:
+        crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
+    return crc
+
+
+@pytest.mark.matrix
+def test_damage_behind_the_digest_of_rdb_files(start_server: Callable[..., Server]) -> None:
+    """The section, or the key, with the right digest and the right checksum of the file: loaded or refused, never a crash."""
+    server = start_server(args=["--rdbcompression", "no"])
+    register(server, EVERYTHING, "ID", "all")
+    server.client().save()
+    server.stop(kill=True)
+    path = server.dir / "dump.rdb"
+    good = path.read_bytes()
+    assert crc64(good[:-8]) == int.from_bytes(good[-8:], "little")
+    # A length in two bytes stands in front of each step.
+    steps = []
+    begin = good.find(b"PINION")
+    while begin >= 0:
+        length = int.from_bytes(good[begin - 2 : begin], "big") & 0x3FFF
+        steps.append((begin, begin + length))
+        begin = good.find(b"PINION", begin + length)
+    assert len(steps) == 6
+    chance = random.Random(23)
+    outcomes = {"loaded": 0, "refused": 0}
+    for _ in range(30):
+        begin, end = chance.choice(steps)
+        content = bytearray(good[begin + 39 : end])
+        content[chance.choice(structure(bytes(content)))] ^= chance.randrange(1, 256)
+        damaged = good[:begin] + seal(bytes(content)) + good[end:-8]
+        path.write_bytes(damaged + crc64(damaged).to_bytes(8, "little"))
+        try:
+            server.start()
+        except ServerDied:
+            server.expect_death()
+            assert server.wait_exit() >= 0, server.log_tail()
+            assert "registrations of this file are refused" in server.log()
+            outcomes["refused"] += 1
+        else:
+            use_everything(server)
+            server.stop(kill=True)
+            outcomes["loaded"] += 1
+    assert min(outcomes.values()) > 0, outcomes
+
+
 def test_damaged_and_newer_steps_are_named(start_server: Callable[..., Server]) -> None:
     server = start_server(args=AOF)
     register(server, "GB('KeysReader').register('a*')")
@@ -438,19 +589,48 @@ def type_number(name: str, version: int = 5) -> int:
 DATA = Path(__file__).parent / "data"
 
 
+def samples(pattern: str) -> list[Any]:
+    """Files that earlier versions wrote (data/make.py)."""
+    return [pytest.param(path, id=path.stem) for path in sorted(DATA.glob(pattern))]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "number"), [("step-*.bin", 1), ("requirement-*.bin", 1), ("dump-*.rdb", 2), ("timer-*.rdb", 2)]
+)
+def test_no_sample_is_missing(pattern: str, number: int) -> None:
+    """A test without any sample would pass unnoticed."""
+    assert len(samples(pattern)) >= number
+
+
+def own_python(server: Server, sample: Path) -> bool:
+    """True if the server runs the Python that wrote the sample: its functions load there only."""
+    python = server.run("GB('ShardsIDReader').map(lambda _: '%d.%d' % __import__('sys').version_info[:2]).run()")[0][0]
+    return sample.stem.endswith(python)
+
+
 def check_frozen(server: Server, sample: Path) -> None:
     """Functions run on the Python that saved them, and are told of elsewhere."""
     entries = server.registrations()
     assert [entry["id"] for entry in entries] == [f"{ZEROS}-{n}" for n in (1, 3, 5, 7, 9, 11)]
     assert entries[0]["desc"] == "keys"
-    python = server.run("GB('ShardsIDReader').map(lambda _: '%d.%d' % __import__('sys').version_info[:2]).run()")[0][0]
-    if sample.stem.endswith(python):
+    if own_python(server, sample):
         check_all_work(server)
     else:
         assert all("saved by Python" in entry["RegistrationData"]["lastError"] for entry in entries)
 
 
-@pytest.mark.parametrize("sample", sorted(DATA.glob("step-*.bin")), ids=lambda path: path.stem)
+def start_with(start_server: Callable[..., Server], sample: Path) -> Server:
+    """A server that loads an RDB file."""
+    server = start_server()
+    rdb_version = int(sample.read_bytes()[5:9])
+    if server.version < (7, 2) and rdb_version > 10:
+        pytest.skip("the file is too new for this server")
+    server.stop()
+    shutil.copy(sample, server.dir / "dump.rdb")
+    return server.start()
+
+
+@pytest.mark.parametrize("sample", samples("step-*.bin"))
 def test_frozen_steps_still_load(start_server: Callable[..., Server], sample: Path) -> None:
     """Steps of AOF files that earlier versions wrote."""
     server = start_server(args=AOF)
@@ -461,15 +641,33 @@ def test_frozen_steps_still_load(start_server: Callable[..., Server], sample: Pa
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize("sample", sorted(DATA.glob("dump-*.rdb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("sample", samples("dump-*.rdb"))
 def test_frozen_files_still_load(start_server: Callable[..., Server], sample: Path) -> None:
     """RDB files that earlier versions wrote: on a server without sections that can be left out, and on one that has them."""
-    server = start_server()
-    server.stop()
-    rdb_version = int(sample.read_bytes()[5:9])
-    if server.version < (7, 2) and rdb_version > 10:
-        pytest.skip("the file is too new for this server")
-    shutil.copy(sample, server.dir / "dump.rdb")
-    server.start()
+    server = start_with(start_server, sample)
     check_frozen(server, sample)
     assert server.client().keys("*pinion*") == []
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("sample", samples("timer-*.rdb"))
+def test_frozen_time_events_still_run(start_server: Callable[..., Server], sample: Path) -> None:
+    server = start_with(start_server, sample)
+    client = server.client()
+    assert client.keys("*") == ["timer"] or client.exists("ticks")
+    if own_python(server, sample):
+        wait_until(lambda: int(client.get("ticks") or 0) >= 1)
+
+
+@pytest.mark.parametrize("sample", samples("requirement-*.bin"))
+def test_frozen_requirements_still_install(start_server: Callable[..., Server], sample: Path) -> None:
+    """Requirements of AOF files that earlier versions wrote, and what RG.PYEXPORTREQ gave."""
+    server = start_server(args=AOF)
+    server.stop()
+    write_aof(server, [[b"SELECT", b"0"], [b"RG.PYIMPORTRETINTERNAL", sample.read_bytes()]])
+    server.start()
+    dump = lambda: [as_dict(entry) for entry in server.client().execute_command("RG.PYDUMPREQS")]  # noqa: E731
+    wait_until(lambda: [(r["Name"], r["IsInstalled"]) for r in dump()] == [("pinion-demo==1.0", "yes")], timeout=60)
+    importing = "import pinion_demo\nGB('ShardsIDReader').map(lambda _: pinion_demo.VERSION).run()"
+    assert server.run(importing) == [["1.0"], []]
+    assert server.client().execute_command("RG.PYIMPORTREQ", sample.read_bytes()) == "OK"

@@ -132,6 +132,8 @@ def test_a_partial_resync_brings_what_was_missed(start_server: Callable[..., Ser
     replica.client().execute_command("REPLICAOF", "127.0.0.1", "1")
     master.run("GB('KeysReader').register('b*')")
     attach(replica, master)
+    stats = master.client().info("stats")
+    assert (stats["sync_full"], stats["sync_partial_ok"]) == (1, 1)
     caught_up(master, replica)
     assert [entry["id"] for entry in replica.registrations()][:1] == identifiers
     assert listed(replica) == listed(master)

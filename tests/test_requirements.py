@@ -6,8 +6,11 @@ Spec: commands.md 1.2, 1.17, 1.18, 4.6 and 9.8, 9.14, 9.17. pip takes its packag
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -66,7 +69,41 @@ def names(server: Server) -> list[str]:
 def folders(server: Server) -> list[str]:
     """What is left on the disk, without the environment."""
     base = server.dir / "pinion-requirements"
-    return sorted(path.name for path in base.glob("*") if not path.name.startswith("python-")) if base.exists() else []
+    ours = ("python-", ".servers")
+    return sorted(path.name for path in base.glob("*") if not path.name.startswith(ours)) if base.exists() else []
+
+
+def held(server: Server) -> list[str]:
+    """The registrations that wait for an installation."""
+    waiting = "its requirements are being installed"
+    return [e["id"] for e in server.registrations() if e["RegistrationData"]["lastError"] == waiting]
+
+
+def settle(server: Server) -> None:
+    """Waits until everything is installed that has come by file or from a master, and runs."""
+    wait_until(lambda: all(entry["IsInstalled"] == "yes" for entry in requirements(server)), timeout=60)
+    wait_until(lambda: not held(server), timeout=60)
+
+
+def identifiers(server: Server) -> list[str]:
+    return [entry["id"] for entry in server.registrations()]
+
+
+def rewrite(server: Server) -> None:
+    client = server.client()
+    client.bgrewriteaof()
+    info = lambda: client.info("persistence")  # noqa: E731
+    wait_until(lambda: not info()["aof_rewrite_in_progress"] and not info()["aof_rewrite_scheduled"], timeout=20)
+
+
+def archive_of(name: str, *wheels: Path | tuple[str, bytes]) -> bytes:
+    """What RG.PYEXPORTREQ gives, made by hand."""
+    number = lambda n: n.to_bytes(8, "little")  # noqa: E731
+    part = lambda text: number(len(text)) + text  # noqa: E731
+    files = [wheel if isinstance(wheel, tuple) else (wheel.name, wheel.read_bytes()) for wheel in wheels]
+    content = b"PINREQ" + number(1) + part(name.encode()) + part(b"linux-x86_64") + number(len(files))
+    content += b"".join(part(file.encode()) + part(data) for file, data in files)
+    return content + hashlib.sha256(content).digest()
 
 
 def attach(replica: Server, master: Server) -> None:
@@ -82,7 +119,7 @@ def test_a_package_is_installed_and_known(server: Server) -> None:
     [entry] = requirements(server)
     path = entry.pop("Path")
     assert entry == {
-        "GearReqVersion": 1,
+        "GearReqVersion": 2,
         "Name": "pinion-demo==1.0",
         "IsDownloaded": "yes",
         "IsInstalled": "yes",
@@ -177,7 +214,8 @@ def test_a_package_that_does_not_exist(server: Server) -> None:
     assert time.monotonic() - begin > 2, "three attempts with a second in between"
     assert server.log().count("No matching distribution found for pinion-nowhere") == 3
     assert requirements(server) == []
-    assert [name for name in folders(server) if name.startswith(".")] == []
+    # The first one was fetched, and is not needed.
+    assert folders(server) == []
 
 
 def test_a_package_that_cannot_be_installed(server: Server, packages: Path) -> None:
@@ -202,23 +240,34 @@ def test_a_folder_that_cannot_be_made(server: Server) -> None:
     assert server.client().ping()
 
 
-def test_a_full_disk(start_server: Callable[..., Server], packages: Path) -> None:
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ("300k", "Could not satisfy requirements (look at redis log file for more information)"),
+        ("1600k", "Failed installing requirements on shard, please check shard log for more details."),
+    ],
+    ids=["fetching", "installing"],
+)
+def test_a_full_disk(start_server: Callable[..., Server], packages: Path, size: str, expected: str) -> None:
     """An error, nothing left behind, and the next one works."""
-    disk = Path("/dev/shm") / f"pinion-{os.getpid()}"
+    disk = Path("/dev/shm") / f"pinion-{os.getpid()}-{size}"
     disk.mkdir()
-    mounted = os.system(f"mount -t tmpfs -o size=300k tmpfs {disk} 2>/dev/null") == 0
+    server = None
+    mounted = os.system(f"mount -t tmpfs -o size={size} tmpfs {disk} 2>/dev/null") == 0
     try:
         if not mounted:
             pytest.skip("no right to mount a small disk")
         build_wheel(packages, "pinion-big", "1.0", body=f"DATA = '{'x' * 1_000_000}'\n")
         server = start_server(module_args=["PythonRequirementsDir", disk])
         error = error_of(server, "1", "REQUIREMENTS", "pinion-big")
-        assert error == "Could not satisfy requirements (look at redis log file for more information)"
+        assert error == expected
         assert "No space left on device" in server.log()
-        assert [name for name in os.listdir(disk) if not name.startswith("python-")] == []
+        assert [name for name in os.listdir(disk) if not name.startswith(("python-", ".servers"))] == []
         assert requirements(server) == []
         assert server.run("GB('ShardsIDReader').run()") == [["1"], []]
     finally:
+        if server:
+            server.stop()
         os.system(f"umount {disk} 2>/dev/null")
         shutil.rmtree(disk, ignore_errors=True)
 
@@ -274,6 +323,145 @@ def test_nobody_is_held_up_while_pip_runs(server: Server) -> None:
     assert longest < 1, longest
 
 
+def test_an_interrupted_environment_is_made_anew(start_server: Callable[..., Server]) -> None:
+    """Killed after all of it was there but the marks, or in the middle of it."""
+    environment = f"python-{sys.version_info[0]}.{sys.version_info[1]}"
+    for broken in (False, True):
+        server = start_server()
+        path = server.dir / "pinion-requirements" / environment
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", path], check=True)
+        if broken:
+            (path / "bin/python").unlink()
+            (path / "bin/python").symlink_to("/bin/false")
+        assert server.run(VERSION, "REQUIREMENTS", "pinion-demo==1.0") == [["1.0"], []]
+        server.restart()
+        assert server.run(VERSION, "REQUIREMENTS", "pinion-demo==2.0") == [["2.0"], []]
+
+
+def test_an_environment_whose_interpreter_is_gone(server: Server) -> None:
+    """Its packages stay."""
+    server.run("1", "REQUIREMENTS", "pinion-demo==1.0")
+    [python] = (server.dir / "pinion-requirements").glob("python-*/bin/python")
+    python.unlink()
+    python.symlink_to("/nowhere/python")
+    assert server.run("1", "REQUIREMENTS", "pinion-user") == "OK"
+    assert server.run(VERSION) == [["1.0"], []]
+
+
+def test_what_is_not_installed_is_not_known(start_server: Callable[..., Server]) -> None:
+    server = start_server(args=AOF)
+    server.run("1", "REQUIREMENTS", "pinion-demo==1.0")
+    server.stop(kill=True)
+    shutil.rmtree(server.dir / "pinion-requirements")
+    (server.dir / "pinion-requirements").write_text("in the way")
+    server.start()
+    wait_until(lambda: "was not installed" in server.log())
+    assert [entry["IsInstalled"] for entry in requirements(server)] == ["no"]
+    (server.dir / "pinion-requirements").unlink()
+    assert server.run(VERSION, "REQUIREMENTS", "pinion-demo==1.0") == [["1.0"], []]
+    assert [entry["IsInstalled"] for entry in requirements(server)] == ["yes"]
+
+
+@pytest.mark.parametrize("preamble", ["yes", "no"])
+def test_what_cannot_be_stored_is_not_lost(start_server: Callable[..., Server], packages: Path, preamble: str) -> None:
+    """One start with a folder that cannot be written to, and a new AOF file."""
+    server = start_server(args=[*AOF, "--aof-use-rdb-preamble", preamble])
+    server.run(NEEDY, "ID", "s", "REQUIREMENTS", "pinion-demo==1.0")
+    server.stop(kill=True)
+    shutil.rmtree(packages)
+    shutil.rmtree(server.dir / "pinion-requirements")
+    (server.dir / "pinion-requirements").write_text("in the way")
+    server.start()
+    wait_until(lambda: "was not installed" in server.log() and not held(server))
+    [entry] = server.registrations()
+    assert "No module named 'pinion_demo'" in entry["RegistrationData"]["lastError"]
+    rewrite(server)
+    (server.dir / "pinion-requirements").unlink()
+    server.restart(kill=True)
+    settle(server)
+    assert names(server) == ["pinion-demo==1.0"]
+    assert server.client().execute_command("RG.TRIGGER", "version") == ["1.0"]
+    [session] = [as_dict(entry) for entry in server.client().execute_command("RG.PYDUMPSESSIONS")]
+    assert session["requirements"] == ["pinion-demo==1.0"]
+
+
+def test_imports_that_fail_leave_nothing(server: Server, packages: Path) -> None:
+    bad = build_wheel(packages, "pinion-bad", "1.0")
+    with zipfile.ZipFile(bad, "a") as archive:
+        archive.writestr("../../outside.py", "")
+    for archive in (archive_of("pinion-bad", bad), archive_of("pinion-x", ("x.whl", b"zzz"))):
+        error = error_of(server, archive, command="RG.PYIMPORTREQ")
+        assert error == "Failed install requirement on shard, check shard log for more info."
+        assert folders(server) == [] and requirements(server) == []
+    none = error_of(server, archive_of("pinion-none"), command="RG.PYIMPORTREQ")
+    assert none == "Bad serialization format on reading requirement wheels amount"
+    outside = error_of(server, archive_of("pinion-x", ("../x.whl", b"")), command="RG.PYIMPORTREQ")
+    assert outside == "Bad serialization format on reading wheel file name"
+    # The environment cannot be made.
+    good = archive_of("pinion-demo", packages / "pinion_demo-1.0-py3-none-any.whl")
+    for environment in (server.dir / "pinion-requirements").glob("python-*"):
+        shutil.rmtree(environment)
+        environment.write_text("in the way")
+    assert "Failed install" in error_of(server, good, command="RG.PYIMPORTREQ")
+    assert folders(server) == []
+    environment.unlink()
+    assert server.client().execute_command("RG.PYIMPORTREQ", good) == "OK"
+    assert server.run(VERSION) == [["1.0"], []]
+
+
+def test_a_master_that_is_demoted_while_pip_runs(start_server: Callable[..., Server]) -> None:
+    old, new = start_server(), start_server()
+    waiting = old.raw(timeout=60)
+    waiting.send("RG.PYEXECUTE", VERSION, "REQUIREMENTS", "pinion-demo==1.0")
+    wait_until(lambda: blocked_clients(old) == 1)
+    old.client().execute_command("REPLICAOF", new.host, new.port)
+    wait_until(lambda: old.log().count("Executing : ") >= 3 and "Successfully installed" in old.log(), timeout=30)
+    wait_until(lambda: folders(old) == [])
+    assert requirements(old) == []
+
+
+def test_what_a_killed_process_left_is_deleted(start_server: Callable[..., Server], packages: Path) -> None:
+    """Unless another server may need it."""
+    server = start_server(args=AOF)
+    server.run("1", "REQUIREMENTS", "pinion-demo==1.0")
+    base = server.dir / "pinion-requirements"
+    known = folders(server)
+
+    def leave() -> None:
+        for name in (".fetching_99999_pinion-user", ".storing_99999_pinion-user", "pinion-user_0123456789"):
+            (base / name).mkdir()
+            shutil.copy(packages / "pinion_user-1.0-py3-none-any.whl", base / name)
+
+    leave()
+    server.restart(kill=True)
+    wait_until(lambda: folders(server) == known)
+    leave()
+    (base / ".servers" / "another").touch()
+    old = base / ".fetching_99998_old"
+    old.mkdir()
+    os.utime(old, (0, 0))
+    left = [name for name in folders(server) if name != old.name]
+    server.restart(kill=True)
+    wait_until(lambda: folders(server) == left)
+    assert server.run(VERSION) == [["1.0"], []]
+
+
+def test_the_policy_is_for_imports_too(start_server: Callable[..., Server], packages: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "allowed.txt"
+    listed.write_text("pinion-demo\n")
+    server = start_server(module_args=["RequirementsPolicy", listed])
+    evil = build_wheel(packages, "pinion-evil", "6.6")
+    demo = packages / "pinion_demo-1.0-py3-none-any.whl"
+    for wheels in ([evil], [demo, evil]):
+        error = error_of(server, archive_of("pinion-demo", *wheels), command="RG.PYIMPORTREQ")
+        assert error == "ERR the requirement 'pinion_evil==6.6' is not allowed on this server (RequirementsPolicy)"
+    assert error_of(server, archive_of("pinion-demo", ("x.whl", b"")), command="RG.PYIMPORTREQ").startswith("ERR 'x.whl' is not")
+    assert folders(server) == []
+    assert server.client().execute_command("RG.PYIMPORTREQ", archive_of("pinion-demo", demo)) == "OK"
+    listed.write_text("pinion-demo\nPinion.Evil == 6.6\n")
+    assert server.client().execute_command("RG.PYIMPORTREQ", archive_of("pinion-demo", demo, evil)) == "OK"
+
+
 # --- elsewhere ---
 
 
@@ -292,7 +480,7 @@ def test_export_and_import(start_server: Callable[..., Server]) -> None:
     # Once more: it keeps its files and installs them again.
     assert client.execute_command("RG.PYIMPORTREQ", archive) == "OK"
     taker.restart(kill=True)
-    assert names(taker) == ["pinion-user"]
+    assert requirements(taker) == [{**known, "RefCount": 1}]
     assert error_of(giver, "nothing", command="RG.PYEXPORTREQ") == "requirement does not exists"
     assert "wrong number of arguments" in error_of(giver, command="RG.PYEXPORTREQ")
 
@@ -320,6 +508,7 @@ def test_replicas_have_them(start_server: Callable[..., Server], when: str) -> N
         attach(replica, master)
     wait_until(lambda: names(replica) == ["pinion-demo==1.0"], timeout=30)
     wait_until(lambda: len(replica.registrations()) == 1)
+    settle(replica)
     client = replica.client()
     client.execute_command("REPLICAOF", "NO", "ONE")
     assert client.execute_command("RG.TRIGGER", "version") == ["1.0"]
@@ -328,7 +517,7 @@ def test_replicas_have_them(start_server: Callable[..., Server], when: str) -> N
 
 
 def test_a_replica_serves_while_it_installs(start_server: Callable[..., Server]) -> None:
-    """And changes that follow wait for their turn."""
+    """What it installs for is there meanwhile, without running; whatever follows goes on."""
     master, replica = start_server(), start_server()
     attach(replica, master)
     master.run(NEEDY, "ID", "s", "REQUIREMENTS", "pinion-demo==1.0")
@@ -336,12 +525,14 @@ def test_a_replica_serves_while_it_installs(start_server: Callable[..., Server])
     master.client().execute_command("RG.UNREGISTER", master.registrations()[1]["id"])
     client = replica.client()
     longest = 0.0
-    while len(replica.registrations()) != 2:
+    wait_until(lambda: identifiers(replica) == identifiers(master))
+    assert held(replica) == identifiers(master)[:1]
+    while held(replica):
         begin = time.monotonic()
         client.ping()
         longest = max(longest, time.monotonic() - begin)
         assert longest < 1
-    assert [e["id"] for e in replica.registrations()] == [e["id"] for e in master.registrations()]
+    assert identifiers(replica) == identifiers(master)
     assert names(replica) == ["pinion-demo==1.0"]
 
 
@@ -362,6 +553,8 @@ def test_they_come_back_on_an_empty_disk(start_server: Callable[..., Server], ar
     shutil.rmtree(server.dir / "pinion-requirements")
     shutil.rmtree(packages)
     server.start(timeout=60)
+    assert names(server) == [entry["Name"] for entry in known]
+    settle(server)
     assert requirements(server) == known
     assert server.client().execute_command("RG.TRIGGER", "version") == ["1.0"]
     # With everything on the disk, the next start runs no pip.
@@ -369,3 +562,121 @@ def test_they_come_back_on_an_empty_disk(start_server: Callable[..., Server], ar
     server.restart(kill=True)
     assert server.log().count("Executing : ") == runs
     assert server.client().execute_command("RG.TRIGGER", "version") == ["1.0"]
+
+
+TRIGGER = "GB('CommandReader').map(lambda _: '{0}').register(trigger='{0}', mode='sync')"
+
+
+@pytest.mark.matrix
+def test_a_replica_that_is_promoted_while_it_installs(start_server: Callable[..., Server]) -> None:
+    """Neither what waits for the installation nor what is registered meanwhile is lost, here, in its file, on its replicas."""
+    master, replica = start_server(args=AOF), start_server(args=AOF)
+    attach(replica, master)
+    master.run(NEEDY, "ID", "s", "REQUIREMENTS", "pinion-demo==1.0")
+    master.run(TRIGGER.format("second"), "ID", "t")
+    wait_until(lambda: identifiers(replica) == identifiers(master))
+    client = replica.client()
+    client.execute_command("REPLICAOF", "NO", "ONE")
+    assert held(replica) == identifiers(master)[:1]
+    assert replica.run(TRIGGER.format("new"), "ID", "n") == "OK"
+    # Its names are taken.
+    assert error_of(replica, TRIGGER.format("other"), "ID", "s") == "Session s already exists"
+    assert "trigger already registered" in error_of(replica, TRIGGER.format("version"), "ID", "o")
+    assert held(replica) == identifiers(master)[:1]
+    settle(replica)
+    expected = [*identifiers(master), identifiers(replica)[-1]]
+    assert identifiers(replica) == expected and len(set(expected)) == 3
+    assert replica.client().execute_command("RG.TRIGGER", "version") == ["1.0"]
+    replica.restart(kill=True)
+    rewrite(replica)
+    replica.restart(kill=True)
+    last = start_server()
+    attach(last, replica)
+    settle(last)
+    last.client().execute_command("REPLICAOF", "NO", "ONE")
+    for server in (replica, last):
+        assert identifiers(server) == expected
+        client = server.client()
+        for trigger, reply in (("version", "1.0"), ("second", "second"), ("new", "new")):
+            assert client.execute_command("RG.TRIGGER", trigger) == [reply]
+
+
+def test_what_waits_can_be_replaced_and_removed(start_server: Callable[..., Server]) -> None:
+    master, replica = start_server(), start_server(args=AOF)
+    attach(replica, master)
+    master.run(NEEDY, "ID", "s", "REQUIREMENTS", "pinion-demo==1.0")
+    master.run("import pinion_demo\n" + TRIGGER.format("gone"), "ID", "gone", "REQUIREMENTS", "pinion-demo==1.0")
+    wait_until(lambda: len(identifiers(replica)) == 2)
+    replica.client().execute_command("REPLICAOF", "NO", "ONE")
+    assert len(held(replica)) == 2
+    assert replica.client().execute_command("RG.UNREGISTER", identifiers(replica)[1]) == "OK"
+    assert replica.run(TRIGGER.format("version"), "ID", "s", "UPGRADE") == "OK"
+    assert held(replica) == []
+    for _ in range(2):
+        settle(replica)
+        assert len(identifiers(replica)) == 1
+        assert replica.client().execute_command("RG.TRIGGER", "version") == ["version"]
+        replica.restart(kill=True)
+
+
+@pytest.mark.matrix
+def test_a_full_synchronisation_does_not_wait_for_pip(start_server: Callable[..., Server]) -> None:
+    """And what the replica has installed already is not installed again."""
+    master, replica = start_server(), start_server()
+    master.run(NEEDY, "ID", "s", "REQUIREMENTS", "pinion-demo==1.0")
+    attach(replica, master)
+    assert held(replica) == identifiers(master)
+    settle(replica)
+    runs = replica.log().count("Executing : ")
+    client = replica.client()
+    client.execute_command("REPLICAOF", "NO", "ONE")
+    client.set("own", 1)
+    attach(replica, master)
+    assert held(replica) == [] and client.get("own") is None
+    client.execute_command("REPLICAOF", "NO", "ONE")
+    assert client.execute_command("RG.TRIGGER", "version") == ["1.0"]
+    assert replica.log().count("Executing : ") == runs
+
+
+def test_files_travel_once(start_server: Callable[..., Server], packages: Path) -> None:
+    """An upgrade with a known requirement sends its name only: nobody is held up by reading, sending and comparing it."""
+    build_wheel(packages, "pinion-big", "1.0", body=f"VERSION = '1.0'  # {'x' * 5_000_000}\n")
+    script = NEEDY.replace("pinion_demo", "pinion_big")
+    master, replica = start_server(), start_server()
+    attach(replica, master)
+    offset = lambda: master.client().info("replication")["master_repl_offset"]  # noqa: E731
+    before = offset()
+    master.run(script, "ID", "s", "REQUIREMENTS", "pinion-big")
+    assert 5_000_000 < offset() - before < 6_000_000
+    before = offset()
+    for _ in range(3):
+        assert master.run(script, "ID", "s", "UPGRADE", "REQUIREMENTS", "pinion-big") == "OK"
+    assert offset() - before < 100_000
+    wait_until(lambda: identifiers(replica) == identifiers(master))
+    settle(replica)
+    assert names(replica) == ["pinion-big"]
+    assert replica.log().count("Successfully installed") == 1
+
+
+def test_the_requirement_of_a_time_event(start_server: Callable[..., Server], packages: Path) -> None:
+    """A script that registers nothing else: its requirement is in files and on replicas all the same."""
+    script = """
+import pinion_demo
+def tick():
+    execute('SET', 'version', pinion_demo.VERSION)
+registerTE(1, tick, 'timer')
+"""
+    master, replica = start_server(args=AOF), start_server(args=AOF)
+    attach(replica, master)
+    assert master.run(script, "ID", "t", "REQUIREMENTS", "pinion-demo==1.0") == "OK"
+    wait_until(lambda: names(replica) == ["pinion-demo==1.0"] and replica.client().exists("timer"))
+    replica.client().execute_command("REPLICAOF", "NO", "ONE")
+    replica.client().delete("version")
+    wait_until(lambda: replica.client().get("version") == "1.0", timeout=60)
+    master.stop(kill=True)
+    shutil.rmtree(master.dir / "pinion-requirements")
+    shutil.rmtree(packages)
+    master.start()
+    master.client().delete("version")
+    wait_until(lambda: master.client().get("version") == "1.0", timeout=60)
+    assert names(master) == ["pinion-demo==1.0"]

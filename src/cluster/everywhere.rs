@@ -17,12 +17,8 @@ use crate::{
         requirement::Requirement,
     },
     error::Error,
-    persistence::{files_of, read_archive, write_archive},
-    redis::{
-        api,
-        lock::{self, Lock},
-        reply::Reply,
-    },
+    persistence::{files_of, write_archive},
+    redis::{api, lock::Lock, reply::Reply},
 };
 
 impl Cluster {
@@ -100,7 +96,9 @@ impl Cluster {
         requirements: Vec<Arc<Requirement>>,
         done: impl FnOnce(Result<(), Error>) + Send + 'static,
     ) {
-        let names = requirements.iter().map(|requirement| requirement.name.clone());
+        let names = requirements
+            .iter()
+            .map(|requirement| (requirement.name.clone(), requirement.digest));
         let question = Question::Missing(names.collect());
         let Some(this) = self.handle().upgrade() else {
             return;
@@ -144,12 +142,15 @@ impl Cluster {
         let Some(Ok(files)) = files else {
             return done(Err(Error::RequirementsNotInstalled));
         };
-        let archive = ByteBuf::from(write_archive(&files));
+        let question = Question::Import {
+            archive: ByteBuf::from(write_archive(&files)),
+            keeps_known: false,
+        };
         let (this, requirements) = (Arc::clone(self), requirements.to_vec());
         let shards = std::iter::once(shard).collect();
         self.ask(
             &shards,
-            &Question::Import(archive),
+            &question,
             self.install_limit(),
             move |_, answers| match answers.into_iter().next() {
                 Some((_, Some(Ok(_)))) => {
@@ -167,7 +168,10 @@ impl Cluster {
 
     /// Installs a requirement on all other shards (RG.PYIMPORTREQ).
     pub fn import_elsewhere(&self, archive: Vec<u8>, done: impl FnOnce(Reply) + Send + 'static) {
-        let question = Question::Import(ByteBuf::from(archive));
+        let question = Question::Import {
+            archive: ByteBuf::from(archive),
+            keeps_known: true,
+        };
         self.ask_all(&question, self.install_limit(), move |_, answers| {
             let silent = answers.iter().any(|(_, answer)| answer.is_none());
             let failed = answers.iter().any(|(_, answer)| matches!(answer, Some(Err(_))));
@@ -182,8 +186,16 @@ impl Cluster {
     /// Another shard asks for something.
     pub(super) fn answer(&self, lock: Lock<'_>, from: ShardId, number: u64, question: Question) {
         let answer = match question {
-            Question::Prepare(step) => return self.prepare(lock, from, number, step),
-            Question::Import(archive) => return self.import(from, number, archive),
+            Question::Prepare(step) => self.prepare(lock, from, number, step.into_vec()),
+            Question::Import { archive, keeps_known } => {
+                let reply = self.replier(from, number);
+                let persistence = Arc::clone(&self.persistence);
+                self.packages.later(move || {
+                    let installed = persistence.install_archive(archive.into_vec(), keeps_known);
+                    reply(installed.map(|()| Said::Done).map_err(|error| error.to_string()));
+                });
+                return;
+            }
             Question::Abort(id) => {
                 let reply = self.replier(from, number);
                 if self.engine.abort(id, move || reply(Ok(Said::Done))).is_err() {
@@ -205,31 +217,13 @@ impl Cluster {
                 None => Said::Unknown,
             }),
             Question::Missing(names) => {
-                let is_missing = |name: &String| self.persistence.known(lock, name).is_none();
-                Ok(Said::Missing(names.into_iter().filter(is_missing).collect()))
+                let is_missing =
+                    |(name, digest): &(String, _)| !self.persistence.has_installed(lock, name, digest);
+                let missing = names.into_iter().filter(is_missing);
+                Ok(Said::Missing(missing.map(|(name, _)| name).collect()))
             }
         };
         self.reply_to(from, number, answer);
-    }
-
-    /// Installs a requirement that another shard sends.
-    fn import(&self, from: ShardId, number: u64, archive: ByteBuf) {
-        let reply = self.replier(from, number);
-        let (persistence, packages) = (Arc::clone(&self.persistence), Arc::clone(&self.packages));
-        self.packages.later(move || {
-            let installed = read_archive(&archive)
-                .and_then(|files| {
-                    packages.check(std::slice::from_ref(&files.name))?;
-                    packages.store(&files)
-                })
-                .map_err(|error| error.to_string())
-                .and_then(|requirement| {
-                    packages.install(std::slice::from_ref(&requirement))?;
-                    lock::with_lock(|lock| persistence.import(lock, &requirement))
-                        .map_err(|error| error.to_string())
-                });
-            reply(installed.map(|()| Said::Done));
-        });
     }
 }
 

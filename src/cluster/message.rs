@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::{
-    engine::{id::Id, spread::News},
+    engine::{id::Id, requirement::Digest, spread::News},
     redis::reply::Reply,
 };
 
@@ -54,10 +54,13 @@ pub enum Question {
     },
     ClearStats,
     Describe(Id),
-    /// Which of these requirements are not known?
-    Missing(Vec<String>),
-    /// Install a requirement.
-    Import(ByteBuf),
+    /// Which of these requirements are not installed?
+    Missing(Vec<(String, Digest)>),
+    /// Install a requirement. `keeps_known`: one that is known by its name stays.
+    Import {
+        archive: ByteBuf,
+        keeps_known: bool,
+    },
 }
 
 /// What comes back.

@@ -521,13 +521,13 @@ impl Cluster {
             }
             // One that is not finished is dropped by MaxExecutions.
             Message::Drop(id) => drop(self.engine.drop_execution(id)),
-            Message::Registered(step) => self.take_over(lock, from, step),
+            Message::Registered(step) => self.take_over(lock, from, &step),
             Message::Digest(digest) => self.compare_with(lock, from, &digest),
             Message::Inventory { live, gone } => self.make_good(lock, from, live, &gone),
             Message::Wanted(ids) => self.give(lock, from, &ids),
             Message::Given(steps) => {
                 for step in steps {
-                    self.take_over(lock, from, step);
+                    self.take_over(lock, from, &step);
                 }
             }
         }

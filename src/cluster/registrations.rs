@@ -139,27 +139,13 @@ impl Cluster {
     }
 
     /// Another shard asks to prepare a step.
-    pub(super) fn prepare(&self, lock: Lock<'_>, from: ShardId, number: u64, step: ByteBuf) {
-        let reply = self.replier(from, number);
-        let Some(this) = self.handle().upgrade() else {
-            return;
-        };
-        let blob = step.into_vec();
-        let needed = blob.clone();
-        self.persistence
-            .install_for(lock, &needed, move |lock, installed| {
-                let prepared = installed
-                    .map_err(|error| format!("Failed deserializing session, {error}"))
-                    .and_then(|()| this.prepare_installed(lock, blob));
-                reply(prepared.map(|prepared| {
-                    let mut steps = this.prepared.write(lock);
-                    steps.insert((from, number), (prepared, Instant::now()));
-                    Said::Done
-                }));
-            });
-    }
-
-    fn prepare_installed(&self, lock: Lock<'_>, step: Vec<u8>) -> Result<Prepared, String> {
+    pub(super) fn prepare(
+        &self,
+        lock: Lock<'_>,
+        from: ShardId,
+        number: u64,
+        step: Vec<u8>,
+    ) -> Result<Said, String> {
         let limit = self.install_limit() * 2;
         let dropped: Vec<_> = {
             let mut steps = self.prepared.write(lock);
@@ -177,7 +163,10 @@ impl Cluster {
             let prepared = steps.values().flat_map(|(prepared, _)| &prepared.registrations);
             prepared.cloned().collect()
         };
-        self.persistence.prepare_step(lock, step, &claimed)
+        let prepared = self.persistence.prepare_step(lock, step, &claimed)?;
+        let mut steps = self.prepared.write(lock);
+        steps.insert((from, number), (prepared, Instant::now()));
+        Ok(Said::Done)
     }
 
     pub(super) fn commit(&self, lock: Lock<'_>, from: ShardId, number: u64) -> Result<Said, String> {
@@ -247,21 +236,12 @@ impl Cluster {
     }
 
     /// Registrations of another shard come into force here.
-    pub(super) fn take_over(&self, lock: Lock<'_>, from: ShardId, step: ByteBuf) {
-        let Some(this) = self.handle().upgrade() else {
-            return;
-        };
-        let step = step.into_vec();
-        let needed = step.clone();
-        self.persistence
-            .install_for(lock, &needed, move |lock, installed| {
-                let accepted = installed.and_then(|()| this.persistence.accept(lock, &step));
-                if let Err(error) = accepted {
-                    api::log_warning(&format!(
-                        "a registration of shard {from} is not in force here: {error}"
-                    ));
-                }
-            });
+    pub(super) fn take_over(&self, lock: Lock<'_>, from: ShardId, step: &[u8]) {
+        if let Err(error) = self.persistence.accept(lock, step) {
+            api::log_warning(&format!(
+                "a registration of shard {from} is not in force here: {error}"
+            ));
+        }
     }
 }
 

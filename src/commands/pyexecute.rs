@@ -7,6 +7,7 @@ use crate::{
     engine::{
         Engine,
         execution::Start,
+        requirement::Requirement,
         scope::Prepared,
         session::{Needs, Session},
     },
@@ -70,14 +71,13 @@ pub fn pyexecute(execute: &Execute, command: &Command<'_>) -> Result<Answer, Err
     let lock = command.lock();
     let known = |name: &String| execute.engine.requirements.get(lock, name);
     let requirements: Vec<_> = options.requirements.iter().filter_map(known).collect();
-    let all_known = requirements.len() == options.requirements.len();
-    let install = !all_known || (options.force && !requirements.is_empty());
+    let ready = are_ready(&options, &requirements);
     let needs = Needs {
         requirements,
         installed: false,
     };
     // Other shards may lack what is known here.
-    if !install && (needs.requirements.is_empty() || !execute.cluster.has_others()) {
+    if ready && (needs.requirements.is_empty() || !execute.cluster.has_others()) {
         return Ok(match execute.run(lock, script, options, needs)? {
             Next::Reply(reply) => reply.into(),
             next => {
@@ -89,39 +89,40 @@ pub fn pyexecute(execute: &Execute, command: &Command<'_>) -> Result<Answer, Err
     execute.packages.check(&options.requirements)?;
     let client = command.block();
     let (execute, script) = (execute.clone(), script.to_vec());
-    Arc::clone(&execute.packages).later(move || {
-        let needs = if install {
-            execute.install(&options.requirements)
-        } else {
-            Ok(needs)
-        };
-        match needs {
-            Ok(needs) => execute.run_everywhere(script, options, needs, client),
-            Err(error) => client.answer(error.into()),
-        }
+    Arc::clone(&execute.packages).later(move || match execute.install(&options) {
+        Ok(needs) => execute.run_everywhere(script, options, needs, client),
+        Err(error) => client.answer(error.into()),
     });
     Ok(Answer::Done)
 }
 
 impl Execute {
     /// Fetches and installs requirements, and makes them known. On the thread for requirements.
-    fn install(&self, names: &[String]) -> Result<Needs, Error> {
+    fn install(&self, options: &Options) -> Result<Needs, Error> {
+        let names = &options.requirements;
         let known = lock::with_lock(|lock| {
             let known = |name: &String| self.engine.requirements.get(lock, name);
             names.iter().filter_map(known).collect::<Vec<_>>()
         });
-        let requirements = self.packages.obtain(names, &known)?;
+        // What the client waited for may have done it.
+        if are_ready(options, &known) {
+            return Ok(Needs {
+                requirements: known,
+                installed: false,
+            });
+        }
+        let is_installed = |known: &Arc<Requirement>| known.is_installed();
+        let known: Vec<_> = known.into_iter().filter(is_installed).collect();
+        let fetched = self.packages.obtain(names, &known)?;
         lock::with_lock(|lock| {
-            if !lock.is_master() {
-                return Err(Error::ReadOnly);
-            }
-            for requirement in &requirements {
-                self.engine.requirements.put(lock, requirement);
-            }
-            Ok(())
+            let mut each = fetched.iter();
+            each.try_for_each(|fetched| {
+                self.persistence
+                    .import(lock, &fetched.requirement, &fetched.archive)
+            })
         })?;
         Ok(Needs {
-            requirements,
+            requirements: fetched.into_iter().map(|fetched| fetched.requirement).collect(),
             installed: true,
         })
     }
@@ -199,6 +200,13 @@ impl Execute {
             Reply::bulk(execution.id.to_string())
         })
     }
+}
+
+/// Whether nothing is to be installed; `known`: which of the requirements are known by name.
+fn are_ready(options: &Options, known: &[Arc<Requirement>]) -> bool {
+    let all = known.len() == options.requirements.len();
+    let installed = known.iter().all(|requirement| requirement.is_installed());
+    all && installed && (!options.force || known.is_empty())
 }
 
 fn parse(words: Argv<'_>) -> Result<Options, Error> {

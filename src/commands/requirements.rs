@@ -6,10 +6,10 @@ use super::pyexecute::Execute;
 use crate::{
     engine::{Engine, requirement::Requirement},
     error::Error,
-    persistence::{files_of, read_archive, write_archive},
+    persistence::{files_of, read_header, write_archive},
     redis::{
         command::{Answer, Command},
-        lock::{self, Lock},
+        lock::Lock,
         reply::Reply,
     },
 };
@@ -44,7 +44,7 @@ pub(super) fn entry(engine: &Engine, lock: Lock<'_>, requirement: &Arc<Requireme
     let yes = |is: bool| Reply::bulk(if is { "yes" } else { "no" });
     Reply::Array(vec![
         Reply::bulk("GearReqVersion"),
-        Reply::Int(1),
+        Reply::Int(2),
         Reply::bulk("Name"),
         Reply::bulk(&requirement.name),
         Reply::bulk("IsDownloaded"),
@@ -56,7 +56,7 @@ pub(super) fn entry(engine: &Engine, lock: Lock<'_>, requirement: &Arc<Requireme
         Reply::bulk("Wheels"),
         Reply::bulks(&requirement.wheels),
         Reply::bulk("Path"),
-        Reply::bulk(requirement.directory.to_string_lossy().into_owned()),
+        Reply::bulk(requirement.directory().to_string_lossy().into_owned()),
         Reply::bulk("RefCount"),
         Reply::Int(users as i64 + i64::from(is_known)),
         Reply::bulk("IsInReqDictionary"),
@@ -94,36 +94,17 @@ pub fn import(execute: &Execute, command: &Command<'_>) -> Result<Answer, Error>
     if !command.may_block() {
         return Err(Error::CannotRunHere);
     }
-    let chunks = command.argv().skip(1).to_vecs();
-    let archive = chunks.concat();
-    let files = read_archive(&archive)?;
+    let archive = command.argv().skip(1).to_vecs().concat();
+    let header = read_header(&archive)?;
     let (persistence, packages) = (&execute.persistence, &execute.packages);
-    packages.check(std::slice::from_ref(&files.name))?;
+    packages.check(std::slice::from_ref(&header.name))?;
+    packages.check_wheels(&header.wheels)?;
     let client = command.block();
     let (persistence, packages) = (Arc::clone(persistence), Arc::clone(packages));
     let cluster = Arc::clone(&execute.cluster);
-    Arc::clone(&packages).later(move || {
-        let known = lock::with_lock(|lock| persistence.known(lock, &files.name));
-        let stored = match known {
-            // One that is known keeps its files.
-            Some(known) => Ok(known),
-            None => packages.store(&files),
-        };
-        let installed = stored.and_then(|requirement| {
-            packages
-                .install(std::slice::from_ref(&requirement))
-                .map_err(|error| {
-                    crate::redis::api::log_warning(&format!("a requirement was not installed: {error}"));
-                    Error::ImportNotInstalled
-                })?;
-            Ok(requirement)
-        });
-        let imported =
-            lock::with_lock(|lock| installed.and_then(|requirement| persistence.import(lock, &requirement)));
-        match imported {
-            Ok(()) => cluster.import_elsewhere(archive, move |reply| client.answer(reply)),
-            Err(error) => client.answer(error.into()),
-        }
+    Arc::clone(&packages).later(move || match persistence.install_archive(archive.clone(), true) {
+        Ok(()) => cluster.import_elsewhere(archive, move |reply| client.answer(reply)),
+        Err(error) => client.answer(error.into()),
     });
     Ok(Answer::Done)
 }

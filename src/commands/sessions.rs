@@ -143,7 +143,7 @@ fn dependency(requirement: &Requirement) -> String {
     format!(
         "{{'name':{}, 'basePath':{}, 'wheels':[{}]}}",
         quoted(&requirement.name),
-        quoted(&requirement.directory.to_string_lossy()),
+        quoted(&requirement.directory().to_string_lossy()),
         wheels.join(",")
     )
 }

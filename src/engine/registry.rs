@@ -212,6 +212,18 @@ impl Registry {
         self.sessions.lock().list(session);
     }
 
+    /// Puts a registration in the place of one that never ran, with its number and session.
+    pub fn exchange_registration(&self, registration: &Arc<Registration>) {
+        let old = self
+            .registrations
+            .lock()
+            .insert(registration.id, Arc::clone(registration));
+        if let Some(old) = old {
+            // It has no executions.
+            drop(old.remove());
+        }
+    }
+
     /// Removes a registration with its kept executions.
     pub fn remove_registration(&self, id: Id) -> Option<Arc<Registration>> {
         let registration = self.registrations.lock().remove(&id)?;

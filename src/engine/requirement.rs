@@ -2,56 +2,118 @@
 //! 4.6.
 
 use std::{
-    fs,
-    path::PathBuf,
+    collections::HashMap,
+    fmt, fs,
+    path::{Path, PathBuf},
     sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
 };
 
 use indexmap::IndexMap;
+use parking_lot::Mutex;
 
 use super::session::Session;
 use crate::redis::{api, guarded::Guarded, lock::Lock};
 
+/// Tells requirements with the same name apart: the digest at the end of their archive.
+pub type Digest = [u8; 32];
+
 /// Identified by the exact text that asked for it.
-#[derive(Debug)]
 pub struct Requirement {
     pub name: String,
     /// Where its files are.
-    pub directory: PathBuf,
+    pub place: Arc<Place>,
     /// Their names, sorted.
     pub wheels: Vec<String>,
     /// What kind of machine the files are for.
     pub platform: String,
-    installed: AtomicBool,
-    forgotten: AtomicBool,
+    pub digest: Digest,
+    progress: AtomicU8,
+    /// What came from a file or the master, until its files are on the disk. Saved in their place, by a process that
+    /// was forked, too: hence no mutex.
+    archive: Guarded<Option<Arc<[u8]>>>,
+}
+
+/// [`Requirement::progress`]
+const WANTED: u8 = 0;
+const INSTALLED: u8 = 1;
+const FAILED: u8 = 2;
+
+impl fmt::Debug for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Requirement")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Requirement {
-    pub fn new(name: String, directory: PathBuf, wheels: Vec<String>, platform: String) -> Self {
+    pub fn new(
+        name: String,
+        place: Arc<Place>,
+        wheels: Vec<String>,
+        platform: String,
+        digest: Digest,
+    ) -> Self {
         Self {
             name,
-            directory,
+            place,
             wheels,
             platform,
-            installed: AtomicBool::new(false),
-            forgotten: AtomicBool::new(false),
+            digest,
+            progress: AtomicU8::new(WANTED),
+            archive: Guarded::default(),
         }
     }
 
+    /// The same with its files as bytes, which are not on the disk yet.
+    pub fn with_archive(mut self, archive: Arc<[u8]>) -> Self {
+        self.archive = Guarded::new(Some(archive));
+        self
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.place.directory
+    }
+
+    /// Whether it is neither installed nor known to be impossible to install: somebody is to do it.
+    pub fn is_wanted(&self) -> bool {
+        self.progress.load(Ordering::Relaxed) == WANTED
+    }
+
     pub fn is_installed(&self) -> bool {
-        self.installed.load(Ordering::Relaxed)
+        self.progress.load(Ordering::Relaxed) == INSTALLED
+    }
+
+    pub fn set_wanted(&self) {
+        self.progress.store(WANTED, Ordering::Relaxed);
     }
 
     pub fn set_installed(&self) {
-        self.installed.store(true, Ordering::Relaxed);
+        self.progress.store(INSTALLED, Ordering::Relaxed);
     }
 
-    /// Its files go when nobody uses it any more.
-    pub fn forget(&self) {
-        self.forgotten.store(true, Ordering::Relaxed);
+    pub fn set_failed(&self) {
+        self.progress.store(FAILED, Ordering::Relaxed);
+    }
+
+    /// Its bytes while its files are not on the disk.
+    pub fn archive(&self, lock: Lock<'_>) -> Option<Arc<[u8]>> {
+        self.archive.read(lock).clone()
+    }
+
+    /// Whether its files are still there, in one form or the other.
+    pub fn has_files(&self, lock: Lock<'_>) -> bool {
+        let is_there = |wheel: &String| self.directory().join(wheel).exists();
+        self.archive.read(lock).is_some() || self.wheels.iter().all(is_there)
+    }
+
+    /// Its files are on the disk.
+    pub fn drop_archive(&self, lock: Lock<'_>) {
+        let archive = self.archive.write(lock).take();
+        drop(archive);
     }
 
     /// The content of one of its files.
@@ -59,17 +121,85 @@ impl Requirement {
     /// # Errors
     /// What the operating system says, with the path.
     pub fn read(&self, wheel: &str) -> Result<Vec<u8>, String> {
-        let path = self.directory.join(wheel);
+        let path = self.directory().join(wheel);
         fs::read(&path).map_err(|error| format!("{}: {error}", path.display()))
     }
 }
 
-impl Drop for Requirement {
+/// The folders that are in use, by path: two requirements with the same files have the same one.
+#[derive(Default)]
+pub struct Places(Mutex<HashMap<PathBuf, Weak<Place>>>);
+
+/// The folder of a requirement. Its files go when nobody uses it any more, unless it is to stay: whatever is fetched and then
+/// not wanted leaves nothing behind.
+pub struct Place {
+    pub directory: PathBuf,
+    stays: AtomicBool,
+    places: Arc<Places>,
+}
+
+impl Places {
+    pub fn take(self: &Arc<Self>, directory: PathBuf) -> Arc<Place> {
+        let mut places = self.0.lock();
+        if let Some(place) = places.get(&directory).and_then(Weak::upgrade) {
+            return place;
+        }
+        let place = Arc::new(Place {
+            directory,
+            stays: AtomicBool::new(false),
+            places: Arc::clone(self),
+        });
+        places.insert(place.directory.clone(), Arc::downgrade(&place));
+        place
+    }
+
+    /// Deletes a folder that nobody uses, and that nobody begins to use meanwhile. False if somebody does.
+    pub fn delete_unused(&self, directory: &Path) -> std::io::Result<bool> {
+        let places = self.0.lock();
+        match places.get(directory).and_then(Weak::upgrade) {
+            // Dropped after the mutex: it may be the last one.
+            Some(used) => {
+                drop(places);
+                drop(used);
+                Ok(false)
+            }
+            None => fs::remove_dir_all(directory).map(|()| true),
+        }
+    }
+}
+
+impl Place {
+    /// A requirement with these files is known by its name: they stay when the server ends.
+    pub fn keep(&self) {
+        self.stays.store(true, Ordering::Relaxed);
+    }
+
+    /// The files go when nobody uses them any more.
+    pub fn forget(&self) {
+        self.stays.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
-        if *self.forgotten.get_mut() {
-            if let Err(error) = fs::remove_dir_all(&self.directory) {
+        let mut places = self.places.0.lock();
+        let again = places.get(&self.directory).and_then(Weak::upgrade);
+        if again.is_some() {
+            // Somebody has taken the folder since. Dropped after the mutex: it may be the last one.
+            drop(places);
+            return;
+        }
+        places.remove(&self.directory);
+        if *self.stays.get_mut() {
+            return;
+        }
+        let deleted = fs::remove_dir_all(&self.directory);
+        drop(places);
+        match deleted {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 api::log_warning(&format!("could not delete {}: {error}", self.directory.display()));
             }
+            _ => {}
         }
     }
 }
@@ -94,8 +224,18 @@ impl Requirements {
         let old = known.shift_remove(&requirement.name);
         known.insert(requirement.name.clone(), Arc::clone(requirement));
         drop(known);
-        if let Some(old) = old.filter(|old| old.directory != requirement.directory) {
-            old.forget();
+        if let Some(old) = old {
+            old.place.forget();
+        }
+        requirement.place.keep();
+    }
+
+    /// This very one is not known any more.
+    pub fn remove(&self, lock: Lock<'_>, requirement: &Arc<Requirement>) {
+        let is_it = |known: &Arc<Requirement>| Arc::ptr_eq(known, requirement);
+        if self.get(lock, &requirement.name).as_ref().is_some_and(is_it) {
+            self.0.write(lock).shift_remove(&requirement.name);
+            requirement.place.forget();
         }
     }
 
@@ -109,10 +249,8 @@ impl Requirements {
                     .iter()
                     .any(|used| used.name == requirement.name)
             });
-            let is_it = |known: &Arc<Requirement>| Arc::ptr_eq(known, requirement);
-            if !used && self.get(lock, &requirement.name).as_ref().is_some_and(is_it) {
-                self.0.write(lock).shift_remove(&requirement.name);
-                requirement.forget();
+            if !used {
+                self.remove(lock, requirement);
             }
         }
     }
@@ -124,5 +262,30 @@ impl Requirements {
             .drain(..)
             .map(|(_, requirement)| requirement)
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_goes_with_its_last_user_unless_it_is_kept() {
+        let directory = std::env::temp_dir().join(format!("pinion-place-{}", std::process::id()));
+        let places = Arc::new(Places::default());
+        let make = || fs::create_dir_all(&directory);
+        let first = places.take(directory.clone());
+        let second = places.take(directory.clone());
+        assert!(Arc::ptr_eq(&first, &second) && make().is_ok());
+        drop(first);
+        assert!(places.delete_unused(&directory).is_ok_and(|deleted| !deleted) && directory.exists());
+        drop(second);
+        assert!(!directory.exists());
+        let kept = places.take(directory.clone());
+        kept.keep();
+        assert!(make().is_ok());
+        drop(kept);
+        assert!(directory.exists());
+        assert!(places.delete_unused(&directory).is_ok_and(|deleted| deleted) && !directory.exists());
     }
 }

@@ -3,13 +3,23 @@
 //! `PINREQ`, the format's version, the name, the platform, the number of files, then name and content of each, and last a
 //! digest of all that. Numbers have 8 bytes, little-endian; texts and contents have their length in front.
 
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
-use crate::{error::Error, python::Files};
+use crate::{engine::requirement::Digest, error::Error, python::Files};
 
 const MAGIC: &[u8] = b"PINREQ";
 const VERSION: u64 = 1;
 const DIGEST: usize = 32;
+
+/// What an archive says about its files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub name: String,
+    pub platform: String,
+    /// The names of its files.
+    pub wheels: Vec<String>,
+    pub digest: Digest,
+}
 
 pub fn encode(files: &Files) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
@@ -37,9 +47,32 @@ pub fn is_one(bytes: &[u8]) -> bool {
     bytes.starts_with(MAGIC)
 }
 
+/// What an archive says of itself, in no time: its digest is not checked.
+///
+/// # Errors
+/// Which part of the bytes is wrong.
+pub fn header(bytes: &[u8]) -> Result<Header, Error> {
+    parse(bytes).map(|(header, _)| header)
+}
+
 /// # Errors
 /// Which part of the bytes is wrong.
 pub fn decode(bytes: &[u8]) -> Result<Files, Error> {
+    let (header, contents) = parse(bytes)?;
+    let (content, digest) = bytes.split_at(bytes.len() - DIGEST);
+    if Sha256::digest(content).as_slice() != digest {
+        return Err(Error::BadArchive("wheel file data"));
+    }
+    let contents = contents.into_iter().map(<[u8]>::to_vec);
+    Ok(Files {
+        name: header.name,
+        platform: header.platform,
+        wheels: header.wheels.into_iter().zip(contents).collect(),
+    })
+}
+
+/// The parts of an archive whose digest is not checked, and the contents of its files.
+fn parse(bytes: &[u8]) -> Result<(Header, Vec<&[u8]>), Error> {
     let bad = Error::BadArchive;
     let rest = bytes.strip_prefix(MAGIC).ok_or(bad("requirement name"))?;
     let mut rest = Rest(rest);
@@ -49,24 +82,26 @@ pub fn decode(bytes: &[u8]) -> Result<Files, Error> {
     }
     let name = rest.text().ok_or(bad("requirement name"))?;
     let platform = rest.text().ok_or(bad("requirement os"))?;
-    let amount = rest.number().ok_or(bad("requirement wheels amount"))?;
-    let mut wheels = Vec::new();
+    let amount = rest.number().filter(|&amount| amount > 0);
+    let amount = amount.ok_or(bad("requirement wheels amount"))?;
+    let (mut wheels, mut contents) = (Vec::new(), Vec::new());
     for _ in 0..amount {
-        let wheel = rest.text().ok_or(bad("wheel file name"))?;
-        let content = rest.part().ok_or(bad("wheel file data"))?;
-        wheels.push((wheel, content.to_vec()));
+        let wheel = rest.text().filter(|wheel| is_file_name(wheel));
+        wheels.push(wheel.ok_or(bad("wheel file name"))?);
+        contents.push(rest.part().ok_or(bad("wheel file data"))?);
     }
-    let content = bytes.len().checked_sub(DIGEST).map(|end| bytes.split_at(end));
-    match content {
-        Some((content, digest)) if rest.0 == digest && Sha256::digest(content).as_slice() == digest => {
-            Ok(Files {
-                name,
-                platform,
-                wheels,
-            })
-        }
-        _ => Err(bad("wheel file data")),
-    }
+    let header = Header {
+        name,
+        platform,
+        wheels,
+        digest: rest.0.try_into().map_err(|_| bad("wheel file data"))?,
+    };
+    Ok((header, contents))
+}
+
+/// What it names lies in the folder of its requirement.
+fn is_file_name(wheel: &str) -> bool {
+    !(wheel.is_empty() || wheel.starts_with('.') || wheel.contains(['/', '\0']))
 }
 
 /// What has not been read yet.
@@ -94,6 +129,7 @@ impl<'a> Rest<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::persistence::step::tests::Chance;
 
     fn files() -> Files {
         Files {
@@ -109,6 +145,48 @@ mod tests {
     #[test]
     fn an_archive_reads_back() {
         assert_eq!(decode(&encode(&files())), Ok(files()));
+    }
+
+    #[test]
+    fn a_header_tells_what_the_archive_holds() {
+        let good = encode(&files());
+        let header = header(&good);
+        assert!(header.is_ok_and(|header| {
+            header.wheels == ["a.whl", "b.whl"] && header.digest[..] == good[good.len() - DIGEST..]
+        }));
+    }
+
+    #[test]
+    fn files_stay_in_their_folder() {
+        for name in ["", ".", "..", "../a.whl", "a/b.whl", "/a.whl", "a\0.whl"] {
+            let mut files = files();
+            files.wheels[0].0 = name.into();
+            assert_eq!(decode(&encode(&files)), Err(Error::BadArchive("wheel file name")));
+        }
+        let mut none = files();
+        none.wheels.clear();
+        assert_eq!(
+            decode(&encode(&none)),
+            Err(Error::BadArchive("requirement wheels amount"))
+        );
+    }
+
+    #[test]
+    fn damage_behind_the_digest_is_an_error_or_another_archive() {
+        let good = encode(&files());
+        let content = &good[..good.len() - DIGEST];
+        let mut chance = Chance::new(9);
+        let mut readable = 0;
+        for _ in 0..10_000 {
+            let mut damaged = chance.damage(content);
+            damaged.extend(Sha256::digest(&damaged));
+            if let Ok(files) = decode(&damaged) {
+                assert!(files.wheels.iter().all(|(name, _)| is_file_name(name)));
+                assert_eq!(decode(&encode(&files)), Ok(files));
+                readable += 1;
+            }
+        }
+        assert!(readable > 500, "only {readable} came so far");
     }
 
     #[test]

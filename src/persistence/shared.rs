@@ -6,17 +6,18 @@ use std::sync::Arc;
 use serde_bytes::ByteBuf;
 
 use super::{
-    Change, Persistence, REGISTER, SavedRegistration, SavedSession, Step, archive, archives, step_of,
+    Persistence, REGISTER, SavedRegistration, SavedSession, Step, archive, archive_of, files_of, step_of,
 };
 use crate::{
     engine::{
         id::Id,
         registration::{Peers, Registration},
-        requirement::Requirement,
+        requirement::Digest,
         session::{Needs, Session},
     },
     error::Error,
     redis::{
+        api,
         call::replicate,
         lock::{self, Lock},
     },
@@ -37,42 +38,38 @@ impl Persistence {
         Some(step_of(session, old, registrations).encode())
     }
 
-    /// Sees to it that what a step of another shard needs is installed; calls `then`, under the lock, now or later.
-    pub fn install_for(
-        &self,
-        lock: Lock<'_>,
-        step: &[u8],
-        then: impl FnOnce(Lock<'_>, Result<(), String>) + Send + 'static,
-    ) {
-        let change = Change::Step(step.into());
-        if !self.needs_installation(lock, &change) {
-            return then(lock, Ok(()));
-        }
-        let Some(this) = self.this.upgrade() else { return };
-        self.packages.later(move || {
-            let installed = change
-                .archives()
-                .and_then(|archives| this.install_archives(&archives));
-            lock::with_lock(|lock| {
-                let installed = installed.map(|requirements| {
-                    for requirement in &requirements {
-                        this.engine.requirements.put(lock, requirement);
-                    }
-                });
-                then(lock, installed);
-            });
-        });
+    /// Installs the requirement that an archive holds, and makes it known, here and on replicas. On the thread for
+    /// requirements. `keeps_known`: one that is known by that name keeps its files, and is installed again.
+    ///
+    /// # Errors
+    /// The archive is damaged, or not allowed here; its files cannot be stored or installed; this is a replica by now.
+    pub fn install_archive(&self, archive: Vec<u8>, keeps_known: bool) -> Result<(), Error> {
+        let files = archive::decode(&archive)?;
+        self.packages.check(std::slice::from_ref(&files.name))?;
+        let known = lock::with_lock(|lock| self.known(lock, &files.name)).filter(|_| keeps_known);
+        let known = known
+            .filter(|known| known.is_installed())
+            .and_then(|known| Some((files_of(&known).ok()?, known)));
+        let (requirement, archive) = if let Some((files, known)) = known {
+            (known, archive::encode(&files))
+        } else {
+            let requirement = Arc::new(self.packages.requirement(&archive::header(&archive)?));
+            self.packages.store(&requirement, &files)?;
+            (requirement, archive)
+        };
+        self.packages
+            .install(std::slice::from_ref(&requirement))
+            .map_err(|error| {
+                api::log_warning(&format!("a requirement was not installed: {error}"));
+                Error::ImportNotInstalled
+            })?;
+        lock::with_lock(|lock| self.import(lock, &requirement, &archive))
     }
 
-    /// Stores and installs requirements; not under the lock.
-    fn install_archives(&self, archives: &[ByteBuf]) -> Result<Vec<Arc<Requirement>>, String> {
-        let stored = archives
-            .iter()
-            .map(|bytes| archive::decode(bytes).and_then(|files| self.packages.store(&files)))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| error.to_string())?;
-        self.packages.restore(&stored)?;
-        Ok(stored)
+    /// True if a requirement with these files is installed here.
+    pub fn has_installed(&self, lock: Lock<'_>, name: &str, digest: &Digest) -> bool {
+        let known = self.known(lock, name);
+        known.is_some_and(|known| known.is_installed() && known.digest == *digest)
     }
 
     /// Makes the registrations of another shard's step, without putting them in force. `claimed`: what other steps that
@@ -96,6 +93,13 @@ impl Persistence {
         let same = live(&id).is_some_and(|same| !old.as_ref().is_some_and(|old| Arc::ptr_eq(old, &same)));
         if same && !decoded.registrations.is_empty() {
             return Err(Error::SessionExists(id).to_string());
+        }
+        for name in &decoded.session.requirements {
+            if !self.known(lock, name).is_some_and(|known| known.is_installed()) {
+                return Err(format!(
+                    "Failed deserializing session, requirement {name} is not installed"
+                ));
+            }
         }
         let session = Arc::new(self.session_of(lock, decoded.session));
         let mut registrations: Vec<Arc<Registration>> = Vec::new();
@@ -144,8 +148,10 @@ impl Persistence {
         if !prepared.registrations.is_empty() && prepared.registrations.iter().all(done) {
             return Ok(());
         }
-        self.put_in_force(lock, prepared.old.as_ref(), &prepared.registrations)
-            .map_err(|error| error.to_string())?;
+        let put = self
+            .check_held(lock, prepared.old.as_ref(), &prepared.registrations)
+            .and_then(|()| self.put_in_force(lock, prepared.old.as_ref(), &prepared.registrations));
+        put.map_err(|error| error.to_string())?;
         replicate(lock, REGISTER, &[&prepared.step]);
         for registration in &prepared.registrations {
             self.engine.call_on_registered(registration);
@@ -153,7 +159,8 @@ impl Persistence {
         Ok(())
     }
 
-    /// Does a step that another shard has done before, here and on replicas. What it needs is installed.
+    /// Does a step that another shard has done before, here and on replicas. If what it needs is to be installed first, its
+    /// registrations begin to run then.
     ///
     /// # Errors
     /// Why it cannot be done here.
@@ -172,7 +179,7 @@ impl Persistence {
         if known {
             return Ok(());
         }
-        self.apply_step(lock, decoded, None)?;
+        self.apply_step(lock, decoded)?;
         replicate(lock, REGISTER, &[step]);
         Ok(())
     }
@@ -204,9 +211,13 @@ impl Persistence {
         wanted
             .map(|registration| {
                 let session = &registration.session;
+                let needs = session.needs.requirements.iter();
                 let step = Step {
                     session: SavedSession::of(session),
-                    requirements: archives(&session.needs.requirements).map(ByteBuf::from).collect(),
+                    requirements: needs
+                        .filter_map(|requirement| archive_of(lock, requirement).ok())
+                        .map(ByteBuf::from)
+                        .collect(),
                     registrations: vec![SavedRegistration::of(registration)],
                     ..Step::default()
                 };

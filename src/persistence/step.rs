@@ -89,12 +89,7 @@ impl SavedRegistration {
 impl Step {
     pub fn encode(&self) -> Vec<u8> {
         // Plain data: nothing in it can fail to be written to memory.
-        let content = rmp_serde::to_vec_named(self).unwrap_or_default();
-        let mut bytes = MAGIC.to_vec();
-        bytes.push(VERSION);
-        bytes.extend(Sha256::digest(&content));
-        bytes.extend(content);
-        bytes
+        seal(&rmp_serde::to_vec_named(self).unwrap_or_default())
     }
 
     /// # Errors
@@ -119,9 +114,65 @@ impl Step {
     }
 }
 
+/// What stands in front of a content, and the content.
+fn seal(content: &[u8]) -> Vec<u8> {
+    let mut bytes = MAGIC.to_vec();
+    bytes.push(VERSION);
+    bytes.extend(Sha256::digest(content));
+    bytes.extend(content);
+    bytes
+}
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+    use crate::{
+        engine::{id::Id, plan::Plan},
+        persistence::archive,
+        python::Files,
+        readers::image::Image,
+    };
+
+    /// Random numbers that are the same each time (xorshift).
+    pub struct Chance(u64);
+
+    impl Chance {
+        pub fn new(seed: u64) -> Self {
+            Self(seed)
+        }
+
+        pub fn below(&mut self, limit: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 % limit.max(1) as u64) as usize
+        }
+
+        /// Bytes with some damage: changed, cut off, taken out, put in, or moved.
+        pub fn damage(&mut self, bytes: &[u8]) -> Vec<u8> {
+            let mut bytes = bytes.to_vec();
+            let place = self.below(bytes.len());
+            match self.below(5) {
+                0 => {
+                    for _ in 0..=self.below(4) {
+                        let place = self.below(bytes.len());
+                        bytes[place] ^= 1 + self.below(255) as u8;
+                    }
+                }
+                1 => bytes.truncate(place),
+                2 => drop(bytes.drain(place..(place + 1 + self.below(20)).min(bytes.len()))),
+                3 => {
+                    let more: Vec<u8> = (0..=self.below(20)).map(|_| self.below(256) as u8).collect();
+                    bytes.splice(place..place, more);
+                }
+                _ => {
+                    let middle = self.below(bytes.len());
+                    bytes.rotate_left(middle);
+                }
+            }
+            bytes
+        }
+    }
 
     fn step() -> Step {
         Step {
@@ -162,6 +213,73 @@ mod tests {
             assert!(Step::decode(&damaged).is_err(), "byte {place}");
             assert!(Step::decode(&good[..place]).is_err(), "length {place}");
         }
+    }
+
+    /// A step of all that one can hold.
+    fn whole_step() -> Step {
+        let mut step = step();
+        step.requirements = vec![ByteBuf::from(archive::encode(&Files {
+            name: "demo".into(),
+            platform: "here".into(),
+            wheels: vec![("demo.whl".into(), vec![1; 20])],
+        }))];
+        let images = [
+            Image::Trigger {
+                name: "t".into(),
+                in_order: false,
+            },
+            Image::Hook {
+                command: "get".into(),
+                prefix: Some("p".into()),
+                mode: Mode::Sync,
+                in_order: true,
+            },
+        ];
+        let first = step.registrations.remove(0);
+        for (number, image) in images.iter().enumerate() {
+            step.registrations.push(SavedRegistration {
+                id: Id(number as u64).to_string(),
+                desc: first.desc.clone(),
+                mode: Mode::Sync,
+                in_order: false,
+                trigger: ByteBuf::from(image.to_bytes()),
+                steps: first.steps.clone(),
+                images: first.images.clone(),
+            });
+        }
+        step
+    }
+
+    /// All that is read of a step before a function of it is loaded.
+    fn read(step: &Step) {
+        for saved in &step.registrations {
+            let _ = Id::parse(saved.id.as_bytes());
+            let _ = rmp_serde::from_slice::<Image>(&saved.trigger);
+            let plan = Plan {
+                steps: saved.steps.clone(),
+                functions: Vec::new(),
+            };
+            let _ = plan.is_complete();
+        }
+        for archive in &step.requirements {
+            let _ = archive::header(archive);
+            let _ = archive::decode(archive);
+        }
+        assert_eq!(Step::decode(&step.encode()).as_ref(), Ok(step));
+    }
+
+    #[test]
+    fn damage_behind_the_digest_is_an_error_or_another_step() {
+        let good = rmp_serde::to_vec_named(&whole_step()).unwrap_or_default();
+        let mut chance = Chance::new(8);
+        let mut readable = 0;
+        for _ in 0..10_000 {
+            if let Ok(step) = Step::decode(&seal(&chance.damage(&good))) {
+                read(&step);
+                readable += 1;
+            }
+        }
+        assert!(readable > 500, "only {readable} came so far");
     }
 
     #[test]

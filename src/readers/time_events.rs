@@ -7,7 +7,7 @@ use std::{
     ffi::CStr,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -24,6 +24,7 @@ use crate::{
         api,
         command::{Answer, Command},
         datatype::{self, Value},
+        guarded::Guarded,
         lock::Lock,
         reply::Reply,
     },
@@ -45,23 +46,52 @@ pub fn connect(engine: &Arc<Engine>) {
 struct TimeEvent {
     session: Arc<Session>,
     period: Duration,
-    /// `None` if it could not be loaded.
-    function: Option<Arc<dyn Function>>,
+    /// `None` while it cannot be loaded.
+    function: Guarded<Option<Arc<dyn Function>>>,
+    /// What the function is loaded from; of an event without a key nothing.
+    image: Vec<u8>,
+    /// How often it is still tried.
+    attempts: AtomicU32,
     ended: AtomicBool,
 }
 
-/// What the key holds: the event ends with it.
-struct Keyed {
-    event: Arc<TimeEvent>,
-    image: Vec<u8>,
+/// A function may need packages that are being installed: so many periods may go by.
+const ATTEMPTS: u32 = 300;
+
+impl TimeEvent {
+    fn new(
+        session: &Arc<Session>,
+        period: Duration,
+        function: Option<Arc<dyn Function>>,
+        image: Vec<u8>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            session: Arc::clone(session),
+            period,
+            function: Guarded::new(function),
+            image,
+            attempts: AtomicU32::new(ATTEMPTS),
+            ended: AtomicBool::new(false),
+        })
+    }
+
+    /// Loads what could not be loaded before.
+    fn load_again(&self, lock: Lock<'_>, engine: &Engine) -> Option<Arc<dyn Function>> {
+        let function = engine.language.load(&self.image, &self.session).ok()?;
+        *self.function.write(lock) = Some(Arc::clone(&function));
+        Some(function)
+    }
 }
+
+/// What the key holds: the event ends with it.
+struct Keyed(Arc<TimeEvent>);
 
 impl Value for Keyed {
     fn words(&self) -> Vec<Vec<u8>> {
         vec![
-            self.event.period.as_millis().to_string().into_bytes(),
-            self.event.session.id.clone().into_bytes(),
-            self.image.clone(),
+            self.0.period.as_millis().to_string().into_bytes(),
+            self.0.session.id.clone().into_bytes(),
+            self.0.image.clone(),
         ]
     }
 
@@ -72,7 +102,7 @@ impl Value for Keyed {
 
 impl Drop for Keyed {
     fn drop(&mut self) {
-        self.event.ended.store(true, Ordering::Relaxed);
+        self.0.ended.store(true, Ordering::Relaxed);
     }
 }
 
@@ -88,17 +118,9 @@ pub fn start(
     key: Option<Vec<u8>>,
 ) -> Result<bool, String> {
     let image = key.is_some().then(|| function.image(session)).transpose()?;
-    let event = Arc::new(TimeEvent {
-        session: Arc::clone(session),
-        period,
-        function: Some(function),
-        ended: AtomicBool::new(false),
-    });
-    if let (Some(key), Some(image)) = (key, image) {
-        let keyed = Keyed {
-            event: Arc::clone(&event),
-            image,
-        };
+    let event = TimeEvent::new(session, period, Some(function), image.unwrap_or_default());
+    if let Some(key) = key {
+        let keyed = Keyed(Arc::clone(&event));
         let made = with_lock(engine.language.as_ref(), |lock| {
             datatype::put(lock, &key, Box::new(keyed))
         });
@@ -113,7 +135,7 @@ pub fn start(
 /// Makes an event of what its key held in a file.
 ///
 /// # Errors
-/// The words are none of an event; a function that cannot be loaded is no error, its event is kept and never runs.
+/// The words are none of an event; a function that cannot be loaded is no error, its event is kept and tries again.
 pub fn load(_lock: Lock<'_>, words: Vec<Vec<u8>>) -> Result<Box<dyn Value>, String> {
     let engine = ENGINE.get().ok_or("the module is still loading")?;
     let [period, id, image] = <[Vec<u8>; 3]>::try_from(words).map_err(|_| "it is incomplete")?;
@@ -134,17 +156,10 @@ pub fn load(_lock: Lock<'_>, words: Vec<Vec<u8>>) -> Result<Box<dyn Value>, Stri
             None
         }
     };
-    let works = function.is_some();
-    let event = Arc::new(TimeEvent {
-        session,
-        period: Duration::from_millis(period_ms),
-        function,
-        ended: AtomicBool::new(false),
-    });
-    if works {
-        wait(engine, Arc::clone(&event));
-    }
-    Ok(Box::new(Keyed { event, image }))
+    let period = Duration::from_millis(period_ms);
+    let event = TimeEvent::new(&session, period, function, image);
+    wait(engine, Arc::clone(&event));
+    Ok(Box::new(Keyed(event)))
 }
 
 /// `RG.INNERTIMEEVENT <key> <period ms> <session id> <image>`, from an AOF file or a master only.
@@ -168,7 +183,7 @@ fn wait(engine: &Arc<Engine>, event: Arc<TimeEvent>) {
         if event.ended.load(Ordering::Relaxed) {
             return;
         }
-        let goes_on = with_lock(engine.language.as_ref(), |_lock| run(engine, &event));
+        let goes_on = with_lock(engine.language.as_ref(), |lock| run(lock, engine, &event));
         if goes_on {
             wait(engine, event);
         }
@@ -176,7 +191,7 @@ fn wait(engine: &Arc<Engine>, event: Arc<TimeEvent>) {
 }
 
 /// False when the event has ended for good.
-fn run(engine: &Engine, event: &TimeEvent) -> bool {
+fn run(lock: Lock<'_>, engine: &Engine, event: &TimeEvent) -> bool {
     if event.ended.load(Ordering::Relaxed) {
         return false;
     }
@@ -184,8 +199,9 @@ fn run(engine: &Engine, event: &TimeEvent) -> bool {
         return true;
     }
     let _scope = Scope::of_session(&event.session).enter();
-    let Some(function) = &event.function else {
-        return false;
+    let function = event.function.read(lock).clone();
+    let Some(function) = function.or_else(|| event.load_again(lock, engine)) else {
+        return event.attempts.fetch_sub(1, Ordering::Relaxed) > 1;
     };
     let mut goes_on = true;
     engine.language.attached(&mut || {

@@ -5,6 +5,7 @@
 
 mod pip;
 mod specifier;
+mod sweep;
 
 use std::{
     ffi::CStr,
@@ -16,14 +17,14 @@ use std::{
 };
 
 use pyo3::{prelude::*, sync::PyOnceLock, types::PyModule};
-use sha2::{Digest, Sha256};
 
-use self::pip::Pip;
+use self::{pip::Pip, sweep::Owner};
 use super::interpreter::cstr;
 use crate::{
     config::{Config, REQUIREMENTS_DIR, REQUIREMENTS_POLICY},
-    engine::requirement::Requirement,
+    engine::requirement::{Places, Requirement},
     error::Error,
+    persistence::{self, Header},
     redis::api,
 };
 
@@ -38,7 +39,15 @@ pub struct Packages {
     /// Where the files of requirements and the environment are.
     base: PathBuf,
     pip: Pip,
+    places: Arc<Places>,
+    owner: Owner,
     jobs: mpsc::Sender<Job>,
+}
+
+/// A requirement that was fetched, and what carries it elsewhere.
+pub struct Fetched {
+    pub requirement: Arc<Requirement>,
+    pub archive: Vec<u8>,
 }
 
 /// The files of a requirement as they travel.
@@ -75,6 +84,8 @@ impl Packages {
                 version,
             },
             base,
+            places: Arc::default(),
+            owner: Owner::default(),
             jobs,
         };
         let life = move || wanted.into_iter().for_each(|job| job());
@@ -101,6 +112,19 @@ impl Packages {
         names.iter().try_for_each(check).map_err(Error::Text)
     }
 
+    /// Checks what an archive brings: where not everything is allowed, each of its wheels must be.
+    ///
+    /// # Errors
+    /// A wheel that RequirementsPolicy forbids.
+    pub fn check_wheels(&self, wheels: &[String]) -> Result<(), Error> {
+        let policy = self.config.text(REQUIREMENTS_POLICY);
+        if policy == "allow" {
+            return Ok(());
+        }
+        let check = |wheel: &String| specifier::check_policy(&policy, &specifier::of_wheel(wheel)?);
+        wheels.iter().try_for_each(check).map_err(Error::Text)
+    }
+
     /// Does `job` on the thread for requirements, after all that it was given before.
     pub fn later(&self, job: impl FnOnce() + Send + 'static) {
         // The receiver lives as long as the process.
@@ -111,25 +135,18 @@ impl Packages {
     /// thread for requirements.
     ///
     /// # Errors
-    /// Nothing has changed then; the log tells more.
-    pub fn obtain(
-        &self,
-        names: &[String],
-        known: &[Arc<Requirement>],
-    ) -> Result<Vec<Arc<Requirement>>, Error> {
-        let mut fetched = Vec::new();
-        for name in names {
-            fetched.push(self.fetch(name)?);
-        }
-        if let Err(error) = self.install(&fetched) {
+    /// Nothing has changed then, and nothing is left behind; the log tells more.
+    pub fn obtain(&self, names: &[String], known: &[Arc<Requirement>]) -> Result<Vec<Fetched>, Error> {
+        let fetched = names
+            .iter()
+            .map(|name| self.fetch(name))
+            .collect::<Result<Vec<_>, _>>()?;
+        let requirements: Vec<_> = fetched
+            .iter()
+            .map(|fetched| Arc::clone(&fetched.requirement))
+            .collect();
+        if let Err(error) = self.install(&requirements) {
             api::log_warning(&format!("requirements were not installed: {error}"));
-            let is_new = |requirement: &&Arc<Requirement>| {
-                !known.iter().any(|known| known.directory == requirement.directory)
-            };
-            fetched
-                .iter()
-                .filter(is_new)
-                .for_each(|requirement| requirement.forget());
             if let Err(error) = self.install(known) {
                 api::log_warning(&format!("could not install what was there before: {error}"));
             }
@@ -138,139 +155,137 @@ impl Packages {
         Ok(fetched)
     }
 
-    fn fetch(&self, name: &str) -> Result<Arc<Requirement>, Error> {
-        let directory = self.base.join(format!(".fetching_{}", short_name(name)));
-        // Left over by a process that was killed.
-        let _ = fs::remove_dir_all(&directory);
-        fs::create_dir_all(&directory).map_err(|error| {
-            api::log_warning(&format!("could not create {}: {error}", directory.display()));
+    fn fetch(&self, name: &str) -> Result<Fetched, Error> {
+        let folder = self.unfinished("fetching", name).map_err(|error| {
+            api::log_warning(&format!(
+                "could not create a folder in {}: {error}",
+                self.base.display()
+            ));
             Error::NoRequirementsDirectory
         })?;
         let fetched = self
             .pip
-            .fetch(name, &directory)
-            .and_then(|()| self.settle(name, &directory));
+            .fetch(name, &folder.0)
+            .and_then(|()| self.settle(name, folder));
         fetched.map_err(|error| {
             api::log_warning(&format!("requirement {name} was not fetched: {error}"));
-            let _ = fs::remove_dir_all(&directory);
             Error::RequirementsNotFetched
         })
     }
 
+    /// A folder of this process for files that are not all there yet.
+    fn unfinished(&self, what: &str, name: &str) -> io::Result<Unfinished> {
+        let folder = Unfinished::make(&self.base, what, name)?;
+        self.owner.announce(&self.base)?;
+        Ok(folder)
+    }
+
     /// Gives fetched files their place, which tells what they are: the same files have the same place.
-    fn settle(&self, name: &str, directory: &Path) -> Result<Arc<Requirement>, String> {
-        let failed = |error: io::Error| format!("{}: {error}", directory.display());
+    fn settle(&self, name: &str, folder: Unfinished) -> Result<Fetched, String> {
+        let failed = |error: io::Error| format!("{}: {error}", folder.0.display());
         let mut wheels = Vec::new();
-        for entry in fs::read_dir(directory).map_err(failed)? {
-            let file_name = entry.map_err(failed)?.file_name();
-            wheels.push(
-                file_name
-                    .into_string()
-                    .map_err(|name| format!("a file with the name {}", name.to_string_lossy()))?,
-            );
+        for entry in fs::read_dir(&folder.0).map_err(failed)? {
+            let wheel = entry.map_err(failed)?.file_name();
+            let wheel = wheel
+                .into_string()
+                .map_err(|name| format!("a file with the name {}", name.to_string_lossy()))?;
+            let content = fs::read(folder.0.join(&wheel)).map_err(failed)?;
+            wheels.push((wheel, content));
         }
-        wheels.sort();
+        wheels.sort_unstable();
         if wheels.is_empty() {
             return Err("pip has left no wheel".into());
         }
-        let mut digest = Sha256::new();
-        for wheel in &wheels {
-            digest.update(wheel);
-            digest.update(fs::read(directory.join(wheel)).map_err(failed)?);
+        let files = Files {
+            name: name.into(),
+            platform: platform(),
+            wheels,
+        };
+        let archive = persistence::write_archive(&files);
+        let header = persistence::read_header(&archive).map_err(|error| error.to_string())?;
+        let requirement = Arc::new(self.requirement(&header));
+        if !has_files(&requirement, &files) {
+            folder
+                .become_folder(requirement.directory())
+                .map_err(|error| format!("{}: {error}", requirement.directory().display()))?;
         }
-        let place = self.place(name, digest);
-        if place.exists() {
-            fs::remove_dir_all(directory).map_err(failed)?;
-        } else {
-            fs::rename(directory, &place).map_err(failed)?;
-        }
-        Ok(Arc::new(Requirement::new(name.into(), place, wheels, platform())))
+        Ok(Fetched { requirement, archive })
     }
 
-    fn place(&self, name: &str, digest: Sha256) -> PathBuf {
-        let digest = digest.finalize();
-        let mut file_name = short_name(name) + "_";
-        for byte in digest.iter().take(5) {
-            let _ = write!(file_name, "{byte:02x}");
-        }
-        self.base.join(file_name)
+    /// A requirement that comes as bytes. Its files may be on the disk already, or not yet.
+    pub fn requirement(&self, header: &Header) -> Requirement {
+        let folder = short_name(&header.name) + "_" + &hexadecimal(&header.digest[..FOLDER_DIGEST]);
+        Requirement::new(
+            header.name.clone(),
+            self.places.take(self.base.join(folder)),
+            header.wheels.clone(),
+            header.platform.clone(),
+            header.digest,
+        )
     }
 
-    /// Writes files that came from elsewhere to their place.
+    /// Writes files that came from elsewhere to their place, all or none.
     ///
     /// # Errors
-    /// A name that is no file name; what the operating system says. Nothing is left behind.
-    pub fn store(&self, files: &Files) -> Result<Arc<Requirement>, Error> {
-        let mut digest = Sha256::new();
-        for (wheel, content) in &files.wheels {
-            if wheel.is_empty() || wheel.starts_with('.') || wheel.contains(['/', '\0']) {
-                return Err(Error::RequirementFileNotOpened);
-            }
-            digest.update(wheel);
-            digest.update(content);
-        }
-        let place = self.place(&files.name, digest);
-        let wheels = files.wheels.iter().map(|(wheel, _)| wheel.clone()).collect();
-        let requirement = Requirement::new(files.name.clone(), place, wheels, files.platform.clone());
-        if requirement.directory.exists()
-            && files
-                .wheels
-                .iter()
-                .all(|(wheel, content)| requirement.read(wheel).as_ref() == Ok(content))
-        {
-            return Ok(Arc::new(requirement));
-        }
-        let written = fs::create_dir_all(&requirement.directory)
-            .map_err(|error| (Error::RequirementFileNotOpened, error))
-            .and_then(|()| {
-                files.wheels.iter().try_for_each(|(wheel, content)| {
-                    fs::write(requirement.directory.join(wheel), content)
-                        .map_err(|error| (Error::RequirementFileNotWritten, error))
-                })
-            });
-        written.map_err(|(text, error)| {
-            api::log_warning(&format!(
-                "could not write {}: {error}",
-                requirement.directory.display()
-            ));
-            let _ = fs::remove_dir_all(&requirement.directory);
-            text
-        })?;
-        Ok(Arc::new(requirement))
-    }
-
-    /// Installs requirements, in their order, unless an earlier process has. Not under the server's lock, but while data
-    /// are loaded.
-    ///
-    /// # Errors
-    /// What pip said last.
-    pub fn restore(&self, requirements: &[Arc<Requirement>]) -> Result<(), String> {
-        if requirements
-            .iter()
-            .all(|requirement| self.pip.has_installed(&requirement.directory))
-        {
-            for requirement in requirements {
-                requirement.set_installed();
-            }
+    /// What the operating system says is in the log.
+    pub fn store(&self, requirement: &Requirement, files: &Files) -> Result<(), Error> {
+        if has_files(requirement, files) {
             return Ok(());
         }
-        self.install(requirements)
+        let failed = |text: Error| {
+            move |error: io::Error| {
+                api::log_warning(&format!(
+                    "could not write {}: {error}",
+                    requirement.directory().display()
+                ));
+                text
+            }
+        };
+        let folder = self
+            .unfinished("storing", &files.name)
+            .map_err(failed(Error::RequirementFileNotOpened))?;
+        for (wheel, content) in &files.wheels {
+            fs::write(folder.0.join(wheel), content).map_err(failed(Error::RequirementFileNotWritten))?;
+        }
+        folder
+            .become_folder(requirement.directory())
+            .map_err(failed(Error::RequirementFileNotWritten))
     }
 
-    /// Installs requirements, in their order, whatever is there.
+    /// Whether an earlier process has installed a requirement, and its files are what they were.
+    pub fn has_installed(&self, requirement: &Requirement, files: &Files) -> bool {
+        self.pip.has_installed(requirement.directory()) && has_files(requirement, files)
+    }
+
+    /// Installs requirements, in their order, whatever is there. On the thread for requirements.
     ///
     /// # Errors
     /// What pip said last.
     pub fn install(&self, requirements: &[Arc<Requirement>]) -> Result<(), String> {
         for requirement in requirements {
-            let path = |wheel| requirement.directory.join(wheel);
+            let path = |wheel| requirement.directory().join(wheel);
             let wheels: Vec<_> = requirement.wheels.iter().map(path).collect();
             self.pip.install(&wheels)?;
-            self.pip.note_installed(&requirement.directory);
-            requirement.set_installed();
+            self.pip.note_installed(requirement.directory());
             self.use_installed(&wheels)?;
+            requirement.set_installed();
         }
         Ok(())
+    }
+
+    /// Deletes what earlier processes of this server have left in its folder and nobody needs. `owner` tells it from other
+    /// servers that may use the same folder. On the thread for requirements, when the data are loaded.
+    pub fn sweep(&self, owner: &str) {
+        match self.owner.sweep(&self.base, owner, &self.places) {
+            Ok(deleted) => {
+                for folder in deleted {
+                    api::log_notice(&format!("{} was left over and is deleted", folder.display()));
+                }
+            }
+            Err(error) => {
+                api::log_warning(&format!("could not tidy up {}: {error}", self.base.display()));
+            }
+        }
     }
 
     fn use_installed(&self, wheels: &[PathBuf]) -> Result<(), String> {
@@ -293,6 +308,52 @@ impl Packages {
                 self.pip.site_packages().display()
             )
         })
+    }
+}
+
+/// How much of a requirement's digest is in the name of its folder.
+const FOLDER_DIGEST: usize = 5;
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
+}
+
+/// Whether the files of a requirement are on the disk, as they should be.
+fn has_files(requirement: &Requirement, files: &Files) -> bool {
+    let mut wheels = files.wheels.iter();
+    wheels.all(|(wheel, content)| requirement.read(wheel).as_ref() == Ok(content))
+}
+
+/// A folder whose files are not all there yet. It goes when it is dropped.
+struct Unfinished(PathBuf);
+
+impl Unfinished {
+    /// Several servers may do the same in the same folder: the name tells which process it is.
+    fn make(base: &Path, what: &str, name: &str) -> io::Result<Self> {
+        let folder = base.join(format!(".{what}_{}_{}", std::process::id(), short_name(name)));
+        // Left over by a process with the same number that was killed.
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder)?;
+        Ok(Self(folder))
+    }
+
+    /// Gives it its name, in the place of what may be there.
+    fn become_folder(self, folder: &Path) -> io::Result<()> {
+        if folder.exists() {
+            fs::remove_dir_all(folder)?;
+        }
+        fs::rename(&self.0, folder)
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // Not there any more once it has its name.
+        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

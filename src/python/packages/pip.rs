@@ -97,16 +97,24 @@ impl Pip {
         fs::remove_file(&unfinished).map_err(failed)
     }
 
+    /// The folder of marks is made last: an environment without it was never finished.
     fn make_environment(&self) -> Result<(), String> {
-        if self.site_packages().is_dir() && self.environment.join("bin/python").exists() {
+        let marks = self.environment.join(INSTALLED);
+        let finished = marks.is_dir();
+        if finished && self.site_packages().is_dir() && self.environment.join("bin/python").exists() {
             return Ok(());
         }
         let mut command = Command::new(&self.program);
-        command
-            .args(["-m", "venv", "--without-pip"])
-            .arg(&self.environment);
+        command.args(["-m", "venv", "--without-pip"]);
+        if finished {
+            // Its packages are good: only the way to an interpreter, which has moved, is made anew.
+            let _ = fs::remove_dir_all(self.environment.join("bin"));
+        } else {
+            command.arg("--clear");
+        }
+        command.arg(&self.environment);
         run(command)?;
-        fs::create_dir_all(self.environment.join(INSTALLED)).map_err(|error| error.to_string())
+        fs::create_dir_all(&marks).map_err(|error| format!("{}: {error}", marks.display()))
     }
 
     /// Whether a requirement's folder was the last one installed under its name here, also by an earlier process.

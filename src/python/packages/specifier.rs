@@ -107,12 +107,36 @@ pub fn check_policy(policy: &str, specifier: &str) -> Result<(), String> {
     }
 }
 
+/// A wheel as the requirement that asks for it: `Foo_Bar-1.0-py3-none-any.whl` is `Foo_Bar==1.0`.
+///
+/// # Errors
+/// The text for the client: it is no wheel.
+pub fn of_wheel(file_name: &str) -> Result<String, String> {
+    let mut parts = file_name.strip_suffix(".whl").unwrap_or_default().split('-');
+    let known = |part: Option<&str>| part.filter(|part| !part.is_empty()).map(str::to_owned);
+    match (known(parts.next()), known(parts.next()), parts.count()) {
+        (Some(name), Some(version), 3 | 4) => Ok(format!("{name}=={version}")),
+        _ => Err(format!("ERR '{file_name}' is not the name of a wheel")),
+    }
+}
+
 fn is_listed(list: &str, specifier: &str) -> bool {
     let project = project(specifier);
+    let exact = exact(specifier);
     list.lines()
         .map(|line| line.split(" #").next().unwrap_or_default().trim())
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .any(|line| line == specifier || project.as_ref().is_some_and(|project| *project == normal(line)))
+        .any(|line| {
+            line == specifier
+                || exact.is_some() && exact == self::exact(line)
+                || project.as_ref().is_some_and(|project| *project == normal(line))
+        })
+}
+
+/// The project and the version of `name==version`.
+fn exact(specifier: &str) -> Option<(String, &str)> {
+    let (name, version) = specifier.split_once("==")?;
+    Some((normal(name.trim()), version.trim()))
 }
 
 #[cfg(test)]
@@ -157,11 +181,33 @@ mod tests {
     }
 
     #[test]
+    fn a_wheel_tells_what_it_is() {
+        assert_eq!(
+            of_wheel("Foo_Bar-1.0-py3-none-any.whl"),
+            Ok("Foo_Bar==1.0".into())
+        );
+        assert_eq!(
+            of_wheel("foo-2-7-cp311-cp311-linux_x86_64.whl"),
+            Ok("foo==2".into())
+        );
+        for bad in [
+            "",
+            "x.whl",
+            "foo-1.0.tar.gz",
+            "-1-py3-none-any.whl",
+            "a-b-c-d-e-f-g.whl",
+        ] {
+            assert!(of_wheel(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn a_bare_name_allows_every_version() {
         let list = "# ours\nFoo_Bar   # any\nredis==5\n";
         assert!(is_listed(list, "foo-bar>=1"));
         assert!(is_listed(list, "foo.bar[x]"));
         assert!(is_listed(list, "redis==5"));
+        assert!(is_listed(list, "Redis == 5"));
         assert!(!is_listed(list, "redis==6"));
         assert!(!is_listed(list, "foo-bar-baz"));
         assert!(!is_listed(list, "foo-bar @ https://elsewhere/foo.whl"));
