@@ -54,7 +54,7 @@ use crate::{
     error::Error,
     redis::{
         api::{self, Features},
-        lock::Lock,
+        lock::{self, Lock},
     },
     stats::ServerStats,
 };
@@ -189,7 +189,7 @@ impl Engine {
         let mut ran = Ran::Ended(Status::Done, Outcome::of_error(TOO_DEEP));
         if let Some(_depth) = Depth::enter() {
             let now = Instant::now();
-            let _watched = self.sync_watch.enter(&execution, now);
+            let _watched = self.sync_watch.enter(Arc::clone(&execution) as _, now);
             self.language
                 .attached(&mut || ran = run::run(self, &execution, now));
         }
@@ -386,14 +386,18 @@ impl Engine {
             return;
         };
         let _scope = Scope::of_session(&registration.session).enter();
-        self.language.attached(&mut || {
-            if let Err(error) = function.run() {
-                api::log_warning(&format!(
-                    "Error occured on RedisGearsPy_OnRegistered of {}, error='{error}'",
-                    registration.id
-                ));
-            }
+        let mut ran = Ok(());
+        let watched = lock::with_lock(|lock| {
+            self.run_watched(lock, "onRegistered", &registration.session, &mut || {
+                ran = function.run()
+            })
         });
+        if let Err(error) = watched.and(ran) {
+            api::log_warning(&format!(
+                "Error occured on RedisGearsPy_OnRegistered of {}, error='{error}'",
+                registration.id
+            ));
+        }
     }
 
     /// Ends a registration. Running executions go on; with `abort_pending` those not yet begun are aborted.

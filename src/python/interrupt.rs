@@ -35,6 +35,22 @@ impl Drop for Interruptible<'_, '_> {
     }
 }
 
+/// Puts this thread's id into `stop`, which nobody else uses. Attached.
+pub fn begin(_py: Python<'_>, stop: &Stop) {
+    stop.thread.store(this_thread(), Ordering::Release);
+}
+
+/// Ends what [`begin`] began.
+pub fn end(py: Python<'_>, stop: &Stop) {
+    stop.thread.store(0, Ordering::Release);
+    take_back(py, stop);
+}
+
+/// True if this thread runs the code of `stop`.
+pub fn is_here(stop: &Stop) -> bool {
+    stop.thread.load(Ordering::Acquire) == this_thread()
+}
+
 /// While it lives, nothing is raised in this thread through `stop`.
 pub struct Shield<'a> {
     stop: &'a Stop,

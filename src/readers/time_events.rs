@@ -168,7 +168,7 @@ fn wait(engine: &Arc<Engine>, event: Arc<TimeEvent>) {
         if event.ended.load(Ordering::Relaxed) {
             return;
         }
-        let goes_on = with_lock(engine.language.as_ref(), |_lock| run(engine, &event));
+        let goes_on = with_lock(engine.language.as_ref(), |lock| run(engine, lock, &event));
         if goes_on {
             wait(engine, event);
         }
@@ -176,7 +176,7 @@ fn wait(engine: &Arc<Engine>, event: Arc<TimeEvent>) {
 }
 
 /// False when the event has ended for good.
-fn run(engine: &Engine, event: &TimeEvent) -> bool {
+fn run(engine: &Engine, lock: Lock<'_>, event: &TimeEvent) -> bool {
     if event.ended.load(Ordering::Relaxed) {
         return false;
     }
@@ -187,12 +187,11 @@ fn run(engine: &Engine, event: &TimeEvent) -> bool {
     let Some(function) = &event.function else {
         return false;
     };
-    let mut goes_on = true;
-    engine.language.attached(&mut || {
-        if let Err(error) = function.run() {
-            api::log_warning(&format!("Error occured on TimeEvent_Callback, error={error}"));
-            goes_on = false;
-        }
-    });
-    goes_on
+    let mut ran = Ok(());
+    let watched = engine.run_watched(lock, "a time event", &event.session, &mut || ran = function.run());
+    if let Err(error) = watched.and(ran) {
+        api::log_warning(&format!("Error occured on TimeEvent_Callback, error={error}"));
+        return false;
+    }
+    true
 }
