@@ -300,7 +300,8 @@ impl Engine {
 
     fn abort_execution(&self, execution: &Arc<Execution>) {
         drop(execution.stop());
-        if execution.status() == Status::Created {
+        let has_begun = execution.status() != Status::Created;
+        if !has_begun {
             // A worker may begin it in this moment: then this changes nothing, and it stops as a running one does.
             if let Some(source) = execution.begin() {
                 drop(source);
@@ -317,6 +318,9 @@ impl Engine {
                     }
                 }
             });
+        }
+        if has_begun {
+            self.language.interrupt_awaited(execution);
         }
         if !execution.status().is_final() {
             // The receiver lives as long as the process.
