@@ -128,6 +128,7 @@ impl Execute {
 
     /// Runs what the client gets the results of.
     fn wait(&self, mut start: Start, client: BlockedClient) {
+        start.meter = Some(client.meter());
         start.waiter = Some(Box::new(move |outcome| client.answer(outcome.to_reply())));
         self.engine.submit(start, None);
     }

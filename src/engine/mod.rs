@@ -54,6 +54,7 @@ use crate::{
     error::Error,
     redis::{
         api::{self, Features},
+        client::Meter,
         lock::{self, Lock},
     },
     stats::ServerStats,
@@ -170,7 +171,12 @@ impl Engine {
 
     /// Runs a job of the queue on this thread.
     fn run_job(&self, execution: &Arc<Execution>) {
-        if let Ran::Ended(status, outcome) = run::run(self, execution, Instant::now()) {
+        let ran = {
+            let meter = execution.meter();
+            let _measured = meter.as_ref().map(Meter::start);
+            run::run(self, execution, Instant::now())
+        };
+        if let Ran::Ended(status, outcome) = ran {
             self.finish(execution, status, outcome);
         }
     }
