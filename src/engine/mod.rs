@@ -397,11 +397,9 @@ impl Engine {
         };
         let _scope = Scope::of_session(&registration.session).enter();
         let mut ran = Ok(());
-        let watched = lock::with_lock(|lock| {
-            self.run_watched(lock, "onRegistered", &registration.session, &mut || {
-                ran = function.run()
-            })
-        });
+        let mut prepare = || ran = function.run();
+        let session = &registration.session;
+        let watched = lock::with_lock(|lock| self.run_watched(lock, "onRegistered", session, &mut prepare));
         if let Err(error) = watched.and(ran) {
             api::log_warning(&format!(
                 "Error occured on RedisGearsPy_OnRegistered of {}, error='{error}'",

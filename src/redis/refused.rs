@@ -44,13 +44,14 @@ impl Kind {
     }
 }
 
-/// Subcommands of DEBUG that end the server, or replace its data while functions run on them.
-const FATAL_DEBUG: [&[u8]; 9] = [
+/// Subcommands of DEBUG that end the server (PROTOCOL: before 7.0), or replace its data while functions run on them.
+const FATAL_DEBUG: [&[u8]; 10] = [
     b"assert",
     b"crash-and-recover",
     b"loadaof",
     b"oom",
     b"panic",
+    b"protocol",
     b"reload",
     b"restart",
     b"segfault",
