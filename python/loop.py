@@ -45,6 +45,8 @@ _waiting = deque()
 _draining = False
 # What the loop's thread is doing: the session object of the coroutine that runs now.
 _running = None
+# Somebody has raised an exception in the loop's thread because of what runs there.
+_interrupted = False
 _alive = 0
 _beats = [0, 0]
 
@@ -94,7 +96,7 @@ class _Driven(collections.abc.Coroutine):
         return self._coroutine.__await__()
 
     def _step(self, resume, *value):
-        global _running
+        global _running, _interrupted
         while True:
             _running = session.get()
             try:
@@ -108,6 +110,13 @@ class _Driven(collections.abc.Coroutine):
                 raise
             finally:
                 _running = None
+                if _interrupted:
+                    _interrupted = False
+                    # It may have come too late, and must hit nobody else.
+                    try:
+                        redisgears.letOut()
+                    except BaseException:
+                        pass
             if not redisgears.leaveAtomic():
                 return waited
             resume, value = self._coroutine.throw, (Exception(_AWAIT_IN_BLOCK),)

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use crate::{
     cluster::Cluster,
-    commands::{sessions, small::PLUGIN},
+    commands::{requirements, sessions, small::PLUGIN},
     engine::{Engine, registration::Registration, session::Session, whole_ms},
     python::memory,
     redis::{info::Info, reply::Reply},
@@ -43,6 +43,13 @@ pub fn fill(info: &Info, engine: &Engine, cluster: &Cluster) {
         info.number("PeakAllocated", figures.peak);
         info.number("CurrAllocated", figures.current);
     }
+    if info.section("python_requirements") {
+        let lock = info.lock();
+        for requirement in engine.requirements.all(lock) {
+            let line = requirement_line(&requirements::entry(engine, lock, &requirement));
+            info.text(&field_name(&requirement.name), &line);
+        }
+    }
     if info.section("python_sessions") {
         let (live, dead) = engine
             .registry
@@ -51,6 +58,29 @@ pub fn fill(info: &Info, engine: &Engine, cluster: &Cluster) {
             info.text(&session.id, &escaped(&sessions::literal(session), false));
         }
     }
+}
+
+/// `name=value` of an entry of RG.PYDUMPREQS, but for its version and its name.
+fn requirement_line(entry: &Reply) -> String {
+    let Reply::Array(words) = entry else {
+        return String::new();
+    };
+    let pairs = words.chunks_exact(2).skip(2).map(|pair| {
+        let value = match &pair[1] {
+            Reply::Array(files) => {
+                let files = files.iter().map(|file| format!("'{}'", shown(file)));
+                format!("[{}]", files.collect::<Vec<_>>().join("|"))
+            }
+            value => shown(value),
+        };
+        format!("{}={}", shown(&pair[0]), escaped(&value, true))
+    });
+    pairs.collect::<Vec<_>>().join(",")
+}
+
+/// A text as the name of a field, which ends at the colon.
+fn field_name(text: &str) -> String {
+    escaped(text, false).replace(':', "\\x3a")
 }
 
 fn registration_line(registration: &Registration) -> String {
@@ -151,5 +181,6 @@ mod tests {
         assert_eq!(escaped("a,b", false), "a,b");
         assert_eq!(shown(&Reply::bulks(["set", "del"])), "[set|del]");
         assert_eq!(shown(&Reply::Null), "None");
+        assert_eq!(field_name("a @ b:c\n"), "a @ b\\x3ac\\n");
     }
 }

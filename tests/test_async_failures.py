@@ -792,3 +792,84 @@ def test_an_unlinked_key_function_waits(server: Server, mode: str) -> None:
     wait_until(lambda: sorted(client.lrange("seen", 0, -1)) == sorted(f"k{number}" for number in range(20)))
     assert_well(server)
     assert data(server)["numSuccess"] == 20
+
+
+# --- endless coroutines ---
+
+
+ENDLESS = """
+def spin():
+    while True: pass
+
+async def f(record):
+    execute('INCR', 'begun')
+    {before}
+    {body}
+"""
+QUICK = """
+async def f(record):
+    await asyncio.sleep(0)
+    return 'quick'
+"""
+
+
+def abort_all(server: Server) -> None:
+    for identifier, entry in executions(server).items():
+        if entry["status"] == "running":
+            assert server.client().execute_command("RG.ABORTEXECUTION", identifier) == "OK"
+
+
+def others_run(server: Server) -> None:
+    for number in range(20):
+        assert server.client().execute_command("RG.TRIGGER", "quick", number) == ["quick"]
+    assert server.run("GB('KeysReader').map(lambda r: sum(range(1000))).run('k', noScan=True)") == [["499500"], []]
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    "body",
+    [
+        "spin()",
+        "await asyncio.gather(*[asyncio.create_task(g()) for g in [spinning]])",
+        "for _ in range(3):\n        try: spin()\n        except Exception: pass",
+        "try: spin()\n    finally: await asyncio.sleep(0.01)",
+    ],
+)
+def test_an_endless_coroutine_can_be_aborted(server: Server, body: str) -> None:
+    put(server, QUICK, "async_local", "quick")
+    put(server, "async def spinning(): spin()\n" + ENDLESS.format(before="pass", body=body))
+    raw = ask(server, "RG.TRIGGER", "t")
+    abort_all(server)
+    assert raw.read() == b"*0\r\n"
+    others_run(server)
+
+
+def test_one_that_becomes_endless_after_its_abort(server: Server) -> None:
+    put(server, QUICK, "async_local", "quick")
+    put(server, ENDLESS.format(before="await held()", body="execute('SET', 'spins', 1); spin()"))
+    raw = server.raw()
+    raw.send("RG.TRIGGER", "t")
+    wait_until(lambda: server.client().get("begun") == "2")
+    abort_all(server)
+    assert raw.read() == b"*0\r\n"
+    server.client().set("go", 1)
+    wait_until(lambda: server.client().get("spins"))
+    others_run(server)
+
+
+def test_an_abort_hits_no_other_coroutine(server: Server) -> None:
+    """Aborts of coroutines that come and go at full speed, beside one that must not notice."""
+    put(server, "async def f(record):\n    for _ in range(2000):\n        await asyncio.sleep(0)\n    return 'whole'",
+        "async_local", "whole")
+    busy = "async def f(record):\n    execute('INCR', 'begun')\n    while True:\n        sum(range(200))\n"
+    put(server, f"{busy}        await asyncio.sleep(0)")
+    waiting = [server.raw(timeout=50) for _ in range(3)]
+    for raw in waiting:
+        raw.send("RG.TRIGGER", "whole")
+    wait_until(lambda: len(executions(server)) == 3)
+    for _ in range(20):
+        ask(server, "RG.TRIGGER", "t")
+        newest = max(executions(server), key=lambda name: int(name.split("-")[1]))
+        server.client().execute_command("RG.ABORTEXECUTION", newest)
+    for raw in waiting:
+        assert raw.read() == b"*1\r\n$5\r\nwhole\r\n"

@@ -289,3 +289,17 @@ def test_functions_cannot_call_blocking_commands(server, command):
         """
     assert in_step(server, body) == "refused"
     assert release(server, execution) == [["went"], []]
+
+
+def test_executions_beyond_max_executions_go_when_they_end(start_server) -> None:
+    """Those that run or wait are not given up; the oldest ones are forgotten as soon as they have ended."""
+    server = start_server(module_args=["MaxExecutions", "2", "ExecutionThreads", "1"])
+    identifiers = [start(server, BUSY)] + [server.run(BUSY, "UNBLOCKING") for _ in range(5)]
+    assert list(executions(server)) == identifiers
+    server.client().set("go", 1)
+    wait_until(lambda: [entry["status"] for entry in executions(server).values()] == ["done", "done"])
+    assert list(executions(server)) == identifiers[-2:]
+    assert server.client().execute_command("RG.GETRESULTS", identifiers[-1]) == [["went"], []]
+    later = [server.run("GB('KeysReader').run('k', noScan=True)", "UNBLOCKING") for _ in range(2)]
+    server.wait_idle()
+    assert list(executions(server)) == later

@@ -12,7 +12,7 @@ import pytest
 from helpers import wait_until
 from probes import BUSY, executions, start
 
-SECTIONS = ["rg", "rg_regisrations", "rg_plugins", "rg_python_stats", "rg_python_sessions"]
+SECTIONS = ["rg", "rg_regisrations", "rg_plugins", "rg_python_stats", "rg_python_requirements", "rg_python_sessions"]
 FIELDS = """desc reader mode numTriggered numSuccess numFailures numAborted lastRunDurationMS totalRunDurationMS
     avgRunDurationMS lastError regex eventTypes keyTypes hookCommands""".split()
 REGISTER = "GB('KeysReader').register('x*')"

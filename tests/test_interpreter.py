@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from helpers import ServerDied
-from probes import in_script, in_step, start
+from helpers import Server, ServerDied
+from probes import error_of, in_script, in_step, last_line, raised, start
 
 
 @pytest.mark.parametrize("where", [in_script, in_step])
@@ -106,3 +106,27 @@ def test_signals_end_the_server(server, number):
 def test_running_functions_do_not_keep_the_server_alive(server, body):
     start(server, f"def loop(record):\n    {body}\nGB('KeysReader').map(loop).run('k', noScan=True)")
     server.stop(timeout=10)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "redisAI.createTensorFromValues('FLOAT', [1], [1.0])",
+        "redisAI.modelRunnerRunAsync(None)",
+        "redisAI.createDAGRunner()",
+        "redisAI.PyTensor()",
+        "redisAI.tensorToFlatList(t=1)",
+    ],
+)
+def test_redis_ai_is_not_there(server: Server, use: str) -> None:
+    text = "gears.error: RedisAI is not loaded, it is not possible to use AI interface."
+    assert raised(server, f"import redisAI\n{use}") == text
+    server.run(f"import redisAI\nGB('CommandReader').map(lambda r: {use}).register(trigger='t')")
+    assert last_line(error_of(server, "t", command="RG.TRIGGER")) == text
+
+
+def test_integers_of_any_length_become_digits(server: Server) -> None:
+    run = "GB('PythonReader').run(lambda: (n for n in [10 ** 5000]), convertToStr={})"
+    for convert in (True, False):
+        [[digits], []] = server.run(run.format(convert))
+        assert digits == "1" + "0" * 5000

@@ -217,3 +217,27 @@ def test_getexecution_shows_the_parts_of_an_operation(server: Server, steps: str
     ((_, _, _, plan),) = server.client().execute_command("RG.GETEXECUTION", execution)
     shown = [as_dict(step)["type"] for step in as_dict(plan)["steps"]]
     assert shown == ["collect", "map", *kinds, "map"]
+
+
+# --- many steps ---
+
+
+@pytest.mark.parametrize("mode", ["run", "sync"])
+def test_a_builder_may_have_any_number_of_steps(server, mode):
+    """Each step that takes records apart once took room on the stack."""
+    build = "b = GB({reader})\nfor _ in range(20000):\n    b.flatmap(lambda r: [r])\n"
+    if mode == "run":
+        server.run(build.format(reader="'PythonReader'") + "b.run(lambda: (n for n in [1, 2]))")
+        script = build.format(reader="'PythonReader'") + "b.run(lambda: (n for n in [1, 2]))"
+        assert server.run(script) == [["1", "2"], []]
+        return
+    build = build.replace("20000", "2000")
+    server.run(build.format(reader="'CommandReader'") + "b.map(len).register(trigger='t', mode='sync')")
+    assert server.client().execute_command("RG.TRIGGER", "t", "a", "b") == ["3"]
+
+
+def test_parts_of_parts_keep_their_order(server):
+    steps = ".flatmap(lambda n: [n, n + 10])" * 3
+    assert server.run(f"GB('PythonReader'){steps}.run(lambda: (n for n in [0, 100]))")[0] == [
+        str(start + offset) for start in (0, 100) for offset in (0, 10, 10, 20, 10, 20, 20, 30)
+    ]

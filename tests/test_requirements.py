@@ -680,3 +680,20 @@ registerTE(1, tick, 'timer')
     master.client().delete("version")
     wait_until(lambda: master.client().get("version") == "1.0", timeout=60)
     assert names(master) == ["pinion-demo==1.0"]
+
+
+def test_info_lists_requirements(server: Server, packages: Path) -> None:
+    def lines() -> list[str]:
+        text = server.raw().call("INFO", "rg_python_requirements").decode()
+        return [line for line in text.split("\r\n")[1:] if line.startswith("rg_")]
+
+    assert lines() == []
+    server.run(NEEDY, "ID", "s", "REQUIREMENTS", "pinion-demo==1.0")
+    [entry] = requirements(server)
+    assert lines() == [
+        f"rg_pinion-demo==1.0:IsDownloaded=yes,IsInstalled=yes,CompiledOs={entry['CompiledOs']},"
+        f"Wheels=['pinion_demo-1.0-py3-none-any.whl'],Path={entry['Path']},RefCount=2,IsInReqDictionary=yes"
+    ]
+    named = f"pinion-demo @ file://{packages}/pinion_demo-1.0-py3-none-any.whl"
+    server.run("1", "REQUIREMENTS", named)
+    assert lines()[1].split(":")[0] == "rg_" + named.split(":")[0] + "\\x3a" + named.split(":", 1)[1]

@@ -1,4 +1,4 @@
-"""SyncTimeout: a `sync` function that runs too long is stopped, and the server goes on.
+"""SyncTimeout: a `sync` function, or other code, that holds the server too long is stopped, and the server goes on.
 
 Beyond the original, which such a function stops for ever (readers-and-events.md 13.3 (34)): our own option, issue 4.
 """
@@ -368,3 +368,155 @@ def test_background_functions_have_no_limit(server: Server, mode: str) -> None:
     assert raw.read() == b"*1\r\n$5\r\nended\r\n"
     assert client.execute_command("RG.GETRESULTSBLOCKING", busy) == [["went"], []]
     assert sorted(failures(server)) == [0, 2]
+
+
+# --- other code that holds the server ---
+
+
+def logged(server: Server, what: str) -> None:
+    line = f"{what} has held the server for longer than SyncTimeout ({LIMIT} ms) and is stopped"
+    wait_until(lambda: line in server.log(), message=line)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(
+    "body",
+    [
+        "while True: pass",
+        "while True: execute('PING')",
+        "while True:\n    try:\n        while True: pass\n    except Exception: pass",
+        "with atomic():\n    while True: pass",
+        "def endless():\n    while True: yield 1\nsum(endless())",
+    ],
+)
+def test_a_script(server: Server, body: str) -> None:
+    script = f"execute('SET', 'begun', 1)\nGB().register('x')\n{body}"
+    assert stopped(server, "RG.PYEXECUTE", script, "ID", "endless").startswith("ERR ")
+    logged(server, "the script of session endless")
+    assert (server.client().get("begun"), server.registrations()) == ("1", [])
+    works(server)
+
+
+def test_a_script_that_ends_late_has_not_taken_effect(server: Server) -> None:
+    stopped(server, "RG.PYEXECUTE", "GB().register('x')\nimport time\ntime.sleep(0.3)")
+    assert server.registrations() == []
+    works(server)
+
+
+def test_a_function_that_a_script_calls(server: Server) -> None:
+    trigger(server, LOOP)
+    stopped(server, "RG.PYEXECUTE", "execute('RG.TRIGGER', 't')")
+    works(server)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("place", ["script", "function"])
+def test_on_registered(server: Server, place: str) -> None:
+    register = "def prepare():\n    while True: pass\nGB().register('x', onRegistered=prepare)"
+    if place == "script":
+        server.run(register, "ID", "s")
+    else:
+        body = register.replace("\n", "\n    ")
+        server.run(f"def step(r):\n    {body}\nGB('KeysReader').foreach(step).run('k', noScan=True)", "ID", "s")
+    logged(server, "onRegistered of session s")
+    wait_until(lambda: "onRegistered" in server.log() and f"SyncTimeout ({LIMIT} ms) and was stopped" in server.log())
+    assert len(server.registrations()) == 1
+    works(server)
+
+
+@pytest.mark.matrix
+def test_a_time_event(server: Server) -> None:
+    script = "def tick():\n    execute('INCR', 'ticks')\n    while True: pass\nregisterTE(1, tick)\nGB().register('x')"
+    server.run(script, "ID", "s")
+    wait_until(lambda: server.client().get("ticks") == "1")
+    logged(server, "a time event of session s")
+    works(server)
+
+
+BLOCK = "with atomic():\n        execute('SET', 'begun', 1)\n        while True: pass"
+
+
+@pytest.mark.matrix
+def test_an_atomic_block_of_a_worker(server: Server) -> None:
+    run = f"def step(r):\n    {BLOCK}\nGB('KeysReader').foreach(step).run('k', noScan=True)"
+    results, errors = server.run(run, "ID", "s")
+    assert (results, errors[0]) == ([], f"ERR the function ran longer than SyncTimeout ({LIMIT} ms) and was stopped")
+    logged(server, "a function of session s")
+    works(server)
+
+
+def test_an_atomic_block_of_a_background_trigger(server: Server) -> None:
+    trigger(server, f"def loop(record):\n    {BLOCK}", mode="async_local")
+    stopped(server, "RG.TRIGGER", "t")
+    assert failures(server) == [1]
+    works(server)
+
+
+def test_the_time_outside_of_blocks_does_not_count(server: Server) -> None:
+    step = """
+import time
+def step(r):
+    for number in range(10):
+        with atomic():
+            time.sleep(0.03)
+        end = time.monotonic() + 0.03
+        while time.monotonic() < end: pass
+    return 'ended'
+GB('KeysReader').map(step).run('k', noScan=True)
+"""
+    assert server.run(step) == [["ended"], []]
+
+
+@pytest.mark.parametrize("catches", [False, True])
+def test_an_atomic_block_of_a_coroutine(server: Server, catches: bool) -> None:
+    body = BLOCK if not catches else BLOCK.replace("while True: pass", "\n".join(
+        ["for _ in range(3):", "            try:", "                spin()", "            except Exception: pass"]))
+    server.run(f"{SPIN}async def step(r):\n    {body}\nGB('CommandReader').map(step).register(trigger='t')", "ID", "s")
+    stopped(server, "RG.TRIGGER", "t")
+    logged(server, "an atomic block of session s")
+    quick = "async def quick(r):\n    return 'quick'\nGB('CommandReader').map(quick).register(trigger='quick')"
+    server.run(quick)
+    assert server.client().execute_command("RG.TRIGGER", "quick") == ["quick"]
+    works(server)
+
+
+def test_an_atomic_block_of_a_thread(server: Server) -> None:
+    server.run(
+        """
+        from threading import Thread
+        def work():
+            try:
+                with atomic():
+                    while True: pass
+            except redisgears.GearsError as error:
+                execute('SET', 'error', str(error))
+        Thread(target=work).start()
+        """
+    )
+    error = wait_until(lambda: server.client().get("error"))
+    assert error == f"ERR the function ran longer than SyncTimeout ({LIMIT} ms) and was stopped"
+    logged(server, "an atomic block")
+    works(server)
+
+
+def test_a_function_that_is_loaded(server: Server) -> None:
+    """What an image says is run when files and replicas load it."""
+    server.client().execute_command("RG.CONFIGSET", "SyncTimeout", 5000)
+    server.run(
+        """
+        import os
+        class Slow:
+            def __reduce__(self):
+                return (exec, ("import os\\nwhile os.path.exists('loop'): pass",))
+        slow = Slow()
+        GB('CommandReader').map(lambda r, slow=slow: 'loaded').register(trigger='t', mode='sync')
+        """
+    )
+    (server.dir / "loop").touch()
+    server.client().execute_command("RG.CONFIGSET", "SyncTimeout", LIMIT)
+    began = time.monotonic()
+    assert server.client().execute_command("DEBUG", "RELOAD")
+    assert time.monotonic() - began < 5
+    logged(server, "a function that is loaded")
+    (server.dir / "loop").unlink()
+    works(server)

@@ -147,6 +147,7 @@ impl Execute {
         match next {
             Next::Reply(reply) => client.answer(reply),
             Next::Wait(mut start) => {
+                start.meter = Some(client.meter());
                 start.waiter = Some(Box::new(move |outcome| client.answer(outcome.to_reply())));
                 self.engine.submit(start, None);
             }

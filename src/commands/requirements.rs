@@ -29,7 +29,7 @@ pub fn dump(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
 }
 
 /// A requirement as 18 elements.
-pub(super) fn entry(engine: &Engine, lock: Lock<'_>, requirement: &Arc<Requirement>) -> Reply {
+pub fn entry(engine: &Engine, lock: Lock<'_>, requirement: &Arc<Requirement>) -> Reply {
     let known = engine.requirements.get(lock, &requirement.name);
     let is_known = known.is_some_and(|known| Arc::ptr_eq(&known, requirement));
     let uses = |session: &Arc<_>| {

@@ -27,7 +27,11 @@ use super::{
     stop::Stop,
 };
 use crate::{
-    redis::{lock::Lock, reply::Reply},
+    redis::{
+        client::{BlockedClient, Meter},
+        lock::Lock,
+        reply::Reply,
+    },
     stats::Ending,
 };
 
@@ -139,6 +143,8 @@ pub struct Execution {
     /// Its functions may return something to wait for.
     pub may_wait: bool,
     pub stop: Stop,
+    /// Of the client that waits for it.
+    meter: OnceLock<Meter>,
     /// What `call_next` does in its functions; `None` where that is an error.
     pub next: Option<Arc<dyn Next>>,
     /// What it has to do with other shards, if it runs on several.
@@ -209,6 +215,8 @@ pub struct Start {
     /// Lets go the client that waits for this execution, when it ends.
     pub link: Option<Hold>,
     pub waiter: Option<Waiter>,
+    /// Of the client that the waiter answers.
+    pub meter: Option<Meter>,
     pub next: Option<Arc<dyn Next>>,
     pub skips_errors: bool,
     pub may_wait: bool,
@@ -230,6 +238,7 @@ impl Start {
             source,
             link: None,
             waiter: None,
+            meter: None,
             next: None,
             skips_errors: false,
             may_wait: true,
@@ -272,6 +281,7 @@ impl Execution {
             link: start.link.as_ref().map(|hold| Arc::clone(hold.link())),
             may_wait: start.may_wait,
             stop: Stop::default(),
+            meter: start.meter.map(OnceLock::from).unwrap_or_default(),
             next: start.next,
             spread,
             skips_errors: start.skips_errors,
@@ -292,6 +302,20 @@ impl Execution {
                 arrivals: Vec::new(),
             }),
         }
+    }
+
+    /// A client waits for it from now on.
+    pub fn measure_for(&self, client: &BlockedClient) {
+        // The first one counts.
+        let _ = self.meter.set(client.meter());
+    }
+
+    /// What measures its work, if a client waits for it.
+    pub(super) fn meter(&self) -> Option<Meter> {
+        self.meter
+            .get()
+            .cloned()
+            .or_else(|| self.link.as_ref().and_then(|link| link.meter()))
     }
 
     pub fn status(&self) -> Status {

@@ -10,7 +10,10 @@ use parking_lot::Mutex;
 
 use crate::{
     error::Error,
-    redis::{client::BlockedClient, reply::Reply},
+    redis::{
+        client::{BlockedClient, Meter},
+        reply::Reply,
+    },
 };
 
 /// One linked command.
@@ -57,6 +60,12 @@ impl Link {
     /// True while the client has no reply.
     pub fn is_open(&self) -> bool {
         !self.state.lock().closed
+    }
+
+    /// What measures the work for the client, once it waits.
+    pub fn meter(&self) -> Option<Meter> {
+        let state = self.state.lock();
+        state.waiting.as_ref().map(|(client, _)| client.meter())
     }
 
     pub fn command(&self) -> &[Vec<u8>] {

@@ -60,7 +60,8 @@ use crate::{
     error::Error,
     redis::{
         api::{self, Features},
-        lock::Lock,
+        client::Meter,
+        lock::{self, Lock},
     },
     stats::ServerStats,
 };
@@ -178,7 +179,12 @@ impl Engine {
 
     /// Runs a job of the queue on this thread.
     fn run_job(&self, execution: &Arc<Execution>) {
-        if let Ran::Ended(status, outcome) = run::run(self, execution, Instant::now()) {
+        let ran = {
+            let meter = execution.meter();
+            let _measured = meter.as_ref().map(Meter::start);
+            run::run(self, execution, Instant::now())
+        };
+        if let Ran::Ended(status, outcome) = ran {
             self.finish(execution, status, outcome);
         }
     }
@@ -197,7 +203,7 @@ impl Engine {
         let mut ran = Ran::Ended(Status::Done, Outcome::of_error(TOO_DEEP));
         if let Some(_depth) = Depth::enter() {
             let now = Instant::now();
-            let _watched = self.sync_watch.enter(&execution, now);
+            let _watched = self.sync_watch.enter(Arc::clone(&execution) as _, now);
             self.language
                 .attached(&mut || ran = run::run(self, &execution, now));
         }
@@ -310,7 +316,11 @@ impl Engine {
 
     fn abort_execution(&self, execution: &Arc<Execution>) {
         drop(execution.stop());
+        let has_begun = execution.status() != Status::Created;
         self.end_waiting(execution, None);
+        if has_begun {
+            self.language.interrupt_awaited(execution);
+        }
         if !execution.status().is_final() {
             // The receiver lives as long as the process.
             let _ = self.stopper.send(Arc::clone(execution));
@@ -402,14 +412,16 @@ impl Engine {
             return;
         };
         let _scope = Scope::of_session(&registration.session).enter();
-        self.language.attached(&mut || {
-            if let Err(error) = function.run() {
-                api::log_warning(&format!(
-                    "Error occured on RedisGearsPy_OnRegistered of {}, error='{error}'",
-                    registration.id
-                ));
-            }
-        });
+        let mut ran = Ok(());
+        let mut prepare = || ran = function.run();
+        let session = &registration.session;
+        let watched = lock::with_lock(|lock| self.run_watched(lock, "onRegistered", session, &mut prepare));
+        if let Err(error) = watched.and(ran) {
+            api::log_warning(&format!(
+                "Error occured on RedisGearsPy_OnRegistered of {}, error='{error}'",
+                registration.id
+            ));
+        }
     }
 
     /// Ends a registration. Running executions go on; with `abort_pending` those not yet begun are aborted.

@@ -318,13 +318,37 @@ impl<'a> Pipeline<'a> {
         }
     }
 
-    fn push_from(&mut self, first: usize, mut record: Record) {
+    /// Pushes a record through the steps from `first` on, and all that becomes of it. A loop: a builder may have any number
+    /// of steps that take records apart, and the stack has an end.
+    fn push_from(&mut self, first: usize, record: Record) {
+        let mut apart: Vec<(usize, std::vec::IntoIter<Record>)> = Vec::new();
+        let mut next = Some((first, record));
+        while let Some((first, record)) = next.take() {
+            if let Some((index, parts)) = self.pass(first, record) {
+                apart.push((index, parts.into_iter()));
+            }
+            while let Some((index, parts)) = apart.last_mut() {
+                if self.is_stopping() {
+                    return;
+                }
+                next = parts.next().map(|part| (*index, part));
+                if next.is_some() {
+                    break;
+                }
+                apart.pop();
+            }
+        }
+    }
+
+    /// Pushes a record through the steps from `first` on, up to one that takes it apart: its parts go on with the step that
+    /// is returned.
+    fn pass(&mut self, first: usize, mut record: Record) -> Option<(usize, Vec<Record>)> {
         for index in first..self.plan.steps.len() {
             if !self.flowing.waiting.is_empty() && self.plan.steps[index].takes_one_at_a_time() {
                 if let Some(queue) = self.flowing.waiting.get_mut(&index) {
                     if queue.is_waiting() {
                         queue.push_input(record);
-                        return;
+                        return None;
                     }
                 }
             }
@@ -332,7 +356,7 @@ impl<'a> Pipeline<'a> {
             let outcome = self.apply(index, record);
             self.note(index, started);
             let outcome = match outcome {
-                Ok(Flow::Waiting) => return,
+                Ok(Flow::Waiting) => return None,
                 outcome if !self.flowing.is_waiting_at(index) => outcome,
                 outcome => {
                     // Records in front of it wait.
@@ -341,15 +365,20 @@ impl<'a> Pipeline<'a> {
                         .entry(index)
                         .or_default()
                         .push(Slot::Ready(outcome));
-                    return;
+                    return None;
                 }
             };
             match outcome {
                 Ok(Flow::On(next)) => record = next,
-                other => return self.route(index, other),
+                Ok(Flow::Apart(parts)) => return Some((index + 1, parts)),
+                other => {
+                    self.route(index, other);
+                    return None;
+                }
             }
         }
         self.flowing.results.push(record);
+        None
     }
 
     /// Sends on what became of a record at a step.

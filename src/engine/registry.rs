@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -50,24 +51,38 @@ struct Executions {
     by_id: BTreeMap<Id, Arc<Execution>>,
     /// Those that can be evicted; ids ascend in the order of creation.
     finished: BTreeSet<Id>,
+    /// Those up to this one are surplus: each is forgotten when it ends. `surplus`: how many there are.
+    surplus_up_to: Option<Id>,
+    surplus: usize,
 }
 
 impl Executions {
     fn remove(&mut self, id: Id) -> Option<Arc<Execution>> {
         let execution = self.by_id.remove(&id)?;
         self.finished.remove(&id);
+        self.surplus -= usize::from(self.is_surplus(id));
         execution.session.remove_execution();
         Some(execution)
     }
 
-    /// Makes room for one more below `limit`, as far as finished ones allow.
+    fn is_surplus(&self, id: Id) -> bool {
+        self.surplus_up_to.is_some_and(|last| id <= last)
+    }
+
+    /// Makes room for one more below `limit`: finished ones go now, else the oldest other ones when they end.
     fn evict(&mut self, limit: usize) -> Vec<Arc<Execution>> {
         let mut evicted = Vec::new();
-        while self.by_id.len() >= limit {
-            let Some(oldest) = self.finished.pop_first() else {
+        while self.by_id.len() - self.surplus >= limit {
+            if let Some(oldest) = self.finished.pop_first() {
+                evicted.extend(self.remove(oldest));
+                continue;
+            }
+            let after = self.surplus_up_to.map_or(Bound::Unbounded, Bound::Excluded);
+            let Some((&oldest, _)) = self.by_id.range((after, Bound::Unbounded)).next() else {
                 break;
             };
-            evicted.extend(self.remove(oldest));
+            self.surplus_up_to = Some(oldest);
+            self.surplus += 1;
         }
         evicted
     }
@@ -172,7 +187,14 @@ impl Registry {
             self.drop_execution(execution.id);
             return;
         }
-        self.executions.lock().finished.insert(execution.id);
+        let mut executions = self.executions.lock();
+        if executions.is_surplus(execution.id) {
+            drop(executions);
+            self.drop_execution(execution.id);
+            return;
+        }
+        executions.finished.insert(execution.id);
+        drop(executions);
         if let Some(registration) = registration {
             for surplus in registration.keep(execution.id, limit) {
                 self.remove(surplus);

@@ -71,10 +71,8 @@ fn run_steps(engine: &Engine, execution: &Arc<Execution>, parked: Parked, starte
         }
     });
     if let (true, Ran::Ended(status, outcome)) = (execution.stop.has_timed_out(), &mut ran) {
-        let limit = engine.config.number(Number::SyncTimeout);
-        let text = format!("ERR the function ran longer than SyncTimeout ({limit} ms) and was stopped");
         *status = Status::Done;
-        outcome.errors.insert(0, text);
+        outcome.errors.insert(0, engine.sync_timeout_text());
     }
     ran
 }

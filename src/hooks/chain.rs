@@ -80,10 +80,12 @@ impl Hooks {
             return Err(Error::NotTriggered("too many executions are pending"));
         }
         let client = command.block();
+        let meter = client.meter();
         let waiter = move |outcome: &Outcome| client.answer(one_result(outcome.clone()));
         let start = Start {
             waiter: Some(Box::new(waiter)),
             shipment: engine.shipment(registration),
+            meter: Some(meter),
             ..start
         };
         engine.submit(start, lane(registration));

@@ -148,6 +148,8 @@ struct Described {
     first: i64,
     last: i64,
     step: i64,
+    /// Some subcommand cannot be run by scripts.
+    has_noscript_part: bool,
 }
 
 impl Described {
@@ -178,6 +180,7 @@ impl Described {
             first: number(3),
             last: number(4),
             step: number(5),
+            has_noscript_part: has_noscript_part(&info),
         })
     }
 
@@ -187,7 +190,7 @@ impl Described {
 
     /// Commands that scripts cannot run, and the module's own ones, stay as they are.
     fn is_untouchable(&self) -> bool {
-        self.has("noscript") || self.name.starts_with("rg.")
+        self.has("noscript") || self.has_noscript_part || self.name.starts_with("rg.")
     }
 
     fn spec(self) -> CommandSpec {
@@ -204,6 +207,22 @@ impl Described {
             name: self.name.into_bytes().into(),
         }
     }
+}
+
+/// Whether COMMAND INFO lists a subcommand that scripts cannot run; before 7.0 the command itself is marked then.
+fn has_noscript_part(info: &[Reply]) -> bool {
+    let items = |reply: &Reply| match reply {
+        Reply::Array(items) | Reply::Set(items) => items.clone(),
+        _ => Vec::new(),
+    };
+    let is_noscript = |part: &Reply| {
+        let flags = items(part).get(2).map(items).unwrap_or_default();
+        flags
+            .iter()
+            .any(|flag| matches!(flag, Reply::Status(flag) | Reply::Bulk(flag) if flag == b"noscript"))
+    };
+    info.get(9)
+        .is_some_and(|parts| items(parts).iter().any(is_noscript))
 }
 
 /// Looks a command up that is to be linked for keys that match `pattern`.

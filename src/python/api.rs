@@ -16,7 +16,7 @@ use super::{
     convert,
     coroutine::{self, Future},
     current::{self, ClientHold, GearsSession},
-    errors, runtime, watchdog,
+    errors, interrupt, runtime, watchdog,
 };
 use crate::{
     engine::{execution::Next, link::Link, members::tag_of, scope::Scope},
@@ -37,8 +37,8 @@ pub mod redisgears {
     #[pymodule_export]
     use super::{
         call_next, config_get, execute, flat_error, gears_config_get, gears_future, get_command,
-        get_gears_session, hashtag, hold_client, is_async_allow, is_in_atomic_block, leave_atomic, log,
-        override_reply, register_gears_thread, register_time_event, set_gears_session, watch_loop,
+        get_gears_session, hashtag, hold_client, is_async_allow, is_in_atomic_block, leave_atomic, let_out,
+        log, override_reply, register_gears_thread, register_time_event, set_gears_session, watch_loop,
     };
     #[pymodule_export]
     use crate::python::{atomic::Atomic, builder::Builder, coroutine::Future, current::GearsSession};
@@ -330,6 +330,12 @@ fn watch_loop() {
 #[pyfunction(name = "leaveAtomic")]
 fn leave_atomic() -> bool {
     atomic::leave()
+}
+
+/// For the event loop: an exception may be pending in this thread that was meant for a coroutine which has ended.
+#[pyfunction(name = "letOut")]
+fn let_out(py: Python<'_>) {
+    interrupt::let_out(py);
 }
 
 /// `flatError(message)`: raises `gears.flat_error`, which clients see without a traceback.

@@ -1,15 +1,79 @@
-//! `atomic()`: holds the server for a block of a function (`python-api.md` 2.2).
+//! `atomic()`: holds the server for a block of a function (`python-api.md` 2.2), for as long as SyncTimeout allows.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, sync::Arc, time::Instant};
 
-use pyo3::{prelude::*, types::PyTuple};
+use pyo3::{ffi, prelude::*, types::PyTuple};
 
-use super::errors;
-use crate::redis::{api, lock, lock::LockGuard};
+use super::{current, errors, interrupt, runtime};
+use crate::{
+    engine::stop::{Code, Stoppable, Watched},
+    redis::{api, lock, lock::LockGuard},
+};
 
 thread_local! {
-    /// The lock of the block that this thread is in.
-    static BLOCK: RefCell<Option<LockGuard>> = const { RefCell::new(None) };
+    /// The block that this thread is in.
+    static BLOCK: RefCell<Option<Block>> = const { RefCell::new(None) };
+}
+
+/// The time of one block. Its fields are dropped in their order.
+struct Block {
+    /// SyncTimeout counts, unless it did so before.
+    watched: Option<Watched<'static>>,
+    /// What is stopped, where that is not the execution of this thread.
+    own: Option<Own>,
+    guard: LockGuard,
+}
+
+/// The end of a block outside of an execution: in a coroutine, or on a thread that user code made.
+struct Own(Arc<Code>);
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        // SAFETY: needs no state of Python. A thread that ends in its block is detached for good.
+        if unsafe { ffi::PyGILState_Check() } == 1 {
+            Python::attach(|py| interrupt::end(py, &self.0.stop));
+        }
+    }
+}
+
+impl Block {
+    fn new(guard: LockGuard) -> Self {
+        Self {
+            watched: None,
+            own: None,
+            guard,
+        }
+    }
+
+    /// From now on SyncTimeout counts. An execution that runs on this thread ends with its block.
+    fn watch(&mut self, py: Python<'_>) -> PyResult<()> {
+        let engine = &runtime()?.engine;
+        let scope = current::scope();
+        let execution = scope
+            .as_ref()
+            .and_then(|scope| scope.execution.as_ref())
+            .filter(|execution| interrupt::is_here(&execution.stop));
+        let own = match execution {
+            Some(_) => None,
+            None => Some(Code::new(
+                "an atomic block",
+                scope.as_ref().map(|scope| &scope.session),
+            )),
+        };
+        let code: Option<Arc<dyn Stoppable>> = match (&own, execution) {
+            (Some(own), _) => Some(Arc::clone(own) as _),
+            (None, execution) => execution.map(|execution| Arc::clone(execution) as _),
+        };
+        let Some(code) = code else { return Ok(()) };
+        if let Some(own) = &own {
+            interrupt::begin(py, &own.stop);
+        }
+        self.watched = engine.watch_sync(self.guard.lock(), code, Instant::now());
+        if self.watched.is_some() {
+            self.own = own.map(Own);
+        }
+        Ok(())
+    }
 }
 
 /// The context manager that `atomic()` returns.
@@ -33,23 +97,35 @@ impl Atomic {
         if is_inside() {
             return Err(errors::gears_error("Already inside an atomic block"));
         }
+        let enter = || BLOCK.set(Some(Block::new(LockGuard::acquire())));
         if lock::is_held() {
-            BLOCK.set(Some(LockGuard::acquire()));
+            enter();
         } else {
-            this.py().detach(|| BLOCK.set(Some(LockGuard::acquire())));
+            this.py().detach(enter);
         }
+        BLOCK.with_borrow_mut(|block| match block {
+            Some(block) => block.watch(this.py()),
+            None => Ok(()),
+        })?;
         Ok(this)
     }
 
     /// Lets the server go. Any number of arguments, also none.
     ///
     /// # Errors
-    /// This thread is in no such block.
+    /// This thread is in no such block; it held the server for longer than SyncTimeout.
     #[pyo3(signature = (*args))]
     fn __exit__(&self, args: &Bound<'_, PyTuple>) -> PyResult<()> {
         match BLOCK.take() {
-            Some(guard) => {
-                drop(guard);
+            Some(block) => {
+                let timed_out = block.own.as_ref().is_some_and(|own| own.0.stop.has_timed_out());
+                drop(block);
+                let others = args
+                    .get_item(0)
+                    .is_ok_and(|error| !error.is_none() && !is_force_stopped(&error));
+                if timed_out && !others {
+                    return Err(errors::gears_error(runtime()?.engine.sync_timeout_text()));
+                }
                 Ok(())
             }
             // The block was ended because a coroutine waited in it: the error that says so is on its way.
@@ -57,6 +133,10 @@ impl Atomic {
             None => Err(errors::gears_error("Not inside an atomic block")),
         }
     }
+}
+
+fn is_force_stopped(kind: &Bound<'_, PyAny>) -> bool {
+    errors::force_stopped_type(kind.py()).is_ok_and(|stopped| kind.is(&stopped))
 }
 
 /// True inside a block of this thread.
@@ -70,7 +150,7 @@ pub fn leave() -> bool {
 }
 
 /// The time of one callback or script: its blocks are its own, and one that it does not leave ends with it.
-pub struct Frame(Option<LockGuard>);
+pub struct Frame(Option<Block>);
 
 impl Frame {
     pub fn enter() -> Self {

@@ -1,22 +1,37 @@
 //! Which session the running code belongs to: that of the callback on this thread, else that of the coroutine, else the
 //! one that the thread was given (`python-api.md` 2.10, 6.6).
 
-use std::{cell::Cell, sync::Arc};
+use std::{
+    cell::Cell,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use parking_lot::Mutex;
 use pyo3::{ffi, prelude::*, sync::PyOnceLock, types::PyTuple};
 
-use super::{coroutine::loop_module, errors};
-use crate::engine::{link::Hold, scope::Scope};
+use super::{coroutine::loop_module, errors, interrupt};
+use crate::engine::{execution::Execution, link::Hold, scope::Scope};
 
 thread_local! {
     /// This thread runs the event loop.
     static IS_LOOP: Cell<bool> = const { Cell::new(false) };
 }
 
+/// The thread of the event loop.
+static LOOP: AtomicU64 = AtomicU64::new(0);
+
 /// Marks this thread as the one of the event loop.
 pub fn mark_loop_thread() {
     IS_LOOP.set(true);
+    LOOP.store(interrupt::this_thread(), Ordering::Release);
+}
+
+/// Python's id of the thread of the event loop.
+pub fn loop_thread() -> u64 {
+    LOOP.load(Ordering::Acquire)
 }
 
 /// The session of the running code, with its command.
@@ -121,6 +136,16 @@ pub fn hold_client() -> Option<ClientHold> {
     let scope = scope()?;
     let link = scope.execution.as_ref()?.link.as_ref()?;
     Some(ClientHold(Mutex::new(Some(link.hold_open()?))))
+}
+
+/// The execution that a session object stands for.
+pub fn execution_of(session: &Bound<'_, PyAny>) -> Option<Arc<Execution>> {
+    session.cast::<GearsSession>().ok()?.get().0.execution.clone()
+}
+
+/// True if a session object stands for this execution.
+pub fn is_of_execution(session: &Bound<'_, PyAny>, execution: &Arc<Execution>) -> bool {
+    execution_of(session).is_some_and(|its| Arc::ptr_eq(&its, execution))
 }
 
 /// The session's name, or what it was registered for, for the log.

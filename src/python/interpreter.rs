@@ -23,6 +23,7 @@ const BUILDER: &CStr = cstr(concat!(include_str!("../../python/builder.py"), "\0
 const INTERRUPT: &CStr = cstr(concat!(include_str!("../../python/interrupt.py"), "\0"));
 const LOOP: &CStr = cstr(concat!(include_str!("../../python/loop.py"), "\0"));
 const PROFILE: &CStr = cstr(concat!(include_str!("../../python/profile.py"), "\0"));
+const REDIS_AI: &CStr = cstr(concat!(include_str!("../../python/redisai.py"), "\0"));
 const NAMESPACE: &CStr = cstr(concat!(include_str!("../../python/namespace.py"), "\0"));
 
 pub(super) const fn cstr(text: &'static str) -> &'static CStr {
@@ -224,10 +225,15 @@ fn prepare(py: Python<'_>, loop_kind: &str) -> PyResult<Started> {
     event_loop.call_method1("prepare", (loop_kind,))?;
     PyModule::from_code(py, INTERRUPT, c"<pinion>/interrupt.py", c"pinion_interrupt")?;
     PyModule::from_code(py, PROFILE, c"<pinion>/profile.py", c"pinion_profile")?;
+    PyModule::from_code(py, REDIS_AI, c"<pinion>/redisai.py", c"redisAI")?;
     let main = PyModule::import(py, "__main__")?.dict();
     py.run(NAMESPACE, Some(&main), None)?;
     let sys = PyModule::import(py, "sys")?;
     sys.call_method1("setswitchinterval", (SWITCH_INTERVAL_S,))?;
+    // Integers of any length become digits. (Python 3.11 and later, and old releases with the fix.)
+    if sys.hasattr("set_int_max_str_digits")? {
+        sys.call_method1("set_int_max_str_digits", (0,))?;
+    }
     let version: String = sys.getattr("version")?.extract()?;
     Ok(Started {
         version: version.split(' ').next().unwrap_or_default().to_owned(),

@@ -3,12 +3,12 @@
 //! An execution holds the id of the thread that runs it; whoever aborts it finds the thread there. All reads and
 //! changes happen attached, so an id never outlives what it stands for.
 
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 
 use pyo3::{ffi, prelude::*, sync::PyOnceLock};
 
-use super::errors;
-use crate::engine::stop::Stop;
+use super::{coroutine::loop_module, current, errors};
+use crate::engine::{execution::Execution, stop::Stop};
 
 /// While it lives, the thread's id stands in `stop`.
 pub struct Interruptible<'a, 'py> {
@@ -33,6 +33,22 @@ impl Drop for Interruptible<'_, '_> {
         // The stop may have been raised after the last instruction of a function: it must not hit another one.
         take_back(self.py, self.stop);
     }
+}
+
+/// Puts this thread's id into `stop`, which nobody else uses. Attached.
+pub fn begin(_py: Python<'_>, stop: &Stop) {
+    stop.thread.store(this_thread(), Ordering::Release);
+}
+
+/// Ends what [`begin`] began.
+pub fn end(py: Python<'_>, stop: &Stop) {
+    stop.thread.store(0, Ordering::Release);
+    take_back(py, stop);
+}
+
+/// True if this thread runs the code of `stop`.
+pub fn is_here(stop: &Stop) -> bool {
+    stop.thread.load(Ordering::Acquire) == this_thread()
 }
 
 /// While it lives, nothing is raised in this thread through `stop`.
@@ -67,14 +83,33 @@ pub fn raise(py: Python<'_>, stop: &Stop) {
     }
 }
 
+/// Raises the "stop" error in the thread of the event loop if it runs a coroutine of `execution` now. Whoever runs there
+/// lets out what comes too late (`python/loop.py`).
+pub fn raise_in_coroutine(py: Python<'_>, execution: &Arc<Execution>) -> PyResult<bool> {
+    let event_loop = loop_module(py)?;
+    let running = event_loop.getattr("_running")?;
+    if !current::is_of_execution(&running, execution) {
+        return Ok(false);
+    }
+    event_loop.setattr("_interrupted", true)?;
+    let stopped = errors::force_stopped_type(py)?;
+    // SAFETY: attached; an unknown thread is ignored.
+    unsafe { ffi::PyThreadState_SetAsyncExc(current::loop_thread() as _, stopped.as_ptr()) };
+    Ok(true)
+}
+
 /// Makes sure that nothing raised through `stop` is pending in this thread. Python forgets a pending error on request,
 /// but not that there was one, which slows the thread down for ever and hangs Python 3.11 under a profiler. So the error
 /// is let out where it hits nobody.
 fn take_back(py: Python<'_>, stop: &Stop) {
-    static WAIT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    if !stop.raised.swap(false, Ordering::AcqRel) {
-        return;
+    if stop.raised.swap(false, Ordering::AcqRel) {
+        let_out(py);
     }
+}
+
+/// Lets out what is pending in this thread.
+pub fn let_out(py: Python<'_>) {
+    static WAIT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let wait = WAIT.import(py, "pinion_interrupt", "wait_for_interrupt");
     let (Ok(wait), Ok(stopped)) = (wait, errors::force_stopped_type(py)) else {
         return;
@@ -87,7 +122,7 @@ fn take_back(py: Python<'_>, stop: &Stop) {
     }
 }
 
-fn this_thread() -> u64 {
+pub fn this_thread() -> u64 {
     // SAFETY: needs no state of Python.
     unsafe { ffi::PyThread_get_thread_ident() }
 }

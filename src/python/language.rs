@@ -1,6 +1,6 @@
 //! [`CPython`]: the engine's view of the interpreter.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use pyo3::{
     prelude::*,
@@ -8,18 +8,20 @@ use pyo3::{
 };
 
 use super::{
+    RUNTIME,
     convert::{Surrogates, group_key, object_of, object_record, object_reply, parts, record_object, utf8},
     errors, image,
     interrupt::{self, Interruptible},
 };
 use crate::{
     engine::{
+        execution::Execution,
         language::{Distinct, Failure, Function, Language, Packed},
         record::{Record, Value},
         session::Session,
-        stop::Stop,
+        stop::{Code, Stop},
     },
-    redis::reply::Reply,
+    redis::{api, lock, reply::Reply},
 };
 
 /// The interpreter of this process.
@@ -91,6 +93,13 @@ impl Language for CPython {
         Python::attach(|py| interrupt::raise(py, stop));
     }
 
+    fn interrupt_awaited(&self, execution: &Arc<Execution>) {
+        let interrupted = Python::attach(|py| interrupt::raise_in_coroutine(py, execution));
+        if let Err(error) = interrupted {
+            api::log_warning(&format!("a coroutine could not be stopped: {error}"));
+        }
+    }
+
     fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure> {
         match record {
             Record::Native(Value::Text(text)) if std::str::from_utf8(text).is_ok() => Ok(text.clone()),
@@ -103,7 +112,24 @@ impl Language for CPython {
     }
 
     fn load(&self, image: &[u8], session: &Session) -> Result<Arc<dyn Function>, Failure> {
-        image::load(image, session)
+        let load = || image::load(image, session);
+        // It imports modules, and runs what they and the image say.
+        let (Some(runtime), true) = (RUNTIME.get(), lock::is_held()) else {
+            return load();
+        };
+        let code = Code::new("a function that is loaded", None);
+        let mut loaded = Err(String::new());
+        let watched = lock::with_lock(|lock| {
+            let _watched = runtime
+                .engine
+                .watch_sync(lock, Arc::clone(&code) as _, Instant::now());
+            self.interruptible(&code.stop, &mut || loaded = load());
+            code.stop.has_timed_out()
+        });
+        if watched {
+            return Err(runtime.engine.sync_timeout_text());
+        }
+        loaded
     }
 
     fn pack(&self, objects: Vec<Record>) -> Packed {

@@ -7,7 +7,7 @@ use pyo3::{
     types::{PyBytes, PyModule},
 };
 
-use super::{atomic, errors, interpreter::script_globals, kept::kept};
+use super::{atomic, errors, interpreter::script_globals, kept::kept, runtime};
 use crate::{
     engine::{
         language::Failure,
@@ -20,20 +20,25 @@ use crate::{
 /// Runs `source` in `session`, which is to take the place of `replaces`, with fresh globals, on this thread. Nothing that it prepared has taken effect yet.
 ///
 /// # Errors
-/// The error string of what it raised.
+/// The error string of what it raised; it ran longer than SyncTimeout.
 pub fn run(
-    _lock: Lock<'_>,
+    lock: Lock<'_>,
     source: &[u8],
     session: &Arc<Session>,
     replaces: Option<Arc<Session>>,
 ) -> Result<Prepared, Failure> {
     let scope = Scope::of_script(session, replaces);
+    let engine = &runtime().map_err(|error| error.to_string())?.engine;
     let entered = Arc::clone(&scope).enter();
-    Python::attach(|py| {
-        let _frame = atomic::Frame::enter();
-        execute(py, source, session).map_err(|error| errors::text(py, &error))
-    })?;
+    let mut ran = Ok(());
+    let watched = engine.run_watched(lock, "the script", session, &mut || {
+        ran = Python::attach(|py| {
+            let _frame = atomic::Frame::enter();
+            execute(py, source, session).map_err(|error| errors::text(py, &error))
+        });
+    });
     drop(entered);
+    watched.and(ran)?;
     let prepared = scope
         .script
         .as_ref()

@@ -1,4 +1,4 @@
-//! Says in the log whose code holds the event loop up. Looks once a second while coroutines are alive.
+//! Says in the log whose code holds the event loop up, and ends it if it was aborted. Looks once a second while coroutines are alive.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -7,7 +7,7 @@ use std::{
 
 use pyo3::prelude::*;
 
-use super::{RUNTIME, coroutine::loop_module, current};
+use super::{RUNTIME, coroutine::loop_module, current, interrupt};
 use crate::redis::api;
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -40,6 +40,10 @@ fn look() {
         }
         if blocked.extract::<bool>().is_ok_and(|alive| !alive) {
             return false;
+        }
+        if let Some(aborted) = current::execution_of(&blocked).filter(|its| its.stop.is_asked()) {
+            // It was stopped before it came to this, or it has caught the exception.
+            drop(interrupt::raise_in_coroutine(py, &aborted));
         }
         if !LOGGED.swap(true, Ordering::Relaxed) {
             let whose = current::description(&blocked).unwrap_or_else(|| "unknown code".into());

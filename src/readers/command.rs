@@ -100,6 +100,7 @@ impl Commands {
             start.shipment = Some(Shipment::of_registration(&registration, Some(words)));
         }
         let client = command.block();
+        start.meter = Some(client.meter());
         start.waiter = Some(Box::new(move |outcome| {
             client.answer(all_results(outcome.clone()));
         }));
@@ -114,6 +115,7 @@ pub fn answer(command: &Command<'_>, ran: RanNow, reply: fn(Outcome) -> Reply) -
         RanNow::Ended(outcome) => reply(outcome).into(),
         RanNow::Waits(execution) => {
             let client = command.block();
+            execution.measure_for(&client);
             execution.when_finished(Box::new(move |outcome| client.answer(reply(outcome.clone()))));
             Answer::Done
         }

@@ -203,12 +203,11 @@ fn run(lock: Lock<'_>, engine: &Engine, event: &TimeEvent) -> bool {
     let Some(function) = function.or_else(|| event.load_again(lock, engine)) else {
         return event.attempts.fetch_sub(1, Ordering::Relaxed) > 1;
     };
-    let mut goes_on = true;
-    engine.language.attached(&mut || {
-        if let Err(error) = function.run() {
-            api::log_warning(&format!("Error occured on TimeEvent_Callback, error={error}"));
-            goes_on = false;
-        }
-    });
-    goes_on
+    let mut ran = Ok(());
+    let watched = engine.run_watched(lock, "a time event", &event.session, &mut || ran = function.run());
+    if let Err(error) = watched.and(ran) {
+        api::log_warning(&format!("Error occured on TimeEvent_Callback, error={error}"));
+        return false;
+    }
+    true
 }

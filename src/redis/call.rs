@@ -12,6 +12,7 @@ use super::{
     command::Command,
     guarded::Guarded,
     lock::Lock,
+    refused,
     reply::Reply,
     string::{Argv, RString},
 };
@@ -27,18 +28,28 @@ const FOREIGN_KEY: &[u8] = b"Attempted to access a non local key in a cluster no
 /// Runs a command for a function: database `db`, full rights, RESP2 form, effects replicated.
 ///
 /// `argv` is the command and its arguments. Errors are replies; writes are refused on a read-only replica
-/// and above `maxmemory`, like a client's.
+/// and above `maxmemory`, like a client's, and so is what the server could not run ([`refused`]).
 pub fn call(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
+    match refused::check(lock, features, argv) {
+        Ok(argv) => perform(lock, features, db, &argv),
+        Err(refusal) => refusal,
+    }
+}
+
+/// [`call`] for what is known to be no such command.
+pub(super) fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
     let Some((name, args)) = argv.split_first() else {
         return Reply::Array(Vec::new());
     };
     let Ok(name) = CString::new(name.as_slice()) else {
         return Reply::error("ERR unknown command: its name contains NUL");
     };
-    if !features.call_options && lock.refuses_writes() && is_write(lock, features, &argv[0]) {
+    let refuses_writes = lock.refuses_writes();
+    let asks = refused::is_asking(lock);
+    if !features.call_options && refuses_writes && !asks && refused::is_write(lock, features, &argv[0]) {
         return Reply::error(READONLY);
     }
-    let format = match (features.call_options, lock.refuses_writes()) {
+    let format = match (features.call_options, refuses_writes) {
         (true, true) => c"!vEMW",
         (true, false) => c"!vEM",
         (false, _) => c"!v",
@@ -58,27 +69,6 @@ pub fn call(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Re
         )))
     };
     reply.into_reply()
-}
-
-/// Whether the server has a command down as a write; for servers that cannot refuse it by themselves (before 7.0).
-fn is_write(lock: Lock<'_>, features: Features, name: &[u8]) -> bool {
-    if name.eq_ignore_ascii_case(b"COMMAND") {
-        return false;
-    }
-    let info = call(
-        lock,
-        features,
-        0,
-        &[b"COMMAND".to_vec(), b"INFO".to_vec(), name.to_vec()],
-    );
-    let Reply::Array(commands) = info else {
-        return false;
-    };
-    let Some(Reply::Array(command)) = commands.first() else {
-        return false;
-    };
-    let is_write = |flag: &Reply| matches!(flag, Reply::Status(flag) | Reply::Bulk(flag) if flag == b"write");
-    matches!(command.get(2), Some(Reply::Array(flags) | Reply::Set(flags)) if flags.iter().any(is_write))
 }
 
 /// Sends an internal command to replicas and the AOF file, in database 0.

@@ -1,7 +1,8 @@
 //! Clients: one that waits for a reply, and what can be asked about the one that sent a command.
 
-use std::{ffi::c_int, ptr};
+use std::{ffi::c_int, ptr, sync::Arc};
 
+use parking_lot::Mutex;
 use redis_module::raw;
 
 use super::{
@@ -11,10 +12,20 @@ use super::{
 };
 
 /// A client that waits for exactly one reply. Dropping it unanswered sends an error, so none waits for ever.
-pub struct BlockedClient(*mut raw::RedisModuleBlockedClient);
+pub struct BlockedClient(Arc<Handle>);
 
-// SAFETY: the server documents `UnblockClient` as callable from any thread; nothing else is done with the handle.
-unsafe impl Send for BlockedClient {}
+/// The server's handle; null once the client is unblocked, because the server frees it then.
+struct Handle(Mutex<State>);
+
+struct State {
+    client: *mut raw::RedisModuleBlockedClient,
+    /// How many pieces of work for the client are being measured.
+    at_work: usize,
+}
+
+// SAFETY: the server documents `UnblockClient` as callable from any thread, and the functions that measure time as callable
+// by one thread at a time: all are called under the mutex, and none after the client is unblocked.
+unsafe impl Send for State {}
 
 impl BlockedClient {
     /// Blocks the client of a running command, without a time limit.
@@ -23,7 +34,7 @@ impl BlockedClient {
     /// `ctx` is the context of a running command that may block and has not replied.
     pub(super) unsafe fn block(ctx: *mut raw::RedisModuleCtx) -> Self {
         // SAFETY: by the caller's promise. Without a timeout callback, CLIENT UNBLOCK leaves the client alone.
-        Self(unsafe {
+        let client = unsafe {
             api!(RedisModule_BlockClient(
                 ctx,
                 Some(on_reply),
@@ -31,16 +42,27 @@ impl BlockedClient {
                 Some(on_free),
                 0
             ))
-        })
+        };
+        Self(Arc::new(Handle(Mutex::new(State { client, at_work: 0 }))))
+    }
+
+    /// What measures the work that is done for the client.
+    pub fn meter(&self) -> Meter {
+        Meter(Arc::clone(&self.0))
     }
 
     /// Answers the client, on the main thread a moment later. Nothing happens if the client is gone.
-    pub fn answer(mut self, reply: Reply) {
+    pub fn answer(self, reply: Reply) {
         self.unblock(reply);
     }
 
-    fn unblock(&mut self, reply: Reply) {
-        let client = std::mem::replace(&mut self.0, ptr::null_mut());
+    fn unblock(&self, reply: Reply) {
+        let mut state = self.0.0.lock();
+        if state.at_work > 0 {
+            state.measure(false);
+        }
+        let client = std::mem::replace(&mut state.client, ptr::null_mut());
+        drop(state);
         if !client.is_null() {
             // SAFETY: the handle is unblocked once, because it is null from here on. `on_free` owns the box.
             unsafe {
@@ -56,6 +78,54 @@ impl BlockedClient {
 impl Drop for BlockedClient {
     fn drop(&mut self) {
         self.unblock(Reply::error("ERR the execution was lost before it could reply"));
+    }
+}
+
+impl State {
+    /// The server's clock for the client goes, or stands.
+    fn measure(&self, goes: bool) {
+        // 6.2 and later.
+        if self.client.is_null() || !has_api!(RedisModule_BlockedClientMeasureTimeStart) {
+            return;
+        }
+        // SAFETY: the presence of the functions was just checked; the client is still blocked, see `State`.
+        unsafe {
+            if goes {
+                api!(RedisModule_BlockedClientMeasureTimeStart(self.client));
+            } else {
+                api!(RedisModule_BlockedClientMeasureTimeEnd(self.client));
+            }
+        }
+    }
+}
+
+/// Tells the server how long the work for a client takes, without the time that it waits: for SLOWLOG, the statistics of
+/// commands, and LATENCY. Of pieces of work that overlap the time counts once.
+#[derive(Clone)]
+pub struct Meter(Arc<Handle>);
+
+impl Meter {
+    /// A piece of work begins; it ends when the guard is dropped, or the client is answered.
+    pub fn start(&self) -> Measured<'_> {
+        let mut state = self.0.0.lock();
+        state.at_work += 1;
+        if state.at_work == 1 {
+            state.measure(true);
+        }
+        Measured(&self.0)
+    }
+}
+
+/// The time of one piece of work.
+pub struct Measured<'a>(&'a Handle);
+
+impl Drop for Measured<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.0.lock();
+        state.at_work -= 1;
+        if state.at_work == 0 {
+            state.measure(false);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use redis_module::raw;
 
-use super::{client::User, key, lock::Lock, string};
+use super::{client::User, key, lock::Lock, refused, string};
 
 /// The name of an inner command as one object of ours.
 ///
@@ -117,6 +117,9 @@ pub type Function = unsafe extern "C" fn(*mut raw::RedisModuleCommandFilterCtx);
 pub unsafe fn run(filter: *mut raw::RedisModuleCommandFilterCtx, work: impl FnOnce(Passing<'_>)) {
     // SAFETY: the server holds its lock while it filters a command.
     let lock = unsafe { Lock::assume() };
+    if refused::is_asking(lock) {
+        return;
+    }
     let passing = Passing { filter, lock };
     // A panic leaves the command as it is; the panic hook has logged it.
     let _ = catch_unwind(AssertUnwindSafe(|| work(passing)));

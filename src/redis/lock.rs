@@ -7,7 +7,11 @@ use std::{
     cell::Cell,
     marker::PhantomData,
     ptr,
-    sync::atomic::{AtomicI32, AtomicPtr, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicI32, AtomicPtr, Ordering},
+    },
+    thread::{self, ThreadId},
 };
 
 use redis_module::raw;
@@ -21,6 +25,9 @@ static LOOK_CONTEXT: AtomicPtr<raw::RedisModuleCtx> = AtomicPtr::new(ptr::null_m
 
 /// The database that is selected on [`LOOK_CONTEXT`].
 static LOOK_DB: AtomicI32 = AtomicI32::new(0);
+
+/// The thread that clients' commands run on.
+static SERVER_THREAD: OnceLock<ThreadId> = OnceLock::new();
 
 thread_local! {
     /// How often this thread has entered the server's lock.
@@ -38,6 +45,8 @@ pub struct Lock<'a> {
 /// # Safety
 /// `ctx` is the context that the server gave to `RedisModule_OnLoad`.
 pub unsafe fn init(ctx: *mut raw::RedisModuleCtx) {
+    // Told once.
+    let _ = SERVER_THREAD.set(thread::current().id());
     for slot in [&CALL_CONTEXT, &LOOK_CONTEXT] {
         // SAFETY: by the caller's promise; the detached form (6.2) keeps the module's name for the log.
         let made = unsafe {
@@ -120,6 +129,11 @@ impl Drop for LockGuard {
 /// True when this thread holds the server's lock already: in an entry point, or below a [`LockGuard`].
 pub fn is_held() -> bool {
     DEPTH.get() > 0
+}
+
+/// True on the thread that clients' commands run on: it may be in the middle of one.
+pub fn is_server_thread() -> bool {
+    SERVER_THREAD.get() == Some(&thread::current().id())
 }
 
 /// Runs `work` under the server's lock, waiting for it if this thread does not hold it.

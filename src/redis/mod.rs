@@ -24,6 +24,7 @@ pub mod load;
 pub mod lock;
 pub mod options;
 pub mod persist;
+mod refused;
 pub mod reply;
 pub mod string;
 mod syntax;

@@ -1,0 +1,173 @@
+//! Commands that the server cannot run for a function, whatever they are called on it: they wait, change the client that
+//! sent them, or take the server away from under the function. [`super::call::call`] asks here first.
+//!
+//! A client's call of them is checked by the server; one of a module is not, and ends older servers.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use redis_module::raw;
+
+use super::{
+    api::Features,
+    call,
+    guarded::Guarded,
+    lock::{self, Lock},
+    reply::Reply,
+};
+
+/// What is special about a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    /// Runs a script or changes what scripts run on; there is one script at a time.
+    Script,
+    /// Waits for replicas also where waiting is denied (before 7.2).
+    Wait,
+    /// Makes the client a replica, or ends the server.
+    Never,
+    Client,
+    Debug,
+}
+
+impl Kind {
+    /// `name`: the command's own name, in lower case.
+    fn of(name: &[u8]) -> Self {
+        match name {
+            b"eval" | b"eval_ro" | b"evalsha" | b"evalsha_ro" | b"fcall" | b"fcall_ro" | b"script"
+            | b"function" => Self::Script,
+            b"wait" => Self::Wait,
+            b"sync" | b"psync" | b"replconf" | b"shutdown" => Self::Never,
+            b"client" => Self::Client,
+            b"debug" => Self::Debug,
+            _ => Self::Plain,
+        }
+    }
+}
+
+/// Subcommands of DEBUG that end the server (PROTOCOL: before 7.0), or replace its data while functions run on them.
+const FATAL_DEBUG: [&[u8]; 10] = [
+    b"assert",
+    b"crash-and-recover",
+    b"loadaof",
+    b"oom",
+    b"panic",
+    b"protocol",
+    b"reload",
+    b"restart",
+    b"segfault",
+    b"sigsegv",
+];
+
+/// What is known of a command.
+#[derive(Clone, Copy)]
+struct Known {
+    kind: Kind,
+    is_write: bool,
+}
+
+/// By the name that it is called with, in lower case: `rename-command` gives others. Only names that the server knows.
+static KNOWN: Guarded<BTreeMap<Vec<u8>, Known>> = Guarded::new(BTreeMap::new());
+
+/// A question of ours is under way: it is nobody's command.
+static ASKING: Guarded<bool> = Guarded::new(false);
+
+/// True inside a question of ours to the server; filters leave it alone.
+pub(super) fn is_asking(lock: Lock<'_>) -> bool {
+    *ASKING.read(lock)
+}
+
+/// Whether the server has a command down as a write; for servers that cannot refuse it by themselves (before 7.0).
+pub(super) fn is_write(lock: Lock<'_>, features: Features, name: &[u8]) -> bool {
+    known(lock, features, name).is_write
+}
+
+/// The command as it may be run.
+///
+/// # Errors
+/// It cannot be run here; the reply says why.
+pub(super) fn check<'a>(
+    lock: Lock<'_>,
+    features: Features,
+    argv: &'a [Vec<u8>],
+) -> Result<Cow<'a, [Vec<u8>]>, Reply> {
+    let Some(name) = argv.first() else {
+        return Ok(argv.into());
+    };
+    let word = |index: usize| argv.get(index).map(Vec::as_slice).unwrap_or_default();
+    let is = |known: &[u8]| word(1).eq_ignore_ascii_case(known);
+    let kind = known(lock, features, name).kind;
+    let reason = match kind {
+        Kind::Script if lock.server_flags() & raw::REDISMODULE_CTX_FLAGS_LUA != 0 => {
+            "while a script runs: it was called from one"
+        }
+        Kind::Wait if !word(1).is_empty() && word(1).iter().all(u8::is_ascii_digit) => {
+            // As in a transaction: how many replicas there are, at once.
+            let mut at_once = argv.to_vec();
+            at_once[1] = b"0".to_vec();
+            return Ok(at_once.into());
+        }
+        Kind::Never => "by a function",
+        Kind::Client if is(b"reply") => "by a function: it has no client",
+        // The client whose command this thread is at may be among them.
+        Kind::Client if is(b"kill") && lock::is_server_thread() => {
+            "by a function on the server's thread: a background function can"
+        }
+        Kind::Debug if FATAL_DEBUG.iter().any(|fatal| is(fatal)) => "by a function",
+        _ => return Ok(argv.into()),
+    };
+    let mut command = name.clone();
+    if matches!(kind, Kind::Client | Kind::Debug) {
+        command.push(b' ');
+        command.extend_from_slice(word(1));
+    }
+    let command = String::from_utf8_lossy(&command).to_uppercase();
+    Err(Reply::error(format!("ERR {command} cannot be run {reason}")))
+}
+
+fn known(lock: Lock<'_>, features: Features, name: &[u8]) -> Known {
+    let name = name.to_ascii_lowercase();
+    if let Some(known) = KNOWN.read(lock).get(&name) {
+        return *known;
+    }
+    match ask(lock, features, &name) {
+        Some(known) => {
+            KNOWN.write(lock).insert(name, known);
+            known
+        }
+        None => Known {
+            kind: Kind::of(&name),
+            is_write: false,
+        },
+    }
+}
+
+/// `None` for an unknown command, and where COMMAND itself is unknown.
+fn ask(lock: Lock<'_>, features: Features, name: &[u8]) -> Option<Known> {
+    struct Asking<'a>(Lock<'a>, bool);
+    impl Drop for Asking<'_> {
+        fn drop(&mut self) {
+            *ASKING.write(self.0) = self.1;
+        }
+    }
+    let before = std::mem::replace(&mut *ASKING.write(lock), true);
+    let _asking = Asking(lock, before);
+    let argv = [b"COMMAND".to_vec(), b"INFO".to_vec(), name.to_vec()];
+    let Reply::Array(commands) = call::perform(lock, features, 0, &argv) else {
+        return None;
+    };
+    let Some(Reply::Array(command)) = commands.first() else {
+        return None;
+    };
+    let text = |word: &Reply| match word {
+        Reply::Status(word) | Reply::Bulk(word) => word.to_ascii_lowercase(),
+        _ => Vec::new(),
+    };
+    let flags = match command.get(2) {
+        Some(Reply::Array(flags) | Reply::Set(flags)) => flags.as_slice(),
+        _ => &[],
+    };
+    Some(Known {
+        kind: Kind::of(&text(command.first()?)),
+        is_write: flags.iter().any(|flag| text(flag) == b"write"),
+    })
+}
