@@ -6,9 +6,11 @@ spec/README.md.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -277,6 +279,134 @@ def test_a_pause_cancels_a_retry(server: Server) -> None:
     failures = data(server)["numFailures"]
     time.sleep(1.5)  # the retry would have come by now
     assert (data(server)["status"], data(server)["numFailures"]) == ("PAUSED", failures)
+
+
+# --- batches that wait ---
+
+
+def cpu_seconds(server: Server) -> float:
+    """The processor time that the server has used so far."""
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def is_at_rest(server: Server) -> bool:
+    before = cpu_seconds(server)
+    time.sleep(0.5)
+    return cpu_seconds(server) - before < 0.2
+
+
+WAITS = """
+GB('StreamReader').foreach(lambda r: execute('RPUSH', 'seen', '%s ' + r['id'] + ' ' + r['value']['n'])) \
+    .foreach(lambda r: 1 / (r['value']['n'] != 'bad' or execute('EXISTS', 'works'))) \
+    .register('h*', batch=10, duration=300, onFailedPolicy='abort')
+"""
+
+
+@pytest.mark.parametrize("mode", ["async_local", "sync"])
+@pytest.mark.parametrize("event", ["pause", "unregister", "upgrade", "demote", "abort"])
+def test_nobody_turns_in_circles_for_a_batch_that_waits(server: Server, event: str, mode: str) -> None:
+    client = server.client()
+    script = WAITS if mode == "async_local" else WAITS.replace("onFailedPolicy='abort'", "mode='sync'")
+    if event == "abort" and mode == "sync":
+        pytest.skip("sync functions have no such policy")
+    server.run(script % "old", "ID", "waits")
+    registration = server.registrations()[0]["id"]
+    add(server, 1, key="h1")
+    server.wait_idle()
+    if event == "pause":
+        client.execute_command("RG.PAUSEREGISTRATIONS", registration)
+    elif event == "unregister":
+        client.execute_command("RG.UNREGISTER", registration)
+    elif event == "upgrade":
+        server.run(script % "new", "ID", "waits", "UPGRADE")
+    elif event == "demote":
+        client.replicaof("127.0.0.1", 1)
+    else:
+        add(server, *(["bad"] * 10), key="h2")
+        wait_until(lambda: data(server)["status"] == "ABORTED")
+        client.set("works", 1)
+    time.sleep(0.4)  # the time of the batch is over
+    assert is_at_rest(server)
+    if event in ("pause", "abort"):
+        assert "1" not in seen(server)
+        client.execute_command("RG.UNPAUSEREGISTRATIONS", registration)
+    elif event == "demote":
+        assert seen(server) == []
+        client.replicaof("NO", "ONE")
+    if event == "unregister":
+        assert (seen(server), client.xlen("h1")) == ([], 1)
+        return
+    by = "new" if event == "upgrade" else "old"
+    wait_until(lambda: [line for line in client.lrange("seen", 0, -1) if line.endswith(" 1")])
+    server.wait_idle()
+    assert [line.split()[0] for line in client.lrange("seen", 0, -1) if line.endswith(" 1")] == [by]
+
+
+# --- streams in the place of others ---
+
+
+def add_as(client: redis.Redis, *ids: str, key: str = "s") -> None:
+    """Adds entries with these ids, all in one transaction; `n` is the id."""
+    pipe = client.pipeline(transaction=True)
+    for entry in ids:
+        pipe.xadd(key, {"n": entry}, id=entry)
+    pipe.execute()
+
+
+LOWER = ["1-1", "1-2", "1-3", "1-4", "1-5"]
+
+
+@pytest.mark.parametrize("mode", ["async_local", "sync"])
+def test_a_stream_with_lower_ids_in_the_place_of_another(server: Server, mode: str) -> None:
+    client = server.client()
+    put(server, prefix="s", mode=mode)
+    add_as(client, "100-1")
+    wait_until(lambda: seen(server) == ["100-1"] and client.xlen("s") == 0)
+    server.wait_idle()
+    client.delete("s")
+    add_as(client, *LOWER)
+    wait_until(lambda: seen(server) == ["100-1", *LOWER])
+    wait_until(lambda: client.xlen("s") == 0)
+
+
+@pytest.mark.parametrize("trim", [True, False])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("batch", [1, 4, 100])
+def test_a_renamed_stream_is_read_from_its_beginning(server: Server, batch: int, known: bool, trim: bool) -> None:
+    client = server.client()
+    put(server, prefix="q", batch=batch, trimStream=trim)
+    if known:
+        add(server, *range(batch), key="q")
+        wait_until(lambda: len(seen(server)) == batch)
+        server.wait_idle()
+    first = seen(server)
+    add(server, *(f"old{number}" for number in range(1, 6)), key="other")
+    client.rename("other", "q")
+    add(server, "new", key="q")
+    expected = [*first, "old1", "old2", "old3", "old4", "old5", "new"]
+    wait_until(lambda: seen(server) == expected)
+    server.wait_idle()
+    assert (seen(server), client.xlen("q")) == (expected, 0 if trim else 6)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_renamed_stream_that_has_the_group_already(server: Server, batch: int) -> None:
+    client = server.client()
+    put(server, prefix="q", batch=batch)
+    add_as(client, *(f"900-{number}" for number in range(1, batch + 1)), key="q")
+    wait_until(lambda: len(seen(server)) == batch)
+    server.wait_idle()
+    first = seen(server)
+    add_as(client, *LOWER, key="other")
+    client.xgroup_create("other", GROUP, "0")
+    client.xreadgroup(GROUP, "__gears_client__", {"other": ">"}, count=2)
+    client.xack("other", GROUP, "1-1")
+    client.rename("other", "q")
+    add_as(client, "2-1", key="q")
+    wait_until(lambda: set(seen(server)) == {*first, "1-2", "1-3", "1-4", "1-5", "2-1"})
+    server.wait_idle()
+    assert client.xlen("q") == 0
 
 
 # --- restart, replicas ---
