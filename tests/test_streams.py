@@ -173,6 +173,10 @@ def test_own_commands_are_nobodys_events(server: Server) -> None:
         ("onFailedPolicy=1", "onFailedPolicy must be a string (Continue/Abort/Retry)"),
         ("mode='sync', onFailedPolicy='retry'", "ExecutionMode sync can only be combined with OnFailedPolicy Continue"),
         ("onFailedRetryInterval='x'", "retryInterval argument must be a number"),
+        ("batch=2**63", "batch argument must not be above 9223372036854775807"),
+        ("duration=2**63", "duration argument must not be above 3162240000000"),
+        ("onFailedRetryInterval=2**63-1", "retryInterval argument must not be above 3162240000"),
+        ("onFailedRetryInterval=-2**200", "retryInterval argument must be a number"),
         ("trimStream=1", "pyTrimmStream argument must be a boolean"),
     ],
 )
@@ -214,6 +218,46 @@ def test_retry_brings_the_batch_back(server: Server, interval: int) -> None:
     server.client().set("works", 1)
     wait_until(lambda: seen(server)[-4:] == ["1", "2", "3", "4"])
     wait_until(lambda: server.client().xlen("s") == 0)
+
+
+def test_a_retry_in_a_hundred_years(server: Server) -> None:
+    """It blocks nobody: neither a worker nor the timers of others."""
+    for number in range(4):
+        put(server, ".foreach(lambda r: 1 / 0)", prefix=f"s{number}", onFailedPolicy="retry", onFailedRetryInterval=3162240000)
+        add(server, 1, key=f"s{number}")
+    wait_until(lambda: [r["RegistrationData"]["status"] for r in server.registrations()] == ["WAITING_FOR_RETRY_ON_FAILURE"] * 4)
+    put(server, prefix="t", batch=2, duration=50)
+    add(server, 1, key="t")
+    wait_until(lambda: seen(server) == ["1"])
+    assert server.run("GB('ShardsIDReader').count().run()") == [["1"], []]
+
+
+PAUSES = """
+def work(r):
+    execute('RPUSH', 'tried', r['value']['n'])
+    if execute('EXISTS', 'works'):
+        return
+    if r['value']['n'] == '1':
+        raise ValueError('a failure')
+    if r['value']['n'] == '2':
+        flat_error('PAUSE me')
+
+GB('StreamReader').foreach(work).register('s', batch=4, mode='%s')
+"""
+
+
+@pytest.mark.parametrize("mode", ["async_local", "sync"])
+def test_any_error_of_a_batch_can_pause(server: Server, mode: str) -> None:
+    client = server.client()
+    server.run(PAUSES % mode)
+    add(server, 1, 2, 3, 4)
+    wait_until(lambda: data(server)["status"] == "PAUSED")
+    server.wait_idle()
+    assert client.lrange("tried", 0, -1) == ["1", "2"]  # reading has stopped there
+    assert (client.xpending("s", GROUP)["pending"], client.xlen("s")) == (4, 4)
+    client.set("works", 1)
+    client.execute_command("RG.UNPAUSEREGISTRATIONS", server.registrations()[0]["id"])
+    wait_until(lambda: client.lrange("tried", 2, -1) == ["1", "2", "3", "4"] and client.xlen("s") == 0)
 
 
 @pytest.mark.parametrize(("mode", "policy"), [("sync", "continue"), ("async_local", "continue"), ("async", "retry")])

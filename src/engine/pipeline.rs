@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    language::{Called, Completion, Failure, Function, Language},
+    language::{Called, Completion, Failure, Function, Language, PAUSE},
     memory::Memory,
     plan::{Plan, Step},
     record::{Record, Value},
@@ -33,6 +33,8 @@ pub struct Flowing {
     closed: usize,
     pub results: Vec<Record>,
     pub errors: Vec<Failure>,
+    /// How many of the errors do not end the input.
+    skipped: usize,
 }
 
 /// Makes what tells the value of a record that waits: for the step and the number.
@@ -45,7 +47,7 @@ pub struct Pipeline<'a> {
     /// Somebody asked for the end: what is held back is dropped.
     stop: &'a Stop,
     tickets: Tickets<'a>,
-    /// An error does not end the input.
+    /// An error does not end the input, unless it is one that pauses.
     pub skips_errors: bool,
     pub flowing: Flowing,
 }
@@ -106,10 +108,17 @@ impl<'a> Pipeline<'a> {
     }
 
     /// False when no further record can change anything: a limit is reached, or there was an error.
-    pub fn wants_more(&self) -> bool {
-        !self.flowing.input_ended
-            && !self.flowing.satisfied
-            && (self.skips_errors || self.flowing.errors.is_empty())
+    pub fn wants_more(&mut self) -> bool {
+        !self.flowing.input_ended && !self.flowing.satisfied && !self.has_ending_error()
+    }
+
+    fn has_ending_error(&mut self) -> bool {
+        let Flowing { errors, skipped, .. } = &mut self.flowing;
+        if self.skips_errors {
+            let new = errors.iter().skip(*skipped);
+            *skipped += new.take_while(|error| !error.starts_with(PAUSE)).count();
+        }
+        errors.len() > *skipped
     }
 
     /// As many records wait as may.
