@@ -586,8 +586,15 @@ def test_trimming_reaches_replicas_after_the_entry(server: Server, start_server:
     wait_until(lambda: len(replica.client().lrange("seen", 0, -1)) == 20 and replica.client().xlen("s") == 0)
 
 
+# Slow enough that there is always something to be finished when the server is killed.
 NOTE = """
-GB('StreamReader').foreach(lambda r: execute('RPUSH', 'seen:' + r['key'], r['value']['n'])).register('s:*', batch=7, duration=20)
+import time
+
+def note(r):
+    execute('RPUSH', 'seen:' + r['key'], r['value']['n'])
+    time.sleep(0.001)
+
+GB('StreamReader').foreach(note).register('s:*', batch=7, duration=20)
 """
 STREAMS = 10
 

@@ -179,14 +179,14 @@ pub fn stream_options(given: &Given<'_, '_>, mode: Mode) -> PyResult<Options> {
         let number = value.cast::<PyInt>().ok();
         let number = number.and_then(|number| number.extract::<i128>().ok());
         match number {
-            Some(number) if number > i128::from(*allowed.end()) => Err(errors::gears_error(&format!(
+            Some(number) if number > i128::from(*allowed.end()) => Err(errors::gears_error(format!(
                 "{shown} argument must not be above {}",
                 allowed.end()
             ))),
             number => number
                 .and_then(|number| u64::try_from(number).ok())
                 .filter(|number| allowed.contains(number))
-                .ok_or_else(|| errors::gears_error(&format!("{shown} argument must be a number"))),
+                .ok_or_else(|| errors::gears_error(format!("{shown} argument must be a number"))),
         }
     };
     let batch = number("batch", 1, 1..=i64::MAX as u64, "batch")?;
