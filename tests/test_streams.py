@@ -714,3 +714,25 @@ def test_a_promoted_replica_goes_on(server: Server, start_server: Callable[..., 
 @pytest.mark.soak
 def test_a_replica_promoted_under_load_loses_nothing_of_many(server: Server, start_server: Callable[..., Server]) -> None:
     check_failover(server, start_server(), per_stream=2000)
+
+
+@pytest.mark.parametrize("mode", ["async_local", "sync"])
+def test_upgrades_and_pauses_under_load_lose_and_repeat_nothing(server: Server, mode: str) -> None:
+    client = server.client()
+    script = NOTE.replace("duration=20", f"duration=20, mode='{mode}'")
+    server.run(script, "ID", "load")
+    producers = Producers(server, 200)
+    for number in range(60):
+        registration = server.registrations()[-1]["id"]
+        if number % 3 == 0:
+            server.run(script, "ID", "load", "UPGRADE")
+        elif number % 3 == 1:
+            client.execute_command("RG.PAUSEREGISTRATIONS", registration)
+            client.execute_command("RG.UNPAUSEREGISTRATIONS", registration)
+        else:
+            client.execute_command("RG.UNREGISTER", registration)
+            server.run(script, "ID", "load", "UPGRADE")
+    producers.join()
+    check_processed(server, producers)
+    for stream in range(STREAMS):
+        assert client.lrange(f"seen:s:{stream}", 0, -1) == [str(number) for number in range(200)]
