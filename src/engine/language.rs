@@ -18,6 +18,10 @@ use crate::redis::{
 /// A failed callback: the text of the error record (`commands.md` 0.5).
 pub type Failure = String;
 
+/// The beginning of a failure by which a function pauses its registration: nothing more is read then, also where other
+/// failures are skipped.
+pub const PAUSE: &str = "PAUSE";
+
 /// One runtime of a language.
 pub trait Language: Send + Sync {
     /// Runs the whole life of a background thread, prepared for cheap attaching but detached.

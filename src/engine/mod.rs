@@ -29,6 +29,7 @@ mod workers;
 
 use std::{
     cell::Cell,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
@@ -177,15 +178,21 @@ impl Engine {
         });
     }
 
-    /// Runs a job of the queue on this thread.
+    /// Runs a job of the queue on this thread. Whatever panics, the thread goes on and the execution ends.
     fn run_job(&self, execution: &Arc<Execution>) {
-        let ran = {
-            let meter = execution.meter();
-            let _measured = meter.as_ref().map(Meter::start);
-            run::run(self, execution, Instant::now())
-        };
-        if let Ran::Ended(status, outcome) = ran {
-            self.finish(execution, status, outcome);
+        let done = catch_unwind(AssertUnwindSafe(|| {
+            let ran = {
+                let meter = execution.meter();
+                let _measured = meter.as_ref().map(Meter::start);
+                run::run(self, execution, Instant::now())
+            };
+            if let Ran::Ended(status, outcome) = ran {
+                self.finish(execution, status, outcome);
+            }
+        }));
+        if done.is_err() {
+            // The panic hook has logged it. One that has ended by then is left as it is.
+            self.finish(execution, Status::Done, Outcome::of_error(run::INTERNAL));
         }
     }
 
@@ -237,7 +244,7 @@ impl Engine {
                 registration.stats.ended(outcome.ending(status), outcome.total);
             }
             for waiter in aftermath.waiters {
-                waiter(&outcome);
+                guarded(|| waiter(&outcome));
             }
             drop(aftermath.link);
         }
@@ -288,14 +295,16 @@ impl Engine {
         if let Some(collector) = execution.take_collector() {
             // It never came to its results.
             let mut collector = Some(collector);
-            self.language.attached(&mut || {
-                if let Some(collector) = collector.take() {
-                    collector(Vec::new(), &outcome.errors);
-                }
+            guarded(|| {
+                self.language.attached(&mut || {
+                    if let Some(collector) = collector.take() {
+                        collector(Vec::new(), &outcome.errors);
+                    }
+                });
             });
         }
         for waiter in aftermath.waiters {
-            waiter(&outcome);
+            guarded(|| waiter(&outcome));
         }
         if execution.transient {
             self.registry.drop_execution(execution.id);
@@ -466,6 +475,11 @@ impl Engine {
         }
         self.registry.drop_finished();
     }
+}
+
+/// Tells one of those who wait for an execution: a panic there, which the panic hook logs, is not the others' loss.
+fn guarded(tell: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(tell));
 }
 
 /// What became of an execution that was run at once.

@@ -11,7 +11,7 @@ use std::{
 use super::{
     exchange::{self, Exchange, Traffic},
     id::ShardId,
-    language::{Called, Completion, Failure, Function, Language},
+    language::{Called, Completion, Failure, Function, Language, PAUSE},
     memory::Memory,
     plan::{Plan, Step},
     record::{Record, Value},
@@ -35,7 +35,7 @@ pub struct Flowing {
     closed: usize,
     /// What is on the way between shards.
     traffic: Traffic,
-    /// There was an error on this shard.
+    /// There was an error on this shard that ends the input.
     failed: bool,
     /// How many of the errors the initiator knows.
     told: usize,
@@ -55,7 +55,7 @@ pub struct Pipeline<'a> {
     tickets: Tickets<'a>,
     /// The other shards, if the run is spread over several.
     exchange: Option<Exchange<'a>>,
-    /// An error does not end the input.
+    /// An error does not end the input, unless it is one that pauses.
     pub skips_errors: bool,
     pub flowing: Flowing,
 }
@@ -133,7 +133,7 @@ impl<'a> Pipeline<'a> {
 
     /// False when no further record can change anything: a limit is reached, or there was an error.
     pub fn wants_more(&self) -> bool {
-        !self.flowing.input_ended && !self.flowing.satisfied && (self.skips_errors || !self.flowing.failed)
+        !self.flowing.input_ended && !self.flowing.satisfied && !self.flowing.failed
     }
 
     /// As many records wait as may.
@@ -157,7 +157,7 @@ impl<'a> Pipeline<'a> {
 
     /// Notes an error.
     pub fn fail(&mut self, failure: Failure) {
-        self.flowing.failed = true;
+        self.flowing.failed |= !self.skips_errors || failure.starts_with(PAUSE);
         self.flowing.errors.push(failure);
     }
 

@@ -18,6 +18,9 @@ use super::{
 };
 use crate::config::Number;
 
+/// The error of an execution that panicked.
+pub(super) const INTERNAL: &str = "ERR internal error, see the server's log";
+
 /// What became of a run.
 pub(super) enum Ran {
     Ended(Status, Outcome),
@@ -56,10 +59,7 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
     };
     let _scope = Scope::of_execution(execution).enter();
     let ran = catch_unwind(AssertUnwindSafe(|| run_steps(engine, execution, parked, started)));
-    ran.unwrap_or_else(|_| {
-        let outcome = Outcome::of_error("ERR internal error, see the server's log");
-        Ran::Ended(Status::Done, outcome)
-    })
+    ran.unwrap_or_else(|_| Ran::Ended(Status::Done, Outcome::of_error(INTERNAL)))
 }
 
 fn run_steps(engine: &Engine, execution: &Arc<Execution>, parked: Parked, started: Instant) -> Ran {

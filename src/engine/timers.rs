@@ -31,12 +31,16 @@ struct State {
 }
 
 impl Timers {
-    /// Does `job` after `delay`, on the thread of the timers. It must not take long.
+    /// Does `job` after `delay`, on the thread of the timers. It must not take long. A time that no clock reaches never
+    /// comes: the job is dropped.
     pub fn after(&self, delay: Duration, job: impl FnOnce(&Arc<Engine>) + Send + 'static) {
+        let Some(due) = Instant::now().checked_add(delay) else {
+            return;
+        };
         let mut state = self.state.lock();
         let number = state.next;
         state.next += 1;
-        state.due.push(Reverse((Instant::now() + delay, number)));
+        state.due.push(Reverse((due, number)));
         state.jobs.insert(number, Box::new(job));
         drop(state);
         self.changed.notify_one();
@@ -78,5 +82,20 @@ impl Timers {
                 return job;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_no_clock_reaches_never_comes() {
+        let timers = Timers::default();
+        timers.after(Duration::MAX, |_| {});
+        timers.after(Duration::from_secs(u64::MAX), |_| {});
+        assert!(timers.state.lock().jobs.is_empty());
+        timers.after(Duration::from_secs(i64::MAX as u64 / 2), |_| {});
+        assert_eq!(timers.state.lock().jobs.len(), 1);
     }
 }

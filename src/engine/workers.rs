@@ -71,3 +71,134 @@ fn stop(engine: &Engine, to_stop: &Receiver<Arc<Execution>>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crossbeam_channel::{RecvTimeoutError, bounded};
+
+    use super::*;
+    use crate::{
+        config::Config,
+        engine::{
+            execution::{Outcome, Reading, Source, Start},
+            language::{Distinct, Failure, Function, Language, Packed},
+            plan::Plan,
+            record::Record,
+            session::{Needs, Session},
+            stop::Stop,
+        },
+        redis::{api::Features, reply::Reply},
+    };
+
+    /// A language without functions.
+    struct Mute;
+
+    impl Language for Mute {
+        fn thread(&self, body: &mut dyn FnMut()) {
+            body();
+        }
+        fn attached(&self, work: &mut dyn FnMut()) {
+            work();
+        }
+        fn detached(&self, work: &mut dyn FnMut()) {
+            work();
+        }
+        fn interruptible(&self, _stop: &Stop, work: &mut dyn FnMut()) {
+            work();
+        }
+        fn interrupt(&self, _stop: &Stop) {}
+        fn to_text(&self, record: Record) -> Result<Record, Failure> {
+            Ok(record)
+        }
+        fn to_reply(&self, _record: Record) -> Result<Reply, Failure> {
+            Ok(Reply::Null)
+        }
+        fn key_of(&self, _record: &Record) -> Result<Vec<u8>, Failure> {
+            Ok(Vec::new())
+        }
+        fn load(&self, _image: &[u8], _session: &Session) -> Result<Arc<dyn Function>, Failure> {
+            Err("there are none".into())
+        }
+        fn pack(&self, _objects: Vec<Record>) -> Packed {
+            (Vec::new(), Vec::new())
+        }
+        fn unpack(&self, _bytes: &[u8]) -> Result<Vec<Record>, Failure> {
+            Ok(Vec::new())
+        }
+        fn parts(&self, record: Record) -> Vec<Record> {
+            vec![record]
+        }
+        fn is_true(&self, _record: &Record) -> Result<bool, Failure> {
+            Ok(true)
+        }
+        fn distinct(&self) -> Box<dyn Distinct> {
+            Box::new(Everything)
+        }
+        fn sort(&self, records: Vec<Record>, _descending: bool) -> Result<Vec<Record>, Failure> {
+            Ok(records)
+        }
+    }
+
+    struct Everything;
+
+    impl Distinct for Everything {
+        fn add(&mut self, _record: &Record) -> Result<bool, Failure> {
+            Ok(true)
+        }
+    }
+
+    struct Empty;
+
+    impl Source for Empty {
+        fn next(&mut self, _reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
+            Ok(None)
+        }
+    }
+
+    struct Broken;
+
+    impl Source for Broken {
+        fn next(&mut self, _reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
+            panic!("a source that panics, for a test")
+        }
+    }
+
+    fn start(source: Box<dyn Source>, waiter: impl FnOnce(&Outcome) + Send + 'static) -> Start {
+        let plan = Arc::new(Plan {
+            steps: Vec::new(),
+            functions: Vec::new(),
+        });
+        let session = Arc::new(Session::new("session".into(), None, Needs::default()));
+        let mut start = Start::of_run(plan, session, source);
+        start.waiter = Some(Box::new(waiter));
+        start
+    }
+
+    #[test]
+    fn a_panic_ends_one_execution_and_no_worker() {
+        let started = Engine::start(Arc::default(), Features::default(), Arc::new(Mute));
+        let engine = started.unwrap_or_else(|error| panic!("no threads: {error}"));
+        let config: &Config = &engine.config;
+        let (told, errors) = bounded(1);
+        for _ in 0..2 * config.number(Number::ExecutionThreads) {
+            engine.submit(
+                start(Box::new(Empty), |_| panic!("a waiter that panics, for a test")),
+                None,
+            );
+            let told = told.clone();
+            let waiter = move |outcome: &Outcome| {
+                // Nobody listens any more only where the test has failed.
+                let _ = told.send(outcome.errors.clone());
+            };
+            engine.submit(start(Box::new(Broken), waiter), None);
+            let said: Result<_, RecvTimeoutError> = errors.recv_timeout(Duration::from_secs(20));
+            assert_eq!(
+                said,
+                Ok(vec!["ERR internal error, see the server's log".to_owned()])
+            );
+        }
+        while engine.registry.execution_count() > 0 {
+            thread::yield_now();
+        }
+    }
+}

@@ -127,7 +127,10 @@ fn seal(content: &[u8]) -> Vec<u8> {
 pub(super) mod tests {
     use super::*;
     use crate::{
-        engine::{id::Id, plan::Plan},
+        engine::{
+            id::{Id, ShardId},
+            plan::Plan,
+        },
         persistence::archive,
         python::Files,
         readers::image::Image,
@@ -238,7 +241,11 @@ pub(super) mod tests {
         let first = step.registrations.remove(0);
         for (number, image) in images.iter().enumerate() {
             step.registrations.push(SavedRegistration {
-                id: Id(number as u64).to_string(),
+                id: Id {
+                    number: number as u64,
+                    shard: ShardId::STANDALONE,
+                }
+                .to_string(),
                 desc: first.desc.clone(),
                 mode: Mode::Sync,
                 in_order: false,

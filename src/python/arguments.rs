@@ -1,5 +1,7 @@
 //! Arguments of the builder's methods: by place or by name, checked one by one with the texts of the contract.
 
+use std::ops::RangeInclusive;
+
 use pyo3::{
     prelude::*,
     types::{PyBool, PyDict, PyInt, PyString, PyTuple},
@@ -164,24 +166,31 @@ pub fn command(given: &Given<'_, '_>) -> PyResult<Wanted> {
 /// The arguments of a StreamReader registration, checked in the order of `readers-and-events.md` 6.3.
 pub fn stream_options(given: &Given<'_, '_>, mode: Mode) -> PyResult<Options> {
     const POLICY: &str = "onFailedPolicy must be Continue/Abort/Retry";
+    /// Longer than anything that one can mean, and short enough for every clock.
+    const CENTURY_S: u64 = 100 * 366 * 24 * 3600;
     let prefix = prefix(given)?;
     if prefix.is_empty() {
         return Err(errors::gears_error("prefix argument must not be empty"));
     }
-    let number = |name: &str, default: u64, min: u64, otherwise: &str| {
+    let number = |name: &str, default: u64, allowed: RangeInclusive<u64>, shown: &str| {
         let Some(value) = given.get(name)? else {
             return Ok(default);
         };
-        let number = value
-            .cast::<PyInt>()
-            .ok()
-            .and_then(|number| number.extract().ok());
-        number
-            .filter(|&number: &u64| number >= min)
-            .ok_or_else(|| errors::gears_error(otherwise))
+        let number = value.cast::<PyInt>().ok();
+        let number = number.and_then(|number| number.extract::<i128>().ok());
+        match number {
+            Some(number) if number > i128::from(*allowed.end()) => Err(errors::gears_error(format!(
+                "{shown} argument must not be above {}",
+                allowed.end()
+            ))),
+            number => number
+                .and_then(|number| u64::try_from(number).ok())
+                .filter(|number| allowed.contains(number))
+                .ok_or_else(|| errors::gears_error(format!("{shown} argument must be a number"))),
+        }
     };
-    let batch = number("batch", 1, 1, "batch argument must be a number")?;
-    let duration_ms = number("duration", 0, 0, "duration argument must be a number")?;
+    let batch = number("batch", 1, 1..=i64::MAX as u64, "batch")?;
+    let duration_ms = number("duration", 0, 0..=CENTURY_S * 1000, "duration")?;
     let policy = match given.get("onFailedPolicy")? {
         None => Policy::Continue,
         Some(policy) => {
@@ -194,12 +203,7 @@ pub fn stream_options(given: &Given<'_, '_>, mode: Mode) -> PyResult<Options> {
             "ExecutionMode sync can only be combined with OnFailedPolicy Continue",
         ));
     }
-    let retry_s = number(
-        "onFailedRetryInterval",
-        1,
-        0,
-        "retryInterval argument must be a number",
-    )?;
+    let retry_s = number("onFailedRetryInterval", 1, 0..=CENTURY_S, "retryInterval")?;
     let trim = given.boolean("trimStream", true, "pyTrimmStream argument must be a boolean")?;
     Ok(Options {
         prefix,

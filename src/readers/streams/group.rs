@@ -1,7 +1,9 @@
 //! A registration's position in a stream, kept by the server as a consumer group: reading, acknowledging, trimming.
 //! Contract: `readers-and-events.md` 6.4 to 6.6, 6.10.
 //!
-//! All of it are ordinary commands, so replicas and files know the position. Called under the server's lock.
+//! All of it are ordinary commands, so replicas and files know the position. What may be removed, and whether there is more
+//! to read, is asked of the server each time: a key can hold another stream than it did a moment ago. Called under the
+//! server's lock.
 
 use super::entries::{Entry, EntryId, entries};
 use crate::redis::{
@@ -33,6 +35,8 @@ pub struct Read {
     pub entries: Vec<Entry>,
     /// There is no such stream any more.
     pub gone: bool,
+    /// The group had to be made, so nothing that was known of the stream holds: how many entries there are.
+    pub made: Option<u64>,
 }
 
 /// The consumer group of one registration.
@@ -62,14 +66,16 @@ impl Group {
         let from: &[u8] = if count.is_some() { b">" } else { b"0" };
         words.extend([&b"STREAMS"[..], key, from]);
         let mut reply = run(lock, features, &words);
+        let mut made = None;
         if is_error(&reply, b"NOGROUP") {
-            let made = run(lock, features, &[b"XGROUP", b"CREATE", key, &self.0, b"0"]);
-            if let Reply::Error(_) = made {
+            let created = run(lock, features, &[b"XGROUP", b"CREATE", key, &self.0, b"0"]);
+            if let Reply::Error(_) = created {
                 return Read {
                     gone: true,
                     ..Read::default()
                 };
             }
+            made = Some(length(lock, features, key));
             reply = run(lock, features, &words);
         }
         match reply {
@@ -81,6 +87,7 @@ impl Group {
                 Read {
                     entries: entries(stream.unwrap_or(Reply::Null)),
                     gone: false,
+                    made,
                 }
             }
             Reply::Error(text) => {
@@ -90,8 +97,43 @@ impl Group {
                     ..Read::default()
                 }
             }
-            _ => Read::default(),
+            _ => Read {
+                made,
+                ..Read::default()
+            },
         }
+    }
+
+    /// How far the group is with a stream; `None` if it has not begun.
+    pub fn standing(
+        &self,
+        lock: Lock<'_>,
+        features: Features,
+        key: &[u8],
+        groups: &Groups,
+    ) -> Option<Standing> {
+        let about = groups.find(&self.0)?;
+        let delivered = text(about, b"last-delivered-id").and_then(EntryId::parse)?;
+        let mut standing = Standing {
+            delivered,
+            lag: number(about, b"lag"),
+            unfinished: delivered.next(),
+            left: false,
+        };
+        if number(about, b"pending") != Some(0) {
+            let Reply::Array(pending) = run(lock, features, &[b"XPENDING", key, &self.0]) else {
+                return None;
+            };
+            if let Some(Reply::Bulk(first) | Reply::Status(first)) = pending.get(1) {
+                standing.unfinished = EntryId::parse(first)?;
+            }
+            let ours = |consumer: &Reply| {
+                matches!(consumer, Reply::Array(words)
+                    if matches!(words.first(), Some(Reply::Bulk(name) | Reply::Status(name)) if name == CONSUMER))
+            };
+            standing.left = matches!(pending.get(3), Some(Reply::Array(list)) if list.iter().any(ours));
+        }
+        Some(standing)
     }
 
     /// Acknowledges entries.
@@ -107,6 +149,72 @@ impl Group {
     }
 }
 
+/// What the server tells of all groups of a stream.
+pub struct Groups(Vec<Reply>);
+
+/// How far a group is with a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Nothing below it is unfinished.
+    pub unfinished: EntryId,
+    /// Entries were delivered to us and not acknowledged.
+    pub left: bool,
+    delivered: EntryId,
+    /// How many entries are behind the last one that was delivered, where the server counts them (7.0).
+    lag: Option<u64>,
+}
+
+impl Groups {
+    pub fn of(lock: Lock<'_>, features: Features, key: &[u8]) -> Self {
+        match run(lock, features, &[b"XINFO", b"GROUPS", key]) {
+            Reply::Array(groups) => Self(groups),
+            _ => Self(Vec::new()),
+        }
+    }
+
+    fn find(&self, name: &[u8]) -> Option<&Reply> {
+        self.0.iter().find(|group| text(group, b"name") == Some(name))
+    }
+}
+
+impl Standing {
+    /// True if more than that many entries were not delivered yet.
+    pub fn has_more_than(&self, lock: Lock<'_>, features: Features, key: &[u8], believed: u64) -> bool {
+        if self.lag == Some(believed) {
+            return false;
+        }
+        // The server's own count is wrong where entries were removed before they were read.
+        let (after, count) = (
+            format!("({}", self.delivered),
+            believed.saturating_add(1).to_string(),
+        );
+        let words: [&[u8]; 6] = [b"XRANGE", key, after.as_bytes(), b"+", b"COUNT", count.as_bytes()];
+        matches!(run(lock, features, &words), Reply::Array(found) if found.len() as u64 > believed)
+    }
+}
+
+/// The value of a field in a list of names and values.
+fn field<'a>(fields: &'a Reply, name: &[u8]) -> Option<&'a Reply> {
+    let Reply::Array(fields) = fields else { return None };
+    let named = |word: &Reply| matches!(word, Reply::Bulk(word) | Reply::Status(word) if word == name);
+    let place = fields.iter().step_by(2).position(named)?;
+    fields.get(2 * place + 1)
+}
+
+fn text<'a>(fields: &'a Reply, name: &[u8]) -> Option<&'a [u8]> {
+    match field(fields, name)? {
+        Reply::Bulk(text) | Reply::Status(text) => Some(text),
+        _ => None,
+    }
+}
+
+fn number(fields: &Reply, name: &[u8]) -> Option<u64> {
+    match field(fields, name)? {
+        Reply::Int(number) => u64::try_from(*number).ok(),
+        _ => None,
+    }
+}
+
 /// How many entries a stream holds; 0 if it is gone.
 pub fn length(lock: Lock<'_>, features: Features, key: &[u8]) -> u64 {
     match run(lock, features, &[b"XLEN", key]) {
@@ -115,9 +223,9 @@ pub fn length(lock: Lock<'_>, features: Features, key: &[u8]) -> u64 {
     }
 }
 
-/// Removes all entries up to `last`.
-pub fn trim(lock: Lock<'_>, features: Features, key: &[u8], last: EntryId) {
-    let first = last.next().to_string();
+/// Removes all entries below `first`.
+pub fn trim(lock: Lock<'_>, features: Features, key: &[u8], first: EntryId) {
+    let first = first.to_string();
     if let Reply::Error(text) = run(lock, features, &[b"XTRIM", key, b"MINID", first.as_bytes()]) {
         log(key, "trim", &text);
     }
@@ -140,4 +248,25 @@ fn log(key: &[u8], action: &str, error: &[u8]) {
         String::from_utf8_lossy(key),
         String::from_utf8_lossy(error)
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_found_by_their_names() {
+        let about = Reply::Array(vec![
+            Reply::bulk("name"),
+            Reply::bulk("pending"),
+            Reply::bulk("pending"),
+            Reply::Int(3),
+            Reply::bulk("lag"),
+            Reply::Null,
+        ]);
+        assert_eq!(text(&about, b"name"), Some(&b"pending"[..]));
+        assert_eq!(number(&about, b"pending"), Some(3));
+        assert_eq!(number(&about, b"lag"), None);
+        assert!(Groups(vec![about]).find(b"pending").is_some());
+    }
 }

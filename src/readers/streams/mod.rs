@@ -1,18 +1,19 @@
 //! The event side of the StreamReader: when an execution starts, and what follows from its end. Contract:
 //! `readers-and-events.md` 6.3 to 6.13.
 //!
-//! Each registration has its own position in each stream ([`Group`]) and at most one execution per stream at a time.
-//! What is known of streams here is only a memory of what the server holds: a scan finds everything again.
+//! Each registration has its own position in each stream ([`Group`]) and at most one execution per stream at a time
+//! ([`Turn`]). What is known of streams here is only a memory of what the server holds: a scan finds everything again.
 
 pub mod entries;
 mod group;
 mod scan;
 mod state;
 mod trigger;
+mod turn;
 
 use std::{
     collections::VecDeque,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -20,16 +21,16 @@ use parking_lot::Mutex;
 pub use state::{Options, Policy};
 
 use self::{
-    entries::EntryId,
-    group::{Group, Portion, Read, trim},
+    group::{Group, Groups, Portion, Read, trim},
     state::{State, Status, Stream, Taken},
+    turn::{Turn, Turns},
 };
 use super::{keys::Subscribe, prefix::Pattern};
 use crate::{
     engine::{
         Engine,
         execution::{Outcome, Reading, Source, Start},
-        language::{Failure, with_lock},
+        language::{Failure, PAUSE, with_lock},
         record::Record,
         registration::{Mode, Registration, Trigger},
     },
@@ -40,14 +41,13 @@ use crate::{
 const MIN_RETRY: Duration = Duration::from_millis(100);
 /// How many `sync` executions follow each other before the server does something else.
 const SYNC_RUNS: usize = 100;
-/// The beginning of an error text by which a function pauses its registration.
-const PAUSE: &str = "PAUSE";
 
 /// All StreamReader registrations of this server.
 pub struct StreamWatch {
     engine: Arc<Engine>,
     subscribe: Subscribe,
     watched: Guarded<Watched>,
+    turns: Arc<Turns>,
     scans: crossbeam_channel::Sender<Arc<Watch>>,
 }
 
@@ -77,6 +77,7 @@ impl StreamWatch {
             engine,
             subscribe,
             watched: Guarded::default(),
+            turns: Arc::default(),
             scans,
         });
         scan::spawn(&watch, wanted)?;
@@ -101,7 +102,6 @@ impl StreamWatch {
 
     /// An entry was added to a stream.
     fn added(self: &Arc<Self>, lock: Lock<'_>, watch: &Arc<Watch>, key: &[u8]) {
-        let sync = watch.registration.mode == Mode::Sync;
         let mut state = watch.shared.lock();
         if state.status != Status::Ok {
             // The scan finds it when the registration goes on.
@@ -109,14 +109,35 @@ impl StreamWatch {
         }
         let stream = state.stream(key);
         stream.note_added();
-        if !sync {
-            drop(state);
+        let begins_batch = watch.options.batch > 1 && stream.unread == 1 && stream.recovered && !stream.flush;
+        let taken = self.turns.is_taken(key, watch.place);
+        drop(state);
+        if begins_batch && !taken {
+            // It may be another stream than the one that was read to its end; nothing else tells before the batch is full.
+            self.look_again(lock, watch, key, 1);
+        }
+        if watch.registration.mode != Mode::Sync {
             self.go_on(lock, watch, key);
-        } else if !stream.running && !stream.job {
-            stream.job = true;
-            drop(state);
+        } else if !taken && watch.shared.lock().needs_job(key) {
             let (streams, watch, key) = (Arc::clone(self), Arc::clone(watch), key.to_vec());
             after_command(lock, move |lock| streams.run_sync(lock, &watch, &key));
+        }
+    }
+
+    /// Compares what is believed of a stream with what the server knows: that many entries are unread.
+    fn look_again(&self, lock: Lock<'_>, watch: &Watch, key: &[u8], believed: u64) {
+        let groups = Groups::of(lock, self.engine.features, key);
+        self.compare(lock, watch, key, &groups, believed);
+    }
+
+    fn compare(&self, lock: Lock<'_>, watch: &Watch, key: &[u8], groups: &Groups, believed: u64) {
+        let features = self.engine.features;
+        let standing = watch.group.standing(lock, features, key, groups);
+        let more = standing.is_some_and(|standing| standing.has_more_than(lock, features, key, believed));
+        if let Some(stream) = watch.shared.lock().streams.get_mut(key) {
+            stream.flush |= more;
+            // Nobody has the turn now: what is not acknowledged was left by an earlier life of another stream.
+            stream.recovered &= standing.is_some_and(|standing| !standing.left);
         }
     }
 
@@ -139,7 +160,18 @@ impl StreamWatch {
         }
     }
 
-    /// An execution has ended: the next one follows.
+    /// An execution has ended and its turn is over: whoever has its position now goes on.
+    fn pass_on(self: &Arc<Self>, lock: Lock<'_>, watch: &Watch, key: &[u8]) {
+        let list = Arc::clone(&self.watched.read(lock).list);
+        let heir = list
+            .iter()
+            .find(|heir| heir.place == watch.place && heir.pattern.matches(key));
+        if let Some(heir) = heir {
+            self.follow(lock, heir, key);
+        }
+    }
+
+    /// The next execution follows.
     fn follow(self: &Arc<Self>, lock: Lock<'_>, watch: &Arc<Watch>, key: &[u8]) {
         if watch.registration.mode != Mode::Sync {
             self.go_on(lock, watch, key);
@@ -179,23 +211,20 @@ impl StreamWatch {
         }
         set_looping(false);
         // A function that adds to its own stream must not keep the server for ever.
-        self.later(Duration::ZERO, watch, key);
+        let epoch = watch.shared.lock().epoch;
+        self.later(Duration::ZERO, watch, key, epoch);
     }
 
     /// The next execution on a stream, if it is time for one.
     fn next(self: &Arc<Self>, watch: &Arc<Watch>, key: &[u8]) -> Option<Start> {
-        if watch.registration.is_removed() || !self.engine.is_serving() {
-            return None;
-        }
-        let mut state = watch.shared.lock();
-        if state.status != Status::Ok {
+        let state = watch.shared.lock();
+        if !watch.reads(&self.engine, &state) {
             return None;
         }
         let epoch = state.epoch;
-        let stream = state.streams.get_mut(key)?;
-        let portion = stream.next(watch.options.batch)?;
-        stream.running = true;
+        let portion = state.streams.get(key)?.next(watch.options.batch)?;
         drop(state);
+        let turn = self.turns.take(key, watch.place)?;
         let taken = Arc::new(Mutex::new(Taken::default()));
         let source = Batch {
             watch: Arc::clone(watch),
@@ -214,15 +243,17 @@ impl StreamWatch {
             let taken = std::mem::take(&mut *taken.lock());
             with_lock(language.as_ref(), |lock| {
                 let goes_on = streams.ended(lock, &watch, &key, epoch, &taken, outcome);
+                drop::<Turn>(turn);
                 if goes_on {
-                    streams.follow(lock, &watch, &key);
+                    streams.pass_on(lock, &watch, &key);
                 }
             });
         }));
         Some(start)
     }
 
-    /// An execution has ended: acknowledges what is finished. True if the next one may follow.
+    /// An execution has ended: acknowledges what is finished. True if the next one may follow, here or where another
+    /// registration has taken over.
     fn ended(
         self: &Arc<Self>,
         lock: Lock<'_>,
@@ -233,27 +264,25 @@ impl StreamWatch {
         outcome: &Outcome,
     ) -> bool {
         let policy = watch.options.policy;
-        let failure = outcome.errors.first();
-        let pauses = failure.is_some_and(|error| error.starts_with(PAUSE));
-        let finished = match failure {
-            Some(_) => policy == Policy::Continue && !pauses,
-            None => !outcome.aborted,
+        let failed = !outcome.errors.is_empty();
+        let pauses = outcome.errors.iter().any(|error| error.starts_with(PAUSE));
+        let finished = if failed {
+            policy == Policy::Continue && !pauses
+        } else {
+            !outcome.aborted
         };
         let mut state = watch.shared.lock();
         if state.epoch != epoch {
-            return false;
-        }
-        let last = taken.ids.iter().filter_map(|id| EntryId::parse(id)).max();
-        if let Some(stream) = state.streams.get_mut(key) {
-            stream.running = false;
-            if finished {
-                stream.done = stream.done.max(last);
-            } else if !taken.ids.is_empty() {
-                stream.recovered = false;
-            }
+            return true;
         }
         let serving = self.engine.is_serving();
+        let removed = watch.registration.is_removed();
         if finished {
+            // An execution that got a full batch is the last one only if nothing more is believed to be there.
+            let stream = state.streams.get(key);
+            let believed = stream
+                .filter(|stream| taken.full && stream.next(watch.options.batch).is_none())
+                .map(|stream| stream.unread);
             if let (Some(arrived), true) = (taken.arrived, serving && !taken.ids.is_empty()) {
                 let lag = arrived.elapsed();
                 state.last_lag = lag;
@@ -261,17 +290,19 @@ impl StreamWatch {
             }
             drop(state);
             if serving {
-                let features = self.engine.features;
-                watch.group.acknowledge(lock, features, key, &taken.ids);
-                if last.is_some() {
-                    self.trim_finished(lock, key);
-                }
+                watch
+                    .group
+                    .acknowledge(lock, self.engine.features, key, &taken.ids);
+                self.tidy(lock, watch, key, taken, believed.filter(|_| !removed));
             }
             return serving;
         }
-        if failure.is_none() {
+        if let (Some(stream), false) = (state.streams.get_mut(key), taken.ids.is_empty()) {
+            stream.recovered = false;
+        }
+        if !failed {
             // Aborted: its entries come again with the next recovery.
-            return false;
+            return removed;
         }
         if state.status == Status::Ok || pauses {
             state.status = match policy {
@@ -286,24 +317,39 @@ impl StreamWatch {
         if retries {
             self.retry_later(watch, epoch);
         }
-        false
+        removed
     }
 
-    /// Removes the entries that every registration on the stream has finished, if one of them wants that.
-    fn trim_finished(&self, lock: Lock<'_>, key: &[u8]) {
+    /// What follows when entries are acknowledged: those that every registration on the stream has finished are removed, if
+    /// one of them wants that; and if the stream is believed to have been read, up to `believed` entries, that is checked.
+    fn tidy(&self, lock: Lock<'_>, watch: &Arc<Watch>, key: &[u8], taken: &Taken, believed: Option<u64>) {
         let list = Arc::clone(&self.watched.read(lock).list);
-        let mut finished: Option<EntryId> = None;
-        let mut wanted = false;
-        for watch in list.iter().filter(|watch| watch.pattern.matches(key)) {
-            let state = watch.shared.lock();
-            let Some(done) = state.streams.get(key).and_then(|stream| stream.done) else {
-                return;
-            };
-            finished = Some(finished.map_or(done, |finished| finished.min(done)));
-            wanted |= watch.options.trim;
+        // A registration that ended meanwhile has not left its last entries to the others.
+        let leaving = watch.registration.is_removed().then_some(watch);
+        let mut readers = list
+            .iter()
+            .filter(|reader| reader.pattern.matches(key))
+            .chain(leaving);
+        let trims = !taken.ids.is_empty() && readers.clone().any(|reader| reader.options.trim);
+        if !trims && believed.is_none() {
+            return;
         }
-        if let (Some(finished), true) = (finished, wanted) {
-            trim(lock, self.engine.features, key, finished);
+        let features = self.engine.features;
+        let groups = Groups::of(lock, features, key);
+        if let Some(believed) = believed {
+            self.compare(lock, watch, key, &groups, believed);
+        }
+        if trims {
+            // Whoever has not begun has finished nothing.
+            let first = readers.try_fold(None, |first, reader| {
+                let standing = reader.group.standing(lock, features, key, &groups)?;
+                Some(Some(first.map_or(standing.unfinished, |first| {
+                    standing.unfinished.min(first)
+                })))
+            });
+            if let Some(Some(first)) = first {
+                trim(lock, features, key, first);
+            }
         }
     }
 
@@ -311,24 +357,35 @@ impl StreamWatch {
     fn time_batch(self: &Arc<Self>, _lock: Lock<'_>, watch: &Arc<Watch>, key: &[u8]) {
         let duration = Duration::from_millis(watch.options.duration_ms);
         let mut state = watch.shared.lock();
+        if duration.is_zero() || !watch.reads(&self.engine, &state) {
+            // Whatever lets it read again scans.
+            return;
+        }
+        let epoch = state.epoch;
         let Some(stream) = state.streams.get_mut(key) else {
             return;
         };
-        if duration.is_zero() || stream.unread == 0 || stream.timed || stream.running {
+        if stream.unread == 0 || stream.timed || self.turns.is_taken(key, watch.place) {
             return;
         }
         stream.timed = true;
         let came = stream.arrivals.front().map_or(Duration::ZERO, Instant::elapsed);
         drop(state);
-        self.later(duration.saturating_sub(came), watch, key);
+        self.later(duration.saturating_sub(came), watch, key, epoch);
     }
 
-    /// Reads a stream to its end after `delay`.
-    fn later(self: &Arc<Self>, delay: Duration, watch: &Arc<Watch>, key: &[u8]) {
-        let (streams, watch, key) = (Arc::clone(self), Arc::clone(watch), key.to_vec());
+    /// Reads a stream to its end after `delay`, if nothing has begun again meanwhile.
+    fn later(self: &Arc<Self>, delay: Duration, watch: &Arc<Watch>, key: &[u8], epoch: u64) {
+        let (streams, watch, key) = (Arc::clone(self), Arc::downgrade(watch), key.to_vec());
         self.engine.timers.after(delay, move |engine| {
+            let Some(watch) = Weak::upgrade(&watch) else {
+                return;
+            };
             with_lock(engine.language.as_ref(), |lock| {
                 let mut state = watch.shared.lock();
+                if state.epoch != epoch {
+                    return;
+                }
                 let Some(stream) = state.streams.get_mut(&key) else {
                     return;
                 };
@@ -346,8 +403,11 @@ impl StreamWatch {
 
     fn retry_later(self: &Arc<Self>, watch: &Arc<Watch>, epoch: u64) {
         let delay = Duration::from_secs(watch.options.retry_s).max(MIN_RETRY);
-        let (streams, watch) = (Arc::clone(self), Arc::clone(watch));
+        let (streams, watch) = (Arc::clone(self), Arc::downgrade(watch));
         self.engine.timers.after(delay, move |engine| {
+            let Some(watch) = Weak::upgrade(&watch) else {
+                return;
+            };
             if !engine.is_serving() || watch.registration.is_removed() {
                 return;
             }
@@ -367,8 +427,7 @@ impl StreamWatch {
     pub fn begin_again(self: &Arc<Self>, lock: Lock<'_>) {
         let list = Arc::clone(&self.watched.read(lock).list);
         for watch in list.iter() {
-            watch.shared.lock().status = Status::Ok;
-            watch.begin_again();
+            watch.shared.lock().begin_again();
             self.scan(watch);
         }
     }
@@ -381,14 +440,9 @@ impl StreamWatch {
 }
 
 impl Watch {
-    /// Forgets what is known of streams. A registration that comes back when an upgrade fails stays paused.
-    fn begin_again(&self) {
-        let mut state = self.shared.lock();
-        state.epoch += 1;
-        state.streams.clear();
-        if state.status == Status::WaitingForRetry {
-            state.status = Status::Ok;
-        }
+    /// Whether it may start executions now.
+    fn reads(&self, engine: &Engine, state: &State) -> bool {
+        state.status == Status::Ok && !self.registration.is_removed() && engine.is_serving()
     }
 }
 
@@ -405,28 +459,29 @@ struct Batch {
 impl Batch {
     fn read(&self, engine: &Engine, lock: Lock<'_>) -> VecDeque<Record> {
         let watch = &self.watch;
-        if watch.shared.lock().epoch != self.epoch || !engine.is_serving() {
+        let state = watch.shared.lock();
+        if state.epoch != self.epoch || !watch.reads(engine, &state) {
+            // It was stopped while this waited for the server.
             return VecDeque::new();
         }
-        let Read { entries, gone } = watch.group.read(lock, engine.features, &self.key, self.portion);
+        drop(state);
+        let read = watch.group.read(lock, engine.features, &self.key, self.portion);
+        let Read { entries, gone, made } = read;
         let mut state = watch.shared.lock();
         let mut arrived = None;
         if gone {
             // Whatever comes under this name is another stream.
-            state.streams.insert(
-                self.key.clone(),
-                Stream {
-                    running: true,
-                    recovered: true,
-                    ..Stream::default()
-                },
-            );
+            state.streams.remove(&self.key);
         } else if let Some(stream) = state.streams.get_mut(&self.key) {
+            if let Some(held) = made {
+                stream.note_made(held);
+            }
             arrived = stream.note_read(self.portion, entries.len());
         }
         drop(state);
         *self.taken.lock() = Taken {
             ids: entries.iter().map(|entry| entry.id.clone()).collect(),
+            full: self.portion == Portion::New(entries.len() as u64),
             arrived,
         };
         let records = entries.into_iter().map(|entry| entry.record(&self.key));

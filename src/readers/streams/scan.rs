@@ -4,6 +4,7 @@
 //! One thread, detached from the language; it takes the server's lock for small portions.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -34,7 +35,8 @@ pub(super) fn spawn(streams: &Arc<StreamWatch>, wanted: Receiver<Arc<Watch>>) ->
         let language = Arc::clone(&streams.engine.language);
         language.thread(&mut || {
             for watch in &wanted {
-                scan(&streams, &watch);
+                // A panic loses this scan only; the panic hook has logged it.
+                let _ = catch_unwind(AssertUnwindSafe(|| scan(&streams, &watch)));
             }
         });
     })?;

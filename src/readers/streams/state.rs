@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{entries::EntryId, group::Portion};
+use super::group::Portion;
 
 /// How many arrivals are remembered per stream, for the lag.
 const MAX_ARRIVALS: usize = 10_000;
@@ -91,8 +91,6 @@ pub struct State {
 pub struct Stream {
     /// Entries that an earlier life has read and not finished have come again.
     pub recovered: bool,
-    /// An execution is under way.
-    pub running: bool,
     /// Entries that are believed to be unread.
     pub unread: u64,
     /// Read to the end, also an incomplete batch.
@@ -105,14 +103,35 @@ pub struct Stream {
     pub job: bool,
     /// A thread runs one `sync` execution after the other.
     pub looping: bool,
-    /// Everything up to here is finished.
-    pub done: Option<EntryId>,
 }
 
 impl State {
     /// What is known of a stream, from now on if nothing was.
     pub fn stream(&mut self, key: &[u8]) -> &mut Stream {
         self.streams.entry(key.to_vec()).or_default()
+    }
+
+    /// Nothing that was known holds any more.
+    pub fn begin_again(&mut self) {
+        self.status = Status::Ok;
+        self.epoch += 1;
+        self.streams.clear();
+    }
+
+    /// It is in force again after a moment, because what was to replace it failed. What counted on its timers was lost.
+    pub fn come_back(&mut self) {
+        if self.status == Status::WaitingForRetry {
+            self.status = Status::Ok;
+        }
+        for stream in self.streams.values_mut() {
+            stream.timed = false;
+        }
+        self.recover();
+    }
+
+    /// True if a job is to look at the stream; it counts as under way then.
+    pub fn needs_job(&mut self, key: &[u8]) -> bool {
+        !std::mem::replace(&mut self.stream(key).job, true)
     }
 
     /// All entries that were read and not finished come again.
@@ -138,11 +157,14 @@ impl Stream {
         self.flush |= held > self.unread;
     }
 
+    /// The position had to be made: the stream holds that many entries, and all of them are new.
+    pub fn note_made(&mut self, held: u64) {
+        self.note_found(held);
+        self.unread = held;
+    }
+
     /// What to read next, if it is time to read.
-    pub fn next(&mut self, batch: u64) -> Option<Portion> {
-        if self.running {
-            return None;
-        }
+    pub fn next(&self, batch: u64) -> Option<Portion> {
         if !self.recovered {
             return Some(Portion::Recovery);
         }
@@ -174,6 +196,8 @@ impl Stream {
 #[derive(Default)]
 pub struct Taken {
     pub ids: Vec<Vec<u8>>,
+    /// It got as many new entries as it asked for: there may be more.
+    pub full: bool,
     /// When the first entry came, if that was seen.
     pub arrived: Option<Instant>,
 }
@@ -194,8 +218,16 @@ mod tests {
         assert_eq!(stream.next(2), None);
         stream.flush = true;
         assert_eq!(stream.next(2), Some(Portion::New(2)));
-        stream.running = true;
-        assert_eq!(stream.next(2), None);
+    }
+
+    #[test]
+    fn a_position_that_had_to_be_made_begins_anew() {
+        let mut stream = Stream::default();
+        stream.note_added();
+        stream.note_made(1);
+        assert_eq!((stream.unread, stream.flush), (1, false));
+        stream.note_made(6);
+        assert_eq!((stream.unread, stream.flush), (6, true));
     }
 
     #[test]

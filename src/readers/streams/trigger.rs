@@ -111,7 +111,7 @@ impl Trigger for StreamTrigger {
             (streams.subscribe)(lock, Class::Stream);
         }
         drop(watched);
-        watch.begin_again();
+        self.state.lock().come_back();
         if streams.engine.is_serving() {
             streams.scan(&watch);
         }
