@@ -144,9 +144,11 @@ impl Places {
         if let Some(place) = places.get(&directory).and_then(Weak::upgrade) {
             return place;
         }
+        // What is there already may be another server's, which uses the same folder.
+        let stays = AtomicBool::new(directory.exists());
         let place = Arc::new(Place {
             directory,
-            stays: AtomicBool::new(false),
+            stays,
             places: Arc::clone(self),
         });
         places.insert(place.directory.clone(), Arc::downgrade(&place));

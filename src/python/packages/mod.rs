@@ -11,6 +11,7 @@ use std::{
     ffi::CStr,
     fmt::Write as _,
     fs, io,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread,
@@ -88,7 +89,13 @@ impl Packages {
             owner: Owner::default(),
             jobs,
         };
-        let life = move || wanted.into_iter().for_each(|job| job());
+        let life = move || {
+            for job in wanted {
+                if catch_unwind(AssertUnwindSafe(job)).is_err() {
+                    api::log_warning("a job of the thread for requirements failed");
+                }
+            }
+        };
         thread::Builder::new()
             .name("pinion-pip".into())
             .spawn(life)
