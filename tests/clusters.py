@@ -52,6 +52,23 @@ class Cluster:
         for pipeline in pipelines.values():
             pipeline.execute()
 
+    def clear(self) -> None:
+        """Ends and forgets whatever a test has left."""
+        for server in self.masters:
+            client = server.client()
+            for entry in server.registrations():
+                client.execute_command("RG.UNREGISTER", entry["id"], "ABORTPENDING")
+            wait_until(lambda: not server.registrations())
+        for server in self.masters:
+            client = server.client()
+            for entry in map(as_dict, client.execute_command("RG.DUMPEXECUTIONS")):
+                try:
+                    client.execute_command("RG.ABORTEXECUTION", entry["executionId"])
+                    client.execute_command("RG.DROPEXECUTION", entry["executionId"])
+                except redis.ResponseError:
+                    pass  # another shard was faster
+            client.flushall()
+
     def wait_linked(self) -> None:
         """Waits until the cluster is up and all shards talk to each other."""
         for server in self.masters:

@@ -11,10 +11,12 @@ from typing import Any, Callable, Generator, Sequence
 
 import pytest
 
+from clusters import Cluster, make_cluster
 from helpers import Arg, Server, module_path
 from servers import ServerUnavailable, binary, version_line
 
 SERVERS = pytest.StashKey[list[Server]]()
+SHARED = pytest.StashKey[list[Server]]()  # those that other tests use, too
 BINARY = pytest.StashKey[Path]()
 
 
@@ -39,7 +41,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Fails a test whose server died, and attaches the servers' logs to failures."""
     report = yield
-    servers = item.stash.get(SERVERS, [])
+    servers = [*item.stash.get(SERVERS, []), *item.stash.get(SHARED, [])]
     if report.when == "call":
         for server in servers:
             if server.died() and not server.death_reported:
@@ -52,13 +54,8 @@ def pytest_runtest_makereport(
     return report
 
 
-@pytest.fixture
-def start_server(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Callable[..., Server], None, None]:
-    """Factory for servers: replicas, sources, cluster nodes. All are ended, and checked, after the test.
-
-    `python_env` is the directory of a virtual environment (the module argument PythonVenv).
-    """
-    servers: list[Server] = request.node.stash.setdefault(SERVERS, [])
+def serve(config: pytest.Config, servers: list[Server], folder: Path) -> Generator[Callable[..., Server], None, None]:
+    """A factory that notes what it starts in `servers`. In the end all of them are ended, and checked."""
 
     def start(
         *,
@@ -67,9 +64,8 @@ def start_server(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Ca
         args: Sequence[Arg] = (),
         python_env: str | os.PathLike[str] | None = None,
     ) -> Server:
-        directory = tmp_path / f"server-{len(servers)}"
+        directory = folder / f"server-{len(servers)}"
         directory.mkdir()
-        config = request.config
         options: dict[str, Any] = {"module_args": module_args, "args": args, "python_env": python_env}
         server = Server(config.stash[BINARY], config.getoption("--server"), directory, module=module, **options)
         servers.append(server)
@@ -81,6 +77,35 @@ def start_server(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Ca
         server.cleanup()
     if dead:
         pytest.fail("\n\n".join(server.death_text() for server in dead), pytrace=False)
+
+
+@pytest.fixture
+def start_server(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Callable[..., Server], None, None]:
+    """Factory for servers: replicas, sources, cluster nodes. All are ended, and checked, after the test.
+
+    `python_env` is the directory of a virtual environment (the module argument PythonVenv).
+    """
+    servers: list[Server] = request.node.stash.setdefault(SERVERS, [])
+    yield from serve(request.config, servers, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[Cluster, None, None]:
+    """Three shards for all tests of a file, which leave them as they found them: see `cluster`."""
+    for start in serve(request.config, [], tmp_path_factory.mktemp("cluster")):
+        yield make_cluster(start)
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest, shared_cluster: Cluster) -> Generator[Cluster, None, None]:
+    """Three shards without data, registrations or executions. Tests that stop a node make a cluster of their own."""
+    request.node.stash[SHARED] = shared_cluster.nodes
+    yield shared_cluster
+    shared_cluster.clear()
+    for server in shared_cluster.nodes:
+        server.disconnect()
 
 
 @pytest.fixture

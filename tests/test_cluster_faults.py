@@ -87,6 +87,7 @@ def test_a_shard_is_killed_in_the_middle(start_server: Callable[..., Server]) ->
         assert server.run(SUM) == TOTAL
 
 
+@pytest.mark.matrix
 def test_a_link_is_cut_and_healed(proxied: Cluster, proxies: list[Proxy]) -> None:
     assert proxied[0].run(SUM) == TOTAL
     for how in (Proxy.cut, Proxy.hold):

@@ -75,6 +75,7 @@ def words(server: Server, servers: list[Server], password: str = "") -> list[Any
     return found[:-1]
 
 
+@pytest.mark.matrix
 def test_clusterset(start_server: Callable[..., Server]) -> None:
     """A cluster that is not Redis Cluster: servers that are told about each other, with a password."""
     servers = [start_server() for _ in range(3)]
@@ -130,11 +131,7 @@ def test_clusterset_refuses_what_it_cannot_read(server: Server, change: Callable
 # --- who may send messages ---
 
 
-@pytest.fixture
-def cluster(start_server: Callable[..., Server]) -> Cluster:
-    return make_cluster(start_server)
-
-
+@pytest.mark.matrix
 def test_clients_are_no_shards(cluster: Cluster) -> None:
     raw = cluster[0].raw()
     hello = raw.call("RG.HELLO")
@@ -182,9 +179,11 @@ def test_figures(cluster: Cluster) -> None:
 # --- passwords, users, TLS ---
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("rights", ["~* &* +@all", "+rg.hello +rg.innermsgcommand"])
-def test_shards_log_in_as_replicas_do(cluster: Cluster, rights: str) -> None:
+def test_shards_log_in_as_replicas_do(start_server: Callable[..., Server], rights: str) -> None:
     """With masteruser and masterauth; a user needs two commands to be a shard."""
+    cluster = make_cluster(start_server)
     for server in cluster.masters:
         client = server.client()
         client.execute_command("ACL", "SETUSER", "peer", "on", ">secret", *rights.split())
@@ -198,7 +197,8 @@ def test_shards_log_in_as_replicas_do(cluster: Cluster, rights: str) -> None:
     assert names == {"peer"}
 
 
-def test_a_password_for_all(cluster: Cluster) -> None:
+def test_a_password_for_all(start_server: Callable[..., Server]) -> None:
+    cluster = make_cluster(start_server)
     for server in cluster.masters:
         server.client().config_set("masterauth", PASSWORD)
         lock(server)
@@ -208,7 +208,8 @@ def test_a_password_for_all(cluster: Cluster) -> None:
     assert cluster[0].run(COUNT) == [["3"], []]
 
 
-def test_a_wrong_password_is_told(cluster: Cluster) -> None:
+def test_a_wrong_password_is_told(start_server: Callable[..., Server]) -> None:
+    cluster = make_cluster(start_server)
     lock(cluster[1])
     cluster[0].client().execute_command("RG.REFRESHCLUSTER")
     wait_until(lambda: "will try to reconnect. (" in cluster[0].log() and "uthentication" in cluster[0].log())

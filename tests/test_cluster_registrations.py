@@ -14,11 +14,6 @@ from helpers import Server, as_dict, wait_until
 TRIGGER = "GB('CommandReader').map(lambda r: 'v{version}').register(trigger='t', mode='sync')"
 
 
-@pytest.fixture
-def cluster(start_server: Callable[..., Server]) -> Cluster:
-    return make_cluster(start_server)
-
-
 def call(server: Server, *words: str) -> Any:
     return server.client().execute_command("RG.TRIGGER", *(words or ("t",)))
 
@@ -31,6 +26,7 @@ def sessions(server: Server) -> list[str]:
     return [as_dict(session)["ID"] for session in server.client().execute_command("RG.PYDUMPSESSIONS")]
 
 
+@pytest.mark.matrix
 def test_all_shards_have_it_when_the_client_gets_its_reply(cluster: Cluster) -> None:
     for number, server in enumerate(cluster.masters):
         script = f"GB('CommandReader').map(lambda r: '{number}').register(trigger='t{number}', mode='sync')"
@@ -114,6 +110,7 @@ def test_two_initiators_at_once(cluster: Cluster) -> None:
         wait_until(lambda: ids(cluster[0]) == ids(cluster[1]) == ids(cluster[2]))
 
 
+@pytest.mark.matrix
 def test_upgrades(cluster: Cluster) -> None:
     assert cluster[0].run(TRIGGER.format(version=1), "ID", "app") == "OK"
     first = ids(cluster[0])
@@ -210,6 +207,7 @@ def test_pause_and_statistics_everywhere(cluster: Cluster) -> None:
 # --- shards that were away, or come later ---
 
 
+@pytest.mark.matrix
 def test_a_shard_that_was_down_catches_up(start_server: Callable[..., Server]) -> None:
     options = ["--cluster-require-full-coverage", "no", "--appendonly", "yes", "--appendfsync", "always"]
     cluster = make_cluster(start_server, args=options, module_args=["PythonInstallReqMaxIdleTime", "1500"])
@@ -272,6 +270,7 @@ def test_what_was_registered_before_there_was_a_cluster_stays_where_it_is(start_
 # --- replicas ---
 
 
+@pytest.mark.matrix
 def test_a_promoted_replica_takes_over(start_server: Callable[..., Server]) -> None:
     cluster = make_cluster(start_server, replicas=1)
     assert cluster[1].run(TRIGGER.format(version=1)) == "OK"

@@ -45,6 +45,7 @@ def test_a_run_has_them_on_all_shards(cluster: Cluster) -> None:
         assert (sorted(found), errors) == (expected, [])
 
 
+@pytest.mark.matrix
 def test_a_registration_has_them_on_all_shards(cluster: Cluster) -> None:
     assert cluster[0].run(NEEDY, "ID", "needy", "REQUIREMENTS", "pinion-demo==1.0") == "OK"
     for server in cluster.masters:

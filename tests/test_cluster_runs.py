@@ -17,8 +17,8 @@ COUNT = 300
 
 
 @pytest.fixture
-def cluster(start_server: Callable[..., Server]) -> Cluster:
-    cluster = make_cluster(start_server)
+def cluster(cluster: Cluster) -> Cluster:
+    """Three shards with numbers."""
     cluster.fill({f"key:{number}": number for number in range(COUNT)})
     return cluster
 
@@ -30,6 +30,7 @@ def results(reply: Any) -> list[Any]:
     return found
 
 
+@pytest.mark.matrix
 def test_readers(cluster: Cluster) -> None:
     names = sorted(f"key:{number}" for number in range(COUNT))
     ids = sorted(map(node_id, cluster.masters))
@@ -55,6 +56,7 @@ def test_readers(cluster: Cluster) -> None:
         assert sorted(no_scan) == ["('key:7', '7')", "('key:7', None)", "('key:7', None)"]
 
 
+@pytest.mark.matrix
 def test_operations_against_plain_python(cluster: Cluster) -> None:
     numbers = list(range(COUNT))
     groups = collections.Counter(number % 7 for number in numbers)
@@ -154,6 +156,7 @@ def test_hashtags_are_local(cluster: Cluster) -> None:
 # --- records ---
 
 
+@pytest.mark.matrix
 def test_any_object_travels(cluster: Cluster) -> None:
     script = """
     import collections, datetime, decimal, enum
@@ -215,6 +218,7 @@ def test_many_records(cluster: Cluster) -> None:
 # --- errors ---
 
 
+@pytest.mark.matrix
 def test_errors_of_all_shards_are_merged(cluster: Cluster) -> None:
     script = """
     def check(record):
@@ -347,6 +351,7 @@ def described(server: Server, execution: str) -> dict[str, Any]:
     return as_dict(as_dict(entry)["execution_plan"])
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("code", ["time.sleep(0.01)", "pass"])
 def test_an_abort_ends_it_on_all_shards(cluster: Cluster, code: str) -> None:
     script = f"import time\ndef spin(r):\n    while True:\n        {code}\nGB('ShardsIDReader').map(spin).run()"
@@ -417,6 +422,7 @@ def test_thousands_of_coroutines_on_three_shards(cluster: Cluster) -> None:
 # --- a trigger on all shards ---
 
 
+@pytest.mark.matrix
 def test_a_trigger_runs_on_all_shards(cluster: Cluster) -> None:
     script = """
     GB('CommandReader').map(lambda r: r[1] + hashtag()).register(trigger='everywhere')
@@ -431,6 +437,7 @@ def test_a_trigger_runs_on_all_shards(cluster: Cluster) -> None:
         assert client.execute_command("RG.TRIGGER", "now", "x") == ["x" + tag]
 
 
+@pytest.mark.matrix
 def test_key_events_run_where_they_happen_and_go_where_their_key_is(cluster: Cluster) -> None:
     script = """
     GB('KeysReader').map(lambda r: 'count:' + str(len(r['value']))).repartition(lambda k: k).foreach(
