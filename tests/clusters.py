@@ -5,6 +5,7 @@ Masters share the slots evenly, as `redis-cli --cluster create` does it; replica
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Callable, Sequence
 
 import redis
@@ -55,25 +56,26 @@ class Cluster:
     def clear(self) -> None:
         """Ends and forgets whatever a test has left."""
         for server in self.masters:
-            client = server.client()
             for entry in server.registrations():
-                client.execute_command("RG.UNREGISTER", entry["id"], "ABORTPENDING")
+                tried(server, "RG.UNREGISTER", entry["id"], "ABORTPENDING")
             wait_until(lambda: not server.registrations())
         for server in self.masters:
-            client = server.client()
-            for entry in map(as_dict, client.execute_command("RG.DUMPEXECUTIONS")):
-                try:
-                    client.execute_command("RG.ABORTEXECUTION", entry["executionId"])
-                    client.execute_command("RG.DROPEXECUTION", entry["executionId"])
-                except redis.ResponseError:
-                    pass  # another shard was faster
-            client.flushall()
+            for entry in map(as_dict, server.client().execute_command("RG.DUMPEXECUTIONS")):
+                tried(server, "RG.ABORTEXECUTION", entry["executionId"])
+                tried(server, "RG.DROPEXECUTION", entry["executionId"])
+            server.client().flushall()
 
     def wait_linked(self) -> None:
         """Waits until the cluster is up and all shards talk to each other."""
         for server in self.masters:
             wait_until(lambda: server.client().execute_command("CLUSTER INFO")["cluster_state"] == "ok", 20)
             wait_until(lambda: is_linked(server, len(self.masters)), 20, "all shards are linked")
+
+
+def tried(server: Server, *words: str) -> None:
+    """A command that another shard may have made needless."""
+    with contextlib.suppress(redis.ResponseError):
+        server.client().execute_command(*words)
 
 
 def node_id(server: Server) -> str:
