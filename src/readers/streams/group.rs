@@ -136,15 +136,20 @@ impl Group {
         Some(standing)
     }
 
-    /// Acknowledges entries.
-    pub fn acknowledge(&self, lock: Lock<'_>, features: Features, key: &[u8], ids: &[Vec<u8>]) {
+    /// Acknowledges entries. True if all of them were waiting for that: the key holds the stream that they came from.
+    pub fn acknowledge(&self, lock: Lock<'_>, features: Features, key: &[u8], ids: &[Vec<u8>]) -> bool {
         if ids.is_empty() {
-            return;
+            return true;
         }
         let mut words: Vec<&[u8]> = vec![b"XACK", key, &self.0];
         words.extend(ids.iter().map(Vec::as_slice));
-        if let Reply::Error(text) = run(lock, features, &words) {
-            log(key, "acknowledge entries of", &text);
+        match run(lock, features, &words) {
+            Reply::Int(acknowledged) => usize::try_from(acknowledged) == Ok(ids.len()),
+            Reply::Error(text) => {
+                log(key, "acknowledge entries of", &text);
+                false
+            }
+            _ => false,
         }
     }
 }

@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 pub use state::{Options, Policy};
 
 use self::{
+    entries::EntryId,
     group::{Group, Groups, Portion, Read, trim},
     state::{State, Status, Stream, Taken},
     turn::{Turn, Turns},
@@ -280,9 +281,9 @@ impl StreamWatch {
         if finished {
             // An execution that got a full batch is the last one only if nothing more is believed to be there.
             let stream = state.streams.get(key);
-            let believed = stream
-                .filter(|stream| taken.full && stream.next(watch.options.batch).is_none())
-                .map(|stream| stream.unread);
+            let unread = stream.map(|stream| stream.unread);
+            let seems_read =
+                taken.full && stream.is_some_and(|stream| stream.next(watch.options.batch).is_none());
             if let (Some(arrived), true) = (taken.arrived, serving && !taken.ids.is_empty()) {
                 let lag = arrived.elapsed();
                 state.last_lag = lag;
@@ -290,10 +291,10 @@ impl StreamWatch {
             }
             drop(state);
             if serving {
-                watch
-                    .group
-                    .acknowledge(lock, self.engine.features, key, &taken.ids);
-                self.tidy(lock, watch, key, taken, believed.filter(|_| !removed));
+                let features = self.engine.features;
+                let same = watch.group.acknowledge(lock, features, key, &taken.ids);
+                let unread = unread.filter(|_| same && taken.full && !removed);
+                self.tidy(lock, watch, key, taken, unread, seems_read && !removed);
             }
             return serving;
         }
@@ -321,8 +322,17 @@ impl StreamWatch {
     }
 
     /// What follows when entries are acknowledged: those that every registration on the stream has finished are removed, if
-    /// one of them wants that; and if the stream is believed to have been read, up to `believed` entries, that is checked.
-    fn tidy(&self, lock: Lock<'_>, watch: &Arc<Watch>, key: &[u8], taken: &Taken, believed: Option<u64>) {
+    /// one of them wants that. `unread`: how many more are believed to be there, if it is the stream that they came from;
+    /// `seems_read`: nothing follows if that is right.
+    fn tidy(
+        &self,
+        lock: Lock<'_>,
+        watch: &Arc<Watch>,
+        key: &[u8],
+        taken: &Taken,
+        unread: Option<u64>,
+        seems_read: bool,
+    ) {
         let list = Arc::clone(&self.watched.read(lock).list);
         // A registration that ended meanwhile has not left its last entries to the others.
         let leaving = watch.registration.is_removed().then_some(watch);
@@ -331,13 +341,23 @@ impl StreamWatch {
             .filter(|reader| reader.pattern.matches(key))
             .chain(leaving);
         let trims = !taken.ids.is_empty() && readers.clone().any(|reader| reader.options.trim);
-        if !trims && believed.is_none() {
+        if !trims && !seems_read {
             return;
         }
         let features = self.engine.features;
+        if let (true, Some(unread), 1) = (trims, unread, readers.clone().take(2).count()) {
+            // The usual case needs no look at the groups: nobody else reads the stream, and it holds what was read just now
+            // and what is believed to be unread, nothing that was left before.
+            let last = taken.ids.last().and_then(|id| EntryId::parse(id));
+            let held = taken.ids.len() as u64 + unread;
+            if let (Some(last), true) = (last, group::length(lock, features, key) == held) {
+                trim(lock, features, key, last.next());
+                return;
+            }
+        }
         let groups = Groups::of(lock, features, key);
-        if let Some(believed) = believed {
-            self.compare(lock, watch, key, &groups, believed);
+        if seems_read {
+            self.compare(lock, watch, key, &groups, unread.unwrap_or(0));
         }
         if trims {
             // Whoever has not begun has finished nothing.

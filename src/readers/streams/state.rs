@@ -154,7 +154,10 @@ impl Stream {
     /// A scan has found the stream with that many entries. Those that came before anybody looked are read at once,
     /// also as an incomplete batch; those that were seen coming wait for their batch to be full.
     pub fn note_found(&mut self, held: u64) {
-        self.flush |= held > self.unread;
+        if held > self.unread {
+            self.flush = true;
+            self.unread = held;
+        }
     }
 
     /// The position had to be made: the stream holds that many entries, and all of them are new.
@@ -237,7 +240,7 @@ mod tests {
         stream.note_found(1);
         assert!(!stream.flush);
         stream.note_found(2);
-        assert!(stream.flush);
+        assert_eq!((stream.unread, stream.flush), (2, true));
     }
 
     #[test]
