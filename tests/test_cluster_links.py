@@ -3,6 +3,8 @@ Contract: commands.md 1.20 to 1.23, 8.4 and chapter 9."""
 
 from __future__ import annotations
 
+import hashlib
+import random
 import subprocess
 from pathlib import Path
 from typing import Any, Callable
@@ -11,7 +13,7 @@ import pytest
 import redis
 
 from clusters import Cluster, info_cluster, is_linked, make_cluster, node_id
-from helpers import Server, wait_until
+from helpers import Server, free_port, wait_until
 
 COUNT = "GB('ShardsIDReader').count().run()"
 
@@ -148,11 +150,35 @@ def test_clients_are_no_shards(cluster: Cluster) -> None:
     assert cluster[1].run(COUNT) == [["3"], []]
 
 
-def test_a_damaged_message_harms_nobody(cluster: Cluster) -> None:
-    """A client that has a shard's secret, which only the bus tells, still cannot crash it."""
+def test_the_network_test_reaches_all_shards(cluster: Cluster) -> None:
     assert cluster[0].client().execute_command("RG.NETWORKTEST") == "OK"
-    for other, server in enumerate(cluster.masters[1:], 1):
-        wait_until(lambda: f"got test message from shard {node_id(cluster[0])}: test" in server.log(), message=str(other))
+    line = f"got test message from shard {node_id(cluster[0])}: test"
+    for server in cluster.masters[1:]:
+        wait_until(lambda: line in server.log())
+
+
+def test_damaged_messages_harm_nobody(server: Server) -> None:
+    """A client that knows the secret, here because RG.CLUSTERSET made it of a known password."""
+    here, there = "1".rjust(40, "0"), "2".rjust(40, "0")
+    told = words(server, [server, server], PASSWORD)
+    told[-2] = f"{PASSWORD}@127.0.0.1:{free_port()}"  # nobody listens there
+    assert server.client().execute_command(*told) == "OK"
+    raw = server.raw()
+    secret = hashlib.sha256(f"pinion {here} {PASSWORD}".encode()).hexdigest()
+    assert raw.call("RG.HELLO", there, "run", secret).startswith(b"$40")
+    message = lambda number, payload, kind="pinion1": raw.call("RG.INNERMSGCOMMAND", there, "run", kind, payload, number)  # noqa: E731
+    assert message(0, "payload", "nothing") == b"-can not find the callback requested\r\n"
+    assert message(1, "test", "RG_NetworkTest") == b"+OK\r\n"
+    assert message(1, "test", "RG_NetworkTest") == b"+duplicate message ignored\r\n"
+    chosen = random.Random(1)
+    for number in range(2, 2000):
+        # an enum of MessagePack: a map of one variant, whose content is anything
+        head = bytes([0x81, chosen.randrange(12), 0x90 + chosen.randrange(4)])
+        assert message(number, head[: chosen.randrange(4)] + chosen.randbytes(chosen.randrange(60))) == b"+OK\r\n"
+    # another connection has to prove itself anew
+    other = server.raw()
+    assert other.call("RG.INNERMSGCOMMAND", there, "run", "pinion1", "x", 5000).startswith(b"-ERR this command is internal")
+    assert server.client().ping()
 
 
 def test_refresh(cluster: Cluster) -> None:

@@ -60,8 +60,9 @@ use crate::{
     },
 };
 
-/// How often the topology is looked at.
+/// How often the topology is looked at, and how often by a node that knows no other one yet.
 const LOOK: Duration = Duration::from_millis(500);
+const FIRST_LOOK: Duration = Duration::from_millis(100);
 /// How often shards compare what is registered.
 const COMPARE: Duration = Duration::from_secs(3);
 
@@ -175,7 +176,12 @@ impl Cluster {
         let node = lock::with_lock(bus::is_cluster_node);
         let (mut looked, mut compared) = (None::<Instant>, Instant::now());
         loop {
-            match to_do.recv_timeout(LOOK) {
+            let interval = match (node, self.run_id()) {
+                (false, _) => COMPARE,
+                (true, None) => FIRST_LOOK,
+                (true, Some(_)) => LOOK,
+            };
+            match to_do.recv_timeout(interval) {
                 Ok(task) => {
                     if catch_unwind(AssertUnwindSafe(|| task(self))).is_err() {
                         api::log_warning("a task for another shard failed");
@@ -184,7 +190,7 @@ impl Cluster {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            if node && looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+            if node && looked.is_none_or(|looked| looked.elapsed() >= interval) {
                 self.look();
                 looked = Some(Instant::now());
             }

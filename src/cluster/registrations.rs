@@ -183,11 +183,9 @@ impl Cluster {
 
     /// Tells all others, or one of them, what is registered here.
     pub(super) fn compare_registrations(&self, to: Option<ShardId>) {
-        let digest = lock::with_lock(|lock| {
-            let ids = lock.is_master().then(|| self.persistence.shared_ids(lock));
-            ids.map(|ids| digest(&ids))
-        });
-        let Some(digest) = digest else { return };
+        let ids = lock::with_lock(|lock| lock.is_master().then(|| self.persistence.shared_ids(lock)));
+        let Some(ids) = ids else { return };
+        let digest = digest(&ids);
         match to {
             Some(shard) => self.tell_shard(shard, &Message::Digest(digest)),
             None => self.tell_all(&Message::Digest(digest)),
