@@ -34,6 +34,7 @@ use crate::{
     python::{CPython, Packages, Runtime, interpreter},
     readers::{command::Commands, image::Readers, keys::KeysWatch, streams::StreamWatch, time_events},
     redis::{
+        after,
         api::{self, Features},
         command::{self, Answer, Command, Definition},
         events::{self, Class, ServerEvent},
@@ -216,6 +217,9 @@ commands! {
     inner_import c"RG.PYIMPORTRETINTERNAL" c"write" c"write admin dangerous"
         "<blob>" c"Internal: a requirement with its files, in files and on replicas."
         => |pinion, command| pinion.execute.persistence.inner_import(command);
+    inner_after c"RG.INNERAFTER" c"write" c"write admin dangerous"
+        "" c"Internal: runs what waits for the end of a command."
+        => |_, command| small::inner_after(command);
     inner_time_event c"RG.INNERTIMEEVENT" c"write" c"write admin dangerous"
         "<key> <period> <session id> <image>"
         c"Internal: makes a time event, in files and on replicas."
@@ -272,6 +276,7 @@ unsafe extern "C" fn on_server_event(
     unsafe {
         events::run_server_event(event, sub_event, |lock, event| {
             if event == ServerEvent::BeforeSleep {
+                after::before_sleep(lock);
                 pinion.engine.about_to_sleep();
                 return;
             }
