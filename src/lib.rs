@@ -283,7 +283,10 @@ unsafe extern "C" fn on_server_event(
             let begins = pinion.engine.update_serving(lock);
             let persistence = &pinion.execute.persistence;
             match event {
-                ServerEvent::LoadingStarted => persistence.loading_started(lock),
+                ServerEvent::LoadingStarted => {
+                    time_events::loading_started(lock);
+                    persistence.loading_started(lock);
+                }
                 ServerEvent::LoadingFailed => persistence.loading_failed(lock),
                 ServerEvent::LoadingEnded => {
                     persist::ended(lock);
@@ -294,6 +297,7 @@ unsafe extern "C" fn on_server_event(
                 ServerEvent::RoleChanged | ServerEvent::BeforeSleep => {}
             }
             if begins {
+                pinion.engine.prepare_again();
                 pinion.streams.begin_again(lock);
             }
         });
