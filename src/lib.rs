@@ -297,7 +297,8 @@ unsafe extern "C" fn on_server_event(
                 ServerEvent::RoleChanged | ServerEvent::BeforeSleep => {}
             }
             if begins {
-                pinion.engine.prepare_again();
+                // Not in the middle of REPLICAOF: it would count what is written as its own, and replicas would get it.
+                after::after_command(lock, |_| pinion.engine.prepare_again());
                 pinion.streams.begin_again(lock);
             }
         });

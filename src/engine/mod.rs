@@ -25,6 +25,7 @@ mod workers;
 
 use std::{
     cell::Cell,
+    collections::BTreeSet,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
@@ -33,6 +34,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 pub use queue::Lane;
 pub use registry::Registry;
 
@@ -76,6 +78,8 @@ pub struct Engine {
     /// True on a master that is not loading: events fire, clients are linked.
     serving: AtomicBool,
     loading: AtomicBool,
+    /// Registrations whose onRegistered failed while this server was no master.
+    unprepared: Mutex<BTreeSet<Id>>,
 }
 
 impl Engine {
@@ -104,6 +108,7 @@ impl Engine {
             started: Instant::now(),
             serving: AtomicBool::new(false),
             loading: AtomicBool::new(false),
+            unprepared: Mutex::default(),
         });
         workers::spawn(&engine, to_stop)?;
         Ok(engine)
@@ -380,6 +385,17 @@ impl Engine {
         Ok(())
     }
 
+    /// The server has become a master: what could not prepare itself before, perhaps because it writes, tries again.
+    pub fn prepare_again(&self) {
+        let unprepared = std::mem::take(&mut *self.unprepared.lock());
+        for registration in unprepared
+            .into_iter()
+            .filter_map(|id| self.registry.registration(id))
+        {
+            self.call_on_registered(&registration);
+        }
+    }
+
     /// Calls what prepares a registration's functions on this server.
     pub fn call_on_registered(&self, registration: &Registration) {
         let Some(function) = &registration.on_registered else {
@@ -392,6 +408,9 @@ impl Engine {
                     "Error occured on RedisGearsPy_OnRegistered of {}, error='{error}'",
                     registration.id
                 ));
+                if !self.is_serving() {
+                    self.unprepared.lock().insert(registration.id);
+                }
             }
         });
     }
@@ -432,6 +451,7 @@ impl Engine {
 
     /// The data are about to be replaced: whatever was started for the old ones ends, and no client waits for it.
     pub fn loading_started(&self) {
+        self.unprepared.lock().clear();
         self.abort_queued(|_| true);
         for execution in self.registry.executions() {
             drop(execution.release());
