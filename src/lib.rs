@@ -36,6 +36,7 @@ use crate::{
     python::{CPython, Packages, Runtime, interpreter},
     readers::{command::Commands, image::Readers, keys::KeysWatch, streams::StreamWatch, time_events},
     redis::{
+        after,
         api::{self, Features},
         bus,
         command::{self, Answer, Command, Definition},
@@ -244,6 +245,9 @@ commands! {
     inner_import c"RG.PYIMPORTRETINTERNAL" c"write" c"write admin dangerous"
         "<blob>" c"Internal: a requirement with its files, in files and on replicas."
         => |pinion, command| pinion.execute.persistence.inner_import(command);
+    inner_after c"RG.INNERAFTER" c"write" c"write admin dangerous"
+        "" c"Internal: runs what waits for the end of a command."
+        => |_, command| small::inner_after(command);
     inner_time_event c"RG.INNERTIMEEVENT" c"write" c"write admin dangerous"
         "<key> <period> <session id> <image>"
         c"Internal: makes a time event, in files and on replicas."
@@ -300,13 +304,17 @@ unsafe extern "C" fn on_server_event(
     unsafe {
         events::run_server_event(event, sub_event, |lock, event| {
             if event == ServerEvent::BeforeSleep {
+                after::before_sleep(lock);
                 pinion.engine.about_to_sleep();
                 return;
             }
             let begins = pinion.engine.update_serving(lock);
             let persistence = &pinion.execute.persistence;
             match event {
-                ServerEvent::LoadingStarted => persistence.loading_started(lock),
+                ServerEvent::LoadingStarted => {
+                    time_events::loading_started(lock);
+                    persistence.loading_started(lock);
+                }
                 ServerEvent::LoadingFailed => persistence.loading_failed(lock),
                 ServerEvent::LoadingEnded => {
                     persist::ended(lock);
@@ -317,6 +325,8 @@ unsafe extern "C" fn on_server_event(
                 ServerEvent::RoleChanged | ServerEvent::BeforeSleep => {}
             }
             if begins {
+                // Not in the middle of REPLICAOF: it would count what is written as its own, and replicas would get it.
+                after::after_command(lock, |_| pinion.engine.prepare_again());
                 pinion.streams.begin_again(lock);
             }
         });

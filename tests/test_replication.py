@@ -235,3 +235,69 @@ GB('CommandReader').foreach(write).register(trigger='write', mode='async_local')
     caught_up(new, old)
     for key in ("n", "last", "after"):
         assert old.client().get(key) == new.client().get(key)
+
+
+PREPARED = """
+def prepare():
+    global connection
+    execute('INCR', 'prepared')
+    connection = 'made'
+
+GB('CommandReader').map(lambda words: connection).register(trigger='connection', mode='sync', onRegistered=prepare)
+
+def quiet():
+    log('quiet is prepared')
+
+GB('CommandReader').map(lambda words: 1).register(trigger='quiet', mode='sync', onRegistered=quiet)
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after", "reloaded"])
+def test_what_could_not_prepare_itself_on_a_replica_does_so_after_a_promotion(
+    start_server: Callable[..., Server], when: str
+) -> None:
+    master, replica, last = start_server(), start_server(args=AOF), start_server()
+    if when != "before":
+        attach(replica, master)
+        attach(last, replica)
+    assert master.run(PREPARED) == "OK"
+    if when != "after":
+        # A resynchronisation or a restart: what failed before is loaded anew, and fails anew.
+        promote(replica) if when == "reloaded" else None
+        attach(replica, master)
+        attach(last, replica)
+    caught_up(master, replica, last)
+    assert len(replica.registrations()) == 2
+    assert "READONLY" in replica.log()
+    failures = replica.log().count("Error occured on RedisGearsPy_OnRegistered")
+    quiet = replica.log().count("quiet is prepared")
+    before = int(replica.client().get("prepared") or 0)
+    master.stop(kill=True)
+    promote(replica)
+    client = replica.client()
+    assert client.execute_command("RG.TRIGGER", "connection") == ["made"]
+    assert int(client.get("prepared") or 0) == before + 1
+    assert replica.log().count("Error occured on RedisGearsPy_OnRegistered") == failures
+    assert replica.log().count("quiet is prepared") == quiet, "only what failed runs again"
+    # What it wrote reaches the next replica and the AOF file, where it runs as always.
+    caught_up(replica, last)
+    assert last.client().get("prepared") == client.get("prepared")
+    promote(replica)
+    assert int(client.get("prepared") or 0) == before + 1
+    replica.restart(kill=True)
+    assert int(replica.client().get("prepared") or 0) == before + 2
+
+
+def test_what_fails_to_prepare_itself_on_a_master_is_not_tried_again(start_server: Callable[..., Server]) -> None:
+    master, other = start_server(), start_server()
+    master.run("""
+        def prepare():
+            log('tried')
+            1 / 0
+
+        GB('CommandReader').map(lambda words: 1).register(trigger='t', mode='sync', onRegistered=prepare)
+    """)
+    assert master.log().count("GEARS: tried") == 1
+    attach(other, master)
+    promote(other)
+    assert (master.log().count("GEARS: tried"), other.log().count("GEARS: tried")) == (1, 2)

@@ -3,7 +3,11 @@
 use crate::{
     error::Error,
     python::memory,
-    redis::{command::Answer, reply::Reply},
+    redis::{
+        after,
+        command::{Answer, Command},
+        reply::Reply,
+    },
 };
 
 /// The name and the version of the language, as 1.2 shows its plugin.
@@ -24,6 +28,17 @@ pub fn py_stats() -> Result<Answer, Error> {
         .into_iter()
         .flat_map(|(name, bytes)| [Reply::bulk(name), Reply::Int(bytes as i64)]);
     Ok(Reply::Array(pairs.collect()).into())
+}
+
+/// `RG.INNERAFTER`, from the command filter only.
+///
+/// # Errors
+/// Somebody else sent it.
+pub fn inner_after(command: &Command<'_>) -> Result<Answer, Error> {
+    if !after::run_command(command.lock()) {
+        return Err(Error::InnerCommand);
+    }
+    Ok(Reply::ok().into())
 }
 
 /// `RG.DUMPPLUGINS`

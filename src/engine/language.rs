@@ -191,4 +191,9 @@ pub trait Function: Send + Sync {
 
     /// Calls it without arguments; the result is dropped.
     fn run(&self) -> Result<(), Failure>;
+
+    /// The same for a time event, where it may also return something to wait for: nobody does.
+    fn tick(&self) -> Result<(), Failure> {
+        self.run()
+    }
 }

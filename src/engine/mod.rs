@@ -29,6 +29,7 @@ mod workers;
 
 use std::{
     cell::Cell,
+    collections::BTreeSet,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Weak,
@@ -39,6 +40,7 @@ use std::{
 };
 
 pub use distribution::Part;
+use parking_lot::Mutex;
 pub use queue::Lane;
 pub use registry::Registry;
 
@@ -85,6 +87,8 @@ pub struct Engine {
     /// True on a master that is not loading: events fire, clients are linked.
     serving: AtomicBool,
     loading: AtomicBool,
+    /// Registrations whose onRegistered failed while this server was no master.
+    unprepared: Mutex<BTreeSet<Id>>,
 }
 
 impl Engine {
@@ -114,6 +118,7 @@ impl Engine {
             distribution: Distribution::default(),
             serving: AtomicBool::new(false),
             loading: AtomicBool::new(false),
+            unprepared: Mutex::default(),
         });
         workers::spawn(&engine, to_stop)?;
         Ok(engine)
@@ -415,6 +420,17 @@ impl Engine {
         Ok(())
     }
 
+    /// The server has become a master: what could not prepare itself before, perhaps because it writes, tries again.
+    pub fn prepare_again(&self) {
+        let unprepared = std::mem::take(&mut *self.unprepared.lock());
+        for registration in unprepared
+            .into_iter()
+            .filter_map(|id| self.registry.registration(id))
+        {
+            self.call_on_registered(&registration);
+        }
+    }
+
     /// Calls what prepares a registration's functions on this server.
     pub fn call_on_registered(&self, registration: &Registration) {
         let Some(function) = &registration.on_registered else {
@@ -430,6 +446,9 @@ impl Engine {
                 "Error occured on RedisGearsPy_OnRegistered of {}, error='{error}'",
                 registration.id
             ));
+            if !self.is_serving() {
+                self.unprepared.lock().insert(registration.id);
+            }
         }
     }
 
@@ -469,6 +488,7 @@ impl Engine {
 
     /// The data are about to be replaced: whatever was started for the old ones ends, and no client waits for it.
     pub fn loading_started(&self) {
+        self.unprepared.lock().clear();
         self.abort_queued(|_| true);
         for execution in self.registry.executions() {
             drop(execution.release());

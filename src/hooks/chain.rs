@@ -16,7 +16,7 @@ use crate::{
     error::Error,
     readers::command::{answer, lane, record_of},
     redis::{
-        call::call,
+        call::execute,
         command::{Answer, Command},
         lock::Lock,
         reply::Reply,
@@ -160,7 +160,7 @@ impl Next for Behind {
             };
         }
         let _bypass = self.hooks.bypass(lock);
-        call(lock, engine.features, self.db, &argv)
+        execute(lock, engine.features, self.db, &argv)
     }
 
     fn stands_for(&self, command: &[u8]) -> bool {

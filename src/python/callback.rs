@@ -245,6 +245,10 @@ impl Function for Callback {
     fn run(&self) -> Result<(), Failure> {
         self.call(|py| self.elsewhere(py).map(drop))
     }
+
+    fn tick(&self) -> Result<(), Failure> {
+        self.call(|py| self.invoke(py, (), Waits::Nowhere).map(drop))
+    }
 }
 
 /// What a call of a function gave.

@@ -36,6 +36,8 @@ pub enum Waits {
     No(&'static str),
     /// It is no step at all; the text for a coroutine.
     Elsewhere(&'static str),
+    /// The same, and whatever is returned is dropped.
+    Nowhere,
 }
 
 struct Step {
@@ -85,10 +87,15 @@ impl Calling {
         if !returned.get_type().is(coroutine) {
             return Ok(None);
         }
+        if waits == Waits::Nowhere {
+            // Nobody awaits it: Python would warn.
+            returned.call_method0("close")?;
+            return Ok(None);
+        }
         let refused = match waits {
             Waits::No(text) | Waits::Elsewhere(text) => Some(text),
             Waits::Yes if !may_wait() => Some(NOT_ALLOWED),
-            Waits::Yes => None,
+            Waits::Yes | Waits::Nowhere => None,
         };
         if let Some(text) = refused {
             returned.call_method0("close")?;
@@ -321,7 +328,7 @@ pub fn make_future<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyResult
     }
     let (waits, made) = STEP
         .with_borrow(|step| step.as_ref().map(|step| (step.waits, step.future.is_some())))
-        .filter(|(waits, _)| !matches!(waits, Waits::Elsewhere(_)))
+        .filter(|(waits, _)| !matches!(waits, Waits::Elsewhere(_) | Waits::Nowhere))
         .ok_or_else(|| {
             errors::gears_error("Future object can only be created inside certain execution steps")
         })?;

@@ -1,8 +1,8 @@
 //! The event side of the KeysReader: which notification starts which executions. Contract: `readers-and-events.md`
 //! chapters 2 and 9.
 //!
-//! Called on whichever thread holds the server's lock while the server notifies: for a background registration it
-//! copies bytes into the queue and returns; a `sync` function runs right here.
+//! Called on whichever thread holds the server's lock while the server notifies: it copies bytes into a queue and returns.
+//! A `sync` function gets the key as it is now, and runs when the command has ended that caused the event ([`after`]).
 
 use std::{borrow::Cow, cell::Cell, sync::Arc};
 
@@ -20,6 +20,7 @@ use crate::{
     error::Error,
     hooks::Hooks,
     redis::{
+        after::{self, after_command},
         events::{Class, KeyEvent},
         guarded::Guarded,
         key::{self, Kind, Value},
@@ -145,9 +146,8 @@ impl KeysWatch {
         start.link = link;
         if sync {
             start.may_wait = self.hooks.may_wait(event.lock);
-            let before = IN_SYNC.replace(true);
-            self.engine.run_now(start);
-            IN_SYNC.set(before);
+            let engine = Arc::clone(&self.engine);
+            after_command(event.lock, move |lock| run_sync(&engine, lock, start));
             return;
         }
         start.shipment = self.engine.shipment(registration);
@@ -162,6 +162,19 @@ impl KeysWatch {
         };
         self.engine.submit(start, Some(lane));
     }
+}
+
+/// Runs a `sync` function whose event's command has ended.
+fn run_sync(engine: &Engine, lock: Lock<'_>, start: Start) {
+    // The same transaction may have made a replica of the server: the event is lost then.
+    if !engine.is_serving() {
+        return;
+    }
+    // What the function causes in other readers follows when it has ended.
+    let _alone = after::Hold::enter(lock);
+    let before = IN_SYNC.replace(true);
+    engine.run_now(start);
+    IN_SYNC.set(before);
 }
 
 impl Watch {

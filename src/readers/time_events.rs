@@ -2,15 +2,21 @@
 //!
 //! One with a key lives as long as that key, over restarts and on replicas; others until the server stops. They run on a
 //! master only, on the thread of the timers, under the server's lock.
+//!
+//! The function of an event that comes from a file or a master is loaded when it is to run for the first time: by then its
+//! session is there, if it has registrations, and what it imports is installed.
 
 use std::{
+    collections::HashMap,
     ffi::CStr,
     sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
+
+use parking_lot::Mutex;
 
 use crate::{
     engine::{
@@ -42,56 +48,56 @@ pub fn connect(engine: &Arc<Engine>) {
     let _ = ENGINE.set(Arc::clone(engine));
 }
 
+/// The sessions that have loaded events and nothing else, by id: events of one session share its globals.
+static SESSIONS: Guarded<Option<HashMap<String, Weak<Session>>>> = Guarded::new(None);
+
+/// The data are about to be replaced: what is loaded begins anew.
+pub fn loading_started(lock: Lock<'_>) {
+    drop(SESSIONS.write(lock).take());
+}
+
 /// One event.
 struct TimeEvent {
-    session: Arc<Session>,
+    session_id: String,
     period: Duration,
-    /// `None` while it cannot be loaded.
-    function: Guarded<Option<Arc<dyn Function>>>,
-    /// What the function is loaded from; of an event without a key nothing.
-    image: Vec<u8>,
-    /// How often it is still tried.
-    attempts: AtomicU32,
+    /// `None` until the function is loaded.
+    ready: Mutex<Option<Ready>>,
+    /// The log has said why it is not.
+    complained: AtomicBool,
     ended: AtomicBool,
 }
 
-/// A function may need packages that are being installed: so many periods may go by.
-const ATTEMPTS: u32 = 300;
+/// What runs, and where.
+#[derive(Clone)]
+struct Ready {
+    session: Arc<Session>,
+    function: Arc<dyn Function>,
+}
 
 impl TimeEvent {
-    fn new(
-        session: &Arc<Session>,
-        period: Duration,
-        function: Option<Arc<dyn Function>>,
-        image: Vec<u8>,
-    ) -> Arc<Self> {
+    fn new(session_id: String, period: Duration, ready: Option<Ready>) -> Arc<Self> {
         Arc::new(Self {
-            session: Arc::clone(session),
+            session_id,
             period,
-            function: Guarded::new(function),
-            image,
-            attempts: AtomicU32::new(ATTEMPTS),
+            ready: Mutex::new(ready),
+            complained: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         })
-    }
-
-    /// Loads what could not be loaded before.
-    fn load_again(&self, lock: Lock<'_>, engine: &Engine) -> Option<Arc<dyn Function>> {
-        let function = engine.language.load(&self.image, &self.session).ok()?;
-        *self.function.write(lock) = Some(Arc::clone(&function));
-        Some(function)
     }
 }
 
 /// What the key holds: the event ends with it.
-struct Keyed(Arc<TimeEvent>);
+struct Keyed {
+    event: Arc<TimeEvent>,
+    image: Arc<[u8]>,
+}
 
 impl Value for Keyed {
     fn words(&self) -> Vec<Vec<u8>> {
         vec![
-            self.0.period.as_millis().to_string().into_bytes(),
-            self.0.session.id.clone().into_bytes(),
-            self.0.image.clone(),
+            self.event.period.as_millis().to_string().into_bytes(),
+            self.event.session_id.clone().into_bytes(),
+            self.image.to_vec(),
         ]
     }
 
@@ -102,7 +108,7 @@ impl Value for Keyed {
 
 impl Drop for Keyed {
     fn drop(&mut self) {
-        self.0.ended.store(true, Ordering::Relaxed);
+        self.event.ended.store(true, Ordering::Relaxed);
     }
 }
 
@@ -118,9 +124,16 @@ pub fn start(
     key: Option<Vec<u8>>,
 ) -> Result<bool, String> {
     let image = key.is_some().then(|| function.image(session)).transpose()?;
-    let event = TimeEvent::new(session, period, Some(function), image.unwrap_or_default());
-    if let Some(key) = key {
-        let keyed = Keyed(Arc::clone(&event));
+    let ready = Ready {
+        session: Arc::clone(session),
+        function,
+    };
+    let event = TimeEvent::new(session.id.clone(), period, Some(ready));
+    if let (Some(key), Some(image)) = (key, image) {
+        let keyed = Keyed {
+            event: Arc::clone(&event),
+            image: image.into(),
+        };
         let made = with_lock(engine.language.as_ref(), |lock| {
             datatype::put(lock, &key, Box::new(keyed))
         });
@@ -128,14 +141,14 @@ pub fn start(
             return Ok(false);
         }
     }
-    wait(engine, event);
+    wait(engine, event, None);
     Ok(true)
 }
 
 /// Makes an event of what its key held in a file.
 ///
 /// # Errors
-/// The words are none of an event; a function that cannot be loaded is no error, its event is kept and tries again.
+/// The words are none of an event.
 pub fn load(_lock: Lock<'_>, words: Vec<Vec<u8>>) -> Result<Box<dyn Value>, String> {
     let engine = ENGINE.get().ok_or("the module is still loading")?;
     let [period, id, image] = <[Vec<u8>; 3]>::try_from(words).map_err(|_| "it is incomplete")?;
@@ -145,21 +158,10 @@ pub fn load(_lock: Lock<'_>, words: Vec<Vec<u8>>) -> Result<Box<dyn Value>, Stri
         .filter(|&period| period > 0)
         .ok_or("its period is no number")?;
     let id = String::from_utf8(id).map_err(|_| "its session's id is no text")?;
-    let live = engine.registry.sessions(|sessions| sessions.live(&id));
-    let session = live.unwrap_or_else(|| Arc::new(Session::new(id, None, Needs::default())));
-    let function = match engine.language.load(&image, &session) {
-        Ok(function) => Some(function),
-        Err(error) => {
-            api::log_warning(&format!(
-                "a time event cannot run, its function does not load: {error}"
-            ));
-            None
-        }
-    };
-    let period = Duration::from_millis(period_ms);
-    let event = TimeEvent::new(&session, period, function, image);
-    wait(engine, Arc::clone(&event));
-    Ok(Box::new(Keyed(event)))
+    let event = TimeEvent::new(id, Duration::from_millis(period_ms), None);
+    let image: Arc<[u8]> = image.into();
+    wait(engine, Arc::clone(&event), Some(Arc::clone(&image)));
+    Ok(Box::new(Keyed { event, image }))
 }
 
 /// `RG.INNERTIMEEVENT <key> <period ms> <session id> <image>`, from an AOF file or a master only.
@@ -177,37 +179,77 @@ pub fn inner_time_event(command: &Command<'_>) -> Result<Answer, Error> {
     Ok(Reply::ok().into())
 }
 
-/// The next period begins when a run has ended.
-fn wait(engine: &Arc<Engine>, event: Arc<TimeEvent>) {
+/// The next period begins when a run has ended. `image`: what the function is loaded of.
+fn wait(engine: &Arc<Engine>, event: Arc<TimeEvent>, image: Option<Arc<[u8]>>) {
     engine.timers.after(event.period, move |engine| {
         if event.ended.load(Ordering::Relaxed) {
             return;
         }
-        let goes_on = with_lock(engine.language.as_ref(), |lock| run(lock, engine, &event));
+        let goes_on = with_lock(engine.language.as_ref(), |lock| {
+            run(engine, lock, &event, image.as_deref())
+        });
         if goes_on {
-            wait(engine, event);
+            wait(engine, event, image);
         }
     });
 }
 
 /// False when the event has ended for good.
-fn run(lock: Lock<'_>, engine: &Engine, event: &TimeEvent) -> bool {
+fn run(engine: &Engine, lock: Lock<'_>, event: &TimeEvent, image: Option<&[u8]>) -> bool {
     if event.ended.load(Ordering::Relaxed) {
         return false;
     }
     if !engine.is_serving() {
         return true;
     }
-    let _scope = Scope::of_session(&event.session).enter();
-    let function = event.function.read(lock).clone();
-    let Some(function) = function.or_else(|| event.load_again(lock, engine)) else {
-        return event.attempts.fetch_sub(1, Ordering::Relaxed) > 1;
+    let ready = event.ready.lock().clone();
+    let ready = ready.or_else(|| make_ready(engine, lock, event, image?));
+    let Some(Ready { session, function }) = ready else {
+        // What it needs may come.
+        return image.is_some();
     };
+    let _scope = Scope::of_session(&session).enter();
     let mut ran = Ok(());
-    let watched = engine.run_watched(lock, "a time event", &event.session, &mut || ran = function.run());
+    let watched = engine.run_watched(lock, "a time event", &session, &mut || ran = function.tick());
     if let Err(error) = watched.and(ran) {
         api::log_warning(&format!("Error occured on TimeEvent_Callback, error={error}"));
         return false;
     }
     true
+}
+
+/// Loads the function of an event in its session.
+fn make_ready(engine: &Engine, lock: Lock<'_>, event: &TimeEvent, image: &[u8]) -> Option<Ready> {
+    let session = session(engine, lock, &event.session_id);
+    match engine.language.load(image, &session) {
+        Ok(function) => {
+            let ready = Ready { session, function };
+            *event.ready.lock() = Some(ready.clone());
+            Some(ready)
+        }
+        Err(error) => {
+            if !event.complained.swap(true, Ordering::Relaxed) {
+                api::log_warning(&format!(
+                    "a time event cannot run, its function does not load: {error}"
+                ));
+            }
+            None
+        }
+    }
+}
+
+/// The session with an id: that of registrations, or of other loaded events, or a new one.
+fn session(engine: &Engine, lock: Lock<'_>, id: &str) -> Arc<Session> {
+    if let Some(session) = engine.registry.sessions(|sessions| sessions.live(id)) {
+        return session;
+    }
+    let mut sessions = SESSIONS.write(lock);
+    let sessions = sessions.get_or_insert_default();
+    if let Some(session) = sessions.get(id).and_then(Weak::upgrade) {
+        return session;
+    }
+    sessions.retain(|_, session| session.strong_count() > 0);
+    let session = Arc::new(Session::new(id.to_owned(), None, Needs::default()));
+    sessions.insert(id.to_owned(), Arc::downgrade(&session));
+    session
 }

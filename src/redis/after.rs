@@ -1,70 +1,260 @@
 //! Work that must not be done while the server notifies: writes made there would reach replicas before the command that
-//! caused them.
+//! caused them. It waits in one queue for the first moment after that command:
 //!
-//! Where the server has jobs for that (7.2), they run when the command has ended, before its client gets the reply.
-//! Elsewhere they run on the server's thread a moment later.
+//! - a command that we run ([`Caused`]): right after it, before whoever asked for it goes on;
+//! - any other: before its client gets the reply. From 7.2 on the server has jobs for that; before, it tells when it has
+//!   done what its clients asked for, and a filter sees the next command. The filter comes between the commands of a script
+//!   on all servers. Redis 6.2 may have replied a moment before.
+//!
+//! All of it happens under the server's lock, on whichever thread has it.
 
 use std::{
-    ffi::c_void,
+    collections::VecDeque,
+    ffi::{CStr, c_void},
     panic::{AssertUnwindSafe, catch_unwind},
+    ptr,
+    sync::OnceLock,
+    thread::{self, ThreadId},
 };
 
 use redis_module::raw;
 
-use super::lock::{Entered, Lock};
+use super::{
+    filter::Installed,
+    guarded::Guarded,
+    lock::{self, Entered, Lock},
+};
+
+/// What the filter runs where the server hands on the writes of modules only at the end of something of the module (before
+/// 7.2).
+pub const COMMAND: &CStr = c"RG.INNERAFTER";
+/// How often work that causes more work is followed at once; what is left then comes a moment later.
+const ROUNDS: usize = 100;
+const OK: i32 = raw::REDISMODULE_OK as i32;
 
 type Job = Box<dyn FnOnce(Lock<'_>) + Send>;
 
-/// Does `job` when the command has ended whose notification is under way.
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// How many commands run of which [`Caused`] takes care, one inside the other.
+    commands: u32,
+    /// How many [`Hold`]s there are.
+    holds: u32,
+    /// The server was asked for a job of its own and has not come yet.
+    asked: bool,
+    /// The filter runs [`COMMAND`].
+    filtering: bool,
+    filter: Option<Installed>,
+}
+
+static QUEUE: Guarded<Queue> = Guarded::new(Queue {
+    jobs: VecDeque::new(),
+    commands: 0,
+    holds: 0,
+    asked: false,
+    filtering: false,
+    filter: None,
+});
+
+static SERVERS_THREAD: OnceLock<ThreadId> = OnceLock::new();
+
+/// To be called once, on the server's thread.
+pub(super) fn init() {
+    let _ = SERVERS_THREAD.set(thread::current().id());
+}
+
+/// Does `job` when the command has ended whose notification is under way. It is lost if the server takes no more work: it
+/// has just become a replica, or begins to load.
 pub fn after_command(lock: Lock<'_>, job: impl FnOnce(Lock<'_>) + Send + 'static) {
-    let job: Box<Job> = Box::new(Box::new(job));
-    let job = Box::into_raw(job).cast::<c_void>();
-    let done = if has_api!(RedisModule_AddPostNotificationJob) {
-        // SAFETY: the presence of the function was just checked; the server owns the job if it takes it.
-        unsafe {
+    let mut queue = QUEUE.write(lock);
+    queue.jobs.push_back(Box::new(job));
+    let taken_care_of = queue.commands > 0 || queue.asked;
+    if queue.filter.is_none() {
+        queue.filter = Installed::install_outside(lock, on_command);
+    }
+    drop(queue);
+    if !taken_care_of && !ask(lock) {
+        let lost = QUEUE.write(lock).jobs.pop_back();
+        drop(lost);
+    }
+}
+
+/// Sees to it that somebody runs what waits. False if the server refuses.
+fn ask(lock: Lock<'_>) -> bool {
+    if has_api!(RedisModule_AddPostNotificationJob) {
+        // SAFETY: the presence of the function was just checked; the job needs no data.
+        let asked = unsafe {
             api!(RedisModule_AddPostNotificationJob(
                 lock.call_context(0),
-                Some(run_after_command),
-                job,
+                Some(on_job),
+                ptr::null_mut(),
                 None
             ))
-        }
-    } else if has_api!(RedisModule_EventLoopAddOneShot) {
-        // SAFETY: as above.
-        unsafe { api!(RedisModule_EventLoopAddOneShot(Some(run_in_loop), job)) }
+        };
+        QUEUE.write(lock).asked = asked == OK;
+        return asked == OK;
+    }
+    let will_sleep =
+        has_api!(RedisModule_EventLoopAdd) && SERVERS_THREAD.get() == Some(&thread::current().id());
+    if !will_sleep {
+        wake(lock);
+    }
+    true
+}
+
+/// The server's thread comes to [`before_sleep`], or to [`on_timer`] where it does not tell when it sleeps.
+fn wake(lock: Lock<'_>) {
+    if has_api!(RedisModule_EventLoopAddOneShot) {
+        // SAFETY: the presence of the function was just checked; it needs no data.
+        unsafe { api!(RedisModule_EventLoopAddOneShot(Some(on_wake), ptr::null_mut())) };
     } else {
-        // SAFETY: the server's lock is held; the timer owns the job.
+        // SAFETY: the server's lock is held; the timer needs no data.
         unsafe {
             api!(RedisModule_CreateTimer(
                 lock.call_context(0),
                 0,
-                Some(run_after_command),
-                job
+                Some(on_job),
+                ptr::null_mut()
             ))
         };
-        raw::REDISMODULE_OK as i32
-    };
-    if done != raw::REDISMODULE_OK as i32 {
-        // SAFETY: the server refused it, so it is still ours.
-        drop(unsafe { Box::from_raw(job.cast::<Job>()) });
     }
 }
 
-unsafe extern "C" fn run_after_command(_ctx: *mut raw::RedisModuleCtx, job: *mut c_void) {
-    // SAFETY: called once with the job that was given, under the server's lock.
-    unsafe { run(job) };
+/// The time of a command that we run: what it causes is done at its end, before whoever asked for it goes on.
+pub struct Caused<'a> {
+    lock: Lock<'a>,
+    /// The jobs in front of it are of others, who wait for them.
+    first: usize,
 }
 
-unsafe extern "C" fn run_in_loop(job: *mut c_void) {
-    // SAFETY: the same.
-    unsafe { run(job) };
+impl<'a> Caused<'a> {
+    pub fn enter(lock: Lock<'a>) -> Self {
+        let mut queue = QUEUE.write(lock);
+        queue.commands += 1;
+        let first = queue.jobs.len();
+        Self { lock, first }
+    }
+
+    /// The command has run.
+    pub fn done(self) {
+        if QUEUE.read(self.lock).holds == 0 {
+            run_from(self.lock, self.first);
+        }
+    }
 }
 
-/// # Safety
-/// `job` was made by [`after_command`] and is run once; the server's lock is held.
-unsafe fn run(job: *mut c_void) {
-    // SAFETY: by the caller's promise.
-    let (job, entered) = unsafe { (Box::from_raw(job.cast::<Job>()), Entered::new()) };
-    // A panic loses this job only; the panic hook has logged it.
-    let _ = catch_unwind(AssertUnwindSafe(|| job(entered.lock())));
+impl Drop for Caused<'_> {
+    fn drop(&mut self) {
+        let mut queue = QUEUE.write(self.lock);
+        queue.commands -= 1;
+        // Whoever holds it looks again; what else is left came of a failure.
+        let left = queue.commands == 0 && queue.holds == 0 && !queue.jobs.is_empty() && !queue.asked;
+        drop(queue);
+        if left {
+            ask(self.lock);
+        }
+    }
+}
+
+/// Nothing of this is done while it lives: the server is in the middle of something, or whoever runs wants to be alone.
+pub struct Hold<'a>(Lock<'a>);
+
+impl<'a> Hold<'a> {
+    pub fn enter(lock: Lock<'a>) -> Self {
+        QUEUE.write(lock).holds += 1;
+        Self(lock)
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        QUEUE.write(self.0).holds -= 1;
+    }
+}
+
+/// The server has done what its clients asked for; they have no reply yet.
+pub fn before_sleep(lock: Lock<'_>) {
+    if is_due(lock) {
+        run_from(lock, 0);
+    }
+}
+
+/// [`COMMAND`]; false if it is not the filter that runs it.
+pub fn run_command(lock: Lock<'_>) -> bool {
+    let genuine = std::mem::take(&mut QUEUE.write(lock).filtering);
+    if genuine {
+        run_from(lock, 0);
+    }
+    genuine
+}
+
+/// Something waits, and nothing is under way. Not while clients are paused for a failover: what is written then may be lost,
+/// and ends some servers.
+fn is_due(lock: Lock<'_>) -> bool {
+    let queue = QUEUE.read(lock);
+    if queue.jobs.is_empty() || queue.commands > 0 || queue.holds > 0 {
+        return false;
+    }
+    // SAFETY: the presence of the function is checked first; it takes no argument.
+    !(has_api!(RedisModule_AvoidReplicaTraffic) && unsafe { api!(RedisModule_AvoidReplicaTraffic()) } != 0)
+}
+
+/// Does what waits from position `first` on, and what follows from it.
+fn run_from(lock: Lock<'_>, first: usize) {
+    for _ in 0..ROUNDS {
+        let mut queue = QUEUE.write(lock);
+        let waiting = queue.jobs.len().saturating_sub(first);
+        let only = if waiting == 1 { queue.jobs.pop_back() } else { None };
+        let several = (waiting > 1).then(|| queue.jobs.split_off(first));
+        drop(queue);
+        if waiting == 0 {
+            return;
+        }
+        for job in only.into_iter().chain(several.into_iter().flatten()) {
+            // A panic loses this job only; the panic hook has logged it.
+            let _ = catch_unwind(AssertUnwindSafe(|| job(lock)));
+        }
+    }
+    if QUEUE.read(lock).jobs.len() > first {
+        wake(lock);
+    }
+}
+
+unsafe extern "C" fn on_job(_ctx: *mut raw::RedisModuleCtx, _data: *mut c_void) {
+    // SAFETY: the server holds its lock when it calls this.
+    let entered = unsafe { Entered::new() };
+    let lock = entered.lock();
+    QUEUE.write(lock).asked = false;
+    // What is not due now comes before the server sleeps.
+    if is_due(lock) {
+        run_from(lock, 0);
+    }
+}
+
+/// Nothing: the server is awake, and comes to [`before_sleep`].
+unsafe extern "C" fn on_wake(_data: *mut c_void) {}
+
+/// A command that is not one of ours is about to run, of a client or of a script: whatever came before it has ended.
+unsafe extern "C" fn on_command(_passing: *mut raw::RedisModuleCommandFilterCtx) {
+    // SAFETY: the server holds its lock while it filters a command.
+    let lock = unsafe { Lock::assume() };
+    if QUEUE.read(lock).jobs.is_empty() || lock::is_held() || !is_due(lock) {
+        return;
+    }
+    // SAFETY: the same; what runs now may ask whether the lock is held.
+    let entered = unsafe { Entered::new() };
+    QUEUE.write(lock).filtering = true;
+    // SAFETY: the context is selected under the lock; the command has no arguments. Without `!` nothing that runs inside
+    // would be replicated.
+    unsafe {
+        let reply = api!(RedisModule_Call(
+            entered.lock().call_context(0),
+            COMMAND.as_ptr(),
+            c"!".as_ptr()
+        ));
+        if !reply.is_null() {
+            api!(RedisModule_FreeCallReply(reply));
+        }
+    }
+    QUEUE.write(lock).filtering = false;
 }

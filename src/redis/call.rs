@@ -8,6 +8,7 @@ use std::{
 use redis_module::raw;
 
 use super::{
+    after::Caused,
     api::Features,
     command::Command,
     guarded::Guarded,
@@ -25,7 +26,15 @@ pub const NOT_LOCAL: &str = "Operation not permitted";
 /// How the server words a key of another shard when a module asks.
 const FOREIGN_KEY: &[u8] = b"Attempted to access a non local key in a cluster node";
 
-/// Runs a command for a function: database `db`, full rights, RESP2 form, effects replicated.
+/// Runs a command for a function, with what its events cause in `sync` functions. Otherwise as [`call`].
+pub fn execute(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
+    let caused = Caused::enter(lock);
+    let reply = call(lock, features, db, argv);
+    caused.done();
+    reply
+}
+
+/// Runs a command: database `db`, full rights, RESP2 form, effects replicated.
 ///
 /// `argv` is the command and its arguments. Errors are replies; writes are refused on a read-only replica
 /// and above `maxmemory`, like a client's, and so is what the server could not run ([`refused`]).
@@ -111,7 +120,8 @@ impl Drop for UnderWay<'_> {
 }
 
 /// Runs the command that stands in `argv` as the client of `command` would have: in its database, with its
-/// protocol version and its cluster flags. The caller has checked the client's rights.
+/// protocol version and its cluster flags, with what its events cause in `sync` functions. The caller has checked the
+/// client's rights.
 pub fn call_original(command: &Command<'_>, features: Features, argv: Argv<'_>) -> CallReply {
     let name = argv
         .get(0)
@@ -119,8 +129,9 @@ pub fn call_original(command: &Command<'_>, features: Features, argv: Argv<'_>) 
         .unwrap_or_default();
     let format = if features.call_options { c"!v0E" } else { c"!v" };
     let args = argv.skip(1).as_raw();
+    let caused = Caused::enter(command.lock());
     // SAFETY: as in `call`, with the context of the running command.
-    CallReply(unsafe {
+    let reply = CallReply(unsafe {
         api!(RedisModule_Call(
             command.as_raw(),
             name.as_ptr(),
@@ -128,7 +139,9 @@ pub fn call_original(command: &Command<'_>, features: Features, argv: Argv<'_>) 
             args.as_ptr(),
             args.len()
         ))
-    })
+    });
+    caused.done();
+    reply
 }
 
 /// A command's reply as the server keeps it; freed on drop, within the entry point that made the call.

@@ -1,5 +1,8 @@
 //! The module's own type of keys, whose values are opaque to the server: kept in RDB files, remade by an internal command
 //! in AOF files and on replicas.
+//!
+//! Values hold images of functions, which run code when they are loaded: they come from files and from this server's master
+//! only. RESTORE of a client is refused, since anybody can make up its bytes; so is MIGRATE, which uses it.
 
 use std::{
     ffi::{CStr, c_int, c_void},
@@ -12,6 +15,7 @@ use std::{
 };
 
 use redis_module::raw;
+use sha2::{Digest, Sha256};
 
 use super::{
     api,
@@ -22,8 +26,13 @@ use super::{
 
 /// Nine characters, as the server demands.
 const NAME: &CStr = c"rg_timeev";
-/// The version of the values in RDB files.
-const VERSION: c_int = 1;
+/// The version of the values in RDB files: the number of words and the words; since 2 a digest of them follows.
+const VERSION: c_int = 2;
+const FIRST_WITH_DIGEST: c_int = 2;
+/// More words than any version has: what says more is damaged.
+const MAX_WORDS: u64 = 64;
+
+const DAMAGED: &str = "its bytes are damaged";
 
 static TYPE: AtomicPtr<raw::RedisModuleType> = AtomicPtr::new(ptr::null_mut());
 static LOAD: OnceLock<Load> = OnceLock::new();
@@ -121,11 +130,16 @@ unsafe extern "C" fn on_load(io: *mut raw::RedisModuleIO, version: c_int) -> *mu
     // SAFETY: the server holds its lock while it loads.
     let entered = unsafe { Entered::new() };
     let loaded = catch_unwind(AssertUnwindSafe(|| {
+        let lock = entered.lock();
+        // A replica gets writes from nobody but its master.
+        if !lock.is_loading() && !lock.refuses_writes() {
+            return Err("such a key comes from files and masters only, not by RESTORE or MIGRATE".to_owned());
+        }
         // SAFETY: the server calls this with its own argument.
-        let words = unsafe { read_words(io) };
+        let words = unsafe { read_words(io, version)? };
         LOAD.get()
             .ok_or_else(|| "the module is still loading".to_owned())
-            .and_then(|load| load(entered.lock(), words))
+            .and_then(|load| load(lock, words))
     }));
     match loaded {
         Ok(Ok(value)) => Box::into_raw(Box::new(value)).cast(),
@@ -137,24 +151,56 @@ unsafe extern "C" fn on_load(io: *mut raw::RedisModuleIO, version: c_int) -> *mu
     }
 }
 
+/// # Errors
+/// The bytes are damaged.
+///
 /// # Safety
 /// `io` is that of a load callback.
-unsafe fn read_words(io: *mut raw::RedisModuleIO) -> Vec<Vec<u8>> {
-    // SAFETY: by the caller's promise; each buffer is copied and freed.
+unsafe fn read_words(io: *mut raw::RedisModuleIO, version: c_int) -> Result<Vec<Vec<u8>>, String> {
+    // SAFETY: by the caller's promise.
     unsafe {
         let count = api!(RedisModule_LoadUnsigned(io));
+        if api!(RedisModule_IsIOError(io)) != 0 || count > MAX_WORDS {
+            return Err(DAMAGED.to_owned());
+        }
         let mut words = Vec::new();
         for _ in 0..count {
-            let mut len = 0;
-            let start = api!(RedisModule_LoadStringBuffer(io, &raw mut len));
-            if start.is_null() {
-                break;
-            }
-            words.push(std::slice::from_raw_parts(start.cast::<u8>(), len).to_vec());
-            api!(RedisModule_Free(start.cast()));
+            words.push(read_word(io)?);
         }
-        words
+        if version >= FIRST_WITH_DIGEST && read_word(io)? != digest(&words) {
+            return Err(DAMAGED.to_owned());
+        }
+        Ok(words)
     }
+}
+
+/// # Errors
+/// There is none.
+///
+/// # Safety
+/// `io` is that of a load callback.
+unsafe fn read_word(io: *mut raw::RedisModuleIO) -> Result<Vec<u8>, String> {
+    // SAFETY: by the caller's promise; the buffer is copied and freed.
+    unsafe {
+        let mut len = 0;
+        let start = api!(RedisModule_LoadStringBuffer(io, &raw mut len));
+        if start.is_null() {
+            return Err(DAMAGED.to_owned());
+        }
+        let word = std::slice::from_raw_parts(start.cast::<u8>(), len).to_vec();
+        api!(RedisModule_Free(start.cast()));
+        Ok(word)
+    }
+}
+
+/// Finds damage; it is no proof of where the words come from.
+fn digest(words: &[Vec<u8>]) -> Vec<u8> {
+    let mut digest = Sha256::new();
+    for word in words {
+        digest.update((word.len() as u64).to_le_bytes());
+        digest.update(word);
+    }
+    digest.finalize().to_vec()
 }
 
 unsafe extern "C" fn on_save(io: *mut raw::RedisModuleIO, value: *mut c_void) {
@@ -165,7 +211,8 @@ unsafe extern "C" fn on_save(io: *mut raw::RedisModuleIO, value: *mut c_void) {
         };
         let words = value.words();
         api!(RedisModule_SaveUnsigned(io, words.len() as u64));
-        for word in words {
+        let digest = digest(&words);
+        for word in words.into_iter().chain([digest]) {
             api!(RedisModule_SaveStringBuffer(io, word.as_ptr().cast(), word.len()));
         }
     }

@@ -9,6 +9,7 @@ use std::{
 use redis_module::raw;
 
 use super::{
+    after::Hold,
     lock::{Entered, Lock},
     persist::Writing,
     string,
@@ -93,6 +94,7 @@ pub unsafe fn run_notification(
         // SAFETY: the server holds its lock while it notifies, and keeps the texts alive.
         unsafe {
             let entered = Entered::new();
+            let _in_the_middle = Hold::enter(entered.lock());
             let event = KeyEvent {
                 lock: entered.lock(),
                 db: api!(RedisModule_GetSelectedDb(ctx)),

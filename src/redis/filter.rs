@@ -145,6 +145,19 @@ impl Installed {
         (!handle.is_null()).then_some(Self(handle))
     }
 
+    /// The same for commands that do not come from this module.
+    pub fn install_outside(lock: Lock<'_>, function: Function) -> Option<Self> {
+        // SAFETY: as above.
+        let handle = unsafe {
+            api!(RedisModule_RegisterCommandFilter(
+                lock.call_context(0),
+                Some(function),
+                raw::REDISMODULE_CMDFILTER_NOSELF as c_int
+            ))
+        };
+        (!handle.is_null()).then_some(Self(handle))
+    }
+
     /// Removes the filter; commands pass untouched from the next one on.
     pub fn remove(self, lock: Lock<'_>) {
         // SAFETY: the handle is alive and used once.

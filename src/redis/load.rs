@@ -10,6 +10,7 @@ use std::{
 use redis_module::raw;
 
 use super::{
+    after,
     api::{self, Features},
     command::Definition,
     datatype,
@@ -121,6 +122,7 @@ pub unsafe fn run(
     // SAFETY: the context and the arguments are the server's; it holds its lock while a module loads.
     let loading = unsafe {
         lock::init(ctx);
+        after::init();
         // Damaged files are refused with a reason of ours instead of ending the server on the spot.
         let options = raw::REDISMODULE_OPTIONS_HANDLE_IO_ERRORS | key::init(Features::probe());
         api!(RedisModule_SetModuleOptions(ctx, options as c_int));
