@@ -13,6 +13,8 @@ FULL_SERVERS := redis-7.0 redis-8.2
 SUBSET_SERVERS := valkey-8.1 valkey-9.1
 SERVERS ?=
 ARGS ?=
+# test files that run at the same time
+JOBS ?= 2
 
 export PORT PYTHON SERVER
 # rustup's folder, for shells that have not read its profile
@@ -24,6 +26,7 @@ INTERPRETER = $(eval INTERPRETER := $$(shell PYTHON='$(PYTHON)' scripts/python.s
 CARGO = PYO3_PYTHON='$(INTERPRETER)' PINION_VENV='$(VENV)' cargo
 VENV_PYTHON = '$(VENV)/bin/python'
 PYTEST = $(VENV_PYTHON) -m pytest
+PYTEST_ALL = $(PYTEST) -n $(JOBS) --dist loadfile
 
 .PHONY: help
 help: ## show this list
@@ -70,10 +73,10 @@ test-rust: setup-test ## cargo test
 .PHONY: test-python
 test-python: setup-test build ## pytest: the whole matrix, or all tests on SERVERS="redis-8.2 ..."; ARGS go to pytest
 	@for server in $(or $(SERVERS),$(FULL_SERVERS)); do \
-		$(PYTEST) --server "$$server" $(ARGS); \
+		$(PYTEST_ALL) --server "$$server" $(ARGS); \
 	done
 	@for server in $(if $(SERVERS),,$(SUBSET_SERVERS)); do \
-		$(PYTEST) --server "$$server" -m 'matrix and not soak' $(ARGS); \
+		$(PYTEST_ALL) --server "$$server" -m 'matrix and not soak' $(ARGS); \
 	done
 
 .PHONY: test

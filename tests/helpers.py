@@ -45,9 +45,14 @@ def module_path() -> Path:
 
 
 def free_port() -> int:
-    """A port that is free together with the cluster bus port 10000 above it; both below the ephemeral range."""
+    """A port that is free together with the cluster bus port 10000 above it; both below the ephemeral range.
+
+    Test processes that run side by side (pytest-xdist) have ports of their own.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for _ in range(1000):
-        port = random.randrange(12000, 22000)
+        port = random.randrange(12000 + process, 22000, processes)
         try:
             for candidate in (port, port + 10000):
                 with socket.socket() as probe:
