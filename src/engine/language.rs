@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::{
-    execution::{Execution, Source},
+    execution::Source,
     record::{Record, Value},
     session::Session,
     stop::Stop,
@@ -39,9 +39,6 @@ pub trait Language: Send + Sync {
 
     /// Raises the "stop" error in the thread whose id stands in `stop`, unless none does by then.
     fn interrupt(&self, stop: &Stop);
-
-    /// Raises the same error in what runs in the background for an execution that awaits it, if it runs just now.
-    fn interrupt_awaited(&self, _execution: &Arc<Execution>) {}
 
     /// The language's text form of a record; a text stays the record it is.
     ///

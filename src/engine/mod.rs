@@ -330,11 +330,7 @@ impl Engine {
 
     fn abort_execution(&self, execution: &Arc<Execution>) {
         drop(execution.stop());
-        let has_begun = execution.status() != Status::Created;
         self.end_waiting(execution, None);
-        if has_begun {
-            self.language.interrupt_awaited(execution);
-        }
         if !execution.status().is_final() {
             // The receiver lives as long as the process.
             let _ = self.stopper.send(Arc::clone(execution));

@@ -15,13 +15,12 @@ use super::{
 };
 use crate::{
     engine::{
-        execution::Execution,
         language::{Distinct, Failure, Function, Language, Packed},
         record::{Record, Value},
         session::Session,
         stop::{Code, Stop},
     },
-    redis::{api, lock, reply::Reply},
+    redis::{lock, reply::Reply},
 };
 
 /// The interpreter of this process.
@@ -91,13 +90,6 @@ impl Language for CPython {
 
     fn interrupt(&self, stop: &Stop) {
         Python::attach(|py| interrupt::raise(py, stop));
-    }
-
-    fn interrupt_awaited(&self, execution: &Arc<Execution>) {
-        let interrupted = Python::attach(|py| interrupt::raise_in_coroutine(py, execution));
-        if let Err(error) = interrupted {
-            api::log_warning(&format!("a coroutine could not be stopped: {error}"));
-        }
     }
 
     fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure> {
