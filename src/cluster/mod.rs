@@ -10,9 +10,11 @@ mod inbound;
 mod link;
 pub mod local;
 mod message;
+mod part;
 mod questions;
 mod registrations;
 mod secrets;
+mod shown;
 pub mod topology;
 
 use std::{
@@ -42,16 +44,12 @@ use self::{
 };
 use crate::{
     engine::{
-        Engine, Part,
-        execution::Source,
+        Engine,
         id::{Id, ShardId},
-        plan::Plan,
-        session::{Needs, Session},
-        spread::{Functions, News, Shards, SharedPlan},
+        spread::{News, Shards},
     },
     persistence::Persistence,
     python::Packages,
-    readers::{generator::Once, source::SourceImage},
     redis::{
         api, bus,
         call::call,
@@ -368,78 +366,6 @@ impl Cluster {
         }
     }
 
-    /// The reply of RG.INFOCLUSTER.
-    pub fn info(&self) -> Reply {
-        let known = self.known.lock();
-        let Some(topology) = known.topology.as_ref().filter(|topology| topology.is_cluster()) else {
-            return Reply::bulk("no cluster mode");
-        };
-        let shards = topology.shards.iter().map(|(id, shard)| {
-            let link = known.links.get(id).map(|link| link.state());
-            let run = if *id == topology.me {
-                Some(known.run.clone())
-            } else {
-                link.as_ref().and_then(|link| link.run.clone())
-            };
-            let pending = link.map_or(0, |link| link.pending);
-            let (first, last) = shard.slots.first().copied().unwrap_or_default();
-            Reply::Array(vec![
-                Reply::bulk("id"),
-                Reply::bulk(id.to_string()),
-                Reply::bulk("ip"),
-                Reply::bulk(&shard.address.host),
-                Reply::bulk("port"),
-                Reply::Int(i64::from(shard.address.port)),
-                Reply::bulk("unixSocket"),
-                Reply::bulk("None"),
-                Reply::bulk("runid"),
-                Reply::bulk_or_null(run),
-                Reply::bulk("minHslot"),
-                Reply::Int(i64::from(first)),
-                Reply::bulk("maxHslot"),
-                Reply::Int(i64::from(last)),
-                Reply::bulk("pendingMessages"),
-                Reply::Int(pending as i64),
-            ])
-        });
-        Reply::Array(vec![
-            Reply::bulk("MyId"),
-            Reply::bulk(topology.me.to_string()),
-            Reply::bulk("MyRunId"),
-            Reply::bulk(&known.run),
-            Reply::Array(shards.collect()),
-        ])
-    }
-
-    /// What INFO tells about links and messages.
-    pub fn figures(&self) -> [(&'static str, u64); 6] {
-        let known = self.known.lock();
-        let states: Vec<_> = known.links.values().map(|link| link.state()).collect();
-        [
-            (
-                "shards",
-                known
-                    .topology
-                    .as_ref()
-                    .map_or(0, |topology| topology.shards.len()) as u64,
-            ),
-            (
-                "links_connected",
-                states.iter().filter(|state| state.connected).count() as u64,
-            ),
-            (
-                "messages_pending",
-                states.iter().map(|state| state.pending as u64).sum(),
-            ),
-            ("messages_sent", self.counts.sent.load(Ordering::Relaxed)),
-            (
-                "messages_sent_bytes",
-                self.counts.sent_bytes.load(Ordering::Relaxed),
-            ),
-            ("messages_received", self.counts.received.load(Ordering::Relaxed)),
-        ]
-    }
-
     /// A link has come about: the other shard hears what is registered here.
     fn linked(&self, shard: ShardId) {
         self.later(move |cluster| cluster.compare_registrations(Some(shard)));
@@ -537,87 +463,6 @@ impl Cluster {
                 }
             }
         }
-    }
-
-    /// Makes this shard's part of another one's run.
-    fn take_part(&self, from: ShardId, id: Id, plan: SharedPlan) {
-        let news = match self.part(&plan) {
-            Ok(part) => {
-                self.engine.take_part(from, id, &plan, part);
-                News::Received
-            }
-            Err(reason) => {
-                api::log_warning(&format!("cannot take part in execution {id}: {reason}"));
-                News::Refused(reason)
-            }
-        };
-        self.tell(from, id, news);
-    }
-
-    fn part(&self, shared: &SharedPlan) -> Result<Part, String> {
-        let me = self.identity().shard;
-        if let Some(unknown) = shared
-            .members
-            .others(me)
-            .find(|&shard| self.link(shard).is_none())
-        {
-            self.look();
-            if self.link(unknown).is_none() {
-                return Err(format!("shard {unknown} is not known there"));
-            }
-        }
-        let (plan, session) = match &shared.functions {
-            Functions::Registered(id) => {
-                let known = self.engine.registry.registration(*id);
-                let known = known.filter(|known| known.disabled.is_none());
-                let registration = known.ok_or_else(|| format!("registration {id} is not in force there"))?;
-                (Arc::clone(&registration.plan), Arc::clone(&registration.session))
-            }
-            Functions::Sent {
-                session,
-                steps,
-                images,
-            } => {
-                let live = self
-                    .engine
-                    .registry
-                    .sessions(|sessions| sessions.live(&session.id));
-                let session = live.unwrap_or_else(|| {
-                    let description = session.description.clone();
-                    Arc::new(Session::new(session.id.clone(), description, Needs::default()))
-                });
-                let load = |image: &serde_bytes::ByteBuf| self.load(image, &session);
-                let plan = Plan {
-                    steps: steps.clone(),
-                    functions: images.iter().map(load).collect::<Result<_, _>>()?,
-                };
-                if !plan.is_complete() {
-                    return Err("the plan names a function that it does not have".into());
-                }
-                (Arc::new(plan), session)
-            }
-        };
-        let source: Box<dyn Source> = match &shared.source {
-            None => Box::new(Once(None)),
-            Some(image) => {
-                let load = |image: &[u8]| self.load(image, &session);
-                SourceImage::of_bytes(image)?.open(me, &load)?
-            }
-        };
-        Ok(Part {
-            plan,
-            session,
-            source,
-        })
-    }
-
-    fn load(
-        &self,
-        image: &[u8],
-        session: &Session,
-    ) -> Result<Arc<dyn crate::engine::language::Function>, String> {
-        let loaded = self.engine.language.load(image, session);
-        loaded.map_err(|error| format!("Failed deserializing flat execution, {error}"))
     }
 }
 
