@@ -1,5 +1,5 @@
 """Shows results: `table` for the terminal (run.py prints it), Markdown from a kept JSON file for docs/performance.md.
-The groups `batch`, `stall` and `resources` are Markdown in both.
+The groups `batch`, `stall`, `resources` and `cluster` are Markdown in both.
 
     python benches/report.py results.json > table.md
 
@@ -50,7 +50,7 @@ def reached(result: dict[str, Any]) -> bool:
     """False if a goal applies and was missed, but for a machine that misses it without any work of ours."""
     if result["goal"] is None:
         return True
-    if group_of(result) == "resources":
+    if group_of(result) in ("resources", "cluster"):
         return bool(result["value"] <= result["goal"])
     if group_of(result) == "stall":
         return bool(result["max_ms"] <= max(result["goal"], result["idle_ms"]))
@@ -193,8 +193,7 @@ def other_groups(document: dict[str, Any]) -> list[str]:
                 WIDTH,
             ),
         ]
-    resources = of_group(document, "resources")
-    if resources:
+    for resources in filter(None, (of_group(document, "resources"), of_group(document, "cluster"))):
         rows = [resource_row(result, smoke) for result in resources]
         lines += ["", *as_markdown(RESOURCE_HEAD, rows), "", *descriptions(resources)]
     if stalls:

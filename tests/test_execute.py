@@ -6,10 +6,11 @@ Spec: python-api.md 2, 4.1 to 4.3, 5.4, 12; commands.md 6.4 and 6.5 (refused wri
 import os
 import re
 import select
+from typing import Callable
 
 import pytest
 
-from helpers import wait_until
+from helpers import Server, wait_until
 from probes import in_script, in_step, start
 
 pytestmark = pytest.mark.matrix
@@ -348,3 +349,37 @@ def test_config_get(start_server, where):
     assert where(server, body) == ["eu", "1", "7", None, None]
     body = "return [gearsConfigGet('region', 'x'), gearsConfigGet('nothing', 5), gearsConfigGet('nothing')]"
     assert where(server, body) == ["eu", 5, None]
+
+@pytest.mark.parametrize("what", ["execute('SET', 'x', i)", "block(i)"])
+def test_functions_wait_while_clients_are_paused(start_server: Callable[..., Server], what: str) -> None:
+    """As in a failover: the server counts on nothing being written then."""
+    server = start_server(args=["--appendonly", "yes", "--appendfsync", "always"])
+    script = f"""
+    import time
+    def block(i):
+        with atomic():
+            execute('SET', 'x', i)
+            execute('INCR', 'y')
+    def write(words):
+        i = 0
+        while not execute('EXISTS', 'stop'):
+            i += 1
+            {what}
+            time.sleep(0.001)
+    GB('CommandReader').map(write).register(trigger='write', mode='async_local')
+    """
+    assert server.run(script) == "OK"
+    raw, client = server.raw(), server.client()
+    raw.send("RG.TRIGGER", "write")
+    wait_until(lambda: client.get("x"))
+    for _ in range(5):
+        client.execute_command("CLIENT", "PAUSE", 10000, "WRITE")
+        during = client.get("x")
+        assert {client.get("x") for _ in range(100)} == {during}
+        client.execute_command("CLIENT", "UNPAUSE")
+        wait_until(lambda: client.get("x") != during)
+    client.set("stop", 1)
+    assert raw.read().startswith(b"*1")
+    last = client.get("x")
+    server.restart(kill=True)
+    assert server.client().get("x") == last

@@ -195,8 +195,7 @@ fn is_due(lock: Lock<'_>) -> bool {
     if queue.jobs.is_empty() || queue.commands > 0 || queue.holds > 0 {
         return false;
     }
-    // SAFETY: the presence of the function is checked first; it takes no argument.
-    !(has_api!(RedisModule_AvoidReplicaTraffic) && unsafe { api!(RedisModule_AvoidReplicaTraffic()) } != 0)
+    !lock::clients_are_paused()
 }
 
 /// Does what waits from position `first` on, and what follows from it.

@@ -12,6 +12,7 @@ use std::{
         atomic::{AtomicI32, AtomicPtr, Ordering},
     },
     thread::{self, ThreadId},
+    time::Duration,
 };
 
 use redis_module::raw;
@@ -101,11 +102,19 @@ impl Drop for Entered {
 pub struct LockGuard(Entered);
 
 impl LockGuard {
-    /// Waits for the lock. The caller must be detached from Python unless [`is_held`] says true.
+    /// Waits for the lock, and until clients are not paused. The caller must be detached from Python unless [`is_held`]
+    /// says true.
     pub fn acquire() -> Self {
         if DEPTH.get() == 0 {
             // SAFETY: the context lives as long as the process; this thread does not hold the lock.
             unsafe { api!(RedisModule_ThreadSafeContextLock(log_context())) };
+            while clients_are_paused() {
+                // SAFETY: this thread holds the lock, and takes it again.
+                unsafe { api!(RedisModule_ThreadSafeContextUnlock(log_context())) };
+                thread::sleep(WHILE_PAUSED);
+                // SAFETY: as above.
+                unsafe { api!(RedisModule_ThreadSafeContextLock(log_context())) };
+            }
         }
         // SAFETY: the lock is held now, by us or by the entry point below us.
         Self(unsafe { Entered::new() })
@@ -124,6 +133,16 @@ impl Drop for LockGuard {
             unsafe { api!(RedisModule_ThreadSafeContextUnlock(log_context())) };
         }
     }
+}
+
+/// How often a thread looks whether clients are still paused.
+const WHILE_PAUSED: Duration = Duration::from_millis(1);
+
+/// True while clients are paused (CLIENT PAUSE, a failover). The server counts on nothing being written then: it ends if
+/// something is. The lock is held.
+pub(super) fn clients_are_paused() -> bool {
+    // SAFETY: the presence of the function is checked first; it takes no argument.
+    has_api!(RedisModule_AvoidReplicaTraffic) && unsafe { api!(RedisModule_AvoidReplicaTraffic()) } != 0
 }
 
 /// True when this thread holds the server's lock already: in an entry point, or below a [`LockGuard`].
