@@ -26,7 +26,9 @@ INTERPRETER = $(eval INTERPRETER := $$(shell PYTHON='$(PYTHON)' scripts/python.s
 CARGO = PYO3_PYTHON='$(INTERPRETER)' PINION_VENV='$(VENV)' cargo
 VENV_PYTHON = '$(VENV)/bin/python'
 PYTEST = $(VENV_PYTHON) -m pytest
-PYTEST_ALL = $(PYTEST) -n $(JOBS) --dist loadfile
+# What fails while other tests take the machine's time is run once more by itself, and must pass then.
+run-tests = $(PYTEST) --server "$(1)" -n $(JOBS) --dist loadfile $(2) $(ARGS) || { [ $$? -eq 1 ] && \
+	$(PYTEST) --server "$(1)" --last-failed --last-failed-no-failures none $(2) $(ARGS); }
 
 .PHONY: help
 help: ## show this list
@@ -73,10 +75,10 @@ test-rust: setup-test ## cargo test
 .PHONY: test-python
 test-python: setup-test build ## pytest: the whole matrix, or all tests on SERVERS="redis-8.2 ..."; ARGS go to pytest
 	@for server in $(or $(SERVERS),$(FULL_SERVERS)); do \
-		$(PYTEST_ALL) --server "$$server" $(ARGS); \
+		$(call run-tests,$$server,); \
 	done
 	@for server in $(if $(SERVERS),,$(SUBSET_SERVERS)); do \
-		$(PYTEST_ALL) --server "$$server" -m 'matrix and not soak' $(ARGS); \
+		$(call run-tests,$$server,-m 'matrix and not soak'); \
 	done
 
 .PHONY: test

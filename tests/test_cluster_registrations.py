@@ -249,7 +249,10 @@ def test_a_shard_that_joins_later(start_server: Callable[..., Server]) -> None:
     new = start_server(args=options)
     assert info_cluster(new) == {}
     cluster[0].client().execute_command("CLUSTER", "MEET", new.host, new.port)
-    wait_until(lambda: new.client().execute_command("CLUSTER INFO")["cluster_known_nodes"] == "3", 20)
+    for server in (new, *cluster.masters):
+        wait_until(lambda: server.client().execute_command("CLUSTER INFO")["cluster_known_nodes"] == "3", 20)
+        # while they shake hands, they know each other by other names
+        wait_until(lambda: node_id(new).encode() in server.raw().call("CLUSTER", "NODES"), 20)
     for slot in range(100):
         for server in (new, *cluster.masters):
             server.client().execute_command("CLUSTER", "SETSLOT", slot, "NODE", node_id(new))
