@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use chain::HookRule;
 pub use table::Inner;
-use table::{CommandSpec, Entry, Rule, STATE_CHANGING, Table, length_bit, look_up};
+use table::{CommandSpec, Entry, Rule, Table, changes_state, length_bit, look_up};
 
 use crate::{
     engine::{
@@ -294,24 +294,24 @@ impl Hooks {
             return;
         }
         let native = self.features.filter_client_id && self.features.quiet_open;
-        // A module's command may select another database for its client.
-        let changes_state = name.contains(&b'.')
-            || STATE_CHANGING
-                .iter()
-                .any(|known| known.eq_ignore_ascii_case(name));
-        if native && changes_state {
+        let found = table.find(name);
+        if native && found.map_or_else(|| changes_state(name), |entry| entry.changes_state) {
             self.clients.write(lock).forget(passing.client_id());
         }
-        let Some(entry) = table.find(name) else {
-            return;
-        };
+        let Some(entry) = found else { return };
         if std::mem::take(&mut *self.bypass.write(lock)) {
             return;
         }
         let inner = &self.inner[entry.spec.inner as usize];
         let word = |position| passing.arg(position);
-        if applies_hooks(engine, entry) && entry.hook(None, passing.len(), word).is_some() {
+        if !entry.hooks.is_empty()
+            && entry.hook(None, passing.len(), word).is_some()
+            && applies_hooks(engine, entry)
+        {
             self.rewrite(engine, passing, inner, native);
+            return;
+        }
+        if entry.rules.is_empty() {
             return;
         }
         if !engine.is_serving() || self.running.read(lock).is_some() {

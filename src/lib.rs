@@ -278,7 +278,15 @@ macro_rules! notifications {
         ) -> c_int {
             let Some(pinion) = PINION.get() else { return 0 };
             // SAFETY: the server calls this with its own arguments.
-            unsafe { events::run_notification(ctx, event, key, |event| pinion.$reader.notify(event)) }
+            unsafe {
+                events::run_notification(
+                    ctx,
+                    event,
+                    key,
+                    |lock, key| pinion.$reader.concerns(lock, key),
+                    |event| pinion.$reader.notify(event),
+                )
+            }
         }
     )* };
 }
@@ -288,7 +296,7 @@ notifications! { on_key_miss => keys; on_key_change => keys; on_stream_change =>
 fn subscribe(lock: Lock<'_>, class: Class) {
     match class {
         Class::KeyMiss => events::subscribe(lock, class, on_key_miss),
-        Class::Change => events::subscribe(lock, class, on_key_change),
+        Class::Changes(_) => events::subscribe(lock, class, on_key_change),
         Class::Stream => events::subscribe(lock, class, on_stream_change),
     }
 }

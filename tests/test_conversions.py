@@ -4,6 +4,8 @@ Spec: commands.md 0.4, python-api.md 4.4 and 4.5, with the decisions of spec/REA
 integers beyond 64 bit, numbers that look like errors).
 """
 
+from random import Random
+
 import pytest
 
 BIG = str(2**63)
@@ -126,6 +128,45 @@ def test_values_that_depend_on_the_protocol(server, expression, resp2, resp3):
 )
 def test_converted_to_str_first(server, expression, expected, protocol):
     assert reply(server, run(expression, convert=True), protocol) == only(expected)
+
+
+ODD_TEXTS = ["", "it's", '"', "'\"", "\\", "\t\r\n", "\0\x1b\x7f", "\xe4", "\u20ac", "+x", "-x", "a" * 300]
+
+
+def odd_value(random, depth):
+    """Values whose text we make, and some whose text is Python's, nested."""
+    kind = random.randrange(12 if depth else 8)
+    nested = lambda: odd_value(random, depth - 1)
+    if kind < 2:
+        return random.choice(ODD_TEXTS)
+    if kind < 4:
+        return random.choice([0, -1, 2**63 - 1, -(2**63), 2**63, 10**30])
+    if kind < 8:
+        return random.choice([None, True, False, 1.5, float("inf"), b"\xff", frozenset({1}), (), [], {}])
+    if kind == 8:
+        return [nested() for _ in range(random.randrange(4))]
+    if kind == 9:
+        return tuple(nested() for _ in range(random.randrange(4)))
+    names = [*ODD_TEXTS, 1, None, (1, "x"), False]
+    return {random.choice(names): nested() for _ in range(random.randrange(4))}
+
+
+def test_the_text_of_a_value_is_that_of_python(server):
+    """Many of these texts are made without Python; 8 levels at most, and no subclass."""
+    random = Random(7)
+    deep = "deep"
+    for _ in range(12):
+        deep = [deep]
+    values = [deep, *(odd_value(random, depth) for depth in [0, 1, 2, 3] * 100)]
+    odd = ["type('S', (str,), {'__repr__': lambda self: 'mine'})('x')", "__import__('collections').OrderedDict(a=1)"]
+    odd += ["type('N', (int,), {'__str__': lambda self: 'mine'})(1)", "(lambda l: l.append(l) or l)([])"]
+    listed = ", ".join([*map(repr, values), *odd]).replace("inf", "float('inf')")
+    script = f"def odd():\n    yield from [{listed}]\nGB('PythonReader').map(lambda value: [value])"
+    client = server.client()
+    ours, errors = client.execute_command("RG.PYEXECUTE", script + ".run(odd)")
+    assert (len(ours), errors) == (len(values) + len(odd), [])
+    pythons, _ = client.execute_command("RG.PYEXECUTE", script + ".map(str).run(odd, convertToStr=False)")
+    assert ours == pythons
 
 
 @pytest.mark.parametrize("protocol", [2, 3])

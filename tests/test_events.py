@@ -126,6 +126,42 @@ def test_event_types_in_any_letter_case(server: Server) -> None:
     assert events(server) == ["set"]
 
 
+@pytest.mark.parametrize(
+    ("expected", "commands"),
+    [
+        ("set append incrby setrange", "SET k v; APPEND k v; INCR n; SETRANGE k 0 w"),
+        ("lpush rpush lset ltrim lrem lpop rpop", "LPUSH l a; RPUSH l b c; LSET l 0 x; LTRIM l 0 2; LREM l 0 b; LPOP l; RPOP l"),
+        ("sadd srem spop sadd sunionstore", "SADD s a b; SREM s a; SPOP s; SADD s a; SUNIONSTORE t s"),
+        ("hset hincrby hincrbyfloat hdel", "HSET h f 1; HINCRBY h f 1; HINCRBYFLOAT h f 0.5; HDEL h f"),
+        ("zadd zincr zrem", "ZADD z 1 m; ZINCRBY z 1 m; ZREM z m"),
+        ("xadd", "XADD x * f v"),
+        ("expire persist rename_from del", "SET k v; EXPIRE k 9; PERSIST k; RENAME k m; DEL m"),
+        ("expired", "SET k v PX 1"),
+        ("evicted", "SET k v; CONFIG SET maxmemory-policy allkeys-random; CONFIG SET maxmemory 1"),
+    ],
+)
+def test_each_class_of_events_by_itself(server: Server, expected: str, commands: str) -> None:
+    """The server is asked for no other class. A later registration that wants all of them makes no event come twice."""
+    names = sorted(set(expected.split()))
+    record(server, f"eventTypes={names}, ", mode="sync")
+    client = server.client()
+
+    def happen() -> None:
+        for command in commands.split("; "):
+            client.execute_command(*command.split())
+        if expected in ("expired", "evicted"):
+            client.config_set("maxmemory", 0)
+            wait_until(lambda: not client.exists("k"), message="the key is gone")
+
+    happen()
+    assert events(server) == expected.split()
+    client.flushall()
+    record(server, "eventTypes=['no such event'], ")
+    happen()
+    assert events(server) == expected.split() * 2
+    assert triggered(server) == [2 * len(expected.split()), 0]
+
+
 def test_key_types(server: Server) -> None:
     for kinds in (["hash", "list"], ["empty"], ["stream"], []):
         record(server, f"prefix='k*', keyTypes={kinds}, ")

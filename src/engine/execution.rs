@@ -184,6 +184,7 @@ pub type Arrival = (ShardId, News);
 pub type Completed = (usize, u64, Result<Record, Failure>);
 
 /// A run that waits: where it goes on.
+#[derive(Default)]
 pub struct Parked {
     pub(super) source: Option<Box<dyn Source>>,
     pub(super) flowing: Flowing,

@@ -212,14 +212,14 @@ impl Engine {
             let limit = self.config.limit(Number::MaxExecutions);
             self.registry.create(start, None, limit)
         };
-        let mut ran = Ran::Ended(Status::Done, Outcome::of_error(TOO_DEEP));
+        let mut ran = None;
         if let Some(_depth) = Depth::enter() {
             let now = Instant::now();
             let _watched = self.sync_watch.enter(Arc::clone(&execution) as _, now);
             self.language
-                .attached(&mut || ran = run::run(self, &execution, now));
+                .attached(&mut || ran = Some(run::run(self, &execution, now)));
         }
-        match ran {
+        match ran.unwrap_or_else(|| Ran::Ended(Status::Done, Outcome::of_error(TOO_DEEP))) {
             Ran::Ended(status, outcome) if execution.is_unlisted() => {
                 RanNow::Ended(self.finish_unlisted(&execution, status, outcome))
             }
@@ -352,7 +352,7 @@ impl Engine {
             self.language.attached(&mut || {
                 let Some(mut parked) = parked.take() else { return };
                 parked.flowing.errors.extend(error.map(str::to_owned));
-                if let Ran::Ended(status, outcome) = run::ended(self, execution, *parked) {
+                if let Ran::Ended(status, outcome) = run::ended(self, execution, &mut parked) {
                     let status = if error.is_some() { Status::Aborted } else { status };
                     self.finish(execution, status, outcome);
                 }

@@ -33,8 +33,8 @@ pub struct Flowing {
     input_ended: bool,
     /// How many steps have seen their last record.
     closed: usize,
-    /// What is on the way between shards.
-    traffic: Traffic,
+    /// What is on the way between shards, if anything ever was.
+    traffic: Option<Box<Traffic>>,
     /// There was an error on this shard that ends the input.
     failed: bool,
     /// How many of the errors the initiator knows.
@@ -57,7 +57,7 @@ pub struct Pipeline<'a> {
     exchange: Option<Exchange<'a>>,
     /// An error does not end the input, unless it is one that pauses.
     pub skips_errors: bool,
-    pub flowing: Flowing,
+    flowing: &'a mut Flowing,
 }
 
 impl Flowing {
@@ -105,6 +105,10 @@ impl Flowing {
         self.waiting.get(&index).is_some_and(|queue| !queue.is_empty())
     }
 
+    fn traffic(&mut self) -> &mut Traffic {
+        self.traffic.get_or_insert_default()
+    }
+
     /// How long each step took; empty if that was not measured.
     pub fn take_durations(&mut self) -> Vec<Duration> {
         self.durations.take().unwrap_or_default()
@@ -118,7 +122,7 @@ impl<'a> Pipeline<'a> {
         stop: &'a Stop,
         tickets: Tickets<'a>,
         exchange: Option<Exchange<'a>>,
-        flowing: Flowing,
+        flowing: &'a mut Flowing,
     ) -> Self {
         Self {
             plan,
@@ -153,6 +157,11 @@ impl<'a> Pipeline<'a> {
     /// Pushes one record of the reader through all steps.
     pub fn push(&mut self, record: Record) {
         self.push_from(0, record);
+    }
+
+    /// Notes errors of other shards. They do not end the input here: each shard reads on until it has an error of its own.
+    pub fn note_foreign(&mut self, failures: Vec<Failure>) {
+        self.flowing.errors.extend(failures);
     }
 
     /// Notes an error.
@@ -192,13 +201,13 @@ impl<'a> Pipeline<'a> {
 
     /// Another shard has no more records for a step.
     pub fn arrived_all(&mut self, step: usize, from: ShardId) {
-        self.flowing.traffic.note_ended(step, from);
+        self.flowing.traffic().note_ended(step, from);
     }
 
     /// Sends what is held back for other shards.
     pub fn flush(&mut self) {
         if let Some(exchange) = &self.exchange {
-            let sent = exchange.flush(&mut self.flowing.traffic);
+            let sent = exchange.flush(self.flowing.traffic());
             self.fail_all(sent);
         }
     }
@@ -225,7 +234,7 @@ impl<'a> Pipeline<'a> {
         let (Some(exchange), Some(moves)) = (&self.exchange, self.plan.steps[index].moves()) else {
             return true;
         };
-        let traffic = &mut self.flowing.traffic;
+        let traffic = self.flowing.traffic();
         let told = exchange.end(traffic, index, moves);
         let has_all = exchange.has_all(traffic, index, moves);
         self.fail_all(told);
@@ -557,7 +566,7 @@ impl<'a> Pipeline<'a> {
     /// A record goes on with this step on another shard.
     fn send(&mut self, index: usize, to: ShardId, record: Record) -> Result<Flow, Failure> {
         if let Some(exchange) = &self.exchange {
-            let sent = exchange.send(&mut self.flowing.traffic, index, to, record);
+            let sent = exchange.send(self.flowing.traffic(), index, to, record);
             self.fail_all(sent);
         }
         Ok(Flow::Kept)
@@ -808,8 +817,8 @@ mod tests {
             functions: vec![Arc::new(Arithmetic)],
         };
         let stop = Stop::default();
-        let flowing = Flowing::new(&plan, &Plain, false);
-        let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, None, flowing);
+        let mut flowing = Flowing::new(&plan, &Plain, false);
+        let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, None, &mut flowing);
         let mut read = 0;
         for &value in input {
             if !pipeline.wants_more() {
@@ -820,8 +829,8 @@ mod tests {
         }
         pipeline.end_input();
         (
-            pipeline.flowing.results.iter().map(number).collect(),
-            pipeline.flowing.errors.len(),
+            flowing.results.iter().map(number).collect(),
+            flowing.errors.len(),
             read,
         )
     }
@@ -919,12 +928,12 @@ mod tests {
             functions: Vec::new(),
         };
         let stop = Stop::default();
-        let flowing = Flowing::new(&plan, &Plain, false);
-        let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, None, flowing);
+        let mut flowing = Flowing::new(&plan, &Plain, false);
+        let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, None, &mut flowing);
         pipeline.push(Record::int(1));
         stop.ask();
         pipeline.end_input();
-        assert!(pipeline.flowing.results.is_empty());
+        assert!(flowing.results.is_empty());
     }
 
     #[test]
@@ -939,8 +948,8 @@ mod tests {
         };
         for (plan, expected) in [(plan, vec![3]), (mapped, vec![4, 10, 6])] {
             let stop = Stop::default();
-            let flowing = Flowing::new(&plan, &Plain, false);
-            let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, None, flowing);
+            let mut flowing = Flowing::new(&plan, &Plain, false);
+            let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, None, &mut flowing);
             for value in [2, 0, 3] {
                 pipeline.push(Record::int(value));
             }
@@ -948,7 +957,7 @@ mod tests {
             assert!(!pipeline.is_finished());
             pipeline.complete(0, 0, Ok(Record::int(10)));
             assert!(pipeline.is_finished());
-            let results: Vec<_> = pipeline.flowing.results.iter().map(number).collect();
+            let results: Vec<_> = flowing.results.iter().map(number).collect();
             assert_eq!(results, expected);
         }
     }

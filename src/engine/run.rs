@@ -44,7 +44,7 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
             }
         }
     }
-    let parked = if let Some(source) = execution.begin() {
+    let mut parked = if let Some(source) = execution.begin() {
         let profiled = engine.config.is_on(Number::ProfileExecutions);
         Parked {
             source: Some(source),
@@ -58,17 +58,16 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
         return Ran::Gone;
     };
     let _scope = Scope::of_execution(execution).enter();
-    let ran = catch_unwind(AssertUnwindSafe(|| run_steps(engine, execution, parked, started)));
+    let ran = catch_unwind(AssertUnwindSafe(|| {
+        run_steps(engine, execution, &mut parked, started)
+    }));
     ran.unwrap_or_else(|_| Ran::Ended(Status::Done, Outcome::of_error(INTERNAL)))
 }
 
-fn run_steps(engine: &Engine, execution: &Arc<Execution>, parked: Parked, started: Instant) -> Ran {
-    let mut parked = Some(parked);
+fn run_steps(engine: &Engine, execution: &Arc<Execution>, parked: &mut Parked, started: Instant) -> Ran {
     let mut ran = Ran::Gone;
     engine.language.interruptible(&execution.stop, &mut || {
-        if let Some(parked) = parked.take() {
-            ran = pass_records(engine, execution, parked, started);
-        }
+        ran = pass_records(engine, execution, parked, started);
     });
     if let (true, Ran::Ended(status, outcome)) = (execution.stop.has_timed_out(), &mut ran) {
         *status = Status::Done;
@@ -80,7 +79,7 @@ fn run_steps(engine: &Engine, execution: &Arc<Execution>, parked: Parked, starte
 fn pass_records(
     engine: &Engine,
     execution: &Arc<Execution>,
-    mut parked: Parked,
+    parked: &mut Parked,
     mut started: Instant,
 ) -> Ran {
     let language = engine.language.as_ref();
@@ -90,7 +89,6 @@ fn pass_records(
         delayed: execution.is_delayed(),
     };
     loop {
-        let flowing = std::mem::take(&mut parked.flowing);
         let exchange = exchange(engine, execution);
         let mut pipeline = Pipeline::new(
             &execution.plan,
@@ -98,7 +96,7 @@ fn pass_records(
             &execution.stop,
             &ticket,
             exchange,
-            flowing,
+            &mut parked.flowing,
         );
         pipeline.skips_errors = execution.skips_errors;
         take_news(execution, &mut pipeline);
@@ -131,18 +129,17 @@ fn pass_records(
         }
         pipeline.flush();
         let finished = pipeline.is_finished();
-        parked.flowing = pipeline.flowing;
         parked.total += started.elapsed();
-        if finished && part_is_done(engine, execution, &mut parked) {
+        if finished && part_is_done(engine, execution, parked) {
             return ended(engine, execution, parked);
         }
         if let Some(spread) = &execution.spread {
             tell_errors(engine, execution, spread, &mut parked.flowing);
             spread.set_idle(!parked.flowing.waits_for_values());
         }
-        match execution.park(Box::new(parked)) {
+        match execution.park(Box::new(std::mem::take(parked))) {
             Ok(()) => return Ran::Waits,
-            Err(more) => parked = *more,
+            Err(more) => *parked = *more,
         }
         if let Some(spread) = &execution.spread {
             spread.set_idle(false);
@@ -172,8 +169,7 @@ fn take_news(execution: &Execution, pipeline: &mut Pipeline<'_>) {
         match news {
             News::Records { step, batch } => pipeline.arrive(step, &batch),
             News::Ended { step } => pipeline.arrived_all(step, from),
-            // They do not end the input here: each shard reads on until it has an error of its own.
-            News::Failures(failures) => pipeline.flowing.errors.extend(failures),
+            News::Failures(failures) => pipeline.note_foreign(failures),
             News::Completed => spread.completed(from),
             News::Finish => spread.finish(),
             News::Plan(_) | News::Received | News::Refused(_) | News::Go | News::Abort => {}
@@ -218,25 +214,26 @@ fn ticket(engine: &Engine, execution: &Arc<Execution>, step: usize, number: u64)
 }
 
 /// The outcome of a run that has come to its end, or is broken off where it waits.
-pub(super) fn ended(engine: &Engine, execution: &Execution, parked: Parked) -> Ran {
+pub(super) fn ended(engine: &Engine, execution: &Execution, parked: &mut Parked) -> Ran {
     let language = engine.language.as_ref();
-    let mut flowing = parked.flowing;
+    let flowing = &mut parked.flowing;
     // Whoever was stopped inside a function has its error and is done; all others are aborted.
     let aborted = execution.stop.is_asked() && flowing.errors.is_empty();
     let steps = flowing.take_durations();
     let mut outcome = Outcome {
-        errors: flowing.errors,
+        errors: std::mem::take(&mut flowing.errors),
         reading: parked.reading,
         total: parked.total,
         steps,
         ..Outcome::default()
     };
+    let results = std::mem::take(&mut flowing.results);
     if let Some(collector) = execution.take_collector() {
-        collector(flowing.results, &outcome.errors);
+        collector(results, &outcome.errors);
     } else {
         // Results become replies while their objects can still be looked at.
-        outcome.results.reserve(flowing.results.len());
-        for record in flowing.results {
+        outcome.results.reserve_exact(results.len());
+        for record in results {
             match language.to_reply(record) {
                 Ok(reply) => outcome.results.push(reply),
                 Err(failure) => outcome.errors.push(failure),

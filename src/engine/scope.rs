@@ -14,10 +14,11 @@ use super::{
 use crate::error::Error;
 
 thread_local! {
-    static CURRENT: RefCell<Option<Arc<Scope>>> = const { RefCell::new(None) };
+    static CURRENT: RefCell<Option<Scope>> = const { RefCell::new(None) };
 }
 
 /// The surroundings of a callback or a script.
+#[derive(Clone)]
 pub struct Scope {
     pub session: Arc<Session>,
     /// The execution whose callback runs; `None` at script level and in onRegistered.
@@ -25,7 +26,7 @@ pub struct Scope {
     /// The database that commands of the code run in.
     pub db: i32,
     /// Present at script level: what is to happen when the script has ended well.
-    pub script: Option<Mutex<Prepared>>,
+    pub script: Option<Arc<Mutex<Prepared>>>,
 }
 
 /// What a script has asked for so far.
@@ -39,52 +40,60 @@ pub struct Prepared {
 
 impl Scope {
     /// The scope of a callback.
-    pub fn of_execution(execution: &Arc<Execution>) -> Arc<Self> {
-        Arc::new(Self {
+    pub fn of_execution(execution: &Arc<Execution>) -> Self {
+        Self {
             session: Arc::clone(&execution.session),
             execution: Some(Arc::clone(execution)),
             db: execution.db,
             script: None,
-        })
+        }
     }
 
     /// The scope of onRegistered.
-    pub fn of_session(session: &Arc<Session>) -> Arc<Self> {
-        Arc::new(Self {
+    pub fn of_session(session: &Arc<Session>) -> Self {
+        Self {
             session: Arc::clone(session),
             execution: None,
             db: 0,
             script: None,
-        })
+        }
     }
 
     /// The scope of a script.
-    pub fn of_script(session: &Arc<Session>, replaces: Option<Arc<Session>>) -> Arc<Self> {
+    pub fn of_script(session: &Arc<Session>, replaces: Option<Arc<Session>>) -> Self {
         let prepared = Prepared {
             replaces,
             ..Prepared::default()
         };
-        Arc::new(Self {
+        Self {
             session: Arc::clone(session),
             execution: None,
             db: 0,
-            script: Some(Mutex::new(prepared)),
-        })
+            script: Some(Arc::new(Mutex::new(prepared))),
+        }
     }
 
     /// Makes it the scope of this thread until the guard is dropped.
-    pub fn enter(self: Arc<Self>) -> Entered {
+    pub fn enter(self) -> Entered {
         Entered(CURRENT.replace(Some(self)))
     }
 
     /// Makes another one the scope of this thread, for as long as the present one would be.
-    pub fn replace_current(scope: Option<Arc<Self>>) {
+    pub fn replace_current(scope: Option<Self>) {
         CURRENT.set(scope);
     }
 
     /// The scope of this thread; `None` on threads that user code made.
-    pub fn current() -> Option<Arc<Self>> {
+    pub fn current() -> Option<Self> {
         CURRENT.with_borrow(Clone::clone)
+    }
+
+    /// True if the execution whose callback runs on this thread may go to the background.
+    pub fn may_wait() -> bool {
+        CURRENT.with_borrow(|scope| {
+            let execution = scope.as_ref().and_then(|scope| scope.execution.as_ref());
+            execution.is_some_and(|execution| execution.may_wait)
+        })
     }
 }
 
@@ -103,7 +112,7 @@ impl Prepared {
 }
 
 /// Restores the scope that was there before.
-pub struct Entered(Option<Arc<Scope>>);
+pub struct Entered(Option<Scope>);
 
 impl Drop for Entered {
     fn drop(&mut self) {

@@ -45,6 +45,12 @@ pub struct CommandSpec {
 }
 
 impl CommandSpec {
+    /// True if `name` is its name, in any letter case.
+    fn is_called(&self, name: &[u8]) -> bool {
+        let letters = || self.name.iter().zip(name);
+        self.name.len() == name.len() && letters().all(|(own, given)| *own == given.to_ascii_lowercase())
+    }
+
     /// True if its keys stand at known places.
     pub(super) fn has_keys(&self) -> bool {
         self.first > 0
@@ -57,9 +63,17 @@ impl CommandSpec {
         } else {
             self.last
         };
-        let (first, step) = (self.first, self.step.max(1) as usize);
-        let end = if first > 0 { last.min(len as i64 - 1) } else { -1 };
-        (first..=end).step_by(step).map(|position| position as usize)
+        let end = if self.first > 0 {
+            last.min(len as i64 - 1)
+        } else {
+            -1
+        };
+        let (mut next, step) = (self.first, self.step.max(1));
+        std::iter::from_fn(move || {
+            let position = next;
+            next += step;
+            (position <= end).then_some(position as usize)
+        })
     }
 }
 
@@ -77,6 +91,8 @@ pub(super) struct Entry {
     pub(super) hooks: Vec<HookRule>,
     /// A hit concerns nobody: the filter may look the keys up and leave hits alone.
     pub(super) only_misses: bool,
+    /// What [`changes_state`] says of it.
+    pub(super) changes_state: bool,
 }
 
 #[derive(Default)]
@@ -87,7 +103,15 @@ pub(super) struct Table {
 }
 
 /// Commands after which a client's database or transaction state may be another.
-pub(super) const STATE_CHANGING: [&[u8]; 5] = [b"select", b"multi", b"exec", b"discard", b"reset"];
+const STATE_CHANGING: [&[u8]; 5] = [b"select", b"multi", b"exec", b"discard", b"reset"];
+
+/// True for them, in any letter case, and for commands of modules, which may select another database for their client.
+pub(super) fn changes_state(name: &[u8]) -> bool {
+    name.contains(&b'.')
+        || STATE_CHANGING
+            .iter()
+            .any(|known| known.eq_ignore_ascii_case(name))
+}
 
 pub(super) fn length_bit(name: &[u8]) -> u64 {
     1 << name.len().min(63)
@@ -99,6 +123,7 @@ impl Table {
         let place = self.entries.iter().position(|entry| entry.spec.name == spec.name);
         let place = place.unwrap_or_else(|| {
             self.entries.push(Entry {
+                changes_state: changes_state(&spec.name),
                 spec,
                 rules: Vec::new(),
                 hooks: Vec::new(),
@@ -110,9 +135,7 @@ impl Table {
     }
 
     pub(super) fn find(&self, name: &[u8]) -> Option<&Entry> {
-        self.entries
-            .iter()
-            .find(|entry| entry.spec.name.eq_ignore_ascii_case(name))
+        self.entries.iter().find(|entry| entry.spec.is_called(name))
     }
 
     pub(super) fn recompute(&mut self) {

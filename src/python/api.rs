@@ -84,7 +84,7 @@ fn execute<'py>(
         .collect::<PyResult<Vec<_>>>()?;
     let scope = current::scope();
     // A function in the place of a command that runs this command means what stands behind itself.
-    if let (Some(next), Some((command, arguments))) = (next_of(scope.as_deref()), argv.split_first()) {
+    if let (Some(next), Some((command, arguments))) = (next_of(scope.as_ref()), argv.split_first()) {
         if next.stands_for(command) {
             return go_on(py, &next, arguments.to_vec());
         }
@@ -105,7 +105,7 @@ fn execute<'py>(
 #[pyo3(signature = (*args))]
 fn call_next<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
     let scope = current::scope();
-    let next = next_of(scope.as_deref()).ok_or(Error::NoHookContext)?;
+    let next = next_of(scope.as_ref()).ok_or(Error::NoHookContext)?;
     let arguments = args
         .iter()
         .map(|arg| convert::argument(&arg))

@@ -38,18 +38,18 @@ fn name_object<'py>(py: Python<'py>, name: &[u8]) -> Bound<'py, PyAny> {
 }
 
 /// A text that every record has: made once where it is one of the usual ones.
-fn static_name<'py>(py: Python<'py>, name: &str) -> Bound<'py, PyString> {
+fn static_name<'py>(py: Python<'py>, name: &[u8]) -> Bound<'py, PyString> {
     let usual = match name {
-        "key" => intern!(py, "key"),
-        "event" => intern!(py, "event"),
-        "type" => intern!(py, "type"),
-        "value" => intern!(py, "value"),
-        "string" => intern!(py, "string"),
-        "hash" => intern!(py, "hash"),
-        "list" => intern!(py, "list"),
-        "empty" => intern!(py, "empty"),
-        "keymiss" => intern!(py, "keymiss"),
-        other => return PyString::intern(py, other),
+        b"key" => intern!(py, "key"),
+        b"event" => intern!(py, "event"),
+        b"type" => intern!(py, "type"),
+        b"value" => intern!(py, "value"),
+        b"string" => intern!(py, "string"),
+        b"hash" => intern!(py, "hash"),
+        b"list" => intern!(py, "list"),
+        b"empty" => intern!(py, "empty"),
+        b"keymiss" => intern!(py, "keymiss"),
+        other => return PyString::intern(py, &String::from_utf8_lossy(other)),
     };
     usual.clone()
 }
@@ -59,20 +59,14 @@ fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAn
         Value::None => py.None().into_bound(py),
         Value::Int(number) => number.into_pyobject(py)?.into_any(),
         Value::Text(text) => text_object(py, text),
-        Value::Name(name) => static_name(py, name).into_any(),
-        Value::List(items) => {
-            let items = items
-                .iter()
-                .map(|item| value_object(py, item))
-                .collect::<PyResult<Vec<_>>>()?;
-            PyList::new(py, items)?.into_any()
-        }
+        Value::Name(name) => static_name(py, name.as_bytes()).into_any(),
+        Value::List(items) => PyList::new(py, items.iter().map(Item))?.into_any(),
         Value::Dict(fields) => {
             let dict = PyDict::new(py);
             for (name, value) in fields {
                 let name = match name {
                     // Names that every record has are made once.
-                    Cow::Borrowed(name) => static_name(py, &String::from_utf8_lossy(name)).into_any(),
+                    Cow::Borrowed(name) => static_name(py, name).into_any(),
                     Cow::Owned(name) => name_object(py, name),
                 };
                 dict.set_item(name, value_object(py, value)?)?;
@@ -80,6 +74,19 @@ fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAn
             dict.into_any()
         }
     })
+}
+
+/// A value as part of a list.
+struct Item<'a>(&'a Value);
+
+impl<'py> IntoPyObject<'py> for Item<'_> {
+    type Target = PyAny;
+    type Output = Bound<'py, PyAny>;
+    type Error = PyErr;
+
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Self::Output> {
+        value_object(py, self.0)
+    }
 }
 
 /// The object that a function gets for a record.

@@ -1,7 +1,7 @@
 //! What a callback returns that has no value yet: a coroutine, or the future of `gearsFuture`. Contract:
 //! `python-api.md` 6.1 to 6.5.
 
-use std::{cell::RefCell, sync::Arc};
+use std::cell::RefCell;
 
 use parking_lot::Mutex;
 use pyo3::{
@@ -94,7 +94,7 @@ impl Calling {
         }
         let refused = match waits {
             Waits::No(text) | Waits::Elsewhere(text) => Some(text),
-            Waits::Yes if !may_wait() => Some(NOT_ALLOWED),
+            Waits::Yes if !Scope::may_wait() => Some(NOT_ALLOWED),
             Waits::Yes | Waits::Nowhere => None,
         };
         if let Some(text) = refused {
@@ -115,22 +115,16 @@ impl Drop for Calling {
     }
 }
 
-fn may_wait() -> bool {
-    let scope = Scope::current();
-    let execution = scope.as_ref().and_then(|scope| scope.execution.as_ref());
-    execution.is_some_and(|execution| execution.may_wait)
-}
-
 /// `isAsyncAllow()`: true where a coroutine may be returned, and in coroutines.
 pub fn is_async_allowed(py: Python<'_>) -> bool {
     let in_step = STEP.with_borrow(|step| step.as_ref().is_some_and(|step| step.waits == Waits::Yes));
-    (in_step && may_wait()) || current::is_in_coroutine(py)
+    (in_step && Scope::may_wait()) || current::is_in_coroutine(py)
 }
 
 /// A coroutine that a step returned.
 struct Coroutine {
     coroutine: Option<Py<PyAny>>,
-    scope: Option<Arc<Scope>>,
+    scope: Option<Scope>,
 }
 
 impl Awaitable for Coroutine {
@@ -340,7 +334,7 @@ pub fn make_future<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyResult
     if waits != Waits::Yes {
         return Err(errors::gears_error("Step does not support async"));
     }
-    if !may_wait() {
+    if !Scope::may_wait() {
         return Err(errors::gears_error(NOT_ALLOWED));
     }
     let future = Bound::new(py, Future(Mutex::new(FutureState::Made)))?;

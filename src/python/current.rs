@@ -35,8 +35,8 @@ pub fn loop_thread() -> u64 {
 }
 
 /// The session of the running code, with its command.
-pub fn scope() -> Option<Arc<Scope>> {
-    Scope::current().or_else(|| Python::attach(|py| Some(Arc::clone(&of_context(py)?.get().0))))
+pub fn scope() -> Option<Scope> {
+    Scope::current().or_else(|| Python::attach(|py| Some(of_context(py)?.get().0.clone())))
 }
 
 /// True in a coroutine of a session.
@@ -66,11 +66,11 @@ fn of_context(py: Python<'_>) -> Option<Bound<'_, GearsSession>> {
 
 /// A session as scripts hold it. Opaque.
 #[pyclass(frozen, name = "PyExecutionSession", module = "redisgears")]
-pub struct GearsSession(Arc<Scope>);
+pub struct GearsSession(Scope);
 
 impl GearsSession {
     /// A script ends before what it starts: the session goes on without it.
-    pub fn new(scope: Arc<Scope>) -> Self {
+    pub fn new(scope: Scope) -> Self {
         if scope.script.is_some() {
             return Self(Scope::of_session(&scope.session));
         }
@@ -107,7 +107,7 @@ pub fn set_session(py: Python<'_>, args: &Bound<'_, PyTuple>) -> PyResult<()> {
         let session = session
             .cast::<GearsSession>()
             .map_err(|_| errors::gears_error("Given object is not of type GearsSession"))?;
-        Some(Arc::clone(&session.get().0))
+        Some(session.get().0.clone())
     };
     if Scope::current().is_some() {
         Scope::replace_current(scope);
@@ -150,7 +150,7 @@ pub fn is_of_execution(session: &Bound<'_, PyAny>, execution: &Arc<Execution>) -
 
 /// The session's name, or what it was registered for, for the log.
 pub fn description(session: &Bound<'_, PyAny>) -> Option<String> {
-    let scope = Arc::clone(&session.cast::<GearsSession>().ok()?.get().0);
+    let scope = &session.cast::<GearsSession>().ok()?.get().0;
     let registration = scope
         .execution
         .as_ref()

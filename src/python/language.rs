@@ -12,6 +12,7 @@ use super::{
     convert::{Surrogates, group_key, object_of, object_record, object_reply, parts, record_object, utf8},
     errors, image,
     interrupt::{self, Interruptible},
+    text,
 };
 use crate::{
     engine::{
@@ -58,14 +59,17 @@ impl Language for CPython {
             Record::Native(Value::Int(number)) => Ok(Record::text(number.to_string())),
             Record::Native(Value::Text(text)) if std::str::from_utf8(&text).is_ok() => Ok(Record::text(text)),
             other => Python::attach(|py| {
-                let text = record_object(py, other).and_then(|object| {
+                let made = record_object(py, other).and_then(|object| {
                     if object.is_instance_of::<PyString>() {
                         // The user's own text: a leading `+` or `-` keeps its meaning.
                         return Ok(object_record(object));
                     }
-                    Ok(Record::text(utf8(&object.str()?, Surrogates::Escape)?))
+                    Ok(Record::text(match text::plain(&object) {
+                        Some(text) => text,
+                        None => utf8(&object.str()?, Surrogates::Escape)?,
+                    }))
                 });
-                text.map_err(|error| errors::text_of_callback(py, &error))
+                made.map_err(|error| errors::text_of_callback(py, &error))
             }),
         }
     }

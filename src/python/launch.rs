@@ -85,8 +85,11 @@ pub fn start<'py>(
 ) -> PyResult<Bound<'py, PyAny>> {
     let engine = &runtime()?.engine;
     let scope = scope("Can only run execution on registered gears thread")?;
-    let has_run = |script: &parking_lot::Mutex<crate::engine::scope::Prepared>| script.lock().run.is_some();
-    if scope.script.as_ref().is_some_and(has_run) {
+    if scope
+        .script
+        .as_ref()
+        .is_some_and(|script| script.lock().run.is_some())
+    {
         return Err(Error::SecondRun.into());
     }
     let (plan, callbacks) = plan(py, builder, implicit);
@@ -429,6 +432,6 @@ const KNOWN_TO_REGISTER: [&str; 17] = [
     "trimStream",
 ];
 
-fn scope(otherwise: &str) -> PyResult<Arc<Scope>> {
+fn scope(otherwise: &str) -> PyResult<Scope> {
     current::scope().ok_or_else(|| errors::gears_error(otherwise))
 }

@@ -21,6 +21,7 @@ pub mod memory;
 mod packages;
 pub mod profile;
 mod script;
+mod text;
 mod watchdog;
 
 use std::{

@@ -29,7 +29,7 @@ pub fn run(
 ) -> Result<Prepared, Failure> {
     let scope = Scope::of_script(session, replaces);
     let engine = &runtime().map_err(|error| error.to_string())?.engine;
-    let entered = Arc::clone(&scope).enter();
+    let entered = scope.clone().enter();
     let mut ran = Ok(());
     let watched = engine.run_watched(lock, "the script", session, &mut || {
         ran = Python::attach(|py| {

@@ -3,7 +3,7 @@
 //!
 //! Called on whichever thread runs the command, under the server's lock. What a hook does is in `hooks.rs`.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{generator::Once, image::Image, source::SourceImage};
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
 pub struct Commands {
     engine: Arc<Engine>,
     hooks: Arc<Hooks>,
-    triggers: Guarded<HashMap<Vec<u8>, Arc<Registration>>>,
+    triggers: Guarded<BTreeMap<Vec<u8>, Arc<Registration>>>,
     nothing: Arc<dyn Next>,
 }
 

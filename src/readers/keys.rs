@@ -21,7 +21,7 @@ use crate::{
     hooks::Hooks,
     redis::{
         after::{self, after_command},
-        events::{Class, KeyEvent},
+        events::{Changes, Class, KeyEvent},
         guarded::Guarded,
         key::{self, Kind, Value},
         lock::Lock,
@@ -51,17 +51,26 @@ pub struct Conditions {
 }
 
 impl Conditions {
-    fn names_event(&self, event: &str) -> bool {
-        self.events
-            .as_ref()
-            .is_none_or(|events| events.iter().any(|name| name.eq_ignore_ascii_case(event)))
+    fn names_event(&self, event: &[u8]) -> bool {
+        self.events.as_ref().is_none_or(|events| {
+            events
+                .iter()
+                .any(|name| name.as_bytes().eq_ignore_ascii_case(event))
+        })
     }
 
     /// True if nothing but a missed key can fire.
     fn only_misses(&self) -> bool {
-        self.events.as_ref().is_some_and(|events| {
-            !events.is_empty() && events.iter().all(|name| name.eq_ignore_ascii_case(KEY_MISS))
-        })
+        self.events.as_ref().is_some_and(|events| !events.is_empty()) && self.changes() == Changes::NONE
+    }
+
+    /// The changes that can fire.
+    fn changes(&self) -> Changes {
+        let Some(events) = &self.events else {
+            return Changes::ALL;
+        };
+        let changes = events.iter().filter(|name| !name.eq_ignore_ascii_case(KEY_MISS));
+        changes.fold(Changes::NONE, |all, name| all.and(Changes::of_event(name)))
     }
 }
 
@@ -76,12 +85,12 @@ pub struct KeysWatch {
     watched: Guarded<Watched>,
 }
 
-#[derive(Default)]
 struct Watched {
     /// Shared with a notification under way, which a `sync` function may change the list under.
     list: Arc<Vec<Watch>>,
+    /// What the server was asked for.
     misses: bool,
-    changes: bool,
+    changes: Changes,
 }
 
 #[derive(Clone)]
@@ -97,7 +106,11 @@ impl KeysWatch {
             engine,
             hooks,
             subscribe,
-            watched: Guarded::default(),
+            watched: Guarded::new(Watched {
+                list: Arc::default(),
+                misses: false,
+                changes: Changes::NONE,
+            }),
         })
     }
 
@@ -107,6 +120,12 @@ impl KeysWatch {
             watch: Arc::clone(self),
             conditions: Arc::new(conditions),
         })
+    }
+
+    /// True if an event of this key may be some registration's.
+    pub fn concerns(&self, lock: Lock<'_>, key: &[u8]) -> bool {
+        let watched = self.watched.read(lock);
+        watched.list.iter().any(|watch| watch.pattern.matches(key))
     }
 
     /// One notification of the server.
@@ -180,8 +199,8 @@ fn run_sync(engine: &Engine, lock: Lock<'_>, start: Start) {
 impl Watch {
     fn matches(&self, hooks: &Hooks, event: &KeyEvent<'_>) -> bool {
         let conditions = &self.conditions;
-        conditions.names_event(event.name)
-            && self.pattern.matches(event.key)
+        self.pattern.matches(event.key)
+            && conditions.names_event(event.name)
             && conditions
                 .commands
                 .as_deref()
@@ -262,13 +281,14 @@ impl Trigger for KeysTrigger {
         });
         // One that comes back when an upgrade fails has its old place.
         list.sort_by_key(|watch| watch.registration.id);
-        if !watched.misses && self.conditions.names_event(KEY_MISS) {
+        if !watched.misses && self.conditions.names_event(KEY_MISS.as_bytes()) {
             watched.misses = true;
             (watch.subscribe)(lock, Class::KeyMiss);
         }
-        if !watched.changes && !self.conditions.only_misses() {
-            watched.changes = true;
-            (watch.subscribe)(lock, Class::Change);
+        let more = self.conditions.changes().without(watched.changes);
+        if more != Changes::NONE {
+            watched.changes = watched.changes.and(more);
+            (watch.subscribe)(lock, Class::Changes(more));
         }
         Ok(())
     }
@@ -345,11 +365,11 @@ impl Source for Pending {
 }
 
 /// Most registrations are about misses: their name needs no allocation.
-fn event_name(name: &str) -> Cow<'static, str> {
-    if name == KEY_MISS {
+fn event_name(name: &[u8]) -> Cow<'static, str> {
+    if name == KEY_MISS.as_bytes() {
         Cow::Borrowed(KEY_MISS)
     } else {
-        Cow::Owned(name.to_owned())
+        Cow::Owned(String::from_utf8_lossy(name).into_owned())
     }
 }
 

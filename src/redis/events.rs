@@ -40,7 +40,7 @@ pub struct KeyEvent<'a> {
     pub lock: Lock<'a>,
     pub db: i32,
     /// The event's name as the server reports it, e.g. `set`.
-    pub name: &'a str,
+    pub name: &'a [u8],
     pub key: &'a [u8],
 }
 
@@ -49,10 +49,53 @@ pub struct KeyEvent<'a> {
 pub enum Class {
     /// A read of a key that does not exist. Not part of the server's "all".
     KeyMiss,
-    /// Everything else that a KeysReader can see.
-    Change,
+    /// Changes that a KeysReader can see.
+    Changes(Changes),
     /// Changes of streams.
     Stream,
+}
+
+/// Classes of changes. The server notifies of those that somebody asked for, and each one costs every command of its class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Changes(i32);
+
+impl Changes {
+    pub const NONE: Self = Self(0);
+    pub const ALL: Self = Self(raw::REDISMODULE_NOTIFY_ALL);
+    /// Modules may report any name as one of these.
+    const ANY_NAME: Self = Self(raw::REDISMODULE_NOTIFY_GENERIC | raw::REDISMODULE_NOTIFY_MODULE);
+
+    /// The classes in which an event of this name, in any letter case, can come.
+    pub fn of_event(name: &str) -> Self {
+        let class = match name.to_ascii_lowercase().as_str() {
+            "del" | "expire" | "persist" | "rename_from" | "rename_to" | "move_from" | "move_to"
+            | "copy_to" | "restore" => return Self::ANY_NAME,
+            "set" | "setrange" | "incrby" | "incrbyfloat" | "append" => raw::REDISMODULE_NOTIFY_STRING,
+            "lpush" | "rpush" | "lpop" | "rpop" | "linsert" | "lset" | "lrem" | "ltrim" => {
+                raw::REDISMODULE_NOTIFY_LIST
+            }
+            "sadd" | "srem" | "spop" | "sinterstore" | "sunionstore" | "sdiffstore" => {
+                raw::REDISMODULE_NOTIFY_SET
+            }
+            "hset" | "hincrby" | "hincrbyfloat" | "hdel" => raw::REDISMODULE_NOTIFY_HASH,
+            "zadd" | "zincr" | "zrem" => raw::REDISMODULE_NOTIFY_ZSET,
+            "xadd" => raw::REDISMODULE_NOTIFY_STREAM,
+            "expired" => raw::REDISMODULE_NOTIFY_EXPIRED,
+            "evicted" => raw::REDISMODULE_NOTIFY_EVICTED,
+            _ => return Self::ALL,
+        };
+        Self(class).and(Self::ANY_NAME)
+    }
+
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
 }
 
 /// The C form of a notification function.
@@ -63,11 +106,12 @@ pub type Function = unsafe extern "C" fn(
     *mut raw::RedisModuleString,
 ) -> c_int;
 
-/// Asks for the notifications of one class. Cannot be taken back on most servers, so it is done when first needed.
+/// Asks for the notifications of some classes. Cannot be taken back on most servers, so it is done when first needed, and
+/// once for each: the server notifies whoever asked twice twice.
 pub fn subscribe(lock: Lock<'_>, class: Class, function: Function) {
     let mask = match class {
         Class::KeyMiss => raw::REDISMODULE_NOTIFY_KEY_MISS,
-        Class::Change => raw::REDISMODULE_NOTIFY_ALL,
+        Class::Changes(changes) => changes.0,
         Class::Stream => raw::REDISMODULE_NOTIFY_STREAM,
     };
     // SAFETY: the context names our module; the function lives as long as the module.
@@ -80,7 +124,8 @@ pub fn subscribe(lock: Lock<'_>, class: Class, function: Function) {
     }
 }
 
-/// The frame around a notification function: proof of the lock, no panic leaves it.
+/// The frame around a notification function: proof of the lock, no panic leaves it. `concerns`: a glance at the key, which
+/// calls nothing of the server; most changes end there.
 ///
 /// # Safety
 /// To be called by a notification function with the server's own arguments.
@@ -88,23 +133,30 @@ pub unsafe fn run_notification(
     ctx: *mut raw::RedisModuleCtx,
     event: *const std::ffi::c_char,
     key: *mut raw::RedisModuleString,
+    concerns: impl FnOnce(Lock<'_>, &[u8]) -> bool,
     work: impl FnOnce(&KeyEvent<'_>),
 ) -> c_int {
-    if !MUTED.get() && !event.is_null() && !key.is_null() {
+    if event.is_null() || key.is_null() {
+        return raw::REDISMODULE_OK as c_int;
+    }
+    // A panic loses this event only; the panic hook has logged it.
+    let _ = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: the server holds its lock while it notifies, and keeps the texts alive.
         unsafe {
+            let key = string::bytes(key);
+            if !concerns(Lock::assume(), key) || MUTED.get() {
+                return;
+            }
             let entered = Entered::new();
             let _in_the_middle = Hold::enter(entered.lock());
-            let event = KeyEvent {
+            work(&KeyEvent {
                 lock: entered.lock(),
                 db: api!(RedisModule_GetSelectedDb(ctx)),
-                name: CStr::from_ptr(event).to_str().unwrap_or_default(),
-                key: string::bytes(key),
-            };
-            // A panic loses this event only; the panic hook has logged it.
-            let _ = catch_unwind(AssertUnwindSafe(|| work(&event)));
+                name: CStr::from_ptr(event).to_bytes(),
+                key,
+            });
         }
-    }
+    }));
     raw::REDISMODULE_OK as c_int
 }
 

@@ -90,9 +90,15 @@ impl StreamWatch {
         Box::new(trigger::StreamTrigger::new(Arc::clone(self), options, place))
     }
 
+    /// True if a change of this key may be some registration's event.
+    pub fn concerns(&self, lock: Lock<'_>, key: &[u8]) -> bool {
+        let watched = self.watched.read(lock);
+        watched.list.iter().any(|watch| watch.pattern.matches(key))
+    }
+
     /// One notification of the server.
     pub fn notify(self: &Arc<Self>, event: &KeyEvent<'_>) {
-        if event.name != "xadd" || event.db != 0 || !self.engine.is_serving() {
+        if event.name != b"xadd" || event.db != 0 || !self.engine.is_serving() {
             return;
         }
         let list = Arc::clone(&self.watched.read(event.lock).list);
