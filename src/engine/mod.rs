@@ -15,6 +15,7 @@ mod pipeline;
 pub mod plan;
 mod queue;
 pub mod record;
+mod registering;
 pub mod registration;
 mod registry;
 pub mod requirement;
@@ -23,6 +24,8 @@ pub mod scope;
 pub mod session;
 pub mod spread;
 pub mod stop;
+#[cfg(test)]
+mod testing;
 pub mod timers;
 mod waiting;
 mod workers;
@@ -53,8 +56,6 @@ use self::{
     registration::Registration,
     requirement::Requirements,
     run::Ran,
-    scope::Scope,
-    session::Session,
     stop::SyncWatch,
     timers::Timers,
 };
@@ -64,7 +65,7 @@ use crate::{
     redis::{
         api::{self, Features},
         client::Meter,
-        lock::{self, Lock},
+        lock::Lock,
     },
     stats::ServerStats,
 };
@@ -371,107 +372,6 @@ impl Engine {
         }
         self.registry.drop_execution(id);
         Ok(())
-    }
-
-    /// Puts registrations in force, all or none, in the place of those of session `old`.
-    ///
-    /// # Errors
-    /// A reader refuses one of them; nothing has changed then.
-    pub fn register(
-        &self,
-        lock: Lock<'_>,
-        old: Option<&Arc<Session>>,
-        registrations: &[Arc<Registration>],
-    ) -> Result<(), Error> {
-        let replaced = old.map_or_else(Vec::new, |old| self.registry.registrations_of(old));
-        for registration in &replaced {
-            registration.trigger.stop(lock, registration);
-        }
-        for (done, registration) in registrations.iter().enumerate() {
-            if registration.disabled.is_some() {
-                continue;
-            }
-            if let Err(error) = registration.trigger.start(lock, registration) {
-                for earlier in &registrations[..done] {
-                    earlier.trigger.stop(lock, earlier);
-                }
-                for registration in replaced.iter().filter(|replaced| replaced.disabled.is_none()) {
-                    if let Err(error) = registration.trigger.start(lock, registration) {
-                        api::log_warning(&format!("could not take back {}: {error}", registration.id));
-                    }
-                }
-                return Err(error);
-            }
-        }
-        if let Some(old) = old {
-            self.registry.replace_session(old);
-        }
-        for registration in &replaced {
-            self.registry.remove_registration(registration.id);
-            self.abort_pending(registration.id);
-        }
-        for registration in registrations {
-            self.registry.add_registration(registration);
-        }
-        Ok(())
-    }
-
-    /// The server has become a master: what could not prepare itself before, perhaps because it writes, tries again.
-    pub fn prepare_again(&self) {
-        let unprepared = std::mem::take(&mut *self.unprepared.lock());
-        for registration in unprepared
-            .into_iter()
-            .filter_map(|id| self.registry.registration(id))
-        {
-            self.call_on_registered(&registration);
-        }
-    }
-
-    /// Calls what prepares a registration's functions on this server.
-    pub fn call_on_registered(&self, registration: &Registration) {
-        let Some(function) = &registration.on_registered else {
-            return;
-        };
-        let _scope = Scope::of_session(&registration.session).enter();
-        let mut ran = Ok(());
-        let mut prepare = || ran = function.run();
-        let session = &registration.session;
-        let watched = lock::with_lock(|lock| self.run_watched(lock, "onRegistered", session, &mut prepare));
-        if let Err(error) = watched.and(ran) {
-            api::log_warning(&format!(
-                "Error occured on RedisGearsPy_OnRegistered of {}, error='{error}'",
-                registration.id
-            ));
-            if !self.is_serving() {
-                self.unprepared.lock().insert(registration.id);
-            }
-        }
-    }
-
-    /// Ends a registration. Running executions go on; with `abort_pending` those not yet begun are aborted.
-    ///
-    /// # Errors
-    /// There is no such registration.
-    pub fn unregister(&self, lock: Lock<'_>, id: Id, abort_pending: bool) -> Result<(), Error> {
-        let registration = self
-            .registry
-            .remove_registration(id)
-            .ok_or(Error::NotRegistered)?;
-        registration.trigger.stop(lock, &registration);
-        if abort_pending {
-            self.abort_pending(id);
-        }
-        Ok(())
-    }
-
-    /// Aborts the executions of a registration that no thread has begun yet.
-    pub fn abort_pending(&self, id: Id) {
-        self.abort_queued(|execution| {
-            execution
-                .registration
-                .as_ref()
-                .is_some_and(|owner| owner.id == id)
-        });
     }
 
     fn abort_queued(&self, concerns: impl Fn(&Execution) -> bool) {

@@ -81,71 +81,14 @@ mod tests {
         config::Config,
         engine::{
             execution::{Outcome, Reading, Source, Start},
-            language::{Distinct, Failure, Function, Language, Packed},
+            language::Failure,
             plan::Plan,
             record::Record,
             session::{Needs, Session},
-            stop::Stop,
+            testing::Plain,
         },
-        redis::{api::Features, reply::Reply},
+        redis::api::Features,
     };
-
-    /// A language without functions.
-    struct Mute;
-
-    impl Language for Mute {
-        fn thread(&self, body: &mut dyn FnMut()) {
-            body();
-        }
-        fn attached(&self, work: &mut dyn FnMut()) {
-            work();
-        }
-        fn detached(&self, work: &mut dyn FnMut()) {
-            work();
-        }
-        fn interruptible(&self, _stop: &Stop, work: &mut dyn FnMut()) {
-            work();
-        }
-        fn interrupt(&self, _stop: &Stop) {}
-        fn to_text(&self, record: Record) -> Result<Record, Failure> {
-            Ok(record)
-        }
-        fn to_reply(&self, _record: Record) -> Result<Reply, Failure> {
-            Ok(Reply::Null)
-        }
-        fn key_of(&self, _record: &Record) -> Result<Vec<u8>, Failure> {
-            Ok(Vec::new())
-        }
-        fn load(&self, _image: &[u8], _session: &Session) -> Result<Arc<dyn Function>, Failure> {
-            Err("there are none".into())
-        }
-        fn pack(&self, _objects: Vec<Record>) -> Packed {
-            (Vec::new(), Vec::new())
-        }
-        fn unpack(&self, _bytes: &[u8]) -> Result<Vec<Record>, Failure> {
-            Ok(Vec::new())
-        }
-        fn parts(&self, record: Record) -> Vec<Record> {
-            vec![record]
-        }
-        fn is_true(&self, _record: &Record) -> Result<bool, Failure> {
-            Ok(true)
-        }
-        fn distinct(&self) -> Box<dyn Distinct> {
-            Box::new(Everything)
-        }
-        fn sort(&self, records: Vec<Record>, _descending: bool) -> Result<Vec<Record>, Failure> {
-            Ok(records)
-        }
-    }
-
-    struct Everything;
-
-    impl Distinct for Everything {
-        fn add(&mut self, _record: &Record) -> Result<bool, Failure> {
-            Ok(true)
-        }
-    }
 
     struct Empty;
 
@@ -176,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_panic_ends_one_execution_and_no_worker() {
-        let started = Engine::start(Arc::default(), Features::default(), Arc::new(Mute));
+        let started = Engine::start(Arc::default(), Features::default(), Arc::new(Plain));
         let engine = started.unwrap_or_else(|error| panic!("no threads: {error}"));
         let config: &Config = &engine.config;
         let (told, errors) = bounded(1);

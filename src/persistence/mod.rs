@@ -4,7 +4,10 @@
 //! from a file, takes effect by the same code and in the same order.
 
 mod archive;
+mod files;
 mod gone;
+mod held;
+mod restore;
 mod shared;
 mod step;
 
@@ -15,7 +18,7 @@ use std::{
 };
 
 pub use archive::{Header, encode as write_archive, header as read_header};
-use serde_bytes::ByteBuf;
+pub use files::files_of;
 
 use self::gone::Gone;
 use self::step::{SavedRegistration, SavedSession};
@@ -24,14 +27,12 @@ use crate::{
     engine::{
         Engine,
         id::Id,
-        language::Function,
-        plan::Plan,
-        registration::{Claim, Life, Peers, Registration},
+        registration::Registration,
         requirement::Requirement,
-        session::{Needs, Session, Sessions},
+        session::{Session, Sessions},
     },
     error::Error,
-    python::{Files, Packages},
+    python::Packages,
     readers::image::Readers,
     redis::{
         api::{self, Features},
@@ -39,19 +40,14 @@ use crate::{
         command::{Answer, Command},
         guarded::Guarded,
         lock::{self, Lock},
-        persist::{Blob, Saved},
         reply::Reply,
     },
-    stats::RunStats,
 };
 
 /// The internal commands that carry what is registered.
 const REGISTER: &CStr = c"RG.INNERREGISTER";
 const UNREGISTER: &CStr = c"RG.INNERUNREGISTER";
 const IMPORT: &CStr = c"RG.PYIMPORTRETINTERNAL";
-
-/// Why a registration does not run yet: what a client sees as its last error.
-const HELD: &str = "its requirements are being installed";
 
 /// The registrations of this server as files and replicas see them.
 pub struct Persistence {
@@ -74,14 +70,6 @@ struct Kept {
     loaded: Vec<Arc<Registration>>,
     /// The requirements before the load; what is loaded may be the same.
     previous: Vec<Arc<Requirement>>,
-}
-
-/// The functions of a registration, loaded.
-#[derive(Default)]
-struct Functions {
-    /// In the order of the plan's table.
-    table: Vec<Arc<dyn Function>>,
-    on_registered: Option<Arc<dyn Function>>,
 }
 
 impl Persistence {
@@ -120,39 +108,6 @@ impl Persistence {
         replicate(lock, REGISTER, &[&step.encode()]);
         for registration in registrations {
             self.engine.call_on_registered(registration);
-        }
-        Ok(())
-    }
-
-    /// What is held takes its names already, though the readers do not know of it.
-    fn check_held(
-        &self,
-        lock: Lock<'_>,
-        old: Option<&Arc<Session>>,
-        registrations: &[Arc<Registration>],
-    ) -> Result<(), Error> {
-        let kept = self.kept.read(lock);
-        let peers = Peers {
-            replaced: old.map(|old| &**old),
-            prepared: &[],
-        };
-        let stays = |held: &&Arc<Registration>| !held.is_removed() && !peers.replace(held);
-        for held in kept.held.iter().filter(stays) {
-            for registration in registrations {
-                match (held.trigger.claim(), registration.trigger.claim()) {
-                    (Some(Claim::Trigger(held)), Some(Claim::Trigger(new))) if held == new => {
-                        return Err(Error::TriggerExists);
-                    }
-                    (
-                        Some(Claim::Hook {
-                            command: held,
-                            sync: false,
-                        }),
-                        Some(Claim::Hook { command: new, .. }),
-                    ) if held == new => return Err(Error::HookedByBackground),
-                    _ => {}
-                }
-            }
         }
         Ok(())
     }
@@ -276,295 +231,6 @@ impl Persistence {
         Ok(Reply::ok().into())
     }
 
-    /// Makes a requirement known that came from a file or the master. What is not installed yet will be, by its thread:
-    /// a replica serves its clients meanwhile.
-    fn take(&self, lock: Lock<'_>, archive: &[u8]) -> Result<(), String> {
-        let text = |error: Error| error.to_string();
-        let header = archive::header(archive).map_err(text)?;
-        let loading = self.engine.is_loading();
-        // Otherwise the thread for requirements finds out: it takes its time.
-        let files = loading
-            .then(|| archive::decode(archive).map_err(text))
-            .transpose()?;
-        let is_it = |known: &Arc<Requirement>| {
-            known.name == header.name && known.digest == header.digest && known.has_files(lock)
-        };
-        let known = self.engine.requirements.get(lock, &header.name).filter(is_it);
-        let known = known.or_else(|| {
-            self.kept
-                .read(lock)
-                .previous
-                .iter()
-                .find(|old| is_it(old))
-                .cloned()
-        });
-        let requirement = known.unwrap_or_else(|| {
-            let requirement = self.packages.requirement(&header);
-            if files.is_some_and(|files| self.packages.has_installed(&requirement, &files)) {
-                requirement.set_installed();
-                Arc::new(requirement)
-            } else {
-                Arc::new(requirement.with_archive(archive.into()))
-            }
-        });
-        if !requirement.is_installed() {
-            requirement.set_wanted();
-        }
-        self.engine.requirements.put(lock, &requirement);
-        if !loading {
-            self.install_wanted();
-        }
-        Ok(())
-    }
-
-    /// Installs what has come without being installed, and begins what was held for it.
-    fn install_wanted(&self) {
-        let Some(this) = self.this.upgrade() else { return };
-        self.packages.later(move || {
-            let wanted = lock::with_lock(|lock| this.wanted(lock));
-            for requirement in wanted {
-                let installed = this.unpack(&requirement).and_then(|()| {
-                    let requirement = std::slice::from_ref(&requirement);
-                    this.packages.install(requirement)
-                });
-                if let Err(error) = installed {
-                    // Functions that miss it tell by themselves.
-                    api::log_warning(&format!(
-                        "requirement {} was not installed: {error}",
-                        requirement.name
-                    ));
-                    requirement.set_failed();
-                }
-            }
-            lock::with_lock(|lock| this.begin_held(lock));
-        });
-    }
-
-    /// The requirements that are to be installed: those that only held registrations know, and by name all from the first
-    /// one on, because of two versions the last one is imported.
-    fn wanted(&self, lock: Lock<'_>) -> Vec<Arc<Requirement>> {
-        if self.engine.is_loading() {
-            return Vec::new();
-        }
-        let known = self.engine.requirements.all(lock);
-        let kept = self.kept.read(lock);
-        let held = kept.held.iter().filter(|held| !held.is_removed());
-        let mut wanted: Vec<Arc<Requirement>> = Vec::new();
-        for requirement in held.flat_map(|held| &held.session.needs.requirements) {
-            let is_it = |other: &Arc<Requirement>| Arc::ptr_eq(other, requirement);
-            if !requirement.is_wanted() || known.iter().any(is_it) || wanted.iter().any(is_it) {
-                continue;
-            }
-            if known.iter().any(|known| known.name == requirement.name) {
-                // A later one has its name: as after a restart, the session gets that.
-                requirement.drop_archive(lock);
-                requirement.set_failed();
-            } else {
-                wanted.push(Arc::clone(requirement));
-            }
-        }
-        wanted.extend(known.into_iter().skip_while(|known| !known.is_wanted()));
-        wanted
-    }
-
-    /// Puts files on the disk that exist as bytes only. The bytes are kept, and saved, until that has worked.
-    fn unpack(&self, requirement: &Arc<Requirement>) -> Result<(), String> {
-        let Some(archive) = lock::with_lock(|lock| requirement.archive(lock)) else {
-            return Ok(());
-        };
-        let files = archive::decode(&archive).map_err(|error| {
-            lock::with_lock(|lock| self.engine.requirements.remove(lock, requirement));
-            error.to_string()
-        })?;
-        self.packages
-            .store(requirement, &files)
-            .map_err(|error| error.to_string())?;
-        lock::with_lock(|lock| requirement.drop_archive(lock));
-        Ok(())
-    }
-
-    /// Starts registrations whose requirements are installed, or cannot be.
-    fn begin_held(&self, lock: Lock<'_>) {
-        if self.engine.is_loading() {
-            return;
-        }
-        let held = std::mem::take(&mut self.kept.write(lock).held);
-        let (held, ready): (Vec<_>, Vec<_>) = held
-            .into_iter()
-            .filter(|held| !held.is_removed())
-            .partition(|held| is_held(&held.session));
-        self.kept.write(lock).held.extend(held);
-        for held in ready {
-            // Functions of one that began before may have removed it.
-            if !held.is_removed() {
-                self.begin(lock, &held);
-            }
-        }
-    }
-
-    /// Puts a registration that runs in the place of one that was held. One that cannot run stays, and tells why.
-    fn begin(&self, lock: Lock<'_>, held: &Registration) {
-        let session = &held.session;
-        let make = |functions| self.rebuild(SavedRegistration::of(held), session, functions);
-        let functions = self.load(&SavedRegistration::of(held), session);
-        let started = make(functions).and_then(|registration| {
-            let registration = Arc::new(registration);
-            if registration.disabled.is_none() {
-                registration
-                    .trigger
-                    .start(lock, &registration)
-                    .map_err(|error| error.to_string())?;
-            }
-            Ok(registration)
-        });
-        let registration = match started.or_else(|reason| make(Err(reason)).map(Arc::new)) {
-            Ok(registration) => registration,
-            Err(reason) => {
-                // It was made of the same before.
-                api::log_warning(&format!("registration {} cannot begin: {reason}", held.id));
-                return;
-            }
-        };
-        self.engine.registry.exchange_registration(&registration);
-        let mut kept = self.kept.write(lock);
-        kept.registrations.retain(|kept| kept.id != registration.id);
-        kept.registrations.push(Arc::clone(&registration));
-        kept.registrations.sort_by_key(|registration| registration.id);
-        drop(kept);
-        log_disabled(&registration);
-        if registration.disabled.is_none() {
-            self.engine.call_on_registered(&registration);
-        }
-    }
-
-    /// Does what came from elsewhere. Registrations whose requirements are not installed yet are there, with their numbers,
-    /// their names and their session, and begin to run later.
-    fn apply_step(&self, lock: Lock<'_>, step: Step) -> Result<(), String> {
-        // Earlier versions sent them along.
-        for archive in &step.requirements {
-            if let Err(error) = self.take(lock, archive) {
-                api::log_warning(&format!("a requirement could not be restored: {error}"));
-            }
-        }
-        let gone = step.gone.iter().filter_map(|id| Id::parse(id.as_bytes()));
-        self.kept.write(lock).gone.extend(gone);
-        let live = |id: &str| self.engine.registry.sessions(|sessions| sessions.live(id));
-        let old = step.replaces.as_deref().and_then(live);
-        let same =
-            live(&step.session.id).filter(|same| !old.as_ref().is_some_and(|old| Arc::ptr_eq(old, same)));
-        let session = same.unwrap_or_else(|| {
-            let known = |name: &String| self.engine.requirements.get(lock, name);
-            let needs = Needs {
-                requirements: step.session.requirements.iter().filter_map(known).collect(),
-                installed: false,
-            };
-            Arc::new(Session::new(step.session.id, step.session.description, needs))
-        });
-        let mut registrations = Vec::new();
-        for saved in step.registrations {
-            let peers = Peers {
-                replaced: old.as_deref(),
-                prepared: &registrations,
-            };
-            let restored = self.restore(lock, saved, &session, peers)?;
-            registrations.push(restored);
-        }
-        self.put_in_force(lock, old.as_ref(), &registrations)
-            .map_err(|error| error.to_string())?;
-        if is_held(&session) {
-            self.kept.write(lock).held.extend(registrations);
-        } else if self.engine.is_loading() {
-            self.kept.write(lock).loaded.extend(registrations);
-        } else {
-            for registration in &registrations {
-                self.engine.call_on_registered(registration);
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes a registration of what was saved of it. If its functions cannot be loaded, or not yet, or its trigger not be
-    /// started, it is there without running, and tells why.
-    fn restore(
-        &self,
-        lock: Lock<'_>,
-        saved: SavedRegistration,
-        session: &Arc<Session>,
-        peers: Peers<'_>,
-    ) -> Result<Arc<Registration>, String> {
-        let held = is_held(session);
-        let functions = if held {
-            Err(HELD.to_owned())
-        } else {
-            self.load(&saved, session)
-        };
-        let mut registration = self.rebuild(saved, session, functions)?;
-        let id = registration.id;
-        if self.engine.registry.registration(id).is_some() {
-            return Err(format!("there is a registration {id} already"));
-        }
-        if registration.disabled.is_none() {
-            let refused = registration.trigger.check(lock, peers).err();
-            registration.disabled = refused.map(|error| error.to_string());
-        }
-        if !held {
-            log_disabled(&registration);
-        }
-        Ok(Arc::new(registration))
-    }
-
-    fn load(&self, saved: &SavedRegistration, session: &Arc<Session>) -> Result<Functions, String> {
-        let load = |image: &ByteBuf| self.engine.language.load(image, session);
-        Ok(Functions {
-            table: saved
-                .images
-                .functions
-                .iter()
-                .map(load)
-                .collect::<Result<_, _>>()?,
-            on_registered: saved.images.on_registered.as_ref().map(load).transpose()?,
-        })
-    }
-
-    /// # Errors
-    /// What was saved is no registration.
-    fn rebuild(
-        &self,
-        saved: SavedRegistration,
-        session: &Arc<Session>,
-        functions: Result<Functions, String>,
-    ) -> Result<Registration, String> {
-        let id = Id::parse(saved.id.as_bytes()).ok_or_else(|| format!("its id {} is none", saved.id))?;
-        let trigger = self.readers.trigger(&saved.trigger)?;
-        let (functions, disabled) = match functions {
-            Ok(functions) => (functions, None),
-            Err(reason) => (Functions::default(), Some(reason)),
-        };
-        let plan = Plan {
-            steps: saved.steps,
-            functions: functions.table,
-        };
-        if disabled.is_none() && !plan.is_complete() {
-            return Err(format!(
-                "registration {id} names a function that it does not have"
-            ));
-        }
-        Ok(Registration {
-            id,
-            desc: saved.desc,
-            mode: saved.mode,
-            in_order: saved.in_order,
-            plan: Arc::new(plan),
-            session: Arc::clone(session),
-            trigger,
-            on_registered: functions.on_registered,
-            images: saved.images,
-            disabled,
-            stats: RunStats::default(),
-            life: Life::default(),
-        })
-    }
-
     /// The data are about to be replaced, and with them whatever is registered.
     pub fn loading_started(&self, lock: Lock<'_>) {
         self.engine.loading_started();
@@ -639,58 +305,6 @@ fn own_name(lock: Lock<'_>) -> String {
     format!("{host} {} {ports:?}", here.display())
 }
 
-impl Saved for Persistence {
-    fn count(&self, lock: Lock<'_>) -> usize {
-        let kept = self.kept.read(lock);
-        let gone = usize::from(!kept.gone.is_empty());
-        kept.registrations.len() + gone + self.engine.requirements.all(lock).len()
-    }
-
-    fn each(&self, lock: Lock<'_>, save: &mut dyn FnMut(Blob)) {
-        for requirement in self.engine.requirements.all(lock) {
-            match archive_of(lock, &requirement) {
-                Ok(bytes) => save(Blob {
-                    command: IMPORT,
-                    bytes,
-                }),
-                Err(error) => api::log_warning(&format!(
-                    "Failed serializing requirement {}, {error}",
-                    requirement.name
-                )),
-            }
-        }
-        let kept = self.kept.read(lock);
-        if !kept.gone.is_empty() {
-            let step = Step {
-                gone: kept.gone.iter().map(|id| id.to_string()).collect(),
-                ..Step::default()
-            };
-            save(Blob {
-                command: REGISTER,
-                bytes: step.encode(),
-            });
-        }
-        for registration in &kept.registrations {
-            let step = Step {
-                session: SavedSession::of(&registration.session),
-                registrations: vec![SavedRegistration::of(registration)],
-                ..Step::default()
-            };
-            save(Blob {
-                command: REGISTER,
-                bytes: step.encode(),
-            });
-        }
-    }
-
-    fn load(&self, lock: Lock<'_>, blob: &[u8]) -> Result<(), String> {
-        if archive::is_one(blob) {
-            return self.take(lock, blob);
-        }
-        self.apply_step(lock, Step::decode(blob)?)
-    }
-}
-
 /// Registrations of a session that takes the place of `old`, as others see it. The requirements went out when they were
 /// installed, see [`Persistence::import`].
 fn step_of(session: &Session, old: Option<&Arc<Session>>, registrations: &[Arc<Registration>]) -> Step {
@@ -705,59 +319,10 @@ fn step_of(session: &Session, old: Option<&Arc<Session>>, registrations: &[Arc<R
     }
 }
 
-/// True while something that the session's functions need is to be installed.
-fn is_held(session: &Session) -> bool {
-    session
-        .needs
-        .requirements
-        .iter()
-        .any(|requirement| requirement.is_wanted())
-}
-
 fn log_failure(done: Result<(), String>) {
     if let Err(reason) = done {
         api::log_warning(&format!("Failed register session on replica, {reason}"));
     }
-}
-
-fn log_disabled(registration: &Registration) {
-    if let Some(reason) = &registration.disabled {
-        api::log_warning(&format!(
-            "registration {} is there but does not run: {reason}",
-            registration.id
-        ));
-    }
-}
-
-/// A requirement as bytes.
-///
-/// # Errors
-/// One of its files is gone; the bytes that came are damaged, which its thread has not noticed yet.
-fn archive_of(lock: Lock<'_>, requirement: &Requirement) -> Result<Vec<u8>, String> {
-    match requirement.archive(lock) {
-        Some(archive) => match archive::decode(&archive) {
-            Ok(_) => Ok(archive.to_vec()),
-            Err(error) => Err(error.to_string()),
-        },
-        None => files_of(requirement).map(|files| archive::encode(&files)),
-    }
-}
-
-/// The files of a requirement, read from the disk.
-///
-/// # Errors
-/// One of them is gone.
-pub fn files_of(requirement: &Requirement) -> Result<Files, String> {
-    let read = |wheel: &String| Ok((wheel.clone(), requirement.read(wheel)?));
-    Ok(Files {
-        name: requirement.name.clone(),
-        platform: requirement.platform.clone(),
-        wheels: requirement
-            .wheels
-            .iter()
-            .map(read)
-            .collect::<Result<_, String>>()?,
-    })
 }
 
 fn only_argument<'a>(command: &Command<'a>) -> Result<&'a [u8], Error> {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use serde_bytes::ByteBuf;
 
 use super::{
-    Persistence, REGISTER, SavedRegistration, SavedSession, Step, archive, archive_of, files_of, step_of,
+    Persistence, REGISTER, SavedRegistration, SavedSession, Step, archive,
+    files::{archive_of, files_of},
+    step_of,
 };
 use crate::{
     engine::{

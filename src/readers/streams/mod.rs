@@ -4,6 +4,8 @@
 //! Each registration has its own position in each stream ([`Group`]) and at most one execution per stream at a time
 //! ([`Turn`]). What is known of streams here is only a memory of what the server holds: a scan finds everything again.
 
+mod batch;
+mod ended;
 pub mod entries;
 mod group;
 mod scan;
@@ -12,7 +14,6 @@ mod trigger;
 mod turn;
 
 use std::{
-    collections::VecDeque,
     sync::{Arc, Weak},
     time::{Duration, Instant},
 };
@@ -21,8 +22,8 @@ use parking_lot::Mutex;
 pub use state::{Options, Policy};
 
 use self::{
-    entries::EntryId,
-    group::{Group, Groups, Portion, Read, trim},
+    batch::Batch,
+    group::{Group, Groups},
     state::{State, Status, Stream, Taken},
     turn::{Turn, Turns},
 };
@@ -30,9 +31,8 @@ use super::{keys::Subscribe, prefix::Pattern};
 use crate::{
     engine::{
         Engine,
-        execution::{Outcome, Reading, Source, Start},
-        language::{Failure, PAUSE, with_lock},
-        record::Record,
+        execution::Start,
+        language::with_lock,
         registration::{Mode, Registration, Trigger},
     },
     redis::{after::after_command, events::KeyEvent, guarded::Guarded, lock::Lock},
@@ -259,126 +259,6 @@ impl StreamWatch {
         Some(start)
     }
 
-    /// An execution has ended: acknowledges what is finished. True if the next one may follow, here or where another
-    /// registration has taken over.
-    fn ended(
-        self: &Arc<Self>,
-        lock: Lock<'_>,
-        watch: &Arc<Watch>,
-        key: &[u8],
-        epoch: u64,
-        taken: &Taken,
-        outcome: &Outcome,
-    ) -> bool {
-        let policy = watch.options.policy;
-        let failed = !outcome.errors.is_empty();
-        let pauses = outcome.errors.iter().any(|error| error.starts_with(PAUSE));
-        let finished = if failed {
-            policy == Policy::Continue && !pauses
-        } else {
-            !outcome.aborted
-        };
-        let mut state = watch.shared.lock();
-        if state.epoch != epoch {
-            return true;
-        }
-        let serving = self.engine.is_serving();
-        let removed = watch.registration.is_removed();
-        if finished {
-            // An execution that got a full batch is the last one only if nothing more is believed to be there.
-            let stream = state.streams.get(key);
-            let unread = stream.map(|stream| stream.unread);
-            let seems_read =
-                taken.full && stream.is_some_and(|stream| stream.next(watch.options.batch).is_none());
-            if let (Some(arrived), true) = (taken.arrived, serving && !taken.ids.is_empty()) {
-                let lag = arrived.elapsed();
-                state.last_lag = lag;
-                state.total_lag += lag;
-            }
-            drop(state);
-            if serving {
-                let features = self.engine.features;
-                let same = watch.group.acknowledge(lock, features, key, &taken.ids);
-                let unread = unread.filter(|_| same && taken.full && !removed);
-                self.tidy(lock, watch, key, taken, unread, seems_read && !removed);
-            }
-            return serving;
-        }
-        if let (Some(stream), false) = (state.streams.get_mut(key), taken.ids.is_empty()) {
-            stream.recovered = false;
-        }
-        if !failed {
-            // Aborted: its entries come again with the next recovery.
-            return removed;
-        }
-        if state.status == Status::Ok || pauses {
-            state.status = match policy {
-                _ if pauses => Status::Paused,
-                Policy::Retry => Status::WaitingForRetry,
-                _ => Status::Aborted,
-            };
-        }
-        let retries = state.status == Status::WaitingForRetry;
-        drop(state);
-        self.engine.abort_pending(watch.registration.id);
-        if retries {
-            self.retry_later(watch, epoch);
-        }
-        removed
-    }
-
-    /// What follows when entries are acknowledged: those that every registration on the stream has finished are removed, if
-    /// one of them wants that. `unread`: how many more are believed to be there, if it is the stream that they came from;
-    /// `seems_read`: nothing follows if that is right.
-    fn tidy(
-        &self,
-        lock: Lock<'_>,
-        watch: &Arc<Watch>,
-        key: &[u8],
-        taken: &Taken,
-        unread: Option<u64>,
-        seems_read: bool,
-    ) {
-        let list = Arc::clone(&self.watched.read(lock).list);
-        // A registration that ended meanwhile has not left its last entries to the others.
-        let leaving = watch.registration.is_removed().then_some(watch);
-        let mut readers = list
-            .iter()
-            .filter(|reader| reader.pattern.matches(key))
-            .chain(leaving);
-        let trims = !taken.ids.is_empty() && readers.clone().any(|reader| reader.options.trim);
-        if !trims && !seems_read {
-            return;
-        }
-        let features = self.engine.features;
-        if let (true, Some(unread), 1) = (trims, unread, readers.clone().take(2).count()) {
-            // The usual case needs no look at the groups: nobody else reads the stream, and it holds what was read just now
-            // and what is believed to be unread, nothing that was left before.
-            let last = taken.ids.last().and_then(|id| EntryId::parse(id));
-            let held = taken.ids.len() as u64 + unread;
-            if let (Some(last), true) = (last, group::length(lock, features, key) == held) {
-                trim(lock, features, key, last.next());
-                return;
-            }
-        }
-        let groups = Groups::of(lock, features, key);
-        if seems_read {
-            self.compare(lock, watch, key, &groups, unread.unwrap_or(0));
-        }
-        if trims {
-            // Whoever has not begun has finished nothing.
-            let first = readers.try_fold(None, |first, reader| {
-                let standing = reader.group.standing(lock, features, key, &groups)?;
-                Some(Some(first.map_or(standing.unfinished, |first| {
-                    standing.unfinished.min(first)
-                })))
-            });
-            if let Some(Some(first)) = first {
-                trim(lock, features, key, first);
-            }
-        }
-    }
-
     /// Gives an incomplete batch its time.
     fn time_batch(self: &Arc<Self>, _lock: Lock<'_>, watch: &Arc<Watch>, key: &[u8]) {
         let duration = Duration::from_millis(watch.options.duration_ms);
@@ -469,63 +349,5 @@ impl Watch {
     /// Whether it may start executions now.
     fn reads(&self, engine: &Engine, state: &State) -> bool {
         state.status == Status::Ok && !self.registration.is_removed() && engine.is_serving()
-    }
-}
-
-/// The entries of one execution, read when it begins.
-struct Batch {
-    watch: Arc<Watch>,
-    key: Vec<u8>,
-    portion: Portion,
-    taken: Arc<Mutex<Taken>>,
-    epoch: u64,
-    entries: Option<VecDeque<Record>>,
-}
-
-impl Batch {
-    fn read(&self, engine: &Engine, lock: Lock<'_>) -> VecDeque<Record> {
-        let watch = &self.watch;
-        let state = watch.shared.lock();
-        if state.epoch != self.epoch || !watch.reads(engine, &state) {
-            // It was stopped while this waited for the server.
-            return VecDeque::new();
-        }
-        drop(state);
-        let read = watch.group.read(lock, engine.features, &self.key, self.portion);
-        let Read { entries, gone, made } = read;
-        let mut state = watch.shared.lock();
-        let mut arrived = None;
-        if gone {
-            // Whatever comes under this name is another stream.
-            state.streams.remove(&self.key);
-        } else if let Some(stream) = state.streams.get_mut(&self.key) {
-            if let Some(held) = made {
-                stream.note_made(held);
-            }
-            arrived = stream.note_read(self.portion, entries.len());
-        }
-        drop(state);
-        *self.taken.lock() = Taken {
-            ids: entries.iter().map(|entry| entry.id.clone()).collect(),
-            full: self.portion == Portion::New(entries.len() as u64),
-            arrived,
-        };
-        let records = entries.into_iter().map(|entry| entry.record(&self.key));
-        records.collect()
-    }
-}
-
-impl Source for Batch {
-    fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
-        if self.entries.is_none() {
-            let engine = reading.engine;
-            let entries = with_lock(engine.language.as_ref(), |lock| self.read(engine, lock));
-            self.entries = Some(entries);
-        }
-        Ok(self.buffered())
-    }
-
-    fn buffered(&mut self) -> Option<Record> {
-        self.entries.as_mut()?.pop_front()
     }
 }

@@ -1,0 +1,427 @@
+//! One run of a plan over records: each record is pushed through all steps before the next one is read. Where a function
+//! returns something to wait for, the record waits in its place and the run goes on without it.
+//!
+//! Runs on whichever thread runs the execution, attached. Rules: `python-api.md` 3.3, 3.4, 3.9 and 6.3.
+
+mod operations;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use super::{
+    exchange::{self, Exchange, Traffic},
+    id::ShardId,
+    language::{Called, Completion, Failure, Language, PAUSE},
+    memory::Memory,
+    plan::{Plan, Step},
+    record::Record,
+    stop::Stop,
+    waiting::{Flow, Queue, Slot},
+};
+
+/// What a run remembers; all of it, while it waits.
+#[derive(Default)]
+pub struct Flowing {
+    /// One for each step; none at all if no step remembers anything.
+    memories: Vec<Memory>,
+    /// The steps where records wait.
+    waiting: BTreeMap<usize, Queue>,
+    durations: Option<Vec<Duration>>,
+    /// Some limit in front of all barriers has passed what it passes.
+    satisfied: bool,
+    /// The reader has no more records, or is not asked for them.
+    input_ended: bool,
+    /// How many steps have seen their last record.
+    closed: usize,
+    /// What is on the way between shards, if anything ever was.
+    traffic: Option<Box<Traffic>>,
+    /// There was an error on this shard that ends the input.
+    failed: bool,
+    /// How many of the errors the initiator knows.
+    told: usize,
+    pub results: Vec<Record>,
+    pub errors: Vec<Failure>,
+}
+
+/// Makes what tells the value of a record that waits: for the step and the number.
+pub type Tickets<'a> = &'a dyn Fn(usize, u64) -> Completion;
+
+/// One run, while a thread is at it.
+pub struct Pipeline<'a> {
+    plan: &'a Plan,
+    language: &'a dyn Language,
+    /// Somebody asked for the end: what is held back is dropped.
+    stop: &'a Stop,
+    tickets: Tickets<'a>,
+    /// The other shards, if the run is spread over several.
+    exchange: Option<Exchange<'a>>,
+    /// An error does not end the input, unless it is one that pauses.
+    pub skips_errors: bool,
+    flowing: &'a mut Flowing,
+}
+
+impl Flowing {
+    /// `profiled`: measure how long each step takes.
+    pub fn new(plan: &Plan, language: &dyn Language, profiled: bool) -> Self {
+        let memories = if plan.steps.iter().any(Memory::is_needed) {
+            plan.steps
+                .iter()
+                .map(|step| Memory::new(plan, step, language))
+                .collect()
+        } else {
+            Vec::new()
+        };
+        let mut flowing = Self {
+            memories,
+            durations: profiled.then(|| vec![Duration::ZERO; plan.steps.len()]),
+            ..Self::default()
+        };
+        flowing.satisfied = flowing.has_passed_enough(plan);
+        flowing
+    }
+
+    fn has_passed_enough(&self, plan: &Plan) -> bool {
+        let steps = plan.steps.iter().zip(&self.memories);
+        steps.take_while(|(step, _)| !step.is_barrier()).any(|(step, memory)| {
+            matches!((step, memory), (Step::Limit { length, .. }, Memory::Passed { passed, .. }) if passed >= length)
+        })
+    }
+
+    /// The errors that the initiator has not heard of. `taken`: they are the initiator's alone from now on.
+    pub fn untold_errors(&mut self, taken: bool) -> Vec<Failure> {
+        if taken {
+            return std::mem::take(&mut self.errors);
+        }
+        let told = std::mem::replace(&mut self.told, self.errors.len());
+        self.errors[told..].to_vec()
+    }
+
+    /// Records wait for values.
+    pub fn waits_for_values(&self) -> bool {
+        self.waiting.values().any(|queue| !queue.is_empty())
+    }
+
+    fn is_waiting_at(&self, index: usize) -> bool {
+        self.waiting.get(&index).is_some_and(|queue| !queue.is_empty())
+    }
+
+    fn traffic(&mut self) -> &mut Traffic {
+        self.traffic.get_or_insert_default()
+    }
+
+    /// How long each step took; empty if that was not measured.
+    pub fn take_durations(&mut self) -> Vec<Duration> {
+        self.durations.take().unwrap_or_default()
+    }
+}
+
+impl<'a> Pipeline<'a> {
+    pub fn new(
+        plan: &'a Plan,
+        language: &'a dyn Language,
+        stop: &'a Stop,
+        tickets: Tickets<'a>,
+        exchange: Option<Exchange<'a>>,
+        flowing: &'a mut Flowing,
+    ) -> Self {
+        Self {
+            plan,
+            language,
+            stop,
+            tickets,
+            exchange,
+            skips_errors: false,
+            flowing,
+        }
+    }
+
+    /// False when no further record can change anything: a limit is reached, or there was an error.
+    pub fn wants_more(&self) -> bool {
+        !self.flowing.input_ended && !self.flowing.satisfied && !self.flowing.failed
+    }
+
+    /// As many records wait as may.
+    pub fn is_full(&self) -> bool {
+        self.flowing.waiting.values().any(Queue::is_full)
+    }
+
+    pub fn is_stopping(&self) -> bool {
+        self.stop.is_asked()
+    }
+
+    /// All records have passed all steps.
+    pub fn is_finished(&self) -> bool {
+        self.flowing.input_ended && self.flowing.closed == self.plan.steps.len()
+    }
+
+    /// Pushes one record of the reader through all steps.
+    pub fn push(&mut self, record: Record) {
+        self.push_from(0, record);
+    }
+
+    /// Notes errors of other shards. They do not end the input here: each shard reads on until it has an error of its own.
+    pub fn note_foreign(&mut self, failures: Vec<Failure>) {
+        self.flowing.errors.extend(failures);
+    }
+
+    /// Notes an error.
+    pub fn fail(&mut self, failure: Failure) {
+        self.flowing.failed |= !self.skips_errors || failure.starts_with(PAUSE);
+        self.flowing.errors.push(failure);
+    }
+
+    fn fail_all(&mut self, outcome: Result<(), Vec<Failure>>) {
+        for failure in outcome.err().into_iter().flatten() {
+            self.fail(failure);
+        }
+    }
+
+    /// Records have come from another shard.
+    pub fn arrive(&mut self, step: usize, batch: &[u8]) {
+        if step >= self.plan.steps.len() {
+            return;
+        }
+        // Their step goes by the key that they come with; behind the others nothing is left to do.
+        let by_key = matches!(
+            self.plan.steps[step],
+            Step::GroupBy { .. } | Step::BatchGroupBy { .. } | Step::MergeGroups(_) | Step::SumBy
+        );
+        match exchange::unpack(self.language, batch) {
+            Ok(records) => {
+                for record in records {
+                    if self.is_stopping() {
+                        return;
+                    }
+                    self.push_from(if by_key { step } else { step + 1 }, record);
+                }
+            }
+            Err(failure) => self.fail(failure),
+        }
+    }
+
+    /// Another shard has no more records for a step.
+    pub fn arrived_all(&mut self, step: usize, from: ShardId) {
+        self.flowing.traffic().note_ended(step, from);
+    }
+
+    /// Sends what is held back for other shards.
+    pub fn flush(&mut self) {
+        if let Some(exchange) = &self.exchange {
+            let sent = exchange.flush(self.flowing.traffic());
+            self.fail_all(sent);
+        }
+    }
+
+    /// The input has ended: lets go what steps hold, from the first one to the last, up to one where records wait.
+    pub fn end_input(&mut self) {
+        self.flowing.input_ended = true;
+        while self.flowing.closed < self.plan.steps.len() {
+            let index = self.flowing.closed;
+            if self.is_stopping() {
+                self.flowing.closed = self.plan.steps.len();
+                return;
+            }
+            if self.flowing.is_waiting_at(index) || !self.has_all_of(index) {
+                return;
+            }
+            self.flowing.closed += 1;
+            self.release(index);
+        }
+    }
+
+    /// This shard has passed its last record to a step: tells the others, and asks whether they have, too.
+    fn has_all_of(&mut self, index: usize) -> bool {
+        let (Some(exchange), Some(moves)) = (&self.exchange, self.plan.steps[index].moves()) else {
+            return true;
+        };
+        let traffic = self.flowing.traffic();
+        let told = exchange.end(traffic, index, moves);
+        let has_all = exchange.has_all(traffic, index, moves);
+        self.fail_all(told);
+        has_all
+    }
+
+    fn release(&mut self, index: usize) {
+        let Some(memory) = self.flowing.memories.get_mut(index) else {
+            return;
+        };
+        let mut held = memory.release(self.language);
+        loop {
+            let started = self.flowing.durations.is_some().then(Instant::now);
+            let next = held.next();
+            self.note(index, started);
+            match next {
+                _ if self.is_stopping() => break,
+                Some(Ok(record)) => self.push_from(index + 1, record),
+                Some(Err(failure)) => self.fail(failure),
+                None => break,
+            }
+        }
+    }
+
+    /// The value of a record that waited at a step has come.
+    pub fn complete(&mut self, index: usize, number: u64, value: Result<Record, Failure>) {
+        let Some(queue) = self.flowing.waiting.get_mut(&index) else {
+            return;
+        };
+        let Some((record, key)) = queue.take(number) else {
+            return;
+        };
+        let flow = value.and_then(|value| self.continued(index, record, key, value));
+        if let Some(queue) = self.flowing.waiting.get_mut(&index) {
+            queue.put_ready(number, flow);
+        }
+        while let Some(flow) = self.pop(index, Queue::pop_ready) {
+            self.route(index, flow);
+        }
+        // A step that takes one record at a time takes the next one.
+        while !self.flowing.waiting.get(&index).is_some_and(Queue::is_waiting) {
+            let Some(record) = self.pop(index, Queue::pop_input) else {
+                break;
+            };
+            self.push_from(index, record);
+        }
+        if self.flowing.input_ended {
+            self.end_input();
+        }
+    }
+
+    fn pop<T>(&mut self, index: usize, pop: impl FnOnce(&mut Queue) -> Option<T>) -> Option<T> {
+        pop(self.flowing.waiting.get_mut(&index)?)
+    }
+
+    /// What the step does with a value that was waited for.
+    fn continued(
+        &mut self,
+        index: usize,
+        record: Option<Record>,
+        key: Option<Vec<u8>>,
+        value: Record,
+    ) -> Result<Flow, Failure> {
+        let memory = self.flowing.memories.get_mut(index);
+        Ok(match (&self.plan.steps[index], memory, record, key) {
+            (Step::FlatMap(_), ..) => Flow::Apart(self.language.parts(value)),
+            (Step::Filter(_), _, Some(record), _) => {
+                if self.language.is_true(&value)? {
+                    Flow::On(record)
+                } else {
+                    Flow::Kept
+                }
+            }
+            (Step::ForEach(_), _, Some(record), _) => Flow::On(record),
+            (_, Some(Memory::Accumulator(held)), ..) => {
+                *held = Some(value);
+                Flow::Kept
+            }
+            (_, Some(Memory::Groups(groups)), _, Some(key)) => {
+                groups.insert(key, Some(value));
+                Flow::Kept
+            }
+            _ => Flow::On(value),
+        })
+    }
+
+    fn note(&mut self, index: usize, started: Option<Instant>) {
+        if let (Some(started), Some(durations)) = (started, &mut self.flowing.durations) {
+            durations[index] += started.elapsed();
+        }
+    }
+
+    /// Pushes a record through the steps from `first` on, and all that becomes of it. A loop: a builder may have any number
+    /// of steps that take records apart, and the stack has an end.
+    fn push_from(&mut self, first: usize, record: Record) {
+        let mut apart: Vec<(usize, std::vec::IntoIter<Record>)> = Vec::new();
+        let mut next = Some((first, record));
+        while let Some((first, record)) = next.take() {
+            if let Some((index, parts)) = self.pass(first, record) {
+                apart.push((index, parts.into_iter()));
+            }
+            while let Some((index, parts)) = apart.last_mut() {
+                if self.is_stopping() {
+                    return;
+                }
+                next = parts.next().map(|part| (*index, part));
+                if next.is_some() {
+                    break;
+                }
+                apart.pop();
+            }
+        }
+    }
+
+    /// Pushes a record through the steps from `first` on, up to one that takes it apart: its parts go on with the step that
+    /// is returned.
+    fn pass(&mut self, first: usize, mut record: Record) -> Option<(usize, Vec<Record>)> {
+        for index in first..self.plan.steps.len() {
+            if !self.flowing.waiting.is_empty() && self.plan.steps[index].takes_one_at_a_time() {
+                if let Some(queue) = self.flowing.waiting.get_mut(&index) {
+                    if queue.is_waiting() {
+                        queue.push_input(record);
+                        return None;
+                    }
+                }
+            }
+            let started = self.flowing.durations.is_some().then(Instant::now);
+            let outcome = self.apply(index, record);
+            self.note(index, started);
+            let outcome = match outcome {
+                Ok(Flow::Waiting) => return None,
+                outcome if !self.flowing.is_waiting_at(index) => outcome,
+                outcome => {
+                    // Records in front of it wait.
+                    self.flowing
+                        .waiting
+                        .entry(index)
+                        .or_default()
+                        .push(Slot::Ready(outcome));
+                    return None;
+                }
+            };
+            match outcome {
+                Ok(Flow::On(next)) => record = next,
+                Ok(Flow::Apart(parts)) => return Some((index + 1, parts)),
+                other => {
+                    self.route(index, other);
+                    return None;
+                }
+            }
+        }
+        self.flowing.results.push(record);
+        None
+    }
+
+    /// Sends on what became of a record at a step.
+    fn route(&mut self, index: usize, outcome: Result<Flow, Failure>) {
+        match outcome {
+            Ok(Flow::On(record)) => self.push_from(index + 1, record),
+            Ok(Flow::Apart(records)) => {
+                for part in records {
+                    if self.is_stopping() {
+                        return;
+                    }
+                    self.push_from(index + 1, part);
+                }
+            }
+            Ok(Flow::Kept | Flow::Waiting) => {}
+            Err(failure) => self.fail(failure),
+        }
+    }
+
+    /// The value of a call, or `None` when the record has begun to wait.
+    fn now_or_wait<T>(&mut self, index: usize, called: Called<T>, key: Option<Vec<u8>>) -> Option<T> {
+        match called {
+            Called::Now(value) => Some(value),
+            Called::Later(awaitable, record) => {
+                let queue = self.flowing.waiting.entry(index).or_default();
+                let number = queue.next_number();
+                queue.push(Slot::Waiting { record, key });
+                awaitable.start((self.tickets)(index, number));
+                None
+            }
+        }
+    }
+}

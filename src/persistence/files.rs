@@ -1,0 +1,98 @@
+//! What is saved: in RDB files, and in AOF files that are rewritten.
+
+use super::{
+    IMPORT, Persistence, REGISTER, archive,
+    step::{SavedRegistration, SavedSession, Step},
+};
+use crate::{
+    engine::requirement::Requirement,
+    python::Files,
+    redis::{
+        api,
+        lock::Lock,
+        persist::{Blob, Saved},
+    },
+};
+
+impl Saved for Persistence {
+    fn count(&self, lock: Lock<'_>) -> usize {
+        let kept = self.kept.read(lock);
+        let gone = usize::from(!kept.gone.is_empty());
+        kept.registrations.len() + gone + self.engine.requirements.all(lock).len()
+    }
+
+    fn each(&self, lock: Lock<'_>, save: &mut dyn FnMut(Blob)) {
+        for requirement in self.engine.requirements.all(lock) {
+            match archive_of(lock, &requirement) {
+                Ok(bytes) => save(Blob {
+                    command: IMPORT,
+                    bytes,
+                }),
+                Err(error) => api::log_warning(&format!(
+                    "Failed serializing requirement {}, {error}",
+                    requirement.name
+                )),
+            }
+        }
+        let kept = self.kept.read(lock);
+        if !kept.gone.is_empty() {
+            let step = Step {
+                gone: kept.gone.iter().map(|id| id.to_string()).collect(),
+                ..Step::default()
+            };
+            save(Blob {
+                command: REGISTER,
+                bytes: step.encode(),
+            });
+        }
+        for registration in &kept.registrations {
+            let step = Step {
+                session: SavedSession::of(&registration.session),
+                registrations: vec![SavedRegistration::of(registration)],
+                ..Step::default()
+            };
+            save(Blob {
+                command: REGISTER,
+                bytes: step.encode(),
+            });
+        }
+    }
+
+    fn load(&self, lock: Lock<'_>, blob: &[u8]) -> Result<(), String> {
+        if archive::is_one(blob) {
+            return self.take(lock, blob);
+        }
+        self.apply_step(lock, Step::decode(blob)?)
+    }
+}
+
+/// A requirement as bytes.
+///
+/// # Errors
+/// One of its files is gone; the bytes that came are damaged, which its thread has not noticed yet.
+pub(super) fn archive_of(lock: Lock<'_>, requirement: &Requirement) -> Result<Vec<u8>, String> {
+    match requirement.archive(lock) {
+        Some(archive) => match archive::decode(&archive) {
+            Ok(_) => Ok(archive.to_vec()),
+            Err(error) => Err(error.to_string()),
+        },
+        None => files_of(requirement).map(|files| archive::encode(&files)),
+    }
+}
+
+/// The files of a requirement, read from the disk.
+///
+/// # Errors
+/// One of them is gone.
+pub fn files_of(requirement: &Requirement) -> Result<Files, String> {
+    let read = |wheel: &String| Ok((wheel.clone(), requirement.read(wheel)?));
+    Ok(Files {
+        name: requirement.name.clone(),
+        platform: requirement.platform.clone(),
+        wheels: requirement
+            .wheels
+            .iter()
+            .map(read)
+            .collect::<Result<_, String>>()?,
+    })
+}

@@ -1,0 +1,222 @@
+//! Requirements that came without being installed, and the registrations that are held until they are.
+
+use std::sync::Arc;
+
+use super::{Persistence, archive, restore::log_disabled, step::SavedRegistration};
+use crate::{
+    engine::{
+        registration::{Claim, Peers, Registration},
+        requirement::Requirement,
+        session::Session,
+    },
+    error::Error,
+    redis::{
+        api,
+        lock::{self, Lock},
+    },
+};
+
+impl Persistence {
+    /// What is held takes its names already, though the readers do not know of it.
+    pub(super) fn check_held(
+        &self,
+        lock: Lock<'_>,
+        old: Option<&Arc<Session>>,
+        registrations: &[Arc<Registration>],
+    ) -> Result<(), Error> {
+        let kept = self.kept.read(lock);
+        let peers = Peers {
+            replaced: old.map(|old| &**old),
+            prepared: &[],
+        };
+        let stays = |held: &&Arc<Registration>| !held.is_removed() && !peers.replace(held);
+        for held in kept.held.iter().filter(stays) {
+            for registration in registrations {
+                match (held.trigger.claim(), registration.trigger.claim()) {
+                    (Some(Claim::Trigger(held)), Some(Claim::Trigger(new))) if held == new => {
+                        return Err(Error::TriggerExists);
+                    }
+                    (
+                        Some(Claim::Hook {
+                            command: held,
+                            sync: false,
+                        }),
+                        Some(Claim::Hook { command: new, .. }),
+                    ) if held == new => return Err(Error::HookedByBackground),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a requirement known that came from a file or the master. What is not installed yet will be, by its thread:
+    /// a replica serves its clients meanwhile.
+    pub(super) fn take(&self, lock: Lock<'_>, archive: &[u8]) -> Result<(), String> {
+        let text = |error: Error| error.to_string();
+        let header = archive::header(archive).map_err(text)?;
+        let loading = self.engine.is_loading();
+        // Otherwise the thread for requirements finds out: it takes its time.
+        let files = loading
+            .then(|| archive::decode(archive).map_err(text))
+            .transpose()?;
+        let is_it = |known: &Arc<Requirement>| {
+            known.name == header.name && known.digest == header.digest && known.has_files(lock)
+        };
+        let known = self.engine.requirements.get(lock, &header.name).filter(is_it);
+        let known = known.or_else(|| {
+            self.kept
+                .read(lock)
+                .previous
+                .iter()
+                .find(|old| is_it(old))
+                .cloned()
+        });
+        let requirement = known.unwrap_or_else(|| {
+            let requirement = self.packages.requirement(&header);
+            if files.is_some_and(|files| self.packages.has_installed(&requirement, &files)) {
+                requirement.set_installed();
+                Arc::new(requirement)
+            } else {
+                Arc::new(requirement.with_archive(archive.into()))
+            }
+        });
+        if !requirement.is_installed() {
+            requirement.set_wanted();
+        }
+        self.engine.requirements.put(lock, &requirement);
+        if !loading {
+            self.install_wanted();
+        }
+        Ok(())
+    }
+
+    /// Installs what has come without being installed, and begins what was held for it.
+    pub(super) fn install_wanted(&self) {
+        let Some(this) = self.this.upgrade() else { return };
+        self.packages.later(move || {
+            let wanted = lock::with_lock(|lock| this.wanted(lock));
+            for requirement in wanted {
+                let installed = this.unpack(&requirement).and_then(|()| {
+                    let requirement = std::slice::from_ref(&requirement);
+                    this.packages.install(requirement)
+                });
+                if let Err(error) = installed {
+                    // Functions that miss it tell by themselves.
+                    api::log_warning(&format!(
+                        "requirement {} was not installed: {error}",
+                        requirement.name
+                    ));
+                    requirement.set_failed();
+                }
+            }
+            lock::with_lock(|lock| this.begin_held(lock));
+        });
+    }
+
+    /// The requirements that are to be installed: those that only held registrations know, and by name all from the first
+    /// one on, because of two versions the last one is imported.
+    fn wanted(&self, lock: Lock<'_>) -> Vec<Arc<Requirement>> {
+        if self.engine.is_loading() {
+            return Vec::new();
+        }
+        let known = self.engine.requirements.all(lock);
+        let kept = self.kept.read(lock);
+        let held = kept.held.iter().filter(|held| !held.is_removed());
+        let mut wanted: Vec<Arc<Requirement>> = Vec::new();
+        for requirement in held.flat_map(|held| &held.session.needs.requirements) {
+            let is_it = |other: &Arc<Requirement>| Arc::ptr_eq(other, requirement);
+            if !requirement.is_wanted() || known.iter().any(is_it) || wanted.iter().any(is_it) {
+                continue;
+            }
+            if known.iter().any(|known| known.name == requirement.name) {
+                // A later one has its name: as after a restart, the session gets that.
+                requirement.drop_archive(lock);
+                requirement.set_failed();
+            } else {
+                wanted.push(Arc::clone(requirement));
+            }
+        }
+        wanted.extend(known.into_iter().skip_while(|known| !known.is_wanted()));
+        wanted
+    }
+
+    /// Puts files on the disk that exist as bytes only. The bytes are kept, and saved, until that has worked.
+    fn unpack(&self, requirement: &Arc<Requirement>) -> Result<(), String> {
+        let Some(archive) = lock::with_lock(|lock| requirement.archive(lock)) else {
+            return Ok(());
+        };
+        let files = archive::decode(&archive).map_err(|error| {
+            lock::with_lock(|lock| self.engine.requirements.remove(lock, requirement));
+            error.to_string()
+        })?;
+        self.packages
+            .store(requirement, &files)
+            .map_err(|error| error.to_string())?;
+        lock::with_lock(|lock| requirement.drop_archive(lock));
+        Ok(())
+    }
+
+    /// Starts registrations whose requirements are installed, or cannot be.
+    fn begin_held(&self, lock: Lock<'_>) {
+        if self.engine.is_loading() {
+            return;
+        }
+        let held = std::mem::take(&mut self.kept.write(lock).held);
+        let (held, ready): (Vec<_>, Vec<_>) = held
+            .into_iter()
+            .filter(|held| !held.is_removed())
+            .partition(|held| is_held(&held.session));
+        self.kept.write(lock).held.extend(held);
+        for held in ready {
+            // Functions of one that began before may have removed it.
+            if !held.is_removed() {
+                self.begin(lock, &held);
+            }
+        }
+    }
+
+    /// Puts a registration that runs in the place of one that was held. One that cannot run stays, and tells why.
+    fn begin(&self, lock: Lock<'_>, held: &Registration) {
+        let session = &held.session;
+        let make = |functions| self.rebuild(SavedRegistration::of(held), session, functions);
+        let functions = self.load(&SavedRegistration::of(held), session);
+        let started = make(functions).and_then(|registration| {
+            let registration = Arc::new(registration);
+            if registration.disabled.is_none() {
+                registration
+                    .trigger
+                    .start(lock, &registration)
+                    .map_err(|error| error.to_string())?;
+            }
+            Ok(registration)
+        });
+        let registration = match started.or_else(|reason| make(Err(reason)).map(Arc::new)) {
+            Ok(registration) => registration,
+            Err(reason) => {
+                // It was made of the same before.
+                api::log_warning(&format!("registration {} cannot begin: {reason}", held.id));
+                return;
+            }
+        };
+        self.engine.registry.exchange_registration(&registration);
+        let mut kept = self.kept.write(lock);
+        kept.registrations.retain(|kept| kept.id != registration.id);
+        kept.registrations.push(Arc::clone(&registration));
+        kept.registrations.sort_by_key(|registration| registration.id);
+        drop(kept);
+        log_disabled(&registration);
+        if registration.disabled.is_none() {
+            self.engine.call_on_registered(&registration);
+        }
+    }
+}
+
+/// True while something that the session's functions need is to be installed.
+pub(super) fn is_held(session: &Session) -> bool {
+    session
+        .needs
+        .requirements
+        .iter()
+        .any(|requirement| requirement.is_wanted())
+}

@@ -1,0 +1,78 @@
+//! The entries that one execution gets.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use parking_lot::Mutex;
+
+use super::{
+    Watch,
+    group::{Portion, Read},
+    state::Taken,
+};
+use crate::{
+    engine::{
+        Engine,
+        execution::{Reading, Source},
+        language::{Failure, with_lock},
+        record::Record,
+    },
+    redis::lock::Lock,
+};
+
+/// The entries of one execution, read when it begins.
+pub(super) struct Batch {
+    pub(super) watch: Arc<Watch>,
+    pub(super) key: Vec<u8>,
+    pub(super) portion: Portion,
+    pub(super) taken: Arc<Mutex<Taken>>,
+    pub(super) epoch: u64,
+    pub(super) entries: Option<VecDeque<Record>>,
+}
+
+impl Batch {
+    fn read(&self, engine: &Engine, lock: Lock<'_>) -> VecDeque<Record> {
+        let watch = &self.watch;
+        let state = watch.shared.lock();
+        if state.epoch != self.epoch || !watch.reads(engine, &state) {
+            // It was stopped while this waited for the server.
+            return VecDeque::new();
+        }
+        drop(state);
+        let read = watch.group.read(lock, engine.features, &self.key, self.portion);
+        let Read { entries, gone, made } = read;
+        let mut state = watch.shared.lock();
+        let mut arrived = None;
+        if gone {
+            // Whatever comes under this name is another stream.
+            state.streams.remove(&self.key);
+        } else if let Some(stream) = state.streams.get_mut(&self.key) {
+            if let Some(held) = made {
+                stream.note_made(held);
+            }
+            arrived = stream.note_read(self.portion, entries.len());
+        }
+        drop(state);
+        *self.taken.lock() = Taken {
+            ids: entries.iter().map(|entry| entry.id.clone()).collect(),
+            full: self.portion == Portion::New(entries.len() as u64),
+            arrived,
+        };
+        let records = entries.into_iter().map(|entry| entry.record(&self.key));
+        records.collect()
+    }
+}
+
+impl Source for Batch {
+    fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
+        if self.entries.is_none() {
+            let engine = reading.engine;
+            let entries = with_lock(engine.language.as_ref(), |lock| self.read(engine, lock));
+            self.entries = Some(entries);
+        }
+        Ok(self.buffered())
+    }
+
+    fn buffered(&mut self) -> Option<Record> {
+        self.entries.as_mut()?.pop_front()
+    }
+}
