@@ -14,7 +14,7 @@ SUBSET_SERVERS := valkey-8.1 valkey-9.1
 SERVERS ?=
 ARGS ?=
 # test files that run at the same time
-JOBS ?= 2
+JOBS ?= 3
 
 export PORT PYTHON SERVER
 # rustup's folder, for shells that have not read its profile

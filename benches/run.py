@@ -46,7 +46,8 @@ GROUPS = list(dict.fromkeys(scenario.group for scenario in EVERY.values()))
 DEFAULT_SERVERS = ["redis-7.0", "redis-8.2"]
 DEFAULT_REPEAT = 5
 SMOKE_REPEAT = 1
-SMOKE_REQUESTS = 20_000
+SMOKE_SHARE = 50  # of what each scenario measures with otherwise
+SMOKE_SERVERS = ("redis-8.2",)
 BUSY_LOAD = 0.5
 SOURCES = ("src", "python", "build.rs", "Cargo.toml", "Cargo.lock")  # what the module is made of
 
@@ -68,7 +69,6 @@ def parse() -> argparse.Namespace:
     if arguments.smoke and arguments.check:
         parser.error("--smoke judges no timing, so it cannot be used with --check")
     arguments.repeat = arguments.repeat or (SMOKE_REPEAT if arguments.smoke else DEFAULT_REPEAT)
-    arguments.requests = arguments.requests or (SMOKE_REQUESTS if arguments.smoke else None)
     return arguments
 
 
@@ -141,7 +141,8 @@ def module_facts() -> dict[str, Any]:
 
 def measure(scenario: AnyScenario, server: str, binary: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """One entry of the results; a scenario that does not work gives one with `error`."""
-    repeat, requests = arguments.repeat, arguments.requests or scenario.requests
+    usual = max(1, scenario.requests // SMOKE_SHARE) if arguments.smoke else scenario.requests
+    repeat, requests = arguments.repeat, arguments.requests or usual
     result: dict[str, Any] = {"scenario": scenario.name, "group": scenario.group, "server": server}
     result["description"] = scenario.description
     pairs = "" if isinstance(scenario, (Stall, Resource)) else f"{repeat} x 2 runs of "
@@ -173,8 +174,9 @@ def main() -> int:
     if not module_path().exists():
         print(f"pinion: {module_path()} does not exist: make build", file=sys.stderr)
         return 1
+    defaults = SMOKE_SERVERS if arguments.smoke else DEFAULT_SERVERS
     try:
-        binaries = {name: servers.binary(name) for name in arguments.server or DEFAULT_SERVERS}
+        binaries = {name: servers.binary(name) for name in arguments.server or defaults}
     except servers.ServerUnavailable as error:
         print(f"pinion: {error}", file=sys.stderr)
         return 1
