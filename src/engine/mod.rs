@@ -9,6 +9,7 @@ pub mod execution;
 pub mod id;
 pub mod language;
 pub mod link;
+mod load;
 pub mod members;
 mod memory;
 mod pipeline;

@@ -2,7 +2,8 @@
 //!
 //! Short executions are worked off by one attached worker: waking others for them only makes threads fight for the
 //! interpreter. While a worker is at it, one other stands by and looks every [`TICK`]: if no job was taken for that long
-//! although some are ready, the first one is blocked, and the second one comes.
+//! although some are ready, the first one is blocked, and the second one comes; so it does where those that are at it spend
+//! most of their time waiting ([`Load`]). Where they fight for the interpreter one of them leaves.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,7 +17,11 @@ use std::{
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::{execution::Execution, id::Id};
+use super::{
+    execution::Execution,
+    id::Id,
+    load::{Advice, Load},
+};
 
 /// How long ready jobs are left to the workers that are at it.
 const TICK: Duration = Duration::from_micros(500);
@@ -66,6 +71,7 @@ struct State {
     called: bool,
     /// A worker stands by.
     standby: bool,
+    load: Load,
     /// Workers that sleep. The last one is woken first: its memory is still warm.
     sleepers: Vec<Thread>,
 }
@@ -170,11 +176,18 @@ impl Queue {
             state.standby = false;
             if state.taken != taken {
                 quiet_ticks = 1;
+                let workers = state.at_it;
+                if workers > 0 && !state.ready.is_empty() && state.load.advice(workers) == Advice::More {
+                    break;
+                }
             } else if state.ready.is_empty() {
                 quiet_ticks += 1;
             } else {
                 break;
             }
+        }
+        if state.at_it == 0 {
+            state.load.restart();
         }
         state.at_it += 1;
         // Somebody has to stand by while this one is at it.
@@ -185,9 +198,19 @@ impl Queue {
         }
     }
 
-    /// The next job; if there is none, the worker is no longer at it.
+    /// Counts the calling thread as a worker; before it waits for the first time.
+    pub fn enlist(&self) {
+        self.state.lock().load.count_this_thread();
+    }
+
+    /// The next job; if there is none, or others do it better alone, the worker is no longer at it.
     pub fn next(&self) -> Option<Job> {
         let mut state = self.state.lock();
+        let workers = state.at_it;
+        if workers > 1 && state.load.advice(workers) == Advice::Fewer {
+            state.at_it -= 1;
+            return None;
+        }
         let job = state.ready.pop_front();
         if job.is_some() {
             state.taken += 1;

@@ -39,6 +39,7 @@ pub(super) fn spawn(engine: &Arc<Engine>, to_stop: Receiver<Arc<Execution>>) -> 
 }
 
 fn work(engine: &Engine) {
+    engine.queue.enlist();
     loop {
         engine.queue.wait();
         engine.language.attached(&mut || {
