@@ -26,7 +26,7 @@ use crate::{
         api::{self, Features},
         call::call_original,
         client::{self, ClientState},
-        command::{Answer, Command},
+        command::{self, Answer, Command},
         filter::{Function, InnerName, Installed, Passing},
         guarded::Guarded,
         lock::Lock,
@@ -83,11 +83,9 @@ pub struct Hooks {
     bypass: Guarded<bool>,
 }
 
-/// The linked command that runs now.
+/// The linked command that runs now, which is the server's current one (`redis::command`).
+#[derive(Default)]
 struct Running {
-    name: Arc<[u8]>,
-    command: Vec<Vec<u8>>,
-    may_block: bool,
     /// Made when the first event fires.
     link: Option<Arc<Link>>,
 }
@@ -100,11 +98,11 @@ struct RunningGuard<'a> {
 }
 
 impl<'a> RunningGuard<'a> {
-    fn enter(hooks: &'a Hooks, lock: Lock<'a>, running: Running) -> Self {
+    fn enter(hooks: &'a Hooks, lock: Lock<'a>) -> Self {
         Self {
             hooks,
             lock,
-            before: hooks.running.write(lock).replace(running),
+            before: hooks.running.write(lock).replace(Running::default()),
         }
     }
 
@@ -138,29 +136,25 @@ impl Hooks {
 
     /// True while a linked command runs that `names` has, in any letter case.
     pub fn is_running_one_of(&self, lock: Lock<'_>, names: &[String]) -> bool {
-        self.running.read(lock).as_ref().is_some_and(|running| {
-            names
-                .iter()
-                .any(|name| name.as_bytes().eq_ignore_ascii_case(&running.name))
-        })
+        self.running.read(lock).is_some() && command::current_is_one_of(lock, names)
     }
 
     /// True unless a linked command runs now whose caller cannot wait.
     pub fn may_wait(&self, lock: Lock<'_>) -> bool {
-        self.running
-            .read(lock)
-            .as_ref()
-            .is_none_or(|running| running.may_block)
+        self.running.read(lock).is_none() || command::current_may_block(lock)
     }
 
     /// A hold on the linked command that runs now. `None` if there is none, or if its caller cannot wait for an
     /// execution in the background.
     pub fn hold_running(&self, lock: Lock<'_>, sync: bool) -> Option<Hold> {
         let mut running = self.running.write(lock);
-        let running = running.as_mut().filter(|running| sync || running.may_block)?;
+        let running = running.as_mut()?;
+        if !sync && !command::current_may_block(lock) {
+            return None;
+        }
         let link = running
             .link
-            .get_or_insert_with(|| Link::new(std::mem::take(&mut running.command)));
+            .get_or_insert_with(|| Link::new(command::current_words(lock)));
         Some(link.hold())
     }
 
@@ -398,26 +392,24 @@ impl Hooks {
         }
         let name = original.get(0).unwrap_or_default();
         let cleared = self.cleared.write(command.lock()).take();
-        if cleared.is_none_or(|id| id != command.client_id()) && !command.sender_may_run(original) {
+        let cleared = cleared.is_some_and(|id| id == command.client_id());
+        let not_permitted = || {
             let name = name.to_ascii_lowercase();
-            return Err(Error::NotPermitted(String::from_utf8_lossy(&name).into_owned()));
-        }
+            Error::NotPermitted(String::from_utf8_lossy(&name).into_owned())
+        };
         if let Some(registration) = self.hook_for(engine, command) {
+            if !cleared && !command.sender_may_run(original) {
+                return Err(not_permitted());
+            }
             return self.run_hook(engine, command, name, &registration);
         }
+        let (reply, link) = command.as_current(1, || {
+            let running = RunningGuard::enter(self, command.lock());
+            let reply = call_original(command, self.features, original, cleared);
+            (reply, running.leave())
+        });
+        let reply = reply.map_err(|_| not_permitted())?;
         engine.stats.count_linked();
-        let running = RunningGuard::enter(
-            self,
-            command.lock(),
-            Running {
-                name: name.into(),
-                command: original.to_vecs(),
-                may_block: command.may_block(),
-                link: None,
-            },
-        );
-        let reply = call_original(command, self.features, original);
-        let link = running.leave();
         match link.as_ref().map_or(Ok(None), |link| link.close_if_free()) {
             Ok(None) => reply.forward(command),
             Ok(Some(replacement)) => command.send(&replacement),

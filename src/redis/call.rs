@@ -2,7 +2,7 @@
 
 use std::{
     ffi::{CStr, CString},
-    io,
+    io, slice,
 };
 
 use redis_module::raw;
@@ -120,29 +120,59 @@ impl Drop for UnderWay<'_> {
 }
 
 /// Runs the command that stands in `argv` as the client of `command` would have: in its database, with its
-/// protocol version and its cluster flags, with what its events cause in `sync` functions. The caller has checked the
-/// client's rights.
-pub fn call_original(command: &Command<'_>, features: Features, argv: Argv<'_>) -> CallReply {
-    let name = argv
-        .get(0)
-        .and_then(|name| CString::new(name).ok())
-        .unwrap_or_default();
-    let format = if features.call_options { c"!v0E" } else { c"!v" };
+/// protocol version and its cluster flags, with what its events cause in `sync` functions.
+///
+/// # Errors
+/// The user who sent `command` may not run this one; unless that is `cleared` already.
+pub fn call_original(
+    command: &Command<'_>,
+    features: Features,
+    argv: Argv<'_>,
+    cleared: bool,
+) -> Result<CallReply, NotPermitted> {
+    // The server looks the user up faster than we do, if the command comes from a client.
+    let server_checks = !cleared && features.call_options && command.is_of_a_client();
+    if !cleared && !server_checks && !command.sender_may_run(argv) {
+        return Err(NotPermitted);
+    }
+    let format = match (features.call_options, server_checks) {
+        (true, true) => c"!v0EC",
+        (true, false) => c"!v0E",
+        (false, _) => c"!v",
+    };
+    let name = argv.name().unwrap_or_default();
     let args = argv.skip(1).as_raw();
+    let run = |format: &CStr| {
+        // SAFETY: as in `call`, with the context of the running command.
+        CallReply(unsafe {
+            api!(RedisModule_Call(
+                command.as_raw(),
+                name.as_ptr(),
+                format.as_ptr(),
+                args.as_ptr(),
+                args.len()
+            ))
+        })
+    };
     let caused = Caused::enter(command.lock());
-    // SAFETY: as in `call`, with the context of the running command.
-    let reply = CallReply(unsafe {
-        api!(RedisModule_Call(
-            command.as_raw(),
-            name.as_ptr(),
-            format.as_ptr(),
-            args.as_ptr(),
-            args.len()
-        ))
-    });
+    let mut reply = run(format);
+    if server_checks && reply.begins_with(NO_USER) {
+        // Another module's call. The server has not run the command.
+        reply = run(c"!v0E");
+    }
     caused.done();
-    reply
+    // Servers word this refusal in several ways. Whoever may not run the command has got no other error.
+    if server_checks && reply.begins_with(b"-") && !command.sender_may_run(argv) {
+        return Err(NotPermitted);
+    }
+    Ok(reply)
 }
+
+/// How the server begins its refusal where `C` was given and there is no user.
+const NO_USER: &[u8] = b"-ERR cannot run as user";
+
+/// Somebody's rights are not enough.
+pub struct NotPermitted;
 
 /// A command's reply as the server keeps it; freed on drop, within the entry point that made the call.
 pub struct CallReply(*mut raw::RedisModuleCallReply);
@@ -173,8 +203,24 @@ impl CallReply {
         })
     }
 
+    /// True if the reply in the form of the protocol, which costs nothing to look at, begins with this.
+    fn begins_with(&self, bytes: &[u8]) -> bool {
+        if self.0.is_null() {
+            return false;
+        }
+        let mut len = 0;
+        // SAFETY: the reply is alive, and its protocol form with it.
+        unsafe {
+            let start = api!(RedisModule_CallReplyProto(self.0, &raw mut len));
+            !start.is_null() && slice::from_raw_parts(start.cast::<u8>(), len).starts_with(bytes)
+        }
+    }
+
     /// Errors that the server words for module authors, in the words that a client knows.
     fn reworded(&self) -> Option<Reply> {
+        if !self.begins_with(b"-") {
+            return None;
+        }
         // SAFETY: the reply is alive.
         let error = unsafe {
             if api!(RedisModule_CallReplyType(self.0)) as isize != raw::REDISMODULE_REPLY_ERROR {

@@ -1,6 +1,6 @@
 //! Strings of the server: an owned one, and the arguments of a running command.
 
-use std::{marker::PhantomData, ptr, slice};
+use std::{ffi::CStr, marker::PhantomData, ptr, slice};
 
 use redis_module::raw;
 
@@ -93,6 +93,14 @@ impl<'a> Argv<'a> {
     pub fn get(self, index: usize) -> Option<&'a [u8]> {
         // SAFETY: the strings live for `'a`.
         self.raw.get(index).map(|&string| unsafe { bytes(string) })
+    }
+
+    /// The command's name as C knows it; `None` without one, or if it contains NUL.
+    pub(super) fn name(self) -> Option<&'a CStr> {
+        let name = self.get(0)?;
+        // SAFETY: the server ends its strings with a NUL that it does not count.
+        let with_end = unsafe { slice::from_raw_parts(name.as_ptr(), name.len() + 1) };
+        CStr::from_bytes_with_nul(with_end).ok()
     }
 
     /// All arguments from `index` on.
