@@ -33,7 +33,7 @@ run-tests = $(PYTEST) --server "$(1)" -n $(JOBS) --dist loadfile $(2) $(ARGS) ||
 .PHONY: help
 help: ## show this list
 	@echo 'make TARGET [PORT=$(PORT)] [PYTHON=$(PYTHON)] [SERVER=$(SERVER)]'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: setup
 setup: ## install what is missing to build and run (apt, virtual environment)
@@ -109,6 +109,10 @@ bench-keep: ## keep the results and pictures of the last `make bench`
 	@mkdir -p benches/results
 	@cp target/bench/results.json benches/results/latest.json
 	@cp target/bench/performance.png target/bench/performance.svg docs/
+
+.PHONY: bench-profile
+bench-profile: setup-bench build ## how many instructions a command takes and in whose code, by callgrind (needs valgrind)
+	@$(VENV_PYTHON) benches/profile.py $(ARGS)
 
 .PHONY: bench-smoke
 bench-smoke: setup-test build ## every benchmark once, briefly: do they still work?

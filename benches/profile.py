@@ -1,0 +1,165 @@
+"""`make bench-profile`: how many instructions a command takes, and in whose code, by callgrind.
+
+    python benches/profile.py --server redis-8.2
+
+Instructions are no time, but they do not depend on what else runs on the machine: a change of one in a hundred shows. Those of
+the kernel are not counted. The files in target/bench/profile are for callgrind_annotate or KCachegrind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import servers  # noqa: E402  the binaries are those of the tests
+from client import Client  # noqa: E402
+from events import CONSTANT, CONSTANT_SHA, HOOK, TRIGGER  # noqa: E402
+from harness import Failure, free_port, wait_until  # noqa: E402
+from helpers import module_path  # noqa: E402
+from report import as_markdown  # noqa: E402
+from scenarios import KEYMISS, OTHER_KEYS  # noqa: E402
+
+OUT = ROOT / "target" / "bench" / "profile"
+WARM, COMMANDS, PIPELINE = 2_000, 20_000, 16
+# Whose code an object file is; the first one that its name contains.
+OWNERS = {"libpinion": "the module", "libpython": "Python", "-server": "the server"}
+
+
+class Way(NamedTuple):
+    """What is profiled; `#` stands for a number."""
+
+    name: str
+    command: tuple[str, ...]
+    script: str
+    plain: tuple[str, ...]  # what a server without the module is asked instead
+
+
+GET, MISS = ("GET", "key:#"), ("GET", "missing:#")
+PATHS = (
+    Way("hit", GET, KEYMISS.format(mode="async_local"), GET),
+    Way("miss", MISS, KEYMISS.format(mode="async_local"), GET),
+    Way("sync", MISS, KEYMISS.format(mode="sync"), GET),
+    Way("trigger-pipelined", ("RG.TRIGGER", "one"), TRIGGER.format(mode="sync"), ("EVALSHA", CONSTANT_SHA, "0")),
+    Way("set-other-keys", ("SET", "key:#", "value"), OTHER_KEYS, ("SET", "key:#", "value")),
+    Way("hook-other-keys", ("HSET", "hash:#", "field", "value"), HOOK, ("HSET", "hash:#", "field", "value")),
+)
+
+
+def profile(binary: Path, path: Way, module: bool) -> Counter[str]:
+    """Instructions per command, by whose code it is.
+
+    # Raises `Failure`.
+    """
+    side = "module" if module else "plain"
+    kept = OUT / f"{path.name}-{side}.callgrind"
+    directory = Path(tempfile.mkdtemp(prefix="pinion-profile-"))
+    port = free_port()
+    line = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={kept}", str(binary)]
+    # The server's own housekeeping is to be as rare as can be.
+    line += ["--port", str(port), "--dir", str(directory), "--save", "", "--hz", "1", "--dynamic-hz", "no"]
+    if module:
+        line += ["--loadmodule", str(module_path())]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        client = connect(process, port)
+        client.pipeline([("SET", f"key:{number:04}", "value") for number in range(1000)])
+        client.call("SCRIPT", "LOAD", CONSTANT)
+        if module:
+            client.call("RG.PYEXECUTE", path.script)
+        ask(client, path.command if module else path.plain, 0, WARM)
+        for number, state in enumerate(("on", "off")):
+            control = ["callgrind_control", "-i", state, str(process.pid)]
+            subprocess.run(control, check=True, capture_output=True, timeout=60)
+            if state == "on":
+                ask(client, path.command if module else path.plain, WARM, COMMANDS)
+        client.close()
+        process.terminate()
+        process.wait(120)
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(directory, ignore_errors=True)
+    return owners(kept)
+
+
+def connect(process: subprocess.Popen[bytes], port: int) -> Client:
+    """Waits until the server answers, which takes it some seconds."""
+    found: list[Client] = []
+
+    def answers() -> bool:
+        if process.poll() is not None:
+            raise Failure("the server did not start under valgrind (apt install valgrind)")
+        try:
+            client = Client(port)
+            found.append(client)
+            return client.call("PING") == b"PONG"
+        except (OSError, Failure):
+            return False
+
+    wait_until(answers, 120, lambda: "the server answers")
+    return found[-1]
+
+
+def ask(client: Client, command: tuple[str, ...], first: int, number: int) -> None:
+    """Sends the command, 16 at a time."""
+    for begin in range(first, first + number, PIPELINE):
+        client.pipeline(
+            [tuple(word.replace("#", f"{at % 1000:04}") for word in command) for at in range(begin, begin + PIPELINE)]
+        )
+
+
+def owners(kept: Path) -> Counter[str]:
+    """Adds up what callgrind has written, without what functions that are called have cost."""
+    names: dict[str, str] = {}
+    found: Counter[str] = Counter()
+    owner, of_call = "the C library", False
+    for line in kept.read_text(errors="replace").splitlines():
+        if line.startswith("ob="):
+            number, name = re.match(r"ob=(\(\d+\))(?: (.*))?", line).groups()  # type: ignore[union-attr]
+            names.setdefault(number, name)
+            owner = next((owner for part, owner in OWNERS.items() if part in Path(names[number]).name), "the C library")
+        elif line.startswith("cob="):
+            number, name = re.match(r"cob=(\(\d+\))(?: (.*))?", line).groups()  # type: ignore[union-attr]
+            if name:
+                names.setdefault(number, name)
+        elif line.startswith("calls="):
+            of_call = True
+        elif line[:1] in set("0123456789+-*"):
+            if not of_call:
+                found[owner] += int(line.split()[1])
+            of_call = False
+    return Counter({owner: round(total / COMMANDS) for owner, total in found.items()})
+
+
+def main() -> int:
+    """Prints one table."""
+    parser = argparse.ArgumentParser(description="Count the instructions of commands, by whose code they are in.")
+    parser.add_argument("--server", default="redis-8.2", help=f"{', '.join(servers.SERVERS)}, or a path (redis-8.2)")
+    parser.add_argument("--path", action="append", choices=[path.name for path in PATHS], help="(repeatable)")
+    arguments = parser.parse_args()
+    OUT.mkdir(parents=True, exist_ok=True)
+    binary = servers.binary(arguments.server)
+    columns = ("the server", "the module", "Python", "the C library")
+    rows = []
+    for path in PATHS:
+        if arguments.path and path.name not in arguments.path:
+            continue
+        plain, ours = profile(binary, path, module=False), profile(binary, path, module=True)
+        figures = [sum(plain.values()), sum(ours.values()), *(ours[column] for column in columns)]
+        rows.append([f"`{path.name}`", arguments.server, *(f"{figure:,}" for figure in figures)])
+    print("\n".join(as_markdown(["scenario", "server", "without", "with the module", *(f"in {column}" for column in columns)], rows)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
