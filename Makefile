@@ -112,7 +112,7 @@ bench-keep: ## keep the results and pictures of the last `make bench`
 
 .PHONY: bench-profile
 bench-profile: setup-bench build ## how many instructions a command takes and in whose code, by callgrind (needs valgrind)
-	@$(VENV_PYTHON) benches/profile.py $(ARGS)
+	@$(VENV_PYTHON) benches/instructions.py $(ARGS)
 
 .PHONY: bench-smoke
 bench-smoke: setup-test build ## every benchmark once, briefly: do they still work?

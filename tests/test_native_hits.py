@@ -290,3 +290,17 @@ def test_cluster_of_two(start_server: Callable[..., Server]) -> None:
     two.call("ASKING")
     assert two.call("GET", "a{06S}") == FETCHED
     assert two.call("GET", "a{06S}") == moved
+
+
+def test_a_linked_command_looks_at_no_more_keys_than_its_user_may(server: Server) -> None:
+    """SORT finds further keys while it runs, and asks for the rights to them then."""
+    server.run("GB('KeysReader').register(prefix='*', commands=['sort'], eventTypes=['keymiss'], mode='async_local')")
+    client = server.client()
+    client.rpush("list:1", "a")
+    client.set("secret:a", "s")
+    sort = ("SORT", "list:1", "BY", "nosort", "GET", "secret:*")
+    assert client.execute_command(*sort) == ["s"]
+    limited = user(server, "+sort", "+rg.innerwritemore", "~list:*")
+    assert limited.execute_command("SORT", "list:1", "ALPHA") == ["a"]
+    with pytest.raises(redis.exceptions.ResponseError, match="GET option of SORT denied|No permissions"):
+        limited.execute_command(*sort)

@@ -203,17 +203,21 @@ impl Queue {
         self.state.lock().load.count_this_thread();
     }
 
-    /// The next job; if there is none, or others do it better alone, the worker is no longer at it.
-    pub fn next(&self) -> Option<Job> {
+    /// The next job; if there is none, or others do it better alone, the worker is no longer at it. `last`: the worker's own
+    /// memory of the last job that it took.
+    pub fn next(&self, last: &mut u64) -> Option<Job> {
         let mut state = self.state.lock();
         let workers = state.at_it;
-        if workers > 1 && state.load.advice(workers) == Advice::Fewer {
+        // Whoever is the only one that gets on with it stays: the others wait for something.
+        let others_take = state.taken != *last;
+        if workers > 1 && others_take && state.load.advice(workers) == Advice::Fewer {
             state.at_it -= 1;
             return None;
         }
         let job = state.ready.pop_front();
         if job.is_some() {
             state.taken += 1;
+            *last = state.taken;
         } else {
             state.at_it -= 1;
         }

@@ -44,6 +44,8 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
             }
         }
     }
+    // Before what the run remembers, so that it ends after that.
+    let _scope = Scope::of_execution(execution).enter();
     let mut parked = if let Some(source) = execution.begin() {
         let profiled = engine.config.is_on(Number::ProfileExecutions);
         Parked {
@@ -57,7 +59,6 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
     } else {
         return Ran::Gone;
     };
-    let _scope = Scope::of_execution(execution).enter();
     let ran = catch_unwind(AssertUnwindSafe(|| {
         run_steps(engine, execution, &mut parked, started)
     }));
@@ -240,6 +241,8 @@ pub(super) fn ended(engine: &Engine, execution: &Execution, parked: &mut Parked)
             }
         }
     }
+    // What is left may hold objects whose end runs code of users: here, where that can be stopped.
+    *parked = Parked::default();
     let status = if aborted { Status::Aborted } else { Status::Done };
     Ran::Ended(status, outcome)
 }

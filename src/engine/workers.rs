@@ -40,10 +40,11 @@ pub(super) fn spawn(engine: &Arc<Engine>, to_stop: Receiver<Arc<Execution>>) -> 
 
 fn work(engine: &Engine) {
     engine.queue.enlist();
+    let mut last = 0;
     loop {
         engine.queue.wait();
         engine.language.attached(&mut || {
-            while let Some(job) = engine.queue.next() {
+            while let Some(job) = engine.queue.next(&mut last) {
                 engine.run_job(&job.execution);
                 if let Some(lane) = &job.lane {
                     engine.queue.advance(lane);

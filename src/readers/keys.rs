@@ -285,6 +285,7 @@ impl Trigger for KeysTrigger {
             watched.misses = true;
             (watch.subscribe)(lock, Class::KeyMiss);
         }
+        // The server's own events have one class each, so that none comes twice.
         let more = self.conditions.changes().without(watched.changes);
         if more != Changes::NONE {
             watched.changes = watched.changes.and(more);

@@ -123,15 +123,15 @@ impl Drop for UnderWay<'_> {
 /// protocol version and its cluster flags, with what its events cause in `sync` functions.
 ///
 /// # Errors
-/// The user who sent `command` may not run this one; unless that is `cleared` already.
+/// The user who sent `command` may not run this one. `cleared`: that is known to be no matter.
 pub fn call_original(
     command: &Command<'_>,
     features: Features,
     argv: Argv<'_>,
     cleared: bool,
 ) -> Result<CallReply, NotPermitted> {
-    // The server looks the user up faster than we do, if the command comes from a client.
-    let server_checks = !cleared && features.call_options && command.is_of_a_client();
+    // The server looks the user up faster than we do, and commands that look at more keys by themselves (SORT) ask for it.
+    let mut server_checks = features.call_options && command.has_client();
     if !cleared && !server_checks && !command.sender_may_run(argv) {
         return Err(NotPermitted);
     }
@@ -158,6 +158,7 @@ pub fn call_original(
     let mut reply = run(format);
     if server_checks && reply.begins_with(NO_USER) {
         // Another module's call. The server has not run the command.
+        server_checks = false;
         reply = run(c"!v0E");
     }
     caused.done();

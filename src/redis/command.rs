@@ -145,8 +145,9 @@ impl<'a> Command<'a> {
         unsafe { api!(RedisModule_GetClientId(self.ctx)) }
     }
 
-    /// True if a client sent it, not a script, a function or a module.
-    pub(super) fn is_of_a_client(&self) -> bool {
+    /// True if a client sent it, by itself or in a script, which has its client's user. Not so for functions, and for clients
+    /// that the server uses by itself.
+    pub(super) fn has_client(&self) -> bool {
         let id = self.client_id();
         id != 0 && id < INTERNAL_CLIENTS && !call::is_under_way(self.lock)
     }

@@ -1,6 +1,6 @@
 """`make bench-profile`: how many instructions a command takes, and in whose code, by callgrind.
 
-    python benches/profile.py --server redis-8.2
+    python benches/instructions.py --server redis-8.2
 
 Instructions are no time, but they do not depend on what else runs on the machine: a change of one in a hundred shows. Those of
 the kernel are not counted. The files in target/bench/profile are for callgrind_annotate or KCachegrind.
@@ -98,7 +98,7 @@ def connect(process: subprocess.Popen[bytes], port: int) -> Client:
 
     def answers() -> bool:
         if process.poll() is not None:
-            raise Failure("the server did not start under valgrind (apt install valgrind)")
+            raise Failure("the server did not start under valgrind")
         try:
             client = Client(port)
             found.append(client)
@@ -151,10 +151,17 @@ def main() -> int:
     binary = servers.binary(arguments.server)
     columns = ("the server", "the module", "Python", "the C library")
     rows = []
+    if shutil.which("callgrind_control") is None:
+        print("pinion: valgrind is not installed: apt install valgrind", file=sys.stderr)
+        return 1
     for path in PATHS:
         if arguments.path and path.name not in arguments.path:
             continue
-        plain, ours = profile(binary, path, module=False), profile(binary, path, module=True)
+        try:
+            plain, ours = profile(binary, path, module=False), profile(binary, path, module=True)
+        except (Failure, subprocess.CalledProcessError) as failure:
+            print(f"pinion: {path.name} does not work: {failure}", file=sys.stderr)
+            return 1
         figures = [sum(plain.values()), sum(ours.values()), *(ours[column] for column in columns)]
         rows.append([f"`{path.name}`", arguments.server, *(f"{figure:,}" for figure in figures)])
     print("\n".join(as_markdown(["scenario", "server", "without", "with the module", *(f"in {column}" for column in columns)], rows)))
