@@ -40,7 +40,7 @@ setup: ## install what is missing to build and run (apt, virtual environment)
 	@scripts/setup.sh runtime
 
 .PHONY: setup-test
-setup-test: ## the same for tests and benchmarks
+setup-test: ## the same for tests
 	@scripts/setup.sh test
 
 .PHONY: setup-bench

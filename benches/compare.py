@@ -29,11 +29,11 @@ def figures(document: dict[str, Any]) -> dict[tuple[str, str, str], tuple[float,
         place = result["scenario"], result["server"]
         if "ratio" in result:
             ratio = result["ratio"]
-            found[*place, "ratio"] = ratio["median"], ratio["min"], ratio["max"]
+            found[(*place, "ratio")] = ratio["median"], ratio["min"], ratio["max"]
         elif "value" in result:
-            found[*place, result["in"]] = around(result["value"])
+            found[(*place, result["in"])] = around(result["value"])
         for line in result.get("lines", ()):
-            found[*place, f"max ms, {line['name']}"] = around(line["max_ms"])
+            found[(*place, f"max ms, {line['name']}")] = around(line["max_ms"])
     return found
 
 

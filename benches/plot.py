@@ -2,7 +2,7 @@
 
     python benches/plot.py benches/results/latest.json docs/performance
 
-Makes `docs/performance.png` and `docs/performance.svg`. Needs matplotlib (`make bench-plot` installs it).
+Makes `docs/performance.png` and `docs/performance.svg`. Needs matplotlib (`make setup-bench` installs it).
 """
 
 from __future__ import annotations

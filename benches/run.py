@@ -4,7 +4,7 @@
     python benches/run.py --server redis-8.2 --group batch --group stall
 
 Group `linked`: against the same server without the module. `batch`: against a client that does the same work. `stall`:
-how long the server is held up; it needs no pairs.
+how long the server is held up; it needs no pairs. `resources`: memory and start. `cluster`: three shards beside one server.
 
 Exit status: 0; 1 if a scenario is broken, the module was rebuilt meanwhile or, with --check, a goal is missed; 2 for
 wrong arguments. Timings without --check never fail a run. redis-benchmark runs on the same machine and takes a core
