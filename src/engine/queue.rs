@@ -6,7 +6,7 @@
 //! most of their time waiting ([`Load`]). Where they fight for the interpreter one of them leaves.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -104,12 +104,16 @@ impl Queue {
     pub fn push(&self, job: Job) {
         let mut state = self.state.lock();
         if let Some(lane) = &job.lane {
-            if let Some(behind) = state.lanes.get_mut(lane) {
-                job.execution.mark_delayed();
-                behind.push_back(job);
-                return;
+            match state.lanes.entry(Arc::clone(lane)) {
+                Entry::Occupied(mut behind) => {
+                    job.execution.mark_delayed();
+                    behind.get_mut().push_back(job);
+                    return;
+                }
+                Entry::Vacant(free) => {
+                    free.insert(VecDeque::new());
+                }
             }
-            state.lanes.insert(Arc::clone(lane), VecDeque::new());
         }
         state.ready.push_back(job);
         // What one turn of the server's loop brings is begun together: one worker is woken once for all of it.
@@ -225,12 +229,15 @@ impl Queue {
     }
 
     /// The job of `lane` has ended: the next one of that lane becomes ready.
-    pub fn advance(&self, lane: &Lane) {
+    pub fn advance(&self, lane: &Arc<Lane>) {
         let mut state = self.state.lock();
-        match state.lanes.get_mut(lane).and_then(VecDeque::pop_front) {
+        let Entry::Occupied(mut behind) = state.lanes.entry(Arc::clone(lane)) else {
+            return;
+        };
+        match behind.get_mut().pop_front() {
             Some(job) => state.ready.push_back(job),
             None => {
-                state.lanes.remove(lane);
+                behind.remove();
             }
         }
     }

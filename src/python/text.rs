@@ -14,7 +14,7 @@ const MAX_DEPTH: usize = 8;
 /// The text of a number, of `None`, or of lists, tuples and dicts of such and of ASCII texts. `None` for anything else, of
 /// which only Python knows the text.
 pub fn plain(object: &Bound<'_, PyAny>) -> Option<Vec<u8>> {
-    let mut text = Vec::with_capacity(64);
+    let mut text = Vec::with_capacity(96);
     write_value(&mut text, object, 0).then_some(text)
 }
 
@@ -90,6 +90,13 @@ fn write_items<T>(
 fn write_string(text: &mut Vec<u8>, string: &str) -> bool {
     if !string.is_ascii() {
         return false;
+    }
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'\'' && byte != b'\\';
+    if string.bytes().all(is_plain) {
+        text.push(b'\'');
+        text.extend_from_slice(string.as_bytes());
+        text.push(b'\'');
+        return true;
     }
     let quote = if string.contains('\'') && !string.contains('"') {
         b'"'
