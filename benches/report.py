@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import textwrap
@@ -102,10 +103,12 @@ def latencies(result: dict[str, Any]) -> list[str]:
     """The cells of LATENCY_HEAD: medians over the runs."""
     if "error" in result:
         return ["", ""]
-    return [
-        " / ".join(f"{statistics.median(run[name] for run in result[side]):.2f}" for name in ("p50_ms", "p99_ms"))
+    medians = [
+        [statistics.median(run[name] for run in result[side]) for name in ("p50_ms", "p99_ms")]
         for side in ("vanilla", "module")
     ]
+    # Loads that have none give NaN.
+    return ["" if any(map(math.isnan, both)) else " / ".join(f"{value:.2f}" for value in both) for both in medians]
 
 
 def batch_row(result: dict[str, Any], smoke: bool) -> list[str]:
