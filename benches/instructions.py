@@ -45,7 +45,7 @@ class Way(NamedTuple):
 
 
 GET, MISS = ("GET", "key:#"), ("GET", "missing:#")
-PATHS = (
+WAYS = (
     Way("hit", GET, KEYMISS.format(mode="async_local"), GET),
     Way("miss", MISS, KEYMISS.format(mode="async_local"), GET),
     Way("sync", MISS, KEYMISS.format(mode="sync"), GET),
@@ -55,13 +55,13 @@ PATHS = (
 )
 
 
-def profile(binary: Path, path: Way, module: bool) -> Counter[str]:
+def profile(binary: Path, way: Way, module: bool) -> Counter[str]:
     """Instructions per command, by whose code it is.
 
     # Raises `Failure`.
     """
     side = "module" if module else "plain"
-    kept = OUT / f"{path.name}-{side}.callgrind"
+    kept = OUT / f"{way.name}-{side}.callgrind"
     directory = Path(tempfile.mkdtemp(prefix="pinion-profile-"))
     port = free_port()
     line = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={kept}", str(binary)]
@@ -75,13 +75,12 @@ def profile(binary: Path, path: Way, module: bool) -> Counter[str]:
         client.pipeline([("SET", f"key:{number:04}", "value") for number in range(1000)])
         client.call("SCRIPT", "LOAD", CONSTANT)
         if module:
-            client.call("RG.PYEXECUTE", path.script)
-        ask(client, path.command if module else path.plain, 0, WARM)
-        for number, state in enumerate(("on", "off")):
-            control = ["callgrind_control", "-i", state, str(process.pid)]
-            subprocess.run(control, check=True, capture_output=True, timeout=60)
-            if state == "on":
-                ask(client, path.command if module else path.plain, WARM, COMMANDS)
+            client.call("RG.PYEXECUTE", way.script)
+        command = way.command if module else way.plain
+        ask(client, command, 0, WARM)
+        count(process, "on")
+        ask(client, command, WARM, COMMANDS)
+        count(process, "off")
         client.close()
         process.terminate()
         process.wait(120)
@@ -90,6 +89,11 @@ def profile(binary: Path, path: Way, module: bool) -> Counter[str]:
         process.wait()
         shutil.rmtree(directory, ignore_errors=True)
     return owners(kept)
+
+
+def count(process: subprocess.Popen[bytes], state: str) -> None:
+    """Lets callgrind count, or not."""
+    subprocess.run(["callgrind_control", "-i", state, str(process.pid)], check=True, capture_output=True, timeout=60)
 
 
 def connect(process: subprocess.Popen[bytes], port: int) -> Client:
@@ -124,14 +128,13 @@ def owners(kept: Path) -> Counter[str]:
     found: Counter[str] = Counter()
     owner, of_call = "the C library", False
     for line in kept.read_text(errors="replace").splitlines():
-        if line.startswith("ob="):
-            number, name = re.match(r"ob=(\(\d+\))(?: (.*))?", line).groups()  # type: ignore[union-attr]
-            names.setdefault(number, name)
-            owner = next((owner for part, owner in OWNERS.items() if part in Path(names[number]).name), "the C library")
-        elif line.startswith("cob="):
-            number, name = re.match(r"cob=(\(\d+\))(?: (.*))?", line).groups()  # type: ignore[union-attr]
+        if found_object := re.match(r"(c?)ob=(\(\d+\))(?: (.*))?", line):
+            called, number, name = found_object.groups()
             if name:
-                names.setdefault(number, name)
+                names[number] = name
+            if not called:
+                file = Path(names[number]).name
+                owner = next((owner for part, owner in OWNERS.items() if part in file), "the C library")
         elif line.startswith("calls="):
             of_call = True
         elif line[:1] in set("0123456789+-*"):
@@ -145,7 +148,7 @@ def main() -> int:
     """Prints one table."""
     parser = argparse.ArgumentParser(description="Count the instructions of commands, by whose code they are in.")
     parser.add_argument("--server", default="redis-8.2", help=f"{', '.join(servers.SERVERS)}, or a path (redis-8.2)")
-    parser.add_argument("--path", action="append", choices=[path.name for path in PATHS], help="(repeatable)")
+    parser.add_argument("--scenario", action="append", choices=[way.name for way in WAYS], metavar="NAME", help="(repeatable)")
     arguments = parser.parse_args()
     OUT.mkdir(parents=True, exist_ok=True)
     binary = servers.binary(arguments.server)
@@ -154,17 +157,18 @@ def main() -> int:
     if shutil.which("callgrind_control") is None:
         print("pinion: valgrind is not installed: apt install valgrind", file=sys.stderr)
         return 1
-    for path in PATHS:
-        if arguments.path and path.name not in arguments.path:
+    for way in WAYS:
+        if arguments.scenario and way.name not in arguments.scenario:
             continue
         try:
-            plain, ours = profile(binary, path, module=False), profile(binary, path, module=True)
-        except (Failure, subprocess.CalledProcessError) as failure:
-            print(f"pinion: {path.name} does not work: {failure}", file=sys.stderr)
+            plain, ours = profile(binary, way, module=False), profile(binary, way, module=True)
+        except (Failure, subprocess.SubprocessError) as failure:
+            print(f"pinion: {way.name} does not work: {failure}", file=sys.stderr)
             return 1
         figures = [sum(plain.values()), sum(ours.values()), *(ours[column] for column in columns)]
-        rows.append([f"`{path.name}`", arguments.server, *(f"{figure:,}" for figure in figures)])
-    print("\n".join(as_markdown(["scenario", "server", "without", "with the module", *(f"in {column}" for column in columns)], rows)))
+        rows.append([f"`{way.name}`", arguments.server, *(f"{figure:,}" for figure in figures)])
+    head = ["scenario", "server", "without", "with the module", *(f"in {column}" for column in columns)]
+    print("\n".join(as_markdown(head, rows)))
     return 0
 
 

@@ -298,10 +298,7 @@ impl Hooks {
         }
         let inner = &self.inner[entry.spec.inner as usize];
         let word = |position| passing.arg(position);
-        if !entry.hooks.is_empty()
-            && entry.hook(None, passing.len(), word).is_some()
-            && applies_hooks(engine, entry)
-        {
+        if entry.hook(None, passing.len(), word).is_some() && applies_hooks(engine, entry) {
             self.rewrite(engine, passing, inner, native);
             return;
         }

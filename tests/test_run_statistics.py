@@ -260,6 +260,7 @@ def test_aborts(start_server: Callable[..., Server], reader: str) -> None:
     server = start_server(module_args=["ExecutionThreads", "1"])
     register(server, reader, "async_local")
     cause(server, reader, "bad")
+    wait_until(lambda: counters(server)[2] == 1, message="the first one has failed")
     server.wait_idle()
     clear(server)
     cause(server, reader, "bad")

@@ -97,7 +97,7 @@ impl<'a> Argv<'a> {
 
     /// The command's name as C knows it; `None` without one, or if it contains NUL.
     pub(super) fn name(self) -> Option<&'a CStr> {
-        let name = self.get(0)?;
+        let name = self.get(0).filter(|name| !name.is_empty())?;
         // SAFETY: the server ends its strings with a NUL that it does not count.
         let with_end = unsafe { slice::from_raw_parts(name.as_ptr(), name.len() + 1) };
         CStr::from_bytes_with_nul(with_end).ok()
