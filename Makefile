@@ -63,9 +63,14 @@ demo: build ## play the tutorial against two real servers and check every reply
 fmt: ## format the Rust code
 	@cargo fmt
 
+.PHONY: rooms
+rooms: ## which room of src/ knows which; fails unless knowledge flows one way
+	@scripts/rooms.py
+
 .PHONY: lint
-lint: setup-test ## check the format and run clippy, warnings are errors
+lint: setup-test ## check the format, the rooms, and run clippy: warnings are errors
 	@cargo fmt --check
+	@scripts/rooms.py >/dev/null
 	@$(CARGO) clippy --all-targets -- -D warnings
 
 .PHONY: test-rust

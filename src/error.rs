@@ -4,7 +4,8 @@
 
 use std::{borrow::Cow, fmt};
 
-use crate::engine::{id::ShardId, spread::IDLE};
+/// What a run ends with that has waited too long for other shards.
+pub const MAX_IDLE: &str = "Execution max idle reached";
 
 /// Why something was refused or failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +66,7 @@ pub enum Error {
     NothingToPause,
     NoSuchRegistrationHere {
         id: String,
-        shard: ShardId,
+        shard: String,
     },
 
     // triggers and hooks
@@ -209,7 +210,7 @@ impl Error {
             Self::NotAShard => "ERR this shard does not know the sender's secret",
             Self::BadMessageId => "bad msg id given",
             Self::UnknownMessageKind => "can not find the callback requested",
-            Self::MaxIdle => IDLE,
+            Self::MaxIdle => MAX_IDLE,
             Self::NoCommandContext => "Can not get command ctx",
             Self::OverriddenAlready => "Can only override reply once",
             Self::InnerCommand => "ERR this command is internal to the module and cannot be called",
@@ -228,12 +229,6 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
-
-impl From<Error> for crate::redis::reply::Reply {
-    fn from(error: Error) -> Self {
-        Self::error(error.to_string())
-    }
-}
 
 #[cfg(test)]
 mod tests {

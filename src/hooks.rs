@@ -18,10 +18,10 @@ use crate::{
         Engine,
         id::Id,
         link::{Held, Hold, Link},
+        prefix::Pattern,
         registration::Registration,
     },
     error::Error,
-    readers::prefix::Pattern,
     redis::{
         api::{self, Features},
         call::call_original,

@@ -13,6 +13,7 @@ mod python;
 mod readers;
 mod redis;
 mod report;
+mod requirements;
 mod stats;
 
 use std::{
@@ -26,14 +27,14 @@ use crate::{
     commands::{
         cluster as clusters, config as configuration, executions,
         pyexecute::{self, Execute},
-        registrations, requirements, sessions, small,
+        registrations, requirements as packages, sessions, small,
     },
     config::{ASYNC_LOOP, Config, Number, PYTHON_VENV},
     engine::Engine,
     error::Error,
     hooks::{Hooks, Inner},
     persistence::Persistence,
-    python::{CPython, Packages, Runtime, interpreter},
+    python::{CPython, Runtime, interpreter},
     readers::{command::Commands, image::Readers, keys::KeysWatch, streams::StreamWatch, time_events},
     redis::{
         after,
@@ -46,6 +47,7 @@ use crate::{
         lock::Lock,
         persist, raw,
     },
+    requirements::Packages,
 };
 
 /// The name that clients look for in MODULE LIST.
@@ -121,15 +123,15 @@ commands! {
     dump_requirements c"rg.pydumpreqs" c"readonly" c"read"
         ""
         c"Lists the requirements that are installed."
-        => |pinion, command| requirements::dump(&pinion.engine, command);
+        => |pinion, command| packages::dump(&pinion.engine, command);
     export_requirement c"rg.pyexportreq" c"readonly" c"admin dangerous"
         "<requirement>"
         c"Gets a requirement with its files, for RG.PYIMPORTREQ on another server."
-        => |pinion, command| requirements::export(&pinion.engine, command);
+        => |pinion, command| packages::export(&pinion.engine, command);
     import_requirement c"rg.pyimportreq" c"write deny-script" c"write admin dangerous"
         "<chunk> [<chunk> ...]"
         c"Installs a requirement that another server exported."
-        => |pinion, command| requirements::import(&pinion.execute, command);
+        => |pinion, command| packages::import(&pinion.execute, command);
     dump_sessions c"rg.pydumpsessions" c"readonly" c"read"
         "[VERBOSE] [DEAD|TS] [SESSIONS [<id> ...]]"
         c"Lists the sessions that scripts made."
@@ -422,6 +424,7 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
     });
     let packages = Packages::start(
         Arc::clone(&engine.config),
+        Arc::clone(&engine.language),
         Path::new(&python.prefix),
         &python.version,
     )?;
@@ -438,7 +441,7 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
     python::connect(Runtime {
         engine: Arc::clone(&engine),
         readers,
-        cluster: Arc::clone(&cluster),
+        registrar: Arc::clone(&cluster) as _,
     });
     time_events::connect(&engine);
     loading.create_type(time_events::load)?;

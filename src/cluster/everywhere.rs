@@ -17,8 +17,9 @@ use crate::{
         requirement::Requirement,
     },
     error::Error,
-    persistence::{files_of, write_archive},
+    persistence::files_of,
     redis::{api, lock::Lock, reply::Reply},
+    requirements::archive,
 };
 
 impl Cluster {
@@ -143,7 +144,7 @@ impl Cluster {
             return done(Err(Error::RequirementsNotInstalled));
         };
         let question = Question::Import {
-            archive: ByteBuf::from(write_archive(&files)),
+            archive: ByteBuf::from(archive::encode(&files)),
             keeps_known: false,
         };
         let (this, requirements) = (Arc::clone(self), requirements.to_vec());

@@ -100,7 +100,7 @@ pub fn pause(engine: &Engine, lock: Lock<'_>, ids: &[Id], pause: bool) -> Result
     let find = |id: &Id| {
         let unknown = || Error::NoSuchRegistrationHere {
             id: id.to_string(),
-            shard: engine.registry.shard(),
+            shard: engine.registry.shard().to_string(),
         };
         engine.registry.registration(*id).ok_or_else(unknown)
     };

@@ -49,13 +49,13 @@ use crate::{
         spread::{News, Shards},
     },
     persistence::Persistence,
-    python::Packages,
     redis::{
         api, bus,
         call::call,
         lock::{self, Lock},
         reply::Reply,
     },
+    requirements::Packages,
 };
 
 /// How often the topology is looked at, and how often by a node that knows no other one yet.

@@ -9,14 +9,14 @@ use super::Cluster;
 use crate::{
     engine::{
         Part,
-        execution::Source,
         id::{Id, ShardId},
         language::Function,
         plan::Plan,
         session::{Needs, Session},
+        source::{Once, Source},
         spread::{Functions, News, Shards, SharedPlan},
     },
-    readers::{generator::Once, source::SourceImage},
+    readers::source::SourceImage,
     redis::api,
 };
 

@@ -22,6 +22,7 @@ use crate::{
     config::Number,
     engine::{
         id::{Id, ShardId},
+        registering::Registrar,
         registration::Registration,
         session::Session,
     },
@@ -40,6 +41,20 @@ pub type PreparedSteps = Guarded<HashMap<(ShardId, u64), (Prepared, Instant)>>;
 
 /// What comes of a registration on all shards: the errors, one for each shard that failed.
 pub type Registered = Result<(), Vec<Reply>>;
+
+impl Registrar for Cluster {
+    /// Here at once, on other shards a moment later.
+    fn register_here(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error> {
+        let registrations = std::slice::from_ref(registration);
+        self.persistence.register(lock, None, registrations)?;
+        if !self.other_shards().is_empty() {
+            if let Some(step) = self.persistence.step(None, registrations) {
+                self.tell_all(&Message::Registered(ByteBuf::from(step)));
+            }
+        }
+        Ok(())
+    }
+}
 
 impl Cluster {
     /// Puts what a script registered in force on all shards, all or none, in the place of session `old`.
@@ -106,21 +121,6 @@ impl Cluster {
             }
         }
         self.persistence.register(lock, old, registrations)
-    }
-
-    /// Registers inside a function: here at once, on other shards a moment later.
-    ///
-    /// # Errors
-    /// It cannot be done here.
-    pub fn register_here(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error> {
-        let registrations = std::slice::from_ref(registration);
-        self.persistence.register(lock, None, registrations)?;
-        if !self.other_shards().is_empty() {
-            if let Some(step) = self.persistence.step(None, registrations) {
-                self.tell_all(&Message::Registered(ByteBuf::from(step)));
-            }
-        }
-        Ok(())
     }
 
     /// Ends a registration: here at once, on other shards a moment later.

@@ -13,7 +13,7 @@ use crate::{
     },
     error::Error,
     persistence::Persistence,
-    python::{self, Packages},
+    python,
     redis::{
         client::BlockedClient,
         command::{Answer, Command},
@@ -21,6 +21,7 @@ use crate::{
         reply::Reply,
         string::Argv,
     },
+    requirements::Packages,
 };
 
 #[derive(Default)]

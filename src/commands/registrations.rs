@@ -145,7 +145,7 @@ pub fn pause(cluster: &Cluster, command: &Command<'_>, pause: bool) -> Result<An
     let parse = |id: &[u8]| {
         let unknown = || Error::NoSuchRegistrationHere {
             id: String::from_utf8_lossy(id).into_owned(),
-            shard: engine.registry.shard(),
+            shard: engine.registry.shard().to_string(),
         };
         Id::parse(id).ok_or_else(unknown)
     };

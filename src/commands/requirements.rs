@@ -6,12 +6,13 @@ use super::pyexecute::Execute;
 use crate::{
     engine::{Engine, requirement::Requirement},
     error::Error,
-    persistence::{files_of, read_header, write_archive},
+    persistence::files_of,
     redis::{
         command::{Answer, Command},
         lock::Lock,
         reply::Reply,
     },
+    requirements::archive,
 };
 
 /// How much of an archive fits one element of a reply.
@@ -80,7 +81,7 @@ pub fn export(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
         .get(lock, &name)
         .ok_or(Error::NoSuchRequirement)?;
     let files = files_of(&requirement).map_err(Error::RequirementNotRead)?;
-    let archive = write_archive(&files);
+    let archive = archive::encode(&files);
     let chunks = Reply::bulks(archive.chunks(CHUNK));
     Ok(Reply::Array(vec![entry(engine, lock, &requirement), chunks]).into())
 }
@@ -95,7 +96,7 @@ pub fn import(execute: &Execute, command: &Command<'_>) -> Result<Answer, Error>
         return Err(Error::CannotRunHere);
     }
     let archive = command.argv().skip(1).to_vecs().concat();
-    let header = read_header(&archive)?;
+    let header = archive::header(&archive)?;
     let (persistence, packages) = (&execute.persistence, &execute.packages);
     packages.check(std::slice::from_ref(&header.name))?;
     packages.check_wheels(&header.wheels)?;

@@ -12,15 +12,16 @@ use parking_lot::RwLock;
 
 use super::{
     Engine,
-    execution::{Execution, Source, Start, Status},
+    execution::{Execution, Start, Status},
     id::{Id, ShardId},
     members::Members,
     plan::Plan,
     registration::{Mode, Registration},
     session::Session,
-    spread::{IDLE, News, Shards, SharedPlan, Shipment, Spread},
+    source::Source,
+    spread::{News, Shards, SharedPlan, Shipment, Spread},
 };
-use crate::{config::Number, redis::api};
+use crate::{config::Number, error::MAX_IDLE, redis::api};
 
 /// What the engine knows about other shards.
 #[derive(Default)]
@@ -124,8 +125,8 @@ impl Engine {
                     return;
                 }
                 if spread.patience() == Some(Duration::ZERO) {
-                    api::log_warning(&format!("{IDLE}, ep_id={}", execution.id));
-                    engine.end_waiting(&execution, Some(IDLE));
+                    api::log_warning(&format!("{MAX_IDLE}, ep_id={}", execution.id));
+                    engine.end_waiting(&execution, Some(MAX_IDLE));
                 }
                 if !execution.status().is_final() {
                     engine.watch_idle(&execution);

@@ -16,8 +16,9 @@ use super::{
     language::{Failure, Language},
     plan::Moves,
     record::{Record, Value},
-    spread::{IDLE, News, Shards, Spread},
+    spread::{News, Shards, Spread},
 };
+use crate::error::MAX_IDLE;
 
 /// How many records are sent at once at most.
 const BATCH: usize = 1000;
@@ -111,7 +112,7 @@ impl Exchange<'_> {
             self.language
                 .detached(&mut || room = self.shards.wait_for_room(to, self.spread.max_idle));
             if !room {
-                failures.push(IDLE.to_owned());
+                failures.push(MAX_IDLE.to_owned());
                 return Err(failures);
             }
         }

@@ -23,6 +23,7 @@ use super::{
     record::Record,
     registration::Registration,
     session::Session,
+    source::Source,
     spread::{News, Shipment, Spread},
     stop::Stop,
 };
@@ -34,32 +35,6 @@ use crate::{
     },
     stats::Ending,
 };
-
-/// Where the records of one execution come from. Called on the thread that runs it, attached.
-pub trait Source: Send {
-    /// The next record, `None` at the end.
-    ///
-    /// # Errors
-    /// The text of an error record; there is no next record then.
-    fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure>;
-
-    /// A record that was read ahead, so that `next` need not be asked now.
-    fn buffered(&mut self) -> Option<Record> {
-        None
-    }
-
-    /// True if it is known that there is no next record.
-    fn is_at_end(&self) -> bool {
-        false
-    }
-}
-
-/// What a source may need to know.
-pub struct Reading<'a> {
-    pub engine: &'a Engine,
-    /// The execution had to wait for an earlier one of its lane: what the event said may be out of date.
-    pub delayed: bool,
-}
 
 /// The states of an execution on this shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,12 +2,15 @@
 //!
 //! "Attached" means that this thread may touch objects of the language. A thread that waits for anything is detached.
 
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
-    execution::Source,
     record::{Record, Value},
     session::Session,
+    source::Source,
     stop::Stop,
 };
 use crate::redis::{
@@ -57,6 +60,13 @@ pub trait Language: Send + Sync {
     /// # Errors
     /// The text of the error that the conversion raised.
     fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure>;
+
+    /// Makes packages importable that were installed into `folder`, and forgets what was imported before of those that
+    /// `archives` have brought anew.
+    ///
+    /// # Errors
+    /// The text of the error that the language raised.
+    fn use_packages(&self, folder: &Path, archives: &[PathBuf]) -> Result<(), Failure>;
 
     /// Makes a function of its image, as one of `session`.
     ///

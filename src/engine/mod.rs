@@ -14,19 +14,21 @@ pub mod members;
 mod memory;
 mod pipeline;
 pub mod plan;
+pub mod prefix;
 mod queue;
 pub mod record;
-mod registering;
+pub mod registering;
 pub mod registration;
 mod registry;
 pub mod requirement;
 mod run;
 pub mod scope;
 pub mod session;
+pub mod source;
 pub mod spread;
 pub mod stop;
 #[cfg(test)]
-mod testing;
+pub mod testing;
 pub mod timers;
 mod waiting;
 mod workers;
@@ -66,7 +68,9 @@ use crate::{
     redis::{
         api::{self, Features},
         client::Meter,
+        command::{Answer, Command},
         lock::Lock,
+        reply::Reply,
     },
     stats::ServerStats,
 };
@@ -406,6 +410,23 @@ pub enum RanNow {
     Waits(Arc<Execution>),
     /// It has ended, and its outcome is where those of others are.
     Kept,
+}
+
+impl RanNow {
+    /// Answers the client that asked for it, now or when it has ended in the background.
+    pub fn answer(self, command: &Command<'_>, reply: fn(Outcome) -> Reply) -> Answer {
+        match self {
+            Self::Ended(outcome) => reply(outcome).into(),
+            Self::Waits(execution) => {
+                let client = command.block();
+                execution.measure_for(&client);
+                execution.when_finished(Box::new(move |outcome| client.answer(reply(outcome.clone()))));
+                Answer::Done
+            }
+            // It ended in this moment, and was dropped with its outcome.
+            Self::Kept => Reply::error("ERR the execution was lost before it could reply").into(),
+        }
+    }
 }
 
 /// How deep functions that run at once may call each other; each level takes room on the stack of its thread.

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use super::{id::Id, language::Function, plan::Plan, session::Session};
+use super::{id::Id, language::Function, plan::Plan, queue::Lane, session::Session};
 use crate::{
     error::Error,
     redis::{lock::Lock, reply::Reply},
@@ -176,6 +176,11 @@ pub struct Life {
 }
 
 impl Registration {
+    /// Where its executions wait for each other; `None` if they do not.
+    pub fn lane(&self) -> Option<Lane> {
+        self.in_order.then_some(Lane::Registration(self.id))
+    }
+
     /// Notes a finished execution that can still be read; the ones beyond `limit` are to be dropped.
     pub(super) fn keep(&self, id: Id, limit: Option<usize>) -> Vec<Id> {
         let mut kept = self.life.kept.lock();

@@ -10,10 +10,11 @@ use std::{
 use super::{
     Engine,
     exchange::Exchange,
-    execution::{Execution, Outcome, Parked, Reading, Status},
+    execution::{Execution, Outcome, Parked, Status},
     language::Completion,
     pipeline::{Flowing, Pipeline},
     scope::Scope,
+    source::Reading,
     spread::{self, News, Spread, Turn},
 };
 use crate::config::Number;

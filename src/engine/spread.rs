@@ -23,9 +23,6 @@ use super::{
     registration::Registration,
 };
 
-/// What an idle run ends with.
-pub const IDLE: &str = "Execution max idle reached";
-
 /// What one shard tells another one about a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum News {

@@ -82,11 +82,12 @@ mod tests {
     use crate::{
         config::Config,
         engine::{
-            execution::{Outcome, Reading, Source, Start},
+            execution::{Outcome, Start},
             language::Failure,
             plan::Plan,
             record::Record,
             session::{Needs, Session},
+            source::{Reading, Source},
             testing::Plain,
         },
         redis::api::Features,

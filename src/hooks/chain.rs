@@ -12,9 +12,9 @@ use crate::{
         execution::{Next, Outcome, Start},
         id::Id,
         registration::{Mode, Registration},
+        source::Once,
     },
     error::Error,
-    readers::command::{answer, lane, record_of},
     redis::{
         call::execute,
         command::{Answer, Command},
@@ -71,7 +71,7 @@ impl Hooks {
                 may_wait: command.may_block(),
                 ..start
             };
-            return Ok(answer(command, engine.run_now(start), one_result));
+            return Ok(engine.run_now(start).answer(command, one_result));
         }
         if !command.may_block() {
             return Err(Error::CannotWaitHere);
@@ -88,7 +88,7 @@ impl Hooks {
             meter: Some(meter),
             ..start
         };
-        engine.submit(start, lane(registration));
+        engine.submit(start, registration.lane());
         Ok(Answer::Done)
     }
 
@@ -107,7 +107,7 @@ impl Hooks {
                 command: name.to_ascii_lowercase(),
                 db,
             })),
-            ..Start::of_registration(registration, db, Box::new(record_of(words)))
+            ..Start::of_registration(registration, db, Box::new(Once::of_words(words)))
         }
     }
 }

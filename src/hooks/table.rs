@@ -4,9 +4,8 @@ use std::{ffi::CStr, sync::Arc};
 
 use super::chain::HookRule;
 use crate::{
-    engine::id::Id,
+    engine::{id::Id, prefix::Pattern},
     error::Error,
-    readers::prefix::Pattern,
     redis::{api::Features, call::call, filter::Passing, lock::Lock, reply::Reply},
 };
 

@@ -1,17 +1,17 @@
 //! What is saved: in RDB files, and in AOF files that are rewritten.
 
 use super::{
-    IMPORT, Persistence, REGISTER, archive,
+    IMPORT, Persistence, REGISTER,
     step::{SavedRegistration, SavedSession, Step},
 };
 use crate::{
     engine::requirement::Requirement,
-    python::Files,
     redis::{
         api,
         lock::Lock,
         persist::{Blob, Saved},
     },
+    requirements::{Files, archive},
 };
 
 impl Saved for Persistence {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Persistence, archive, restore::log_disabled, step::SavedRegistration};
+use super::{Persistence, restore::log_disabled, step::SavedRegistration};
 use crate::{
     engine::{
         registration::{Claim, Peers, Registration},
@@ -14,6 +14,7 @@ use crate::{
         api,
         lock::{self, Lock},
     },
+    requirements::archive,
 };
 
 impl Persistence {

@@ -3,7 +3,6 @@
 //! Every change goes through here: it takes effect, and then goes out as one internal command. What comes in that way, or
 //! from a file, takes effect by the same code and in the same order.
 
-mod archive;
 mod files;
 mod gone;
 mod held;
@@ -17,7 +16,6 @@ use std::{
     time::Duration,
 };
 
-pub use archive::{Header, encode as write_archive, header as read_header};
 pub use files::files_of;
 
 use self::gone::Gone;
@@ -32,7 +30,6 @@ use crate::{
         session::{Session, Sessions},
     },
     error::Error,
-    python::Packages,
     readers::image::Readers,
     redis::{
         api::{self, Features},
@@ -42,6 +39,7 @@ use crate::{
         lock::{self, Lock},
         reply::Reply,
     },
+    requirements::Packages,
 };
 
 /// The internal commands that carry what is registered.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_bytes::ByteBuf;
 
 use super::{
-    Persistence, REGISTER, SavedRegistration, SavedSession, Step, archive,
+    Persistence, REGISTER, SavedRegistration, SavedSession, Step,
     files::{archive_of, files_of},
     step_of,
 };
@@ -23,6 +23,7 @@ use crate::{
         call::replicate,
         lock::{self, Lock},
     },
+    requirements::archive,
 };
 
 /// A step of another shard that can be done.

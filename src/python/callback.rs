@@ -14,10 +14,10 @@ use super::{
     errors, image, profile,
 };
 use crate::engine::{
-    execution::{Reading, Source},
     language::{Awaitable, Called, Failure, Function},
     record::{Record, Value},
     session::Session,
+    source::{Reading, Source},
 };
 
 const IN_EXTRACTOR: &str = "coroutine are not allow on extractor";

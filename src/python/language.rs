@@ -1,6 +1,11 @@
 //! [`CPython`]: the engine's view of the interpreter.
 
-use std::{collections::HashSet, sync::Arc, time::Instant};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
 
 use pyo3::{
     prelude::*,
@@ -10,7 +15,7 @@ use pyo3::{
 use super::{
     RUNTIME,
     convert::{Surrogates, group_key, object_of, object_record, object_reply, parts, record_object, utf8},
-    errors, image,
+    errors, image, imports,
     interrupt::{self, Interruptible},
     text,
 };
@@ -105,6 +110,10 @@ impl Language for CPython {
                 key.map_err(|error| errors::text_of_callback(py, &error))
             }),
         }
+    }
+
+    fn use_packages(&self, folder: &Path, archives: &[PathBuf]) -> Result<(), Failure> {
+        Python::attach(|py| imports::use_packages(py, folder, archives).map_err(|error| error.to_string()))
     }
 
     fn load(&self, image: &[u8], session: &Session) -> Result<Arc<dyn Function>, Failure> {

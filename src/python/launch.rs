@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     engine::{
-        execution::{Source, Start},
+        execution::Start,
         id::{STANDALONE_SHARD, ShardId},
         language::{self, Failure, Function},
         plan::{Plan, Step},
@@ -29,15 +29,11 @@ use crate::{
         registration::{Images, Life, Mode, Peers, Registration},
         scope::Scope,
         session::Session,
+        source::{Once, Source},
         spread::{Functions, SessionImage, Shipment},
     },
     error::Error,
-    readers::{
-        Reader,
-        generator::{Generator, Once},
-        keys_scan::Content,
-        source::SourceImage,
-    },
+    readers::{Reader, generator::Generator, keys_scan::Content, source::SourceImage},
     redis::api,
     stats::RunStats,
 };
@@ -407,7 +403,7 @@ pub fn listen(
 /// Inside a function a registration takes effect at once.
 fn register_now(runtime: &Runtime, registration: &Arc<Registration>) -> PyResult<()> {
     let registered = language::with_lock(runtime.engine.language.as_ref(), |lock| {
-        runtime.cluster.register_here(lock, registration)
+        runtime.registrar.register_here(lock, registration)
     });
     Ok(registered?)
 }

@@ -12,13 +12,13 @@ mod coroutine;
 mod current;
 mod errors;
 mod image;
+mod imports;
 pub mod interpreter;
 mod interrupt;
 mod kept;
 mod language;
 mod launch;
 pub mod memory;
-mod packages;
 pub mod profile;
 mod script;
 mod text;
@@ -30,12 +30,15 @@ use std::{
 };
 
 pub use language::CPython;
-pub use packages::{Files, Packages};
 pub use script::run as run_script;
 
 use pyo3::prelude::*;
 
-use crate::{cluster::Cluster, engine::Engine, readers::image::Readers, redis::api as server};
+use crate::{
+    engine::{Engine, registering::Registrar},
+    readers::image::Readers,
+    redis::api as server,
+};
 
 /// What the functions that scripts call work on. They are free functions of a Python module, hence the static.
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
@@ -44,7 +47,7 @@ static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 pub struct Runtime {
     pub engine: Arc<Engine>,
     pub readers: Arc<Readers>,
-    pub cluster: Arc<Cluster>,
+    pub registrar: Arc<dyn Registrar>,
 }
 
 /// Connects Python to the engine. Called once, while the module loads, before any script runs.

@@ -5,13 +5,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{generator::Once, image::Image, source::SourceImage};
+use super::{image::Image, source::SourceImage};
 use crate::{
     engine::{
-        Engine, Lane, RanNow,
+        Engine,
         execution::{Next, Outcome, Start},
-        record::{Record, Value},
         registration::{Claim, Mode, Peers, Registration, Trigger},
+        source::Once,
         spread::Shipment,
     },
     error::Error,
@@ -82,12 +82,12 @@ impl Commands {
             .get(name)
             .cloned()
             .ok_or(Error::NoSuchTrigger)?;
-        let mut start = Start::of_registration(&registration, 0, Box::new(record_of(words.iter())));
+        let mut start = Start::of_registration(&registration, 0, Box::new(Once::of_words(words.iter())));
         start.transient = true;
         start.next = Some(Arc::clone(&self.nothing));
         if registration.mode == Mode::Sync {
             start.may_wait = command.may_block();
-            return Ok(answer(command, self.engine.run_now(start), all_results));
+            return Ok(self.engine.run_now(start).answer(command, all_results));
         }
         if !command.may_block() {
             return Err(Error::CannotWaitHere);
@@ -104,37 +104,9 @@ impl Commands {
         start.waiter = Some(Box::new(move |outcome| {
             client.answer(all_results(outcome.clone()));
         }));
-        self.engine.submit(start, lane(&registration));
+        self.engine.submit(start, registration.lane());
         Ok(Answer::Done)
     }
-}
-
-/// Answers the client of a function that ran at once, now or when it has ended in the background.
-pub fn answer(command: &Command<'_>, ran: RanNow, reply: fn(Outcome) -> Reply) -> Answer {
-    match ran {
-        RanNow::Ended(outcome) => reply(outcome).into(),
-        RanNow::Waits(execution) => {
-            let client = command.block();
-            execution.measure_for(&client);
-            execution.when_finished(Box::new(move |outcome| client.answer(reply(outcome.clone()))));
-            Answer::Done
-        }
-        // It ended in this moment, and was dropped with its outcome.
-        RanNow::Kept => Reply::error("ERR the execution was lost before it could reply").into(),
-    }
-}
-
-/// One record: the words of a command, its name first.
-pub fn record_of<'a>(words: impl Iterator<Item = &'a [u8]>) -> Once {
-    let words = words.map(|word| Value::Text(word.to_vec())).collect();
-    Once(Some(Record::Native(Value::List(words))))
-}
-
-/// Where the executions of a registration wait for each other.
-pub fn lane(registration: &Registration) -> Option<Lane> {
-    registration
-        .in_order
-        .then_some(Lane::Registration(registration.id))
 }
 
 /// The reply of RG.TRIGGER: the first error, else all results.

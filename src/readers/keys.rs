@@ -8,14 +8,16 @@ use std::{borrow::Cow, cell::Cell, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{image::Image, prefix::Pattern};
+use super::image::Image;
 use crate::{
     engine::{
         Engine, Lane,
-        execution::{Reading, Source, Start},
+        execution::Start,
         language::{Failure, with_lock},
+        prefix::Pattern,
         record::{self, Record},
         registration::{Mode, Peers, Registration, Trigger},
+        source::{Reading, Source},
     },
     error::Error,
     hooks::Hooks,

@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::keys_scan::{Content, KeysScan, Scan};
 use crate::engine::{
-    execution::{Reading, Source},
     language::{Failure, Function},
     record::{Record, Value},
+    source::{Reading, Source},
 };
 
 /// SCAN's errors for a count that is none.

@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use super::{glob, keys::key_record};
 use crate::{
     engine::{
-        execution::{Reading, Source},
         language::{Failure, with_lock},
         record::{self, Record},
+        source::{Reading, Source},
     },
     redis::{
         key::{self, Found, Kind, Walk},

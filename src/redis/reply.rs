@@ -7,6 +7,8 @@ use std::{borrow::Cow, ffi::CString};
 use redis_module::raw;
 use serde::{Deserialize, Serialize};
 
+use crate::error::Error;
+
 /// Anything that the protocol can say. Byte strings are never assumed to be UTF-8.
 // Whatever was read of bytes is as good a reply as any other: no method counts on more than its type says.
 #[allow(clippy::unsafe_derive_deserialize)]
@@ -264,6 +266,12 @@ unsafe fn pair(reply: *mut raw::RedisModuleCallReply, index: usize) -> (Reply, R
             &raw mut value
         ));
         (Reply::read(key), Reply::read(value))
+    }
+}
+
+impl From<Error> for Reply {
+    fn from(error: Error) -> Self {
+        Self::error(error.to_string())
     }
 }
 

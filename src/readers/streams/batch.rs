@@ -12,9 +12,9 @@ use super::{
 use crate::{
     engine::{
         Engine,
-        execution::{Reading, Source},
         language::{Failure, with_lock},
         record::Record,
+        source::{Reading, Source},
     },
     redis::lock::Lock,
 };

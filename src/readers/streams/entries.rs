@@ -7,9 +7,9 @@ use std::{borrow::Cow, collections::VecDeque, fmt};
 use crate::{
     engine::{
         Engine,
-        execution::{Reading, Source},
         language::{Failure, with_lock},
         record::{Record, Value},
+        source::{Reading, Source},
     },
     redis::{
         call::{NOT_LOCAL, call},

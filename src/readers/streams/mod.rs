@@ -27,12 +27,13 @@ use self::{
     state::{State, Status, Stream, Taken},
     turn::{Turn, Turns},
 };
-use super::{keys::Subscribe, prefix::Pattern};
+use super::keys::Subscribe;
 use crate::{
     engine::{
         Engine,
         execution::Start,
         language::with_lock,
+        prefix::Pattern,
         registration::{Mode, Registration, Trigger},
     },
     redis::{after::after_command, events::KeyEvent, guarded::Guarded, lock::Lock},

@@ -14,7 +14,7 @@ use crossbeam_channel::Receiver;
 
 use super::{StreamWatch, Watch};
 use crate::{
-    readers::prefix::Pattern,
+    engine::prefix::Pattern,
     redis::{
         key::{self, Kind, Walk},
         lock::{self, Lock},

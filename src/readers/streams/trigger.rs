@@ -13,11 +13,12 @@ use parking_lot::Mutex;
 use super::{Group, Options, State, Status, StreamWatch, Watch};
 use crate::{
     engine::{
+        prefix::Pattern,
         registration::{Peers, Registration, Trigger},
         whole_ms,
     },
     error::Error,
-    readers::{image::Image, prefix::Pattern},
+    readers::image::Image,
     redis::{events::Class, lock::Lock, reply::Reply},
 };
 

@@ -3,12 +3,12 @@
 //! One thread does it all, one job after the other, without the server's lock. Packages are installed into a virtual
 //! environment of this server's own, in its working directory, in front of the one that the module was started with.
 
+pub mod archive;
 mod pip;
 mod specifier;
 mod sweep;
 
 use std::{
-    ffi::CStr,
     fmt::Write as _,
     fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -17,19 +17,16 @@ use std::{
     thread,
 };
 
-use pyo3::{prelude::*, sync::PyOnceLock, types::PyModule};
-
-use self::{pip::Pip, sweep::Owner};
-use super::interpreter::cstr;
+use self::{archive::Header, pip::Pip, sweep::Owner};
 use crate::{
     config::{Config, REQUIREMENTS_DIR, REQUIREMENTS_POLICY},
-    engine::requirement::{Places, Requirement},
+    engine::{
+        language::Language,
+        requirement::{Places, Requirement},
+    },
     error::Error,
-    persistence::{self, Header},
     redis::api,
 };
-
-const PACKAGES: &CStr = cstr(concat!(include_str!("../../../python/packages.py"), "\0"));
 
 /// What the thread is to do.
 type Job = Box<dyn FnOnce() + Send>;
@@ -37,6 +34,7 @@ type Job = Box<dyn FnOnce() + Send>;
 /// The requirements of this server.
 pub struct Packages {
     config: Arc<Config>,
+    language: Arc<dyn Language>,
     /// Where the files of requirements and the environment are.
     base: PathBuf,
     pip: Pip,
@@ -71,7 +69,12 @@ impl Packages {
     ///
     /// # Errors
     /// The operating system gave no thread, or no working directory; Python refused the folder.
-    pub fn start(config: Arc<Config>, venv: &Path, version: &str) -> Result<Arc<Self>, String> {
+    pub fn start(
+        config: Arc<Config>,
+        language: Arc<dyn Language>,
+        venv: &Path,
+        version: &str,
+    ) -> Result<Arc<Self>, String> {
         let here =
             std::env::current_dir().map_err(|error| format!("there is no working directory: {error}"))?;
         let base = here.join(config.text(REQUIREMENTS_DIR));
@@ -79,6 +82,7 @@ impl Packages {
         let (jobs, wanted) = mpsc::channel::<Job>();
         let packages = Self {
             config,
+            language,
             pip: Pip {
                 program: venv.join("bin/python"),
                 environment: base.join(format!("python-{version}")),
@@ -208,8 +212,8 @@ impl Packages {
             platform: platform(),
             wheels,
         };
-        let archive = persistence::write_archive(&files);
-        let header = persistence::read_header(&archive).map_err(|error| error.to_string())?;
+        let archive = archive::encode(&files);
+        let header = archive::header(&archive).map_err(|error| error.to_string())?;
         let requirement = Arc::new(self.requirement(&header));
         if !has_files(&requirement, &files) {
             folder
@@ -296,25 +300,10 @@ impl Packages {
     }
 
     fn use_installed(&self, wheels: &[PathBuf]) -> Result<(), String> {
-        static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-        Python::attach(|py| {
-            let module = MODULE.get_or_try_init(py, || {
-                PyModule::from_code(py, PACKAGES, c"<pinion>/packages.py", c"pinion_packages")
-                    .map(Bound::unbind)
-            })?;
-            let arguments = (self.pip.site_packages(), wheels);
-            let site_packages = arguments.0.to_string_lossy().into_owned();
-            module
-                .bind(py)
-                .call_method1("use", (site_packages, arguments.1))
-                .map(drop)
-        })
-        .map_err(|error: PyErr| {
-            format!(
-                "Python does not import from {}: {error}",
-                self.pip.site_packages().display()
-            )
-        })
+        let folder = self.pip.site_packages();
+        self.language
+            .use_packages(&folder, wheels)
+            .map_err(|error| format!("Python does not import from {}: {error}", folder.display()))
     }
 }
 

@@ -5,7 +5,8 @@
 
 use sha2::{Digest as _, Sha256};
 
-use crate::{engine::requirement::Digest, error::Error, python::Files};
+use super::Files;
+use crate::{engine::requirement::Digest, error::Error};
 
 const MAGIC: &[u8] = b"PINREQ";
 const VERSION: u64 = 1;
@@ -129,7 +130,7 @@ impl<'a> Rest<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::persistence::step::tests::Chance;
+    use crate::engine::testing::Chance;
 
     fn files() -> Files {
         Files {
