@@ -13,11 +13,62 @@ use crate::{
     },
 };
 
+commands! {
+    get_results_command {
+        name: c"rg.getresults",
+        flags: c"readonly",
+        categories: c"read",
+        syntax: "<execution id>",
+        summary: c"Gets the results and the errors of a finished execution.",
+        handler: |pinion, command| get_results(&pinion.engine, command),
+    }
+    get_results_blocking_command {
+        name: c"rg.getresultsblocking",
+        flags: c"readonly",
+        categories: c"read blocking",
+        syntax: "<execution id>",
+        summary: c"Waits for the end of an execution and gets its results and errors.",
+        handler: |pinion, command| get_results_blocking(&pinion.engine, command),
+    }
+    get_execution_command {
+        name: c"rg.getexecution",
+        flags: c"readonly",
+        categories: c"read",
+        syntax: "<execution id> [SHARD|CLUSTER]",
+        summary: c"Shows the status, the durations and the steps of an execution.",
+        handler: |pinion, command| get_execution(&pinion.cluster, command),
+    }
+    dump_executions_command {
+        name: c"rg.dumpexecutions",
+        flags: c"readonly",
+        categories: c"read",
+        syntax: "",
+        summary: c"Lists the executions.",
+        handler: |pinion, command| dump_executions(&pinion.engine, command),
+    }
+    abort_execution_command {
+        name: c"rg.abortexecution",
+        flags: c"readonly deny-script",
+        categories: c"admin dangerous blocking",
+        syntax: "<execution id>",
+        summary: c"Stops an execution and waits until it has ended.",
+        handler: |pinion, command| abort_execution(&pinion.cluster, command),
+    }
+    drop_execution_command {
+        name: c"rg.dropexecution",
+        flags: c"readonly",
+        categories: c"admin dangerous",
+        syntax: "<execution id>",
+        summary: c"Forgets a finished execution.",
+        handler: |pinion, command| drop_execution(&pinion.cluster, command),
+    }
+}
+
 /// `RG.GETRESULTS <execution id>`
 ///
 /// # Errors
 /// No such execution, or it is not finished.
-pub fn get_results(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+fn get_results(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
     let execution = find(engine, command)?;
     let outcome = execution.outcome().ok_or(Error::StillRunning)?;
     Ok(outcome.to_reply().into())
@@ -27,7 +78,7 @@ pub fn get_results(engine: &Engine, command: &Command<'_>) -> Result<Answer, Err
 ///
 /// # Errors
 /// No such execution; it is not finished and the caller cannot wait.
-pub fn get_results_blocking(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+fn get_results_blocking(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
     check_length(command, 2..=2)?;
     let execution = find(engine, command)?;
     if let Some(outcome) = execution.outcome() {
@@ -43,7 +94,7 @@ pub fn get_results_blocking(engine: &Engine, command: &Command<'_>) -> Result<An
 ///
 /// # Errors
 /// No such execution, an unknown word, or CLUSTER where there is none.
-pub fn get_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
+fn get_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     check_length(command, 2..=3)?;
     let engine = &cluster.engine;
     let execution = find(engine, command)?;
@@ -67,7 +118,7 @@ pub fn get_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer,
 ///
 /// # Errors
 /// None.
-pub fn dump_executions(engine: &Engine, _command: &Command<'_>) -> Result<Answer, Error> {
+fn dump_executions(engine: &Engine, _command: &Command<'_>) -> Result<Answer, Error> {
     let entry = |execution: &Arc<Execution>| {
         Reply::Array(vec![
             Reply::bulk("executionId"),
@@ -85,7 +136,7 @@ pub fn dump_executions(engine: &Engine, _command: &Command<'_>) -> Result<Answer
 ///
 /// # Errors
 /// No such execution; the caller cannot wait.
-pub fn abort_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
+fn abort_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     check_length(command, 2..=2)?;
     check_may_block(command)?;
     let id = command
@@ -106,7 +157,7 @@ pub fn abort_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answe
 ///
 /// # Errors
 /// No such execution, or it is not finished.
-pub fn drop_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
+fn drop_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     check_length(command, 2..=2)?;
     let execution = find(&cluster.engine, command)?;
     cluster.engine.drop_execution(execution.id)?;

@@ -2,16 +2,98 @@
 //!
 //! All run on the server's thread, or on the thread of a function that calls them with `execute`.
 
+/// Defines the commands of a file: what the server is told of each, and its handler. `key` is the place of the only key.
+macro_rules! commands {
+    ($($function:ident {
+        name: $name:literal,
+        flags: $flags:literal,
+        categories: $categories:literal,
+        syntax: $syntax:literal,
+        summary: $summary:literal,
+        $(key: $key:literal,)?
+        handler: $handler:expr,
+    })*) => {
+        $(
+            unsafe extern "C" fn $function(
+                ctx: *mut crate::redis::raw::RedisModuleCtx,
+                argv: *mut *mut crate::redis::raw::RedisModuleString,
+                argc: std::ffi::c_int,
+            ) -> std::ffi::c_int {
+                // SAFETY: the server calls this with its own arguments.
+                unsafe { super::run(ctx, argv, argc, $handler) }
+            }
+        )*
+
+        /// The commands of this file, as the server is told of them.
+        pub const COMMANDS: &[crate::redis::command::Definition] = &[
+            $(crate::redis::command::Definition {
+                name: $name,
+                flags: $flags,
+                categories: $categories,
+                syntax: $syntax,
+                summary: $summary,
+                key: 0 $(+ $key)?,
+                function: $function,
+            }),*
+        ];
+    };
+}
+
 pub mod cluster;
 pub mod config;
 pub mod executions;
+mod internal;
 pub mod pyexecute;
 pub mod registrations;
 pub mod requirements;
 pub mod sessions;
 pub mod small;
+mod triggers;
 
-use crate::{error::Error, redis::command::Command};
+use std::ffi::c_int;
+
+use crate::{
+    error::Error,
+    module::Pinion,
+    redis::{
+        command::{self, Answer, Command, Definition},
+        raw,
+    },
+};
+
+/// All commands, file by file.
+pub const ALL: &[&[Definition]] = &[
+    pyexecute::COMMANDS,
+    triggers::COMMANDS,
+    executions::COMMANDS,
+    registrations::COMMANDS,
+    sessions::COMMANDS,
+    requirements::COMMANDS,
+    config::COMMANDS,
+    cluster::COMMANDS,
+    small::COMMANDS,
+    internal::COMMANDS,
+];
+
+type Handler = fn(&'static Pinion, &Command<'_>) -> Result<Answer, Error>;
+
+/// The frame around a handler.
+///
+/// # Safety
+/// To be called by a command function of the server with its own arguments.
+unsafe fn run(
+    ctx: *mut raw::RedisModuleCtx,
+    argv: *mut *mut raw::RedisModuleString,
+    argc: c_int,
+    handler: Handler,
+) -> c_int {
+    let run = |command: &Command<'_>| match Pinion::get() {
+        Some(pinion) => handler(pinion, command),
+        None => Err(Error::Text("ERR the module is still loading".into())),
+    };
+    // SAFETY: by the caller's promise.
+    unsafe { command::run(ctx, argv, argc, run) }
+}
 
 /// For commands that make their caller wait: refused before anything is done.
 ///

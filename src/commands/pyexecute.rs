@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    cluster::{Cluster, Registered},
+    cluster::Registered,
     engine::{
         Engine,
         execution::Start,
@@ -12,7 +12,7 @@ use crate::{
         session::{Needs, Session},
     },
     error::Error,
-    persistence::Persistence,
+    module::Pinion,
     python,
     redis::{
         client::BlockedClient,
@@ -21,8 +21,18 @@ use crate::{
         reply::Reply,
         string::Argv,
     },
-    requirements::Packages,
 };
+
+commands! {
+    pyexecute_command {
+        name: c"rg.pyexecute",
+        flags: c"write deny-script",
+        categories: c"write admin dangerous",
+        syntax: "<script> [UNBLOCKING] [ID <id>] [DESCRIPTION <text>] [UPGRADE] [REPLACE_WITH <id>] [FORCE_REINSTALL_REQUIREMENTS] [REQUIREMENTS [<requirement> ...]]",
+        summary: c"Runs a script, which may run functions over the data and register others.",
+        handler: pyexecute,
+    }
+}
 
 #[derive(Default)]
 struct Options {
@@ -33,15 +43,6 @@ struct Options {
     replace_with: Option<String>,
     force: bool,
     requirements: Vec<String>,
-}
-
-/// What a script is run with.
-#[derive(Clone)]
-pub struct Execute {
-    pub engine: Arc<Engine>,
-    pub cluster: Arc<Cluster>,
-    pub persistence: Arc<Persistence>,
-    pub packages: Arc<Packages>,
 }
 
 /// What follows a script that ended well.
@@ -62,15 +63,15 @@ enum Next {
 /// # Errors
 /// A wrong argument; the error string of the script; what a registration was refused for. After an installation these are
 /// the reply of the waiting client.
-pub fn pyexecute(execute: &Execute, command: &Command<'_>) -> Result<Answer, Error> {
+fn pyexecute(pinion: &'static Pinion, command: &Command<'_>) -> Result<Answer, Error> {
     if !command.may_block() {
         return Err(Error::CannotRunHere);
     }
     let script = command.argv().get(1).ok_or(Error::WrongArity)?;
     let options = parse(command.argv().skip(2))?;
-    session_to_replace(&execute.engine, &options)?;
+    session_to_replace(&pinion.engine, &options)?;
     let lock = command.lock();
-    let known = |name: &String| execute.engine.requirements.get(lock, name);
+    let known = |name: &String| pinion.engine.requirements.get(lock, name);
     let requirements: Vec<_> = options.requirements.iter().filter_map(known).collect();
     let ready = are_ready(&options, &requirements);
     let needs = Needs {
@@ -78,26 +79,26 @@ pub fn pyexecute(execute: &Execute, command: &Command<'_>) -> Result<Answer, Err
         installed: false,
     };
     // Other shards may lack what is known here.
-    if ready && (needs.requirements.is_empty() || !execute.cluster.has_others()) {
-        return Ok(match execute.run(lock, script, options, needs)? {
+    if ready && (needs.requirements.is_empty() || !pinion.cluster.has_others()) {
+        return Ok(match pinion.run(lock, script, options, needs)? {
             Next::Reply(reply) => reply.into(),
             next => {
-                execute.go_on(lock, next, command.block());
+                pinion.go_on(lock, next, command.block());
                 Answer::Done
             }
         });
     }
-    execute.packages.check(&options.requirements)?;
+    pinion.packages.check(&options.requirements)?;
     let client = command.block();
-    let (execute, script) = (execute.clone(), script.to_vec());
-    Arc::clone(&execute.packages).later(move || match execute.install(&options) {
-        Ok(needs) => execute.run_everywhere(script, options, needs, client),
+    let script = script.to_vec();
+    pinion.packages.later(move || match pinion.install(&options) {
+        Ok(needs) => pinion.run_everywhere(script, options, needs, client),
         Err(error) => client.answer(error.into()),
     });
     Ok(Answer::Done)
 }
 
-impl Execute {
+impl Pinion {
     /// Fetches and installs requirements, and makes them known. On the thread for requirements.
     fn install(&self, options: &Options) -> Result<Needs, Error> {
         let names = &options.requirements;
@@ -129,22 +130,21 @@ impl Execute {
     }
 
     /// Runs the script of a client that waited for an installation, when other shards have what it needs, too.
-    fn run_everywhere(&self, script: Vec<u8>, options: Options, needs: Needs, client: BlockedClient) {
-        let this = self.clone();
+    fn run_everywhere(&'static self, script: Vec<u8>, options: Options, needs: Needs, client: BlockedClient) {
         let requirements = needs.requirements.clone();
         self.cluster.ensure_requirements(requirements, move |ensured| {
             if let Err(error) = ensured {
                 return client.answer(error.into());
             }
-            lock::with_lock(|lock| match this.run(lock, &script, options, needs) {
-                Ok(next) => this.go_on(lock, next, client),
+            lock::with_lock(|lock| match self.run(lock, &script, options, needs) {
+                Ok(next) => self.go_on(lock, next, client),
                 Err(error) => client.answer(error.into()),
             });
         });
     }
 
     /// Does what follows a script whose client waits.
-    fn go_on(&self, lock: Lock<'_>, next: Next, client: BlockedClient) {
+    fn go_on(&'static self, lock: Lock<'_>, next: Next, client: BlockedClient) {
         match next {
             Next::Reply(reply) => client.answer(reply),
             Next::Wait(mut start) => {
@@ -156,12 +156,11 @@ impl Execute {
                 mut prepared,
                 unblocking,
             } => {
-                let this = self.clone();
                 let registrations = std::mem::take(&mut prepared.registrations);
                 let old = prepared.replaces.take();
                 let run = move |registered: Registered| match registered {
                     Ok(()) => {
-                        this.start_run(prepared.run, true, unblocking);
+                        self.start_run(prepared.run, true, unblocking);
                         client.answer(Reply::ok());
                     }
                     Err(failures) => client.answer(Reply::Array(failures)),

@@ -14,11 +14,54 @@ use crate::{
     stats::Spread,
 };
 
+commands! {
+    dump_registrations_command {
+        name: c"rg.dumpregistrations",
+        flags: c"readonly",
+        categories: c"read",
+        syntax: "[VERBOSE]",
+        summary: c"Lists the registered functions with their statistics.",
+        handler: |pinion, command| dump_registrations(&pinion.engine, command),
+    }
+    unregister_command {
+        name: c"rg.unregister",
+        flags: c"write",
+        categories: c"write admin dangerous",
+        syntax: "<registration id> [ABORTPENDING]",
+        summary: c"Removes a registered function.",
+        handler: |pinion, command| unregister(&pinion.cluster, command),
+    }
+    pause_command {
+        name: c"rg.pauseregistrations",
+        flags: c"readonly deny-script",
+        categories: c"admin dangerous",
+        syntax: "[ABORTPENDING] <registration id> [<registration id> ...]",
+        summary: c"Lets registered functions read no more.",
+        handler: |pinion, command| pause(&pinion.cluster, command, true),
+    }
+    unpause_command {
+        name: c"rg.unpauseregistrations",
+        flags: c"readonly deny-script",
+        categories: c"admin dangerous",
+        syntax: "<registration id> [<registration id> ...]",
+        summary: c"Lets registered functions read again.",
+        handler: |pinion, command| pause(&pinion.cluster, command, false),
+    }
+    clear_stats_command {
+        name: c"rg.clearregistrationsstats",
+        flags: c"readonly deny-script",
+        categories: c"admin dangerous",
+        syntax: "",
+        summary: c"Sets the statistics of all registered functions to zero.",
+        handler: |pinion, command| clear_stats(&pinion.cluster, command),
+    }
+}
+
 /// `RG.DUMPREGISTRATIONS [VERBOSE]`; other words are ignored.
 ///
 /// # Errors
 /// None.
-pub fn dump_registrations(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+fn dump_registrations(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
     let verbose = command
         .argv()
         .get(1)
@@ -115,7 +158,7 @@ fn flat(pairs: Vec<(&'static str, Reply)>) -> Reply {
 ///
 /// # Errors
 /// No such registration; this is a replica.
-pub fn unregister(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
+fn unregister(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     let argv = command.argv();
     if !(2..=3).contains(&argv.len()) {
         return Err(Error::WrongArity);
@@ -132,7 +175,7 @@ pub fn unregister(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Er
 ///
 /// # Errors
 /// The caller cannot wait; no id; an unknown one; a reader that cannot be paused.
-pub fn pause(cluster: &Cluster, command: &Command<'_>, pause: bool) -> Result<Answer, Error> {
+fn pause(cluster: &Cluster, command: &Command<'_>, pause: bool) -> Result<Answer, Error> {
     let words = command.argv().skip(1);
     let first = words.get(0).ok_or(Error::WrongArity)?;
     check_may_block(command)?;
@@ -163,7 +206,7 @@ pub fn pause(cluster: &Cluster, command: &Command<'_>, pause: bool) -> Result<An
 ///
 /// # Errors
 /// An argument; the caller cannot wait.
-pub fn clear_stats(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
+fn clear_stats(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     if command.argv().len() != 1 {
         return Err(Error::WrongArity);
     }

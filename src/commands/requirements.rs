@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::pyexecute::Execute;
 use crate::{
     engine::{Engine, requirement::Requirement},
     error::Error,
+    module::Pinion,
     persistence::files_of,
     redis::{
         command::{Answer, Command},
@@ -15,6 +15,33 @@ use crate::{
     requirements::archive,
 };
 
+commands! {
+    dump_requirements_command {
+        name: c"rg.pydumpreqs",
+        flags: c"readonly",
+        categories: c"read",
+        syntax: "",
+        summary: c"Lists the requirements that are installed.",
+        handler: |pinion, command| dump(&pinion.engine, command),
+    }
+    export_requirement_command {
+        name: c"rg.pyexportreq",
+        flags: c"readonly",
+        categories: c"admin dangerous",
+        syntax: "<requirement>",
+        summary: c"Gets a requirement with its files, for RG.PYIMPORTREQ on another server.",
+        handler: |pinion, command| export(&pinion.engine, command),
+    }
+    import_requirement_command {
+        name: c"rg.pyimportreq",
+        flags: c"write deny-script",
+        categories: c"write admin dangerous",
+        syntax: "<chunk> [<chunk> ...]",
+        summary: c"Installs a requirement that another server exported.",
+        handler: import,
+    }
+}
+
 /// How much of an archive fits one element of a reply.
 const CHUNK: usize = 10 * 1024 * 1024;
 
@@ -22,7 +49,7 @@ const CHUNK: usize = 10 * 1024 * 1024;
 ///
 /// # Errors
 /// None.
-pub fn dump(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+fn dump(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
     let lock = command.lock();
     let known = engine.requirements.all(lock);
     let entries = known.iter().map(|requirement| entry(engine, lock, requirement));
@@ -69,7 +96,7 @@ pub fn entry(engine: &Engine, lock: Lock<'_>, requirement: &Arc<Requirement>) ->
 ///
 /// # Errors
 /// There is no such requirement; one of its files is gone.
-pub fn export(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+fn export(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
     let argv = command.argv();
     let (2, Some(name)) = (argv.len(), argv.get(1)) else {
         return Err(Error::WrongArity);
@@ -91,18 +118,18 @@ pub fn export(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
 /// # Errors
 /// The caller cannot wait; damaged chunks; a requirement that is not allowed here. Whatever comes later is the reply of the
 /// waiting client.
-pub fn import(execute: &Execute, command: &Command<'_>) -> Result<Answer, Error> {
+fn import(pinion: &Pinion, command: &Command<'_>) -> Result<Answer, Error> {
     if !command.may_block() {
         return Err(Error::CannotRunHere);
     }
     let archive = command.argv().skip(1).to_vecs().concat();
     let header = archive::header(&archive)?;
-    let (persistence, packages) = (&execute.persistence, &execute.packages);
+    let (persistence, packages) = (&pinion.persistence, &pinion.packages);
     packages.check(std::slice::from_ref(&header.name))?;
     packages.check_wheels(&header.wheels)?;
     let client = command.block();
     let (persistence, packages) = (Arc::clone(persistence), Arc::clone(packages));
-    let cluster = Arc::clone(&execute.cluster);
+    let cluster = Arc::clone(&pinion.cluster);
     Arc::clone(&packages).later(move || match persistence.install_archive(archive.clone(), true) {
         Ok(()) => cluster.import_elsewhere(archive, move |reply| client.answer(reply)),
         Err(error) => client.answer(error.into()),
