@@ -203,6 +203,7 @@ def test_a_script_that_fails_hooks_nothing(server: Server) -> None:
 # --- when a hook applies ---
 
 
+@pytest.mark.own_server
 @pytest.mark.matrix
 @pytest.mark.parametrize(
     ("prefix", "applies", "untouched"),

@@ -662,6 +662,8 @@ def test_the_requirement_of_a_time_event(start_server: Callable[..., Server], pa
     """A script that registers nothing else: its requirement is in files and on replicas all the same."""
     script = """
 import pinion_demo
+
+pytestmark = pytest.mark.own_server
 def tick():
     execute('SET', 'version', pinion_demo.VERSION)
 registerTE(1, tick, 'timer')

@@ -179,6 +179,7 @@ def test_averages_are_doubles(server: Server, reader: str, protocol: int, zero: 
         assert (b"$17\r\navgEstimatedLagMS\r\n" + zero in reply) is (reader == "StreamReader")
 
 
+@pytest.mark.own_server
 @pytest.mark.matrix
 @pytest.mark.parametrize("words", [[], ["other"], ["other", "VERBOSE"], ["VERBOSEX"]])
 def test_without_verbose_an_entry_has_12_elements(server: Server, words: list[str]) -> None:

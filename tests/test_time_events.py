@@ -18,6 +18,8 @@ from helpers import Server, wait_until
 from probes import error_of
 from test_replication import AOF, attach, caught_up, promote
 
+pytestmark = pytest.mark.own_server
+
 DATA = Path(__file__).parent / "data"
 TICK = "def tick():\n    execute('INCR', 'ticks')\n"
 KEYED = f"{TICK}registerTE(1, tick, 'event')"
