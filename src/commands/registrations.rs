@@ -72,15 +72,15 @@ fn dump_registrations(engine: &Engine, command: &Command<'_>) -> Result<Answer, 
         let session = [Reply::bulk("PD"), Reply::bulk(literal(&registration.session))];
         entry.splice(8..8, session);
         if verbose {
-            entry.extend(timings(registration));
+            entry.extend(details(registration));
         }
         Reply::Array(entry)
     });
     Ok(Reply::Array(entries.collect()).into())
 }
 
-/// What only VERBOSE shows: times in microseconds.
-fn timings(registration: &Registration) -> [Reply; 6] {
+/// What only VERBOSE shows; times in microseconds.
+fn details(registration: &Registration) -> [Reply; 8] {
     let (running, waiting) = registration.stats.spreads();
     let spread = |spread: Spread| {
         let pairs = [
@@ -102,6 +102,8 @@ fn timings(registration: &Registration) -> [Reply; 6] {
         spread(running),
         Reply::bulk("waitTimeUS"),
         spread(waiting),
+        Reply::bulk("warnings"),
+        Reply::bulks(registration.trigger.doubts()),
     ]
 }
 

@@ -88,6 +88,11 @@ pub trait Trigger: Send + Sync {
     /// The reader's arguments as RG.DUMPREGISTRATIONS shows them.
     fn arguments(&self) -> Vec<(&'static str, Reply)>;
 
+    /// Why it may never fire, or not for what it seems to be about: each a sentence for the log. It is accepted all the same.
+    fn doubts(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Whether it could be started now.
     ///
     /// # Errors

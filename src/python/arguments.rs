@@ -67,6 +67,13 @@ impl<'a, 'py> Given<'a, 'py> {
         let Some(value) = self.get(name)?.filter(|value| !value.is_none()) else {
             return Ok(None);
         };
+        if value.is_instance_of::<PyString>() {
+            // Taken apart it would be its letters, of which none is a name.
+            return Err(errors::gears_error(format!(
+                "{name} must be a list of texts, not a text: {name}=[{}]",
+                value.repr()?
+            )));
+        }
         let items = value.try_iter().map_err(|_| errors::gears_error(not_iterable))?;
         items
             .map(|item| string(&item?, no_string))

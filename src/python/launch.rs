@@ -88,6 +88,9 @@ pub fn start<'py>(
     {
         return Err(Error::SecondRun.into());
     }
+    for doubt in trigger.doubts() {
+        api::log_warning(&format!("session {}: {doubt}", scope.session.id));
+    }
     let (plan, callbacks) = plan(py, builder, implicit);
     let wanted = source(py, builder.reader, &plan, argument, kwargs)?;
     let shipment = if wanted.mode == Mode::Async && engine.is_spread(&plan, true) {

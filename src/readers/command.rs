@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{image::Image, source::SourceImage};
+use super::{image::Image, reachability, source::SourceImage};
 use crate::{
     engine::{
         Engine,
@@ -228,6 +228,11 @@ impl Trigger for Hook {
             in_order: self.in_order,
         };
         image.to_bytes()
+    }
+
+    fn doubts(&self) -> Vec<String> {
+        let doubt = |prefix| reachability::of_literal_prefix("keyprefix", prefix);
+        self.prefix.as_deref().and_then(doubt).into_iter().collect()
     }
 
     fn check(&self, lock: Lock<'_>, peers: Peers<'_>) -> Result<(), Error> {

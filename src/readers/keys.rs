@@ -8,7 +8,7 @@ use std::{borrow::Cow, cell::Cell, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::image::Image;
+use super::{image::Image, reachability};
 use crate::{
     engine::{
         Engine, Lane,
@@ -256,6 +256,10 @@ impl Trigger for KeysTrigger {
 
     fn image(&self) -> Vec<u8> {
         Image::Keys(Conditions::clone(&self.conditions)).to_bytes()
+    }
+
+    fn doubts(&self) -> Vec<String> {
+        reachability::of_conditions(&self.conditions)
     }
 
     fn check(&self, lock: Lock<'_>, _peers: Peers<'_>) -> Result<(), Error> {

@@ -18,7 +18,7 @@ use crate::{
         whole_ms,
     },
     error::Error,
-    readers::image::Image,
+    readers::{image::Image, reachability},
     redis::{events::Class, lock::Lock, reply::Reply},
 };
 
@@ -77,6 +77,12 @@ impl Trigger for StreamTrigger {
             place: self.place.load(Ordering::Relaxed),
         };
         image.to_bytes()
+    }
+
+    fn doubts(&self) -> Vec<String> {
+        reachability::of_prefix("prefix", &self.options.prefix)
+            .into_iter()
+            .collect()
     }
 
     fn check(&self, _lock: Lock<'_>, _peers: Peers<'_>) -> Result<(), Error> {
