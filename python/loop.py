@@ -1,5 +1,5 @@
 """The event loop of coroutines: one thread, one loop for all sessions. Embedded into the module and imported as
-`pinion_loop`. Contract: python-api.md chapter 6.
+`pinion_loop`. Contract: docs/contract/python-api.md chapter 6.
 
 Each coroutine runs in a context of its own, which knows the session: tasks that it makes inherit that.
 """

@@ -1,4 +1,4 @@
-# Fills `__main__`: what it holds is visible in every script without import. Contract: python-api.md 1.2.
+# Fills `__main__`: what it holds is visible in every script without import. Contract: docs/contract/python-api.md 1.2.
 # Runs once, in `__main__` itself, when the interpreter starts.
 
 import asyncio

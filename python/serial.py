@@ -1,4 +1,4 @@
-"""Functions as bytes and back. Contract: python-api.md chapter 7.
+"""Functions as bytes and back. Contract: docs/contract/python-api.md chapter 7.
 
 Imported when a function is first saved or loaded: cloudpickle takes a while to import.
 """

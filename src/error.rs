@@ -1,6 +1,7 @@
 //! The one error type. Its [`Error::text`] is the exact text that a client sees.
 //!
-//! The texts are those of the contract (`commands.md` chapter 1, `readers-and-events.md` chapters 2 and 10).
+//! The texts are those of the contract (docs/contract/commands.md chapter 1,
+//! docs/contract/readers-and-events.md chapters 2 and 10).
 
 use std::{borrow::Cow, fmt};
 

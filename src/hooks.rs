@@ -2,7 +2,7 @@
 //!
 //! The filter decides ([`Hooks::filter`]); the inner command runs the function that stands in the place of the original
 //! (`chain.rs`), or the original, and links the client to the executions that it started ([`Hooks::run_inner`]).
-//! Contract: `readers-and-events.md` chapters 8 and 10. All of it happens under the server's lock.
+//! Contract: docs/contract/readers-and-events.md chapters 8 and 10. All of it happens under the server's lock.
 
 mod chain;
 mod table;
@@ -161,7 +161,7 @@ impl Hooks {
     /// Asks the server about commands that a registration wants to link.
     ///
     /// # Errors
-    /// One of them cannot be linked (`readers-and-events.md` 10.1).
+    /// One of them cannot be linked (docs/contract/readers-and-events.md 10.1).
     pub fn look_up(
         &self,
         lock: Lock<'_>,
@@ -229,7 +229,7 @@ impl Hooks {
     /// Asks the server about a command in whose place a function is to stand.
     ///
     /// # Errors
-    /// It cannot be hooked (`readers-and-events.md` 8.1).
+    /// It cannot be hooked (docs/contract/readers-and-events.md 8.1).
     pub fn look_up_hook(
         &self,
         lock: Lock<'_>,

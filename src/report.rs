@@ -1,4 +1,5 @@
-//! The module's sections of INFO. Contract: `commands.md` 7.1, with values escaped so that each stays one value.
+//! The module's sections of INFO. Contract: docs/contract/commands.md 7.1, with values escaped so that each stays one
+//! value.
 //!
 //! Called on the server's thread.
 

@@ -1,7 +1,7 @@
 """The helpers around coroutines: gearsFuture, createFuture, runCoroutine, isAsyncAllow, sessions, awaited runs.
 
-Spec: python-api.md 2.8, 2.10, 5.4, 6.5 to 6.8. Values and order of coroutines are in test_async.py, what goes wrong is
-in test_async_failures.py.
+Contract: docs/contract/python-api.md 2.8, 2.10, 5.4, 6.5 to 6.8. Values and order of coroutines are in test_async.py,
+what goes wrong is in test_async_failures.py.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """What happens to executions on several shards when shards, links or slots go: every client gets a result or a clear error
-within the idle limit, and later executions work. Contract: commands.md 3.5, 8.4 and 8.5."""
+within the idle limit, and later executions work. Contract: docs/contract/commands.md 3.5, 8.4 and 8.5."""
 
 from __future__ import annotations
 

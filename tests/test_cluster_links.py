@@ -1,5 +1,5 @@
 """The links between shards: who may send messages, passwords, TLS, RG.CLUSTERSET, and the commands about the topology.
-Contract: commands.md 1.20 to 1.23, 8.4 and chapter 9."""
+Contract: docs/contract/commands.md 1.20 to 1.23, 8.4 and chapter 9."""
 
 from __future__ import annotations
 

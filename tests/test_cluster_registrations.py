@@ -1,5 +1,5 @@
 """Registrations on all shards of a Redis Cluster: all or none, upgrades, shards that were away or join later, replicas.
-Contract: commands.md 1.2, 1.11, 4.3, 4.4 and 8.5."""
+Contract: docs/contract/commands.md 1.2, 1.11, 4.3, 4.4 and 8.5."""
 
 from __future__ import annotations
 

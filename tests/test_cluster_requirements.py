@@ -1,5 +1,5 @@
-"""Packages that functions need, on all shards of a Redis Cluster. Contract: commands.md 4.6 and 8.2. pip takes its packages
-from a folder that only the first shard can see: the others get the files over the links."""
+"""Packages that functions need, on all shards of a Redis Cluster. Contract: docs/contract/commands.md 4.6 and 8.2. pip
+takes its packages from a folder that only the first shard can see: the others get the files over the links."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Executions over all shards of a Redis Cluster: readers, operations, records that move, errors, states. Contract:
-commands.md chapter 8, python-api.md chapter 9."""
+docs/contract/commands.md chapter 8, docs/contract/python-api.md chapter 9."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Command hooks, functions in the place of a command: when they apply, call_next, replies, contexts, servers.
 
-Contract: readers-and-events.md chapter 8, 9 and its chapter 13; commands.md 0.4 and 4.5. Who may do what is in
-test_hooks_rights.py.
+Contract: docs/contract/readers-and-events.md 8, 9 and 13; docs/contract/commands.md 0.4 and 4.5.
+Who may do what is in test_hooks_rights.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The embedded interpreter: which Python it is, what functions can import, how it starts, fails and stops.
 
-Spec: issue "key-miss tutorial" item 2; commands.md 5.2 (PythonVenv is our own option).
+Contract: issue "key-miss tutorial" item 2; docs/contract/commands.md 5.2 (PythonVenv is our own option).
 """
 
 import os

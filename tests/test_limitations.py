@@ -1,4 +1,5 @@
-"""What `commands=` refuses, and what a linked command cannot do. Contract: readers-and-events.md 10.1 and 10.6."""
+"""What `commands=` refuses, and what a linked command cannot do. Contract:
+docs/contract/readers-and-events.md 10.1 and 10.6."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """REQUIREMENTS: fetched and installed beside the server, known by name, exported, shipped to replicas and files.
 
-Spec: commands.md 1.2, 1.17, 1.18, 4.6 and 9.8, 9.14, 9.17. pip takes its packages from a folder: no network is used.
+Contract: docs/contract/commands.md 1.2, 1.17, 1.18, 4.6 and 9.8, 9.14, 9.17. pip takes its packages from a folder: no
+network is used.
 """
 
 from __future__ import annotations
@@ -277,7 +278,7 @@ def test_a_full_disk(start_server: Callable[..., Server], packages: Path, size: 
     ["", "-r requirements.txt", "--index-url=http://x", "demo'; touch hacked", "demo\nother", "$(touch hacked)", "demo two"],
 )
 def test_what_is_no_requirement_is_refused(server: Server, text: str) -> None:
-    """commands.md 9.14: no shell ever sees it."""
+    """docs/contract/commands.md 9.14: no shell ever sees it."""
     error = error_of(server, "1", "REQUIREMENTS", text)
     assert error.startswith("ERR bad requirement")
     assert "Executing" not in server.log()
@@ -308,7 +309,7 @@ def test_the_script_of_a_waiting_client(server: Server) -> None:
 
 
 def test_nobody_is_held_up_while_pip_runs(server: Server) -> None:
-    """commands.md 9.17: the original stood still for seconds."""
+    """docs/contract/commands.md 9.17: the original stood still for seconds."""
     waiting = server.raw(timeout=60)
     waiting.send("RG.PYEXECUTE", VERSION, "REQUIREMENTS", "pinion-demo==1.0")
     wait_until(lambda: blocked_clients(server) == 1)

@@ -1,7 +1,7 @@
 """Statistics of registrations: RegistrationData of each reader, how counters change, times, RG.CLEARREGISTRATIONSSTATS.
 
-Contract: readers-and-events.md chapter 11, commands.md 1.10 and 1.13; RG.DUMPREGISTRATIONS VERBOSE is ours (issue 4).
-The KeysReader's counters are in test_registrations.py, INFO's usual fields in test_info.py.
+Contract: docs/contract/readers-and-events.md chapter 11, docs/contract/commands.md 1.10 and 1.13; RG.DUMPREGISTRATIONS
+VERBOSE is ours (issue 4). The KeysReader's counters are in test_registrations.py, INFO's usual fields in test_info.py.
 """
 
 from __future__ import annotations

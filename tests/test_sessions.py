@@ -1,6 +1,7 @@
 """Sessions: RG.PYDUMPSESSIONS, replacing one (UPGRADE, REPLACE_WITH), PD in every state, the end of a session.
 
-Spec: commands.md 1.2, 1.10, 1.14 and 4; an upgrade that registers nothing, TS, PD, refCount: spec/README.md.
+Contract: docs/contract/commands.md 1.2, 1.10, 1.14 and 4; an upgrade that registers nothing, TS, PD, refCount:
+docs/contract/README.md.
 """
 
 import ast

@@ -1,6 +1,7 @@
 """SyncTimeout: a `sync` function, or other code, that holds the server too long is stopped, and the server goes on.
 
-Beyond the original, which such a function stops for ever (readers-and-events.md 13.3 (34)): our own option, issue 4.
+Beyond the original, which such a function stops for ever (docs/contract/readers-and-events.md 13.34): our own option,
+issue 4.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Time events: when they run, what ends them, and what becomes of those with a key in files, on replicas and in RESTORE.
 
-Contract: python-api.md 2.7 and 7.3.
+Contract: docs/contract/python-api.md 2.7 and 7.3.
 """
 
 from __future__ import annotations

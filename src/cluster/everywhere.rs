@@ -1,5 +1,5 @@
 //! Commands that all shards carry out: asks the others, does this shard's own part, and puts the answers together.
-//! Contract: `commands.md` 8.2.
+//! Contract: docs/contract/commands.md 8.2.
 
 use std::sync::Arc;
 

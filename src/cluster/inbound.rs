@@ -1,5 +1,5 @@
 //! What comes from other shards: who has proved to be one, and which of their messages were seen already. Contract:
-//! `commands.md` 1.23 and 8.4. Runs on the server's thread.
+//! docs/contract/commands.md 1.23 and 8.4. Runs on the server's thread.
 
 use std::collections::HashMap;
 

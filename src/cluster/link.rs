@@ -1,5 +1,5 @@
 //! The way to one other shard: a queue of messages, and a thread that sends them over one connection. Contract:
-//! `commands.md` 8.4.
+//! docs/contract/commands.md 8.4.
 //!
 //! Messages have numbers; the other side acknowledges each of them, and leaves out those whose number it has seen. After a
 //! new connection what is not acknowledged is sent again. Any thread may queue; nobody waits but the thread of the link.

@@ -1,5 +1,5 @@
 //! What one shard does by itself for a command that all shards carry out: for its own client, or for another shard.
-//! Contract: `commands.md` 1.6, 1.12 and 1.13.
+//! Contract: docs/contract/commands.md 1.6, 1.12 and 1.13.
 
 use std::{sync::Arc, time::Duration};
 

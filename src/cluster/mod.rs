@@ -1,5 +1,5 @@
 //! Other shards: who they are, the links to them, and what is said over these. Implements the engine's trait [`Shards`].
-//! Contract: `commands.md` chapter 8.
+//! Contract: docs/contract/commands.md chapter 8.
 //!
 //! `pinion-cluster` looks at the topology and does what takes long for other shards; each link has a thread of its own; what
 //! other shards send comes on the server's thread (`inbound.rs`) and is sorted out in [`Cluster::receive`].

@@ -1,5 +1,5 @@
 //! This shard's part of another one's run: the plan that was sent, or the registration that it names, with the records of this
-//! shard. On the thread of the cluster, because functions are loaded. Contract: `commands.md` 8.3.
+//! shard. On the thread of the cluster, because functions are loaded. Contract: docs/contract/commands.md 8.3.
 
 use std::sync::Arc;
 

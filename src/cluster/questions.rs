@@ -1,4 +1,4 @@
-//! Questions to other shards, whose answers are waited for together. Contract: `commands.md` 8.2.
+//! Questions to other shards, whose answers are waited for together. Contract: docs/contract/commands.md 8.2.
 //!
 //! Nobody is blocked: what is to happen with the answers is called when the last one has come, or time is over.
 

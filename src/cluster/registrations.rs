@@ -1,4 +1,4 @@
-//! Registrations on all shards. Contract: `commands.md` 1.2, 4.3, 4.4 and 8.5.
+//! Registrations on all shards. Contract: docs/contract/commands.md 1.2, 4.3, 4.4 and 8.5.
 //!
 //! What a script registers comes into force everywhere or nowhere: all shards prepare the step, then the initiator does it,
 //! then all others do. What was missed meanwhile, by a shard that was down or that joined later, is made good: shards

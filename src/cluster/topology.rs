@@ -1,5 +1,5 @@
 //! Which shards there are and where: as Redis Cluster tells it (CLUSTER SLOTS), or as RG.CLUSTERSET does. Plain data.
-//! Contract: `commands.md` 1.20 to 1.22 and 8.1.
+//! Contract: docs/contract/commands.md 1.20 to 1.22 and 8.1.
 
 use std::collections::BTreeMap;
 

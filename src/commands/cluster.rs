@@ -1,4 +1,4 @@
-//! The commands about the cluster. Contract: `commands.md` 1.20 to 1.23.
+//! The commands about the cluster. Contract: docs/contract/commands.md 1.20 to 1.23.
 
 use super::check_may_block;
 use crate::{

@@ -1,4 +1,4 @@
-//! RG.CONFIGGET and RG.CONFIGSET. Contract: `commands.md` 1.19.
+//! RG.CONFIGGET and RG.CONFIGSET. Contract: docs/contract/commands.md 1.19.
 
 use crate::{
     config::{Change, Current},

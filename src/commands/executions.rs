@@ -1,4 +1,4 @@
-//! The commands about executions. Contract: `commands.md` 1.4 to 1.9.
+//! The commands about executions. Contract: docs/contract/commands.md 1.4 to 1.9.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! The commands, one file per family: parse, one call of the engine, reply. Contract: `commands.md` chapter 1.
+//! The commands, one file per family: parse, one call of the engine, reply. Contract:
+//! docs/contract/commands.md chapter 1.
 //!
 //! All run on the server's thread, or on the thread of a function that calls them with `execute`.
 

@@ -1,4 +1,4 @@
-//! RG.PYEXECUTE: runs a script and does what it asked for. Contract: `commands.md` 1.2.
+//! RG.PYEXECUTE: runs a script and does what it asked for. Contract: docs/contract/commands.md 1.2.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The commands about registrations. Contract: `commands.md` 1.10 and 1.11.
+//! The commands about registrations. Contract: docs/contract/commands.md 1.10 and 1.11.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The commands about requirements. Contract: `commands.md` 1.17 and 1.18.
+//! The commands about requirements. Contract: docs/contract/commands.md 1.17 and 1.18.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The commands about sessions. Contract: `commands.md` 1.14 and 1.15.
+//! The commands about sessions. Contract: docs/contract/commands.md 1.14 and 1.15.
 
 use std::{fmt::Write as _, sync::Arc};
 

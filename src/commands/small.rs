@@ -1,4 +1,4 @@
-//! Commands that say one thing. Contract: `commands.md` 1.16 and 1.23.
+//! Commands that say one thing. Contract: docs/contract/commands.md 1.16 and 1.23.
 
 use crate::{
     error::Error,

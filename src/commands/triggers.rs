@@ -1,5 +1,5 @@
-//! The commands that call functions by name. Contract: `readers-and-events.md` chapter 7; what they do is in
-//! `readers/command.rs`.
+//! The commands that call functions by name. Contract: docs/contract/readers-and-events.md chapter 7; what they do is
+//! in `readers/command.rs`.
 
 commands! {
     trigger_command {

@@ -1,5 +1,5 @@
 //! The engine's part in runs that are spread over several shards: begins them, hears what other shards tell, gives up on
-//! those that other shards leave alone. Contract: `commands.md` 3.1 to 3.5, 8.3 and 8.5.
+//! those that other shards leave alone. Contract: docs/contract/commands.md 3.1 to 3.5, 8.3 and 8.5.
 //!
 //! News come on whichever thread the messages come on; whatever takes long is left to the workers.
 

@@ -1,7 +1,7 @@
 //! Records on their way between the shards of one spread run: gathered for each step and shard, sent in batches.
 //!
-//! Used by the pipeline, on the thread that runs the execution, attached. Contract: `commands.md` 8.3, `python-api.md`
-//! 7.7 and chapter 9.
+//! Used by the pipeline, on the thread that runs the execution, attached. Contract: docs/contract/commands.md 8.3,
+//! docs/contract/python-api.md 7.7 and chapter 9.
 
 use std::{
     borrow::Cow,

@@ -1,4 +1,4 @@
-//! An execution: one run of a plan, as a state machine. Contract: `commands.md` chapter 3.
+//! An execution: one run of a plan, as a state machine. Contract: docs/contract/commands.md chapter 3.
 //!
 //! `created -> running -> done | aborted`; what spread ones do in between is in `spread.rs`. Shared between the registry,
 //! the queue and the thread that runs it.

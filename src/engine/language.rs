@@ -18,7 +18,7 @@ use crate::redis::{
     reply::Reply,
 };
 
-/// A failed callback: the text of the error record (`commands.md` 0.5).
+/// A failed callback: the text of the error record (docs/contract/commands.md 0.5).
 pub type Failure = String;
 
 /// The beginning of a failure by which a function pauses its registration: nothing more is read then, also where other
@@ -49,13 +49,13 @@ pub trait Language: Send + Sync {
     /// The text of the error that the conversion raised.
     fn to_text(&self, record: Record) -> Result<Record, Failure>;
 
-    /// A record that has passed the last step, as part of a reply (`commands.md` 0.4).
+    /// A record that has passed the last step, as part of a reply (docs/contract/commands.md 0.4).
     ///
     /// # Errors
     /// The text of the error that the conversion raised.
     fn to_reply(&self, record: Record) -> Result<Reply, Failure>;
 
-    /// The key that a record stands for when it is grouped by itself (`python-api.md` 3.3, "Keys").
+    /// The key that a record stands for when it is grouped by itself (docs/contract/python-api.md 3.3, "Keys").
     ///
     /// # Errors
     /// The text of the error that the conversion raised.

@@ -2,7 +2,7 @@
 //!
 //! Made by the hooks when a linked command fires its first event; held by each of those executions. When the last
 //! hold is gone, the client gets exactly one reply: the override, else the command's own. Contract:
-//! `readers-and-events.md` 10.3 to 10.5.
+//! docs/contract/readers-and-events.md 10.3 to 10.5.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! The shards of a cluster as data: who they are, and which of them owns a key. Contract: `python-api.md` chapter 9.
+//! The shards of a cluster as data: who they are, and which of them owns a key. Contract:
+//! docs/contract/python-api.md chapter 9.
 
 use std::{collections::BTreeMap, sync::OnceLock};
 

@@ -1,4 +1,5 @@
-//! A registration: a plan that runs on each event of a reader. Contract: `readers-and-events.md` 1.3 and 11.
+//! A registration: a plan that runs on each event of a reader. Contract:
+//! docs/contract/readers-and-events.md 1.3 and 11.
 
 use std::{
     collections::VecDeque,

@@ -1,6 +1,6 @@
 //! What exists: executions, registrations, sessions; and how long finished executions are kept.
 //!
-//! Retention: `commands.md` 3.6. Only finished executions are evicted, so nothing that runs is ever lost.
+//! Retention: docs/contract/commands.md 3.6. Only finished executions are evicted, so nothing that runs is ever lost.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,5 @@
-//! Sessions: what one RG.PYEXECUTE made, and what its functions made later. Contract: `commands.md` chapter 4.
+//! Sessions: what one RG.PYEXECUTE made, and what its functions made later. Contract:
+//! docs/contract/commands.md chapter 4.
 
 use std::{
     any::Any,

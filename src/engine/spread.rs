@@ -1,8 +1,8 @@
 //! A run that is spread over several shards: what this shard knows of it, and what the shards tell each other about it.
 //!
 //! One shard is the initiator; the others take part. `created -> pending_receive -> running -> pending_cluster -> done`
-//! there, `pending_run -> running -> pending_termination -> done` here. Contract: `commands.md` 3.1, 3.5 and 8.3. What is
-//! said travels by [`Shards`]; the steps that move records are in `exchange.rs`.
+//! there, `pending_run -> running -> pending_termination -> done` here. Contract: docs/contract/commands.md 3.1,
+//! 3.5 and 8.3. What is said travels by [`Shards`]; the steps that move records are in `exchange.rs`.
 
 use std::{
     collections::BTreeSet,

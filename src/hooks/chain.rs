@@ -1,5 +1,5 @@
 //! Command hooks: functions in the place of a command, the newest one first, the command itself last. Contract:
-//! `readers-and-events.md` chapter 8.
+//! docs/contract/readers-and-events.md chapter 8.
 //!
 //! [`super::Hooks::run_inner`] starts the newest function; `call_next` goes on from there through [`Behind`].
 

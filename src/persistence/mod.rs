@@ -1,4 +1,5 @@
-//! What is registered, where it outlives the process: files, replicas. Contract: `commands.md` 4.4 and chapter 6.
+//! What is registered, where it outlives the process: files, replicas. Contract: docs/contract/commands.md 4.4 and
+//! chapter 6.
 //!
 //! Every change goes through here: it takes effect, and then goes out as one internal command. What comes in that way, or
 //! from a file, takes effect by the same code and in the same order.

@@ -1,4 +1,4 @@
-//! The module `redisgears`: the functions that scripts call. Contract: `python-api.md` chapter 2.
+//! The module `redisgears`: the functions that scripts call. Contract: docs/contract/python-api.md chapter 2.
 //!
 //! All of them take positional arguments only, except `log`. Called attached, on any thread.
 

@@ -1,4 +1,5 @@
-//! `atomic()`: holds the server for a block of a function (`python-api.md` 2.2), for as long as SyncTimeout allows.
+//! `atomic()`: holds the server for a block of a function (docs/contract/python-api.md 2.2), for as long as SyncTimeout
+//! allows.
 
 use std::{cell::RefCell, sync::Arc, time::Instant};
 

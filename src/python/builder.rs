@@ -1,5 +1,5 @@
-//! `gearsCtx`: collects the steps of a function. Contract: `python-api.md` chapter 3. What becomes of them is in
-//! `launch.rs`; `GearsBuilder` (python/builder.py) is a thin class on top.
+//! `gearsCtx`: collects the steps of a function. Contract: docs/contract/python-api.md chapter 3. What becomes of them
+//! is in `launch.rs`; `GearsBuilder` (python/builder.py) is a thin class on top.
 
 use parking_lot::Mutex;
 use pyo3::{
@@ -71,7 +71,7 @@ impl Builder {
         };
         let reader = Reader::by_name(&reader)
             .ok_or_else(|| errors::gears_error("The given reader does not exists"))?;
-        // Each builder uses up a registration number (`commands.md` chapter 2).
+        // Each builder uses up a registration number (docs/contract/commands.md chapter 2).
         runtime()?.engine.registry.next_registration_id();
         Ok(Self {
             reader,

@@ -1,4 +1,4 @@
-//! Conversions between Python objects, records, replies and command arguments (`python-api.md` chapter 4).
+//! Conversions between Python objects, records, replies and command arguments (docs/contract/python-api.md chapter 4).
 //!
 //! Byte strings that are valid UTF-8 become `str`, others `bytearray` (`bytes` as names of fields).
 
@@ -222,7 +222,7 @@ pub enum Surrogates {
     Escape,
 }
 
-/// A value as part of a reply: the table of `commands.md` 0.4 with the decisions of the contract's README.
+/// A value as part of a reply: the table of docs/contract/commands.md 0.4 with what docs/contract/README.md says of it.
 ///
 /// # Errors
 /// Nested too deeply; an integer with more digits than Python converts; a lone surrogate if they are to be raised.

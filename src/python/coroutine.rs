@@ -1,5 +1,5 @@
 //! What a callback returns that has no value yet: a coroutine, or the future of `gearsFuture`. Contract:
-//! `python-api.md` 6.1 to 6.5.
+//! docs/contract/python-api.md 6.1 to 6.5.
 
 use std::cell::RefCell;
 

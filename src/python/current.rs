@@ -1,5 +1,5 @@
 //! Which session the running code belongs to: that of the callback on this thread, else that of the coroutine, else the
-//! one that the thread was given (`python-api.md` 2.10, 6.6).
+//! one that the thread was given (docs/contract/python-api.md 2.10, 6.6).
 
 use std::{
     cell::Cell,

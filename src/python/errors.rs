@@ -1,4 +1,5 @@
-//! The exceptions of the API, and the error strings that clients see (`commands.md` 0.5, `python-api.md` 4.6).
+//! The exceptions of the API, and the error strings that clients see (docs/contract/commands.md 0.5,
+//! docs/contract/python-api.md 4.6).
 
 use pyo3::{
     exceptions::PyException,

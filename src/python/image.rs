@@ -1,5 +1,5 @@
-//! Functions and records as bytes: what travels to files, replicas and other shards. Contract: `python-api.md` chapter 7; the Python
-//! side is `python/serial.py`.
+//! Functions and records as bytes: what travels to files, replicas and other shards. Contract:
+//! docs/contract/python-api.md chapter 7; the Python side is `python/serial.py`.
 
 use std::{ffi::CStr, sync::Arc};
 

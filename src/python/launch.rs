@@ -1,5 +1,5 @@
-//! `run` and `register`: what becomes of the steps of a builder. Contract: `readers-and-events.md` chapters 1 to 7,
-//! `python-api.md` 3.6 to 3.8.
+//! `run` and `register`: what becomes of the steps of a builder. Contract:
+//! docs/contract/readers-and-events.md chapters 1 to 7, docs/contract/python-api.md 3.6 to 3.8.
 
 use std::sync::Arc;
 
@@ -274,7 +274,8 @@ fn run_mode(given: &Given<'_, '_>) -> PyResult<Mode> {
     Ok(mode)
 }
 
-/// The arguments of the KeysOnlyReader (`readers-and-events.md` chapter 3), the only ones whose misspelling 1.2 refuses.
+/// The arguments of the KeysOnlyReader (docs/contract/readers-and-events.md chapter 3), the only ones whose misspelling
+/// 1.2 refuses.
 fn names(
     py: Python<'_>,
     argument: Option<Bound<'_, PyAny>>,

@@ -1,4 +1,5 @@
-//! Profiles of sessions (RG.PYPROFILE, `commands.md` 1.15): the standard library's profiler around each callback.
+//! Profiles of sessions (RG.PYPROFILE, docs/contract/commands.md 1.15): the standard library's profiler around each
+//! callback.
 //!
 //! One profiler per session and thread, because a profiler follows one thread's calls. From Python 3.12 on only one can
 //! be at work in the whole interpreter: callbacks that run at the same time as a measured one are not measured.

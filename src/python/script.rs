@@ -1,4 +1,5 @@
-//! Runs a script once, as a module body named `<string>`. Contract: `commands.md` 1.2, `python-api.md` 1.1.
+//! Runs a script once, as a module body named `<string>`. Contract: docs/contract/commands.md 1.2,
+//! docs/contract/python-api.md 1.1.
 
 use std::sync::Arc;
 

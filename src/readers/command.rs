@@ -1,5 +1,5 @@
 //! The CommandReader: functions that clients call by name (RG.TRIGGER), and functions that stand in the place of a
-//! command. Contract: `readers-and-events.md` chapters 7 and 8.
+//! command. Contract: docs/contract/readers-and-events.md chapters 7 and 8.
 //!
 //! Called on whichever thread runs the command, under the server's lock. What a hook does is in `hooks.rs`.
 

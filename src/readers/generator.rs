@@ -1,4 +1,4 @@
-//! The PythonReader: a user's generator gives the records. Contract: `readers-and-events.md` chapter 4.
+//! The PythonReader: a user's generator gives the records. Contract: docs/contract/readers-and-events.md chapter 4.
 //!
 //! Runs on a worker, without the server's lock.
 

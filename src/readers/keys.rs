@@ -1,5 +1,5 @@
-//! The event side of the KeysReader: which notification starts which executions. Contract: `readers-and-events.md`
-//! chapters 2 and 9.
+//! The event side of the KeysReader: which notification starts which executions. Contract:
+//! docs/contract/readers-and-events.md chapters 2 and 9.
 //!
 //! Called on whichever thread holds the server's lock while the server notifies: it copies bytes into a queue and returns.
 //! A `sync` function gets the key as it is now, and runs when the command has ended that caused the event ([`after`]).
@@ -380,7 +380,7 @@ fn event_name(name: &[u8]) -> Cow<'static, str> {
     }
 }
 
-/// The record of a key (`readers-and-events.md` 2.1). Without `content` it has neither type nor value.
+/// The record of a key (docs/contract/readers-and-events.md 2.1). Without `content` it has neither type nor value.
 pub(super) fn key_record(
     key: Vec<u8>,
     event: Option<Cow<'static, str>>,

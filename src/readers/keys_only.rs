@@ -1,4 +1,4 @@
-//! The KeysOnlyReader: names of keys. Contract: `readers-and-events.md` chapter 3.
+//! The KeysOnlyReader: names of keys. Contract: docs/contract/readers-and-events.md chapter 3.
 //!
 //! A pattern, or a user function that tells it on each shard; then the walk of [`KeysScan`].
 

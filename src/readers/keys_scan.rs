@@ -1,5 +1,5 @@
 //! The batch side of the KeysReader and the KeysOnlyReader: walks over database 0. Contract:
-//! `readers-and-events.md` 2.1, 2.2 and chapter 3.
+//! docs/contract/readers-and-events.md 2.1, 2.2 and chapter 3.
 //!
 //! Runs on a worker and takes the server's lock for small portions, so that other clients are served meanwhile.
 

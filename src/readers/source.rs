@@ -1,5 +1,5 @@
 //! The batch side of a reader as bytes: what a shard needs to read its own records for a run of another shard. Contract:
-//! `python-api.md` chapter 9, "Readers".
+//! docs/contract/python-api.md chapter 9, "Readers".
 
 use std::sync::Arc;
 

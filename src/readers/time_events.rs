@@ -1,4 +1,4 @@
-//! Time events: functions that run again and again (`registerTE`). Contract: `python-api.md` 2.7.
+//! Time events: functions that run again and again (`registerTE`). Contract: docs/contract/python-api.md 2.7.
 //!
 //! One with a key lives as long as that key, over restarts and on replicas; others until the server stops. They run on a
 //! master only, on the thread of the timers, under the server's lock.

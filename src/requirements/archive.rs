@@ -1,4 +1,5 @@
-//! A requirement with its files as bytes: RG.PYEXPORTREQ, RG.PYIMPORTREQ, files and replicas. Contract: `commands.md` 1.18.
+//! A requirement with its files as bytes: RG.PYEXPORTREQ, RG.PYIMPORTREQ, files and replicas. Contract:
+//! docs/contract/commands.md 1.18.
 //!
 //! `PINREQ`, the format's version, the name, the platform, the number of files, then name and content of each, and last a
 //! digest of all that. Numbers have 8 bytes, little-endian; texts and contents have their length in front.

@@ -1,4 +1,5 @@
-//! Requirements of sessions: fetched, kept as files, installed, made importable. Contract: `commands.md` 4.6.
+//! Requirements of sessions: fetched, kept as files, installed, made importable. Contract:
+//! docs/contract/commands.md 4.6.
 //!
 //! One thread does it all, one job after the other, without the server's lock. Packages are installed into a virtual
 //! environment of this server's own, in its working directory, in front of the one that the module was started with.

@@ -1,7 +1,7 @@
 //! One run of a plan over records: each record is pushed through all steps before the next one is read. Where a function
 //! returns something to wait for, the record waits in its place and the run goes on without it.
 //!
-//! Runs on whichever thread runs the execution, attached. Rules: `python-api.md` 3.3, 3.4, 3.9 and 6.3.
+//! Runs on whichever thread runs the execution, attached. Rules: docs/contract/python-api.md 3.3, 3.4, 3.9 and 6.3.
 
 mod operations;
 #[cfg(test)]

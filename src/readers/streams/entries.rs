@@ -1,4 +1,5 @@
-//! The batch side of the StreamReader: the entries of one stream. Contract: `readers-and-events.md` 6.1 and 6.2.
+//! The batch side of the StreamReader: the entries of one stream. Contract:
+//! docs/contract/readers-and-events.md 6.1 and 6.2.
 //!
 //! Runs on a worker and takes the server's lock for one portion of entries at a time.
 

@@ -1,5 +1,5 @@
 //! A registration's position in a stream, kept by the server as a consumer group: reading, acknowledging, trimming.
-//! Contract: `readers-and-events.md` 6.4 to 6.6, 6.10.
+//! Contract: docs/contract/readers-and-events.md 6.4 to 6.6, 6.10.
 //!
 //! All of it are ordinary commands, so replicas and files know the position. What may be removed, and whether there is more
 //! to read, is asked of the server each time: a key can hold another stream than it did a moment ago. Called under the

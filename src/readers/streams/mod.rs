@@ -1,5 +1,5 @@
 //! The event side of the StreamReader: when an execution starts, and what follows from its end. Contract:
-//! `readers-and-events.md` 6.3 to 6.13.
+//! docs/contract/readers-and-events.md 6.3 to 6.13.
 //!
 //! Each registration has its own position in each stream ([`Group`]) and at most one execution per stream at a time
 //! ([`Turn`]). What is known of streams here is only a memory of what the server holds: a scan finds everything again.

@@ -1,5 +1,5 @@
 //! Looks for the streams of StreamReader registrations: after their registration, after a load or a promotion, after a
-//! pause, before a retry. Contract: `readers-and-events.md` 6.5, with the prefix rule for scans too.
+//! pause, before a retry. Contract: docs/contract/readers-and-events.md 6.5, with the prefix rule for scans too.
 //!
 //! One thread, detached from the language; it takes the server's lock for small portions.
 
