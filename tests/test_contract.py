@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = ROOT / "docs" / "contract"
 PAGES = ["commands.md", "readers-and-events.md", "python-api.md"]
-CITING = sorted(path for pattern in ("src/**/*.rs", "python/*.py", "python/*.pyi", "tests/*.py") for path in ROOT.glob(pattern))
+SOURCES = ("src/**/*.rs", "python/*.py", "python/*.pyi", "tests/*.py")
+CITING = sorted(path for pattern in SOURCES for path in ROOT.glob(pattern))
 
 # A chapter is a heading, or a row of a table that begins with a number with a dot.
 CHAPTER = re.compile(r"^(?:#{2,3} (\d+(?:\.\d+)?)\.? |\| (\d+\.\d+) \|)", re.MULTILINE)
