@@ -170,11 +170,11 @@ commands! {
         ""
         c"Lists the executions."
         => |pinion, command| executions::dump_executions(&pinion.engine, command);
-    abort_execution c"rg.abortexecution" c"readonly deny-script" c"admin dangerous blocking"
+    abort_execution c"rg.abortexecution" c"readonly may-replicate deny-script" c"admin dangerous blocking"
         "<execution id>"
         c"Stops an execution and waits until it has ended."
         => |pinion, command| executions::abort_execution(&pinion.cluster, command);
-    drop_execution c"rg.dropexecution" c"readonly" c"admin dangerous"
+    drop_execution c"rg.dropexecution" c"readonly may-replicate" c"admin dangerous"
         "<execution id>"
         c"Forgets a finished execution."
         => |pinion, command| executions::drop_execution(&pinion.cluster, command);
@@ -186,11 +186,11 @@ commands! {
         "<registration id> [ABORTPENDING]"
         c"Removes a registered function."
         => |pinion, command| registrations::unregister(&pinion.cluster, command);
-    pause c"rg.pauseregistrations" c"readonly deny-script" c"admin dangerous"
+    pause c"rg.pauseregistrations" c"readonly may-replicate deny-script" c"admin dangerous"
         "[ABORTPENDING] <registration id> [<registration id> ...]"
         c"Lets registered functions read no more."
         => |pinion, command| registrations::pause(&pinion.cluster, command, true);
-    unpause c"rg.unpauseregistrations" c"readonly deny-script" c"admin dangerous"
+    unpause c"rg.unpauseregistrations" c"readonly may-replicate deny-script" c"admin dangerous"
         "<registration id> [<registration id> ...]"
         c"Lets registered functions read again."
         => |pinion, command| registrations::pause(&pinion.cluster, command, false);
@@ -235,6 +235,9 @@ commands! {
     inner_read c"RG.INNERREAD" c"readonly getkeys-api" c"read"
         "" c"Internal: stands in front of a command that functions are linked to."
         => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::Read);
+    inner_read_later c"RG.INNERREADLATER" c"readonly may-replicate getkeys-api" c"read"
+        "" c"Internal: stands in front of a command that functions are linked to, where clients are or may be paused."
+        => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::ReadLater);
     inner_register c"RG.INNERREGISTER" c"write" c"write admin dangerous"
         "<blob>" c"Internal: one step of what is registered, in files and on replicas."
         => |pinion, command| pinion.execute.persistence.inner_register(command);
