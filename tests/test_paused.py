@@ -7,12 +7,12 @@ Servers here have an AOF file: without one, and without replicas, nothing is han
 from __future__ import annotations
 
 import select
-from typing import Any, Callable
+from typing import Callable, Iterator
 
 import pytest
 import redis
 
-from clusters import Cluster, make_cluster
+from clusters import Cluster
 from helpers import RawClient, Server, wait_until
 from test_replication import attach, caught_up
 
@@ -20,6 +20,8 @@ pytestmark = pytest.mark.matrix
 
 LONG_MS = 60000
 SHORT_MS = 300
+LOADED, NIL = b"$6\r\nloaded\r\n", b"$-1\r\n"
+NONE = b"$4\r\nNone\r\n"  # what a function makes of nil
 
 FUNCTIONS = """
 def load(r):
@@ -36,6 +38,8 @@ UNLINKED = """
 GB('KeysReader').foreach(lambda r: execute('SET', r['key'] + ':seen', '1')).register(
     prefix='miss:*', eventTypes=['keymiss'], mode='{mode}', readValue=False)
 """
+# CLIENT UNPAUSE is among all commands.
+PAUSES = [("WRITE", "by itself"), ("ALL", "by itself"), ("WRITE", "at once")]
 MODES = ["sync", "async", "async_local"]
 
 
@@ -71,7 +75,7 @@ def sent_while_paused(server: Server, *words: str) -> RawClient:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("key,written,reply", [("linked:a", "linked:a", b"$6\r\nloaded\r\n"), ("hooked:a", "calls:hooked:a", b"$-1\r\n")])
+@pytest.mark.parametrize("key,written,reply", [("linked:a", "linked:a", LOADED), ("hooked:a", "calls:hooked:a", NONE)])
 def test_a_read_whose_function_writes_waits(server: Server, mode: str, key: str, written: str, reply: bytes) -> None:
     server.run(FUNCTIONS.format(mode=mode))
     client = server.client()
@@ -85,8 +89,7 @@ def test_a_read_whose_function_writes_waits(server: Server, mode: str, key: str,
 
 
 @pytest.mark.parametrize("mode", ["sync", "async_local"])
-@pytest.mark.parametrize("what", ["WRITE", "ALL"])
-@pytest.mark.parametrize("ends", ["by itself", "at once"])
+@pytest.mark.parametrize("what,ends", PAUSES)
 def test_however_long_the_pause_is(server: Server, mode: str, what: str, ends: str) -> None:
     server.run(FUNCTIONS.format(mode=mode) + UNLINKED.format(mode=mode))
     raws = [server.raw() for _ in range(4)]
@@ -96,7 +99,7 @@ def test_however_long_the_pause_is(server: Server, mode: str, what: str, ends: s
         raw.send("GET", key)
     if ends == "at once":
         assert admin.call("CLIENT", "UNPAUSE") == b"+OK\r\n"
-    assert [raw.read() for raw in raws] == [b"$6\r\nloaded\r\n", b"$-1\r\n", b"$6\r\nloaded\r\n", b"$-1\r\n"]
+    assert [raw.read() for raw in raws] == [LOADED, NONE, LOADED, NIL]
     client = server.client()
     assert client.mget("linked:a", "calls:hooked:a", "linked:b") == ["loaded", "1", "loaded"]
     wait_until(lambda: client.get("miss:a:seen") == "1")
@@ -108,7 +111,7 @@ def test_commands_keep_their_order(server: Server) -> None:
     pause(server)
     raws = [sent_while_paused(server, *words.split()) for words in ("GET linked:a", "SET linked:a own", "GET linked:a")[:2]]
     unpause(server)
-    assert [raw.read() for raw in raws] == [b"$6\r\nloaded\r\n", b"+OK\r\n"]
+    assert [raw.read() for raw in raws] == [LOADED, b"+OK\r\n"]
     assert server.client().get("linked:a") == "own"
 
 
@@ -144,13 +147,13 @@ def test_a_transaction_of_reads_waits(server: Server, queued: str) -> None:
         pause(server)
         raw.send("EXEC")
         unpause(server)
-        assert raw.read() == b"*1\r\n$6\r\nloaded\r\n"
+        assert raw.read() == b"*1\r\n" + LOADED
         return
     raw.send("EXEC")
     if server.native_hits:
         wait_until(lambda: waiting(server) == 1)
         unpause(server)
-        assert raw.read() == b"*2\r\n$6\r\nloaded\r\n$-1\r\n"
+        assert raw.read() == b"*2\r\n" + LOADED + NONE
         assert server.client().mget("linked:a", "calls:hooked:a") == ["loaded", "1"]
     else:
         # The server does not tell the filter of transactions, and nothing in one can wait.
@@ -250,7 +253,7 @@ def test_hooked_commands_that_may_replicate(server: Server, words: list[str]) ->
     pause(server)
     raw = sent_while_paused(server, *words)
     unpause(server)
-    assert raw.read().startswith(b":")
+    assert raw.read() in (b"$3\r\n100\r\n", b"$1\r\n0\r\n")
 
 
 def test_time_events_wait(server: Server) -> None:
@@ -327,7 +330,7 @@ def test_expired_keys_that_are_looked_at(server: Server) -> None:
     raws = [sent_while_paused(server, "GET", f"linked:{number}") for number in range(5)]
     unpause(server)
     assert runner.read().startswith(b"*")
-    assert {raw.read() for raw in raws} == {b"$6\r\nloaded\r\n"}
+    assert {raw.read() for raw in raws} == {LOADED}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -345,9 +348,11 @@ def test_a_failover_while_functions_run(start_server: Callable[..., Server], mod
                 wait_until(lambda: started_failover(master), message="the failover begins")
         for raw in raws:
             for _ in range(5):
-                # An error only where it came to the former master when that was a replica already.
+                # The former master lets clients go that wait for a module; writes come too late there.
                 reply = raw.read()
                 assert reply[:1] == b"$" or b"READONLY" in reply or b"UNBLOCKED" in reply, reply
+                if b"UNBLOCKED" in reply:
+                    break
         wait_until(lambda: replica.client().info("replication")["role"] == "master")
         wait_until(lambda: master.client().info("replication").get("master_link_status") == "up", timeout=20)
         caught_up(replica, master)
@@ -367,12 +372,16 @@ def started_failover(server: Server) -> bool:
         return False
 
 
-@pytest.fixture(scope="module")
-def pausing_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from conftest import serve
-
-    for start in serve(request.config, [], tmp_path_factory.mktemp("paused")):
-        yield make_cluster(start, 2, args=["--appendonly", "yes"])
+@pytest.fixture
+def logged(cluster: Cluster) -> Iterator[Cluster]:
+    """A cluster whose nodes have AOF files."""
+    for node in cluster.nodes:
+        node.client().config_set("appendonly", "yes")
+    yield cluster
+    for node in cluster.nodes:
+        unpause(node)
+        node.client().config_set("appendonly", "no")
+    cluster.wait_linked()
 
 
 STEPS = {
@@ -382,13 +391,10 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("what", ["WRITE", "ALL"])
+@pytest.mark.parametrize("what,ends", PAUSES)
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("ends", ["by itself", "at once"])
-def test_steps_of_other_shards_wait(pausing_cluster: Cluster, step: str, what: str, ends: str) -> None:
-    cluster = pausing_cluster
-    cluster.clear()
-    first, second = cluster.masters
+def test_steps_of_other_shards_wait(logged: Cluster, step: str, what: str, ends: str) -> None:
+    first, second, third = logged.masters
     script = "GB('CommandReader').map(lambda r: 'v1').register(trigger='t', mode='sync')"
     first.run(script, "ID", "old")
     [entry] = second.registrations()
@@ -397,23 +403,20 @@ def test_steps_of_other_shards_wait(pausing_cluster: Cluster, step: str, what: s
     raw = first.raw(timeout=30)
     raw.send(*(word.format(id=entry["id"]) if "{id}" in word else word for word in STEPS[step]))
     if ends == "at once":
-        if what == "WRITE":
-            before = second.registrations()
-            assert [second.registrations() for _ in range(20)] == [before] * 20
+        before = second.registrations()
+        assert [second.registrations() for _ in range(20)] == [before] * 20
         admin.call("CLIENT", "UNPAUSE")
     assert raw.read() == b"+OK\r\n"
     count = {"register": 2, "upgrade": 1, "unregister": 0}[step]
-    for server in (first, second):
+    for server in (first, second, third):
         wait_until(lambda: len(server.registrations()) == count)
     if step == "upgrade":
         assert second.client().execute_command("RG.TRIGGER", "t") == ["v2"]
 
 
-def test_runs_of_other_shards_wait(pausing_cluster: Cluster) -> None:
-    cluster = pausing_cluster
-    cluster.clear()
-    cluster.fill({f"k:{number}": number for number in range(100)})
-    first, second = cluster.masters
+def test_runs_of_other_shards_wait(logged: Cluster) -> None:
+    logged.fill({f"k:{number}": number for number in range(100)})
+    first, second, _ = logged.masters
     pause(second)
     raw = first.raw(timeout=30)
     raw.send("RG.PYEXECUTE", "GB('KeysReader').map(lambda r: execute('APPEND', r['key'], '!')).count().run('k:*')")
