@@ -30,6 +30,7 @@ use crate::{
         filter::{Function, InnerName, Installed, Passing},
         guarded::Guarded,
         lock::Lock,
+        room,
     },
 };
 
@@ -313,7 +314,7 @@ impl Hooks {
         let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
         let look = client.filter(|client| entry.only_misses && !client.in_multi);
         if entry.concerns(passing, |position| {
-            look.is_none_or(|client| !passing.key_exists(client.db, position))
+            look.is_none_or(|client| !passing.key_exists(client.db, position) || room::may_evict(lock))
         }) {
             self.rewrite(engine, passing, entry.spec.inner, client, native);
         }

@@ -85,16 +85,15 @@ fn run(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>], memory: Me
     }
     let room = match memory {
         Memory::AsClient => room::check(lock, features, flags, &argv[0]),
-        Memory::Always => Room::AfterEviction,
+        Memory::Always => Room::Enough,
     };
     if room == Room::None {
-        return Reply::error(room::OOM);
+        return room::refusal();
     }
-    // `M` is for scripts: the server has looked at them by itself.
+    // With `M` the server looks by itself, also at what the arguments take that are made below.
     let format = match (features.call_options, refuses_writes, room) {
-        (true, true, Room::Enough) => c"!vEMW",
         (true, true, _) => c"!vEW",
-        (true, false, Room::Enough) => c"!vEM",
+        (true, false, Room::AsServerSays) => c"!vEM",
         (true, false, _) => c"!vE",
         (false, ..) => c"!v",
     };

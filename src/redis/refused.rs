@@ -109,9 +109,10 @@ pub(super) fn may_replicate(lock: Lock<'_>, features: Features, name: &[u8]) -> 
     known(lock, features, name).may_replicate
 }
 
-/// Whether the server refuses a client's command of this name when memory is short.
-pub(super) fn denies_oom(lock: Lock<'_>, features: Features, name: &[u8]) -> bool {
-    known(lock, features, name).denies_oom
+/// Whether the server refuses a client's command of this name when memory is short, and whether that depends on its script.
+pub(super) fn needs_memory(lock: Lock<'_>, features: Features, name: &[u8]) -> (bool, bool) {
+    let known = known(lock, features, name);
+    (known.denies_oom, known.kind == Kind::Script)
 }
 
 /// The command as it may be run.

@@ -25,22 +25,32 @@ use super::{
 };
 
 /// The server's own text.
-pub(super) const OOM: &str = "OOM command not allowed when used memory > 'maxmemory'.";
+const OOM: &str = "OOM command not allowed when used memory > 'maxmemory'.";
 /// The part of `maxmemory` by which functions may be above it before the server is asked to evict.
 const SLACK: f32 = 1.0 / 16.0;
 /// How long a background function waits for it at most; then the server cannot keep up, and a client would not wait.
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(1);
-/// How soon the server may be asked again, which leaves a line in its log.
+/// How soon the server may be asked again that has not done what it was asked for. Each time leaves a line in its log.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// How long it is believed that there are keys to evict, once some were found.
 const STILL_THERE: Duration = Duration::from_millis(10);
 
 static REFUSED: AtomicU64 = AtomicU64::new(0);
-/// When the server was asked last; false: it could not be.
-static ASKED: Guarded<Option<(Instant, bool)>> = Guarded::new(None);
+static ASKED: Guarded<Asked> = Guarded::new(Asked {
+    when: None,
+    could: None,
+});
+
+/// What is known of the last time that the server was asked to evict.
+struct Asked {
+    /// `None` when it has evicted.
+    when: Option<Instant>,
+    /// False: it could not be asked.
+    could: Option<bool>,
+}
 
 /// When there were keys to evict.
 static FOUND: Guarded<Option<Instant>> = Guarded::new(None);
@@ -51,6 +61,8 @@ pub(super) enum Room {
     Enough,
     /// None before the server has evicted.
     AfterEviction,
+    /// None for writes; the command is a script, and the server knows what its script does.
+    AsServerSays,
     None,
 }
 
@@ -61,7 +73,11 @@ pub fn refusals() -> u64 {
 
 /// Looks whether a function's command of this name would be refused if a client sent it; `flags`: those of the server now.
 pub(super) fn check(lock: Lock<'_>, features: Features, flags: u32, name: &[u8]) -> Room {
-    if flags & raw::REDISMODULE_CTX_FLAGS_OOM == 0 || !refused::denies_oom(lock, features, name) {
+    if flags & raw::REDISMODULE_CTX_FLAGS_OOM == 0 {
+        return Room::Enough;
+    }
+    let (denies_oom, is_script) = refused::needs_memory(lock, features, name);
+    if !denies_oom && !is_script {
         return Room::Enough;
     }
     // A replica that takes writes does not evict for them.
@@ -69,11 +85,24 @@ pub(super) fn check(lock: Lock<'_>, features: Features, flags: u32, name: &[u8])
         return Room::AfterEviction;
     }
     let evicts = flags & raw::REDISMODULE_CTX_FLAGS_EVICT != 0 && can_evict(lock, features);
-    if evicts && (excess() <= SLACK || ask_server(lock, features)) {
+    if evicts && (is_near(lock) || ask_server(lock, features)) {
         return Room::AfterEviction;
     }
-    REFUSED.fetch_add(1, Ordering::Relaxed);
+    if is_script {
+        return Room::AsServerSays;
+    }
     Room::None
+}
+
+/// The answer to a command that has no room.
+pub(super) fn refusal() -> Reply {
+    REFUSED.fetch_add(1, Ordering::Relaxed);
+    Reply::error(OOM)
+}
+
+/// Whether the server may evict keys before it runs the command that it has just got: a key that is there now may be gone.
+pub fn may_evict(_lock: Lock<'_>) -> bool {
+    excess() > 0.0
 }
 
 /// Takes the server's lock for a command of a function. A background function waits before, if the server has to evict.
@@ -97,9 +126,18 @@ pub fn make<R>(features: Features, name: &[u8], mut work: impl FnMut(Lock<'_>) -
 
 fn should_wait(lock: Lock<'_>, features: Features, name: &[u8]) -> bool {
     // The cheapest first: a server without a limit, or below it.
-    excess() > SLACK
+    !is_near(lock)
         && check(lock, features, lock.server_flags(), name) == Room::AfterEviction
         && lock.is_master()
+}
+
+/// Whether what the server is above its limit is not worth asking it.
+fn is_near(lock: Lock<'_>) -> bool {
+    let near = excess() <= SLACK;
+    if near {
+        ASKED.write(lock).when = None;
+    }
+    near
 }
 
 /// The part of `maxmemory` by which the server is above it.
@@ -138,11 +176,11 @@ fn only_expiring(lock: Lock<'_>, features: Features) -> bool {
 ///
 /// No other way leads there but a client's command, or a change of `maxmemory`: a larger one, and what it was.
 fn ask_server(lock: Lock<'_>, features: Features) -> bool {
-    if let Some((when, could)) = *ASKED.read(lock) {
-        if when.elapsed() < ASK_AGAIN {
-            return could;
-        }
+    let asked = ASKED.read(lock);
+    if asked.when.is_some_and(|when| when.elapsed() < ASK_AGAIN) {
+        return asked.could == Some(true);
     }
+    drop(asked);
     let limit = config(lock, features, b"maxmemory")
         .and_then(|text| String::from_utf8(text).ok())
         .and_then(|text| text.parse::<u64>().ok());
@@ -153,8 +191,12 @@ fn ask_server(lock: Lock<'_>, features: Features) -> bool {
     };
     // Above what is used, so that the server has nothing to say about this one.
     let could = limit.is_some_and(|limit| set(limit.saturating_mul(2).max(limit + 1)) && set(limit));
-    let before = ASKED.write(lock).replace((Instant::now(), could));
-    if before.is_none_or(|(_, before)| before != could) {
+    let now = Asked {
+        when: Some(Instant::now()),
+        could: Some(could),
+    };
+    let before = std::mem::replace(&mut *ASKED.write(lock), now);
+    if before.could != Some(could) {
         api::log_notice(if could {
             "functions write at maxmemory while no client's command lets the server evict: it is told to by CONFIG SET maxmemory"
         } else {
