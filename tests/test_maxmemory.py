@@ -17,6 +17,7 @@ pytestmark = pytest.mark.matrix
 
 OOM = "OOM command not allowed when used memory > 'maxmemory'."
 MB = 1 << 20
+READS = 12000
 LOADER = """
 def load(r):
     value = 'x' * {size}
@@ -66,48 +67,51 @@ def zipf(count: int, keys: int, seed: int) -> Iterator[int]:
         yield bisect.bisect(weights, chooser.random() * weights[-1])
 
 
-def hit_rate(server: Server, prefix: str, size: int, keys: int, ttl: int, aside: bool) -> float:
-    """Of the second half, when the cache is full. `aside`: the client stores what it misses."""
-    client, value, hits = server.client(), "x" * size, 0
-    count = 12000
-    for place, number in enumerate(zipf(count, keys, seed=1)):
-        if place == count // 2:
-            hits = server.client().info("stats")["keyspace_hits"]
-            misses = server.client().info("stats")["keyspace_misses"]
-        key = f"{prefix}{number}"
-        found = client.get(key)
-        if found is None and aside:
-            client.set(key, value, ex=ttl)
-            found = value
-        assert found == value
-    stats = client.info("stats")
-    hits, misses = stats["keyspace_hits"] - hits, stats["keyspace_misses"] - misses
-    assert stats["evicted_keys"] > keys // 100
-    return hits / (hits + misses)
+class Side:
+    """A server whose cache is filled by its client (`aside`) or by a function."""
+
+    def __init__(self, server: Server, aside: bool, size: int, room: int, policy: str) -> None:
+        self.server, self.aside, self.value = server, aside, "x" * size
+        self.client = server.client()
+        server.run(LOADER.format(size=size, ttl=600, prefix="fun:", mode="async_local"))
+        for number in range(200):  # Python has by then what it needs, on both
+            self.client.get(f"fun:{number}")
+        self.client.flushall()
+        self.most = limit(server, room, policy) + room // 16 + MB // 4
+
+    def read(self, number: int) -> None:
+        key = f"{'app' if self.aside else 'fun'}:{number}"
+        found = self.client.get(key)
+        if found is None and self.aside:
+            self.client.set(key, self.value, ex=600)
+        else:
+            assert found == self.value
+
+    def hit_rate(self) -> float:
+        stats = self.client.info("stats")
+        assert stats["evicted_keys"] > 0
+        assert used(self.server) < self.most
+        assert figure(self.server, "refused_for_memory") == 0
+        return stats["keyspace_hits"] / (stats["keyspace_hits"] + stats["keyspace_misses"])
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "allkeys-random", "volatile-ttl"])
-@pytest.mark.parametrize("size,keys,room", [(300, 12000, 2 * MB), (20000, 1000, 4 * MB)], ids=["small", "large"])
+@pytest.mark.parametrize("size,keys,room", [(500, 12000, 2 * MB), (20000, 3000, 16 * MB)], ids=["small", "large"])
 def test_hit_rates_are_those_of_an_application(
     start_server: Callable[..., Server], policy: str, size: int, keys: int, room: int
 ) -> None:
-    """A read-through cache at its limit against cache-aside: same keys in the same order, same memory."""
-    rates = []
-    for prefix, aside in (("app:", True), ("fun:", False)):
-        server = start_server()
-        server.run(LOADER.format(size=size, ttl=600, prefix="fun:", mode="async_local"))
-        client = server.client()
-        for number in range(200):  # Python has by then what it needs
-            client.get(f"fun:{number}")
-        client.flushall()
-        client.config_resetstat()
-        limit(server, room, policy)
-        rates.append(hit_rate(server, prefix, size, keys, 600, aside))
-        assert figure(server, "refused_for_memory") == 0
-        assert used(server) < int(client.config_get("maxmemory")["maxmemory"]) + room // 16 + MB // 4
-    print(policy, size, rates)
-    assert rates[0] == pytest.approx(rates[1], abs=0.02)
-    assert 0.1 < rates[0] < 0.95
+    """A read-through cache at its limit against cache-aside: same keys, same memory, and in turn, because what LRU and LFU do
+    depends on the clock. Counted is the second half, when the caches are full."""
+    sides = [Side(start_server(), aside, size, room, policy) for aside in (True, False)]
+    for place, number in enumerate(zipf(READS, keys, seed=1)):
+        if place == READS // 2:
+            for side in sides:
+                side.client.config_resetstat()
+        for side in sides:
+            side.read(number)
+    aside, through = (side.hit_rate() for side in sides)
+    assert 0.1 < aside < 0.95
+    assert through == pytest.approx(aside, abs=0.02)
 
 
 @pytest.mark.parametrize("mode", ["sync", "async", "async_local"])
@@ -135,7 +139,7 @@ def test_memory_stays_bounded_while_no_client_sends_anything(server: Server, pol
     assert raw.read().startswith(b"*1")
     assert used(server, "used_memory_peak") < size * 9 / 8 + MB
     assert figure(server, "refused_for_memory") == 0
-    assert server.client().exists("fill:29999") == 1
+    assert any(server.client().exists(f"fill:{number}") for number in range(29000, 30000))
 
 
 @pytest.mark.parametrize("trigger", ["fill_sync", "fill_atomically"])
@@ -249,10 +253,11 @@ def test_registrations_time_events_and_replicas(start_server: Callable[..., Serv
     assert replica.client().dbsize() == 101 and len(replica.registrations()) == 1
     client.config_set("maxmemory", 0)
     master.run(FILL)
-    limit(master, 2 * MB, "allkeys-lru")
+    client.config_set("repl-backlog-size", MB)  # it is not evicted
+    limit(master, 8 * MB, "allkeys-lru")
     replica.client().config_set("maxmemory-policy", "allkeys-lru")
     raw = master.raw(timeout=60)
-    assert raw.call("RG.TRIGGER", "fill", "3000").startswith(b"*1")
+    assert raw.call("RG.TRIGGER", "fill", "5000").startswith(b"*1")
     wait_until(lambda: master.client().info("stats")["evicted_keys"] > 0)
     caught_up(master, replica)
     assert replica.client().info("stats")["evicted_keys"] == 0

@@ -316,6 +316,18 @@ def test_registrations_and_aborts_wait(server: Server, mode: str) -> None:
     assert len(server.registrations()) == 5
 
 
+def test_functions_that_prepare_a_load_wait(server: Server) -> None:
+    script = "GB('CommandReader').register(trigger='t', mode='sync', onRegistered=lambda: execute('INCR', 'prepared'))"
+    server.run(script)
+    client = server.client()
+    assert client.get("prepared") == "1"
+    pause(server)
+    client.execute_command("DEBUG", "RELOAD")
+    assert client.get("prepared") == "1"
+    unpause(server)
+    wait_until(lambda: client.get("prepared") == "2")
+
+
 def test_expired_keys_that_are_looked_at(server: Server) -> None:
     """Looks delete them on older servers."""
     server.run(FUNCTIONS.format(mode="sync"))

@@ -35,6 +35,7 @@ use crate::{
     python::Packages,
     readers::image::Readers,
     redis::{
+        after::when_writes_are_allowed,
         api::{self, Features},
         call::{call, replicate},
         command::{Answer, Command},
@@ -260,8 +261,13 @@ impl Persistence {
                 old.place.forget();
             }
         }
-        for registration in loaded.iter().filter(|registration| !registration.is_removed()) {
-            self.engine.call_on_registered(registration);
+        for registration in loaded {
+            let engine = Arc::clone(&self.engine);
+            when_writes_are_allowed(lock, move |_| {
+                if !registration.is_removed() {
+                    engine.call_on_registered(&registration);
+                }
+            });
         }
         self.install_wanted();
     }
