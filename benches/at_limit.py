@@ -1,8 +1,8 @@
 """Caches at `maxmemory` (group `limit`): the hit rate of a read-through function against that of an application.
 
 Both sides have the module loaded, ask for the same keys in turn (what LRU and LFU do depends on the clock), and may fill
-the same memory. Counted is the second half of the requests, when the caches are full. The application does cache-aside with redis-py; the function stores what it loads by `execute`. What counts is how many
-percentage points lie between the two.
+the same memory. The application does cache-aside with redis-py; the function stores what it loads by `execute`. What
+counts is how many percentage points lie between the two in the second half of the requests, when the caches are full.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Values(NamedTuple):
     room: int  # bytes between what the server takes when it is empty and `maxmemory`
 
 
-SMALL = Values("small", 300, 60_000, 8 * MIB)
+SMALL = Values("small", 300, 20_000, 2 * MIB)
 LARGE = Values("large", 20_000, 2_400, 16 * MIB)
 
 
@@ -50,7 +50,7 @@ class AtLimit:
     policy: str
     values: Values
     goal: Most = Most(2)
-    requests: int = 60_000
+    requests: int = 30_000
     unit: str = "requests"
     group: str = "limit"
 
