@@ -24,12 +24,13 @@ use crate::{
     error::Error,
     redis::{
         api::{self, Features},
-        call::call_original,
+        call::{PAUSED, call_original, must_wait},
         client::{self, ClientState},
         command::{self, Answer, Command},
         filter::{Function, InnerName, Installed, Passing},
         guarded::Guarded,
         lock::Lock,
+        room,
     },
 };
 
@@ -70,7 +71,7 @@ impl ClientCache {
 pub struct Hooks {
     features: Features,
     filter: Function,
-    inner: [InnerName; 3],
+    inner: [InnerName; 4],
     table: Guarded<Table>,
     installed: Guarded<Option<Installed>>,
     clients: Guarded<ClientCache>,
@@ -296,10 +297,11 @@ impl Hooks {
         if std::mem::take(&mut *self.bypass.write(lock)) {
             return;
         }
-        let inner = &self.inner[entry.spec.inner as usize];
         let word = |position| passing.arg(position);
         if entry.hook(None, passing.len(), word).is_some() && applies_hooks(engine, entry) {
-            self.rewrite(engine, passing, inner, native);
+            let client = native.then(|| passing.client_id());
+            let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
+            self.rewrite(engine, passing, entry.spec.inner, client, native);
             return;
         }
         if entry.rules.is_empty() {
@@ -308,49 +310,44 @@ impl Hooks {
         if !engine.is_serving() || self.running.read(lock).is_some() {
             return;
         }
-        if !native {
-            if entry.concerns(passing, |_| true) {
-                passing.rewrite(inner);
-            }
-            return;
-        }
-        let id = passing.client_id();
-        let Some(client) = self.clients.write(lock).look_up(lock, id) else {
-            // A script or a module: it has the rights of its caller, which the inner command checks.
-            *self.cleared.write(lock) = None;
-            if entry.concerns(passing, |_| true) {
-                passing.rewrite(inner);
-            }
-            return;
-        };
-        let look = entry.only_misses && !client.in_multi;
+        let client = native.then(|| passing.client_id());
+        let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
+        let look = client.filter(|client| entry.only_misses && !client.in_multi);
         if entry.concerns(passing, |position| {
-            !look || !passing.key_exists(client.db, position)
+            look.is_none_or(|client| !passing.key_exists(client.db, position) || room::may_evict(lock))
         }) {
-            *self.cleared.write(lock) = None;
-            if passing.user_may_run(id, inner) {
-                passing.rewrite(inner);
-                *self.cleared.write(lock) = (!client.in_multi).then_some(id);
-            } else {
-                engine.stats.count_acl_unlinked();
-            }
+            self.rewrite(engine, passing, entry.spec.inner, client, native);
         }
     }
 
-    /// Puts the inner command in front whatever the keys, unless the client's user may not run it.
-    fn rewrite(&self, engine: &Engine, passing: Passing<'_>, inner: &InnerName, native: bool) {
+    /// Puts the inner command in front, unless the client's user may not run it. `client`: who sent the command; `None` for
+    /// scripts and functions, and where the server does not tell (`native` is false): then the inner command checks the rights.
+    fn rewrite(
+        &self,
+        engine: &Engine,
+        passing: Passing<'_>,
+        inner: Inner,
+        client: Option<ClientState>,
+        native: bool,
+    ) {
         let lock = passing.lock();
-        let client = native.then(|| passing.client_id());
-        let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
         *self.cleared.write(lock) = None;
-        match client {
-            Some(client) if !passing.user_may_run(client.id, inner) => engine.stats.count_acl_unlinked(),
-            Some(client) => {
-                passing.rewrite(inner);
-                *self.cleared.write(lock) = (!client.in_multi).then_some(client.id);
-            }
-            // Scripts, functions, and servers that cannot tell: the inner command checks the rights.
-            None => passing.rewrite(inner),
+        let in_multi = client.is_some_and(|client| client.in_multi);
+        // A script cannot wait, and one that only reads is refused whatever may write.
+        let can_wait = || client.is_some() || !native && !lock.is_in_script();
+        let later = inner == Inner::Read && (in_multi || !lock.may_write()) && can_wait();
+        let Some(client) = client else {
+            passing.rewrite(&self.inner[if later { Inner::ReadLater } else { inner } as usize]);
+            return;
+        };
+        let name = |inner: Inner| &self.inner[inner as usize];
+        if later && passing.user_may_run(client.id, name(Inner::ReadLater)) {
+            passing.rewrite(name(Inner::ReadLater));
+        } else if passing.user_may_run(client.id, name(inner)) {
+            passing.rewrite(name(inner));
+            *self.cleared.write(lock) = (!in_multi).then_some(client.id);
+        } else {
+            engine.stats.count_acl_unlinked();
         }
     }
 
@@ -400,6 +397,10 @@ impl Hooks {
             }
             return self.run_hook(engine, command, name, &registration);
         }
+        // The server has looked at the others itself, and lets them through in a transaction that pauses clients.
+        if inner == Inner::Read && must_wait(command.lock(), self.features, name) {
+            return Err(Error::Text(PAUSED.into()));
+        }
         let (reply, link) = command.as_current(1, || {
             let running = RunningGuard::enter(self, command.lock());
             let reply = call_original(command, self.features, original, cleared);
@@ -410,6 +411,8 @@ impl Hooks {
         match link.as_ref().map_or(Ok(None), |link| link.close_if_free()) {
             Ok(None) => reply.forward(command),
             Ok(Some(replacement)) => command.send(&replacement),
+            // Functions wait until clients are not paused, and a script that only reads cannot wait for them.
+            Err(Held) if !command.may_block() => reply.forward(command),
             Err(Held) => {
                 if let Some(link) = link {
                     let original = reply.into_reply();

@@ -10,7 +10,7 @@ use crate::{
     commands::{requirements, sessions, small::PLUGIN},
     engine::{Engine, registration::Registration, session::Session, whole_ms},
     python::memory,
-    redis::{info::Info, reply::Reply},
+    redis::{info::Info, reply::Reply, room},
 };
 
 /// Fills the sections that were asked for.
@@ -22,6 +22,7 @@ pub fn fill(info: &Info, engine: &Engine, cluster: &Cluster) {
         info.number("linked_commands", engine.stats.linked());
         info.number("hooked_commands", engine.stats.hooked());
         info.number("unlinked_for_acl", engine.stats.acl_unlinked());
+        info.number("refused_for_memory", room::refusals());
     }
     if info.section("cluster") {
         for (name, figure) in cluster.figures() {

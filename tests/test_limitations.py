@@ -124,7 +124,7 @@ def test_without_a_link(server: Server, function: str) -> None:
     assert expected in server.registrations()[0]["RegistrationData"]["lastError"]
 
 
-INNER = ["RG.INNERREAD", "rg.innerwrite", "RG.INNERWRITEMORE"]
+INNER = ["RG.INNERREAD", "RG.InnerReadLater", "rg.innerwrite", "RG.INNERWRITEMORE"]
 
 
 @pytest.mark.parametrize("inner", INNER)

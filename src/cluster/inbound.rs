@@ -13,6 +13,7 @@ use crate::{
     engine::id::ShardId,
     error::Error,
     redis::{
+        after::when_writes_are_allowed,
         api,
         command::{Answer, Command},
         guarded::Guarded,
@@ -95,7 +96,15 @@ impl Cluster {
         self.counts.received();
         match word(3) {
             kind if kind == KIND.as_bytes() => match Message::decode(word(4)) {
-                Ok(message) => self.receive(lock, shard, message),
+                // It may write, and those behind it keep their order.
+                Ok(message) => {
+                    let this = self.handle();
+                    when_writes_are_allowed(lock, move |lock| {
+                        if let Some(this) = this.upgrade() {
+                            this.receive(lock, shard, message);
+                        }
+                    });
+                }
                 Err(error) => {
                     api::log_warning(&format!("a message of shard {shard} cannot be read: {error}"));
                 }

@@ -48,7 +48,7 @@ commands! {
     }
     abort_execution_command {
         name: c"rg.abortexecution",
-        flags: c"readonly deny-script",
+        flags: c"readonly may-replicate deny-script",
         categories: c"admin dangerous blocking",
         syntax: "<execution id>",
         summary: c"Stops an execution and waits until it has ended.",
@@ -56,7 +56,7 @@ commands! {
     }
     drop_execution_command {
         name: c"rg.dropexecution",
-        flags: c"readonly",
+        flags: c"readonly may-replicate",
         categories: c"admin dangerous",
         syntax: "<execution id>",
         summary: c"Forgets a finished execution.",

@@ -37,6 +37,14 @@ commands! {
         summary: c"Internal: stands in front of a command that functions are linked to.",
         handler: |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::Read),
     }
+    inner_read_later_command {
+        name: c"RG.INNERREADLATER",
+        flags: c"readonly may-replicate getkeys-api",
+        categories: c"read",
+        syntax: "",
+        summary: c"Internal: stands in front of a command that functions are linked to, where clients are or may be paused.",
+        handler: |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::ReadLater),
+    }
     inner_register_command {
         name: c"RG.INNERREGISTER",
         flags: c"write",

@@ -33,7 +33,7 @@ commands! {
     }
     pause_command {
         name: c"rg.pauseregistrations",
-        flags: c"readonly deny-script",
+        flags: c"readonly may-replicate deny-script",
         categories: c"admin dangerous",
         syntax: "[ABORTPENDING] <registration id> [<registration id> ...]",
         summary: c"Lets registered functions read no more.",
@@ -41,7 +41,7 @@ commands! {
     }
     unpause_command {
         name: c"rg.unpauseregistrations",
-        flags: c"readonly deny-script",
+        flags: c"readonly may-replicate deny-script",
         categories: c"admin dangerous",
         syntax: "<registration id> [<registration id> ...]",
         summary: c"Lets registered functions read again.",

@@ -17,16 +17,19 @@ pub enum Inner {
     Write,
     /// A write that may need memory.
     WriteMore,
+    /// A read whose functions may write: the server lets it wait while clients are paused, as it does with writes.
+    ReadLater,
 }
 
 impl Inner {
-    pub const ALL: [Self; 3] = [Self::Read, Self::Write, Self::WriteMore];
+    pub const ALL: [Self; 4] = [Self::Read, Self::Write, Self::WriteMore, Self::ReadLater];
 
     pub const fn name(self) -> &'static CStr {
         match self {
             Self::Read => c"RG.INNERREAD",
             Self::Write => c"RG.INNERWRITE",
             Self::WriteMore => c"RG.INNERWRITEMORE",
+            Self::ReadLater => c"RG.INNERREADLATER",
         }
     }
 }

@@ -33,6 +33,7 @@ use crate::{
     error::Error,
     readers::image::Readers,
     redis::{
+        after::when_writes_are_allowed,
         api::{self, Features},
         call::{call, replicate},
         command::{Answer, Command},
@@ -259,8 +260,13 @@ impl Persistence {
                 old.place.forget();
             }
         }
-        for registration in loaded.iter().filter(|registration| !registration.is_removed()) {
-            self.engine.call_on_registered(registration);
+        for registration in loaded {
+            let engine = Arc::clone(&self.engine);
+            when_writes_are_allowed(lock, move |_| {
+                if !registration.is_removed() {
+                    engine.call_on_registered(&registration);
+                }
+            });
         }
         self.install_wanted();
     }

@@ -26,6 +26,7 @@ use crate::{
         api::{self, Level},
         call, lock,
         lock::with_lock,
+        room,
     },
 };
 
@@ -91,7 +92,8 @@ fn execute<'py>(
     }
     let features = runtime()?.engine.features;
     let db = scope.map_or(0, |scope| scope.db);
-    let run = || with_lock(|lock| call::execute(lock, features, db, &argv));
+    let name = argv.first().map(Vec::as_slice).unwrap_or_default();
+    let run = || room::make(features, name, |lock| call::execute(lock, features, db, &argv));
     // Waiting for the server happens detached; where it is held already there is nothing to wait for.
     let reply = if lock::is_held() { run() } else { py.detach(run) };
     convert::reply_object(py, reply)

@@ -88,9 +88,6 @@ pub fn start<'py>(
     {
         return Err(Error::SecondRun.into());
     }
-    for doubt in trigger.doubts() {
-        api::log_warning(&format!("session {}: {doubt}", scope.session.id));
-    }
     let (plan, callbacks) = plan(py, builder, implicit);
     let wanted = source(py, builder.reader, &plan, argument, kwargs)?;
     let shipment = if wanted.mode == Mode::Async && engine.is_spread(&plan, true) {
@@ -372,6 +369,9 @@ pub fn listen(
         prepared: &prepared,
     };
     language::with_lock(engine.language.as_ref(), |lock| trigger.check(lock, peers))?;
+    for doubt in trigger.doubts() {
+        api::log_warning(&format!("session {}: {doubt}", scope.session.id));
+    }
     let (plan, callbacks) = plan(py, builder, implicit);
     // It must be able to travel: to a file, a replica, another shard.
     let image = |callback: &Arc<Callback>| {

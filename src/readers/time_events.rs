@@ -28,6 +28,7 @@ use crate::{
     error::Error,
     redis::{
         api,
+        call::PAUSED,
         command::{Answer, Command},
         datatype::{self, Value},
         guarded::Guarded,
@@ -135,9 +136,10 @@ pub fn start(
             image: image.into(),
         };
         let made = with_lock(engine.language.as_ref(), |lock| {
-            datatype::put(lock, &key, Box::new(keyed))
+            lock.may_write()
+                .then(|| datatype::put(lock, &key, Box::new(keyed)))
         });
-        if !made {
+        if !made.ok_or(PAUSED)? {
             return Ok(false);
         }
     }

@@ -8,19 +8,22 @@ use std::{
 use redis_module::raw;
 
 use super::{
-    after::Caused,
+    after::{Caused, when_writes_are_allowed},
     api::Features,
     command::Command,
     guarded::Guarded,
     lock::Lock,
     refused,
     reply::Reply,
+    room::{self, Room},
     string::{Argv, RString},
 };
 
 /// How the server words a refused write where `W` was given (7.0 and later); a client knows the other text.
 const REFUSED_WRITE: &[u8] = b"ERR Write command '";
 const READONLY: &str = "READONLY You can't write against a read only replica.";
+/// What a function hears that cannot wait until clients are not paused any more.
+pub const PAUSED: &str = "ERR clients are paused: nothing can be written now, and this function cannot wait";
 /// What a function hears of a key of another shard.
 pub const NOT_LOCAL: &str = "Operation not permitted";
 /// How the server words a key of another shard when a module asks.
@@ -37,31 +40,62 @@ pub fn execute(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) ->
 /// Runs a command: database `db`, full rights, RESP2 form, effects replicated.
 ///
 /// `argv` is the command and its arguments. Errors are replies; writes are refused on a read-only replica
-/// and above `maxmemory`, like a client's, and so is what the server could not run ([`refused`]).
+/// and where memory is short and nothing can be evicted ([`room`]), like a client's, and so are what the server could not run
+/// ([`refused`]) and, by a function that cannot wait, writes while clients are paused.
 pub fn call(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
     match refused::check(lock, features, argv) {
-        Ok(argv) => perform(lock, features, db, &argv),
+        Ok(argv) => run(lock, features, db, &argv, Memory::AsClient),
         Err(refusal) => refusal,
     }
 }
 
-/// [`call`] for what is known to be no such command.
-pub(super) fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
+/// [`call`] for what is known to be no such command, and is not refused for want of memory either: what the module notes for
+/// itself.
+pub fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
+    run(lock, features, db, argv, Memory::Always)
+}
+
+/// Whether a command has to wait because clients are paused: it may write or be handed on to replicas.
+pub fn must_wait(lock: Lock<'_>, features: Features, name: &[u8]) -> bool {
+    !lock.may_write() && refused::may_replicate(lock, features, name)
+}
+
+/// Who may run a command above `maxmemory`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    AsClient,
+    Always,
+}
+
+fn run(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>], memory: Memory) -> Reply {
     let Some((name, args)) = argv.split_first() else {
         return Reply::Array(Vec::new());
     };
     let Ok(name) = CString::new(name.as_slice()) else {
         return Reply::error("ERR unknown command: its name contains NUL");
     };
-    let refuses_writes = lock.refuses_writes();
+    let flags = lock.server_flags();
+    let refuses_writes = flags & raw::REDISMODULE_CTX_FLAGS_READONLY != 0;
     let asks = refused::is_asking(lock);
+    if !asks && must_wait(lock, features, &argv[0]) {
+        return Reply::error(PAUSED);
+    }
     if !features.call_options && refuses_writes && !asks && refused::is_write(lock, features, &argv[0]) {
         return Reply::error(READONLY);
     }
-    let format = match (features.call_options, refuses_writes) {
-        (true, true) => c"!vEMW",
-        (true, false) => c"!vEM",
-        (false, _) => c"!v",
+    let room = match memory {
+        Memory::AsClient => room::check(lock, features, flags, &argv[0]),
+        Memory::Always => Room::Enough,
+    };
+    if room == Room::None {
+        return room::refusal();
+    }
+    // With `M` the server looks by itself, also at what the arguments take that are made below.
+    let format = match (features.call_options, refuses_writes, room) {
+        (true, true, _) => c"!vEW",
+        (true, false, Room::AsServerSays) => c"!vEM",
+        (true, false, _) => c"!vE",
+        (false, ..) => c"!v",
     };
     let strings: Vec<RString<'_>> = args.iter().map(|arg| RString::new(lock, arg)).collect();
     let raw: Vec<_> = strings.iter().map(RString::as_raw).collect();
@@ -80,8 +114,19 @@ pub(super) fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u
     reply.into_reply()
 }
 
-/// Sends an internal command to replicas and the AOF file, in database 0.
-pub fn replicate(lock: Lock<'_>, command: &CStr, arguments: &[&[u8]]) {
+/// Sends an internal command to replicas and the AOF file, in database 0; while clients are paused, when they are not any more.
+pub fn replicate(lock: Lock<'_>, command: &'static CStr, arguments: &[&[u8]]) {
+    if lock.may_write() {
+        return replicate_now(lock, command, arguments);
+    }
+    let arguments: Vec<_> = arguments.iter().map(|word| word.to_vec()).collect();
+    when_writes_are_allowed(lock, move |lock| {
+        let words: Vec<_> = arguments.iter().map(Vec::as_slice).collect();
+        replicate_now(lock, command, &words);
+    });
+}
+
+fn replicate_now(lock: Lock<'_>, command: &CStr, arguments: &[&[u8]]) {
     let words: Vec<_> = arguments.iter().map(|word| RString::new(lock, word)).collect();
     let words: Vec<_> = words.iter().map(RString::as_raw).collect();
     // SAFETY: the context is selected under the lock; the strings are alive.

@@ -26,6 +26,7 @@ pub mod options;
 pub mod persist;
 mod refused;
 pub mod reply;
+pub mod room;
 pub mod string;
 mod syntax;
 

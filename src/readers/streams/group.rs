@@ -8,7 +8,7 @@
 use super::entries::{Entry, EntryId, entries};
 use crate::redis::{
     api::{self, Features},
-    call::call,
+    call::perform,
     events::Mute,
     lock::Lock,
     reply::Reply,
@@ -240,7 +240,7 @@ fn run(lock: Lock<'_>, features: Features, words: &[&[u8]]) -> Reply {
     // What this causes is nobody's event.
     let _mute = Mute::new();
     let argv: Vec<_> = words.iter().map(|word| word.to_vec()).collect();
-    call(lock, features, DB, &argv)
+    perform(lock, features, DB, &argv)
 }
 
 fn is_error(reply: &Reply, code: &[u8]) -> bool {
