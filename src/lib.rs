@@ -8,12 +8,14 @@ mod error;
 mod hooks;
 #[cfg(feature = "bench")]
 pub mod inner;
+mod mutex;
 mod persistence;
 mod python;
 mod readers;
 mod redis;
 mod report;
 mod stats;
+mod threads;
 
 use std::{
     ffi::{c_char, c_int, c_void},
@@ -401,6 +403,11 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
     let config = Arc::new(config);
     loading.offer(config.server_options())?;
     let lines = config.lines();
+    if let Err(size) = threads::enlarge_own_stack() {
+        api::log_warning(&format!(
+            "the stack of the server's thread is limited to {size} bytes (ulimit -s): deep recursion in functions may end the server"
+        ));
+    }
     let python = interpreter::start(
         &config.text(PYTHON_VENV),
         config.is_on(Number::OverridePythonAllocators),

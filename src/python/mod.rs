@@ -5,6 +5,8 @@
 mod api;
 mod arguments;
 mod atomic;
+mod attach;
+mod audit;
 mod builder;
 mod callback;
 mod convert;
@@ -12,6 +14,7 @@ mod coroutine;
 mod current;
 mod errors;
 mod image;
+mod imports;
 pub mod interpreter;
 mod interrupt;
 mod kept;
@@ -24,10 +27,7 @@ mod script;
 mod text;
 mod watchdog;
 
-use std::{
-    sync::{Arc, OnceLock},
-    thread,
-};
+use std::sync::{Arc, OnceLock};
 
 pub use language::CPython;
 pub use packages::{Files, Packages};
@@ -35,7 +35,7 @@ pub use script::run as run_script;
 
 use pyo3::prelude::*;
 
-use crate::{cluster::Cluster, engine::Engine, readers::image::Readers, redis::api as server};
+use crate::{cluster::Cluster, engine::Engine, readers::image::Readers, redis::api as server, threads};
 
 /// What the functions that scripts call work on. They are free functions of a Python module, hence the static.
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
@@ -60,17 +60,14 @@ pub fn connect(runtime: Runtime) {
 pub fn start_loop() -> std::io::Result<()> {
     let life = || {
         current::mark_loop_thread();
-        Python::attach(|py| {
+        attach::attach(|py| {
             let ended = coroutine::loop_module(py).and_then(|module| module.call_method0("run"));
             if let Err(error) = ended {
                 server::log_warning(&format!("the event loop has ended: {error}"));
             }
         });
     };
-    thread::Builder::new()
-        .name("pinion-loop".into())
-        .spawn(life)
-        .map(drop)
+    threads::spawn("pinion-loop".into(), life).map(drop)
 }
 
 /// # Errors

@@ -14,19 +14,19 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
-    thread,
 };
 
 use pyo3::{prelude::*, sync::PyOnceLock, types::PyModule};
 
 use self::{pip::Pip, sweep::Owner};
-use super::interpreter::cstr;
+use super::{attach::attach, interpreter::cstr};
 use crate::{
     config::{Config, REQUIREMENTS_DIR, REQUIREMENTS_POLICY},
     engine::requirement::{Places, Requirement},
     error::Error,
     persistence::{self, Header},
     redis::api,
+    threads,
 };
 
 const PACKAGES: &CStr = cstr(concat!(include_str!("../../../python/packages.py"), "\0"));
@@ -96,9 +96,7 @@ impl Packages {
                 }
             }
         };
-        thread::Builder::new()
-            .name("pinion-pip".into())
-            .spawn(life)
+        threads::spawn("pinion-pip".into(), life)
             .map_err(|error| format!("could not start the thread for requirements: {error}"))?;
         if packages.pip.site_packages().is_dir() {
             packages.use_installed(&[])?;
@@ -297,7 +295,7 @@ impl Packages {
 
     fn use_installed(&self, wheels: &[PathBuf]) -> Result<(), String> {
         static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-        Python::attach(|py| {
+        attach(|py| {
             let module = MODULE.get_or_try_init(py, || {
                 PyModule::from_code(py, PACKAGES, c"<pinion>/packages.py", c"pinion_packages")
                     .map(Bound::unbind)
