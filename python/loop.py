@@ -9,6 +9,7 @@ import collections.abc
 import contextvars
 import copyreg
 import inspect
+import selectors
 from collections import deque
 
 import redisgears
@@ -37,7 +38,17 @@ def _make_loop(kind):
             return uvloop.new_event_loop()
         except ImportError:
             redisgears.log('AsyncLoop is uvloop, but uvloop is not installed: asyncio is used', level='warning')
-    return asyncio.new_event_loop()
+    return asyncio.SelectorEventLoop(_Selector())
+
+
+class _Selector(selectors.DefaultSelector):
+    """Waits for the loop. What ran before was no step of a coroutine, which ends its own blocks: a callback, or the end of an
+    object."""
+
+    def select(self, timeout=None):
+        if redisgears.leaveAtomic():
+            redisgears.log('the event loop was inside an atomic block: the block was ended', level='warning')
+        return super().select(timeout)
 
 
 loop = None

@@ -3,9 +3,11 @@
 Imported when a function is first saved or loaded: cloudpickle takes a while to import.
 """
 
+import collections
 import io
 import pickle
 import sys
+import types
 
 import cloudpickle
 from cloudpickle.cloudpickle import _function_setstate
@@ -16,8 +18,17 @@ TEMPLATE = vars(sys.modules['__main__'])
 GLOBALS = 'session globals'
 
 
+def _reduce_code(code):
+    """cloudpickle forgets the file that code came from, which tracebacks and profiles show."""
+    make, arguments, *rest = cloudpickle.Pickler.dispatch_table[types.CodeType](code)
+    named = (code.co_filename if argument == '<dynamic-code>' else argument for argument in arguments)
+    return (make, tuple(named), *rest)
+
+
 class Pickler(cloudpickle.Pickler):
     """Names the globals of the session instead of copying them: all its functions share them on the other side."""
+
+    dispatch_table = collections.ChainMap({types.CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
 
     def __init__(self, file, session_globals):
         super().__init__(file)

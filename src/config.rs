@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 
 use crate::redis::options::{Kind, ServerOption};
 

@@ -10,6 +10,7 @@ mod engine;
 mod error;
 mod hooks;
 mod module;
+mod mutex;
 mod persistence;
 mod python;
 mod readers;
@@ -17,6 +18,7 @@ mod redis;
 mod report;
 mod requirements;
 mod stats;
+mod threads;
 
 use std::ffi::{CStr, c_int};
 

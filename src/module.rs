@@ -28,6 +28,7 @@ use crate::{
         load::Loading,
     },
     requirements::Packages,
+    threads,
 };
 
 /// The handle that the server's calls start from. Set once, while the module loads.
@@ -72,6 +73,11 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks) -> Result<(), String>
     let config = Arc::new(config);
     loading.offer(config.server_options())?;
     let lines = config.lines();
+    if let Err(size) = threads::enlarge_own_stack() {
+        api::log_warning(&format!(
+            "the stack of the server's thread is limited to {size} bytes (ulimit -s): deep recursion in functions may end the server"
+        ));
+    }
     let python = interpreter::start(
         &config.text(PYTHON_VENV),
         config.is_on(Number::OverridePythonAllocators),

@@ -7,8 +7,8 @@ use std::{
     time::Duration,
 };
 
+use crate::mutex::Mutex;
 use hdrhistogram::Histogram;
-use parking_lot::Mutex;
 
 /// How an execution ended, for the counters: exactly one of them goes up.
 #[derive(Clone, Debug, PartialEq, Eq)]

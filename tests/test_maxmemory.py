@@ -13,7 +13,7 @@ import redis
 from helpers import Server, wait_until
 from test_replication import attach, caught_up
 
-pytestmark = pytest.mark.matrix
+pytestmark = [pytest.mark.matrix, pytest.mark.own_server]
 
 OOM = "OOM command not allowed when used memory > 'maxmemory'."
 MB = 1 << 20

@@ -7,7 +7,6 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Weak},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -15,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use redis::{Cmd, Connection, Value};
 
 use super::{Cluster, connect, topology::Address};
-use crate::{config::Number, engine::id::ShardId, redis::api};
+use crate::{config::Number, engine::id::ShardId, redis::api, threads};
 
 /// The kind of our own messages.
 pub const KIND: &str = "pinion1";
@@ -96,9 +95,7 @@ impl Link {
             room: Condvar::new(),
         });
         let life = Arc::clone(&link);
-        let started = thread::Builder::new()
-            .name("pinion-link".into())
-            .spawn(move || life.live(&cluster));
+        let started = threads::spawn("pinion-link".into(), move || life.live(&cluster));
         if let Err(error) = started {
             api::log_warning(&format!("no thread for the link to shard {shard}: {error}"));
         }

@@ -24,12 +24,11 @@ use std::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
+use crate::mutex::Mutex;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use parking_lot::Mutex;
 use redis::{Cmd, Connection, Value};
 
 pub use self::registrations::Registered;
@@ -56,6 +55,7 @@ use crate::{
         reply::Reply,
     },
     requirements::Packages,
+    threads,
 };
 
 /// How often the topology is looked at, and how often by a node that knows no other one yet.
@@ -151,12 +151,10 @@ impl Cluster {
         });
         cluster.engine.connect_shards(Arc::clone(&cluster) as _);
         let life = Arc::clone(&cluster);
-        thread::Builder::new()
-            .name("pinion-cluster".into())
-            .spawn(move || {
-                let language = Arc::clone(&life.engine.language);
-                language.thread(&mut || life.live(&to_do));
-            })?;
+        threads::spawn("pinion-cluster".into(), move || {
+            let language = Arc::clone(&life.engine.language);
+            language.thread(&mut || life.live(&to_do));
+        })?;
         Ok(cluster)
     }
 

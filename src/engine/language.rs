@@ -11,7 +11,7 @@ use super::{
     record::{Record, Value},
     session::Session,
     source::Source,
-    stop::Stop,
+    stop::{Interrupted, Stop},
 };
 use crate::redis::{
     lock::{self, Lock},
@@ -28,20 +28,20 @@ pub const PAUSE: &str = "PAUSE";
 /// One runtime of a language.
 pub trait Language: Send + Sync {
     /// Runs the whole life of a background thread, prepared for cheap attaching but detached.
-    fn thread(&self, body: &mut dyn FnMut());
+    fn thread(&self, body: &mut (dyn FnMut() + Send));
 
     /// Runs `work` attached. May be nested.
     fn attached(&self, work: &mut dyn FnMut());
 
     /// Runs `work` detached, whatever this thread was before; attached again afterwards if it was.
-    fn detached(&self, work: &mut dyn FnMut());
+    fn detached(&self, work: &mut (dyn FnMut() + Send));
 
     /// Runs `work`, which calls functions, so that [`Language::interrupt`] finds this thread in `stop`. What was raised
     /// for `work` and came too late is taken back.
     fn interruptible(&self, stop: &Stop, work: &mut dyn FnMut());
 
-    /// Raises the "stop" error in the thread whose id stands in `stop`, unless none does by then.
-    fn interrupt(&self, stop: &Stop);
+    /// Raises the "stop" error in the thread whose id stands in `stop`, unless none does by then, or it is inside an import.
+    fn interrupt(&self, stop: &Stop) -> Interrupted;
 
     /// The language's text form of a record; a text stays the record it is.
     ///
@@ -132,7 +132,7 @@ pub trait Awaitable: Send {
 }
 
 /// Runs `work` under the server's lock from any thread: at once where it is held, else detached while waiting.
-pub fn with_lock<R>(language: &dyn Language, work: impl FnOnce(Lock<'_>) -> R) -> R {
+pub fn with_lock<R: Send>(language: &dyn Language, work: impl FnOnce(Lock<'_>) -> R + Send) -> R {
     if lock::is_held() {
         return lock::with_lock(work);
     }

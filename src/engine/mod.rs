@@ -45,8 +45,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::mutex::Mutex;
 pub use distribution::Part;
-use parking_lot::Mutex;
 pub use queue::Lane;
 pub use registry::Registry;
 

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
 use super::{
     execution::{Execution, Start},
@@ -20,6 +20,7 @@ use super::{
     session::{Session, Sessions},
     spread::Spread,
 };
+use crate::mutex::Mutex;
 
 /// The tables of one server.
 pub struct Registry {
@@ -290,7 +291,8 @@ impl Registry {
     }
 
     fn unlist_if_empty(&self, session: &Arc<Session>) {
-        self.sessions.lock().unlist_if_empty(session);
+        let ended = self.sessions.lock().unlist_if_empty(session);
+        drop(ended);
     }
 
     /// Drops all finished executions; a load begins.

@@ -11,8 +11,8 @@ use std::{
     },
 };
 
+use crate::mutex::Mutex;
 use indexmap::IndexMap;
-use parking_lot::Mutex;
 
 use super::session::Session;
 use crate::redis::{api, guarded::Guarded, lock::Lock};

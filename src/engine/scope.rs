@@ -4,7 +4,7 @@
 
 use std::{cell::RefCell, sync::Arc};
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 
 use super::{
     execution::{Execution, Start},

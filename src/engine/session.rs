@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 
 use super::id::Id;
 use super::requirement::Requirement;
@@ -24,8 +24,11 @@ pub struct Session {
     /// Another session has taken its place.
     replaced: AtomicBool,
     /// What the language keeps for it.
-    attachment: Mutex<Option<Box<dyn Any + Send + Sync>>>,
+    attachment: Mutex<Option<Attachment>>,
 }
+
+/// What the language keeps for a session.
+type Attachment = Box<dyn Any + Send + Sync>;
 
 /// The packages that a session's functions need.
 #[derive(Debug, Default)]
@@ -60,10 +63,9 @@ impl Session {
         kept.downcast_ref().cloned().unwrap_or_else(make)
     }
 
-    /// Nothing refers to the session any more: what the language keeps for it goes.
-    fn release(&self) {
-        let attachment = self.attachment.lock().take();
-        drop(attachment);
+    /// Nothing refers to the session any more: what the language keeps for it is to be dropped, behind all locks.
+    fn release(&self) -> Option<Attachment> {
+        self.attachment.lock().take()
     }
 
     /// True once another session has taken its place.
@@ -146,12 +148,13 @@ impl Sessions {
         }
     }
 
-    /// Removes a session that nothing refers to any more.
-    pub(super) fn unlist_if_empty(&mut self, session: &Arc<Session>) {
-        if session.ref_count() == 0 {
-            self.unlist(session);
-            session.release();
+    /// Removes a session that nothing refers to any more; what is left of it is to be dropped, behind all locks.
+    pub(super) fn unlist_if_empty(&mut self, session: &Arc<Session>) -> Option<Attachment> {
+        if session.ref_count() > 0 {
+            return None;
         }
+        self.unlist(session);
+        session.release()
     }
 
     fn unlist(&mut self, session: &Arc<Session>) {
@@ -187,7 +190,7 @@ mod tests {
         assert!(sessions.live("s").is_some_and(|live| Arc::ptr_eq(&live, &new)));
         assert_eq!(sessions.all_dead().len(), 1);
         old.remove_registration(id(1));
-        sessions.unlist_if_empty(&old);
+        drop(sessions.unlist_if_empty(&old));
         assert!(sessions.all_dead().is_empty() && sessions.live("s").is_some());
     }
 }

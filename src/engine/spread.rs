@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 

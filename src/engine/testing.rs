@@ -11,20 +11,20 @@ use super::{
     record::{Record, Value},
     session::Session,
     source::Source,
-    stop::Stop,
+    stop::{Interrupted, Stop},
 };
 use crate::redis::reply::Reply;
 
 pub struct Plain;
 
 impl Language for Plain {
-    fn thread(&self, body: &mut dyn FnMut()) {
+    fn thread(&self, body: &mut (dyn FnMut() + Send)) {
         body();
     }
     fn attached(&self, work: &mut dyn FnMut()) {
         work();
     }
-    fn detached(&self, work: &mut dyn FnMut()) {
+    fn detached(&self, work: &mut (dyn FnMut() + Send)) {
         work();
     }
     fn to_text(&self, record: Record) -> Result<Record, Failure> {
@@ -36,7 +36,9 @@ impl Language for Plain {
     fn interruptible(&self, _stop: &Stop, work: &mut dyn FnMut()) {
         work();
     }
-    fn interrupt(&self, _stop: &Stop) {}
+    fn interrupt(&self, _stop: &Stop) -> Interrupted {
+        Interrupted::Nothing
+    }
     fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure> {
         Ok(number(record).to_string().into())
     }

@@ -12,6 +12,7 @@ use pyo3::{
 
 use super::{
     atomic,
+    attach::in_engine,
     callback::{Callback, Code},
     convert,
     coroutine::{self, Future},
@@ -94,8 +95,7 @@ fn execute<'py>(
     let db = scope.map_or(0, |scope| scope.db);
     let name = argv.first().map(Vec::as_slice).unwrap_or_default();
     let run = || room::make(features, name, |lock| call::execute(lock, features, db, &argv));
-    // Waiting for the server happens detached; where it is held already there is nothing to wait for.
-    let reply = if lock::is_held() { run() } else { py.detach(run) };
+    let reply = on_the_server(py, run);
     convert::reply_object(py, reply)
 }
 
@@ -121,9 +121,13 @@ fn next_of(scope: Option<&Scope>) -> Option<Arc<dyn Next>> {
 
 fn go_on<'py>(py: Python<'py>, next: &Arc<dyn Next>, arguments: Vec<Vec<u8>>) -> PyResult<Bound<'py, PyAny>> {
     let engine = &runtime()?.engine;
-    let run = || with_lock(|lock| next.call(engine, lock, arguments));
-    let reply = if lock::is_held() { run() } else { py.detach(run) };
+    let reply = on_the_server(py, || with_lock(|lock| next.call(engine, lock, arguments)));
     convert::reply_object(py, reply)
+}
+
+/// Waiting for the server happens detached; where it is held already there is nothing to wait for.
+fn on_the_server<R: Send>(py: Python<'_>, run: impl FnOnce() -> R + Send) -> R {
+    in_engine(|| if lock::is_held() { run() } else { py.detach(run) })
 }
 
 /// `log(message, level='notice')`: writes a line to the server's log.
@@ -308,7 +312,9 @@ fn register_time_event(py: Python<'_>, args: &Bound<'_, PyTuple>) -> PyResult<bo
         .and_then(|key| Some(key.cast::<PyString>().ok()?.to_str().ok()?.as_bytes().to_vec()));
     let function = Arc::new(Callback::new(py, Code::new(callback)));
     let period = Duration::from_secs(seconds.into());
-    time_events::start(&runtime()?.engine, &scope.session, period, function, key).map_err(errors::gears_error)
+    let engine = &runtime()?.engine;
+    in_engine(|| time_events::start(engine, &scope.session, period, function, key))
+        .map_err(errors::gears_error)
 }
 
 /// `registerGearsThread()`: announces a thread of the user's. Every thread may call the API without it.

@@ -150,20 +150,31 @@ pub fn leave() -> bool {
     BLOCK.take().is_some()
 }
 
-/// The time of one callback or script: its blocks are its own, and one that it does not leave ends with it.
+/// The time that a thread is attached: its blocks are its own, and one that is not left ends with it.
 pub struct Frame(Option<Block>);
 
 impl Frame {
     pub fn enter() -> Self {
         Self(BLOCK.take())
     }
+
+    /// Ends a block that was left open so far.
+    pub fn end_leaked() {
+        if let Some(leaked) = BLOCK.take() {
+            end(leaked);
+        }
+    }
 }
 
 impl Drop for Frame {
     fn drop(&mut self) {
         if let Some(leaked) = BLOCK.replace(self.0.take()) {
-            drop(leaked);
-            api::log_warning("a function ended inside an atomic block: the block was ended");
+            end(leaked);
         }
     }
+}
+
+fn end(leaked: Block) {
+    drop(leaked);
+    api::log_warning("a function ended inside an atomic block: the block was ended");
 }

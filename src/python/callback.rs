@@ -8,7 +8,7 @@ use pyo3::{
 };
 
 use super::{
-    atomic,
+    attach::{ObjectRef, attach},
     convert::{self, Surrogates, object_record, record_object},
     coroutine::{Calling, Waits},
     errors, image, profile,
@@ -26,29 +26,29 @@ const ELSEWHERE: &str = "Coroutines are not allow";
 
 /// What a script gave for one function of a step.
 pub struct Code {
-    pub callable: Py<PyAny>,
+    pub callable: ObjectRef,
     /// The accumulator that a fold starts with, copied each time; `None` is Python's.
-    pub zero: Option<Py<PyAny>>,
+    pub zero: Option<ObjectRef>,
 }
 
 impl Code {
     pub fn new(callable: Bound<'_, PyAny>) -> Self {
         Self {
-            callable: callable.unbind(),
+            callable: ObjectRef::new(callable.unbind()),
             zero: None,
         }
     }
 
     pub fn clone_ref(&self, py: Python<'_>) -> Self {
         Self {
-            callable: self.callable.clone_ref(py),
-            zero: self.zero.as_ref().map(|zero| zero.clone_ref(py)),
+            callable: ObjectRef::new(self.callable.clone_ref(py)),
+            zero: self.zero.as_ref().map(|zero| ObjectRef::new(zero.clone_ref(py))),
         }
     }
 }
 
 /// A callable of a script. Where the last handle is dropped detached, PyO3 keeps the object until somebody attaches:
-/// the server's thread does not wait for Python to forget a function.
+/// the server's thread does not wait for Python to forget a function. Where the engine drops it attached, [`ObjectRef`] does.
 pub struct Callback {
     code: Code,
     name: String,
@@ -70,7 +70,7 @@ impl Callback {
 
     /// Does `work` attached; what it raises becomes an error string.
     fn call<R>(&self, work: impl FnOnce(Python<'_>) -> PyResult<R>) -> Result<R, Failure> {
-        Python::attach(|py| work(py).map_err(|error| errors::text_of_callback(py, &error)))
+        attach(|py| work(py).map_err(|error| errors::text_of_callback(py, &error)))
     }
 
     /// Calls the function itself.
@@ -80,8 +80,6 @@ impl Callback {
         arguments: impl PyCallArgs<'py>,
         waits: Waits,
     ) -> PyResult<Invoked<'py>> {
-        // A block that the function enters and does not leave would hold the server for ever.
-        let _frame = atomic::Frame::enter();
         let calling = Calling::enter(waits);
         let callable = self.code.callable.bind(py);
         let returned = profile::call(py, || callable.call1(arguments))?;
@@ -123,7 +121,7 @@ impl Callback {
         static DEEPCOPY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         match (accumulator, &self.code.zero) {
             (Some(accumulator), _) => record_object(py, accumulator),
-            (None, Some(zero)) => DEEPCOPY.import(py, "copy", "deepcopy")?.call1((zero,)),
+            (None, Some(zero)) => DEEPCOPY.import(py, "copy", "deepcopy")?.call1((zero.bind(py),)),
             (None, None) => Ok(py.None().into_bound(py)),
         }
     }
@@ -135,7 +133,7 @@ impl Function for Callback {
     }
 
     fn image(&self, session: &Session) -> Result<Vec<u8>, Failure> {
-        Python::attach(|py| {
+        attach(|py| {
             image::dump(py, &self.code, session).map_err(|error| {
                 format!(
                     "Error occured when serialized a python callback, callback={} error={}",
@@ -237,7 +235,7 @@ impl Function for Callback {
             if !generator.is_instance(GENERATOR.import(py, "types", "GeneratorType")?)? {
                 return Err(errors::gears_error("PythonReader function must be a generator"));
             }
-            let records = generator.try_iter()?.unbind();
+            let records = ObjectRef::new(generator.try_iter()?.unbind());
             Ok(Box::new(Generated { records }) as Box<dyn Source>)
         })
     }
@@ -268,13 +266,12 @@ impl<'py> Invoked<'py> {
 
 /// The values of a generator.
 struct Generated {
-    records: Py<PyIterator>,
+    records: ObjectRef<PyIterator>,
 }
 
 impl Source for Generated {
     fn next(&mut self, _reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
-        Python::attach(|py| {
-            let _frame = atomic::Frame::enter();
+        attach(|py| {
             let next = self.records.bind(py).clone().next();
             next.transpose()
                 .map(|record| record.map(object_record))

@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 use pyo3::{
     prelude::*,
     sync::PyOnceLock,
@@ -11,6 +11,7 @@ use pyo3::{
 };
 
 use super::{
+    attach::{ObjectRef, attach, in_engine},
     convert::object_record,
     current::{self, GearsSession},
     errors,
@@ -79,7 +80,7 @@ impl Calling {
         let future = self.leave();
         if let Some(future) = future {
             if returned.is(future.bind(py)) {
-                return Ok(Some(Box::new(Returned(future))));
+                return Ok(Some(Box::new(Returned(ObjectRef::new(future)))));
             }
             api::log_warning("an api violation: a future of gearsFuture was made and not returned");
         }
@@ -103,7 +104,7 @@ impl Calling {
         }
         let scope = Scope::current();
         Ok(Some(Box::new(Coroutine {
-            coroutine: Some(returned.clone().unbind()),
+            coroutine: Some(ObjectRef::new(returned.clone().unbind())),
             scope,
         })))
     }
@@ -123,17 +124,18 @@ pub fn is_async_allowed(py: Python<'_>) -> bool {
 
 /// A coroutine that a step returned.
 struct Coroutine {
-    coroutine: Option<Py<PyAny>>,
+    coroutine: Option<ObjectRef>,
     scope: Option<Scope>,
 }
 
 impl Awaitable for Coroutine {
     fn start(mut self: Box<Self>, completion: Completion) {
-        Python::attach(|py| {
+        attach(|py| {
             let continuation = Continuation(Mutex::new(Some(completion)));
             let started = Bound::new(py, continuation).and_then(|continuation| {
                 let session = self.scope.take().map(GearsSession::new);
-                let arguments = (self.coroutine.take(), continuation, session);
+                let coroutine = self.coroutine.take().map(ObjectRef::into_inner);
+                let arguments = (coroutine, continuation, session);
                 loop_module(py)?.call_method1("start", arguments)
             });
             if let Err(error) = started {
@@ -148,7 +150,7 @@ impl Drop for Coroutine {
     fn drop(&mut self) {
         if let Some(coroutine) = self.coroutine.take() {
             // Nobody awaits it: Python would warn.
-            Python::attach(|py| drop(coroutine.call_method0(py, "close")));
+            attach(|py| drop(coroutine.call_method0(py, "close")));
         }
     }
 }
@@ -172,13 +174,15 @@ impl Continuation {
 impl Continuation {
     fn done(&self, value: Bound<'_, PyAny>) {
         if let Some(completion) = self.take() {
-            completion(Ok(object_record(value)));
+            let record = object_record(value);
+            in_engine(|| completion(Ok(record)));
         }
     }
 
     fn failed(&self, error: &Bound<'_, PyAny>) {
         if let Some(completion) = self.take() {
-            completion(Err(errors::shown(error)));
+            let failure = errors::text_of_ended(error);
+            in_engine(|| completion(Err(failure)));
         }
     }
 }
@@ -186,7 +190,7 @@ impl Continuation {
 impl Drop for Continuation {
     fn drop(&mut self) {
         if let Some(completion) = self.take() {
-            completion(Err(LOST.into()));
+            in_engine(|| completion(Err(LOST.into())));
         }
     }
 }
@@ -217,7 +221,8 @@ impl Future {
         match std::mem::replace(&mut *state, FutureState::Continued) {
             FutureState::Awaited(completion) => {
                 drop(state);
-                completion(Ok(object_record(value)));
+                let record = object_record(value);
+                in_engine(|| completion(Ok(record)));
                 Ok(())
             }
             made @ FutureState::Made => {
@@ -239,13 +244,13 @@ impl Future {
     fn resolve(&self, value: Bound<'_, PyAny>, error: Option<Bound<'_, PyAny>>) {
         let value = match error {
             None => Ok(object_record(value)),
-            Some(error) => Err(errors::shown(&error)),
+            Some(error) => Err(errors::text_of_ended(&error)),
         };
         let mut state = self.0.lock();
         match std::mem::replace(&mut *state, FutureState::Continued) {
             FutureState::Awaited(completion) => {
                 drop(state);
-                completion(value);
+                in_engine(|| completion(value));
             }
             FutureState::Made => *state = FutureState::Early(value),
             // Somebody else was faster.
@@ -259,12 +264,12 @@ impl Future {
     /// `gears.error`: not exactly one argument, continued already.
     #[pyo3(name = "continueFailed", signature = (*args))]
     fn continue_failed(&self, args: &Bound<'_, PyTuple>) -> PyResult<()> {
-        let text = errors::shown(&only(args)?);
+        let text = errors::text_of_ended(&only(args)?);
         let mut state = self.0.lock();
         match std::mem::replace(&mut *state, FutureState::Continued) {
             FutureState::Awaited(completion) => {
                 drop(state);
-                completion(Err(text));
+                in_engine(|| completion(Err(text)));
                 Ok(())
             }
             FutureState::Made => {
@@ -283,7 +288,7 @@ impl Drop for Future {
     fn drop(&mut self) {
         if let FutureState::Awaited(completion) = std::mem::replace(self.0.get_mut(), FutureState::Continued)
         {
-            completion(Err(LOST.into()));
+            in_engine(|| completion(Err(LOST.into())));
         }
     }
 }
@@ -297,7 +302,7 @@ fn only<'py>(args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
 }
 
 /// A future that its callback returned.
-struct Returned(Py<Future>);
+struct Returned(ObjectRef<Future>);
 
 impl Awaitable for Returned {
     fn start(self: Box<Self>, completion: Completion) {

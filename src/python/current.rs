@@ -9,10 +9,10 @@ use std::{
     },
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 use pyo3::{ffi, prelude::*, sync::PyOnceLock, types::PyTuple};
 
-use super::{coroutine::loop_module, errors, interrupt};
+use super::{attach::in_engine, coroutine::loop_module, errors, interrupt};
 use crate::engine::{execution::Execution, link::Hold, scope::Scope};
 
 thread_local! {
@@ -127,7 +127,7 @@ pub struct ClientHold(Mutex<Option<Hold>>);
 impl ClientHold {
     fn release(&self) {
         let hold = self.0.lock().take();
-        drop(hold);
+        in_engine(|| drop(hold));
     }
 }
 

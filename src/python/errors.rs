@@ -2,7 +2,7 @@
 //! docs/contract/python-api.md 4.6).
 
 use pyo3::{
-    exceptions::PyException,
+    exceptions::{PyBaseException, PyException},
     prelude::*,
     sync::PyOnceLock,
     types::{PyList, PyType},
@@ -98,6 +98,19 @@ pub fn text_of_callback(py: Python<'_>, error: &PyErr) -> Failure {
     let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
     let _shield = execution.map(|execution| interrupt::Shield::raise(py, &execution.stop));
     text(py, error)
+}
+
+/// The error string of what ended a coroutine or a future: the text of `error` (`python-api.md` 4.6). Where that says
+/// nothing, because it is empty or cannot be made, it is the string that other exceptions have.
+pub fn text_of_ended(error: &Bound<'_, PyAny>) -> Failure {
+    let said = error.str().ok().map(|text| text.to_string_lossy().into_owned());
+    match said.filter(|said| !said.is_empty()) {
+        Some(said) => said,
+        None if error.is_instance_of::<PyBaseException>() => {
+            text(error.py(), &PyErr::from_value(error.clone()))
+        }
+        None => shown(error),
+    }
 }
 
 /// The error string of an exception that nobody caught.

@@ -10,6 +10,7 @@ use pyo3::{
 };
 
 use super::{
+    attach::{ObjectRef, attach},
     callback::{Callback, Code},
     convert::{object_record, record_object},
     errors,
@@ -41,7 +42,8 @@ fn globals<'py>(py: Python<'py>, session: &Session) -> PyResult<Bound<'py, PyDic
     let fresh = script_globals(py)?;
     // Python may have let another thread make them meanwhile.
     let mut globals = kept.globals.lock();
-    Ok(globals.get_or_insert_with(|| fresh.unbind()).bind(py).clone())
+    let globals = globals.get_or_insert_with(|| ObjectRef::new(fresh.unbind()));
+    Ok(globals.bind(py).clone())
 }
 
 /// A function of `session` with the accumulator that it starts with.
@@ -49,7 +51,8 @@ fn globals<'py>(py: Python<'py>, session: &Session) -> PyResult<Bound<'py, PyDic
 /// # Errors
 /// It holds something that cannot be pickled.
 pub fn dump(py: Python<'_>, code: &Code, session: &Session) -> PyResult<Vec<u8>> {
-    let parts = (&code.callable, code.zero.is_some(), &code.zero);
+    let zero = code.zero.as_ref().map(|zero| zero.bind(py));
+    let parts = (code.callable.bind(py), zero.is_some(), zero);
     let image = serial(py)?.call_method1("dump", (parts, globals(py, session)?))?;
     Ok(image.cast::<PyBytes>()?.as_bytes().to_vec())
 }
@@ -59,7 +62,7 @@ pub fn dump(py: Python<'_>, code: &Code, session: &Session) -> PyResult<Vec<u8>>
 /// # Errors
 /// Another Python made it; the error string of what unpickling raised.
 pub fn load(image: &[u8], session: &Session) -> Result<Arc<dyn Function>, Failure> {
-    Python::attach(|py| {
+    attach(|py| {
         let callback = load_code(py, image, session).map(|code| Callback::new(py, code));
         callback
             .map(|callback| Arc::new(callback) as Arc<dyn Function>)
@@ -78,7 +81,7 @@ fn load_code(py: Python<'_>, image: &[u8], session: &Session) -> PyResult<Code> 
     let parts = parts.cast::<PyTuple>()?;
     let mut code = Code::new(parts.get_item(0)?);
     if parts.get_item(1)?.is_truthy()? {
-        code.zero = Some(parts.get_item(2)?.unbind());
+        code.zero = Some(ObjectRef::new(parts.get_item(2)?.unbind()));
     }
     Ok(code)
 }

@@ -16,7 +16,8 @@ use pyo3::{
     types::{PyDict, PyModule},
 };
 
-use super::{api, errors, memory};
+use super::{api, audit, errors, memory};
+use crate::threads;
 
 /// Python's part of the module, embedded.
 const BUILDER: &CStr = cstr(concat!(include_str!("../../python/builder.py"), "\0"));
@@ -230,10 +231,12 @@ fn prepare(py: Python<'_>, loop_kind: &str) -> PyResult<Started> {
     py.run(NAMESPACE, Some(&main), None)?;
     let sys = PyModule::import(py, "sys")?;
     sys.call_method1("setswitchinterval", (SWITCH_INTERVAL_S,))?;
+    PyModule::import(py, "threading")?.call_method1("stack_size", (threads::stack_size(),))?;
     // Integers of any length become digits. (Python 3.11 and later, and old releases with the fix.)
     if sys.hasattr("set_int_max_str_digits")? {
         sys.call_method1("set_int_max_str_digits", (0,))?;
     }
+    audit::install(py)?;
     let version: String = sys.getattr("version")?.extract()?;
     Ok(Started {
         version: version.split(' ').next().unwrap_or_default().to_owned(),

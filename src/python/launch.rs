@@ -13,6 +13,7 @@ use serde_bytes::ByteBuf;
 use super::{
     Runtime,
     arguments::{Given, Place, command, conditions, mode_by_name, stream_options, string},
+    attach::{ObjectRef, attach, in_engine},
     builder::Builder,
     callback::{Callback, Code},
     convert::record_object,
@@ -109,26 +110,26 @@ pub fn start<'py>(
         future.call_method0("cancel")?;
         return Ok(future);
     }
-    let awaited = future.clone().unbind();
+    let awaited = ObjectRef::new(future.clone().unbind());
     start.collector = Some(Box::new(move |results, errors| {
-        Python::attach(|py| {
+        attach(|py| {
             if let Err(error) = set_results(py, &awaited, results, errors) {
                 api::log_warning(&format!("the results of a run were lost: {error}"));
             }
         });
     }));
-    engine.submit(start, None);
+    in_engine(|| drop(engine.submit(start, None)));
     Ok(future)
 }
 
 /// Gives whoever awaits a run `[results, errors]`.
-fn set_results(py: Python<'_>, future: &Py<PyAny>, results: Vec<Record>, errors: &[Failure]) -> PyResult<()> {
+fn set_results(py: Python<'_>, future: &ObjectRef, results: Vec<Record>, errors: &[Failure]) -> PyResult<()> {
     let results = results.into_iter().map(|record| record_object(py, record));
     let results = PyList::new(py, results.collect::<PyResult<Vec<_>>>()?)?;
     let errors = PyList::new(py, errors)?;
     let both = PyList::new(py, [results, errors])?;
     loop_module(py)?
-        .call_method1("setFutureResults", (future, both))
+        .call_method1("setFutureResults", (future.bind(py), both))
         .map(drop)
 }
 
@@ -368,7 +369,7 @@ pub fn listen(
         replaced: replaced.as_deref(),
         prepared: &prepared,
     };
-    language::with_lock(engine.language.as_ref(), |lock| trigger.check(lock, peers))?;
+    in_engine(|| language::with_lock(engine.language.as_ref(), |lock| trigger.check(lock, peers)))?;
     for doubt in trigger.doubts() {
         api::log_warning(&format!("session {}: {doubt}", scope.session.id));
     }
@@ -406,8 +407,10 @@ pub fn listen(
 
 /// Inside a function a registration takes effect at once.
 fn register_now(runtime: &Runtime, registration: &Arc<Registration>) -> PyResult<()> {
-    let registered = language::with_lock(runtime.engine.language.as_ref(), |lock| {
-        runtime.registrar.register_here(lock, registration)
+    let registered = in_engine(|| {
+        language::with_lock(runtime.engine.language.as_ref(), |lock| {
+            runtime.registrar.register_here(lock, registration)
+        })
     });
     Ok(registered?)
 }

@@ -5,6 +5,8 @@
 mod api;
 mod arguments;
 mod atomic;
+mod attach;
+mod audit;
 mod builder;
 mod callback;
 mod convert;
@@ -13,6 +15,7 @@ mod current;
 mod errors;
 mod image;
 mod imports;
+mod installed;
 pub mod interpreter;
 mod interrupt;
 mod kept;
@@ -24,10 +27,7 @@ mod script;
 mod text;
 mod watchdog;
 
-use std::{
-    sync::{Arc, OnceLock},
-    thread,
-};
+use std::sync::{Arc, OnceLock};
 
 pub use language::CPython;
 pub use script::run as run_script;
@@ -38,6 +38,7 @@ use crate::{
     engine::{Engine, registering::Registrar},
     readers::image::Readers,
     redis::api as server,
+    threads,
 };
 
 /// What the functions that scripts call work on. They are free functions of a Python module, hence the static.
@@ -63,17 +64,14 @@ pub fn connect(runtime: Runtime) {
 pub fn start_loop() -> std::io::Result<()> {
     let life = || {
         current::mark_loop_thread();
-        Python::attach(|py| {
+        attach::attach(|py| {
             let ended = coroutine::loop_module(py).and_then(|module| module.call_method0("run"));
             if let Err(error) = ended {
                 server::log_warning(&format!("the event loop has ended: {error}"));
             }
         });
     };
-    thread::Builder::new()
-        .name("pinion-loop".into())
-        .spawn(life)
-        .map(drop)
+    threads::spawn("pinion-loop".into(), life).map(drop)
 }
 
 /// # Errors

@@ -8,7 +8,13 @@ use pyo3::{
     types::{PyBytes, PyModule},
 };
 
-use super::{atomic, errors, interpreter::script_globals, kept::kept, runtime};
+use super::{
+    attach::{ObjectRef, attach},
+    errors,
+    interpreter::script_globals,
+    kept::kept,
+    runtime,
+};
 use crate::{
     engine::{
         language::Failure,
@@ -33,10 +39,7 @@ pub fn run(
     let entered = scope.clone().enter();
     let mut ran = Ok(());
     let watched = engine.run_watched(lock, "the script", session, &mut || {
-        ran = Python::attach(|py| {
-            let _frame = atomic::Frame::enter();
-            execute(py, source, session).map_err(|error| errors::text(py, &error))
-        });
+        ran = attach(|py| execute(py, source, session).map_err(|error| errors::text(py, &error)));
     });
     drop(entered);
     watched.and(ran)?;
@@ -49,7 +52,7 @@ pub fn run(
 
 fn execute(py: Python<'_>, source: &[u8], session: &Session) -> PyResult<()> {
     let globals = script_globals(py)?;
-    *kept(session).globals.lock() = Some(globals.clone().unbind());
+    *kept(session).globals.lock() = Some(ObjectRef::new(globals.clone().unbind()));
     let builtins = PyModule::import(py, "builtins")?;
     let code = builtins
         .getattr("compile")?

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 
 use crate::{
     engine::{

@@ -2,7 +2,7 @@
 
 use std::{ffi::c_int, ptr, sync::Arc};
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 use redis_module::raw;
 
 use super::{

@@ -15,7 +15,6 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
-    thread,
 };
 
 use self::{archive::Header, pip::Pip, sweep::Owner};
@@ -27,6 +26,7 @@ use crate::{
     },
     error::Error,
     redis::api,
+    threads,
 };
 
 /// What the thread is to do.
@@ -101,9 +101,7 @@ impl Packages {
                 }
             }
         };
-        thread::Builder::new()
-            .name("pinion-pip".into())
-            .spawn(life)
+        threads::spawn("pinion-pip".into(), life)
             .map_err(|error| format!("could not start the thread for requirements: {error}"))?;
         if packages.pip.site_packages().is_dir() {
             packages.use_installed(&[])?;

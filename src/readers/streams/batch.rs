@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 
 use super::{
     Watch,

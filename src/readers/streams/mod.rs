@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 pub use state::{Options, Policy};
 
 use self::{

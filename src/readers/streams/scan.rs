@@ -19,6 +19,7 @@ use crate::{
         key::{self, Kind, Walk},
         lock::{self, Lock},
     },
+    threads,
 };
 
 /// How long the server's lock is held at most for looking.
@@ -31,7 +32,7 @@ const DB: i32 = 0;
 /// Starts the thread.
 pub(super) fn spawn(streams: &Arc<StreamWatch>, wanted: Receiver<Arc<Watch>>) -> std::io::Result<()> {
     let streams = Arc::clone(streams);
-    thread::Builder::new().name("pinion-scan".into()).spawn(move || {
+    threads::spawn("pinion-scan".into(), move || {
         let language = Arc::clone(&streams.engine.language);
         language.thread(&mut || {
             for watch in &wanted {

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 
 use super::{Group, Options, State, Status, StreamWatch, Watch};
 use crate::{
