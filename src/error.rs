@@ -71,6 +71,7 @@ pub enum Error {
     // triggers and hooks
     NoSuchTrigger,
     CannotWaitHere,
+    ClientCannotWait,
     NotTriggered(&'static str),
     NotOneResult,
     NoHookContext,
@@ -179,6 +180,9 @@ impl Error {
             Self::NoSuchTrigger => "ERR subcommand not found",
             Self::CannotWaitHere => {
                 "ERR can not run a non-sync execution inside a MULTI/LUA (blocking is not allowed) or on loading."
+            }
+            Self::ClientCannotWait => {
+                "ERR the server does not let this client wait for a reply: it is subscribed to channels, or no ordinary client"
             }
             Self::NotTriggered(reason) => return format!("ERR Could not trigger execution, {reason}").into(),
             Self::NotOneResult => "Command hook must return exactly one result",

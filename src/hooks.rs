@@ -24,7 +24,7 @@ use crate::{
     readers::prefix::Pattern,
     redis::{
         api::{self, Features},
-        call::call_original,
+        call::{CallReply, call_original},
         client::{self, ClientState},
         command::{self, Answer, Command},
         filter::{Function, InnerName, Installed, Passing},
@@ -412,8 +412,7 @@ impl Hooks {
             Ok(Some(replacement)) => command.send(&replacement),
             Err(Held) => {
                 if let Some(link) = link {
-                    let original = reply.into_reply();
-                    link.wait(command.block(), original);
+                    wait(command, &link, reply);
                 }
             }
         }
@@ -433,6 +432,17 @@ impl Hooks {
         for position in entry.spec.key_positions(command.argv().len() - 1) {
             command.declare_key(position + 1);
         }
+    }
+}
+
+/// The client waits for whoever holds the link. One that the server does not let wait is answered at once.
+fn wait(command: &Command<'_>, link: &Link, reply: CallReply) {
+    match command.block() {
+        Ok(client) => link.wait(client, reply.into_reply()),
+        Err(_) => match link.close() {
+            Some(replacement) => command.send(&replacement),
+            None => reply.forward(command),
+        },
     }
 }
 

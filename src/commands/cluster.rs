@@ -24,7 +24,7 @@ pub fn info_cluster(cluster: &Cluster) -> Result<Answer, Error> {
 /// The caller cannot wait.
 pub fn refresh_cluster(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     check_may_block(command)?;
-    let client = command.block();
+    let client = command.block()?;
     cluster.refresh(move || client.answer(Reply::ok()));
     Ok(Answer::Done)
 }
@@ -39,7 +39,7 @@ pub fn cluster_set(cluster: &Cluster, command: &Command<'_>, unless_known: bool)
     check_may_block(command)?;
     let words = command.argv().to_vecs();
     let topology = Topology::of_words(&words)?;
-    let client = command.block();
+    let client = command.block()?;
     cluster.set(topology, words, unless_known, move || client.answer(Reply::ok()));
     Ok(Answer::Done)
 }

@@ -81,13 +81,13 @@ pub fn pyexecute(execute: &Execute, command: &Command<'_>) -> Result<Answer, Err
         return Ok(match execute.run(lock, script, options, needs)? {
             Next::Reply(reply) => reply.into(),
             next => {
-                execute.go_on(lock, next, command.block());
+                execute.go_on(lock, next, command.block()?);
                 Answer::Done
             }
         });
     }
     execute.packages.check(&options.requirements)?;
-    let client = command.block();
+    let client = command.block()?;
     let (execute, script) = (execute.clone(), script.to_vec());
     Arc::clone(&execute.packages).later(move || match execute.install(&options) {
         Ok(needs) => execute.run_everywhere(script, options, needs, client),

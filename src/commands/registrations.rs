@@ -154,7 +154,7 @@ pub fn pause(cluster: &Cluster, command: &Command<'_>, pause: bool) -> Result<An
         local::pause(engine, command.lock(), &ids, pause)?;
         return Ok(Reply::ok().into());
     }
-    let client = command.block();
+    let client = command.block()?;
     cluster.pause(command.lock(), ids, pause, move |reply| client.answer(reply));
     Ok(Answer::Done)
 }
@@ -172,7 +172,7 @@ pub fn clear_stats(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, E
         local::clear_stats(&cluster.engine);
         return Ok(Reply::ok().into());
     }
-    let client = command.block();
+    let client = command.block()?;
     cluster.clear_stats(move |reply| client.answer(reply));
     Ok(Answer::Done)
 }

@@ -99,7 +99,7 @@ pub fn import(execute: &Execute, command: &Command<'_>) -> Result<Answer, Error>
     let (persistence, packages) = (&execute.persistence, &execute.packages);
     packages.check(std::slice::from_ref(&header.name))?;
     packages.check_wheels(&header.wheels)?;
-    let client = command.block();
+    let client = command.block()?;
     let (persistence, packages) = (Arc::clone(persistence), Arc::clone(packages));
     let cluster = Arc::clone(&execute.cluster);
     Arc::clone(&packages).later(move || match persistence.install_archive(archive.clone(), true) {

@@ -71,7 +71,7 @@ impl Hooks {
                 may_wait: command.may_block(),
                 ..start
             };
-            return Ok(answer(command, engine.run_now(start), one_result));
+            return answer(command, engine.run_now(start), one_result);
         }
         if !command.may_block() {
             return Err(Error::CannotWaitHere);
@@ -79,7 +79,7 @@ impl Hooks {
         if !engine.has_room(registration) {
             return Err(Error::NotTriggered("too many executions are pending"));
         }
-        let client = command.block();
+        let client = command.block()?;
         let meter = client.meter();
         let waiter = move |outcome: &Outcome| client.answer(one_result(outcome.clone()));
         let start = Start {

@@ -87,7 +87,7 @@ impl Commands {
         start.next = Some(Arc::clone(&self.nothing));
         if registration.mode == Mode::Sync {
             start.may_wait = command.may_block();
-            return Ok(answer(command, self.engine.run_now(start), all_results));
+            return answer(command, self.engine.run_now(start), all_results);
         }
         if !command.may_block() {
             return Err(Error::CannotWaitHere);
@@ -99,7 +99,7 @@ impl Commands {
             let words = SourceImage::of_words(words.iter()).to_bytes();
             start.shipment = Some(Shipment::of_registration(&registration, Some(words)));
         }
-        let client = command.block();
+        let client = command.block()?;
         start.meter = Some(client.meter());
         start.waiter = Some(Box::new(move |outcome| {
             client.answer(all_results(outcome.clone()));
@@ -110,18 +110,25 @@ impl Commands {
 }
 
 /// Answers the client of a function that ran at once, now or when it has ended in the background.
-pub fn answer(command: &Command<'_>, ran: RanNow, reply: fn(Outcome) -> Reply) -> Answer {
-    match ran {
+///
+/// # Errors
+/// It goes on in the background, and the server does not let the client wait for it.
+pub fn answer(
+    command: &Command<'_>,
+    ran: RanNow,
+    reply: impl Fn(Outcome) -> Reply + Send + 'static,
+) -> Result<Answer, Error> {
+    Ok(match ran {
         RanNow::Ended(outcome) => reply(outcome).into(),
         RanNow::Waits(execution) => {
-            let client = command.block();
+            let client = command.block()?;
             execution.measure_for(&client);
             execution.when_finished(Box::new(move |outcome| client.answer(reply(outcome.clone()))));
             Answer::Done
         }
         // It ended in this moment, and was dropped with its outcome.
         RanNow::Kept => Reply::error("ERR the execution was lost before it could reply").into(),
-    }
+    })
 }
 
 /// One record: the words of a command, its name first.

@@ -79,9 +79,12 @@ impl<'a> Command<'a> {
     }
 
     /// Suspends the client until the returned handle answers it. Only where [`Command::may_block`] is true.
-    pub fn block(&self) -> BlockedClient {
+    ///
+    /// # Errors
+    /// The server does not let this client wait; it is to be answered now. So nothing should have been begun before.
+    pub fn block(&self) -> Result<BlockedClient, Error> {
         // SAFETY: the context is that of a running command, and handlers reply after blocking only by the handle.
-        unsafe { BlockedClient::block(self.ctx) }
+        unsafe { BlockedClient::block(self.ctx) }.ok_or(Error::ClientCannotWait)
     }
 
     /// Sends a reply now.

@@ -28,6 +28,8 @@ mod refused;
 pub mod reply;
 pub mod string;
 mod syntax;
+mod text;
+pub mod version;
 
 /// The raw bindings, for signatures only: calls go through [`api!`].
 pub use redis_module::raw;

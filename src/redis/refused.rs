@@ -141,8 +141,8 @@ fn known(lock: Lock<'_>, features: Features, name: &[u8]) -> Known {
     }
 }
 
-/// `None` for an unknown command, and where COMMAND itself is unknown.
-fn ask(lock: Lock<'_>, features: Features, name: &[u8]) -> Option<Known> {
+/// Runs a command of ours that reads: no filter sees it, and it may be run wherever it is asked.
+pub(super) fn question(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
     struct Asking<'a>(Lock<'a>, bool);
     impl Drop for Asking<'_> {
         fn drop(&mut self) {
@@ -151,8 +151,13 @@ fn ask(lock: Lock<'_>, features: Features, name: &[u8]) -> Option<Known> {
     }
     let before = std::mem::replace(&mut *ASKING.write(lock), true);
     let _asking = Asking(lock, before);
+    call::perform(lock, features, db, argv)
+}
+
+/// `None` for an unknown command, and where COMMAND itself is unknown.
+fn ask(lock: Lock<'_>, features: Features, name: &[u8]) -> Option<Known> {
     let argv = [b"COMMAND".to_vec(), b"INFO".to_vec(), name.to_vec()];
-    let Reply::Array(commands) = call::perform(lock, features, 0, &argv) else {
+    let Reply::Array(commands) = question(lock, features, 0, &argv) else {
         return None;
     };
     let Some(Reply::Array(command)) = commands.first() else {
