@@ -24,11 +24,12 @@ use crate::{
     readers::prefix::Pattern,
     redis::{
         api::{self, Features},
-        call::{CallReply, call_original},
+        call::{CallReply, Refusal, SEVERAL_SLOTS, call_original},
         client::{self, ClientState},
         command::{self, Answer, Command},
         filter::{Function, InnerName, Installed, Passing},
         guarded::Guarded,
+        home,
         lock::Lock,
     },
 };
@@ -205,6 +206,18 @@ impl Hooks {
         self.install(lock);
     }
 
+    /// Keeps clients in the databases that they have selected, now that the server notifies ([`home`]).
+    pub fn keep_clients_home(&self, lock: Lock<'_>) {
+        let Ok(spec) = look_up(lock, self.features, "copy", &Pattern::Everything) else {
+            return;
+        };
+        let mut table = self.table.write(lock);
+        table.entry(spec).strays = true;
+        table.recompute();
+        drop(table);
+        self.install(lock);
+    }
+
     /// Puts a function in the place of a command; it comes before the older ones.
     pub fn put_hook(
         &self,
@@ -302,6 +315,9 @@ impl Hooks {
             self.rewrite(engine, passing, inner, native);
             return;
         }
+        if entry.strays && self.keep_home(passing, inner) {
+            return;
+        }
         if entry.rules.is_empty() {
             return;
         }
@@ -335,6 +351,30 @@ impl Hooks {
                 engine.stats.count_acl_unlinked();
             }
         }
+    }
+
+    /// Sees to it that a COPY, which may name another database, leaves its client where it is ([`home`]). A client outside
+    /// of transactions is noted with its database. Of others that is not known yet: true if the command was put behind an
+    /// inner one, whose call has a client of its own. Who may not run that is left to the server.
+    fn keep_home(&self, passing: Passing<'_>, inner: &InnerName) -> bool {
+        let lock = passing.lock();
+        if home::is_ours(lock) {
+            return false;
+        }
+        let is_db = |word: &[u8]| word.eq_ignore_ascii_case(b"db");
+        let leads_away = (3..passing.len()).any(|position| passing.arg(position).is_some_and(is_db));
+        let id = passing.client_id();
+        let client = if leads_away { client::state(lock, id) } else { None };
+        let client = client.filter(|client| !client.in_multi);
+        home::note(lock, client.map(|client| (client.id, client.db)));
+        let is_behind = leads_away
+            && client.is_none()
+            && passing.is_free_to_run(id, inner);
+        if is_behind {
+            *self.cleared.write(lock) = None;
+            passing.rewrite(inner);
+        }
+        is_behind
     }
 
     /// Puts the inner command in front whatever the keys, unless the client's user may not run it.
@@ -405,7 +445,10 @@ impl Hooks {
             let reply = call_original(command, self.features, original, cleared);
             (reply, running.leave())
         });
-        let reply = reply.map_err(|_| not_permitted())?;
+        let reply = reply.map_err(|refusal| match refusal {
+            Refusal::NotPermitted => not_permitted(),
+            Refusal::SeveralSlots => Error::Text(SEVERAL_SLOTS.into()),
+        })?;
         engine.stats.count_linked();
         match link.as_ref().map_or(Ok(None), |link| link.close_if_free()) {
             Ok(None) => reply.forward(command),

@@ -3,6 +3,7 @@
 use std::{
     ffi::{CStr, CString},
     io, slice,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use redis_module::raw;
@@ -10,21 +11,28 @@ use redis_module::raw;
 use super::{
     after::Caused,
     api::Features,
+    bus,
     command::Command,
     guarded::Guarded,
+    home,
     lock::Lock,
     refused,
     reply::Reply,
+    slots,
     string::{Argv, RString},
+    version::Version,
 };
 
 /// How the server words a refused write where `W` was given (7.0 and later); a client knows the other text.
 const REFUSED_WRITE: &[u8] = b"ERR Write command '";
 const READONLY: &str = "READONLY You can't write against a read only replica.";
-/// What a function hears of a key of another shard.
+/// How everything begins that a function hears of a key of another shard.
 pub const NOT_LOCAL: &str = "Operation not permitted";
-/// How the server words a key of another shard when a module asks.
+/// What it hears: in the server's words where a module asks.
+const FOREIGN: &str = "Operation not permitted: Attempted to access a non local key in a cluster node";
 const FOREIGN_KEY: &[u8] = b"Attempted to access a non local key in a cluster node";
+/// What it hears of keys of several slots, in the server's words for a client.
+pub const SEVERAL_SLOTS: &str = "Operation not permitted: CROSSSLOT Keys in request don't hash to the same slot";
 
 /// Runs a command for a function, with what its events cause in `sync` functions. Otherwise as [`call`].
 pub fn execute(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
@@ -47,7 +55,7 @@ pub fn call(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Re
 
 /// [`call`] for what is known to be no such command.
 pub(super) fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
-    let Some((name, args)) = argv.split_first() else {
+    let Some(name) = argv.first() else {
         return Reply::Array(Vec::new());
     };
     let Ok(name) = CString::new(name.as_slice()) else {
@@ -63,8 +71,14 @@ pub(super) fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u
         (true, false) => c"!vEM",
         (false, _) => c"!v",
     };
-    let strings: Vec<RString<'_>> = args.iter().map(|arg| RString::new(lock, arg)).collect();
-    let raw: Vec<_> = strings.iter().map(RString::as_raw).collect();
+    let strings: Vec<RString<'_>> = argv.iter().map(|word| RString::new(lock, word)).collect();
+    let words: Vec<_> = strings.iter().map(RString::as_raw).collect();
+    let raw = &words[1..];
+    // SAFETY: the strings are alive.
+    if unsafe { spoils(lock, &words) } {
+        return Reply::error(SEVERAL_SLOTS);
+    }
+    let _home = home::Ours::enter(lock, &argv[0], || db);
     let _under_way = UnderWay::enter(lock);
     // SAFETY: the context is selected under the lock; `v` takes a pointer and a length.
     let reply = unsafe {
@@ -77,7 +91,33 @@ pub(super) fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u
             raw.len()
         )))
     };
-    reply.into_reply()
+    match reply.into_reply() {
+        // SAFETY: as above. The server has one text for both.
+        Reply::Error(text) if text == FOREIGN.as_bytes() && unsafe { slots::are_several(lock, &words) } => {
+            Reply::error(SEVERAL_SLOTS)
+        }
+        reply => reply,
+    }
+}
+
+/// True if the server must not be asked to run a command, its name first: its keys have several slots, which it refuses, and
+/// the clients that it lends to modules would remember that for all later commands (Valkey 9).
+///
+/// # Safety
+/// The strings are alive.
+unsafe fn spoils(lock: Lock<'_>, words: &[*mut raw::RedisModuleString]) -> bool {
+    // SAFETY: by the caller's promise.
+    SPOILED_BY_SLOTS.load(Ordering::Relaxed)
+        && bus::is_cluster_node(lock)
+        && unsafe { slots::are_several(lock, words) }
+}
+
+/// True after [`init`] if this server is one of them.
+static SPOILED_BY_SLOTS: AtomicBool = AtomicBool::new(false);
+
+/// Called once, while the module loads.
+pub(super) fn init(version: Version) {
+    SPOILED_BY_SLOTS.store(version.is_spoiled_by_several_slots(), Ordering::Relaxed);
 }
 
 /// Sends an internal command to replicas and the AOF file, in database 0.
@@ -123,17 +163,18 @@ impl Drop for UnderWay<'_> {
 /// protocol version and its cluster flags, with what its events cause in `sync` functions.
 ///
 /// # Errors
-/// The user who sent `command` may not run this one. `cleared`: that is known to be no matter.
+/// The user who sent `command` may not run this one (`cleared`: that is known to be no matter), or the server must not be
+/// asked to.
 pub fn call_original(
     command: &Command<'_>,
     features: Features,
     argv: Argv<'_>,
     cleared: bool,
-) -> Result<CallReply, NotPermitted> {
+) -> Result<CallReply, Refusal> {
     // The server looks the user up faster than we do, and commands that look at more keys by themselves (SORT) ask for it.
     let mut server_checks = features.call_options && command.has_client();
     if !cleared && !server_checks && !command.sender_may_run(argv) {
-        return Err(NotPermitted);
+        return Err(Refusal::NotPermitted);
     }
     let format = match (features.call_options, server_checks) {
         (true, true) => c"!v0EC",
@@ -142,6 +183,10 @@ pub fn call_original(
     };
     let name = argv.name().unwrap_or_default();
     let args = argv.skip(1).as_raw();
+    // SAFETY: the arguments of a running command are alive.
+    if unsafe { spoils(command.lock(), argv.as_raw()) } {
+        return Err(Refusal::SeveralSlots);
+    }
     let run = |format: &CStr| {
         // SAFETY: as in `call`, with the context of the running command.
         CallReply(unsafe {
@@ -154,6 +199,7 @@ pub fn call_original(
             ))
         })
     };
+    let _home = home::Ours::enter(command.lock(), name.to_bytes(), || command.db());
     let caused = Caused::enter(command.lock());
     let mut reply = run(format);
     if server_checks && reply.begins_with(NO_USER) {
@@ -164,7 +210,7 @@ pub fn call_original(
     caused.done();
     // Servers word this refusal in several ways. Whoever may not run the command has got no other error.
     if server_checks && reply.begins_with(b"-") && !command.sender_may_run(argv) {
-        return Err(NotPermitted);
+        return Err(Refusal::NotPermitted);
     }
     Ok(reply)
 }
@@ -172,8 +218,13 @@ pub fn call_original(
 /// How the server begins its refusal where `C` was given and there is no user.
 const NO_USER: &[u8] = b"-ERR cannot run as user";
 
-/// Somebody's rights are not enough.
-pub struct NotPermitted;
+/// Why a command was not run.
+pub enum Refusal {
+    /// The user's rights are not enough.
+    NotPermitted,
+    /// See [`SEVERAL_SLOTS`].
+    SeveralSlots,
+}
 
 /// A command's reply as the server keeps it; freed on drop, within the entry point that made the call.
 pub struct CallReply(*mut raw::RedisModuleCallReply);
@@ -232,7 +283,7 @@ impl CallReply {
         match error {
             Reply::Error(text) if text.starts_with(REFUSED_WRITE) => Some(Reply::error(READONLY)),
             Reply::Error(text) if text.windows(FOREIGN_KEY.len()).any(|part| part == FOREIGN_KEY) => {
-                Some(Reply::error(NOT_LOCAL))
+                Some(Reply::error(FOREIGN))
             }
             _ => None,
         }
@@ -253,7 +304,7 @@ fn refusal() -> Reply {
     let text = match io::Error::last_os_error().raw_os_error() {
         Some(libc::ENOENT) => "ERR unknown command",
         Some(libc::EINVAL) => "ERR wrong number of arguments",
-        Some(libc::EPERM) => NOT_LOCAL,
+        Some(libc::EPERM) => FOREIGN,
         Some(libc::ENETDOWN) => "Network is down",
         Some(libc::EROFS) => "Read-only file system",
         _ => "Failed executing command",

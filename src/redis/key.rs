@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     api::Features,
+    call,
     events::Mute,
+    home,
     lock::Lock,
     refused,
     reply::Reply,
@@ -41,7 +43,10 @@ static MODE: AtomicI32 = AtomicI32::new(QUIET as i32);
 
 /// Chooses how keys are opened and read. Called once, while the module loads; returns the module option that this needs.
 pub(super) fn init(lock: Lock<'_>, features: Features) -> u32 {
-    text::init(lock, Version::of_server(lock));
+    let version = Version::of_server(lock);
+    text::init(lock, version);
+    home::init(version);
+    call::init(version);
     if features.quiet_open {
         return 0;
     }
