@@ -5,6 +5,7 @@
 //! Contract: `readers-and-events.md` chapters 8 and 10. All of it happens under the server's lock.
 
 mod chain;
+mod passed;
 mod table;
 
 use std::sync::Arc;

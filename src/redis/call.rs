@@ -17,7 +17,7 @@ use super::{
     home,
     lock::Lock,
     refused,
-    reply::Reply,
+    reply::{Reply, Shape},
     slots,
     string::{Argv, RString},
     version::Version,
@@ -42,6 +42,44 @@ pub fn execute(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) ->
     reply
 }
 
+/// Both forms of a command's reply.
+pub struct Forms {
+    pub resp2: Reply,
+    /// That of RESP3, if it is another one and the server gave it.
+    pub resp3: Option<Reply>,
+}
+
+impl From<Reply> for Forms {
+    fn from(resp2: Reply) -> Self {
+        Self { resp2, resp3: None }
+    }
+}
+
+/// As [`execute`], for a client of RESP3. In RESP2 only: what servers before 7.0 answer, and commands of modules, which may
+/// have any shape in RESP3.
+pub fn execute_for_resp3(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Forms {
+    let shape = argv
+        .first()
+        .and_then(|name| refused::resp3_shape(lock, features, name));
+    let Some(shape) = shape.filter(|_| features.call_options) else {
+        return execute(lock, features, db, argv).into();
+    };
+    let argv = match refused::check(lock, features, argv) {
+        Ok(argv) => argv,
+        Err(refusal) => return refusal.into(),
+    };
+    let caused = Caused::enter(lock);
+    let forms = match send(lock, features, db, &argv, Protocol::Resp3) {
+        Ok(reply) => reply.into_forms(shape),
+        Err(refusal) => refusal.into(),
+    };
+    caused.done();
+    Forms {
+        resp2: explained(lock, &argv, forms.resp2),
+        ..forms
+    }
+}
+
 /// Runs a command: database `db`, full rights, RESP2 form, effects replicated.
 ///
 /// `argv` is the command and its arguments. Errors are replies; writes are refused on a read-only replica
@@ -55,48 +93,77 @@ pub fn call(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Re
 
 /// [`call`] for what is known to be no such command.
 pub(super) fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
+    match send(lock, features, db, argv, Protocol::Resp2) {
+        Ok(reply) => explained(lock, argv, reply.into_reply()),
+        Err(refusal) => refusal,
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Resp2,
+    /// From 7.0 on.
+    Resp3,
+}
+
+fn send(
+    lock: Lock<'_>,
+    features: Features,
+    db: i32,
+    argv: &[Vec<u8>],
+    protocol: Protocol,
+) -> Result<CallReply, Reply> {
     let Some(name) = argv.first() else {
-        return Reply::Array(Vec::new());
+        return Err(Reply::Array(Vec::new()));
     };
     let Ok(name) = CString::new(name.as_slice()) else {
-        return Reply::error("ERR unknown command: its name contains NUL");
+        return Err(Reply::error("ERR unknown command: its name contains NUL"));
     };
     let refuses_writes = lock.refuses_writes();
     let asks = refused::is_asking(lock);
     if !features.call_options && refuses_writes && !asks && refused::is_write(lock, features, &argv[0]) {
-        return Reply::error(READONLY);
+        return Err(Reply::error(READONLY));
     }
-    let format = match (features.call_options, refuses_writes) {
-        (true, true) => c"!vEMW",
-        (true, false) => c"!vEM",
-        (false, _) => c"!v",
+    let format = match (features.call_options, refuses_writes, protocol) {
+        (true, true, Protocol::Resp2) => c"!vEMW",
+        (true, false, Protocol::Resp2) => c"!vEM",
+        (true, true, Protocol::Resp3) => c"!v3EMW",
+        (true, false, Protocol::Resp3) => c"!v3EM",
+        (false, ..) => c"!v",
     };
     let strings: Vec<RString<'_>> = argv.iter().map(|word| RString::new(lock, word)).collect();
     let words: Vec<_> = strings.iter().map(RString::as_raw).collect();
-    let raw = &words[1..];
     // SAFETY: the strings are alive.
     if unsafe { spoils(lock, &words) } {
-        return Reply::error(SEVERAL_SLOTS);
+        return Err(Reply::error(SEVERAL_SLOTS));
     }
+    let arguments = &words[1..];
     let _home = home::Ours::enter(lock, &argv[0], || db);
     let _under_way = UnderWay::enter(lock);
     // SAFETY: the context is selected under the lock; `v` takes a pointer and a length.
-    let reply = unsafe {
-        let ctx = lock.call_context(db);
-        CallReply(api!(RedisModule_Call(
-            ctx,
+    Ok(CallReply(unsafe {
+        api!(RedisModule_Call(
+            lock.call_context(db),
             name.as_ptr(),
             format.as_ptr(),
-            raw.as_ptr(),
-            raw.len()
-        )))
-    };
-    match reply.into_reply() {
-        // SAFETY: as above. The server has one text for both.
-        Reply::Error(text) if text == FOREIGN.as_bytes() && unsafe { slots::are_several(lock, &words) } => {
-            Reply::error(SEVERAL_SLOTS)
-        }
-        reply => reply,
+            arguments.as_ptr(),
+            arguments.len()
+        ))
+    }))
+}
+
+/// The server has one text for keys of other shards and for those of several slots.
+fn explained(lock: Lock<'_>, argv: &[Vec<u8>], reply: Reply) -> Reply {
+    if !matches!(&reply, Reply::Error(text) if text == FOREIGN.as_bytes()) {
+        return reply;
+    }
+    let strings: Vec<RString<'_>> = argv.iter().map(|word| RString::new(lock, word)).collect();
+    let words: Vec<_> = strings.iter().map(RString::as_raw).collect();
+    // SAFETY: the strings are alive.
+    if unsafe { slots::are_several(lock, &words) } {
+        Reply::error(SEVERAL_SLOTS)
+    } else {
+        reply
     }
 }
 
@@ -253,6 +320,23 @@ impl CallReply {
             // SAFETY: the reply is alive until `self` is dropped.
             unsafe { Reply::read(self.0) }
         })
+    }
+
+    /// A reply in RESP3 as data, in both forms.
+    fn into_forms(self, shape: Shape) -> Forms {
+        if self.0.is_null() {
+            return refusal().into();
+        }
+        if let Some(error) = self.reworded() {
+            return error.into();
+        }
+        // SAFETY: the reply is alive until `self` is dropped.
+        let (resp2, resp3) = unsafe { (Reply::read_as_resp2(self.0, shape), Reply::read(self.0)) };
+        let differs = resp2 != resp3;
+        Forms {
+            resp2,
+            resp3: differs.then_some(resp3),
+        }
     }
 
     /// True if the reply in the form of the protocol, which costs nothing to look at, begins with this.

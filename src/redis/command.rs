@@ -73,6 +73,11 @@ impl<'a> Command<'a> {
         self.flags() & raw::REDISMODULE_CTX_FLAGS_MULTI != 0
     }
 
+    /// True if its client has chosen RESP3.
+    pub fn is_resp3(&self) -> bool {
+        self.flags() & raw::REDISMODULE_CTX_FLAGS_RESP3 != 0
+    }
+
     fn flags(&self) -> u32 {
         // SAFETY: the context is alive.
         unsafe { api!(RedisModule_GetContextFlags(self.ctx)) as u32 }

@@ -12,7 +12,7 @@ use super::{
     call,
     guarded::Guarded,
     lock::{self, Lock},
-    reply::Reply,
+    reply::{Reply, Shape},
 };
 
 /// What is special about a command.
@@ -63,6 +63,8 @@ const FATAL_DEBUG: [&[u8]; 10] = [
 struct Known {
     kind: Kind,
     is_write: bool,
+    /// `None` for commands of modules.
+    shape: Option<Shape>,
 }
 
 /// By the name that it is called with, in lower case: `rename-command` gives others. Only names that the server knows.
@@ -79,6 +81,11 @@ pub(super) fn is_asking(lock: Lock<'_>) -> bool {
 /// Whether the server has a command down as a write; for servers that cannot refuse it by themselves (before 7.0).
 pub(super) fn is_write(lock: Lock<'_>, features: Features, name: &[u8]) -> bool {
     known(lock, features, name).is_write
+}
+
+/// How the reply of a command in RESP3 relates to that in RESP2; `None` if nobody knows: it is a module's.
+pub(super) fn resp3_shape(lock: Lock<'_>, features: Features, name: &[u8]) -> Option<Shape> {
+    known(lock, features, name).shape
 }
 
 /// The command as it may be run.
@@ -137,6 +144,7 @@ fn known(lock: Lock<'_>, features: Features, name: &[u8]) -> Known {
         None => Known {
             kind: Kind::of(&name),
             is_write: false,
+            shape: None,
         },
     }
 }
@@ -171,8 +179,11 @@ fn ask(lock: Lock<'_>, features: Features, name: &[u8]) -> Option<Known> {
         Some(Reply::Array(flags) | Reply::Set(flags)) => flags.as_slice(),
         _ => &[],
     };
+    let has = |known: &[u8]| flags.iter().any(|flag| text(flag) == known);
+    let own_name = text(command.first()?);
     Some(Known {
-        kind: Kind::of(&text(command.first()?)),
-        is_write: flags.iter().any(|flag| text(flag) == b"write"),
+        kind: Kind::of(&own_name),
+        is_write: has(b"write"),
+        shape: (!has(b"module")).then(|| Shape::of_command(&own_name)),
     })
 }
