@@ -368,9 +368,7 @@ impl Hooks {
         let client = if leads_away { client::state(lock, id) } else { None };
         let client = client.filter(|client| !client.in_multi);
         home::note(lock, client.map(|client| (client.id, client.db)));
-        let is_behind = leads_away
-            && client.is_none()
-            && passing.is_free_to_run(id, inner);
+        let is_behind = leads_away && client.is_none() && passing.is_free_to_run(id, inner);
         if is_behind {
             *self.cleared.write(lock) = None;
             passing.rewrite(inner);

@@ -63,7 +63,6 @@ XRANGE x - +
 XINFO STREAM x
 XINFO GROUPS x
 CONFIG GET maxmemory
-TYPE h
 OBJECT ENCODING number
 GET text
 GET other

@@ -32,7 +32,8 @@ pub const NOT_LOCAL: &str = "Operation not permitted";
 const FOREIGN: &str = "Operation not permitted: Attempted to access a non local key in a cluster node";
 const FOREIGN_KEY: &[u8] = b"Attempted to access a non local key in a cluster node";
 /// What it hears of keys of several slots, in the server's words for a client.
-pub const SEVERAL_SLOTS: &str = "Operation not permitted: CROSSSLOT Keys in request don't hash to the same slot";
+pub const SEVERAL_SLOTS: &str =
+    "Operation not permitted: CROSSSLOT Keys in request don't hash to the same slot";
 
 /// Runs a command for a function, with what its events cause in `sync` functions. Otherwise as [`call`].
 pub fn execute(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {

@@ -47,8 +47,8 @@ impl Shape {
     /// That of a command of the server, by its own name in lower case.
     pub(super) fn of_command(name: &[u8]) -> Self {
         match name {
-            b"zrange" | b"zrevrange" | b"zrangebyscore" | b"zrevrangebyscore" | b"zrandmember" | b"zunion"
-            | b"zinter" | b"zdiff" | b"zpopmin" | b"zpopmax" | b"hrandfield" => Self::Pairs,
+            b"zrange" | b"zrevrange" | b"zrangebyscore" | b"zrevrangebyscore" | b"zrandmember"
+            | b"zunion" | b"zinter" | b"zdiff" | b"zpopmin" | b"zpopmax" | b"hrandfield" => Self::Pairs,
             b"xread" | b"xreadgroup" => Self::Streams,
             _ => Self::Plain,
         }
@@ -149,7 +149,8 @@ impl Reply {
             let len = || api!(RedisModule_CallReplyLength(reply));
             match api!(RedisModule_CallReplyType(reply)) as isize {
                 raw::REDISMODULE_REPLY_ARRAY => {
-                    let items = (0..len()).map(|index| plain(api!(RedisModule_CallReplyArrayElement(reply, index))));
+                    let items =
+                        (0..len()).map(|index| plain(api!(RedisModule_CallReplyArrayElement(reply, index))));
                     let flat = |item| match item {
                         Self::Array(pair) if shape == Shape::Pairs => pair,
                         item => vec![item],
@@ -157,7 +158,8 @@ impl Reply {
                     Self::Array(items.flat_map(flat).collect())
                 }
                 raw::REDISMODULE_REPLY_SET => {
-                    let items = (0..len()).map(|index| plain(api!(RedisModule_CallReplySetElement(reply, index))));
+                    let items =
+                        (0..len()).map(|index| plain(api!(RedisModule_CallReplySetElement(reply, index))));
                     Self::Array(items.collect())
                 }
                 raw::REDISMODULE_REPLY_MAP => {

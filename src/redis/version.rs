@@ -34,9 +34,13 @@ impl Version {
         }
     }
 
-    /// Where the value of a key lies was looked up in the source of these, and tried.
+    /// Where the value of a key lies was looked up in the source of these, and tried (`tests/test_values.py`).
     pub(super) const fn has_known_layout(self) -> bool {
-        matches!(self, Self::Redis(7..=8, ..) | Self::Valkey(7..=9, ..))
+        match self {
+            Self::Redis(major, minor, _) => major == 7 || (major == 8 && minor <= 2),
+            Self::Valkey(major, minor, _) => major == 7 || major == 8 || (major == 9 && minor <= 1),
+            Self::Unknown => false,
+        }
     }
 
     /// A notification selects the event's database for the client whose command runs, and leaves it there. Since 8.1;
@@ -58,10 +62,16 @@ impl Version {
 /// E.g. `7.0.15`; whatever follows the third number is left out.
 fn parse(version: &str) -> Option<(u32, u32, u32)> {
     let mut numbers = version.trim().split('.').map(|part| {
-        let digits = part.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(part.len());
+        let digits = part
+            .find(|letter: char| !letter.is_ascii_digit())
+            .unwrap_or(part.len());
         part[..digits].parse().ok()
     });
-    Some((numbers.next()??, numbers.next()??, numbers.next().flatten().unwrap_or(0)))
+    Some((
+        numbers.next()??,
+        numbers.next()??,
+        numbers.next().flatten().unwrap_or(0),
+    ))
 }
 
 #[cfg(test)]
