@@ -53,3 +53,16 @@ pub(super) unsafe fn are_several(lock: Lock<'_>, words: &[*mut raw::RedisModuleS
         several
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_those_of_the_server() {
+        assert_eq!(slot_of(b"foo"), 12182);
+        assert_eq!(slot_of(b"x{foo}y{bar}"), 12182);
+        assert_eq!(slot_of(b"{}foo"), CRC.checksum(b"{}foo") % SLOTS);
+        assert_eq!(slot_of(b"{foo"), CRC.checksum(b"{foo") % SLOTS);
+    }
+}

@@ -81,7 +81,11 @@ pub(super) unsafe fn peek(key: *mut raw::RedisModuleKey) -> Option<Vec<u8>> {
         let text = match value.cast::<u8>().read() {
             head if head == PLAIN << 4 || head == EMBEDDED << 4 => bytes(value).to_vec(),
             head if head == NUMBER << 4 => {
-                let number = value.cast::<u8>().add(NUMBER_OFFSET).cast::<i64>().read();
+                let number = value
+                    .cast::<u8>()
+                    .add(NUMBER_OFFSET)
+                    .cast::<i64>()
+                    .read_unaligned();
                 number.to_string().into_bytes()
             }
             _ => return None,
