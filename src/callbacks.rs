@@ -28,7 +28,7 @@ macro_rules! notifications {
     ($($function:ident => $reader:ident;)*) => { $(
         unsafe extern "C" fn $function(
             ctx: *mut raw::RedisModuleCtx,
-            _class: c_int,
+            class: c_int,
             event: *const c_char,
             key: *mut raw::RedisModuleString,
         ) -> c_int {
@@ -37,6 +37,7 @@ macro_rules! notifications {
             unsafe {
                 events::run_notification(
                     ctx,
+                    class,
                     event,
                     key,
                     |lock, key| pinion.$reader.concerns(lock, key),
@@ -83,6 +84,7 @@ pub unsafe extern "C" fn on_server_event(
                 ServerEvent::LoadingFailed => persistence.loading_failed(lock),
                 ServerEvent::LoadingEnded => {
                     persist::ended(lock);
+                    pinion.keys.loading_ended(lock);
                     persistence.loading_ended(lock);
                 }
                 ServerEvent::WritingStarted(writing) => return persist::writing_started(lock, writing),

@@ -73,6 +73,7 @@ pub enum Error {
     // triggers and hooks
     NoSuchTrigger,
     CannotWaitHere,
+    ClientCannotWait,
     NotTriggered(&'static str),
     NotOneResult,
     NoHookContext,
@@ -111,6 +112,9 @@ pub enum Error {
     InnerCommand,
     NotPermitted(String),
 }
+
+/// What a client hears that the server does not let wait.
+const CLIENT_CANNOT_WAIT: &str = "ERR the server does not let this client wait for a reply: it is subscribed to channels, or no ordinary client";
 
 impl Error {
     /// The text after the dash of the error reply to `command` (its name in lower case).
@@ -182,6 +186,7 @@ impl Error {
             Self::CannotWaitHere => {
                 "ERR can not run a non-sync execution inside a MULTI/LUA (blocking is not allowed) or on loading."
             }
+            Self::ClientCannotWait => CLIENT_CANNOT_WAIT,
             Self::NotTriggered(reason) => return format!("ERR Could not trigger execution, {reason}").into(),
             Self::NotOneResult => "Command hook must return exactly one result",
             Self::NoHookContext => "Can not get CommandHook ctx",

@@ -5,6 +5,7 @@
 //! Contract: docs/contract/readers-and-events.md chapters 8 and 10. All of it happens under the server's lock.
 
 mod chain;
+mod passed;
 mod table;
 
 use std::sync::Arc;
@@ -24,11 +25,12 @@ use crate::{
     error::Error,
     redis::{
         api::{self, Features},
-        call::{PAUSED, call_original, must_wait},
+        call::{CallReply, PAUSED, Refusal, SEVERAL_SLOTS, call_original, must_wait},
         client::{self, ClientState},
         command::{self, Answer, Command},
         filter::{Function, InnerName, Installed, Passing},
         guarded::Guarded,
+        home,
         lock::Lock,
         room,
     },
@@ -206,6 +208,18 @@ impl Hooks {
         self.install(lock);
     }
 
+    /// Keeps clients in the databases that they have selected, now that the server notifies ([`home`]).
+    pub fn keep_clients_home(&self, lock: Lock<'_>) {
+        let Ok(spec) = look_up(lock, self.features, "copy", &Pattern::Everything) else {
+            return;
+        };
+        let mut table = self.table.write(lock);
+        table.entry(spec).strays = true;
+        table.recompute();
+        drop(table);
+        self.install(lock);
+    }
+
     /// Puts a function in the place of a command; it comes before the older ones.
     pub fn put_hook(
         &self,
@@ -304,6 +318,9 @@ impl Hooks {
             self.rewrite(engine, passing, entry.spec.inner, client, native);
             return;
         }
+        if entry.strays && self.keep_home(passing, &self.inner[entry.spec.inner as usize]) {
+            return;
+        }
         if entry.rules.is_empty() {
             return;
         }
@@ -318,6 +335,28 @@ impl Hooks {
         }) {
             self.rewrite(engine, passing, entry.spec.inner, client, native);
         }
+    }
+
+    /// Sees to it that a COPY, which may name another database, leaves its client where it is ([`home`]). A client outside
+    /// of transactions is noted with its database. Of others that is not known yet: true if the command was put behind an
+    /// inner one, whose call has a client of its own. Who may not run that is left to the server.
+    fn keep_home(&self, passing: Passing<'_>, inner: &InnerName) -> bool {
+        let lock = passing.lock();
+        if home::is_ours(lock) {
+            return false;
+        }
+        let is_db = |word: &[u8]| word.eq_ignore_ascii_case(b"db");
+        let leads_away = (3..passing.len()).any(|position| passing.arg(position).is_some_and(is_db));
+        let id = passing.client_id();
+        let client = if leads_away { client::state(lock, id) } else { None };
+        let client = client.filter(|client| !client.in_multi);
+        home::note(lock, client.map(|client| (client.id, client.db)));
+        let is_behind = leads_away && client.is_none() && passing.is_free_to_run(id, inner);
+        if is_behind {
+            *self.cleared.write(lock) = None;
+            passing.rewrite(inner);
+        }
+        is_behind
     }
 
     /// Puts the inner command in front, unless the client's user may not run it. `client`: who sent the command; `None` for
@@ -406,7 +445,10 @@ impl Hooks {
             let reply = call_original(command, self.features, original, cleared);
             (reply, running.leave())
         });
-        let reply = reply.map_err(|_| not_permitted())?;
+        let reply = reply.map_err(|refusal| match refusal {
+            Refusal::NotPermitted => not_permitted(),
+            Refusal::SeveralSlots => Error::Text(SEVERAL_SLOTS.into()),
+        })?;
         engine.stats.count_linked();
         match link.as_ref().map_or(Ok(None), |link| link.close_if_free()) {
             Ok(None) => reply.forward(command),
@@ -415,8 +457,7 @@ impl Hooks {
             Err(Held) if !command.may_block() => reply.forward(command),
             Err(Held) => {
                 if let Some(link) = link {
-                    let original = reply.into_reply();
-                    link.wait(command.block(), original);
+                    wait(command, &link, reply);
                 }
             }
         }
@@ -436,6 +477,17 @@ impl Hooks {
         for position in entry.spec.key_positions(command.argv().len() - 1) {
             command.declare_key(position + 1);
         }
+    }
+}
+
+/// The client waits for whoever holds the link. One that the server does not let wait is answered at once.
+fn wait(command: &Command<'_>, link: &Link, reply: CallReply) {
+    match command.block() {
+        Ok(client) => link.wait(client, reply.into_reply()),
+        Err(_) => match link.close() {
+            Some(replacement) => command.send(&replacement),
+            None => reply.forward(command),
+        },
     }
 }
 

@@ -67,7 +67,7 @@ fn info_cluster(cluster: &Cluster) -> Result<Answer, Error> {
 /// The caller cannot wait.
 fn refresh_cluster(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     check_may_block(command)?;
-    let client = command.block();
+    let client = command.block()?;
     cluster.refresh(move || client.answer(Reply::ok()));
     Ok(Answer::Done)
 }
@@ -82,7 +82,7 @@ fn cluster_set(cluster: &Cluster, command: &Command<'_>, unless_known: bool) -> 
     check_may_block(command)?;
     let words = command.argv().to_vecs();
     let topology = Topology::of_words(&words)?;
-    let client = command.block();
+    let client = command.block()?;
     cluster.set(topology, words, unless_known, move || client.answer(Reply::ok()));
     Ok(Answer::Done)
 }

@@ -85,7 +85,7 @@ fn get_results_blocking(engine: &Engine, command: &Command<'_>) -> Result<Answer
         return Ok(outcome.to_reply().into());
     }
     check_may_block(command)?;
-    let client = command.block();
+    let client = command.block()?;
     execution.when_finished(Box::new(move |outcome| client.answer(outcome.to_reply())));
     Ok(Answer::Done)
 }
@@ -109,7 +109,7 @@ fn get_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Err
         return Ok(Reply::Array(vec![local::describe(engine, &execution)]).into());
     }
     check_may_block(command)?;
-    let client = command.block();
+    let client = command.block()?;
     cluster.describe_everywhere(&execution, move |reply| client.answer(reply));
     Ok(Answer::Done)
 }
@@ -148,7 +148,7 @@ fn abort_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, E
         let known = cluster.engine.registry.execution(id);
         known.ok_or(Error::NoSuchExecution)?;
     }
-    let client = command.block();
+    let client = command.block()?;
     cluster.abort(id, move |reply| client.answer(reply));
     Ok(Answer::Done)
 }

@@ -83,13 +83,13 @@ fn pyexecute(pinion: &'static Pinion, command: &Command<'_>) -> Result<Answer, E
         return Ok(match pinion.run(lock, script, options, needs)? {
             Next::Reply(reply) => reply.into(),
             next => {
-                pinion.go_on(lock, next, command.block());
+                pinion.go_on(lock, next, command.block()?);
                 Answer::Done
             }
         });
     }
     pinion.packages.check(&options.requirements)?;
-    let client = command.block();
+    let client = command.block()?;
     let script = script.to_vec();
     pinion.packages.later(move || match pinion.install(&options) {
         Ok(needs) => pinion.run_everywhere(script, options, needs, client),

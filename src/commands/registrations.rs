@@ -199,7 +199,7 @@ fn pause(cluster: &Cluster, command: &Command<'_>, pause: bool) -> Result<Answer
         local::pause(engine, command.lock(), &ids, pause)?;
         return Ok(Reply::ok().into());
     }
-    let client = command.block();
+    let client = command.block()?;
     cluster.pause(command.lock(), ids, pause, move |reply| client.answer(reply));
     Ok(Answer::Done)
 }
@@ -217,7 +217,7 @@ fn clear_stats(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error
         local::clear_stats(&cluster.engine);
         return Ok(Reply::ok().into());
     }
-    let client = command.block();
+    let client = command.block()?;
     cluster.clear_stats(move |reply| client.answer(reply));
     Ok(Answer::Done)
 }

@@ -127,7 +127,7 @@ fn import(pinion: &Pinion, command: &Command<'_>) -> Result<Answer, Error> {
     let (persistence, packages) = (&pinion.persistence, &pinion.packages);
     packages.check(std::slice::from_ref(&header.name))?;
     packages.check_wheels(&header.wheels)?;
-    let client = command.block();
+    let client = command.block()?;
     let (persistence, packages) = (Arc::clone(persistence), Arc::clone(packages));
     let cluster = Arc::clone(&pinion.cluster);
     Arc::clone(&packages).later(move || match persistence.install_archive(archive.clone(), true) {

@@ -107,6 +107,13 @@ impl Link {
         self.answer_if_free();
     }
 
+    /// Who holds the link has no say any more: the client cannot wait. The override that there is by now is the reply.
+    pub fn close(&self) -> Option<Reply> {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.replacement.take()
+    }
+
     fn answer_if_free(&self) {
         let mut state = self.state.lock();
         if state.holds > 0 || state.waiting.is_none() {
@@ -156,5 +163,16 @@ mod tests {
         drop(hold);
         assert_eq!(link.close_if_free().ok().flatten(), Some(Reply::Int(1)));
         assert_eq!(link.replace_reply(Reply::Int(3)), Err(Error::NoCommandContext));
+    }
+
+    #[test]
+    fn whoever_holds_a_closed_link_has_no_say() {
+        let link = Link::new(vec![b"get".to_vec()]);
+        let hold = link.hold();
+        assert_eq!(link.replace_reply(Reply::Int(1)), Ok(()));
+        assert_eq!(link.close(), Some(Reply::Int(1)));
+        assert_eq!(link.replace_reply(Reply::Int(2)), Err(Error::NoCommandContext));
+        assert!(link.hold_open().is_none());
+        drop(hold);
     }
 }

@@ -3,28 +3,13 @@
 
 use std::{collections::BTreeMap, sync::OnceLock};
 
-use crc::{CRC_16_XMODEM, Crc};
 use serde::{Deserialize, Serialize};
 
 use super::id::ShardId;
-
-/// How many hash slots there are.
-pub const SLOTS: u16 = 16384;
-
-const CRC: Crc<u16> = Crc::<u16>::new(&CRC_16_XMODEM);
+pub use crate::redis::slots::{SLOTS, slot_of};
 
 /// Nobody owns the slot.
 const NOBODY: u16 = u16::MAX;
-
-/// The hash slot of a key: of what stands between its first `{` and the next `}`, if that is something.
-pub fn slot_of(key: &[u8]) -> u16 {
-    let tag = key.iter().position(|&byte| byte == b'{').and_then(|open| {
-        let rest = &key[open + 1..];
-        let close = rest.iter().position(|&byte| byte == b'}')?;
-        (close > 0).then(|| &rest[..close])
-    });
-    CRC.checksum(tag.unwrap_or(key)) % SLOTS
-}
 
 /// The first text, by length and then by digits, small and capital letters, whose hash slot is `slot`. Users store keys
 /// under it, so it never changes.
@@ -135,14 +120,6 @@ mod tests {
 
     fn shard(digit: char) -> ShardId {
         ShardId::parse(digit.to_string().repeat(40).as_bytes()).unwrap_or(ShardId::STANDALONE)
-    }
-
-    #[test]
-    fn slots_are_those_of_the_server() {
-        assert_eq!(slot_of(b"foo"), 12182);
-        assert_eq!(slot_of(b"x{foo}y{bar}"), 12182);
-        assert_eq!(slot_of(b"{}foo"), CRC.checksum(b"{}foo") % SLOTS);
-        assert_eq!(slot_of(b"{foo"), CRC.checksum(b"{foo") % SLOTS);
     }
 
     #[test]

@@ -414,18 +414,25 @@ pub enum RanNow {
 
 impl RanNow {
     /// Answers the client that asked for it, now or when it has ended in the background.
-    pub fn answer(self, command: &Command<'_>, reply: fn(Outcome) -> Reply) -> Answer {
-        match self {
+    ///
+    /// # Errors
+    /// It goes on in the background, and the server does not let the client wait for it.
+    pub fn answer(
+        self,
+        command: &Command<'_>,
+        reply: impl Fn(Outcome) -> Reply + Send + 'static,
+    ) -> Result<Answer, Error> {
+        Ok(match self {
             Self::Ended(outcome) => reply(outcome).into(),
             Self::Waits(execution) => {
-                let client = command.block();
+                let client = command.block()?;
                 execution.measure_for(&client);
                 execution.when_finished(Box::new(move |outcome| client.answer(reply(outcome.clone()))));
                 Answer::Done
             }
             // It ended in this moment, and was dropped with its outcome.
             Self::Kept => Reply::error("ERR the execution was lost before it could reply").into(),
-        }
+        })
     }
 }
 

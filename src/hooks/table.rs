@@ -91,6 +91,8 @@ pub(super) struct Entry {
     pub(super) rules: Vec<Rule>,
     /// Functions in its place, in the order of registration.
     pub(super) hooks: Vec<HookRule>,
+    /// The server may leave its client in another database (`redis::home`).
+    pub(super) strays: bool,
     /// A hit concerns nobody: the filter may look the keys up and leave hits alone.
     pub(super) only_misses: bool,
     /// What [`changes_state`] says of it.
@@ -129,6 +131,7 @@ impl Table {
                 spec,
                 rules: Vec::new(),
                 hooks: Vec::new(),
+                strays: false,
                 only_misses: false,
             });
             self.entries.len() - 1
@@ -142,7 +145,7 @@ impl Table {
 
     pub(super) fn recompute(&mut self) {
         self.entries
-            .retain(|entry| !entry.rules.is_empty() || !entry.hooks.is_empty());
+            .retain(|entry| entry.strays || !entry.rules.is_empty() || !entry.hooks.is_empty());
         for entry in &mut self.entries {
             entry.only_misses = entry.spec.first > 0 && entry.rules.iter().all(|rule| rule.only_misses);
         }

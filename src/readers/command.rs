@@ -87,7 +87,7 @@ impl Commands {
         start.next = Some(Arc::clone(&self.nothing));
         if registration.mode == Mode::Sync {
             start.may_wait = command.may_block();
-            return Ok(self.engine.run_now(start).answer(command, all_results));
+            return self.engine.run_now(start).answer(command, all_results);
         }
         if !command.may_block() {
             return Err(Error::CannotWaitHere);
@@ -99,7 +99,7 @@ impl Commands {
             let words = SourceImage::of_words(words.iter()).to_bytes();
             start.shipment = Some(Shipment::of_registration(&registration, Some(words)));
         }
-        let client = command.block();
+        let client = command.block()?;
         start.meter = Some(client.meter());
         start.waiter = Some(Box::new(move |outcome| {
             client.answer(all_results(outcome.clone()));

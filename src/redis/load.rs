@@ -124,7 +124,8 @@ pub unsafe fn run(
         lock::init(ctx);
         after::init();
         // Damaged files are refused with a reason of ours instead of ending the server on the spot.
-        let options = raw::REDISMODULE_OPTIONS_HANDLE_IO_ERRORS | key::init(Features::probe());
+        let options =
+            raw::REDISMODULE_OPTIONS_HANDLE_IO_ERRORS | key::init(entered.lock(), Features::probe());
         api!(RedisModule_SetModuleOptions(ctx, options as c_int));
         Loading {
             ctx,

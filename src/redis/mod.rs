@@ -18,6 +18,7 @@ pub mod events;
 pub mod filter;
 pub mod guarded;
 pub mod heap;
+pub mod home;
 pub mod info;
 pub mod key;
 pub mod load;
@@ -27,8 +28,11 @@ pub mod persist;
 mod refused;
 pub mod reply;
 pub mod room;
+pub mod slots;
 pub mod string;
 mod syntax;
+mod text;
+pub mod version;
 
 /// The raw bindings, for signatures only: calls go through [`api!`].
 pub use redis_module::raw;

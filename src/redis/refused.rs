@@ -10,7 +10,7 @@ use super::{
     call,
     guarded::Guarded,
     lock::{self, Lock},
-    reply::Reply,
+    reply::{Reply, Shape},
 };
 
 /// What is special about a command.
@@ -68,6 +68,8 @@ struct Known {
     may_replicate: bool,
     /// The server refuses a client's when memory is short.
     denies_oom: bool,
+    /// `None` for commands of modules.
+    shape: Option<Shape>,
 }
 
 impl Known {
@@ -84,6 +86,7 @@ impl Known {
             is_write,
             may_replicate: is_write || by_name || (kind == Kind::Script && !name.ends_with(b"_ro")),
             denies_oom: has(b"denyoom"),
+            shape: (!has(b"module")).then(|| Shape::of_command(name)),
         }
     }
 }
@@ -113,6 +116,11 @@ pub(super) fn may_replicate(lock: Lock<'_>, features: Features, name: &[u8]) -> 
 pub(super) fn needs_memory(lock: Lock<'_>, features: Features, name: &[u8]) -> (bool, bool) {
     let known = known(lock, features, name);
     (known.denies_oom, known.kind == Kind::Script)
+}
+
+/// How the reply of a command in RESP3 relates to that in RESP2; `None` if nobody knows: it is a module's.
+pub(super) fn resp3_shape(lock: Lock<'_>, features: Features, name: &[u8]) -> Option<Shape> {
+    known(lock, features, name).shape
 }
 
 /// The command as it may be run.
@@ -173,12 +181,15 @@ fn known(lock: Lock<'_>, features: Features, name: &[u8]) -> Known {
             KNOWN.write(lock).insert(name, known);
             known
         }
-        None => Known::new(Kind::of(&name), &name, |_| false),
+        None => Known {
+            shape: None,
+            ..Known::new(Kind::of(&name), &name, |_| false)
+        },
     }
 }
 
-/// Asks the server something: filters leave it alone, and nothing refuses it.
-pub(super) fn asking<R>(lock: Lock<'_>, question: impl FnOnce() -> R) -> R {
+/// Runs a command of ours that reads: no filter sees it, and it may be run wherever it is asked.
+pub(super) fn question(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
     struct Asking<'a>(Lock<'a>, bool);
     impl Drop for Asking<'_> {
         fn drop(&mut self) {
@@ -187,13 +198,13 @@ pub(super) fn asking<R>(lock: Lock<'_>, question: impl FnOnce() -> R) -> R {
     }
     let before = std::mem::replace(&mut *ASKING.write(lock), true);
     let _asking = Asking(lock, before);
-    question()
+    call::perform(lock, features, db, argv)
 }
 
 /// `None` for an unknown command, and where COMMAND itself is unknown.
 fn ask(lock: Lock<'_>, features: Features, name: &[u8]) -> Option<Known> {
     let argv = [b"COMMAND".to_vec(), b"INFO".to_vec(), name.to_vec()];
-    let Reply::Array(commands) = asking(lock, || call::perform(lock, features, 0, &argv)) else {
+    let Reply::Array(commands) = question(lock, features, 0, &argv) else {
         return None;
     };
     let Some(Reply::Array(command)) = commands.first() else {

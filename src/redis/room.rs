@@ -17,7 +17,6 @@ use redis_module::raw;
 use super::{
     after,
     api::{self, Features},
-    call,
     guarded::Guarded,
     lock::{self, Lock},
     refused,
@@ -220,5 +219,5 @@ fn config(lock: Lock<'_>, features: Features, name: &[u8]) -> Option<Vec<u8>> {
 
 fn ask(lock: Lock<'_>, features: Features, words: &[&[u8]]) -> Reply {
     let argv: Vec<_> = words.iter().map(|word| word.to_vec()).collect();
-    refused::asking(lock, || call::perform(lock, features, 0, &argv))
+    refused::question(lock, features, 0, &argv)
 }

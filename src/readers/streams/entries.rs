@@ -142,7 +142,7 @@ impl StreamEntries {
                 Ok(())
             }
             // Its shard delivers it.
-            Reply::Error(text) if text == NOT_LOCAL.as_bytes() => {
+            Reply::Error(text) if text.starts_with(NOT_LOCAL.as_bytes()) => {
                 self.ended = true;
                 Ok(())
             }
