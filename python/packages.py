@@ -7,12 +7,14 @@ import zipfile
 
 
 def use(site_packages, wheels):
-    """Puts the folder first in the import path and forgets the modules that the wheels have brought anew.
+    """Puts the folder into the import path and forgets the modules that the wheels have brought anew.
 
-    Modules that sessions have imported stay as they are there; a later import finds the new files.
+    It comes before other packages and behind the standard library: backports (enum34, dataclasses, typing) replace nothing
+    there. Modules that sessions have imported stay as they are there; a later import finds the new files.
     """
     if site_packages not in sys.path:
-        sys.path.insert(0, site_packages)
+        others = (place for place, path in enumerate(sys.path) if path.endswith(('site-packages', 'dist-packages')))
+        sys.path.insert(next(others, len(sys.path)), site_packages)
         site.addsitedir(site_packages)
     importlib.invalidate_caches()
     fresh = set()
