@@ -140,7 +140,7 @@ impl Cluster {
         let known = requirements.iter().find(|requirement| requirement.name == name);
         let files = known.map(|requirement| files_of(requirement));
         let Some(Ok(files)) = files else {
-            return done(Err(Error::RequirementsNotInstalled));
+            return done(Err(Error::RequirementsNotInstalled(String::new())));
         };
         let question = Question::Import {
             archive: ByteBuf::from(write_archive(&files)),
@@ -159,7 +159,7 @@ impl Cluster {
                 }
                 Some((_, Some(Err(error)))) => {
                     api::log_warning(&format!("shard {shard} could not install {name}: {error}"));
-                    done(Err(Error::RequirementsNotInstalled));
+                    done(Err(Error::RequirementsNotInstalled(String::new())));
                 }
                 _ => done(Err(Error::MaxIdle)),
             },

@@ -234,7 +234,8 @@ fn parse(words: Argv<'_>) -> Result<Options, Error> {
         } else if is("FORCE_REINSTALL_REQUIREMENTS") {
             options.force = true;
         } else if is("REQUIREMENTS") {
-            options.requirements = words.by_ref().map(text).collect();
+            let named = words.by_ref().map(text);
+            options.requirements = named.filter(|name| !python::is_shipped(name)).collect();
         } else {
             return Err(Error::UnknownArgument(text(word)));
         }

@@ -30,7 +30,7 @@ use std::{
 };
 
 pub use language::CPython;
-pub use packages::{Files, Packages};
+pub use packages::{Files, Packages, is_shipped};
 pub use script::run as run_script;
 
 use pyo3::prelude::*;
