@@ -4,6 +4,7 @@ Imported when a function is first saved or loaded: cloudpickle takes a while to 
 of its own, which is also what its pickles name: whatever version users install or remove, what was stored loads.
 """
 
+import importlib
 import io
 import pickle
 import sys
@@ -18,7 +19,7 @@ GLOBALS = 'session globals'
 
 
 # Functions of cloudpickle that its pickles call, and no script does.
-HELPERS = {'subimport', 'dynamic_subimport', 'instance'}
+HELPERS = {'dynamic_subimport', 'instance'}
 
 
 class Pickler(cloudpickle.Pickler):
@@ -70,6 +71,9 @@ class Reader(pickle.Unpickler):
     """Reads pickles of any cloudpickle, whichever is installed: earlier versions of Pinion used the installed one, clients use theirs."""
 
     def find_class(self, module, name):
+        if name == 'subimport' and module.startswith(('cloudpickle', 'pinion_cloudpickle')):
+            # `__import__` may come back without the module where another thread has just failed to import it.
+            return importlib.import_module
         if module.startswith('cloudpickle') and (name.startswith('_') or name in HELPERS):
             found = getattr(cloudpickle, name, None)
             if found is not None:

@@ -14,6 +14,7 @@ from typing import Any, Callable
 
 import pytest
 
+from clusters import Cluster, make_cluster
 from helpers import Server, wait_until
 from probes import error_of, in_script, in_step
 
@@ -63,6 +64,12 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def cluster(start_server: Callable[..., Server], packages: Path) -> Cluster:
+    """Three shards that find the packages."""
+    return make_cluster(start_server)
+
+
 def answers(server: Server, *triggers: str) -> list[Any]:
     return [server.client().execute_command("RG.TRIGGER", trigger, "a", "b") for trigger in triggers]
 
@@ -97,7 +104,7 @@ def test_requirements_break_nothing(start_server: Callable[..., Server], require
 
 
 @pytest.mark.parametrize("requirement", ["cloudpickle==1.6", "pinion-hostile"])
-def test_other_shards_are_not_broken_either(cluster: Any, requirement: str) -> None:
+def test_other_shards_are_not_broken_either(cluster: Cluster, requirement: str) -> None:
     cluster[0].run(REGISTER.format("one"), "REQUIREMENTS", requirement)
     run = "class C:\n    pass\ndef make(_):\n    c = C()\n    c.x = lambda: 5\n    return c\n"
     run += "GB('ShardsIDReader').map(make).collect().map(lambda c: c.x()).run()"

@@ -186,7 +186,10 @@ impl Cluster {
     /// Another shard asks for something.
     pub(super) fn answer(&self, lock: Lock<'_>, from: ShardId, number: u64, question: Question) {
         let answer = match question {
-            Question::Prepare(step) => self.prepare(lock, from, number, step.into_vec()),
+            Question::Prepare(step) => match self.prepare(lock, from, number, step.into_vec()) {
+                Some(answer) => answer,
+                None => return,
+            },
             Question::Import { archive, keeps_known } => {
                 let reply = self.replier(from, number);
                 let persistence = Arc::clone(&self.persistence);
