@@ -9,8 +9,10 @@ import collections.abc
 import contextvars
 import copyreg
 import inspect
+import os
 from collections import deque
 
+import pinion_children
 import redisgears
 
 # The session object (redisgears.PyExecutionSession) of the code that runs, for threads that have none otherwise.
@@ -109,6 +111,9 @@ class _Driven(collections.abc.Coroutine):
                 redisgears.leaveAtomic()
                 raise
             finally:
+                if pinion_children.forked:
+                    # Nothing here is the server's loop.
+                    os._exit(0)
                 _running = None
                 if _interrupted:
                     _interrupted = False

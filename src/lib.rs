@@ -440,6 +440,7 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
         readers,
         cluster: Arc::clone(&cluster),
     });
+    python::note_places(lock, features);
     time_events::connect(&engine);
     loading.create_type(time_events::load)?;
     loading.keep_in_files(Arc::clone(&persistence) as _)?;

@@ -86,8 +86,9 @@ def test_a_restart_does_not_wait_for_a_slow_import(start_server: Callable[..., S
 
 
 def test_sync_timeout_does_not_break_the_import(start_server: Callable[..., Server], folder: Path) -> None:
-    server = start_server(args=SAVED, module_args=["SyncTimeout", "100"])
+    server = start_server(args=SAVED)
     register(server, folder, "first")
+    server.module_args += ["SyncTimeout", "100"]
     (folder / "slow").touch()
     server.restart()
     assert reasons(server) == [LOADING]

@@ -25,6 +25,8 @@ const LOOP: &CStr = cstr(concat!(include_str!("../../python/loop.py"), "\0"));
 const PROFILE: &CStr = cstr(concat!(include_str!("../../python/profile.py"), "\0"));
 const REDIS_AI: &CStr = cstr(concat!(include_str!("../../python/redisai.py"), "\0"));
 const SHIPPED: &CStr = cstr(concat!(include_str!("../../python/shipped.py"), "\0"));
+const CHILDREN: &CStr = cstr(concat!(include_str!("../../python/children.py"), "\0"));
+const NURSERY: &str = include_str!("../../python/nursery.py");
 const NOT_MAIN: &CStr = cstr(concat!(include_str!("../../python/not_main.py"), "\0"));
 const NAMESPACE: &CStr = cstr(concat!(include_str!("../../python/namespace.py"), "\0"));
 
@@ -256,6 +258,8 @@ fn prepare(py: Python<'_>, loop_kind: &str) -> PyResult<Started> {
     shipped.call_method1("install", (OWN.into_py_dict(py)?, FALLBACKS.into_py_dict(py)?))?;
     PyModule::from_code(py, NOT_MAIN, c"<pinion>/not_main.py", c"pinion_not_main")?;
     PyModule::from_code(py, BUILDER, c"<pinion>/builder.py", c"pinion_builder")?;
+    let children = PyModule::from_code(py, CHILDREN, c"<pinion>/children.py", c"pinion_children")?;
+    children.call_method1("install", (NURSERY,))?;
     let event_loop = PyModule::from_code(py, LOOP, c"<pinion>/loop.py", c"pinion_loop")?;
     event_loop.call_method1("prepare", (loop_kind,))?;
     PyModule::from_code(py, INTERRUPT, c"<pinion>/interrupt.py", c"pinion_interrupt")?;

@@ -7,6 +7,7 @@ mod arguments;
 mod atomic;
 mod builder;
 mod callback;
+mod children;
 mod convert;
 mod coroutine;
 mod current;
@@ -29,6 +30,7 @@ use std::{
     thread,
 };
 
+pub use children::note_places;
 pub use language::CPython;
 pub use packages::{Files, Packages, is_shipped};
 pub use script::run as run_script;

@@ -7,7 +7,7 @@ use pyo3::{
     types::{PyBytes, PyModule},
 };
 
-use super::{atomic, errors, interpreter::script_globals, kept::kept, runtime};
+use super::{atomic, children, errors, interpreter::script_globals, kept::kept, runtime};
 use crate::{
     engine::{
         language::Failure,
@@ -28,13 +28,16 @@ pub fn run(
     replaces: Option<Arc<Session>>,
 ) -> Result<Prepared, Failure> {
     let scope = Scope::of_script(session, replaces);
+    children::note_places(lock, runtime().map_err(|error| error.to_string())?.engine.features);
     let engine = &runtime().map_err(|error| error.to_string())?.engine;
     let entered = scope.clone().enter();
     let mut ran = Ok(());
     let watched = engine.run_watched(lock, "the script", session, &mut || {
         ran = Python::attach(|py| {
             let _frame = atomic::Frame::enter();
-            execute(py, source, session).map_err(|error| errors::text(py, &error))
+            let executed = execute(py, source, session);
+            children::end_if_forked(py, &executed);
+            executed.map_err(|error| errors::text(py, &error))
         });
     });
     drop(entered);
