@@ -153,6 +153,7 @@ def fork_exec(*arguments):
         'groups': groups,
         'uid': uid,
         'umask': umask,
+        'mask': [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
     }
     try:
         pid = _order(pickle.dumps(order), sent)

@@ -51,6 +51,7 @@ def start(order, report, fds):
         if order['umask'] >= 0:
             os.umask(order['umask'])
         signal.set_wakeup_fd(-1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, order['mask'])
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         for name in _SIGNALS:
@@ -107,28 +108,36 @@ def bury():
             os.close(pipe)
 
 
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
 signal.signal(signal.SIGCHLD, lambda *_: None)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.set_wakeup_fd(waken, warn_on_full_buffer=False)
-inputs = [connection, wake]
-while pipes or connection in inputs:
-    ready = select.select(inputs, [], [])[0]
+# The server may have thousands of descriptors open: select() takes no such numbers.
+look = select.poll()
+listening = True
+for fd in (connection.fileno(), wake):
+    look.register(fd, select.POLLIN)
+while pipes or listening:
+    ready = {fd for fd, _ in look.poll()}
     if wake in ready:
         try:
             os.read(wake, 1000)
         except BlockingIOError:
             pass
     bury()
-    if connection not in ready:
+    if connection.fileno() not in ready:
         continue
     try:
-        head, fds, _, _ = socket.recv_fds(connection, 4, 250, socket.MSG_CMSG_CLOEXEC)
+        head, fds, _, _ = socket.recv_fds(connection, 4, 250)
+        for fd in fds:
+            os.set_inheritable(fd, False)
         if not head:
             raise EOFError
         head += receive(4 - len(head))
         order = pickle.loads(receive(*struct.unpack('I', head)))
     except (EOFError, OSError):
-        inputs.remove(connection)
+        listening = False
+        look.unregister(connection)
         continue
     report, tell, *others = fds
     pid = start(order, report, others)
@@ -139,4 +148,4 @@ while pipes or connection in inputs:
     try:
         connection.sendall(struct.pack('i', pid))
     except OSError:
-        inputs.remove(connection)
+        pass  # the next look tells that nobody is there any more
