@@ -89,7 +89,7 @@ def test_everything_else_of_a_program_is_as_usual(server: Server, tmp_path: Any)
         except OSError as error:
             missing.append((type(error).__name__, error.filename))
     r, w = os.pipe()
-    passed = subprocess.run(['sh', '-c', f'echo through >&{{w}}'], pass_fds=[w]).returncode, os.read(r, 20)
+    passed = subprocess.run(['sh', '-c', f'echo through >/proc/self/fd/{{w}}'], pass_fds=[w]).returncode, os.read(r, 20)
     p = subprocess.Popen(['cat'], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     piped = p.communicate(b'in and out' * 10000)[0]
     try:

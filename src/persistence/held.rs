@@ -201,16 +201,17 @@ impl Persistence {
     }
 
     /// Registrations of one session, which are held, begin when their functions are loaded.
-    pub(super) fn begin_when_loaded(
-        &self,
-        lock: Lock<'_>,
-        loading: &Loading,
-        group: Vec<Arc<Registration>>,
-    ) {
+    pub(super) fn begin_when_loaded(&self, lock: Lock<'_>, loading: &Loading, group: Vec<Arc<Registration>>) {
         self.kept.write(lock).loading.extend(group.iter().cloned());
         let this = Weak::clone(&self.this);
-        let named = group.iter().map(|held| held.id.to_string()).collect::<Vec<_>>().join(", ");
-        api::log_notice(&format!("registrations begin when their functions are loaded: {named}"));
+        let named = group
+            .iter()
+            .map(|held| held.id.to_string())
+            .collect::<Vec<_>>()
+            .join(", ");
+        api::log_notice(&format!(
+            "registrations begin when their functions are loaded: {named}"
+        ));
         loading.when_done(move |loaded| {
             let functions = Functions::of_each(&images_of(&group), loaded);
             Self::begin_loaded(&this, group.into_iter().zip(functions).collect());
@@ -285,7 +286,9 @@ impl Persistence {
 const AGAIN: Duration = Duration::from_millis(100);
 
 fn images_of(registrations: &[Arc<Registration>]) -> Vec<Images> {
-    let images = registrations.iter().map(|registration| registration.images.clone());
+    let images = registrations
+        .iter()
+        .map(|registration| registration.images.clone());
     images.collect()
 }
 

@@ -34,8 +34,15 @@ pub(super) struct Functions {
 
 impl Functions {
     /// Those of one registration, the next ones of what was loaded.
-    fn take(images: &Images, loaded: &mut impl Iterator<Item = Result<Arc<dyn Function>, Failure>>) -> Result<Self, String> {
-        let mut next = || loaded.next().unwrap_or_else(|| Err("a function is missing".into()));
+    fn take(
+        images: &Images,
+        loaded: &mut impl Iterator<Item = Result<Arc<dyn Function>, Failure>>,
+    ) -> Result<Self, String> {
+        let mut next = || {
+            loaded
+                .next()
+                .unwrap_or_else(|| Err("a function is missing".into()))
+        };
         let table: Vec<_> = images.functions.iter().map(|_| next()).collect();
         let on_registered = images.on_registered.as_ref().map(|_| next());
         Ok(Self {
@@ -76,11 +83,17 @@ impl Persistence {
             };
             Arc::new(Session::new(step.session.id, step.session.description, needs))
         });
-        let images: Vec<Images> = step.registrations.iter().map(|saved| saved.images.clone()).collect();
+        let images: Vec<Images> = step
+            .registrations
+            .iter()
+            .map(|saved| saved.images.clone())
+            .collect();
         // Whatever is loaded for the session comes before.
         let waits = is_held(&session) || self.has_held(lock, &session);
         let loading = (!waits).then(|| self.begin_loading(&images, &session));
-        let loaded = loading.as_ref().and_then(|loading| loading.wait(self.engine.patience()));
+        let loaded = loading
+            .as_ref()
+            .and_then(|loading| loading.wait(self.engine.patience()));
         let in_time = loaded.is_some();
         let functions: Vec<Result<Functions, String>> = match loaded {
             Some(loaded) => Functions::of_each(&images, loaded),
@@ -142,8 +155,11 @@ impl Persistence {
 
     /// Begins to load the functions of registrations of one session.
     pub(super) fn begin_loading(&self, images: &[Images], session: &Arc<Session>) -> Loading {
-        let each = images.iter().flat_map(|images| images.functions.iter().chain(&images.on_registered));
-        self.engine.load(each.map(|image| image.to_vec()).collect(), session)
+        let each = images
+            .iter()
+            .flat_map(|images| images.functions.iter().chain(&images.on_registered));
+        self.engine
+            .load(each.map(|image| image.to_vec()).collect(), session)
     }
 
     /// # Errors

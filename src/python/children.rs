@@ -15,7 +15,8 @@ use crate::redis::{
 static FORKED: AtomicBool = AtomicBool::new(false);
 
 /// The error of what only the server can do.
-pub const NOT_THE_SERVER: &str = "this process was forked from the server: it cannot run commands, expected e.g. a client's connection";
+pub const NOT_THE_SERVER: &str =
+    "this process was forked from the server: it cannot run commands, expected e.g. a client's connection";
 
 /// Called in a process that was forked.
 #[pyfunction(name = "becomeChild")]
@@ -52,9 +53,14 @@ pub fn note_places(lock: Lock<'_>, features: Features) {
             _ => Vec::new(),
         }
     };
-    let ports = ask("*port").into_iter().filter_map(|port| port.parse::<u32>().ok());
+    let ports = ask("*port")
+        .into_iter()
+        .filter_map(|port| port.parse::<u32>().ok());
     // The bus of a cluster has a port of its own, by default 10000 above.
-    let ports: Vec<u32> = ports.filter(|&port| port > 0).flat_map(|port| [port, port + 10_000]).collect();
+    let ports: Vec<u32> = ports
+        .filter(|&port| port > 0)
+        .flat_map(|port| [port, port + 10_000])
+        .collect();
     let sockets = ask("unixsocket").into_iter().filter(|path| !path.is_empty());
     Python::attach(|py| {
         let told = PyList::new(py, ports).and_then(|places| {
@@ -62,7 +68,9 @@ pub fn note_places(lock: Lock<'_>, features: Features) {
             py.import("pinion_children")?.call_method1("listen_at", (places,))
         });
         if let Err(error) = told {
-            api::log_warning(&format!("forked processes will keep the server's sockets: {error}"));
+            api::log_warning(&format!(
+                "forked processes will keep the server's sockets: {error}"
+            ));
         }
     });
 }

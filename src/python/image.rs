@@ -24,9 +24,7 @@ use crate::engine::{
 
 fn serial(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
     static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-    let module = MODULE.get_or_try_init(py, || {
-        PyModule::import(py, "pinion_serial").map(Bound::unbind)
-    })?;
+    let module = MODULE.get_or_try_init(py, || PyModule::import(py, "pinion_serial").map(Bound::unbind))?;
     Ok(module.bind(py))
 }
 

@@ -37,7 +37,10 @@ pub fn of(lines: &[String], otherwise: String) -> Failed {
     let no_tools = said("to install build dependencies did not run successfully");
     let why = if no_tools {
         Why::NoBuildTools
-    } else if said("Failed building wheel") || said("metadata-generation-failed") || said("to build wheel did not run") {
+    } else if said("Failed building wheel")
+        || said("metadata-generation-failed")
+        || said("to build wheel did not run")
+    {
         Why::NotBuilt
     } else {
         Why::Other
@@ -77,7 +80,9 @@ fn not_found(lines: &[String]) -> Option<String> {
 
 /// The package, and the first line of its build that tells what is wrong.
 fn not_built(lines: &[String]) -> Option<String> {
-    let package = lines.iter().find_map(|line| error(line)?.strip_prefix("Failed building wheel for "));
+    let package = lines
+        .iter()
+        .find_map(|line| error(line)?.strip_prefix("Failed building wheel for "));
     let says = |line: &&String| line.contains(": error: ") || line.contains("fatal error: ");
     let compiler = lines.iter().find(says);
     // Otherwise an exception of its setup.py, or what that said last.
@@ -96,11 +101,15 @@ fn last_error(lines: &[String]) -> Option<String> {
 
 fn error(line: &str) -> Option<&str> {
     let line = line.trim_start();
-    line.strip_prefix("ERROR: ").or_else(|| line.strip_prefix("error: "))
+    line.strip_prefix("ERROR: ")
+        .or_else(|| line.strip_prefix("error: "))
 }
 
 fn shortened(reason: &str) -> String {
-    let plain: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let plain: String = reason
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
     match plain.char_indices().nth(MAX_LENGTH) {
         Some((end, _)) => format!("{}...", &plain[..end]),
         None => plain,
@@ -123,7 +132,10 @@ mod tests {
              ERROR: Could not find a version that satisfies the requirement nowhere (from versions: none)\n\
              ERROR: No matching distribution found for nowhere",
         );
-        assert_eq!(failed.reason, "no version found that satisfies nowhere (there are: none)");
+        assert_eq!(
+            failed.reason,
+            "no version found that satisfies nowhere (there are: none)"
+        );
         assert_eq!(failed.why, Why::Other);
         let failed = of_text(
             "ERROR: Ignored the following versions that require a different python version: 3.10 Requires-Python <3.5\n\

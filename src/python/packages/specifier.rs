@@ -172,7 +172,9 @@ mod tests {
     #[test]
     fn the_client_needs_no_installation() {
         assert!(is_shipped("git+https://github.com/RedisGears/redisgears-py.git"));
-        assert!(!is_shipped("git+https://github.com/RedisGears/redisgears-py.git@v1"));
+        assert!(!is_shipped(
+            "git+https://github.com/RedisGears/redisgears-py.git@v1"
+        ));
         assert!(!is_shipped("gearsclient"));
     }
 
