@@ -9,9 +9,11 @@ import collections.abc
 import contextvars
 import copyreg
 import inspect
+import os
 import selectors
 from collections import deque
 
+import pinion_children
 import redisgears
 
 # The session object (redisgears.PyExecutionSession) of the code that runs, for threads that have none otherwise.
@@ -120,6 +122,9 @@ class _Driven(collections.abc.Coroutine):
                 redisgears.leaveAtomic()
                 raise
             finally:
+                if pinion_children.forked:
+                    # Nothing here is the server's loop.
+                    os._exit(0)
                 _running = None
                 if _interrupted:
                     _interrupted = False

@@ -74,10 +74,12 @@ def dump(value, file):
 
 
 def loads(image):
-    """`pickle.loads`."""
-    return pickle.loads(image)
+    """`pickle.loads`, for pickles of any cloudpickle."""
+    import pinion_serial
+    return pinion_serial.loads(image)
 
 
 def load(file):
-    """`pickle.load`."""
-    return pickle.load(file)
+    """`pickle.load`, for pickles of any cloudpickle."""
+    import pinion_serial
+    return pinion_serial.Reader(file).load()

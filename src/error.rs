@@ -79,8 +79,9 @@ pub enum Error {
     NoHookContext,
 
     // requirements
-    RequirementsNotFetched,
-    RequirementsNotInstalled,
+    /// Which one, and why.
+    RequirementsNotFetched(String),
+    RequirementsNotInstalled(String),
     NoRequirementsDirectory,
     NoSuchRequirement,
     RequirementNotRead(String),
@@ -190,11 +191,13 @@ impl Error {
             Self::NotTriggered(reason) => return format!("ERR Could not trigger execution, {reason}").into(),
             Self::NotOneResult => "Command hook must return exactly one result",
             Self::NoHookContext => "Can not get CommandHook ctx",
-            Self::RequirementsNotFetched => {
-                "Could not satisfy requirements (look at redis log file for more information)"
+            Self::RequirementsNotFetched(why) => {
+                let beginning = "Could not satisfy requirements (look at redis log file for more information)";
+                return with_reason(beginning, ": ", why).into();
             }
-            Self::RequirementsNotInstalled => {
-                "Failed installing requirements on shard, please check shard log for more details."
+            Self::RequirementsNotInstalled(why) => {
+                let beginning = "Failed installing requirements on shard, please check shard log for more details.";
+                return with_reason(beginning, " ", why).into();
             }
             Self::NoRequirementsDirectory => {
                 "Could not satisfy requirements, look at the log file for more information."
@@ -226,6 +229,14 @@ impl Error {
         }
         .into()
     }
+}
+
+/// A text of 1.2, and behind it what only we tell, if it is known.
+fn with_reason(beginning: &str, between: &str, why: &str) -> String {
+    if why.is_empty() {
+        return beginning.to_owned();
+    }
+    format!("{beginning}{between}{why}")
 }
 
 impl fmt::Display for Error {

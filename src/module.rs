@@ -118,6 +118,7 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks) -> Result<(), String>
         readers,
         registrar: Arc::clone(&cluster) as _,
     });
+    python::note_places(lock, features);
     time_events::connect(&engine);
     loading.create_type(time_events::load)?;
     loading.keep_in_files(Arc::clone(&persistence) as _)?;

@@ -295,7 +295,7 @@ FAILURES = {
     "a syntax error": "oops(",
     "an unknown command": "GB('KeysReader').register('y*', commands=['nosuch'])",
     "a bad argument": "GB('KeysReader').register('y*', mode='later')",
-    "an unserialisable function": "import threading\nlock = threading.Lock()\n"
+    "an unserialisable function": "import socket\nlock = socket.socket()\n"
     "GB('KeysReader').map(lambda record: lock).register('y*')",
     "a second run": f"{RUN}\n{RUN}",
 }

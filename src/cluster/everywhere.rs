@@ -141,7 +141,7 @@ impl Cluster {
         let known = requirements.iter().find(|requirement| requirement.name == name);
         let files = known.map(|requirement| files_of(requirement));
         let Some(Ok(files)) = files else {
-            return done(Err(Error::RequirementsNotInstalled));
+            return done(Err(Error::RequirementsNotInstalled(String::new())));
         };
         let question = Question::Import {
             archive: ByteBuf::from(archive::encode(&files)),
@@ -160,7 +160,7 @@ impl Cluster {
                 }
                 Some((_, Some(Err(error)))) => {
                     api::log_warning(&format!("shard {shard} could not install {name}: {error}"));
-                    done(Err(Error::RequirementsNotInstalled));
+                    done(Err(Error::RequirementsNotInstalled(String::new())));
                 }
                 _ => done(Err(Error::MaxIdle)),
             },
@@ -187,7 +187,10 @@ impl Cluster {
     /// Another shard asks for something.
     pub(super) fn answer(&self, lock: Lock<'_>, from: ShardId, number: u64, question: Question) {
         let answer = match question {
-            Question::Prepare(step) => self.prepare(lock, from, number, step.into_vec()),
+            Question::Prepare(step) => match self.prepare(lock, from, number, step.into_vec()) {
+                Some(answer) => answer,
+                None => return,
+            },
             Question::Import { archive, keeps_known } => {
                 let reply = self.replier(from, number);
                 let persistence = Arc::clone(&self.persistence);

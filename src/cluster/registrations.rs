@@ -22,12 +22,13 @@ use crate::{
     config::Number,
     engine::{
         id::{Id, ShardId},
+        loading::Loaded,
         registering::Registrar,
         registration::Registration,
         session::Session,
     },
     error::Error,
-    persistence::Prepared,
+    persistence::{Prepared, Preparing},
     redis::{
         api,
         guarded::Guarded,
@@ -138,13 +139,39 @@ impl Cluster {
         Duration::from_millis(limit.unwrap_or(1) as u64)
     }
 
-    /// Another shard asks to prepare a step.
+    /// Another shard asks to prepare a step. `None`: the answer is sent later, when its functions are loaded.
     pub(super) fn prepare(
         &self,
         lock: Lock<'_>,
         from: ShardId,
         number: u64,
         step: Vec<u8>,
+    ) -> Option<Result<Said, String>> {
+        let preparing = match self.persistence.begin_to_prepare(lock, step) {
+            Ok(preparing) => preparing,
+            Err(reason) => return Some(Err(reason)),
+        };
+        let loading = preparing.loading.clone();
+        if let Some(loaded) = loading.wait(self.engine.patience()) {
+            return Some(self.keep_prepared(lock, from, number, preparing, loaded));
+        }
+        let (this, reply) = (self.handle(), self.replier(from, number));
+        loading.when_done(move |loaded| {
+            let Some(this) = this.upgrade() else { return };
+            reply(lock::with_lock(|lock| {
+                this.keep_prepared(lock, from, number, preparing, loaded)
+            }));
+        });
+        None
+    }
+
+    fn keep_prepared(
+        &self,
+        lock: Lock<'_>,
+        from: ShardId,
+        number: u64,
+        preparing: Preparing,
+        loaded: Loaded,
     ) -> Result<Said, String> {
         let limit = self.install_limit() * 2;
         let dropped: Vec<_> = {
@@ -163,7 +190,7 @@ impl Cluster {
             let prepared = steps.values().flat_map(|(prepared, _)| &prepared.registrations);
             prepared.cloned().collect()
         };
-        let prepared = self.persistence.prepare_step(lock, step, &claimed)?;
+        let prepared = self.persistence.prepare(lock, preparing, loaded, &claimed)?;
         let mut steps = self.prepared.write(lock);
         steps.insert((from, number), (prepared, Instant::now()));
         Ok(Said::Done)

@@ -21,6 +21,7 @@ use crate::{
         reply::Reply,
         string::Argv,
     },
+    requirements,
 };
 
 commands! {
@@ -234,7 +235,8 @@ fn parse(words: Argv<'_>) -> Result<Options, Error> {
         } else if is("FORCE_REINSTALL_REQUIREMENTS") {
             options.force = true;
         } else if is("REQUIREMENTS") {
-            options.requirements = words.by_ref().map(text).collect();
+            let named = words.by_ref().map(text);
+            options.requirements = named.filter(|name| !requirements::is_shipped(name)).collect();
         } else {
             return Err(Error::UnknownArgument(text(word)));
         }

@@ -10,6 +10,7 @@ pub mod id;
 pub mod language;
 pub mod link;
 mod load;
+pub mod loading;
 pub mod members;
 mod memory;
 mod pipeline;

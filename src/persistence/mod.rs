@@ -21,7 +21,10 @@ pub use files::files_of;
 
 use self::gone::Gone;
 use self::step::{SavedRegistration, SavedSession};
-pub use self::{shared::Prepared, step::Step};
+pub use self::{
+    shared::{Prepared, Preparing},
+    step::Step,
+};
 use crate::{
     engine::{
         Engine,
@@ -64,8 +67,10 @@ struct Kept {
     registrations: Vec<Arc<Registration>>,
     /// No longer in force.
     gone: Gone,
-    /// Those of them that begin to run when their requirements are installed.
+    /// Those of them that begin to run when their requirements are installed and their functions loaded.
     held: Vec<Arc<Registration>>,
+    /// Those of the held ones whose functions are being loaded.
+    loading: Vec<Arc<Registration>>,
     /// Whose onRegistered is to be called when everything is loaded.
     loaded: Vec<Arc<Registration>>,
     /// The requirements before the load; what is loaded may be the same.

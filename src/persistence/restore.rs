@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use serde_bytes::ByteBuf;
-
 use super::{
     Persistence,
     held::is_held,
@@ -12,9 +10,10 @@ use super::{
 use crate::{
     engine::{
         id::Id,
-        language::Function,
+        language::{Failure, Function},
+        loading::{Loaded, Loading},
         plan::Plan,
-        registration::{Life, Peers, Registration},
+        registration::{Images, Life, Peers, Registration},
         session::{Needs, Session},
     },
     redis::{api, lock::Lock},
@@ -23,6 +22,7 @@ use crate::{
 
 /// Why a registration does not run yet: what a client sees as its last error.
 const HELD: &str = "its requirements are being installed";
+const LOADING: &str = "its functions are being loaded";
 
 /// The functions of a registration, loaded.
 #[derive(Default)]
@@ -30,6 +30,33 @@ pub(super) struct Functions {
     /// In the order of the plan's table.
     table: Vec<Arc<dyn Function>>,
     on_registered: Option<Arc<dyn Function>>,
+}
+
+impl Functions {
+    /// Those of one registration, the next ones of what was loaded.
+    fn take(
+        images: &Images,
+        loaded: &mut impl Iterator<Item = Result<Arc<dyn Function>, Failure>>,
+    ) -> Result<Self, String> {
+        let mut next = || {
+            loaded
+                .next()
+                .unwrap_or_else(|| Err("a function is missing".into()))
+        };
+        let table: Vec<_> = images.functions.iter().map(|_| next()).collect();
+        let on_registered = images.on_registered.as_ref().map(|_| next());
+        Ok(Self {
+            table: table.into_iter().collect::<Result<_, _>>()?,
+            on_registered: on_registered.transpose()?,
+        })
+    }
+
+    /// Those of several registrations of one session.
+    pub(super) fn of_each(images: &[Images], loaded: Loaded) -> Vec<Result<Self, String>> {
+        let mut loaded = loaded.into_iter();
+        let each = images.iter().map(|images| Self::take(images, &mut loaded));
+        each.collect()
+    }
 }
 
 impl Persistence {
@@ -56,19 +83,44 @@ impl Persistence {
             };
             Arc::new(Session::new(step.session.id, step.session.description, needs))
         });
+        let images: Vec<Images> = step
+            .registrations
+            .iter()
+            .map(|saved| saved.images.clone())
+            .collect();
+        // Whatever is loaded for the session comes before.
+        let waits = is_held(&session) || self.has_held(lock, &session);
+        let loading = (!waits).then(|| self.begin_loading(&images, &session));
+        let loaded = loading
+            .as_ref()
+            .and_then(|loading| loading.wait(self.engine.patience()));
+        let in_time = loaded.is_some();
+        let functions: Vec<Result<Functions, String>> = match loaded {
+            Some(loaded) => Functions::of_each(&images, loaded),
+            None => {
+                let reason = if is_held(&session) { HELD } else { LOADING };
+                images.iter().map(|_| Err(reason.to_owned())).collect()
+            }
+        };
         let mut registrations = Vec::new();
-        for saved in step.registrations {
+        for (saved, functions) in step.registrations.into_iter().zip(functions) {
             let peers = Peers {
                 replaced: old.as_deref(),
                 prepared: &registrations,
             };
-            let restored = self.restore(lock, saved, &session, peers)?;
+            let restored = self.restore(lock, saved, &session, functions, peers)?;
+            if in_time {
+                log_disabled(&restored);
+            }
             registrations.push(restored);
         }
         self.put_in_force(lock, old.as_ref(), &registrations)
             .map_err(|error| error.to_string())?;
-        if is_held(&session) {
-            self.kept.write(lock).held.extend(registrations);
+        if !in_time {
+            self.kept.write(lock).held.extend(registrations.iter().cloned());
+            if let Some(loading) = loading {
+                self.begin_when_loaded(lock, &loading, registrations);
+            }
         } else if self.engine.is_loading() {
             self.kept.write(lock).loaded.extend(registrations);
         } else {
@@ -79,21 +131,16 @@ impl Persistence {
         Ok(())
     }
 
-    /// Makes a registration of what was saved of it. If its functions cannot be loaded, or not yet, or its trigger not be
-    /// started, it is there without running, and tells why.
+    /// Makes a registration of what was saved of it, and of its functions. If these could not be loaded, or not yet, or its
+    /// trigger not be started, it is there without running, and tells why.
     pub(super) fn restore(
         &self,
         lock: Lock<'_>,
         saved: SavedRegistration,
         session: &Arc<Session>,
+        functions: Result<Functions, String>,
         peers: Peers<'_>,
     ) -> Result<Arc<Registration>, String> {
-        let held = is_held(session);
-        let functions = if held {
-            Err(HELD.to_owned())
-        } else {
-            self.load(&saved, session)
-        };
         let mut registration = self.rebuild(saved, session, functions)?;
         let id = registration.id;
         if self.engine.registry.registration(id).is_some() {
@@ -103,27 +150,16 @@ impl Persistence {
             let refused = registration.trigger.check(lock, peers).err();
             registration.disabled = refused.map(|error| error.to_string());
         }
-        if !held {
-            log_disabled(&registration);
-        }
         Ok(Arc::new(registration))
     }
 
-    pub(super) fn load(
-        &self,
-        saved: &SavedRegistration,
-        session: &Arc<Session>,
-    ) -> Result<Functions, String> {
-        let load = |image: &ByteBuf| self.engine.language.load(image, session);
-        Ok(Functions {
-            table: saved
-                .images
-                .functions
-                .iter()
-                .map(load)
-                .collect::<Result<_, _>>()?,
-            on_registered: saved.images.on_registered.as_ref().map(load).transpose()?,
-        })
+    /// Begins to load the functions of registrations of one session.
+    pub(super) fn begin_loading(&self, images: &[Images], session: &Arc<Session>) -> Loading {
+        let each = images
+            .iter()
+            .flat_map(|images| images.functions.iter().chain(&images.on_registered));
+        self.engine
+            .load(each.map(|image| image.to_vec()).collect(), session)
     }
 
     /// # Errors

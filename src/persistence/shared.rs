@@ -8,12 +8,14 @@ use serde_bytes::ByteBuf;
 use super::{
     Persistence, REGISTER, SavedRegistration, SavedSession, Step,
     files::{archive_of, files_of},
+    restore::Functions,
     step_of,
 };
 use crate::{
     engine::{
         id::Id,
-        registration::{Peers, Registration},
+        loading::{Loaded, Loading},
+        registration::{Images, Peers, Registration},
         requirement::Digest,
         session::{Needs, Session},
     },
@@ -31,6 +33,16 @@ pub struct Prepared {
     step: Vec<u8>,
     old: Option<Arc<Session>>,
     pub registrations: Vec<Arc<Registration>>,
+}
+
+/// A step of another shard whose functions are being loaded.
+pub struct Preparing {
+    step: Vec<u8>,
+    old: Option<Arc<Session>>,
+    session: Arc<Session>,
+    images: Vec<Images>,
+    saved: Vec<SavedRegistration>,
+    pub loading: Loading,
 }
 
 impl Persistence {
@@ -75,17 +87,11 @@ impl Persistence {
         known.is_some_and(|known| known.is_installed() && known.digest == *digest)
     }
 
-    /// Makes the registrations of another shard's step, without putting them in force. `claimed`: what other steps that
-    /// are prepared take.
+    /// Begins to load the functions of another shard's step.
     ///
     /// # Errors
     /// Why the step cannot be done here.
-    pub fn prepare_step(
-        &self,
-        lock: Lock<'_>,
-        step: Vec<u8>,
-        claimed: &[Arc<Registration>],
-    ) -> Result<Prepared, String> {
+    pub fn begin_to_prepare(&self, lock: Lock<'_>, step: Vec<u8>) -> Result<Preparing, String> {
         if !lock.is_master() {
             return Err(Error::ReadOnly.to_string());
         }
@@ -104,15 +110,46 @@ impl Persistence {
                 ));
             }
         }
+        let saved = decoded.registrations;
+        let images: Vec<_> = saved.iter().map(|saved| saved.images.clone()).collect();
         let session = Arc::new(self.session_of(lock, decoded.session));
+        Ok(Preparing {
+            step,
+            old,
+            loading: self.begin_loading(&images, &session),
+            session,
+            images,
+            saved,
+        })
+    }
+
+    /// Makes the registrations of another shard's step, without putting them in force. `claimed`: what other steps that
+    /// are prepared take.
+    ///
+    /// # Errors
+    /// Why the step cannot be done here.
+    pub fn prepare(
+        &self,
+        lock: Lock<'_>,
+        preparing: Preparing,
+        loaded: Loaded,
+        claimed: &[Arc<Registration>],
+    ) -> Result<Prepared, String> {
+        if !lock.is_master() {
+            return Err(Error::ReadOnly.to_string());
+        }
+        let Preparing {
+            step, old, session, ..
+        } = preparing;
         let mut registrations: Vec<Arc<Registration>> = Vec::new();
-        for saved in decoded.registrations {
+        let functions = Functions::of_each(&preparing.images, loaded);
+        for (saved, functions) in preparing.saved.into_iter().zip(functions) {
             let prepared = [claimed, registrations.as_slice()].concat();
             let peers = Peers {
                 replaced: old.as_deref(),
                 prepared: &prepared,
             };
-            let restored = self.restore(lock, saved, &session, peers)?;
+            let restored = self.restore(lock, saved, &session, functions, peers)?;
             if let Some(reason) = &restored.disabled {
                 return Err(if restored.plan.is_complete() {
                     reason.clone()

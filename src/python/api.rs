@@ -14,7 +14,7 @@ use super::{
     atomic,
     attach::in_engine,
     callback::{Callback, Code},
-    convert,
+    children, convert,
     coroutine::{self, Future},
     current::{self, ClientHold, GearsSession},
     errors, interrupt, runtime, watchdog,
@@ -43,7 +43,9 @@ pub mod redisgears {
         log, override_reply, register_gears_thread, register_time_event, set_gears_session, watch_loop,
     };
     #[pymodule_export]
-    use crate::python::{atomic::Atomic, builder::Builder, coroutine::Future, current::GearsSession};
+    use crate::python::{
+        atomic::Atomic, builder::Builder, children::become_child, coroutine::Future, current::GearsSession,
+    };
 
     /// Names that differ from those of the classes.
     #[pymodule_init]
@@ -73,6 +75,9 @@ fn execute<'py>(
         return Err(PyTypeError::new_err(
             "executeCommand() takes no keyword arguments",
         ));
+    }
+    if children::is_forked() {
+        return Err(errors::gears_error(children::NOT_THE_SERVER));
     }
     if args
         .get_item(0)

@@ -5,7 +5,7 @@ use std::{cell::RefCell, sync::Arc, time::Instant};
 
 use pyo3::{ffi, prelude::*, types::PyTuple};
 
-use super::{current, errors, interrupt, runtime};
+use super::{children, current, errors, interrupt, runtime};
 use crate::{
     engine::stop::{Code, Stoppable, Watched},
     redis::{api, lock, lock::LockGuard},
@@ -97,6 +97,9 @@ impl Atomic {
     fn __enter__(this: PyRef<'_, Self>) -> PyResult<PyRef<'_, Self>> {
         if is_inside() {
             return Err(errors::gears_error("Already inside an atomic block"));
+        }
+        if children::is_forked() {
+            return Err(errors::gears_error(children::NOT_THE_SERVER));
         }
         let enter = || BLOCK.set(Some(Block::new(LockGuard::acquire())));
         if lock::is_held() {

@@ -9,6 +9,7 @@ use pyo3::{
 
 use super::{
     attach::{ObjectRef, attach},
+    children,
     convert::{self, Surrogates, object_record, record_object},
     coroutine::{Calling, Waits},
     errors, image, profile,
@@ -82,7 +83,9 @@ impl Callback {
     ) -> PyResult<Invoked<'py>> {
         let calling = Calling::enter(waits);
         let callable = self.code.callable.bind(py);
-        let returned = profile::call(py, || callable.call1(arguments))?;
+        let returned = profile::call(py, || callable.call1(arguments));
+        children::end_if_forked(py, &returned);
+        let returned = returned?;
         Ok(match calling.awaitable(waits, &returned)? {
             Some(awaitable) => Invoked::Later(awaitable),
             None => Invoked::Value(returned),

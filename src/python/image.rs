@@ -1,7 +1,7 @@
 //! Functions and records as bytes: what travels to files, replicas and other shards. Contract:
 //! docs/contract/python-api.md chapter 7; the Python side is `python/serial.py`.
 
-use std::{ffi::CStr, sync::Arc};
+use std::sync::Arc;
 
 use pyo3::{
     prelude::*,
@@ -14,7 +14,7 @@ use super::{
     callback::{Callback, Code},
     convert::{object_record, record_object},
     errors,
-    interpreter::{cstr, script_globals},
+    interpreter::script_globals,
     kept::kept,
 };
 use crate::engine::{
@@ -23,13 +23,9 @@ use crate::engine::{
     session::Session,
 };
 
-const SERIAL: &CStr = cstr(concat!(include_str!("../../python/serial.py"), "\0"));
-
 fn serial(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
     static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-    let module = MODULE.get_or_try_init(py, || {
-        PyModule::from_code(py, SERIAL, c"<pinion>/serial.py", c"pinion_serial").map(Bound::unbind)
-    })?;
+    let module = MODULE.get_or_try_init(py, || PyModule::import(py, "pinion_serial").map(Bound::unbind))?;
     Ok(module.bind(py))
 }
 

@@ -9,6 +9,7 @@ mod attach;
 mod audit;
 mod builder;
 mod callback;
+mod children;
 mod convert;
 mod coroutine;
 mod current;
@@ -29,6 +30,7 @@ mod watchdog;
 
 use std::sync::{Arc, OnceLock};
 
+pub use children::note_places;
 pub use language::CPython;
 pub use script::run as run_script;
 

@@ -10,7 +10,7 @@ use pyo3::{
 
 use super::{
     attach::{ObjectRef, attach},
-    errors,
+    children, errors,
     interpreter::script_globals,
     kept::kept,
     runtime,
@@ -35,11 +35,19 @@ pub fn run(
     replaces: Option<Arc<Session>>,
 ) -> Result<Prepared, Failure> {
     let scope = Scope::of_script(session, replaces);
+    children::note_places(
+        lock,
+        runtime().map_err(|error| error.to_string())?.engine.features,
+    );
     let engine = &runtime().map_err(|error| error.to_string())?.engine;
     let entered = scope.clone().enter();
     let mut ran = Ok(());
     let watched = engine.run_watched(lock, "the script", session, &mut || {
-        ran = attach(|py| execute(py, source, session).map_err(|error| errors::text(py, &error)));
+        ran = attach(|py| {
+            let executed = execute(py, source, session);
+            children::end_if_forked(py, &executed);
+            executed.map_err(|error| errors::text(py, &error))
+        });
     });
     drop(entered);
     watched.and(ran)?;

@@ -22,6 +22,7 @@ use crate::{
     engine::{
         Engine,
         language::{Function, with_lock},
+        loading::Loading,
         scope::Scope,
         session::{Needs, Session},
     },
@@ -63,6 +64,8 @@ struct TimeEvent {
     period: Duration,
     /// `None` until the function is loaded.
     ready: Mutex<Option<Ready>>,
+    /// The function while it is being loaded, with its session.
+    loading: Mutex<Option<(Arc<Session>, Loading)>>,
     /// The log has said why it is not.
     complained: AtomicBool,
     ended: AtomicBool,
@@ -81,6 +84,7 @@ impl TimeEvent {
             session_id,
             period,
             ready: Mutex::new(ready),
+            loading: Mutex::default(),
             complained: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         })
@@ -220,10 +224,21 @@ fn run(engine: &Engine, lock: Lock<'_>, event: &TimeEvent, image: Option<&[u8]>)
     true
 }
 
-/// Loads the function of an event in its session.
+/// Loads the function of an event in its session. If that takes long, the next period finds it.
 fn make_ready(engine: &Engine, lock: Lock<'_>, event: &TimeEvent, image: &[u8]) -> Option<Ready> {
-    let session = session(engine, lock, &event.session_id);
-    match engine.language.load(image, &session) {
+    let begun = event.loading.lock().take();
+    // Only the first one waits for it.
+    let limit = begun.as_ref().map_or(engine.patience(), |_| Duration::ZERO);
+    let (session, loading) = begun.unwrap_or_else(|| {
+        let session = session(engine, lock, &event.session_id);
+        let loading = engine.load(vec![image.to_vec()], &session);
+        (session, loading)
+    });
+    let Some(loaded) = loading.wait(limit) else {
+        *event.loading.lock() = Some((session, loading));
+        return None;
+    };
+    match loaded.into_iter().next()? {
         Ok(function) => {
             let ready = Ready { session, function };
             *event.ready.lock() = Some(ready.clone());

@@ -6,6 +6,7 @@
 
 pub mod archive;
 mod pip;
+mod reason;
 mod specifier;
 mod sweep;
 
@@ -17,6 +18,7 @@ use std::{
     sync::{Arc, mpsc},
 };
 
+pub use self::specifier::is_shipped;
 use self::{archive::Header, pip::Pip, sweep::Owner};
 use crate::{
     config::{Config, REQUIREMENTS_DIR, REQUIREMENTS_POLICY},
@@ -155,12 +157,12 @@ impl Packages {
             .iter()
             .map(|fetched| Arc::clone(&fetched.requirement))
             .collect();
-        if let Err(error) = self.install(&requirements) {
-            api::log_warning(&format!("requirements were not installed: {error}"));
+        if let Err(failure) = self.install(&requirements) {
+            api::log_warning(&format!("requirements were not installed: {failure}"));
             if let Err(error) = self.install(known) {
                 api::log_warning(&format!("could not install what was there before: {error}"));
             }
-            return Err(Error::RequirementsNotInstalled);
+            return Err(Error::RequirementsNotInstalled(failure));
         }
         Ok(fetched)
     }
@@ -178,8 +180,9 @@ impl Packages {
             .fetch(name, &folder.0)
             .and_then(|()| self.settle(name, folder));
         fetched.map_err(|error| {
+            let failure = format!("{name}: {error}");
             api::log_warning(&format!("requirement {name} was not fetched: {error}"));
-            Error::RequirementsNotFetched
+            Error::RequirementsNotFetched(failure)
         })
     }
 
@@ -275,7 +278,8 @@ impl Packages {
         for requirement in requirements {
             let path = |wheel| requirement.directory().join(wheel);
             let wheels: Vec<_> = requirement.wheels.iter().map(path).collect();
-            self.pip.install(&wheels)?;
+            let named = |error| format!("{}: {error}", requirement.name);
+            self.pip.install(&wheels).map_err(named)?;
             self.pip.note_installed(requirement.directory());
             self.use_installed(&wheels)?;
             requirement.set_installed();
