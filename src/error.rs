@@ -102,6 +102,11 @@ pub enum Error {
     BadMessageId,
     UnknownMessageKind,
     MaxIdle,
+    /// Why it is not known which shards there are.
+    ShardsUnknown(String),
+    ShardsChanged,
+    SlotsMoved,
+    DataReplaced,
 
     // linked clients
     NoCommandContext,
@@ -210,6 +215,14 @@ impl Error {
             Self::BadMessageId => "bad msg id given",
             Self::UnknownMessageKind => "can not find the callback requested",
             Self::MaxIdle => IDLE,
+            Self::ShardsUnknown(reason) => {
+                return format!("ERRCLUSTER it is not known which shards there are: {reason}").into();
+            }
+            Self::ShardsChanged => "ERRCLUSTER the cluster got other shards while the execution ran",
+            Self::SlotsMoved => "ERRCLUSTER slots moved while the execution read the keys",
+            Self::DataReplaced => {
+                "ERR the data were replaced while the execution ran (by a reload or a resynchronisation)"
+            }
             Self::NoCommandContext => "Can not get command ctx",
             Self::OverriddenAlready => "Can only override reply once",
             Self::InnerCommand => "ERR this command is internal to the module and cannot be called",

@@ -330,7 +330,8 @@ unsafe extern "C" fn on_server_event(
                 }
                 ServerEvent::WritingStarted(writing) => return persist::writing_started(lock, writing),
                 ServerEvent::WritingEnded => return persist::ended(lock),
-                ServerEvent::RoleChanged | ServerEvent::BeforeSleep => {}
+                ServerEvent::RoleChanged => pinion.cluster.forget_shape("this server has just got another role"),
+                ServerEvent::BeforeSleep => {}
             }
             if begins {
                 // Not in the middle of REPLICAOF: it would count what is written as its own, and replicas would get it.
@@ -427,6 +428,7 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
     )?;
     let persistence = Persistence::new(Arc::clone(&engine), Arc::clone(&readers), Arc::clone(&packages));
     let cluster = Cluster::start(
+        lock,
         Arc::clone(&engine),
         Arc::clone(&persistence),
         Arc::clone(&packages),

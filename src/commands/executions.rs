@@ -47,6 +47,13 @@ pub fn get_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer,
     check_length(command, 2..=3)?;
     let engine = &cluster.engine;
     let execution = find(engine, command)?;
+    let only_here = command
+        .argv()
+        .get(2)
+        .is_some_and(|word| word.eq_ignore_ascii_case(b"SHARD"));
+    if !only_here {
+        cluster.check_place(command.lock())?;
+    }
     let everywhere = match command.argv().get(2) {
         None => cluster.has_others(),
         Some(word) if word.eq_ignore_ascii_case(b"SHARD") => false,
@@ -93,6 +100,7 @@ pub fn abort_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answe
         .get(1)
         .and_then(Id::parse)
         .ok_or(Error::NoSuchExecution)?;
+    cluster.check_place(command.lock())?;
     if !cluster.has_others() {
         let known = cluster.engine.registry.execution(id);
         known.ok_or(Error::NoSuchExecution)?;
@@ -109,6 +117,9 @@ pub fn abort_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answe
 pub fn drop_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     check_length(command, 2..=2)?;
     let execution = find(&cluster.engine, command)?;
+    if execution.spread.is_some() {
+        cluster.check_place(command.lock())?;
+    }
     cluster.engine.drop_execution(execution.id)?;
     cluster.drop_elsewhere(&execution);
     Ok(Reply::ok().into())

@@ -9,7 +9,7 @@ use crate::{
         execution::Start,
         requirement::Requirement,
         scope::Prepared,
-        session::{Needs, Session},
+        session::{Needs, Session, random_hex},
     },
     error::Error,
     persistence::Persistence,
@@ -69,15 +69,17 @@ pub fn pyexecute(execute: &Execute, command: &Command<'_>) -> Result<Answer, Err
     let options = parse(command.argv().skip(2))?;
     session_to_replace(&execute.engine, &options)?;
     let lock = command.lock();
-    let known = |name: &String| execute.engine.requirements.get(lock, name);
-    let requirements: Vec<_> = options.requirements.iter().filter_map(known).collect();
-    let ready = are_ready(&options, &requirements);
-    let needs = Needs {
-        requirements,
-        installed: false,
-    };
+    if execute.cluster.check_shape(lock).is_err() {
+        // It will be known in a moment, usually.
+        let (client, this, script) = (command.block(), execute.clone(), script.to_vec());
+        execute.cluster.when_shape_known(move |known| match known {
+            Ok(()) => lock::with_lock(|lock| this.begin(lock, script, options, client)),
+            Err(error) => client.answer(error.into()),
+        });
+        return Ok(Answer::Done);
+    }
     // Other shards may lack what is known here.
-    if ready && (needs.requirements.is_empty() || !execute.cluster.has_others()) {
+    if let Some(needs) = execute.ready_needs(lock, &options) {
         return Ok(match execute.run(lock, script, options, needs)? {
             Next::Reply(reply) => reply.into(),
             next => {
@@ -87,16 +89,41 @@ pub fn pyexecute(execute: &Execute, command: &Command<'_>) -> Result<Answer, Err
         });
     }
     execute.packages.check(&options.requirements)?;
-    let client = command.block();
-    let (execute, script) = (execute.clone(), script.to_vec());
-    Arc::clone(&execute.packages).later(move || match execute.install(&options) {
-        Ok(needs) => execute.run_everywhere(script, options, needs, client),
-        Err(error) => client.answer(error.into()),
-    });
+    execute.install_and_run(script.to_vec(), options, command.block());
     Ok(Answer::Done)
 }
 
 impl Execute {
+    /// What the script needs, if nothing is to be installed, here or on other shards.
+    fn ready_needs(&self, lock: Lock<'_>, options: &Options) -> Option<Needs> {
+        let known = |name: &String| self.engine.requirements.get(lock, name);
+        let requirements: Vec<_> = options.requirements.iter().filter_map(known).collect();
+        let ready = are_ready(options, &requirements);
+        (ready && (requirements.is_empty() || !self.cluster.has_others())).then_some(Needs {
+            requirements,
+            installed: false,
+        })
+    }
+
+    /// Runs the script of a client that waited until the shards were known.
+    fn begin(&self, lock: Lock<'_>, script: Vec<u8>, options: Options, client: BlockedClient) {
+        if let Some(needs) = self.ready_needs(lock, &options) {
+            return self.run_blocked(lock, &script, options, needs, client);
+        }
+        match self.packages.check(&options.requirements) {
+            Ok(()) => self.install_and_run(script, options, client),
+            Err(error) => client.answer(error.into()),
+        }
+    }
+
+    fn install_and_run(&self, script: Vec<u8>, options: Options, client: BlockedClient) {
+        let this = self.clone();
+        self.packages.later(move || match this.install(&options) {
+            Ok(needs) => this.run_everywhere(script, options, needs, client),
+            Err(error) => client.answer(error.into()),
+        });
+    }
+
     /// Fetches and installs requirements, and makes them known. On the thread for requirements.
     fn install(&self, options: &Options) -> Result<Needs, Error> {
         let names = &options.requirements;
@@ -135,11 +162,22 @@ impl Execute {
             if let Err(error) = ensured {
                 return client.answer(error.into());
             }
-            lock::with_lock(|lock| match this.run(lock, &script, options, needs) {
-                Ok(next) => this.go_on(lock, next, client),
-                Err(error) => client.answer(error.into()),
-            });
+            lock::with_lock(|lock| this.run_blocked(lock, &script, options, needs, client));
         });
+    }
+
+    fn run_blocked(
+        &self,
+        lock: Lock<'_>,
+        script: &[u8],
+        options: Options,
+        needs: Needs,
+        client: BlockedClient,
+    ) {
+        match self.run(lock, script, options, needs) {
+            Ok(next) => self.go_on(lock, next, client),
+            Err(error) => client.answer(error.into()),
+        }
     }
 
     /// Does what follows a script whose client waits.
@@ -172,7 +210,7 @@ impl Execute {
 
     fn run(&self, lock: Lock<'_>, script: &[u8], options: Options, needs: Needs) -> Result<Next, Error> {
         let old = session_to_replace(&self.engine, &options)?;
-        let id = options.id.unwrap_or_else(random_id);
+        let id = options.id.unwrap_or_else(random_hex);
         let session = Arc::new(Session::new(id, options.description, needs));
         let prepared = python::run_script(lock, script, &session, old).map_err(Error::Text)?;
         let unblocking = options.unblocking;
@@ -262,38 +300,4 @@ fn session_to_replace(engine: &Engine, options: &Options) -> Result<Option<Arc<S
             (None, same) => Ok(same),
         }
     })
-}
-
-/// Forty lower-case hexadecimal digits.
-fn random_id() -> String {
-    use std::{
-        collections::hash_map::RandomState,
-        fmt::Write as _,
-        hash::{BuildHasher as _, Hasher as _},
-    };
-    let mut id = String::with_capacity(48);
-    while id.len() < 40 {
-        // Each state is seeded by the operating system's random numbers, or differs from the last one by a counter.
-        let digits = RandomState::new().build_hasher().finish();
-        let _ = write!(id, "{digits:016x}");
-    }
-    id.truncate(40);
-    id
-}
-
-#[cfg(test)]
-mod tests {
-    use super::random_id;
-
-    #[test]
-    fn random_ids_differ() {
-        let (first, second) = (random_id(), random_id());
-        assert_eq!(first.len(), 40);
-        assert!(
-            first
-                .bytes()
-                .all(|byte| byte.is_ascii_hexdigit() && !byte.is_ascii_uppercase())
-        );
-        assert_ne!(first, second);
-    }
 }

@@ -124,6 +124,7 @@ pub fn unregister(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Er
     let abort_pending = argv
         .get(2)
         .is_some_and(|word| word.eq_ignore_ascii_case(b"ABORTPENDING"));
+    cluster.check_place(command.lock())?;
     cluster.unregister(command.lock(), id, abort_pending)?;
     Ok(Reply::ok().into())
 }
@@ -150,6 +151,7 @@ pub fn pause(cluster: &Cluster, command: &Command<'_>, pause: bool) -> Result<An
         Id::parse(id).ok_or_else(unknown)
     };
     let ids = ids.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    cluster.check_place(command.lock())?;
     if !cluster.has_others() {
         local::pause(engine, command.lock(), &ids, pause)?;
         return Ok(Reply::ok().into());
@@ -168,6 +170,7 @@ pub fn clear_stats(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, E
         return Err(Error::WrongArity);
     }
     check_may_block(command)?;
+    cluster.check_place(command.lock())?;
     if !cluster.has_others() {
         local::clear_stats(&cluster.engine);
         return Ok(Reply::ok().into());

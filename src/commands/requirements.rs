@@ -94,6 +94,7 @@ pub fn import(execute: &Execute, command: &Command<'_>) -> Result<Answer, Error>
     if !command.may_block() {
         return Err(Error::CannotRunHere);
     }
+    execute.cluster.check_place(command.lock())?;
     let archive = command.argv().skip(1).to_vecs().concat();
     let header = read_header(&archive)?;
     let (persistence, packages) = (&execute.persistence, &execute.packages);
