@@ -38,7 +38,7 @@ use crate::{
     redis::{
         after,
         api::{self, Features},
-        bus,
+        bus, call,
         command::{self, Answer, Command, Definition},
         events::{self, Class, ServerEvent},
         filter, info,
@@ -425,6 +425,7 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
         Arc::clone(&engine.config),
         Path::new(&python.prefix),
         &python.version,
+        call::port(lock),
     )?;
     let persistence = Persistence::new(Arc::clone(&engine), Arc::clone(&readers), Arc::clone(&packages));
     let cluster = Cluster::start(
