@@ -99,6 +99,8 @@ pub enum Error {
     NoTopology,
     NoTopologyForHello,
     NotAShard,
+    /// Another shard says hello that is none yet, as far as this one knows.
+    ShardUnknown(ShardId),
     BadMessageId,
     UnknownMessageKind,
     MaxIdle,
@@ -212,6 +214,9 @@ impl Error {
             Self::NoTopology => "ERRCLUSTER NULL cluster state",
             Self::NoTopologyForHello => "ERRCLUSTER NULL cluster state on hello msg",
             Self::NotAShard => "ERR this shard does not know the sender's secret",
+            Self::ShardUnknown(shard) => {
+                return format!("ERRCLUSTER shard {shard} is not known here").into();
+            }
             Self::BadMessageId => "bad msg id given",
             Self::UnknownMessageKind => "can not find the callback requested",
             Self::MaxIdle => IDLE,

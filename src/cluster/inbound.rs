@@ -40,7 +40,8 @@ impl Cluster {
     /// that was not seen.
     ///
     /// # Errors
-    /// There is no cluster; the secret is another one; a later link of that shard was here.
+    /// There is no cluster; the secret is another one; a later link of that shard was here; this server does not know of that
+    /// shard yet, and could not answer it.
     pub fn hello(&self, command: &Command<'_>) -> Result<Answer, Error> {
         let run = self.run_id().ok_or(Error::NoTopologyForHello)?;
         let words = command.argv().to_vecs();
@@ -52,6 +53,9 @@ impl Cluster {
             return Err(Error::NotAShard);
         }
         let epoch = number(epoch).ok_or(Error::NotAShard)?;
+        if !self.knows(command.lock(), shard) {
+            return Err(Error::ShardUnknown(shard));
+        }
         let mut senders = self.inbound.0.write(command.lock());
         let before = senders.get(&shard).filter(|before| before.run == *their_run);
         let next = match before {

@@ -292,8 +292,9 @@ impl Link {
                 let reason = error.to_string();
                 if reason.contains("ERRCLUSTER") {
                     cluster.send_topology(self.shard, connection);
+                } else {
+                    cluster.forget_secret(self.shard);
                 }
-                cluster.forget_secret(self.shard);
                 Err(reason)
             }
         }

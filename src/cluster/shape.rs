@@ -108,6 +108,15 @@ impl Cluster {
         }
     }
 
+    /// True if there is a way to that shard; asks Redis Cluster if none is known.
+    pub(super) fn knows(&self, lock: Lock<'_>, shard: ShardId) -> bool {
+        let knows = || self.known.lock().links.contains_key(&shard);
+        if !knows() && self.node {
+            self.look_now(lock);
+        }
+        knows()
+    }
+
     /// Whether it is known whom to tell, although some of them may be gone.
     ///
     /// # Errors
