@@ -44,7 +44,8 @@ def outcome(server: Server, script: str, *words: str) -> Any:
 def is_error(found: Any) -> bool:
     """True for a reply that says that something is wrong with the cluster."""
     if isinstance(found, str):
-        return found.startswith(UNKNOWN)
+        # the second one is the server's own, for clients that wait
+        return found.startswith((UNKNOWN, "The cluster is down", "UNBLOCKED"))
     return isinstance(found, list) and any(str(error).startswith((UNKNOWN, "-ERR shard", "ERR shard")) for error in found[-1])
 
 
@@ -86,7 +87,7 @@ def test_over_and_back(start_server: Callable[..., Server]) -> None:
 
 
 def test_a_shard_loses_all_slots_and_gets_them_back(start_server: Callable[..., Server]) -> None:
-    cluster = make_cluster(start_server, masters=2, **OPTIONS)
+    cluster = make_cluster(start_server, masters=2, args=["--cluster-allow-replica-migration", "no"], **OPTIONS)
     all_work(cluster.masters)
     # one slot is enough to be a shard
     for server in reversed(cluster.masters):
@@ -136,7 +137,7 @@ def test_just_promoted(start_server: Callable[..., Server]) -> None:
         count = raw.read()
         assert count == b"*2\r\n*1\r\n$3\r\n300\r\n*0\r\n" or UNKNOWN.encode() in count, count
         triggered = raw.read()
-        assert triggered.startswith(b"*3\r\n") or triggered.startswith(b"-" + UNKNOWN.encode()), triggered
+        assert triggered.startswith(b"*3\r\n") or is_error(triggered[1:].decode()), triggered
         script = f"GB('CommandReader').map(lambda r: {number}).register(trigger='n{number}', mode='sync')"
         servers = [new, *cluster.masters[1:]]
         if new.run(script) == "OK":
@@ -166,14 +167,14 @@ def test_just_restarted(start_server: Callable[..., Server]) -> None:
         try:
             assert len(server.client().execute_command("RG.TRIGGER", "t")) == 3
         except redis.ResponseError as error:
-            assert str(error).startswith(UNKNOWN), error
+            assert is_error(str(error)), error
         for command in (["RG.CLEARREGISTRATIONSSTATS"], ["RG.ABORTEXECUTION", f"{node_id(server)}-99999"]):
             server.restart()
             # all shards are asked, or it is said that they are not known
             try:
                 assert server.client().execute_command(*command) == "OK"
             except redis.ResponseError as error:
-                assert str(error) == "execution does not exist" or str(error).startswith(UNKNOWN), error
+                assert str(error) == "execution does not exist" or is_error(str(error)), error
     cluster.wait_linked()
     for server in cluster.masters:
         assert server.run(KEYS) == TOTAL
@@ -376,9 +377,12 @@ def test_a_run_that_has_begun_ends_when_its_shard_is_replaced(start_server: Call
 
 
 SLOW = """
-import asyncio, time
+import time
 def slow(r):
-    execute('SET', 'begun{%s}' % hashtag(), 1)
+    try:
+        execute('SET', 'begun{%s}' % hashtag(), 1)
+    except Exception:
+        pass
     time.sleep(1)
     return r
 GB('KeysReader').map(slow).collect().run('key:1*')
@@ -411,12 +415,9 @@ def test_a_reload_under_a_run(server: Server) -> None:
     _, errors = under_way(server, SLOW, begun=begun, then=reload(server))
     assert errors == [REPLACED]
     client.delete("begun{06S}")
-    # before the first record; `async_local` too
-    waiting = "import time\ntime.sleep(0)\nGB('KeysReader').count().run('key:1*', mode='async_local')"
-    assert server.run(waiting) == [["3"], []]
     # queued ones never saw any data
     workers = int(client.execute_command("RG.CONFIGGET", "ExecutionThreads")[0])
-    hold = "import time\nGB('PythonReader').foreach(lambda r: time.sleep(2)).run(lambda: iter([1]))"
+    hold = "import time\nGB('ShardsIDReader').foreach(lambda r: time.sleep(2)).run()"
     for _ in range(workers + 1):
         server.run(hold, "UNBLOCKING")
     states = lambda: [as_dict(entry)["status"] for entry in client.execute_command("RG.DUMPEXECUTIONS")]
@@ -426,8 +427,7 @@ def test_a_reload_under_a_run(server: Server) -> None:
     wait_until(lambda: states().count("created") >= 1)
     client.execute_command("DEBUG", "RELOAD")
     for raw in raws:
-        reply = raw.read()
-        assert REPLACED.encode() in reply or b"$1\r\n3\r\n" in reply, reply
+        assert REPLACED.encode() in raw.read()
 
 
 @pytest.mark.matrix
