@@ -38,7 +38,7 @@ use crate::{
     redis::{
         after,
         api::{self, Features},
-        bus, call,
+        bus,
         command::{self, Answer, Command, Definition},
         events::{self, Class, ServerEvent},
         filter, info,
@@ -330,7 +330,9 @@ unsafe extern "C" fn on_server_event(
                 }
                 ServerEvent::WritingStarted(writing) => return persist::writing_started(lock, writing),
                 ServerEvent::WritingEnded => return persist::ended(lock),
-                ServerEvent::RoleChanged => pinion.cluster.forget_shape("this server has just got another role"),
+                ServerEvent::RoleChanged => pinion
+                    .cluster
+                    .forget_shape("this server has just got another role"),
                 ServerEvent::BeforeSleep => {}
             }
             if begins {
@@ -425,7 +427,7 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
         Arc::clone(&engine.config),
         Path::new(&python.prefix),
         &python.version,
-        call::port(lock),
+        loading.port(),
     )?;
     let persistence = Persistence::new(Arc::clone(&engine), Arc::clone(&readers), Arc::clone(&packages));
     let cluster = Cluster::start(

@@ -240,7 +240,9 @@ impl Cluster {
         self.later(move |cluster| {
             if !(unless_known && cluster.run_id().is_some()) {
                 cluster.renew();
-                let shape = topology.members().map_or(Shape::Alone, |members| Shape::Known(Arc::new(members)));
+                let shape = topology
+                    .members()
+                    .map_or(Shape::Alone, |members| Shape::Known(Arc::new(members)));
                 cluster.adopt(topology, shape, Some(words), true);
             }
             done();

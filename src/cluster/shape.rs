@@ -223,7 +223,9 @@ mod tests {
     #[test]
     fn who_does_not_know_all_knows_nothing() {
         let info = |state: &str, nodes: u8| {
-            Reply::bulk(format!("cluster_state:{state}\r\ncluster_known_nodes:{nodes}\r\n"))
+            Reply::bulk(format!(
+                "cluster_state:{state}\r\ncluster_known_nodes:{nodes}\r\n"
+            ))
         };
         let whole = [(0, 8191, "1"), (8192, 16383, "2")];
         let (two, other) = (topology("1", &whole), topology("3", &whole));

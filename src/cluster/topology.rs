@@ -150,7 +150,11 @@ pub fn owners(nodes: &str) -> Members {
 
 /// True if the text of CLUSTER NODES shows a slot of this node on its way: `[<slot>->-<id>]` or `[<slot>-<-<id>]`.
 pub fn moving_slot(nodes: &str) -> bool {
-    let own = |line: &&str| line.split(' ').nth(2).is_some_and(|flags| flags.contains("myself"));
+    let own = |line: &&str| {
+        line.split(' ')
+            .nth(2)
+            .is_some_and(|flags| flags.contains("myself"))
+    };
     nodes
         .lines()
         .filter(own)
@@ -247,11 +251,20 @@ mod tests {
             "{one} 127.0.0.1:1@2,host myself,master - 0 0 1 connected 0-10 12\n\
              {two} :0@0 slave,fail {one} 0 0 1 disconnected\n{two} 127.0.0.1:3@4 master - 0 0 2 connected 11 13-16383\n"
         );
-        let expected = [(one, (0, 10)), (one, (12, 12)), (two, (11, 11)), (two, (13, 16383))];
+        let expected = [
+            (one, (0, 10)),
+            (one, (12, 12)),
+            (two, (11, 11)),
+            (two, (13, 16383)),
+        ];
         assert_eq!(owners(&nodes), Members::new(expected));
         assert!(!moving_slot(&nodes));
-        assert!(moving_slot(&nodes.replace(" 12\n", &format!(" 12 [12->-{two}]\n"))));
-        assert!(!moving_slot(&nodes.replace("16383", &format!("16383 [12-<-{one}]"))));
+        assert!(moving_slot(
+            &nodes.replace(" 12\n", &format!(" 12 [12->-{two}]\n"))
+        ));
+        assert!(!moving_slot(
+            &nodes.replace("16383", &format!("16383 [12-<-{one}]"))
+        ));
     }
 
     fn words(text: &str) -> Vec<Vec<u8>> {

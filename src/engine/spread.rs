@@ -213,7 +213,9 @@ struct Progress {
 /// What is to be done with a run that a thread has taken up.
 pub enum Turn {
     /// Send the plan; it goes on when all shards have it. `first`: that was not tried before.
-    Launch { first: bool },
+    Launch {
+        first: bool,
+    },
     /// Not all shards have the plan.
     TooEarly,
     Run,
@@ -348,7 +350,9 @@ impl Spread {
         }
         progress.idle_since = progress.idle_since.map(|_| Instant::now());
         progress.received.insert(from);
-        let Some(place) = &progress.place else { return false };
+        let Some(place) = &progress.place else {
+            return false;
+        };
         if !place.others().all(|shard| progress.received.contains(&shard)) {
             return false;
         }
@@ -393,7 +397,11 @@ impl Spread {
         if self.is_initiator() && !progress.begun {
             let same = present.is_some_and(|present| *present == *place.members);
             let lost = place.others().any(|shard| gone.contains(&shard));
-            return if same && !lost { Loss::Nothing } else { Loss::SendAgain };
+            return if same && !lost {
+                Loss::Nothing
+            } else {
+                Loss::SendAgain
+            };
         }
         // Those who take part leave it to the initiator what becomes of the run, as long as there is one.
         let is_lost = match self.begun_by {
@@ -567,7 +575,10 @@ mod tests {
         assert!(spread.send_again() && !spread.send_again());
         assert!(matches!(spread.turn(), Turn::Launch { first: false }));
         let launch = spread.launch(now.clone());
-        assert_eq!(launch.map(|launch| (launch.attempt, launch.left_out)), Some((2, vec![shard('c')])));
+        assert_eq!(
+            launch.map(|launch| (launch.attempt, launch.left_out)),
+            Some((2, vec![shard('c')]))
+        );
         assert!(!spread.received(shard('b'), 1) && !spread.received(shard('d'), 2));
         assert!(spread.received(shard('b'), 2));
         assert!(!spread.send_again(), "all have it");
@@ -584,7 +595,10 @@ mod tests {
         assert!(spread.hindered(None, "why".into()));
         assert_eq!(spread.idle_error(), "why");
         spread.launch(place(&[]));
-        assert!(!spread.hindered(Some(1), "late".into()), "a shard alone begins at once");
+        assert!(
+            !spread.hindered(Some(1), "late".into()),
+            "a shard alone begins at once"
+        );
         assert_eq!(spread.idle_error(), IDLE);
     }
 }

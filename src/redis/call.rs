@@ -45,27 +45,6 @@ pub fn call(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Re
     }
 }
 
-/// The port that this server listens on, for TLS if there is no other; 0 if neither is known.
-pub fn port(lock: Lock<'_>) -> u16 {
-    let of = |option: &str| {
-        let words = ["CONFIG", "GET", option].map(|word| word.as_bytes().to_vec());
-        let value = match call(lock, Features::probe(), 0, &words) {
-            Reply::Array(words) => words.into_iter().nth(1),
-            Reply::Map(pairs) => pairs.into_iter().next().map(|(_, value)| value),
-            _ => None,
-        };
-        match value {
-            Some(Reply::Bulk(port)) => std::str::from_utf8(&port).ok()?.parse().ok(),
-            _ => None,
-        }
-    };
-    let is_set = |port: &u16| *port != 0;
-    of("port")
-        .filter(is_set)
-        .or_else(|| of("tls-port"))
-        .unwrap_or_default()
-}
-
 /// [`call`] for what is known to be no such command.
 pub(super) fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
     let Some((name, args)) = argv.split_first() else {
