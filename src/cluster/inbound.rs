@@ -1,7 +1,7 @@
 //! What comes from other shards: who has proved to be one, and which of their messages were seen already. Contract:
 //! `commands.md` 1.23 and 8.4. Runs on the server's thread.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::{
     Cluster,
@@ -57,7 +57,9 @@ impl Cluster {
             return Err(Error::ShardUnknown(shard));
         }
         let mut senders = self.inbound.0.write(command.lock());
-        let before = senders.get(&shard).filter(|before| before.run == *their_run);
+        let before = senders.get(&shard);
+        let is_new = before.is_some_and(|before| before.run != *their_run);
+        let before = before.filter(|before| before.run == *their_run);
         let next = match before {
             // Its thread is about to end.
             Some(before) if before.epoch > epoch => return Err(Error::NotAShard),
@@ -71,6 +73,10 @@ impl Cluster {
             next,
         };
         senders.insert(shard, sender);
+        drop(senders);
+        if is_new {
+            self.drop_prepared_of(command.lock(), &BTreeSet::from([shard]));
+        }
         let next = i64::try_from(next).unwrap_or(i64::MAX);
         Ok(Reply::Array(vec![Reply::bulk(run), Reply::Int(next)]).into())
     }

@@ -243,7 +243,7 @@ impl Cluster {
                 let shape = topology
                     .members()
                     .map_or(Shape::Alone, |members| Shape::Known(Arc::new(members)));
-                cluster.adopt(topology, shape, Some(words), true);
+                lock::with_lock(|lock| cluster.adopt(lock, topology, shape, Some(words), true));
             }
             done();
         });
@@ -260,7 +260,14 @@ impl Cluster {
     }
 
     /// The shards are these from now on; `shape` is what the engine goes by.
-    fn adopt(&self, topology: Topology, shape: Shape, told: Option<Vec<Vec<u8>>>, report: bool) {
+    fn adopt(
+        &self,
+        lock: Lock<'_>,
+        topology: Topology,
+        shape: Shape,
+        told: Option<Vec<Vec<u8>>>,
+        report: bool,
+    ) {
         let mut known = self.known.lock();
         if known.topology.as_ref() == Some(&topology) {
             drop(known);
@@ -306,6 +313,7 @@ impl Cluster {
             api::log_notice(&format!("this is shard {shard} of a cluster of {count}"));
         }
         self.set_shape(shape, &gone);
+        self.drop_prepared_of(lock, &gone);
     }
 
     fn identity(&self) -> Identity {

@@ -57,7 +57,7 @@ impl Cluster {
         // Whoever was told by RG.CLUSTERSET does not ask.
         let told = self.known.lock().told.is_some();
         if let Some(seen) = self.see(lock).filter(|_| !told) {
-            self.adopt(seen.topology, seen.shape, None, false);
+            self.adopt(lock, seen.topology, seen.shape, None, false);
         }
     }
 
