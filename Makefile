@@ -85,7 +85,7 @@ test-python: setup-test build ## pytest: the whole matrix, or all tests on SERVE
 test: lint test-rust test-python ## everything a change must pass: lint, Rust tests, Python tests on the server matrix
 
 .PHONY: soak
-soak: setup-test build ## the long tests (SERVERS="..." for others than redis-7.0)
+soak: setup-test build ## the long tests, an hour of chaos among them (SERVERS="..." for others than redis-7.0)
 	@for server in $(or $(SERVERS),redis-7.0); do \
 		$(PYTEST) --server "$$server" -m soak --timeout 1800 $(ARGS); \
 	done

@@ -252,14 +252,15 @@ impl Link {
             .map_err(|error| error.to_string())?;
         let Welcome { run, next } = self.hello(cluster, &mut connection)?;
         self.acknowledged_below(next);
-        let mut state = self.state.lock();
-        if state.run.as_ref() != Some(&run) {
-            // It is another process: nothing was tried there.
-            for item in &mut state.queue {
+        let before = self.state.lock().run.replace(run.clone());
+        if before.is_some_and(|before| before != run) {
+            cluster.restarted(self.shard);
+            // Nothing was tried there.
+            for item in &mut self.state.lock().queue {
                 item.attempts = 0;
             }
-            state.run = Some(run);
         }
+        let mut state = self.state.lock();
         let limit = cluster.engine.config.number(Number::SendMsgRetries);
         if limit > 0 {
             let before = state.queue.len();

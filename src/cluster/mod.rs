@@ -377,6 +377,11 @@ impl Cluster {
         self.later(move |cluster| cluster.compare_registrations(Some(shard)));
     }
 
+    /// The other shard knows nothing any more of what is under way.
+    fn restarted(&self, shard: ShardId) {
+        self.set_shape(self.engine.shape(), &BTreeSet::from([shard]));
+    }
+
     // --- secrets ---
 
     /// What another shard must know to send messages to this one.
