@@ -157,6 +157,13 @@ impl Engine {
             .sessions(|sessions| sessions.listing(&execution.session));
         let plan = spread::shared(execution, spread, launch, listing);
         self.tell_others(execution, spread, &News::Plan(Box::new(plan)));
+        if execution.status().is_final() {
+            // It was aborted in this moment: what the others were told of that came before the plan.
+            let known = self.registry.execution(execution.id).is_some();
+            let news = if known { News::Abort } else { News::Forget };
+            self.tell_others(execution, spread, &news);
+            return false;
+        }
         // Where there is no other shard, it has begun.
         matches!(spread.turn(), Turn::Run)
     }
@@ -292,6 +299,10 @@ impl Engine {
                 self.fail(&execution, &format!("ERR shard-{from}: {reason}"));
             }
             News::Abort => self.abort_execution(&execution),
+            News::Forget => {
+                self.abort_execution(&execution);
+                Self::drop_when_finished(&self.handle(), id);
+            }
             News::Plan(_) => {}
             news => {
                 spread.heard();

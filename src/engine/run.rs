@@ -186,7 +186,8 @@ fn take_news(execution: &Execution, pipeline: &mut Pipeline<'_>) {
             | News::NotYet { .. }
             | News::Refused(_)
             | News::Go
-            | News::Abort => {}
+            | News::Abort
+            | News::Forget => {}
         }
     }
 }

@@ -53,6 +53,8 @@ pub enum News {
     Finish,
     /// To those who take part: the run has ended before its end.
     Abort,
+    /// The same, and it is of no interest any more.
+    Forget,
 }
 
 /// What those who take part need to know.
