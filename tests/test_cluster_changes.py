@@ -117,6 +117,9 @@ def test_a_refresh_and_then_a_lost_connection(start_server: Callable[..., Server
         for proxy in proxies:
             proxy.drop()
         cluster.wait_linked()
+        for server in cluster.masters:
+            # what is under way when a shard shows its new run id ends
+            wait_until(lambda: outcome(server, SHARDS) == [["2"], []], 20)
         all_work(cluster.masters)
 
 
@@ -427,7 +430,7 @@ def test_a_reload_under_a_run(server: Server) -> None:
     client.delete("begun{06S}")
     # queued ones never saw any data
     workers = int(client.execute_command("RG.CONFIGGET", "ExecutionThreads")[0])
-    hold = "import time\nGB('ShardsIDReader').foreach(lambda r: time.sleep(2)).run()"
+    hold = "import time\nGB('ShardsIDReader').foreach(lambda r: time.sleep(5)).run()"
     for _ in range(workers + 1):
         server.run(hold, "UNBLOCKING")
     states = lambda: [as_dict(entry)["status"] for entry in client.execute_command("RG.DUMPEXECUTIONS")]
@@ -436,8 +439,10 @@ def test_a_reload_under_a_run(server: Server) -> None:
         raw.send("RG.PYEXECUTE", KEYS)
     wait_until(lambda: states().count("created") >= 1)
     client.execute_command("DEBUG", "RELOAD")
-    for raw in raws:
-        assert REPLACED.encode() in raw.read()
+    replies = [raw.read() for raw in raws]
+    # on a slow machine one may have had its turn before
+    assert all(REPLACED.encode() in reply or b"$1\r\n3\r\n" in reply for reply in replies), replies
+    assert REPLACED.encode() in b"".join(replies)
 
 
 @pytest.mark.matrix
