@@ -98,7 +98,7 @@ test-matrix: setup-test build ## the other servers of the matrix: Redis 8.2 whol
 	done
 
 .PHONY: soak
-soak: setup-test build ## the long tests (SERVERS="..." for others than redis-7.0)
+soak: setup-test build ## the long tests, an hour of chaos among them (SERVERS="..." for others than redis-7.0)
 	@for server in $(or $(SERVERS),redis-7.0); do \
 		$(PYTEST) --server "$$server" -m soak --timeout 1800 $(ARGS); \
 	done

@@ -89,7 +89,10 @@ pub unsafe extern "C" fn on_server_event(
                 }
                 ServerEvent::WritingStarted(writing) => return persist::writing_started(lock, writing),
                 ServerEvent::WritingEnded => return persist::ended(lock),
-                ServerEvent::RoleChanged | ServerEvent::BeforeSleep => {}
+                ServerEvent::RoleChanged => pinion
+                    .cluster
+                    .forget_shape("this server has just got another role"),
+                ServerEvent::BeforeSleep => {}
             }
             if begins {
                 // Not in the middle of REPLICAOF: it would count what is written as its own, and replicas would get it.

@@ -103,9 +103,16 @@ pub enum Error {
     NoTopology,
     NoTopologyForHello,
     NotAShard,
+    /// Another shard says hello that is none yet, as far as this one knows.
+    ShardUnknown(String),
     BadMessageId,
     UnknownMessageKind,
     MaxIdle,
+    /// Why it is not known which shards there are.
+    ShardsUnknown(String),
+    ShardsChanged,
+    SlotsMoved,
+    DataReplaced,
 
     // linked clients
     NoCommandContext,
@@ -180,9 +187,6 @@ impl Error {
             Self::CannotPause(reader) => return format!("Reader {reader} does not support pause").into(),
             Self::CannotUnpause(reader) => return format!("Reader {reader} does not support unpause").into(),
             Self::NothingToPause => "ERR no registration to pause",
-            Self::NoSuchRegistrationHere { id, shard } => {
-                return format!("Execution {id} does not exists on shard {shard}").into();
-            }
             Self::NoSuchTrigger => "ERR subcommand not found",
             Self::CannotWaitHere => {
                 "ERR can not run a non-sync execution inside a MULTI/LUA (blocking is not allowed) or on loading."
@@ -211,15 +215,19 @@ impl Error {
             Self::ArchiveTooNew => "Requirement version is not compatible, upgrade to newer RedisGears.",
             Self::ReadOnly => "READONLY You can't write against a read only replica.",
             Self::ClusterSetCut => "Could not parse cluster set arguments",
-            Self::BadClusterSet(what) => {
-                return format!("Could not parse cluster set arguments: bad {what}").into();
-            }
             Self::NoTopology => "ERRCLUSTER NULL cluster state",
             Self::NoTopologyForHello => "ERRCLUSTER NULL cluster state on hello msg",
             Self::NotAShard => "ERR this shard does not know the sender's secret",
             Self::BadMessageId => "bad msg id given",
             Self::UnknownMessageKind => "can not find the callback requested",
             Self::MaxIdle => MAX_IDLE,
+            Self::ShardUnknown(_)
+            | Self::NoSuchRegistrationHere { .. }
+            | Self::BadClusterSet(_)
+            | Self::ShardsUnknown(_)
+            | Self::ShardsChanged
+            | Self::SlotsMoved
+            | Self::DataReplaced => return self.about_shards(),
             Self::NoCommandContext => "Can not get command ctx",
             Self::OverriddenAlready => "Can only override reply once",
             Self::InnerCommand => "ERR this command is internal to the module and cannot be called",
@@ -237,6 +245,28 @@ fn with_reason(beginning: &str, between: &str, why: &str) -> String {
         return beginning.to_owned();
     }
     format!("{beginning}{between}{why}")
+}
+
+impl Error {
+    /// What is wrong with a shard, with what is known of shards, or with their data.
+    fn about_shards(&self) -> Cow<'_, str> {
+        match self {
+            Self::NoSuchRegistrationHere { id, shard } => {
+                format!("Execution {id} does not exists on shard {shard}").into()
+            }
+            Self::BadClusterSet(what) => format!("Could not parse cluster set arguments: bad {what}").into(),
+            Self::ShardUnknown(shard) => format!("ERRCLUSTER shard {shard} is not known here").into(),
+            Self::ShardsUnknown(reason) => {
+                format!("ERRCLUSTER it is not known which shards there are: {reason}").into()
+            }
+            Self::SlotsMoved => "ERRCLUSTER slots moved while the execution read the keys".into(),
+            Self::DataReplaced => {
+                "ERR the data were replaced while the execution ran (by a reload or a resynchronisation)"
+                    .into()
+            }
+            _ => "ERRCLUSTER the cluster got other shards while the execution ran".into(),
+        }
+    }
 }
 
 impl fmt::Display for Error {

@@ -102,9 +102,11 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks) -> Result<(), String>
         Arc::clone(&engine.language),
         Path::new(&python.prefix),
         &python.version,
+        loading.port(),
     )?;
     let persistence = Persistence::new(Arc::clone(&engine), Arc::clone(&readers), Arc::clone(&packages));
     let cluster = Cluster::start(
+        lock,
         Arc::clone(&engine),
         Arc::clone(&persistence),
         Arc::clone(&packages),

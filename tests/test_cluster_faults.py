@@ -207,6 +207,7 @@ def test_a_reshard_under_load(start_server: Callable[..., Server]) -> None:
     stop.set()
     thread.join(30)
     assert all(not isinstance(outcome, redis.ResponseError) for outcome, _ in outcomes)
+    assert all(outcome == TOTAL or outcome[1] for outcome, _ in outcomes), "a wrong sum without an error"
     assert outcomes[-1][0] == TOTAL
     for server in cluster.masters:
         assert server.run(SUM) == TOTAL

@@ -5,7 +5,7 @@
 //! compare what they have every few seconds. A registration that has ended is remembered, so that nobody brings it back.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -194,6 +194,20 @@ impl Cluster {
         let mut steps = self.prepared.write(lock);
         steps.insert((from, number), (prepared, Instant::now()));
         Ok(Said::Done)
+    }
+
+    /// These shards will not say what becomes of the steps that are prepared for them: they are gone, or have started anew.
+    pub(super) fn drop_prepared_of(&self, lock: Lock<'_>, shards: &BTreeSet<ShardId>) {
+        let dropped: Vec<_> = {
+            let mut steps = self.prepared.write(lock);
+            let theirs: Vec<_> = steps
+                .keys()
+                .filter(|(from, _)| shards.contains(from))
+                .copied()
+                .collect();
+            theirs.iter().filter_map(|key| steps.remove(key)).collect()
+        };
+        drop(dropped);
     }
 
     pub(super) fn commit(&self, lock: Lock<'_>, from: ShardId, number: u64) -> Result<Said, String> {

@@ -98,6 +98,13 @@ fn get_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Err
     check_length(command, 2..=3)?;
     let engine = &cluster.engine;
     let execution = find(engine, command)?;
+    let only_here = command
+        .argv()
+        .get(2)
+        .is_some_and(|word| word.eq_ignore_ascii_case(b"SHARD"));
+    if !only_here {
+        cluster.check_place(command.lock())?;
+    }
     let everywhere = match command.argv().get(2) {
         None => cluster.has_others(),
         Some(word) if word.eq_ignore_ascii_case(b"SHARD") => false,
@@ -144,6 +151,7 @@ fn abort_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, E
         .get(1)
         .and_then(Id::parse)
         .ok_or(Error::NoSuchExecution)?;
+    cluster.check_place(command.lock())?;
     if !cluster.has_others() {
         let known = cluster.engine.registry.execution(id);
         known.ok_or(Error::NoSuchExecution)?;
@@ -160,6 +168,9 @@ fn abort_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, E
 fn drop_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     check_length(command, 2..=2)?;
     let execution = find(&cluster.engine, command)?;
+    if execution.spread.is_some() {
+        cluster.check_place(command.lock())?;
+    }
     cluster.engine.drop_execution(execution.id)?;
     cluster.drop_elsewhere(&execution);
     Ok(Reply::ok().into())

@@ -9,7 +9,7 @@ use crate::{
         execution::Start,
         requirement::Requirement,
         scope::Prepared,
-        session::{Needs, Session},
+        session::{Needs, Session, random_hex},
     },
     error::Error,
     module::Pinion,
@@ -72,15 +72,17 @@ fn pyexecute(pinion: &'static Pinion, command: &Command<'_>) -> Result<Answer, E
     let options = parse(command.argv().skip(2))?;
     session_to_replace(&pinion.engine, &options)?;
     let lock = command.lock();
-    let known = |name: &String| pinion.engine.requirements.get(lock, name);
-    let requirements: Vec<_> = options.requirements.iter().filter_map(known).collect();
-    let ready = are_ready(&options, &requirements);
-    let needs = Needs {
-        requirements,
-        installed: false,
-    };
+    if pinion.cluster.check_shape(lock).is_err() {
+        // It will be known in a moment, usually.
+        let (client, script) = (command.block()?, script.to_vec());
+        pinion.cluster.when_shape_known(move |known| match known {
+            Ok(()) => lock::with_lock(|lock| pinion.begin(lock, script, options, client)),
+            Err(error) => client.answer(error.into()),
+        });
+        return Ok(Answer::Done);
+    }
     // Other shards may lack what is known here.
-    if ready && (needs.requirements.is_empty() || !pinion.cluster.has_others()) {
+    if let Some(needs) = pinion.ready_needs(lock, &options) {
         return Ok(match pinion.run(lock, script, options, needs)? {
             Next::Reply(reply) => reply.into(),
             next => {
@@ -90,16 +92,40 @@ fn pyexecute(pinion: &'static Pinion, command: &Command<'_>) -> Result<Answer, E
         });
     }
     pinion.packages.check(&options.requirements)?;
-    let client = command.block()?;
-    let script = script.to_vec();
-    pinion.packages.later(move || match pinion.install(&options) {
-        Ok(needs) => pinion.run_everywhere(script, options, needs, client),
-        Err(error) => client.answer(error.into()),
-    });
+    pinion.install_and_run(script.to_vec(), options, command.block()?);
     Ok(Answer::Done)
 }
 
 impl Pinion {
+    /// What the script needs, if nothing is to be installed, here or on other shards.
+    fn ready_needs(&self, lock: Lock<'_>, options: &Options) -> Option<Needs> {
+        let known = |name: &String| self.engine.requirements.get(lock, name);
+        let requirements: Vec<_> = options.requirements.iter().filter_map(known).collect();
+        let ready = are_ready(options, &requirements);
+        (ready && (requirements.is_empty() || !self.cluster.has_others())).then_some(Needs {
+            requirements,
+            installed: false,
+        })
+    }
+
+    /// Runs the script of a client that waited until the shards were known.
+    fn begin(&'static self, lock: Lock<'_>, script: Vec<u8>, options: Options, client: BlockedClient) {
+        if let Some(needs) = self.ready_needs(lock, &options) {
+            return self.run_blocked(lock, &script, options, needs, client);
+        }
+        match self.packages.check(&options.requirements) {
+            Ok(()) => self.install_and_run(script, options, client),
+            Err(error) => client.answer(error.into()),
+        }
+    }
+
+    fn install_and_run(&'static self, script: Vec<u8>, options: Options, client: BlockedClient) {
+        self.packages.later(move || match self.install(&options) {
+            Ok(needs) => self.run_everywhere(script, options, needs, client),
+            Err(error) => client.answer(error.into()),
+        });
+    }
+
     /// Fetches and installs requirements, and makes them known. On the thread for requirements.
     fn install(&self, options: &Options) -> Result<Needs, Error> {
         let names = &options.requirements;
@@ -137,11 +163,22 @@ impl Pinion {
             if let Err(error) = ensured {
                 return client.answer(error.into());
             }
-            lock::with_lock(|lock| match self.run(lock, &script, options, needs) {
-                Ok(next) => self.go_on(lock, next, client),
-                Err(error) => client.answer(error.into()),
-            });
+            lock::with_lock(|lock| self.run_blocked(lock, &script, options, needs, client));
         });
+    }
+
+    fn run_blocked(
+        &'static self,
+        lock: Lock<'_>,
+        script: &[u8],
+        options: Options,
+        needs: Needs,
+        client: BlockedClient,
+    ) {
+        match self.run(lock, script, options, needs) {
+            Ok(next) => self.go_on(lock, next, client),
+            Err(error) => client.answer(error.into()),
+        }
     }
 
     /// Does what follows a script whose client waits.
@@ -173,7 +210,7 @@ impl Pinion {
 
     fn run(&self, lock: Lock<'_>, script: &[u8], options: Options, needs: Needs) -> Result<Next, Error> {
         let old = session_to_replace(&self.engine, &options)?;
-        let id = options.id.unwrap_or_else(random_id);
+        let id = options.id.unwrap_or_else(random_hex);
         let session = Arc::new(Session::new(id, options.description, needs));
         let prepared = python::run_script(lock, script, &session, old).map_err(Error::Text)?;
         let unblocking = options.unblocking;
@@ -264,38 +301,4 @@ fn session_to_replace(engine: &Engine, options: &Options) -> Result<Option<Arc<S
             (None, same) => Ok(same),
         }
     })
-}
-
-/// Forty lower-case hexadecimal digits.
-fn random_id() -> String {
-    use std::{
-        collections::hash_map::RandomState,
-        fmt::Write as _,
-        hash::{BuildHasher as _, Hasher as _},
-    };
-    let mut id = String::with_capacity(48);
-    while id.len() < 40 {
-        // Each state is seeded by the operating system's random numbers, or differs from the last one by a counter.
-        let digits = RandomState::new().build_hasher().finish();
-        let _ = write!(id, "{digits:016x}");
-    }
-    id.truncate(40);
-    id
-}
-
-#[cfg(test)]
-mod tests {
-    use super::random_id;
-
-    #[test]
-    fn random_ids_differ() {
-        let (first, second) = (random_id(), random_id());
-        assert_eq!(first.len(), 40);
-        assert!(
-            first
-                .bytes()
-                .all(|byte| byte.is_ascii_hexdigit() && !byte.is_ascii_uppercase())
-        );
-        assert_ne!(first, second);
-    }
 }

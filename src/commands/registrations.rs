@@ -169,6 +169,7 @@ fn unregister(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error>
     let abort_pending = argv
         .get(2)
         .is_some_and(|word| word.eq_ignore_ascii_case(b"ABORTPENDING"));
+    cluster.check_place(command.lock())?;
     cluster.unregister(command.lock(), id, abort_pending)?;
     Ok(Reply::ok().into())
 }
@@ -195,6 +196,7 @@ fn pause(cluster: &Cluster, command: &Command<'_>, pause: bool) -> Result<Answer
         Id::parse(id).ok_or_else(unknown)
     };
     let ids = ids.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    cluster.check_place(command.lock())?;
     if !cluster.has_others() {
         local::pause(engine, command.lock(), &ids, pause)?;
         return Ok(Reply::ok().into());
@@ -213,6 +215,7 @@ fn clear_stats(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error
         return Err(Error::WrongArity);
     }
     check_may_block(command)?;
+    cluster.check_place(command.lock())?;
     if !cluster.has_others() {
         local::clear_stats(&cluster.engine);
         return Ok(Reply::ok().into());

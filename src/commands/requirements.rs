@@ -122,6 +122,7 @@ fn import(pinion: &Pinion, command: &Command<'_>) -> Result<Answer, Error> {
     if !command.may_block() {
         return Err(Error::CannotRunHere);
     }
+    pinion.cluster.check_place(command.lock())?;
     let archive = command.argv().skip(1).to_vecs().concat();
     let header = archive::header(&archive)?;
     let (persistence, packages) = (&pinion.persistence, &pinion.packages);

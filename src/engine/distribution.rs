@@ -1,9 +1,11 @@
 //! The engine's part in runs that are spread over several shards: begins them, hears what other shards tell, gives up on
-//! those that other shards leave alone. Contract: docs/contract/commands.md 3.1 to 3.5, 8.3 and 8.5.
+//! those that other shards leave alone, or that the cluster has changed under. Contract: docs/contract/commands.md 3.1 to
+//! 3.5, 8.3 and 8.5.
 //!
 //! News come on whichever thread the messages come on; whatever takes long is left to the workers.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -19,16 +21,30 @@ use super::{
     registration::{Mode, Registration},
     session::Session,
     source::Source,
-    spread::{News, Shards, SharedPlan, Shipment, Spread},
+    spread::{self, Listing, Loss, News, Place, Shards, SharedPlan, Shipment, Spread, Turn},
 };
-use crate::{config::Number, error::MAX_IDLE, redis::api};
+use crate::{config::Number, error::Error, redis::api};
+
+/// How long after a vain attempt to begin a run the next one is made.
+const TRY_AGAIN: Duration = Duration::from_millis(50);
+
+/// What this server knows of the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Shape {
+    /// There is no other shard.
+    #[default]
+    Alone,
+    /// This is one of these masters.
+    Known(Arc<Members>),
+    /// There are others, but it is not known which ones; why.
+    Unknown(String),
+}
 
 /// What the engine knows about other shards.
 #[derive(Default)]
 pub(super) struct Distribution {
     shards: OnceLock<Arc<dyn Shards>>,
-    /// The cluster that this shard is a master of, if there are others.
-    members: RwLock<Option<Arc<Members>>>,
+    shape: RwLock<Shape>,
 }
 
 /// The part of another shard's run that is to be done here.
@@ -36,6 +52,10 @@ pub struct Part {
     pub plan: Arc<Plan>,
     pub session: Arc<Session>,
     pub source: Box<dyn Source>,
+    /// The registration that it is a run of.
+    pub owner: Option<Arc<Registration>>,
+    /// Where the initiator lists the session.
+    pub listing: Listing,
 }
 
 impl Engine {
@@ -49,19 +69,51 @@ impl Engine {
         self.distribution.shards.get().map(AsRef::as_ref)
     }
 
-    /// The cluster that this shard is a master of; `None` if there is no other shard.
-    pub fn members(&self) -> Option<Arc<Members>> {
-        self.distribution.members.read().clone()
+    pub fn shape(&self) -> Shape {
+        self.distribution.shape.read().clone()
     }
 
-    /// The cluster has changed.
-    pub fn set_members(&self, members: Option<Arc<Members>>) {
-        *self.distribution.members.write() = members;
+    /// The cluster that this shard is a master of; `None` if there is no other shard, or none is known.
+    pub fn members(&self) -> Option<Arc<Members>> {
+        match &*self.distribution.shape.read() {
+            Shape::Known(members) => Some(Arc::clone(members)),
+            Shape::Alone | Shape::Unknown(_) => None,
+        }
+    }
+
+    /// The cluster looks like this now; `gone`: shards to which there is no way any more. Runs that have not begun are begun
+    /// with the shards that there are; those that need one that is gone end with an error.
+    pub fn set_shape(&self, shape: Shape, gone: &BTreeSet<ShardId>) {
+        let members = match &shape {
+            Shape::Known(members) => Some(Arc::clone(members)),
+            Shape::Alone | Shape::Unknown(_) => None,
+        };
+        let before = std::mem::replace(&mut *self.distribution.shape.write(), shape.clone());
+        if before == shape && gone.is_empty() {
+            return;
+        }
+        for execution in self.registry.executions() {
+            let Some(spread) = &execution.spread else { continue };
+            if execution.status().is_final() {
+                continue;
+            }
+            match spread.lost(gone, members.as_deref()) {
+                Loss::Nothing => {}
+                Loss::SendAgain => self.send_again(&execution, spread),
+                Loss::Fatal => self.fail(&execution, &Error::ShardsChanged.to_string()),
+            }
+        }
+    }
+
+    fn send_again(&self, execution: &Arc<Execution>, spread: &Spread) {
+        if spread.send_again() {
+            self.go_on(execution);
+        }
     }
 
     /// True if a run of this plan concerns other shards. `read_there`: they have records of their own.
     pub fn is_spread(&self, plan: &Plan, read_there: bool) -> bool {
-        (read_there || plan.moves_by_key()) && self.distribution.members.read().is_some()
+        (read_there || plan.moves_by_key()) && *self.distribution.shape.read() != Shape::Alone
     }
 
     /// What other shards need for a run of a registration whose records this shard alone has; `None` if it does not
@@ -71,10 +123,51 @@ impl Engine {
         spread.then(|| Shipment::of_registration(registration, None))
     }
 
-    pub(super) fn spread(&self, shipment: Shipment) -> Option<Spread> {
-        let members = self.members()?;
+    /// What a thread that has taken up a spread run is to do with it. True if it can be run.
+    pub(super) fn may_run(&self, execution: &Arc<Execution>, spread: &Spread) -> bool {
+        match spread.turn() {
+            Turn::Run => return true,
+            Turn::TooEarly => return false,
+            Turn::Launch { first: true } => self.watch_idle(execution),
+            Turn::Launch { first: false } => {}
+        }
         let me = self.registry.shard();
-        Some(Spread::initiate(me, members, self.max_idle(), shipment))
+        let members = match self.shape() {
+            Shape::Known(members) if execution.id.shard == me => members,
+            Shape::Alone if self.is_serving() => Arc::new(Members::alone(me)),
+            // It has an id of a server on its own, or this is no shard any more.
+            Shape::Known(_) | Shape::Alone => {
+                self.fail(execution, &Error::ShardsChanged.to_string());
+                return false;
+            }
+            Shape::Unknown(reason) => {
+                // Whoever learns it begins the run.
+                spread.hindered(None, Error::ShardsUnknown(reason).to_string());
+                return false;
+            }
+        };
+        let Some(launch) = spread.launch(Place { me, members }) else {
+            return false;
+        };
+        if let Some(shards) = self.shards() {
+            for &shard in &launch.left_out {
+                shards.tell(shard, execution.id, News::Abort);
+            }
+        }
+        let listing = self
+            .registry
+            .sessions(|sessions| sessions.listing(&execution.session));
+        let plan = spread::shared(execution, spread, launch, listing);
+        self.tell_others(execution, spread, &News::Plan(Box::new(plan)));
+        if execution.status().is_final() {
+            // It was aborted in this moment: what the others were told of that came before the plan.
+            let known = self.registry.execution(execution.id).is_some();
+            let news = if known { News::Abort } else { News::Forget };
+            self.tell_others(execution, spread, &news);
+            return false;
+        }
+        // Where there is no other shard, it has begun.
+        matches!(spread.turn(), Turn::Run)
     }
 
     /// How long a run waits for other shards.
@@ -84,19 +177,21 @@ impl Engine {
     }
 
     pub(super) fn tell_others(&self, execution: &Execution, spread: &Spread, news: &News) {
-        let Some(shards) = self.shards() else { return };
-        for other in spread.others() {
+        let (Some(shards), Some(place)) = (self.shards(), spread.place()) else {
+            return;
+        };
+        for other in place.others() {
             shards.tell(other, execution.id, news.clone());
         }
     }
 
     pub(super) fn tell_initiator(&self, execution: &Execution, spread: &Spread, news: News) {
-        if let Some(shards) = self.shards() {
-            shards.tell(spread.initiator, execution.id, news);
+        if let (Some(shards), Some(initiator)) = (self.shards(), spread.initiator()) {
+            shards.tell(initiator, execution.id, news);
         }
     }
 
-    /// An execution has ended here: those who take part hear of it.
+    /// An execution has ended here: those who take part hear of it, or the initiator of what went wrong.
     pub(super) fn tell_end(&self, execution: &Execution, status: Status) {
         let Some(spread) = &execution.spread else { return };
         if spread.is_initiator() && spread.was_launched() {
@@ -106,6 +201,17 @@ impl Engine {
                 News::Abort
             };
             self.tell_others(execution, spread, &news);
+        }
+        if let Some(reason) = execution.fate() {
+            self.tell_initiator(execution, spread, News::Refused(reason.clone()));
+        }
+    }
+
+    /// Ends an execution that cannot come to a right result any more. One that runs is stopped.
+    pub(super) fn fail(&self, execution: &Arc<Execution>, error: &str) {
+        if !execution.status().is_final() {
+            execution.set_fate(error);
+            self.abort_execution(execution);
         }
     }
 
@@ -125,8 +231,9 @@ impl Engine {
                     return;
                 }
                 if spread.patience() == Some(Duration::ZERO) {
-                    api::log_warning(&format!("{MAX_IDLE}, ep_id={}", execution.id));
-                    engine.end_waiting(&execution, Some(MAX_IDLE));
+                    let error = spread.idle_error();
+                    api::log_warning(&format!("{error}, ep_id={}", execution.id));
+                    engine.end_waiting(&execution, Some(&error));
                 }
                 if !execution.status().is_final() {
                     engine.watch_idle(&execution);
@@ -134,15 +241,25 @@ impl Engine {
             });
     }
 
-    /// Makes this shard's part of a run that another shard has begun. It waits for [`News::Go`].
+    /// Makes this shard's part of a run that another shard has begun. It waits for [`News::Go`]. A part of an earlier attempt,
+    /// which waits still, is gone with that.
     pub fn take_part(&self, initiator: ShardId, id: Id, shared: &SharedPlan, part: Part) {
+        let session = Arc::clone(&part.session);
         let mut start = Start::of_run(part.plan, part.session, part.source);
         start.db = shared.db;
         start.transient = shared.transient;
         start.skips_errors = shared.skips_errors;
-        let spread = Spread::take_part(self.registry.shard(), initiator, shared);
+        if let Some(earlier) = self.registry.execution(id) {
+            let attempt = earlier.spread.as_ref().and_then(Spread::attempt_waiting);
+            if attempt.is_some_and(|attempt| attempt < shared.attempt) {
+                self.abort_execution(&earlier);
+                self.registry.drop_execution(id);
+            }
+        }
+        let spread = Spread::take_part(self.registry.shard(), initiator, shared, part.owner);
         let limit = self.config.limit(Number::MaxExecutions);
         if let Some(execution) = self.registry.adopt(id, start, spread, limit) {
+            self.registry.list_session(&session, part.listing);
             self.watch_idle(&execution);
         }
     }
@@ -154,10 +271,25 @@ impl Engine {
         };
         let Some(spread) = &execution.spread else { return };
         match news {
-            News::Received => {
-                if spread.received(from) {
+            News::Received { attempt } => {
+                if spread.received(from, attempt) {
                     self.tell_others(&execution, spread, &News::Go);
                     self.go_on(&execution);
+                }
+            }
+            News::NotYet { attempt, reason } => {
+                let reason = Error::ShardsUnknown(format!("shard {from}: {reason}"));
+                if spread.hindered(Some(attempt), reason.to_string()) {
+                    let again = Arc::downgrade(&execution);
+                    self.timers.after(TRY_AGAIN, move |engine| {
+                        let Some(execution) = again.upgrade() else { return };
+                        if let Some(shards) = engine.shards() {
+                            shards.look();
+                        }
+                        if let Some(spread) = &execution.spread {
+                            engine.send_again(&execution, spread);
+                        }
+                    });
                 }
             }
             News::Go => {
@@ -166,10 +298,13 @@ impl Engine {
                 }
             }
             News::Refused(reason) => {
-                let error = format!("ERR shard-{from}: {reason}");
-                self.end_waiting(&execution, Some(&error));
+                self.fail(&execution, &format!("ERR shard-{from}: {reason}"));
             }
             News::Abort => self.abort_execution(&execution),
+            News::Forget => {
+                self.abort_execution(&execution);
+                Self::drop_when_finished(&self.handle(), id);
+            }
             News::Plan(_) => {}
             news => {
                 spread.heard();

@@ -16,7 +16,7 @@ use super::{
     language::{Failure, Language},
     plan::Moves,
     record::{Record, Value},
-    spread::{News, Shards, Spread},
+    spread::{News, Place, Shards, Spread},
 };
 use crate::error::MAX_IDLE;
 
@@ -30,6 +30,7 @@ const OBJECT_BYTES: usize = 64;
 /// The way out of one run.
 pub struct Exchange<'a> {
     pub spread: &'a Spread,
+    pub place: Place,
     pub id: Id,
     pub shards: &'a dyn Shards,
     pub language: &'a dyn Language,
@@ -54,13 +55,24 @@ struct Buffer {
 impl Exchange<'_> {
     /// The shard that goes on with a record of this key; `None` if that is this one.
     pub fn away(&self, key: &[u8]) -> Option<ShardId> {
-        let owner = self.spread.members.owner(key)?;
-        (owner != self.spread.me).then_some(owner)
+        let owner = self.place.members.owner(key)?;
+        (owner != self.place.me).then_some(owner)
     }
 
     /// The initiator; `None` if that is this one.
     pub fn initiator(&self) -> Option<ShardId> {
-        (!self.spread.is_initiator()).then_some(self.spread.initiator)
+        self.spread.initiator()
+    }
+
+    /// Whether the keys are still where the plan says: see [`Shards::confirm`].
+    ///
+    /// # Errors
+    /// What has changed.
+    pub fn confirm(&self) -> Result<(), Failure> {
+        let mut confirmed = Ok(());
+        self.language
+            .detached(&mut || confirmed = self.shards.confirm(&self.place.members));
+        confirmed
     }
 
     /// Sends a record to a step on another shard, sooner or later.
@@ -140,7 +152,7 @@ impl Exchange<'_> {
             }
             (Moves::ToInitiator, None) => {}
             (Moves::ByKey, _) => {
-                for other in self.spread.others() {
+                for other in self.place.others() {
                     self.shards.tell(other, self.id, News::Ended { step });
                 }
             }
@@ -154,7 +166,7 @@ impl Exchange<'_> {
             return true;
         }
         let ended = traffic.ended.get(&step);
-        self.spread
+        self.place
             .others()
             .all(|other| ended.is_some_and(|ended| ended.contains(&other)))
     }

@@ -126,6 +126,8 @@ pub struct Execution {
     pub spread: Option<Spread>,
     /// The reader goes on after an error.
     pub(super) skips_errors: bool,
+    /// Why it cannot come to a right result any more.
+    fate: OnceLock<Failure>,
     /// Forgotten when it ends; nobody else can know of it.
     unlisted: AtomicBool,
     queued_at: OnceLock<Instant>,
@@ -163,6 +165,8 @@ pub type Completed = (usize, u64, Result<Record, Failure>);
 pub struct Parked {
     pub(super) source: Option<Box<dyn Source>>,
     pub(super) flowing: Flowing,
+    /// How often data had been loaded when it began, see [`Engine::loads`].
+    pub(super) loads: u64,
     /// How long it has run so far, and how much of that it read.
     pub(super) total: Duration,
     pub(super) reading: Duration,
@@ -261,6 +265,7 @@ impl Execution {
             next: start.next,
             spread,
             skips_errors: start.skips_errors,
+            fate: OnceLock::new(),
             unlisted: AtomicBool::new(unlisted),
             queued_at: OnceLock::new(),
             delayed: AtomicBool::new(false),
@@ -305,6 +310,21 @@ impl Execution {
         spread
             .and_then(|spread| spread.state(status == Status::Running))
             .unwrap_or(status.name())
+    }
+
+    /// The registration that it is a run of, or a part of a run on another shard.
+    pub(super) fn owner(&self) -> Option<&Arc<Registration>> {
+        let elsewhere = || self.spread.as_ref().and_then(|spread| spread.owner.as_ref());
+        self.registration.as_ref().or_else(elsewhere)
+    }
+
+    /// It cannot come to a right result any more. The first reason counts.
+    pub(super) fn set_fate(&self, error: &str) {
+        let _ = self.fate.set(error.to_owned());
+    }
+
+    pub(super) fn fate(&self) -> Option<&Failure> {
+        self.fate.get()
     }
 
     /// A registration started it, here or on another shard.

@@ -83,12 +83,19 @@ impl Members {
         Self::from(shards.into_iter().collect::<Vec<_>>())
     }
 
-    pub fn shards(&self) -> impl Iterator<Item = ShardId> {
-        self.shards.iter().map(|(shard, _)| *shard)
+    /// One shard, which has all slots.
+    pub fn alone(shard: ShardId) -> Self {
+        Self::new([(shard, (0, SLOTS - 1))])
     }
 
-    pub fn count(&self) -> usize {
-        self.shards.len()
+    /// A slot that nobody owns.
+    pub fn uncovered(&self) -> Option<u16> {
+        let place = self.owners.iter().position(|&owner| owner == NOBODY)?;
+        u16::try_from(place).ok()
+    }
+
+    pub fn shards(&self) -> impl Iterator<Item = ShardId> {
+        self.shards.iter().map(|(shard, _)| *shard)
     }
 
     pub fn contains(&self, shard: ShardId) -> bool {
@@ -147,5 +154,7 @@ mod tests {
         assert_eq!(members.others(shard('a')).collect::<Vec<_>>(), [shard('b')]);
         let copy = Members::from(Vec::from(members.clone()));
         assert_eq!(copy, members);
+        assert_eq!(members.uncovered(), Some(12183));
+        assert_eq!(Members::alone(shard('a')).uncovered(), None);
     }
 }

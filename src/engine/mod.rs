@@ -40,14 +40,14 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
 
 use crate::mutex::Mutex;
-pub use distribution::Part;
+pub use distribution::{Part, Shape};
 pub use queue::Lane;
 pub use registry::Registry;
 
@@ -60,6 +60,7 @@ use self::{
     registration::Registration,
     requirement::Requirements,
     run::Ran,
+    spread::Spread,
     stop::SyncWatch,
     timers::Timers,
 };
@@ -94,6 +95,8 @@ pub struct Engine {
     /// True on a master that is not loading: events fire, clients are linked.
     serving: AtomicBool,
     loading: AtomicBool,
+    /// How often data were replaced.
+    loads: AtomicU64,
     /// Registrations whose onRegistered failed while this server was no master.
     unprepared: Mutex<BTreeSet<Id>>,
 }
@@ -125,6 +128,7 @@ impl Engine {
             distribution: Distribution::default(),
             serving: AtomicBool::new(false),
             loading: AtomicBool::new(false),
+            loads: AtomicU64::new(0),
             unprepared: Mutex::default(),
         });
         workers::spawn(&engine, to_stop)?;
@@ -284,7 +288,8 @@ impl Engine {
         if let Some(registration) = &start.registration {
             registration.stats.triggered();
         }
-        let spread = start.shipment.take().and_then(|shipment| self.spread(shipment));
+        let shipment = start.shipment.take();
+        let spread = shipment.map(|shipment| Spread::initiate(self.max_idle(), shipment));
         self.registry
             .create(start, spread, self.config.limit(Number::MaxExecutions))
     }
@@ -292,6 +297,9 @@ impl Engine {
     /// Brings an execution to its end and does what follows: counters, retention, waiters, and last the client.
     fn finish(&self, execution: &Arc<Execution>, status: Status, mut outcome: Outcome) {
         outcome.aborted = status == Status::Aborted;
+        if let Some(fate) = execution.fate() {
+            outcome.errors.insert(0, fate.clone());
+        }
         let outcome = Arc::new(outcome);
         let Some(aftermath) = execution.end(status, Some(&outcome)) else {
             return;
@@ -388,11 +396,29 @@ impl Engine {
         }
     }
 
-    /// The data are about to be replaced: whatever was started for the old ones ends, and no client waits for it.
+    /// Forgets an execution as soon as it is finished.
+    pub fn drop_when_finished(engine: &Arc<Self>, id: Id) {
+        let Some(execution) = engine.registry.execution(id) else {
+            return;
+        };
+        let engine = Arc::clone(engine);
+        execution.when_finished(Box::new(move |_| engine.registry.drop_execution(id)));
+    }
+
+    /// Changes when the data are replaced.
+    fn loads(&self) -> u64 {
+        self.loads.load(Ordering::Acquire)
+    }
+
+    /// The data are about to be replaced: whatever was started for the old ones ends, and no client waits for it. What is
+    /// under way ends when it wants to read on.
     pub fn loading_started(&self) {
+        self.loads.fetch_add(1, Ordering::AcqRel);
         self.unprepared.lock().clear();
-        self.abort_queued(|_| true);
         for execution in self.registry.executions() {
+            if execution.status() == Status::Created {
+                self.fail(&execution, &Error::DataReplaced.to_string());
+            }
             drop(execution.release());
         }
         self.registry.drop_finished();

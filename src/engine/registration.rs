@@ -2,7 +2,7 @@
 //! docs/contract/readers-and-events.md 1.3 and 11.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -178,6 +178,8 @@ pub struct Images {
 pub struct Life {
     /// Finished executions that can still be read, oldest first.
     kept: Mutex<VecDeque<Id>>,
+    /// The same for what belongs to executions of other shards.
+    parts: Mutex<BTreeSet<Id>>,
     removed: AtomicBool,
 }
 
@@ -195,15 +197,22 @@ impl Registration {
         kept.drain(..surplus).collect()
     }
 
+    /// Notes a finished part of another shard's execution.
+    pub(super) fn keep_part(&self, id: Id) {
+        self.life.parts.lock().insert(id);
+    }
+
     /// Forgets an execution that was dropped otherwise.
     pub(super) fn forget(&self, id: Id) {
+        self.life.parts.lock().remove(&id);
         self.life.kept.lock().retain(|&known| known != id);
     }
 
     /// Marks it as removed; its kept executions are to be dropped.
     pub(super) fn remove(&self) -> Vec<Id> {
         self.life.removed.store(true, Ordering::Release);
-        self.life.kept.lock().drain(..).collect()
+        let parts = std::mem::take(&mut *self.life.parts.lock());
+        self.life.kept.lock().drain(..).chain(parts).collect()
     }
 
     pub fn is_removed(&self) -> bool {

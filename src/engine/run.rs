@@ -15,9 +15,9 @@ use super::{
     pipeline::{Flowing, Pipeline},
     scope::Scope,
     source::Reading,
-    spread::{self, News, Spread, Turn},
+    spread::{News, Spread},
 };
-use crate::config::Number;
+use crate::{config::Number, error::Error};
 
 /// The error of an execution that panicked.
 pub(super) const INTERNAL: &str = "ERR internal error, see the server's log";
@@ -34,15 +34,8 @@ pub(super) enum Ran {
 /// Begins an execution, or goes on with one that waited.
 pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant) -> Ran {
     if let Some(spread) = &execution.spread {
-        match spread.turn() {
-            Turn::Run => {}
-            Turn::TooEarly => return Ran::Waits,
-            Turn::Launch(shipment) => {
-                let plan = spread::shared(execution, spread, shipment);
-                engine.tell_others(execution, spread, &News::Plan(Box::new(plan)));
-                engine.watch_idle(execution);
-                return Ran::Waits;
-            }
+        if !engine.may_run(execution, spread) {
+            return Ran::Waits;
         }
     }
     // Before what the run remembers, so that it ends after that.
@@ -52,6 +45,7 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
         Parked {
             source: Some(source),
             flowing: Flowing::new(&execution.plan, engine.language.as_ref(), profiled),
+            loads: engine.loads(),
             total: Duration::ZERO,
             reading: Duration::ZERO,
         }
@@ -118,9 +112,21 @@ fn pass_records(
             let asked = Instant::now();
             let record = source.next(&context);
             parked.reading += asked.elapsed();
+            let reads_keys = source.reads_keys();
+            if reads_keys && engine.loads() != parked.loads {
+                pipeline.fail(Error::DataReplaced.to_string());
+                break;
+            }
             match record {
                 Ok(Some(record)) => pipeline.push(record),
-                Ok(None) => break,
+                Ok(None) => {
+                    if let (true, Some(exchange)) = (reads_keys, pipeline.exchange()) {
+                        if let Err(failure) = exchange.confirm() {
+                            pipeline.fail(failure);
+                        }
+                    }
+                    break;
+                }
                 Err(failure) => pipeline.fail(failure),
             }
         }
@@ -152,8 +158,10 @@ fn pass_records(
 
 /// The way to the other shards, for a run that is spread.
 fn exchange<'a>(engine: &'a Engine, execution: &'a Execution) -> Option<Exchange<'a>> {
+    let spread = execution.spread.as_ref()?;
     Some(Exchange {
-        spread: execution.spread.as_ref()?,
+        spread,
+        place: spread.place()?,
         id: execution.id,
         shards: engine.shards()?,
         language: engine.language.as_ref(),
@@ -174,7 +182,13 @@ fn take_news(execution: &Execution, pipeline: &mut Pipeline<'_>) {
             News::Failures(failures) => pipeline.note_foreign(failures),
             News::Completed => spread.completed(from),
             News::Finish => spread.finish(),
-            News::Plan(_) | News::Received | News::Refused(_) | News::Go | News::Abort => {}
+            News::Plan(_)
+            | News::Received { .. }
+            | News::NotYet { .. }
+            | News::Refused(_)
+            | News::Go
+            | News::Abort
+            | News::Forget => {}
         }
     }
 }

@@ -3,7 +3,9 @@
 
 use std::{
     any::Any,
-    collections::BTreeMap,
+    collections::{BTreeMap, hash_map::RandomState},
+    fmt::Write as _,
+    hash::{BuildHasher as _, Hasher as _},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,12 +14,13 @@ use std::{
 
 use crate::mutex::Mutex;
 
-use super::id::Id;
-use super::requirement::Requirement;
+use super::{id::Id, requirement::Requirement, spread::Listing};
 
 /// One session. Listed in the registry while it has registrations, or kept executions of them.
 pub struct Session {
     pub id: String,
+    /// The same on all shards, in files and on replicas, and no other session's; empty if it comes from an earlier version.
+    pub token: String,
     pub description: Option<String>,
     pub needs: Needs,
     members: Mutex<Members>,
@@ -48,12 +51,20 @@ impl Session {
     pub fn new(id: String, description: Option<String>, needs: Needs) -> Self {
         Self {
             id,
+            token: random_hex(),
             description,
             needs,
             members: Mutex::default(),
             replaced: AtomicBool::new(false),
             attachment: Mutex::default(),
         }
+    }
+
+    /// The same session as elsewhere.
+    #[must_use]
+    pub fn with_token(mut self, token: String) -> Self {
+        self.token = token;
+        self
     }
 
     /// What the language keeps for this session; made by `make` when first asked for, always of the same type.
@@ -129,6 +140,34 @@ impl Sessions {
         self.dead.clone()
     }
 
+    /// The listed session that has this token, live or replaced.
+    pub fn with_token(&self, token: &str) -> Option<Arc<Session>> {
+        let mut all = self.live.values().chain(&self.dead);
+        all.find(|session| session.token == token && !token.is_empty())
+            .cloned()
+    }
+
+    /// Where a session is listed.
+    pub(super) fn listing(&self, session: &Arc<Session>) -> Listing {
+        match self.live.get(&session.id) {
+            _ if session.is_replaced() => Listing::Dead,
+            Some(live) if Arc::ptr_eq(live, session) => Listing::Live,
+            _ => Listing::Unlisted,
+        }
+    }
+
+    /// Lists a session as another shard does. Where its place is taken, it has been replaced.
+    pub(super) fn list_as(&mut self, session: &Arc<Session>, listing: Listing) {
+        let live = self.live.get(&session.id);
+        let taken = live.is_some_and(|live| !Arc::ptr_eq(live, session));
+        match listing {
+            Listing::Unlisted => {}
+            Listing::Dead => self.replace(session),
+            Listing::Live if taken => self.replace(session),
+            Listing::Live => self.list(session),
+        }
+    }
+
     /// Lists a session, unless another one has its id.
     pub(super) fn list(&mut self, session: &Arc<Session>) {
         if !session.is_replaced() {
@@ -166,6 +205,19 @@ impl Sessions {
     }
 }
 
+/// Forty lower-case hexadecimal digits, different each time.
+pub fn random_hex() -> String {
+    let mut id = String::with_capacity(48);
+    while id.len() < 40 {
+        // Each state is seeded by the operating system's random numbers, or differs from the last one by a counter.
+        let digits = RandomState::new().build_hasher().finish();
+        // Writing to a String cannot fail.
+        let _ = write!(id, "{digits:016x}");
+    }
+    id.truncate(40);
+    id
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -192,5 +244,35 @@ mod tests {
         old.remove_registration(id(1));
         drop(sessions.unlist_if_empty(&old));
         assert!(sessions.all_dead().is_empty() && sessions.live("s").is_some());
+    }
+
+    #[test]
+    fn a_session_is_listed_as_elsewhere() {
+        let mut sessions = Sessions::default();
+        let make = || Arc::new(Session::new("s".into(), None, Needs::default()));
+        let (first, second, other) = (make(), make(), make());
+        for session in [&first, &second, &other] {
+            session.add_execution();
+        }
+        sessions.list_as(&first, Listing::Unlisted);
+        assert_eq!(sessions.listing(&first), Listing::Unlisted);
+        sessions.list_as(&first, Listing::Live);
+        sessions.list_as(&second, Listing::Live);
+        assert_eq!(sessions.listing(&first), Listing::Live, "it was there before");
+        assert_eq!(sessions.listing(&second), Listing::Dead);
+        sessions.list_as(&other, Listing::Dead);
+        assert_eq!(sessions.all_dead().len(), 2);
+        let found = sessions.with_token(&other.token);
+        assert!(found.is_some_and(|found| Arc::ptr_eq(&found, &other)));
+        assert!(sessions.with_token("").is_none());
+    }
+
+    #[test]
+    fn random_ids_differ() {
+        let (first, second) = (random_hex(), random_hex());
+        assert_eq!(first.len(), 40);
+        let is_hex = |byte: u8| byte.is_ascii_hexdigit() && !byte.is_ascii_uppercase();
+        assert!(first.bytes().all(is_hex));
+        assert_ne!(first, second);
     }
 }

@@ -23,6 +23,11 @@ pub trait Source: Send {
     fn is_at_end(&self) -> bool {
         false
     }
+
+    /// True if the records are what the keys hold at this time: then they must stay where they are until all are read.
+    fn reads_keys(&self) -> bool {
+        false
+    }
 }
 
 /// What a source may need to know.

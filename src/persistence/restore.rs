@@ -14,7 +14,7 @@ use crate::{
         loading::{Loaded, Loading},
         plan::Plan,
         registration::{Images, Life, Peers, Registration},
-        session::{Needs, Session},
+        session::Session,
     },
     redis::{api, lock::Lock},
     stats::RunStats,
@@ -75,14 +75,7 @@ impl Persistence {
         let old = step.replaces.as_deref().and_then(live);
         let same =
             live(&step.session.id).filter(|same| !old.as_ref().is_some_and(|old| Arc::ptr_eq(old, same)));
-        let session = same.unwrap_or_else(|| {
-            let known = |name: &String| self.engine.requirements.get(lock, name);
-            let needs = Needs {
-                requirements: step.session.requirements.iter().filter_map(known).collect(),
-                installed: false,
-            };
-            Arc::new(Session::new(step.session.id, step.session.description, needs))
-        });
+        let session = same.unwrap_or_else(|| Arc::new(self.session_of(lock, step.session)));
         let images: Vec<Images> = step
             .registrations
             .iter()

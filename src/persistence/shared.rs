@@ -166,13 +166,14 @@ impl Persistence {
         })
     }
 
-    fn session_of(&self, lock: Lock<'_>, saved: SavedSession) -> Session {
+    /// The session that was saved or sent.
+    pub(super) fn session_of(&self, lock: Lock<'_>, saved: SavedSession) -> Session {
         let known = |name: &String| self.engine.requirements.get(lock, name);
         let needs = Needs {
             requirements: saved.requirements.iter().filter_map(known).collect(),
-            installed: false,
+            installed: saved.installed,
         };
-        Session::new(saved.id, saved.description, needs)
+        Session::new(saved.id, saved.description, needs).with_token(saved.token)
     }
 
     /// Does a step that was prepared, here and on replicas. Nothing happens if it was done otherwise meanwhile.

@@ -42,6 +42,12 @@ pub struct SavedSession {
     /// The names of its requirements.
     #[serde(default)]
     pub requirements: Vec<String>,
+    /// They were installed for this very session.
+    #[serde(default)]
+    pub installed: bool,
+    /// What tells it from others with the same id; empty in files of earlier versions.
+    #[serde(default)]
+    pub token: String,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +74,8 @@ impl SavedSession {
             id: session.id.clone(),
             description: session.description.clone(),
             requirements: names.collect(),
+            installed: session.needs.installed,
+            token: session.token.clone(),
         }
     }
 }
@@ -143,6 +151,8 @@ mod tests {
                 id: "new".into(),
                 description: None,
                 requirements: vec!["demo".into()],
+                installed: true,
+                token: "token".into(),
             },
             requirements: vec![ByteBuf::from(b"archive".to_vec())],
             registrations: vec![SavedRegistration {

@@ -180,10 +180,7 @@ fn shipment(
     Ok(Shipment {
         source: Some(source.to_bytes()),
         functions: Functions::Sent {
-            session: SessionImage {
-                id: session.id.clone(),
-                description: session.description.clone(),
-            },
+            session: SessionImage::of(session),
             steps: plan.steps.clone(),
             images: callbacks.iter().map(image).collect::<PyResult<_>>()?,
         },

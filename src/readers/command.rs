@@ -101,8 +101,15 @@ impl Commands {
         }
         let client = command.block()?;
         start.meter = Some(client.meter());
+        let owner = Arc::clone(&registration);
         start.waiter = Some(Box::new(move |outcome| {
-            client.answer(all_results(outcome.clone()));
+            // Otherwise it would look as if the function had nothing to say.
+            let removed = outcome.aborted && outcome.errors.is_empty() && owner.is_removed();
+            client.answer(if removed {
+                Error::NotTriggered("its registration was removed before it began").into()
+            } else {
+                all_results(outcome.clone())
+            });
         }));
         self.engine.submit(start, registration.lane());
         Ok(Answer::Done)

@@ -100,6 +100,10 @@ impl Source for KeysOnly {
             _ => None,
         }
     }
+
+    fn reads_keys(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]

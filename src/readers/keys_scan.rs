@@ -185,4 +185,8 @@ impl Source for KeysScan {
         }
         self.ready.pop_front()
     }
+
+    fn reads_keys(&self) -> bool {
+        true
+    }
 }

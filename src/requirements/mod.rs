@@ -2,7 +2,8 @@
 //! docs/contract/commands.md 4.6.
 //!
 //! One thread does it all, one job after the other, without the server's lock. Packages are installed into a virtual
-//! environment of this server's own, in its working directory, in front of the one that the module was started with.
+//! environment of this server's own, in its working directory, in front of the one that the module was started with. Several
+//! servers may have one working directory: the port tells their environments apart.
 
 pub mod archive;
 mod pip;
@@ -68,7 +69,7 @@ pub fn platform() -> String {
 
 impl Packages {
     /// Starts the thread, and makes importable what an earlier process has installed. `venv`: the environment that has
-    /// pip; `version`: that of Python, e.g. `3.11.2`.
+    /// pip; `version`: that of Python, e.g. `3.11.2`; `port`: where this server listens.
     ///
     /// # Errors
     /// The operating system gave no thread, or no working directory; Python refused the folder.
@@ -77,6 +78,7 @@ impl Packages {
         language: Arc<dyn Language>,
         venv: &Path,
         version: &str,
+        port: u16,
     ) -> Result<Arc<Self>, String> {
         let here =
             std::env::current_dir().map_err(|error| format!("there is no working directory: {error}"))?;
@@ -88,7 +90,7 @@ impl Packages {
             language,
             pip: Pip {
                 program: venv.join("bin/python"),
-                environment: base.join(format!("python-{version}")),
+                environment: base.join(format!("python-{version}-{port}")),
                 version,
             },
             base,

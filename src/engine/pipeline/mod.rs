@@ -163,6 +163,11 @@ impl<'a> Pipeline<'a> {
         self.push_from(0, record);
     }
 
+    /// The way to other shards, for a run that is spread.
+    pub fn exchange(&self) -> Option<&Exchange<'a>> {
+        self.exchange.as_ref()
+    }
+
     /// Notes errors of other shards. They do not end the input here: each shard reads on until it has an error of its own.
     pub fn note_foreign(&mut self, failures: Vec<Failure>) {
         self.flowing.errors.extend(failures);

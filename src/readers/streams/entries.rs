@@ -191,6 +191,10 @@ impl Source for StreamEntries {
     fn buffered(&mut self) -> Option<Record> {
         self.ready.pop_front()
     }
+
+    fn reads_keys(&self) -> bool {
+        true
+    }
 }
 
 #[cfg(test)]
