@@ -3,7 +3,7 @@
 
 pub use crate::{
     engine::prefix::Pattern,
-    persistence::Step,
+    persistence::RegistrationChange,
     readers::{glob::matches as glob, streams::entries::EntryId},
     stats::{Ending, RunStats},
 };

@@ -6,14 +6,14 @@ use std::ffi::{c_char, c_int, c_void};
 use crate::{
     module::Pinion,
     readers::time_events,
-    redis::{
+    report,
+    server::{
         after, bus,
         events::{self, Class, ServerEvent},
         filter, info,
         lock::Lock,
         persist, raw,
     },
-    report,
 };
 
 pub unsafe extern "C" fn on_command_filter(passing: *mut raw::RedisModuleCommandFilterCtx) {

@@ -145,12 +145,8 @@ impl Error {
             Self::UnknownArgument(word) => {
                 return format!("Unknown arguments were given: {word}").into();
             }
-            Self::SessionExists(id) => return format!("Session {id} already exists").into(),
-            Self::CannotReplaceExisting { id, old } => {
-                return format!("Can not replace an existing session {id} with {old}").into();
-            }
-            Self::NothingToReplace(old) => {
-                return format!("Can not replace with {old}, session does not exists.").into();
+            Self::CannotReplaceExisting { .. } | Self::NothingToReplace(_) | Self::SessionExists(_) => {
+                return self.about_sessions();
             }
             Self::SecondRun => "Can not run more then 1 executions in a single script",
             Self::NoSuchPlan => "execution plan does not exist",
@@ -248,6 +244,20 @@ fn with_reason(beginning: &str, between: &str, why: &str) -> String {
 }
 
 impl Error {
+    /// What is wrong with the sessions that a script names.
+    fn about_sessions(&self) -> Cow<'_, str> {
+        match self {
+            Self::CannotReplaceExisting { id, old } => {
+                format!("Can not replace an existing session {id} with {old}").into()
+            }
+            Self::NothingToReplace(old) => {
+                format!("Can not replace with {old}, session does not exists.").into()
+            }
+            Self::SessionExists(id) => format!("Session {id} already exists").into(),
+            _ => "".into(),
+        }
+    }
+
     /// What is wrong with a shard, with what is known of shards, or with their data.
     fn about_shards(&self) -> Cow<'_, str> {
         match self {

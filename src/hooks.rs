@@ -1,7 +1,7 @@
-//! Linked and hooked commands: which commands are put behind an inner one, and how the client then gets its reply.
+//! Linked and hooked commands: which commands are put behind a proxy command, and how the client then gets its reply.
 //!
-//! The filter decides ([`Hooks::filter`]); the inner command runs the function that stands in the place of the original
-//! (`chain.rs`), or the original, and links the client to the executions that it started ([`Hooks::run_inner`]).
+//! The filter decides ([`Hooks::filter`]); the proxy command runs the function that stands in the place of the original
+//! (`chain.rs`), or the original, and links the client to the executions that it started ([`Hooks::run_proxy`]).
 //! Contract: docs/contract/readers-and-events.md chapters 8 and 10. All of it happens under the server's lock.
 
 mod chain;
@@ -11,24 +11,24 @@ mod table;
 use std::sync::Arc;
 
 use chain::HookRule;
-pub use table::Inner;
+pub use table::ProxyCommand;
 use table::{CommandSpec, Entry, Rule, Table, changes_state, length_bit, look_up};
 
 use crate::{
     engine::{
         Engine,
         id::Id,
-        link::{Held, Hold, Link},
+        linked_command::{LinkedCommand, ReplyHold, StillHeld},
         prefix::Pattern,
         registration::Registration,
     },
     error::Error,
-    redis::{
+    server::{
         api::{self, Features},
         call::{CallReply, PAUSED, Refusal, SEVERAL_SLOTS, call_original, must_wait},
         client::{self, ClientState},
         command::{self, Answer, Command},
-        filter::{Function, InnerName, Installed, Passing},
+        filter::{Function, Installed, Passing, ProxyName},
         guarded::Guarded,
         home,
         lock::Lock,
@@ -73,12 +73,12 @@ impl ClientCache {
 pub struct Hooks {
     features: Features,
     filter: Function,
-    inner: [InnerName; 4],
+    proxy: [ProxyName; 4],
     table: Guarded<Table>,
     installed: Guarded<Option<Installed>>,
     clients: Guarded<ClientCache>,
-    /// The client whose command the filter has just put behind an inner one, having asked for its user's rights. The
-    /// command runs next, unless the server refuses it; the next one that is put behind an inner one takes this back.
+    /// The client whose command the filter has just put behind a proxy command, having asked for its user's rights. The
+    /// command runs next, unless the server refuses it; the next one that is put behind a proxy command takes this back.
     cleared: Guarded<Option<u64>>,
     /// The linked command that runs now: whoever runs one holds the server's lock until it has run.
     running: Guarded<Option<Running>>,
@@ -86,11 +86,11 @@ pub struct Hooks {
     bypass: Guarded<bool>,
 }
 
-/// The linked command that runs now, which is the server's current one (`redis::command`).
+/// The linked command that runs now, which is the server's current one (`server::command`).
 #[derive(Default)]
 struct Running {
     /// Made when the first event fires.
-    link: Option<Arc<Link>>,
+    link: Option<Arc<LinkedCommand>>,
 }
 
 /// The time that a linked command runs; ends also if something fails.
@@ -110,7 +110,7 @@ impl<'a> RunningGuard<'a> {
     }
 
     /// The link of the command, if an event fired.
-    fn leave(self) -> Option<Arc<Link>> {
+    fn leave(self) -> Option<Arc<LinkedCommand>> {
         let mut running = self.hooks.running.write(self.lock);
         running.as_mut().and_then(|running| running.link.take())
     }
@@ -127,7 +127,7 @@ impl Hooks {
         Arc::new(Self {
             features,
             filter,
-            inner: Inner::ALL.map(|inner| InnerName::new(lock, inner.name())),
+            proxy: ProxyCommand::ALL.map(|proxy| ProxyName::new(lock, proxy.name())),
             table: Guarded::default(),
             installed: Guarded::new(None),
             clients: Guarded::default(),
@@ -149,7 +149,7 @@ impl Hooks {
 
     /// A hold on the linked command that runs now. `None` if there is none, or if its caller cannot wait for an
     /// execution in the background.
-    pub fn hold_running(&self, lock: Lock<'_>, sync: bool) -> Option<Hold> {
+    pub fn hold_running(&self, lock: Lock<'_>, sync: bool) -> Option<ReplyHold> {
         let mut running = self.running.write(lock);
         let running = running.as_mut()?;
         if !sync && !command::current_may_block(lock) {
@@ -157,7 +157,7 @@ impl Hooks {
         }
         let link = running
             .link
-            .get_or_insert_with(|| Link::new(command::current_words(lock)));
+            .get_or_insert_with(|| LinkedCommand::new(command::current_words(lock)));
         Some(link.hold())
     }
 
@@ -294,7 +294,7 @@ impl Hooks {
         }
     }
 
-    /// Sees each command of the server while something is linked, and puts an inner command in front where needed.
+    /// Sees each command of the server while something is linked, and puts a proxy command in front where needed.
     pub fn filter(&self, engine: &Engine, passing: Passing<'_>) {
         let Some(name) = passing.arg(0) else { return };
         let lock = passing.lock();
@@ -315,10 +315,10 @@ impl Hooks {
         if entry.hook(None, passing.len(), word).is_some() && applies_hooks(engine, entry) {
             let client = native.then(|| passing.client_id());
             let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
-            self.rewrite(engine, passing, entry.spec.inner, client, native);
+            self.rewrite(engine, passing, entry.spec.proxy, client, native);
             return;
         }
-        if entry.strays && self.keep_home(passing, &self.inner[entry.spec.inner as usize]) {
+        if entry.strays && self.keep_home(passing, &self.proxy[entry.spec.proxy as usize]) {
             return;
         }
         if entry.rules.is_empty() {
@@ -333,14 +333,14 @@ impl Hooks {
         if entry.concerns(passing, |position| {
             look.is_none_or(|client| !passing.key_exists(client.db, position) || room::may_evict(lock))
         }) {
-            self.rewrite(engine, passing, entry.spec.inner, client, native);
+            self.rewrite(engine, passing, entry.spec.proxy, client, native);
         }
     }
 
     /// Sees to it that a COPY, which may name another database, leaves its client where it is ([`home`]). A client outside
     /// of transactions is noted with its database. Of others that is not known yet: true if the command was put behind an
-    /// inner one, whose call has a client of its own. Who may not run that is left to the server.
-    fn keep_home(&self, passing: Passing<'_>, inner: &InnerName) -> bool {
+    /// proxy one, whose call has a client of its own. Who may not run that is left to the server.
+    fn keep_home(&self, passing: Passing<'_>, proxy: &ProxyName) -> bool {
         let lock = passing.lock();
         if home::is_ours(lock) {
             return false;
@@ -351,21 +351,21 @@ impl Hooks {
         let client = if leads_away { client::state(lock, id) } else { None };
         let client = client.filter(|client| !client.in_multi);
         home::note(lock, client.map(|client| (client.id, client.db)));
-        let is_behind = leads_away && client.is_none() && passing.is_free_to_run(id, inner);
+        let is_behind = leads_away && client.is_none() && passing.is_free_to_run(id, proxy);
         if is_behind {
             *self.cleared.write(lock) = None;
-            passing.rewrite(inner);
+            passing.rewrite(proxy);
         }
         is_behind
     }
 
-    /// Puts the inner command in front, unless the client's user may not run it. `client`: who sent the command; `None` for
-    /// scripts and functions, and where the server does not tell (`native` is false): then the inner command checks the rights.
+    /// Puts the proxy command in front, unless the client's user may not run it. `client`: who sent the command; `None` for
+    /// scripts and functions, and where the server does not tell (`native` is false): then the proxy command checks the rights.
     fn rewrite(
         &self,
         engine: &Engine,
         passing: Passing<'_>,
-        inner: Inner,
+        proxy: ProxyCommand,
         client: Option<ClientState>,
         native: bool,
     ) {
@@ -374,16 +374,16 @@ impl Hooks {
         let in_multi = client.is_some_and(|client| client.in_multi);
         // A script cannot wait, and one that only reads is refused whatever may write.
         let can_wait = || client.is_some() || !native && !lock.is_in_script();
-        let later = inner == Inner::Read && (in_multi || !lock.may_write()) && can_wait();
+        let later = proxy == ProxyCommand::Read && (in_multi || !lock.may_write()) && can_wait();
         let Some(client) = client else {
-            passing.rewrite(&self.inner[if later { Inner::ReadLater } else { inner } as usize]);
+            passing.rewrite(&self.proxy[if later { ProxyCommand::ReadLater } else { proxy } as usize]);
             return;
         };
-        let name = |inner: Inner| &self.inner[inner as usize];
-        if later && passing.user_may_run(client.id, name(Inner::ReadLater)) {
-            passing.rewrite(name(Inner::ReadLater));
-        } else if passing.user_may_run(client.id, name(inner)) {
-            passing.rewrite(name(inner));
+        let name = |proxy: ProxyCommand| &self.proxy[proxy as usize];
+        if later && passing.user_may_run(client.id, name(ProxyCommand::ReadLater)) {
+            passing.rewrite(name(ProxyCommand::ReadLater));
+        } else if passing.user_may_run(client.id, name(proxy)) {
+            passing.rewrite(name(proxy));
             *self.cleared.write(lock) = (!in_multi).then_some(client.id);
         } else {
             engine.stats.count_acl_unlinked();
@@ -402,17 +402,17 @@ impl Hooks {
         entry.hook(None, original.len(), word).cloned()
     }
 
-    /// Runs the command behind the inner one and answers the client, now or when its executions have ended.
+    /// Runs the command behind the proxy command and answers the client, now or when its executions have ended.
     ///
     /// # Errors
-    /// It was not the filter that put the inner command there, or the user may not run the original.
-    pub fn run_inner(
+    /// It was not the filter that put the proxy command there, or the user may not run the original.
+    pub fn run_proxy(
         self: &Arc<Self>,
         engine: &Engine,
         command: &Command<'_>,
-        inner: Inner,
+        proxy: ProxyCommand,
     ) -> Result<Answer, Error> {
-        let genuine = self.inner[inner as usize].leads(command.argv());
+        let genuine = self.proxy[proxy as usize].leads(command.argv());
         let original = command.argv().skip(1);
         if command.asks_for_keys() {
             if genuine {
@@ -437,7 +437,7 @@ impl Hooks {
             return self.run_hook(engine, command, name, &registration);
         }
         // The server has looked at the others itself, and lets them through in a transaction that pauses clients.
-        if inner == Inner::Read && must_wait(command.lock(), self.features, name) {
+        if proxy == ProxyCommand::Read && must_wait(command.lock(), self.features, name) {
             return Err(Error::Text(PAUSED.into()));
         }
         let (reply, link) = command.as_current(1, || {
@@ -454,8 +454,8 @@ impl Hooks {
             Ok(None) => reply.forward(command),
             Ok(Some(replacement)) => command.send(&replacement),
             // Functions wait until clients are not paused, and a script that only reads cannot wait for them.
-            Err(Held) if !command.may_block() => reply.forward(command),
-            Err(Held) => {
+            Err(StillHeld) if !command.may_block() => reply.forward(command),
+            Err(StillHeld) => {
                 if let Some(link) = link {
                     wait(command, &link, reply);
                 }
@@ -481,7 +481,7 @@ impl Hooks {
 }
 
 /// The client waits for whoever holds the link. One that the server does not let wait is answered at once.
-fn wait(command: &Command<'_>, link: &Link, reply: CallReply) {
+fn wait(command: &Command<'_>, link: &LinkedCommand, reply: CallReply) {
     match command.block() {
         Ok(client) => link.wait(client, reply.into_reply()),
         Err(_) => match link.close() {
@@ -499,7 +499,7 @@ fn applies_hooks(engine: &Engine, entry: &Entry) -> bool {
         return false;
     }
     let reads =
-        entry.spec.inner == Inner::Read && (entry.spec.has_keys() || engine.features.filter_client_id);
+        entry.spec.proxy == ProxyCommand::Read && (entry.spec.has_keys() || engine.features.filter_client_id);
     engine.is_serving() || reads
 }
 

@@ -14,9 +14,9 @@ mod mutex;
 mod persistence;
 mod python;
 mod readers;
-mod redis;
 mod report;
 mod requirements;
+mod server;
 mod stats;
 mod threads;
 
@@ -24,7 +24,7 @@ use std::ffi::{CStr, c_int};
 
 use crate::{
     module::Callbacks,
-    redis::{load, raw},
+    server::{load, raw},
 };
 
 /// The name that clients look for in MODULE LIST.
@@ -43,7 +43,7 @@ const CALLBACKS: Callbacks = Callbacks {
 
 #[cfg(not(any(test, feature = "bench")))]
 #[global_allocator]
-static ALLOCATOR: redis::alloc::ServerAlloc = redis::alloc::ServerAlloc;
+static ALLOCATOR: server::alloc::ServerAlloc = server::alloc::ServerAlloc;
 
 /// The server's way in.
 ///

@@ -19,7 +19,8 @@ use crate::{
         streams::StreamWatch,
         time_events,
     },
-    redis::{
+    requirements::Packages,
+    server::{
         api::{self, Features},
         bus,
         command::Definition,
@@ -27,7 +28,6 @@ use crate::{
         filter, info,
         load::Loading,
     },
-    requirements::Packages,
     threads,
 };
 

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     engine::id::ShardId,
     error::Error,
-    redis::{
+    server::{
         after::when_writes_are_allowed,
         api,
         command::{Answer, Command},

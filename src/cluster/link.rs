@@ -18,7 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use redis::{Cmd, Connection, Value};
 
 use super::{Cluster, connect, topology::Address};
-use crate::{config::Number, engine::id::ShardId, redis::api, threads};
+use crate::{config::Number, engine::id::ShardId, server::api, threads};
 
 /// The kind of our own messages.
 pub const KIND: &str = "pinion1";
@@ -43,14 +43,14 @@ pub struct Link {
     pub shard: ShardId,
     /// Later links of one run of the server have higher ones.
     epoch: u64,
-    state: Mutex<State>,
+    state: Mutex<Outbox>,
     /// There is something to do for the thread.
     work: Condvar,
     /// Something was acknowledged.
     room: Condvar,
 }
 
-struct State {
+struct Outbox {
     address: Address,
     /// Not acknowledged yet, in order.
     queue: VecDeque<Item>,
@@ -88,7 +88,7 @@ impl Link {
         let link = Arc::new(Self {
             shard,
             epoch: EPOCHS.fetch_add(1, Ordering::Relaxed),
-            state: Mutex::new(State {
+            state: Mutex::new(Outbox {
                 address,
                 queue: VecDeque::new(),
                 bytes: 0,

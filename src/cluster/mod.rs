@@ -4,18 +4,18 @@
 //! `pinion-cluster` looks at the topology and does what takes long for other shards; each link has a thread of its own; what
 //! other shards send comes on the server's thread (`inbound.rs`) and is sorted out in [`Cluster::receive`].
 
+mod broadcast;
 mod connect;
-mod everywhere;
+mod describe;
 mod inbound;
 mod link;
 pub mod local;
 mod message;
-mod part;
+mod participant;
 mod questions;
 mod registrations;
 mod secrets;
 mod shape;
-mod shown;
 pub mod topology;
 
 use std::{
@@ -46,17 +46,17 @@ use self::{
 use crate::{
     engine::{
         Engine, Shape,
+        distributed_run::{RunMessage, Shards},
         id::{Id, ShardId},
         language::Failure,
         members::Members,
-        spread::{News, Shards},
     },
     persistence::Persistence,
-    redis::{
+    requirements::Packages,
+    server::{
         api, bus,
         lock::{self, Lock},
     },
-    requirements::Packages,
     threads,
 };
 
@@ -464,7 +464,7 @@ impl Cluster {
     /// A message of another shard. On the server's thread.
     fn receive(&self, lock: Lock<'_>, from: ShardId, message: Message) {
         match message {
-            Message::Run(id, News::Plan(plan)) => {
+            Message::Run(id, RunMessage::Plan(plan)) => {
                 *self.plans.lock().entry(id).or_default() += 1;
                 self.later(move |cluster| {
                     cluster.take_part(from, id, *plan);
@@ -472,10 +472,10 @@ impl Cluster {
                 });
             }
             // What is about a run goes behind its plan.
-            Message::Run(id, news) if self.has_plan(id) => {
-                self.later(move |cluster| cluster.engine.hear(from, id, news));
+            Message::Run(id, message) if self.has_plan(id) => {
+                self.later(move |cluster| cluster.engine.hear(from, id, message));
             }
-            Message::Run(id, news) => self.engine.hear(from, id, news),
+            Message::Run(id, message) => self.engine.hear(from, id, message),
             Message::Ask(number, question) => self.answer(lock, from, number, question),
             Message::Answer(number, answer) => self.answered(from, number, answer),
             Message::Unregister { id, abort_pending } => {
@@ -501,8 +501,8 @@ impl Cluster {
 }
 
 impl Shards for Cluster {
-    fn tell(&self, to: ShardId, id: Id, news: News) {
-        self.tell_shard(to, &Message::Run(id, news));
+    fn tell(&self, to: ShardId, id: Id, message: RunMessage) {
+        self.tell_shard(to, &Message::Run(id, message));
     }
 
     fn is_full(&self, to: ShardId) -> bool {

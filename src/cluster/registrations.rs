@@ -29,7 +29,7 @@ use crate::{
     },
     error::Error,
     persistence::{Prepared, Preparing},
-    redis::{
+    server::{
         api,
         guarded::Guarded,
         lock::{self, Lock},
@@ -59,7 +59,7 @@ impl Registrar for Cluster {
 
 impl Cluster {
     /// Puts what a script registered in force on all shards, all or none, in the place of session `old`.
-    pub fn register_everywhere(
+    pub fn register_on_all_shards(
         &self,
         lock: Lock<'_>,
         old: Option<Arc<Session>>,

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     engine::{Shape, id::ShardId, language::Failure, members::Members},
     error::Error,
-    redis::{
+    server::{
         call::call,
         lock::{self, Lock},
         reply::Reply,
@@ -152,7 +152,7 @@ impl Cluster {
         }
     }
 
-    /// See [`crate::engine::spread::Shards::confirm`].
+    /// See [`crate::engine::distributed_run::Shards::confirm`].
     pub(super) fn confirm_members(&self, members: &Members) -> Result<(), Failure> {
         let moved = || Err(Error::SlotsMoved.to_string());
         if self.known.lock().told.is_some() || !self.node {

@@ -7,7 +7,7 @@ use crate::{
     cluster::{Cluster, local},
     engine::{Engine, execution::Execution, id::Id},
     error::Error,
-    redis::{
+    server::{
         command::{Answer, Command},
         reply::Reply,
     },
@@ -168,7 +168,7 @@ fn abort_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, E
 fn drop_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     check_length(command, 2..=2)?;
     let execution = find(&cluster.engine, command)?;
-    if execution.spread.is_some() {
+    if execution.distributed.is_some() {
         cluster.check_place(command.lock())?;
     }
     cluster.engine.drop_execution(execution.id)?;

@@ -3,9 +3,9 @@
 
 use crate::{
     error::Error,
-    hooks::Inner,
+    hooks::ProxyCommand,
     readers::time_events,
-    redis::{
+    server::{
         after,
         command::{Answer, Command},
         reply::Reply,
@@ -35,7 +35,7 @@ commands! {
         categories: c"read",
         syntax: "",
         summary: c"Internal: stands in front of a command that functions are linked to.",
-        handler: |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::Read),
+        handler: |pinion, command| pinion.hooks.run_proxy(&pinion.engine, command, ProxyCommand::Read),
     }
     inner_read_later_command {
         name: c"RG.INNERREADLATER",
@@ -43,7 +43,7 @@ commands! {
         categories: c"read",
         syntax: "",
         summary: c"Internal: stands in front of a command that functions are linked to, where clients are or may be paused.",
-        handler: |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::ReadLater),
+        handler: |pinion, command| pinion.hooks.run_proxy(&pinion.engine, command, ProxyCommand::ReadLater),
     }
     inner_register_command {
         name: c"RG.INNERREGISTER",
@@ -91,7 +91,7 @@ commands! {
         categories: c"write",
         syntax: "",
         summary: c"Internal: stands in front of a command that functions are linked to.",
-        handler: |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::Write),
+        handler: |pinion, command| pinion.hooks.run_proxy(&pinion.engine, command, ProxyCommand::Write),
     }
     inner_write_more_command {
         name: c"RG.INNERWRITEMORE",
@@ -99,7 +99,7 @@ commands! {
         categories: c"write",
         syntax: "",
         summary: c"Internal: stands in front of a command that functions are linked to.",
-        handler: |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::WriteMore),
+        handler: |pinion, command| pinion.hooks.run_proxy(&pinion.engine, command, ProxyCommand::WriteMore),
     }
 }
 

@@ -16,8 +16,8 @@ macro_rules! commands {
     })*) => {
         $(
             unsafe extern "C" fn $function(
-                ctx: *mut crate::redis::raw::RedisModuleCtx,
-                argv: *mut *mut crate::redis::raw::RedisModuleString,
+                ctx: *mut crate::server::raw::RedisModuleCtx,
+                argv: *mut *mut crate::server::raw::RedisModuleString,
                 argc: std::ffi::c_int,
             ) -> std::ffi::c_int {
                 // SAFETY: the server calls this with its own arguments.
@@ -26,8 +26,8 @@ macro_rules! commands {
         )*
 
         /// The commands of this file, as the server is told of them.
-        pub const COMMANDS: &[crate::redis::command::Definition] = &[
-            $(crate::redis::command::Definition {
+        pub const COMMANDS: &[crate::server::command::Definition] = &[
+            $(crate::server::command::Definition {
                 name: $name,
                 flags: $flags,
                 categories: $categories,
@@ -56,7 +56,7 @@ use std::ffi::c_int;
 use crate::{
     error::Error,
     module::Pinion,
-    redis::{
+    server::{
         command::{self, Answer, Command, Definition},
         raw,
     },

@@ -13,15 +13,14 @@ use crate::{
     },
     error::Error,
     module::Pinion,
-    python,
-    redis::{
+    python, requirements,
+    server::{
         client::BlockedClient,
         command::{Answer, Command},
         lock::{self, Lock},
         reply::Reply,
         string::Argv,
     },
-    requirements,
 };
 
 commands! {
@@ -52,7 +51,7 @@ enum Next {
     /// Its run, whose results the client waits for.
     Wait(Start),
     /// Other shards register what it registered.
-    Everywhere {
+    OnAllShards {
         prepared: Prepared,
         unblocking: bool,
     },
@@ -121,7 +120,7 @@ impl Pinion {
 
     fn install_and_run(&'static self, script: Vec<u8>, options: Options, client: BlockedClient) {
         self.packages.later(move || match self.install(&options) {
-            Ok(needs) => self.run_everywhere(script, options, needs, client),
+            Ok(needs) => self.run_on_all_shards(script, options, needs, client),
             Err(error) => client.answer(error.into()),
         });
     }
@@ -157,7 +156,13 @@ impl Pinion {
     }
 
     /// Runs the script of a client that waited for an installation, when other shards have what it needs, too.
-    fn run_everywhere(&'static self, script: Vec<u8>, options: Options, needs: Needs, client: BlockedClient) {
+    fn run_on_all_shards(
+        &'static self,
+        script: Vec<u8>,
+        options: Options,
+        needs: Needs,
+        client: BlockedClient,
+    ) {
         let requirements = needs.requirements.clone();
         self.cluster.ensure_requirements(requirements, move |ensured| {
             if let Err(error) = ensured {
@@ -190,7 +195,7 @@ impl Pinion {
                 start.waiter = Some(Box::new(move |outcome| client.answer(outcome.to_reply())));
                 self.engine.submit(start, None);
             }
-            Next::Everywhere {
+            Next::OnAllShards {
                 mut prepared,
                 unblocking,
             } => {
@@ -203,7 +208,7 @@ impl Pinion {
                     }
                     Err(failures) => client.answer(Reply::Array(failures)),
                 };
-                self.cluster.register_everywhere(lock, old, registrations, run);
+                self.cluster.register_on_all_shards(lock, old, registrations, run);
             }
         }
     }
@@ -216,7 +221,7 @@ impl Pinion {
         let unblocking = options.unblocking;
         let changes = !prepared.registrations.is_empty() || prepared.replaces.is_some();
         if changes && self.cluster.has_others() {
-            return Ok(Next::Everywhere { prepared, unblocking });
+            return Ok(Next::OnAllShards { prepared, unblocking });
         }
         self.persistence
             .register(lock, prepared.replaces.as_ref(), &prepared.registrations)?;

@@ -7,11 +7,11 @@ use crate::{
     cluster::{Cluster, local},
     engine::{Engine, id::Id, registration::Registration, whole_ms},
     error::Error,
-    redis::{
+    server::{
         command::{Answer, Command},
         reply::Reply,
     },
-    stats::Spread,
+    stats::Percentiles,
 };
 
 commands! {
@@ -82,7 +82,7 @@ fn dump_registrations(engine: &Engine, command: &Command<'_>) -> Result<Answer, 
 /// What only VERBOSE shows; times in microseconds.
 fn details(registration: &Registration) -> [Reply; 8] {
     let (running, waiting) = registration.stats.spreads();
-    let spread = |spread: Spread| {
+    let spread = |spread: Percentiles| {
         let pairs = [
             ("p50", spread.p50_us),
             ("p99", spread.p99_us),

@@ -7,12 +7,12 @@ use crate::{
     error::Error,
     module::Pinion,
     persistence::files_of,
-    redis::{
+    requirements::archive,
+    server::{
         command::{Answer, Command},
         lock::Lock,
         reply::Reply,
     },
-    requirements::archive,
 };
 
 commands! {

@@ -3,7 +3,7 @@
 use crate::{
     error::Error,
     python::memory,
-    redis::{command::Answer, reply::Reply},
+    server::{command::Answer, reply::Reply},
 };
 
 commands! {

@@ -1,8 +1,8 @@
-//! The engine's part in runs that are spread over several shards: begins them, hears what other shards tell, gives up on
+//! The engine's part in runs that are distributed over several shards: begins them, hears what other shards tell, gives up on
 //! those that other shards leave alone, or that the cluster has changed under. Contract: docs/contract/commands.md 3.1 to
 //! 3.5, 8.3 and 8.5.
 //!
-//! News come on whichever thread the messages come on; whatever takes long is left to the workers.
+//! Messages come on whichever thread the messages come on; whatever takes long is left to the workers.
 
 use std::{
     collections::BTreeSet,
@@ -14,6 +14,9 @@ use parking_lot::RwLock;
 
 use super::{
     Engine,
+    distributed_run::{
+        self, DistributedRun, LaunchPayload, Listing, Loss, NextAction, Place, RunMessage, Shards, SharedPlan,
+    },
     execution::{Execution, Start, Status},
     id::{Id, ShardId},
     members::Members,
@@ -21,9 +24,8 @@ use super::{
     registration::{Mode, Registration},
     session::Session,
     source::Source,
-    spread::{self, Listing, Loss, News, Place, Shards, SharedPlan, Shipment, Spread, Turn},
 };
-use crate::{config::Number, error::Error, redis::api};
+use crate::{config::Number, error::Error, server::api};
 
 /// How long after a vain attempt to begin a run the next one is made.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
@@ -48,7 +50,7 @@ pub(super) struct Distribution {
 }
 
 /// The part of another shard's run that is to be done here.
-pub struct Part {
+pub struct Participation {
     pub plan: Arc<Plan>,
     pub session: Arc<Session>,
     pub source: Box<dyn Source>,
@@ -93,43 +95,45 @@ impl Engine {
             return;
         }
         for execution in self.registry.executions() {
-            let Some(spread) = &execution.spread else { continue };
+            let Some(distributed) = &execution.distributed else {
+                continue;
+            };
             if execution.status().is_final() {
                 continue;
             }
-            match spread.lost(gone, members.as_deref()) {
+            match distributed.lost(gone, members.as_deref()) {
                 Loss::Nothing => {}
-                Loss::SendAgain => self.send_again(&execution, spread),
+                Loss::SendAgain => self.send_again(&execution, distributed),
                 Loss::Fatal => self.fail(&execution, &Error::ShardsChanged.to_string()),
             }
         }
     }
 
-    fn send_again(&self, execution: &Arc<Execution>, spread: &Spread) {
-        if spread.send_again() {
+    fn send_again(&self, execution: &Arc<Execution>, distributed: &DistributedRun) {
+        if distributed.send_again() {
             self.go_on(execution);
         }
     }
 
     /// True if a run of this plan concerns other shards. `read_there`: they have records of their own.
-    pub fn is_spread(&self, plan: &Plan, read_there: bool) -> bool {
+    pub fn is_distributed(&self, plan: &Plan, read_there: bool) -> bool {
         (read_there || plan.moves_by_key()) && *self.distribution.shape.read() != Shape::Alone
     }
 
     /// What other shards need for a run of a registration whose records this shard alone has; `None` if it does not
     /// concern them.
-    pub fn shipment(&self, registration: &Registration) -> Option<Shipment> {
-        let spread = registration.mode == Mode::Async && self.is_spread(&registration.plan, false);
-        spread.then(|| Shipment::of_registration(registration, None))
+    pub fn payload(&self, registration: &Registration) -> Option<LaunchPayload> {
+        let distributed = registration.mode == Mode::Async && self.is_distributed(&registration.plan, false);
+        distributed.then(|| LaunchPayload::of_registration(registration, None))
     }
 
-    /// What a thread that has taken up a spread run is to do with it. True if it can be run.
-    pub(super) fn may_run(&self, execution: &Arc<Execution>, spread: &Spread) -> bool {
-        match spread.turn() {
-            Turn::Run => return true,
-            Turn::TooEarly => return false,
-            Turn::Launch { first: true } => self.watch_idle(execution),
-            Turn::Launch { first: false } => {}
+    /// What a thread that has taken up a distributed run is to do with it. True if it can be run.
+    pub(super) fn may_run(&self, execution: &Arc<Execution>, distributed: &DistributedRun) -> bool {
+        match distributed.turn() {
+            NextAction::Run => return true,
+            NextAction::TooEarly => return false,
+            NextAction::Launch { first: true } => self.watch_idle(execution),
+            NextAction::Launch { first: false } => {}
         }
         let me = self.registry.shard();
         let members = match self.shape() {
@@ -142,32 +146,36 @@ impl Engine {
             }
             Shape::Unknown(reason) => {
                 // Whoever learns it begins the run.
-                spread.hindered(None, Error::ShardsUnknown(reason).to_string());
+                distributed.hindered(None, Error::ShardsUnknown(reason).to_string());
                 return false;
             }
         };
-        let Some(launch) = spread.launch(Place { me, members }) else {
+        let Some(launch) = distributed.launch(Place { me, members }) else {
             return false;
         };
         if let Some(shards) = self.shards() {
             for &shard in &launch.left_out {
-                shards.tell(shard, execution.id, News::Abort);
+                shards.tell(shard, execution.id, RunMessage::Abort);
             }
         }
         let listing = self
             .registry
             .sessions(|sessions| sessions.listing(&execution.session));
-        let plan = spread::shared(execution, spread, launch, listing);
-        self.tell_others(execution, spread, &News::Plan(Box::new(plan)));
+        let plan = distributed_run::shared(execution, distributed, launch, listing);
+        self.tell_others(execution, distributed, &RunMessage::Plan(Box::new(plan)));
         if execution.status().is_final() {
             // It was aborted in this moment: what the others were told of that came before the plan.
             let known = self.registry.execution(execution.id).is_some();
-            let news = if known { News::Abort } else { News::Forget };
-            self.tell_others(execution, spread, &news);
+            let message = if known {
+                RunMessage::Abort
+            } else {
+                RunMessage::Forget
+            };
+            self.tell_others(execution, distributed, &message);
             return false;
         }
         // Where there is no other shard, it has begun.
-        matches!(spread.turn(), Turn::Run)
+        matches!(distributed.turn(), NextAction::Run)
     }
 
     /// How long a run waits for other shards.
@@ -176,34 +184,46 @@ impl Engine {
         Duration::from_millis(limit.unwrap_or(1) as u64)
     }
 
-    pub(super) fn tell_others(&self, execution: &Execution, spread: &Spread, news: &News) {
-        let (Some(shards), Some(place)) = (self.shards(), spread.place()) else {
+    pub(super) fn tell_others(
+        &self,
+        execution: &Execution,
+        distributed: &DistributedRun,
+        message: &RunMessage,
+    ) {
+        let (Some(shards), Some(place)) = (self.shards(), distributed.place()) else {
             return;
         };
         for other in place.others() {
-            shards.tell(other, execution.id, news.clone());
+            shards.tell(other, execution.id, message.clone());
         }
     }
 
-    pub(super) fn tell_initiator(&self, execution: &Execution, spread: &Spread, news: News) {
-        if let (Some(shards), Some(initiator)) = (self.shards(), spread.initiator()) {
-            shards.tell(initiator, execution.id, news);
+    pub(super) fn tell_initiator(
+        &self,
+        execution: &Execution,
+        distributed: &DistributedRun,
+        message: RunMessage,
+    ) {
+        if let (Some(shards), Some(initiator)) = (self.shards(), distributed.initiator()) {
+            shards.tell(initiator, execution.id, message);
         }
     }
 
     /// An execution has ended here: those who take part hear of it, or the initiator of what went wrong.
     pub(super) fn tell_end(&self, execution: &Execution, status: Status) {
-        let Some(spread) = &execution.spread else { return };
-        if spread.is_initiator() && spread.was_launched() {
-            let news = if status == Status::Done && spread.may_end() {
-                News::Finish
+        let Some(distributed) = &execution.distributed else {
+            return;
+        };
+        if distributed.is_initiator() && distributed.was_launched() {
+            let message = if status == Status::Done && distributed.may_end() {
+                RunMessage::Finish
             } else {
-                News::Abort
+                RunMessage::Abort
             };
-            self.tell_others(execution, spread, &news);
+            self.tell_others(execution, distributed, &message);
         }
         if let Some(reason) = execution.fate() {
-            self.tell_initiator(execution, spread, News::Refused(reason.clone()));
+            self.tell_initiator(execution, distributed, RunMessage::Refused(reason.clone()));
         }
     }
 
@@ -217,8 +237,10 @@ impl Engine {
 
     /// Ends the execution when it has waited too long for other shards.
     pub(super) fn watch_idle(&self, execution: &Arc<Execution>) {
-        let Some(spread) = &execution.spread else { return };
-        let after = spread.patience().unwrap_or(spread.max_idle);
+        let Some(distributed) = &execution.distributed else {
+            return;
+        };
+        let after = distributed.patience().unwrap_or(distributed.max_idle);
         let watched = Arc::downgrade(execution);
         // The smallest wait lets a clock of coarse steps go on.
         self.timers
@@ -226,12 +248,14 @@ impl Engine {
                 let Some(execution) = watched.upgrade() else {
                     return;
                 };
-                let Some(spread) = &execution.spread else { return };
+                let Some(distributed) = &execution.distributed else {
+                    return;
+                };
                 if execution.status().is_final() {
                     return;
                 }
-                if spread.patience() == Some(Duration::ZERO) {
-                    let error = spread.idle_error();
+                if distributed.patience() == Some(Duration::ZERO) {
+                    let error = distributed.idle_error();
                     api::log_warning(&format!("{error}, ep_id={}", execution.id));
                     engine.end_waiting(&execution, Some(&error));
                 }
@@ -241,76 +265,81 @@ impl Engine {
             });
     }
 
-    /// Makes this shard's part of a run that another shard has begun. It waits for [`News::Go`]. A part of an earlier attempt,
+    /// Makes this shard's part of a run that another shard has begun. It waits for [`RunMessage::Go`]. A part of an earlier attempt,
     /// which waits still, is gone with that.
-    pub fn take_part(&self, initiator: ShardId, id: Id, shared: &SharedPlan, part: Part) {
+    pub fn take_part(&self, initiator: ShardId, id: Id, shared: &SharedPlan, part: Participation) {
         let session = Arc::clone(&part.session);
         let mut start = Start::of_run(part.plan, part.session, part.source);
         start.db = shared.db;
         start.transient = shared.transient;
         start.skips_errors = shared.skips_errors;
         if let Some(earlier) = self.registry.execution(id) {
-            let attempt = earlier.spread.as_ref().and_then(Spread::attempt_waiting);
+            let attempt = earlier
+                .distributed
+                .as_ref()
+                .and_then(DistributedRun::attempt_waiting);
             if attempt.is_some_and(|attempt| attempt < shared.attempt) {
                 self.abort_execution(&earlier);
                 self.registry.drop_execution(id);
             }
         }
-        let spread = Spread::take_part(self.registry.shard(), initiator, shared, part.owner);
+        let distributed = DistributedRun::take_part(self.registry.shard(), initiator, shared, part.owner);
         let limit = self.config.limit(Number::MaxExecutions);
-        if let Some(execution) = self.registry.adopt(id, start, spread, limit) {
+        if let Some(execution) = self.registry.adopt(id, start, distributed, limit) {
             self.registry.list_session(&session, part.listing);
             self.watch_idle(&execution);
         }
     }
 
     /// Another shard tells something about a run. What is about an unknown or a finished one is of no interest any more.
-    pub fn hear(&self, from: ShardId, id: Id, news: News) {
+    pub fn hear(&self, from: ShardId, id: Id, message: RunMessage) {
         let Some(execution) = self.registry.execution(id) else {
             return;
         };
-        let Some(spread) = &execution.spread else { return };
-        match news {
-            News::Received { attempt } => {
-                if spread.received(from, attempt) {
-                    self.tell_others(&execution, spread, &News::Go);
+        let Some(distributed) = &execution.distributed else {
+            return;
+        };
+        match message {
+            RunMessage::Received { attempt } => {
+                if distributed.received(from, attempt) {
+                    self.tell_others(&execution, distributed, &RunMessage::Go);
                     self.go_on(&execution);
                 }
             }
-            News::NotYet { attempt, reason } => {
+            RunMessage::NotYet { attempt, reason } => {
                 let reason = Error::ShardsUnknown(format!("shard {from}: {reason}"));
-                if spread.hindered(Some(attempt), reason.to_string()) {
+                if distributed.hindered(Some(attempt), reason.to_string()) {
                     let again = Arc::downgrade(&execution);
                     self.timers.after(TRY_AGAIN, move |engine| {
                         let Some(execution) = again.upgrade() else { return };
                         if let Some(shards) = engine.shards() {
                             shards.look();
                         }
-                        if let Some(spread) = &execution.spread {
-                            engine.send_again(&execution, spread);
+                        if let Some(distributed) = &execution.distributed {
+                            engine.send_again(&execution, distributed);
                         }
                     });
                 }
             }
-            News::Go => {
-                if spread.go() {
+            RunMessage::Go => {
+                if distributed.go() {
                     self.go_on(&execution);
                 }
             }
-            News::Refused(reason) => {
+            RunMessage::Refused(reason) => {
                 self.fail(&execution, &format!("ERR shard-{from}: {reason}"));
             }
-            News::Abort => self.abort_execution(&execution),
-            News::Forget => {
+            RunMessage::Abort => self.abort_execution(&execution),
+            RunMessage::Forget => {
                 self.abort_execution(&execution);
                 Self::drop_when_finished(&self.handle(), id);
             }
-            News::Plan(_) => {}
-            news => {
-                spread.heard();
-                if execution.arrive((from, news)) {
+            RunMessage::Plan(_) => {}
+            message => {
+                distributed.heard();
+                if execution.arrive((from, message)) {
                     // It waits for a worker from now on.
-                    spread.set_idle(false);
+                    distributed.set_idle(false);
                     self.go_on(&execution);
                 }
             }

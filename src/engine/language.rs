@@ -13,7 +13,7 @@ use super::{
     source::Source,
     stop::{Interrupted, Stop},
 };
-use crate::redis::{
+use crate::server::{
     lock::{self, Lock},
     reply::Reply,
 };

@@ -15,7 +15,7 @@ use super::{
     language::{Failure, Function},
     session::Session,
 };
-use crate::{config::Number, redis::api};
+use crate::{config::Number, server::api};
 
 /// How long the server waits for functions: nearly all are there in a few milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -70,15 +70,12 @@ impl Loading {
     fn end(&self, loaded: Loaded) {
         let (state, changed) = &*self.0;
         let mut state = state.lock();
-        match std::mem::replace(&mut *state, State::Taken) {
-            State::Left(then) => {
-                drop(state);
-                then(loaded);
-            }
-            _ => {
-                *state = State::Done(loaded);
-                changed.notify_all();
-            }
+        if let State::Left(then) = std::mem::replace(&mut *state, State::Taken) {
+            drop(state);
+            then(loaded);
+        } else {
+            *state = State::Done(loaded);
+            changed.notify_all();
         }
     }
 

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::OnceLock};
 use serde::{Deserialize, Serialize};
 
 use super::id::ShardId;
-pub use crate::redis::slots::{SLOTS, slot_of};
+pub use crate::server::slots::{SLOTS, slot_of};
 
 /// Nobody owns the slot.
 const NOBODY: u16 = u16::MAX;

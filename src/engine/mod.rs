@@ -3,16 +3,15 @@
 //! One handle, made while the module loads and passed down. Commands and readers call it on the server's thread, the
 //! language's functions on any thread.
 
+pub mod distributed_run;
 mod distribution;
-mod exchange;
 pub mod execution;
 pub mod id;
 pub mod language;
-pub mod link;
+pub mod linked_command;
 mod load;
 pub mod loading;
 pub mod members;
-mod memory;
 mod pipeline;
 pub mod plan;
 pub mod prefix;
@@ -25,8 +24,9 @@ pub mod requirement;
 mod run;
 pub mod scope;
 pub mod session;
+mod shuffle;
 pub mod source;
-pub mod spread;
+mod step_state;
 pub mod stop;
 #[cfg(test)]
 pub mod testing;
@@ -47,11 +47,12 @@ use std::{
 };
 
 use crate::mutex::Mutex;
-pub use distribution::{Part, Shape};
+pub use distribution::{Participation, Shape};
 pub use queue::Lane;
 pub use registry::Registry;
 
 use self::{
+    distributed_run::DistributedRun,
     distribution::Distribution,
     execution::{Execution, Outcome, Start, Status},
     id::Id,
@@ -60,14 +61,13 @@ use self::{
     registration::Registration,
     requirement::Requirements,
     run::Ran,
-    spread::Spread,
     stop::SyncWatch,
     timers::Timers,
 };
 use crate::{
     config::{Config, Number},
     error::Error,
-    redis::{
+    server::{
         api::{self, Features},
         client::Meter,
         command::{Answer, Command},
@@ -288,10 +288,10 @@ impl Engine {
         if let Some(registration) = &start.registration {
             registration.stats.triggered();
         }
-        let shipment = start.shipment.take();
-        let spread = shipment.map(|shipment| Spread::initiate(self.max_idle(), shipment));
+        let payload = start.payload.take();
+        let distributed = payload.map(|payload| DistributedRun::initiate(self.max_idle(), payload));
         self.registry
-            .create(start, spread, self.config.limit(Number::MaxExecutions))
+            .create(start, distributed, self.config.limit(Number::MaxExecutions))
     }
 
     /// Brings an execution to its end and does what follows: counters, retention, waiters, and last the client.
@@ -366,7 +366,7 @@ impl Engine {
             let mut parked = Some(parked);
             self.language.attached(&mut || {
                 let Some(mut parked) = parked.take() else { return };
-                parked.flowing.errors.extend(error.map(str::to_owned));
+                parked.state.errors.extend(error.map(str::to_owned));
                 if let Ran::Ended(status, outcome) = run::ended(self, execution, &mut parked) {
                     let status = if error.is_some() { Status::Aborted } else { status };
                     self.finish(execution, status, outcome);

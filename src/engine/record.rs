@@ -7,7 +7,7 @@ use std::{
     mem::{ManuallyDrop, MaybeUninit},
 };
 
-use crate::redis::reply::Reply;
+use crate::server::reply::Reply;
 
 /// A value that the engine understands without the language. Byte strings are never assumed to be UTF-8.
 #[derive(Clone, Debug, PartialEq)]

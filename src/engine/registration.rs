@@ -16,7 +16,7 @@ use serde_bytes::ByteBuf;
 use super::{id::Id, language::Function, plan::Plan, queue::Lane, session::Session};
 use crate::{
     error::Error,
-    redis::{lock::Lock, reply::Reply},
+    server::{lock::Lock, reply::Reply},
     stats::RunStats,
 };
 

@@ -14,7 +14,7 @@ use std::{
 
 use crate::mutex::Mutex;
 
-use super::{id::Id, requirement::Requirement, spread::Listing};
+use super::{distributed_run::Listing, id::Id, requirement::Requirement};
 
 /// One session. Listed in the registry while it has registrations, or kept executions of them.
 pub struct Session {

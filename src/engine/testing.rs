@@ -13,7 +13,7 @@ use super::{
     source::Source,
     stop::{Interrupted, Stop},
 };
-use crate::redis::reply::Reply;
+use crate::server::reply::Reply;
 
 pub struct Plain;
 

@@ -90,7 +90,7 @@ mod tests {
             source::{Reading, Source},
             testing::Plain,
         },
-        redis::api::Features,
+        server::api::Features,
     };
 
     struct Empty;

@@ -6,13 +6,13 @@ use super::chain::HookRule;
 use crate::{
     engine::{id::Id, prefix::Pattern},
     error::Error,
-    redis::{api::Features, call::call, filter::Passing, lock::Lock, reply::Reply},
+    server::{api::Features, call::call, filter::Passing, lock::Lock, reply::Reply},
 };
 
-/// The inner command that stands for an original, chosen so that the server applies the original's checks to it.
+/// The proxy command that stands for an original, chosen so that the server applies the original's checks to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
-pub enum Inner {
+pub enum ProxyCommand {
     Read,
     Write,
     /// A write that may need memory.
@@ -21,7 +21,7 @@ pub enum Inner {
     ReadLater,
 }
 
-impl Inner {
+impl ProxyCommand {
     pub const ALL: [Self; 4] = [Self::Read, Self::Write, Self::WriteMore, Self::ReadLater];
 
     pub const fn name(self) -> &'static CStr {
@@ -39,7 +39,7 @@ impl Inner {
 pub struct CommandSpec {
     /// In lower case.
     pub(super) name: Arc<[u8]>,
-    pub(super) inner: Inner,
+    pub(super) proxy: ProxyCommand,
     /// Key positions as in COMMAND INFO; `first` 0 if there are none, or if they move.
     first: i64,
     last: i64,
@@ -222,13 +222,13 @@ impl Described {
     }
 
     fn spec(self) -> CommandSpec {
-        let inner = match (self.has("write"), self.has("denyoom")) {
-            (false, _) => Inner::Read,
-            (true, false) => Inner::Write,
-            (true, true) => Inner::WriteMore,
+        let proxy = match (self.has("write"), self.has("denyoom")) {
+            (false, _) => ProxyCommand::Read,
+            (true, false) => ProxyCommand::Write,
+            (true, true) => ProxyCommand::WriteMore,
         };
         CommandSpec {
-            inner,
+            proxy,
             first: if self.has("movablekeys") { 0 } else { self.first },
             last: self.last,
             step: self.step,
@@ -311,7 +311,7 @@ mod tests {
     fn key_positions_follow_command_info() {
         let spec = |first, last, step| CommandSpec {
             name: b"x".to_vec().into(),
-            inner: Inner::Read,
+            proxy: ProxyCommand::Read,
             first,
             last,
             step,

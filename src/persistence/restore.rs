@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{
     Persistence,
-    held::is_held,
-    step::{SavedRegistration, Step},
+    awaiting::awaits_requirements,
+    change::{RegistrationChange, SavedRegistration},
 };
 use crate::{
     engine::{
@@ -16,7 +16,7 @@ use crate::{
         registration::{Images, Life, Peers, Registration},
         session::Session,
     },
-    redis::{api, lock::Lock},
+    server::{api, lock::Lock},
     stats::RunStats,
 };
 
@@ -62,7 +62,7 @@ impl Functions {
 impl Persistence {
     /// Does what came from elsewhere. Registrations whose requirements are not installed yet are there, with their numbers,
     /// their names and their session, and begin to run later.
-    pub(super) fn apply_step(&self, lock: Lock<'_>, step: Step) -> Result<(), String> {
+    pub(super) fn apply_change(&self, lock: Lock<'_>, step: RegistrationChange) -> Result<(), String> {
         // Earlier versions sent them along.
         for archive in &step.requirements {
             if let Err(error) = self.take(lock, archive) {
@@ -70,7 +70,7 @@ impl Persistence {
             }
         }
         let gone = step.gone.iter().filter_map(|id| Id::parse(id.as_bytes()));
-        self.kept.write(lock).gone.extend(gone);
+        self.kept.write(lock).tombstones.extend(gone);
         let live = |id: &str| self.engine.registry.sessions(|sessions| sessions.live(id));
         let old = step.replaces.as_deref().and_then(live);
         let same =
@@ -82,18 +82,21 @@ impl Persistence {
             .map(|saved| saved.images.clone())
             .collect();
         // Whatever is loaded for the session comes before.
-        let waits = is_held(&session) || self.has_held(lock, &session);
+        let waits = awaits_requirements(&session) || self.has_held(lock, &session);
         let loading = (!waits).then(|| self.begin_loading(&images, &session));
         let loaded = loading
             .as_ref()
             .and_then(|loading| loading.wait(self.engine.patience()));
         let in_time = loaded.is_some();
-        let functions: Vec<Result<Functions, String>> = match loaded {
-            Some(loaded) => Functions::of_each(&images, loaded),
-            None => {
-                let reason = if is_held(&session) { HELD } else { LOADING };
-                images.iter().map(|_| Err(reason.to_owned())).collect()
-            }
+        let functions: Vec<Result<Functions, String>> = if let Some(loaded) = loaded {
+            Functions::of_each(&images, loaded)
+        } else {
+            let reason = if awaits_requirements(&session) {
+                HELD
+            } else {
+                LOADING
+            };
+            images.iter().map(|_| Err(reason.to_owned())).collect()
         };
         let mut registrations = Vec::new();
         for (saved, functions) in step.registrations.into_iter().zip(functions) {
@@ -110,7 +113,10 @@ impl Persistence {
         self.put_in_force(lock, old.as_ref(), &registrations)
             .map_err(|error| error.to_string())?;
         if !in_time {
-            self.kept.write(lock).held.extend(registrations.iter().cloned());
+            self.kept
+                .write(lock)
+                .awaiting_requirements
+                .extend(registrations.iter().cloned());
             if let Some(loading) = loading {
                 self.begin_when_loaded(lock, &loading, registrations);
             }

@@ -21,7 +21,7 @@ use super::{RUNTIME, atomic::Frame, interrupt::Armed};
 use crate::{
     engine::{scope::Scope, stop::Code},
     mutex,
-    redis::{api, lock},
+    server::{api, lock},
 };
 
 thread_local! {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::{prelude::*, types::PyList};
 
-use crate::redis::{
+use crate::server::{
     api::{self, Features},
     call::call,
     lock::Lock,

@@ -22,7 +22,7 @@ use crate::{
         record::Record,
         scope::Scope,
     },
-    redis::api,
+    server::api,
 };
 
 const NOT_ALLOWED: &str = "Creating async record is not allowed";

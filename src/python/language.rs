@@ -27,7 +27,7 @@ use crate::{
         session::Session,
         stop::{Code, Interrupted, Stop},
     },
-    redis::{lock, reply::Reply},
+    server::{lock, reply::Reply},
 };
 
 /// The interpreter of this process.

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     engine::{
+        distributed_run::{Functions, LaunchPayload, SessionImage},
         execution::Start,
         id::{STANDALONE_SHARD, ShardId},
         language::{self, Failure, Function},
@@ -31,11 +32,10 @@ use crate::{
         scope::Scope,
         session::Session,
         source::{Once, Source},
-        spread::{Functions, SessionImage, Shipment},
     },
     error::Error,
     readers::{Reader, generator::Generator, keys_scan::Content, source::SourceImage},
-    redis::api,
+    server::api,
     stats::RunStats,
 };
 
@@ -91,8 +91,8 @@ pub fn start<'py>(
     }
     let (plan, callbacks) = plan(py, builder, implicit);
     let wanted = source(py, builder.reader, &plan, argument, kwargs)?;
-    let shipment = if wanted.mode == Mode::Async && engine.is_spread(&plan, true) {
-        Some(shipment(&scope.session, &plan, &callbacks, &wanted)?)
+    let payload = if wanted.mode == Mode::Async && engine.is_distributed(&plan, true) {
+        Some(payload(&scope.session, &plan, &callbacks, &wanted)?)
     } else {
         None
     };
@@ -101,7 +101,7 @@ pub fn start<'py>(
         Arc::clone(&scope.session),
         wanted.open(engine.registry.shard()),
     );
-    start.shipment = shipment;
+    start.payload = payload;
     let event_loop = loop_module(py)?;
     let future = event_loop.call_method0("createFuture")?;
     if let Some(script) = &scope.script {
@@ -160,12 +160,12 @@ impl Wanted {
 }
 
 /// What other shards need for a run: its functions as they are now.
-fn shipment(
+fn payload(
     session: &Arc<Session>,
     plan: &Plan,
     callbacks: &[Arc<Callback>],
     wanted: &Wanted,
-) -> PyResult<Shipment> {
+) -> PyResult<LaunchPayload> {
     let image = |callback: &Arc<Callback>| {
         let image = callback.image(session).map(ByteBuf::from);
         image.map_err(errors::gears_error)
@@ -177,7 +177,7 @@ fn shipment(
     if let (Some(function), SourceImage::Names { generator, .. }) = (&wanted.function, &mut source) {
         *generator = Some(image(function)?);
     }
-    Ok(Shipment {
+    Ok(LaunchPayload {
         source: Some(source.to_bytes()),
         functions: Functions::Sent {
             session: SessionImage::of(session),

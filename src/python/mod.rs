@@ -39,7 +39,7 @@ use pyo3::prelude::*;
 use crate::{
     engine::{Engine, registering::Registrar},
     readers::image::Readers,
-    redis::api as server,
+    server::api::log_warning,
     threads,
 };
 
@@ -69,7 +69,7 @@ pub fn start_loop() -> std::io::Result<()> {
         attach::attach(|py| {
             let ended = coroutine::loop_module(py).and_then(|module| module.call_method0("run"));
             if let Err(error) = ended {
-                server::log_warning(&format!("the event loop has ended: {error}"));
+                log_warning(&format!("the event loop has ended: {error}"));
             }
         });
     };

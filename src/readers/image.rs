@@ -72,7 +72,7 @@ impl Readers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{readers::streams::Policy, redis::key::Kind};
+    use crate::{readers::streams::Policy, server::key::Kind};
 
     #[test]
     fn triggers_survive_as_bytes() {

@@ -21,7 +21,7 @@ use crate::{
     },
     error::Error,
     hooks::Hooks,
-    redis::{
+    server::{
         after::{self, after_command},
         events::{Changes, Class, KeyEvent},
         guarded::Guarded,
@@ -205,7 +205,7 @@ impl KeysWatch {
             after_command(event.lock, move |lock| run_sync(&engine, lock, start));
             return;
         }
-        start.shipment = self.engine.shipment(registration);
+        start.payload = self.engine.payload(registration);
         let lane = if registration.in_order {
             Lane::Registration(registration.id)
         } else {
@@ -226,7 +226,7 @@ fn run_sync(engine: &Engine, lock: Lock<'_>, start: Start) {
         return;
     }
     // What the function causes in other readers follows when it has ended.
-    let _alone = after::Hold::enter(lock);
+    let _alone = after::DeferGuard::enter(lock);
     let before = IN_SYNC.replace(true);
     engine.run_now(start);
     IN_SYNC.set(before);

@@ -18,7 +18,7 @@ use crate::{
         record::{self, Record},
         source::{Reading, Source},
     },
-    redis::{
+    server::{
         key::{self, Found, Kind, Walk},
         lock::Lock,
     },

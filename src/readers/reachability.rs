@@ -2,7 +2,7 @@
 //! all the same, as 1.2 did.
 
 use super::keys::Conditions;
-use crate::redis::key::Kind;
+use crate::server::key::Kind;
 
 /// The names of the events that the servers report by themselves, up to Redis 8.2 and Valkey 9.1. Other modules may report
 /// further ones.
@@ -120,8 +120,8 @@ fn of_event(event: &str) -> Option<String> {
         return None;
     }
     let distance = |known: &&str| strsim::osa_distance(known, &lower);
-    let near = EVENTS.into_iter().min_by_key(|known| distance(&known));
-    let near = near.filter(|known| distance(&known) <= 2 && distance(&known) < lower.chars().count());
+    let near = EVENTS.into_iter().min_by_key(|known| distance(known));
+    let near = near.filter(|known| distance(known) <= 2 && distance(known) < lower.chars().count());
     let advice = near.map_or(String::new(), |known| format!("; did you mean '{known}'?"));
     Some(format!(
         "eventTypes '{event}' never fires unless a module reports such an event: the server has none of this name{advice}"

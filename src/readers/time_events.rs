@@ -27,7 +27,7 @@ use crate::{
         session::{Needs, Session},
     },
     error::Error,
-    redis::{
+    server::{
         api,
         call::PAUSED,
         command::{Answer, Command},

@@ -28,7 +28,7 @@ use crate::{
         requirement::{Places, Requirement},
     },
     error::Error,
-    redis::api,
+    server::api,
     threads,
 };
 

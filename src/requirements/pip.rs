@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::reason::{self, Failed, Why};
-use crate::redis::api;
+use crate::server::api;
 
 /// A pip that says nothing for so long has hung. Building a package may take minutes without a word.
 const SILENCE: Duration = Duration::from_secs(600);

@@ -16,7 +16,7 @@ use crate::{
         record::Record,
         source::{Reading, Source},
     },
-    redis::lock::Lock,
+    server::lock::Lock,
 };
 
 /// The entries of one execution, read when it begins.

@@ -12,7 +12,7 @@ use crate::{
         record::{Record, Value},
         source::{Reading, Source},
     },
-    redis::{
+    server::{
         call::{NOT_LOCAL, call},
         events::Mute,
         lock::Lock,

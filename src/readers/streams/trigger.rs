@@ -10,7 +10,7 @@ use std::{
 
 use crate::mutex::Mutex;
 
-use super::{Group, Options, State, Status, StreamWatch, Watch};
+use super::{Group, Options, RegistrationStreams, Status, StreamWatch, Watch};
 use crate::{
     engine::{
         prefix::Pattern,
@@ -19,7 +19,7 @@ use crate::{
     },
     error::Error,
     readers::{image::Image, reachability},
-    redis::{events::Class, lock::Lock, reply::Reply},
+    server::{events::Class, lock::Lock, reply::Reply},
 };
 
 /// The trigger of one StreamReader registration.
@@ -29,7 +29,7 @@ pub(super) struct StreamTrigger {
     options: Options,
     /// The place that it had, or has: kept if nobody else has it.
     place: AtomicUsize,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<RegistrationStreams>>,
 }
 
 impl StreamTrigger {

@@ -9,7 +9,7 @@ use std::{
 use redis_module::raw;
 
 use super::{
-    after::Hold,
+    after::DeferGuard,
     home,
     lock::{Entered, Lock},
     persist::Writing,
@@ -162,7 +162,7 @@ pub unsafe fn run_notification(
                 return;
             }
             let entered = Entered::new();
-            let _in_the_middle = Hold::enter(entered.lock());
+            let _in_the_middle = DeferGuard::enter(entered.lock());
             let by_name = |(_, known): &(_, c_int)| class & known != 0;
             work(&KeyEvent {
                 lock: entered.lock(),

@@ -8,38 +8,38 @@ use serde_bytes::ByteBuf;
 use super::Cluster;
 use crate::{
     engine::{
-        Part, Shape,
+        Participation, Shape,
+        distributed_run::{Functions, Listing, RunMessage, SessionImage, Shards, SharedPlan},
         id::{Id, ShardId},
         language::Function,
         members::Members,
         plan::Plan,
         session::{Needs, Session},
         source::{Once, Source},
-        spread::{Functions, Listing, News, SessionImage, Shards, SharedPlan},
     },
     readers::source::SourceImage,
-    redis::{api, lock},
+    server::{api, lock},
 };
 
 impl Cluster {
     /// Makes this shard's part of another one's run.
     pub(super) fn take_part(&self, from: ShardId, id: Id, plan: SharedPlan) {
         let attempt = plan.attempt;
-        let news = if let Err(reason) = self.agree(&plan.members) {
-            News::NotYet { attempt, reason }
+        let message = if let Err(reason) = self.agree(&plan.members) {
+            RunMessage::NotYet { attempt, reason }
         } else {
             match self.part(&plan) {
                 Ok(part) => {
                     self.engine.take_part(from, id, &plan, part);
-                    News::Received { attempt }
+                    RunMessage::Received { attempt }
                 }
                 Err(reason) => {
                     api::log_warning(&format!("cannot take part in execution {id}: {reason}"));
-                    News::Refused(reason)
+                    RunMessage::Refused(reason)
                 }
             }
         };
-        self.tell(from, id, news);
+        self.tell(from, id, message);
     }
 
     /// Whether this shard sees the same cluster.
@@ -62,7 +62,7 @@ impl Cluster {
         }
     }
 
-    fn part(&self, shared: &SharedPlan) -> Result<Part, String> {
+    fn part(&self, shared: &SharedPlan) -> Result<Participation, String> {
         let me = self.identity().shard;
         let mut listing = Listing::Unlisted;
         let mut owner = None;
@@ -100,7 +100,7 @@ impl Cluster {
                 SourceImage::of_bytes(image)?.open(me, &load)?
             }
         };
-        Ok(Part {
+        Ok(Participation {
             plan,
             session,
             source,

@@ -1,9 +1,9 @@
-//! A run that is spread over several shards: what this shard knows of it, and what the shards tell each other about it.
+//! A run that is distributed over several shards: what this shard knows of it, and what the shards tell each other about it.
 //!
 //! One shard is the initiator; the others take part. `created -> pending_receive -> running -> pending_cluster -> done`
 //! there, `pending_run -> running -> pending_termination -> done` here. The plan may go out several times, as attempts, until
 //! all shards have it: to others, when the cluster has changed meanwhile. Contract: docs/contract/commands.md 3.1, 3.5 and
-//! 8.3. What is said travels by [`Shards`]; the steps that move records are in `exchange.rs`.
+//! 8.3. What is said travels by [`Shards`]; the steps that move records are in `shuffle.rs`.
 
 use std::{
     collections::BTreeSet,
@@ -28,8 +28,8 @@ use crate::error::MAX_IDLE;
 
 /// What one shard tells another one about a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum News {
-    /// To those who take part: what it is about. They wait for [`News::Go`].
+pub enum RunMessage {
+    /// To those who take part: what it is about. They wait for [`RunMessage::Go`].
     Plan(Box<SharedPlan>),
     /// To the initiator: the plan of this attempt is there.
     Received { attempt: u32 },
@@ -123,12 +123,12 @@ impl SessionImage {
 
 /// What the initiator sends, until all shards have it.
 #[derive(Clone)]
-pub struct Shipment {
+pub struct LaunchPayload {
     pub source: Option<Vec<u8>>,
     pub functions: Functions,
 }
 
-impl Shipment {
+impl LaunchPayload {
     /// For a run of a registration, which all shards have.
     pub fn of_registration(registration: &Registration, source: Option<Vec<u8>>) -> Self {
         Self {
@@ -140,8 +140,8 @@ impl Shipment {
 
 /// The way to other shards.
 pub trait Shards: Send + Sync {
-    /// Queues news of a run for another shard; they arrive in order and once, or not at all. Waits for nothing.
-    fn tell(&self, to: ShardId, id: Id, news: News);
+    /// Queues a message about a run for another shard; they arrive in order and once, or not at all. Waits for nothing.
+    fn tell(&self, to: ShardId, id: Id, message: RunMessage);
 
     /// True if so much is queued for another shard that more records should wait.
     fn is_full(&self, to: ShardId) -> bool;
@@ -160,8 +160,8 @@ pub trait Shards: Send + Sync {
     fn confirm(&self, members: &Members) -> Result<(), Failure>;
 }
 
-/// What this shard knows of a spread run.
-pub struct Spread {
+/// What this shard knows of a distributed run.
+pub struct DistributedRun {
     /// The shard that began it, if that is another one.
     begun_by: Option<ShardId>,
     pub max_idle: Duration,
@@ -192,7 +192,7 @@ struct Progress {
     /// How often the plan was sent.
     attempt: u32,
     /// The initiator's, until all shards have it.
-    shipment: Option<Shipment>,
+    payload: Option<LaunchPayload>,
     /// The plan is to be sent, for the first time or again.
     to_send: bool,
     /// Since when the initiator tries, and why it has not come further.
@@ -211,7 +211,7 @@ struct Progress {
 }
 
 /// What is to be done with a run that a thread has taken up.
-pub enum Turn {
+pub enum NextAction {
     /// Send the plan; it goes on when all shards have it. `first`: that was not tried before.
     Launch {
         first: bool,
@@ -225,7 +225,7 @@ pub enum Turn {
 pub struct Launch {
     pub attempt: u32,
     pub place: Place,
-    pub shipment: Shipment,
+    pub payload: LaunchPayload,
     /// Those who have an earlier plan and are not to have this one.
     pub left_out: Vec<ShardId>,
 }
@@ -239,17 +239,17 @@ pub enum Loss {
     Fatal,
 }
 
-impl Spread {
+impl DistributedRun {
     /// The initiator's side. Where it takes place is found out when the plan is sent.
-    pub fn initiate(max_idle: Duration, shipment: Shipment) -> Self {
-        let registered = matches!(shipment.functions, Functions::Registered(_));
+    pub fn initiate(max_idle: Duration, payload: LaunchPayload) -> Self {
+        let registered = matches!(payload.functions, Functions::Registered(_));
         Self {
             begun_by: None,
             max_idle,
             registered,
             owner: None,
             progress: Mutex::new(Progress {
-                shipment: Some(shipment),
+                payload: Some(payload),
                 to_send: true,
                 ..Progress::default()
             }),
@@ -293,26 +293,26 @@ impl Spread {
     }
 
     /// What the thread that has taken it up is to do.
-    pub(super) fn turn(&self) -> Turn {
+    pub(super) fn turn(&self) -> NextAction {
         let mut progress = self.progress.lock();
         if progress.begun {
             progress.idle_since = None;
-            return Turn::Run;
+            return NextAction::Run;
         }
         if !std::mem::take(&mut progress.to_send) {
-            return Turn::TooEarly;
+            return NextAction::TooEarly;
         }
         let now = Instant::now();
         progress.idle_since = Some(now);
         let first = progress.tried_since.is_none();
         progress.tried_since.get_or_insert(now);
-        Turn::Launch { first }
+        NextAction::Launch { first }
     }
 
     /// Begins an attempt at this place. `None` if all shards have a plan already.
     pub(super) fn launch(&self, place: Place) -> Option<Launch> {
         let mut progress = self.progress.lock();
-        let shipment = progress.shipment.clone()?;
+        let payload = progress.payload.clone()?;
         let earlier = progress.place.replace(place.clone());
         let left_out = earlier.map_or_else(Vec::new, |earlier| {
             let others = earlier.others();
@@ -326,7 +326,7 @@ impl Spread {
         Some(Launch {
             attempt: progress.attempt,
             place,
-            shipment,
+            payload,
             left_out,
         })
     }
@@ -375,7 +375,7 @@ impl Spread {
     /// The plan is to be sent anew, if it is not with all shards. True if a thread is to do it.
     pub(super) fn send_again(&self) -> bool {
         let mut progress = self.progress.lock();
-        if progress.begun || progress.shipment.is_none() || progress.tried_since.is_none() {
+        if progress.begun || progress.payload.is_none() || progress.tried_since.is_none() {
             return false;
         }
         !std::mem::replace(&mut progress.to_send, true)
@@ -414,7 +414,7 @@ impl Spread {
         if is_lost { Loss::Fatal } else { Loss::Nothing }
     }
 
-    /// The initiator says that all have the plan. True if that is news.
+    /// The initiator says that all have the plan. True if that was not known.
     pub(super) fn go(&self) -> bool {
         let mut progress = self.progress.lock();
         progress.idle_since = None;
@@ -474,7 +474,7 @@ impl Spread {
         (progress.received.len(), progress.completed.len())
     }
 
-    /// The name of the state that only spread runs have. `begun`: a thread has begun it.
+    /// The name of the state that only distributed runs have. `begun`: a thread has begun it.
     pub(super) fn state(&self, begun: bool) -> Option<&'static str> {
         let progress = self.progress.lock();
         match (self.is_initiator(), begun) {
@@ -491,25 +491,30 @@ impl Progress {
     fn begin(&mut self) {
         self.begun = true;
         self.idle_since = None;
-        self.shipment = None;
+        self.payload = None;
     }
 }
 
 /// What the plan of a run says to those who take part. `listing`: of its session.
-pub(super) fn shared(execution: &Execution, spread: &Spread, launch: Launch, listing: Listing) -> SharedPlan {
-    let mut functions = launch.shipment.functions;
+pub(super) fn shared(
+    execution: &Execution,
+    distributed: &DistributedRun,
+    launch: Launch,
+    listing: Listing,
+) -> SharedPlan {
+    let mut functions = launch.payload.functions;
     if let Functions::Sent { session, .. } = &mut functions {
         session.listing = listing;
     }
     SharedPlan {
         attempt: launch.attempt,
         members: Members::clone(&launch.place.members),
-        max_idle_ms: u64::try_from(spread.max_idle.as_millis()).unwrap_or(u64::MAX),
+        max_idle_ms: u64::try_from(distributed.max_idle.as_millis()).unwrap_or(u64::MAX),
         db: execution.db,
         transient: execution.transient,
-        registered: spread.registered,
+        registered: distributed.registered,
         skips_errors: execution.skips_errors,
-        source: launch.shipment.source.map(ByteBuf::from),
+        source: launch.payload.source.map(ByteBuf::from),
         functions,
     }
 }
@@ -522,15 +527,15 @@ mod tests {
         ShardId::parse(digit.to_string().repeat(40).as_bytes()).unwrap_or(ShardId::STANDALONE)
     }
 
-    fn spread() -> Spread {
-        let shipment = Shipment {
+    fn distributed() -> DistributedRun {
+        let payload = LaunchPayload {
             source: None,
             functions: Functions::Registered(Id {
                 number: 1,
                 shard: shard('a'),
             }),
         };
-        Spread::initiate(Duration::from_secs(5), shipment)
+        DistributedRun::initiate(Duration::from_secs(5), payload)
     }
 
     fn place(others: &[char]) -> Place {
@@ -545,60 +550,63 @@ mod tests {
     #[test]
     fn the_initiator_waits_for_all_twice() {
         let (b, c) = (shard('b'), shard('c'));
-        let spread = spread();
-        assert_eq!(spread.state(false), None);
-        assert!(matches!(spread.turn(), Turn::Launch { first: true }));
-        assert_eq!(spread.state(false), Some("pending_receive"));
-        assert!(matches!(spread.turn(), Turn::TooEarly));
-        assert!(spread.launch(place(&['b', 'c'])).is_some());
-        assert!(!spread.received(b, 1) && !spread.received(b, 1) && !spread.received(c, 2));
-        assert!(spread.received(c, 1) && !spread.received(c, 1));
-        assert!(matches!(spread.turn(), Turn::Run));
-        assert!(spread.patience().is_none() && spread.launch(place(&['b', 'c'])).is_none());
-        spread.completed(b);
-        assert!(spread.part_done() && !spread.part_done() && !spread.may_end());
-        spread.completed(c);
-        assert!(spread.may_end());
-        assert_eq!(spread.counts(), (2, 2));
+        let distributed = distributed();
+        assert_eq!(distributed.state(false), None);
+        assert!(matches!(distributed.turn(), NextAction::Launch { first: true }));
+        assert_eq!(distributed.state(false), Some("pending_receive"));
+        assert!(matches!(distributed.turn(), NextAction::TooEarly));
+        assert!(distributed.launch(place(&['b', 'c'])).is_some());
+        assert!(!distributed.received(b, 1) && !distributed.received(b, 1) && !distributed.received(c, 2));
+        assert!(distributed.received(c, 1) && !distributed.received(c, 1));
+        assert!(matches!(distributed.turn(), NextAction::Run));
+        assert!(distributed.patience().is_none() && distributed.launch(place(&['b', 'c'])).is_none());
+        distributed.completed(b);
+        assert!(distributed.part_done() && !distributed.part_done() && !distributed.may_end());
+        distributed.completed(c);
+        assert!(distributed.may_end());
+        assert_eq!(distributed.counts(), (2, 2));
     }
 
     #[test]
     fn what_has_not_begun_goes_to_those_who_are_there() {
-        let spread = spread();
-        assert!(!spread.send_again(), "nobody has tried yet");
-        assert!(matches!(spread.turn(), Turn::Launch { .. }));
-        spread.launch(place(&['b', 'c']));
-        spread.received(shard('b'), 1);
+        let distributed = distributed();
+        assert!(!distributed.send_again(), "nobody has tried yet");
+        assert!(matches!(distributed.turn(), NextAction::Launch { .. }));
+        distributed.launch(place(&['b', 'c']));
+        distributed.received(shard('b'), 1);
         let now = place(&['b', 'd']);
         let gone = BTreeSet::from([shard('c')]);
-        assert_eq!(spread.lost(&gone, Some(&now.members)), Loss::SendAgain);
-        assert!(spread.send_again() && !spread.send_again());
-        assert!(matches!(spread.turn(), Turn::Launch { first: false }));
-        let launch = spread.launch(now.clone());
+        assert_eq!(distributed.lost(&gone, Some(&now.members)), Loss::SendAgain);
+        assert!(distributed.send_again() && !distributed.send_again());
+        assert!(matches!(distributed.turn(), NextAction::Launch { first: false }));
+        let launch = distributed.launch(now.clone());
         assert_eq!(
             launch.map(|launch| (launch.attempt, launch.left_out)),
             Some((2, vec![shard('c')]))
         );
-        assert!(!spread.received(shard('b'), 1) && !spread.received(shard('d'), 2));
-        assert!(spread.received(shard('b'), 2));
-        assert!(!spread.send_again(), "all have it");
-        assert_eq!(spread.lost(&BTreeSet::from([shard('d')]), None), Loss::Fatal);
-        spread.completed(shard('d'));
-        assert_eq!(spread.lost(&BTreeSet::from([shard('d')]), None), Loss::Nothing);
-        assert_eq!(spread.idle_error(), MAX_IDLE);
+        assert!(!distributed.received(shard('b'), 1) && !distributed.received(shard('d'), 2));
+        assert!(distributed.received(shard('b'), 2));
+        assert!(!distributed.send_again(), "all have it");
+        assert_eq!(distributed.lost(&BTreeSet::from([shard('d')]), None), Loss::Fatal);
+        distributed.completed(shard('d'));
+        assert_eq!(
+            distributed.lost(&BTreeSet::from([shard('d')]), None),
+            Loss::Nothing
+        );
+        assert_eq!(distributed.idle_error(), MAX_IDLE);
     }
 
     #[test]
     fn why_it_could_not_begin_is_told() {
-        let spread = spread();
-        spread.turn();
-        assert!(spread.hindered(None, "why".into()));
-        assert_eq!(spread.idle_error(), "why");
-        spread.launch(place(&[]));
+        let distributed = distributed();
+        distributed.turn();
+        assert!(distributed.hindered(None, "why".into()));
+        assert_eq!(distributed.idle_error(), "why");
+        distributed.launch(place(&[]));
         assert!(
-            !spread.hindered(Some(1), "late".into()),
+            !distributed.hindered(Some(1), "late".into()),
             "a shard alone begins at once"
         );
-        assert_eq!(spread.idle_error(), MAX_IDLE);
+        assert_eq!(distributed.idle_error(), MAX_IDLE);
     }
 }

@@ -1,4 +1,4 @@
-//! Records on their way between the shards of one spread run: gathered for each step and shard, sent in batches.
+//! Records on their way between the shards of one distributed run: gathered for each step and shard, sent in batches.
 //!
 //! Used by the pipeline, on the thread that runs the execution, attached. Contract: docs/contract/commands.md 8.3,
 //! docs/contract/python-api.md 7.7 and chapter 9.
@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::{
+    distributed_run::{DistributedRun, Place, RunMessage, Shards},
     id::{Id, ShardId},
     language::{Failure, Language},
-    plan::Moves,
+    plan::Routing,
     record::{Record, Value},
-    spread::{News, Place, Shards, Spread},
 };
 use crate::error::MAX_IDLE;
 
@@ -28,8 +28,8 @@ const BATCH_BYTES: usize = 256 * 1024;
 const OBJECT_BYTES: usize = 64;
 
 /// The way out of one run.
-pub struct Exchange<'a> {
-    pub spread: &'a Spread,
+pub struct Shuffle<'a> {
+    pub distributed: &'a DistributedRun,
     pub place: Place,
     pub id: Id,
     pub shards: &'a dyn Shards,
@@ -52,7 +52,7 @@ struct Buffer {
     bytes: usize,
 }
 
-impl Exchange<'_> {
+impl Shuffle<'_> {
     /// The shard that goes on with a record of this key; `None` if that is this one.
     pub fn away(&self, key: &[u8]) -> Option<ShardId> {
         let owner = self.place.members.owner(key)?;
@@ -61,7 +61,7 @@ impl Exchange<'_> {
 
     /// The initiator; `None` if that is this one.
     pub fn initiator(&self) -> Option<ShardId> {
-        self.spread.initiator()
+        self.distributed.initiator()
     }
 
     /// Whether the keys are still where the plan says: see [`Shards::confirm`].
@@ -99,7 +99,7 @@ impl Exchange<'_> {
     /// Sends what is held back.
     ///
     /// # Errors
-    /// As [`Exchange::send`].
+    /// As [`Shuffle::send`].
     pub fn flush(&self, traffic: &mut Traffic) -> Result<(), Vec<Failure>> {
         let mut failures = Vec::new();
         for ((step, to), buffer) in std::mem::take(&mut traffic.outgoing) {
@@ -122,14 +122,14 @@ impl Exchange<'_> {
         if self.shards.is_full(to) {
             let mut room = false;
             self.language
-                .detached(&mut || room = self.shards.wait_for_room(to, self.spread.max_idle));
+                .detached(&mut || room = self.shards.wait_for_room(to, self.distributed.max_idle));
             if !room {
                 failures.push(MAX_IDLE.to_owned());
                 return Err(failures);
             }
         }
         let batch = ByteBuf::from(batch);
-        self.shards.tell(to, self.id, News::Records { step, batch });
+        self.shards.tell(to, self.id, RunMessage::Records { step, batch });
         if failures.is_empty() {
             Ok(())
         } else {
@@ -140,20 +140,20 @@ impl Exchange<'_> {
     /// This shard has no more records for a step: tells those who wait for them, once.
     ///
     /// # Errors
-    /// As [`Exchange::send`].
-    pub fn end(&self, traffic: &mut Traffic, step: usize, moves: Moves) -> Result<(), Vec<Failure>> {
+    /// As [`Shuffle::send`].
+    pub fn end(&self, traffic: &mut Traffic, step: usize, moves: Routing) -> Result<(), Vec<Failure>> {
         if !traffic.announced.insert(step) {
             return Ok(());
         }
         let sent = self.flush(traffic);
         match (moves, self.initiator()) {
-            (Moves::ToInitiator, Some(initiator)) => {
-                self.shards.tell(initiator, self.id, News::Ended { step });
+            (Routing::ToInitiator, Some(initiator)) => {
+                self.shards.tell(initiator, self.id, RunMessage::Ended { step });
             }
-            (Moves::ToInitiator, None) => {}
-            (Moves::ByKey, _) => {
+            (Routing::ToInitiator, None) => {}
+            (Routing::ByKey, _) => {
                 for other in self.place.others() {
-                    self.shards.tell(other, self.id, News::Ended { step });
+                    self.shards.tell(other, self.id, RunMessage::Ended { step });
                 }
             }
         }
@@ -161,8 +161,8 @@ impl Exchange<'_> {
     }
 
     /// True if no other shard has a record for a step on this one.
-    pub fn has_all(&self, traffic: &Traffic, step: usize, moves: Moves) -> bool {
-        if moves == Moves::ToInitiator && !self.spread.is_initiator() {
+    pub fn has_all(&self, traffic: &Traffic, step: usize, moves: Routing) -> bool {
+        if moves == Routing::ToInitiator && !self.distributed.is_initiator() {
             return true;
         }
         let ended = traffic.ended.get(&step);

@@ -8,8 +8,8 @@ use std::{
 
 use super::{
     Persistence,
+    change::SavedRegistration,
     restore::{Functions, log_disabled},
-    step::SavedRegistration,
 };
 use crate::{
     engine::{
@@ -19,16 +19,16 @@ use crate::{
         session::Session,
     },
     error::Error,
-    redis::{
+    requirements::archive,
+    server::{
         api,
         lock::{self, Lock},
     },
-    requirements::archive,
 };
 
 impl Persistence {
     /// What is held takes its names already, though the readers do not know of it.
-    pub(super) fn check_held(
+    pub(super) fn check_awaiting(
         &self,
         lock: Lock<'_>,
         old: Option<&Arc<Session>>,
@@ -40,7 +40,7 @@ impl Persistence {
             prepared: &[],
         };
         let stays = |held: &&Arc<Registration>| !held.is_removed() && !peers.replace(held);
-        for held in kept.held.iter().filter(stays) {
+        for held in kept.awaiting_requirements.iter().filter(stays) {
             for registration in registrations {
                 match (held.trigger.claim(), registration.trigger.claim()) {
                     (Some(Claim::Trigger(held)), Some(Claim::Trigger(new))) if held == new => {
@@ -132,7 +132,10 @@ impl Persistence {
         }
         let known = self.engine.requirements.all(lock);
         let kept = self.kept.read(lock);
-        let held = kept.held.iter().filter(|held| !held.is_removed());
+        let held = kept
+            .awaiting_requirements
+            .iter()
+            .filter(|held| !held.is_removed());
         let mut wanted: Vec<Arc<Requirement>> = Vec::new();
         for requirement in held.flat_map(|held| &held.session.needs.requirements) {
             let is_it = |other: &Arc<Requirement>| Arc::ptr_eq(other, requirement);
@@ -170,7 +173,10 @@ impl Persistence {
     /// True if registrations of a session are there that do not run yet.
     pub(super) fn has_held(&self, lock: Lock<'_>, session: &Arc<Session>) -> bool {
         let kept = self.kept.read(lock);
-        let mut held = kept.held.iter().filter(|held| !held.is_removed());
+        let mut held = kept
+            .awaiting_requirements
+            .iter()
+            .filter(|held| !held.is_removed());
         held.any(|held| Arc::ptr_eq(&held.session, session))
     }
 
@@ -180,12 +186,12 @@ impl Persistence {
             return;
         }
         let mut kept = self.kept.write(lock);
-        kept.held.retain(|held| !held.is_removed());
+        kept.awaiting_requirements.retain(|held| !held.is_removed());
         let mut ready: Vec<Arc<Registration>> = Vec::new();
-        for held in &kept.held {
+        for held in &kept.awaiting_requirements {
             let same = |other: &&Arc<Registration>| Arc::ptr_eq(&other.session, &held.session);
             // One after the other in a session; what is being loaded begins the rest.
-            if !is_held(&held.session) && !kept.loading.iter().any(|other| same(&other)) {
+            if !awaits_requirements(&held.session) && !kept.loading.iter().any(|other| same(&other)) {
                 ready.push(Arc::clone(held));
             }
         }
@@ -230,7 +236,8 @@ impl Persistence {
             for (held, functions) in loaded.take().into_iter().flatten() {
                 let mut kept = persistence.kept.write(lock);
                 kept.loading.retain(|other| !Arc::ptr_eq(other, &held));
-                kept.held.retain(|other| !Arc::ptr_eq(other, &held));
+                kept.awaiting_requirements
+                    .retain(|other| !Arc::ptr_eq(other, &held));
                 drop(kept);
                 // Functions of one that began before may have removed it.
                 if !held.is_removed() {
@@ -294,7 +301,7 @@ fn images_of(registrations: &[Arc<Registration>]) -> Vec<Images> {
 }
 
 /// True while something that the session's functions need is to be installed.
-pub(super) fn is_held(session: &Session) -> bool {
+pub(super) fn awaits_requirements(session: &Session) -> bool {
     session
         .needs
         .requirements

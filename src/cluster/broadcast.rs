@@ -18,8 +18,8 @@ use crate::{
     },
     error::Error,
     persistence::files_of,
-    redis::{api, lock::Lock, reply::Reply},
     requirements::archive,
+    server::{api, lock::Lock, reply::Reply},
 };
 
 impl Cluster {
@@ -86,7 +86,7 @@ impl Cluster {
 
     /// RG.DROPEXECUTION on the other shards, a moment later.
     pub fn drop_elsewhere(&self, execution: &Execution) {
-        if execution.spread.is_some() {
+        if execution.distributed.is_some() {
             self.tell_all(&Message::Drop(execution.id));
         }
     }
