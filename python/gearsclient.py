@@ -1,7 +1,7 @@
 """The server's side of the client library `gearsclient`, which RedisGears 1.2 shipped: its pickles name these classes and
 functions. Embedded into the module, imported as `gearsclient.redisgears_builder` unless the library is installed.
 
-Contract: python-api.md 10.1. What a client sends is a `GearsPipe` with its steps, which builds a function by `createAndRun`.
+Contract: docs/contract/python-api.md 10.1. What a client sends is a `GearsPipe` with its steps, which builds a function by `createAndRun`.
 """
 
 __all__ = ['GearsRemoteBuilder', 'atomic', 'execute', 'gearsConfigGet', 'hashtag', 'log']

@@ -1,6 +1,6 @@
 """A cluster that changes: failovers there and back, shards that have just started or got another role, slots that nobody or
 two shards have, data that are replaced. Every reply is right or an error that says why, and comes within a bound. Contract:
-commands.md 8.3 to 8.5; faults C7 to C10."""
+docs/contract/commands.md 8.3 to 8.5; faults C7 to C10."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def test_a_future(server: Server) -> None:
 
 
 def test_what_says_something_is_its_text(server: Server) -> None:
-    """The contract (python-api.md 4.6)."""
+    """The contract (docs/contract/python-api.md 4.6)."""
     for error, text in {"KeyError('x')": "'x'", "ValueError('why')": "why", "OSError(2, 'no')": "[Errno 2] no"}.items():
         said = server.run(f"async def f(x):\n    raise {error}\nGB('ShardsIDReader').map(f).run()")
         assert said == [[], [text]]

@@ -1,6 +1,6 @@
 """Every event that some server reports: it comes where only that one is asked for, and its record holds the key.
 
-Contract: readers-and-events.md 2.4. The names are those of the servers' sources.
+Contract: docs/contract/readers-and-events.md 2.4. The names are those of the servers' sources.
 """
 
 from __future__ import annotations

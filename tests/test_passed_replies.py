@@ -1,7 +1,7 @@
 """Replies that a function in the place of a command passes on: a client of RESP3 gets what the command would have answered
 it, a client of RESP2 and the function itself see RESP2.
 
-Contract: readers-and-events.md 8.4 and 8.5, and the decision on `call_next` in README.md.
+Contract: docs/contract/readers-and-events.md 8.4 and 8.5, and the decision on `call_next` in docs/contract/README.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Objects that functions use and scripts make: those of the usual libraries travel, and of the others the error names the variable.
 
-Spec: python-api.md chapter 7; docs/functions.md.
+Contract: docs/contract/python-api.md chapter 7; docs/functions.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Commands that a node of a cluster cannot run for a function: it says why, and the next one runs.
 
-Contract: python-api.md 4.3 and chapter 9.
+Contract: docs/contract/python-api.md 4.3 and chapter 9.
 """
 
 from __future__ import annotations

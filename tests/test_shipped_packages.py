@@ -1,6 +1,6 @@
 """What Pinion needs of Python is its own: requirements neither break nor shadow it, whatever their modules are called.
 
-Spec: commands.md 4.6; python-api.md 1.1, 7 and 10.1. No network is used: packages are made by hand.
+Contract: docs/contract/commands.md 4.6; docs/contract/python-api.md 1.1, 7 and 10.1. No network is used: packages are made by hand.
 """
 
 from __future__ import annotations

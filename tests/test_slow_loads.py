@@ -1,6 +1,6 @@
 """Functions whose modules take long to import: restarts, replicas and other shards wait for them in the background.
 
-Spec: commands.md 4.4 and 6; docs/persistence.md.
+Contract: docs/contract/commands.md 4.4 and 6; docs/persistence.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Values that records hold: they are what the server holds, and reading them changes nothing in it.
 
-Contract: readers-and-events.md 0.1, 2.1 and 2.5. A plain server of the same version says what a command answers and how its
+Contract: docs/contract/readers-and-events.md 0.1, 2.1 and 2.5. A plain server of the same version says what a command answers and how its
 key is kept.
 """
 

@@ -196,7 +196,9 @@ impl Function for Callback {
     fn fold(&self, accumulator: Option<Record>, record: Record) -> Result<Called<Record>, Failure> {
         self.call(|py| {
             let arguments = (self.accumulator(py, accumulator)?, record_object(py, record)?);
-            Ok(self.invoke(py, arguments, Waits::Yes)?.map(object_record))
+            Ok(self
+                .invoke(py, arguments, Waits::Accumulating)?
+                .map(object_record))
         })
     }
 
@@ -212,7 +214,9 @@ impl Function for Callback {
                 self.accumulator(py, accumulator)?,
                 record_object(py, record)?,
             );
-            Ok(self.invoke(py, arguments, Waits::Yes)?.map(object_record))
+            Ok(self
+                .invoke(py, arguments, Waits::Accumulating)?
+                .map(object_record))
         })
     }
 

@@ -26,6 +26,7 @@ use crate::{
 };
 
 const NOT_ALLOWED: &str = "Creating async record is not allowed";
+const NOT_RETURNED: &str = "a future of gearsFuture was made and not returned";
 const LOST: &str = "Async record did not called continue";
 
 /// Whether the step whose callback runs can wait for something.
@@ -33,12 +34,21 @@ const LOST: &str = "Async record did not called continue";
 pub enum Waits {
     /// If its execution may go to the background.
     Yes,
+    /// The same, and a future that is made and not returned is an error: the step would go on with a value that means nothing.
+    Accumulating,
     /// Never; the text for a coroutine.
     No(&'static str),
     /// It is no step at all; the text for a coroutine.
     Elsewhere(&'static str),
     /// The same, and whatever is returned is dropped.
     Nowhere,
+}
+
+impl Waits {
+    /// Whether it is a step that may wait.
+    fn is_step(self) -> bool {
+        matches!(self, Self::Yes | Self::Accumulating)
+    }
 }
 
 struct Step {
@@ -82,7 +92,10 @@ impl Calling {
             if returned.is(future.bind(py)) {
                 return Ok(Some(Box::new(Returned(ObjectRef::new(future)))));
             }
-            api::log_warning("an api violation: a future of gearsFuture was made and not returned");
+            if waits == Waits::Accumulating {
+                return Err(errors::gears_error(NOT_RETURNED));
+            }
+            api::log_warning(&format!("an api violation: {NOT_RETURNED}"));
         }
         let coroutine = COROUTINE.import(py, "types", "CoroutineType")?;
         if !returned.get_type().is(coroutine) {
@@ -95,8 +108,8 @@ impl Calling {
         }
         let refused = match waits {
             Waits::No(text) | Waits::Elsewhere(text) => Some(text),
-            Waits::Yes if !Scope::may_wait() => Some(NOT_ALLOWED),
-            Waits::Yes | Waits::Nowhere => None,
+            Waits::Yes | Waits::Accumulating if !Scope::may_wait() => Some(NOT_ALLOWED),
+            Waits::Yes | Waits::Accumulating | Waits::Nowhere => None,
         };
         if let Some(text) = refused {
             returned.call_method0("close")?;
@@ -118,7 +131,7 @@ impl Drop for Calling {
 
 /// `isAsyncAllow()`: true where a coroutine may be returned, and in coroutines.
 pub fn is_async_allowed(py: Python<'_>) -> bool {
-    let in_step = STEP.with_borrow(|step| step.as_ref().is_some_and(|step| step.waits == Waits::Yes));
+    let in_step = STEP.with_borrow(|step| step.as_ref().is_some_and(|step| step.waits.is_step()));
     (in_step && Scope::may_wait()) || current::is_in_coroutine(py)
 }
 
@@ -336,7 +349,7 @@ pub fn make_future<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyResult
             "Can not create async record twice on the same step",
         ));
     }
-    if waits != Waits::Yes {
+    if !waits.is_step() {
         return Err(errors::gears_error("Step does not support async"));
     }
     if !Scope::may_wait() {

@@ -100,7 +100,7 @@ pub fn text_of_callback(py: Python<'_>, error: &PyErr) -> Failure {
     text(py, error)
 }
 
-/// The error string of what ended a coroutine or a future: the text of `error` (`python-api.md` 4.6). Where that says
+/// The error string of what ended a coroutine or a future: the text of `error` (docs/contract/python-api.md 4.6). Where that says
 /// nothing, because it is empty or cannot be made, it is the string that other exceptions have.
 pub fn text_of_ended(error: &Bound<'_, PyAny>) -> Failure {
     let said = error.str().ok().map(|text| text.to_string_lossy().into_owned());
