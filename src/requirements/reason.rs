@@ -95,6 +95,13 @@ fn not_built(lines: &[String]) -> Option<String> {
     })
 }
 
+/// Whether the lines tell that something failed.
+pub fn tells(lines: &[String]) -> bool {
+    lines
+        .iter()
+        .any(|line| error(line).is_some() || line.starts_with("Error: "))
+}
+
 fn last_error(lines: &[String]) -> Option<String> {
     lines.iter().rev().find_map(|line| error(line)).map(str::to_owned)
 }
