@@ -268,8 +268,11 @@ unsafe fn names_a_port(changed: *const raw::RedisModuleConfigChange) -> bool {
     // SAFETY: by the caller's promise; the names live as long as the event.
     unsafe {
         changed.as_ref().is_some_and(|changed| {
-            (0..changed.num_changes as usize)
-                .any(|at| CStr::from_ptr(*changed.config_names.add(at)).to_bytes().ends_with(b"port"))
+            (0..changed.num_changes as usize).any(|at| {
+                CStr::from_ptr(*changed.config_names.add(at))
+                    .to_bytes()
+                    .ends_with(b"port")
+            })
         })
     }
 }
