@@ -233,18 +233,18 @@ fn ended(child: &mut Child, last_words: &[String]) -> Result<(), String> {
 mod tests {
     use super::*;
 
-    /// As the server does while it saves.
-    fn taken() -> Child {
-        let child = Command::new("true").spawn().unwrap();
+    /// How a program that says this ended, whose status somebody else has taken, as the server does while it saves.
+    fn ended_unseen(words: &str) -> Result<(), String> {
+        let mut child = Command::new("true").spawn().map_err(|error| error.to_string())?;
         // SAFETY: a child of ours; no status is wanted.
         unsafe { libc::waitpid(child.id() as libc::pid_t, std::ptr::null_mut(), 0) };
-        child
+        ended(&mut child, &[words.to_owned()])
     }
 
     #[test]
     fn without_a_status_its_words_count() {
-        assert_eq!(ended(&mut taken(), &["Saved ./x.whl".into()]), Ok(()));
-        assert!(ended(&mut taken(), &["  ERROR: no such thing".into()]).is_err());
-        assert!(ended(&mut taken(), &["Error: no venv".into()]).is_err());
+        assert_eq!(ended_unseen("Saved ./x.whl"), Ok(()));
+        assert!(ended_unseen("  ERROR: no such thing").is_err());
+        assert!(ended_unseen("Error: no venv").is_err());
     }
 }
