@@ -76,7 +76,7 @@ class _Child:
         """The process that waits for it was killed: when it has ended can be known, its status cannot."""
         try:
             process = os.pidfd_open(self.pid)
-        except (AttributeError, OSError):  # before Python 3.9; it has ended
+        except OSError:  # it has ended
             return _UNKNOWN
         try:
             return _UNKNOWN if _readable(process, wait) else None
