@@ -5,6 +5,7 @@ use std::ffi::{c_char, c_int, c_void};
 
 use crate::{
     module::Pinion,
+    python,
     readers::time_events,
     report,
     server::{
@@ -63,15 +64,19 @@ pub unsafe extern "C" fn on_server_event(
     _ctx: *mut raw::RedisModuleCtx,
     event: raw::RedisModuleEvent,
     sub_event: u64,
-    _data: *mut c_void,
+    data: *mut c_void,
 ) {
     let Some(pinion) = Pinion::get() else { return };
     // SAFETY: the server calls this with its own arguments.
     unsafe {
-        events::run_server_event(event, sub_event, |lock, event| {
+        events::run_server_event(event, sub_event, data, |lock, event| {
             if event == ServerEvent::BeforeSleep {
                 after::before_sleep(lock);
                 pinion.engine.about_to_sleep();
+                return;
+            }
+            if event == ServerEvent::PortsChanged {
+                python::note_places(lock, pinion.engine.features);
                 return;
             }
             let begins = pinion.engine.update_serving(lock);
@@ -92,7 +97,7 @@ pub unsafe extern "C" fn on_server_event(
                 ServerEvent::RoleChanged => pinion
                     .cluster
                     .forget_shape("this server has just got another role"),
-                ServerEvent::BeforeSleep => {}
+                ServerEvent::BeforeSleep | ServerEvent::PortsChanged => {}
             }
             if begins {
                 // Not in the middle of REPLICAOF: it would count what is written as its own, and replicas would get it.

@@ -195,6 +195,8 @@ pub enum ServerEvent {
     WritingStarted(Writing),
     /// It has written it, well or badly.
     WritingEnded,
+    /// It listens elsewhere than before.
+    PortsChanged,
     /// The server has done what its clients asked for and is about to wait for more.
     BeforeSleep,
 }
@@ -213,6 +215,8 @@ pub unsafe fn subscribe_server(ctx: *mut raw::RedisModuleCtx, function: ServerFu
     subscribe(raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED);
     subscribe(raw::REDISMODULE_EVENT_LOADING);
     subscribe(raw::REDISMODULE_EVENT_PERSISTENCE);
+    // Before 7.0 nobody tells.
+    subscribe(raw::REDISMODULE_EVENT_CONFIG);
     has_api!(RedisModule_EventLoopAdd) && subscribe(raw::REDISMODULE_EVENT_EVENTLOOP)
 }
 
@@ -223,6 +227,7 @@ pub unsafe fn subscribe_server(ctx: *mut raw::RedisModuleCtx, function: ServerFu
 pub unsafe fn run_server_event(
     event: raw::RedisModuleEvent,
     sub_event: u64,
+    data: *mut c_void,
     work: impl FnOnce(Lock<'_>, ServerEvent),
 ) {
     let what = match event.id {
@@ -243,6 +248,8 @@ pub unsafe fn run_server_event(
             }
             _ => ServerEvent::WritingEnded,
         },
+        // SAFETY: that is what the server gives with this event.
+        raw::REDISMODULE_EVENT_CONFIG if unsafe { names_a_port(data.cast()) } => ServerEvent::PortsChanged,
         raw::REDISMODULE_EVENT_EVENTLOOP if sub_event == raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP => {
             ServerEvent::BeforeSleep
         }
@@ -251,4 +258,21 @@ pub unsafe fn run_server_event(
     // SAFETY: the server holds its lock while it fires events.
     let entered = unsafe { Entered::new() };
     let _ = catch_unwind(AssertUnwindSafe(|| work(entered.lock(), what)));
+}
+
+/// Whether one of the options that changed is a port.
+///
+/// # Safety
+/// `changed` is null, or what the server gives with a change of its configuration.
+unsafe fn names_a_port(changed: *const raw::RedisModuleConfigChange) -> bool {
+    // SAFETY: by the caller's promise; the names live as long as the event.
+    unsafe {
+        changed.as_ref().is_some_and(|changed| {
+            (0..changed.num_changes as usize).any(|at| {
+                CStr::from_ptr(*changed.config_names.add(at))
+                    .to_bytes()
+                    .ends_with(b"port")
+            })
+        })
+    }
 }
