@@ -53,6 +53,10 @@ pub enum Error {
     EmptyPrefix,
     TriggerExists,
     TriggerExistsInSession,
+    /// The prefix that has a loader.
+    LoadedByAnother(String),
+    /// A writing command.
+    NoMissForWrites(String),
     UnknownHook,
     HookNotInScripts,
     HookMovesKeys,
@@ -161,6 +165,18 @@ impl Error {
             Self::EmptyPrefix => "Empty perfix given to command hooker",
             Self::TriggerExists => "trigger already registered",
             Self::TriggerExistsInSession => "trigger already registered in this session",
+            Self::LoadedByAnother(prefix) => {
+                return format!(
+                    "read_through: prefix: expected one that has no loader yet, but a registration loads '{prefix}' already"
+                )
+                .into();
+            }
+            Self::NoMissForWrites(command) => {
+                return format!(
+                    "read_through: on_error: expected 'error' where writing commands wait, got 'miss' with '{command}'"
+                )
+                .into();
+            }
             Self::UnknownHook => "Can not override an unexisting command",
             Self::HookNotInScripts => "Can not override a command which are not allowed inside a script",
             Self::HookMovesKeys => "Can not override a command with moveable keys by key prefix",

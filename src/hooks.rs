@@ -5,13 +5,15 @@
 //! Contract: `readers-and-events.md` chapters 8 and 10. All of it happens under the server's lock.
 
 mod chain;
+mod loads;
 mod table;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use chain::HookRule;
-pub use table::Inner;
-use table::{CommandSpec, Entry, Rule, Table, changes_state, length_bit, look_up};
+pub use loads::{Hot, Loads, Missing, Wait, nearness};
+pub use table::{CommandSpec, Inner};
+use table::{Entry, Rule, Table, changes_state, length_bit, look_up};
 
 use crate::{
     engine::{
@@ -24,7 +26,7 @@ use crate::{
     readers::prefix::Pattern,
     redis::{
         api::{self, Features},
-        call::call_original,
+        call::{NotPermitted, call_original},
         client::{self, ClientState},
         command::{self, Answer, Command},
         filter::{Function, InnerName, Installed, Passing},
@@ -81,6 +83,8 @@ pub struct Hooks {
     running: Guarded<Option<Running>>,
     /// The next command is what `call_next` runs: it is left alone.
     bypass: Guarded<bool>,
+    /// Who loads keys that are missed.
+    loads: OnceLock<Arc<dyn Loads>>,
 }
 
 /// The linked command that runs now, which is the server's current one (`redis::command`).
@@ -131,6 +135,7 @@ impl Hooks {
             cleared: Guarded::new(None),
             running: Guarded::new(None),
             bypass: Guarded::new(false),
+            loads: OnceLock::new(),
         })
     }
 
@@ -270,6 +275,8 @@ impl Hooks {
         for entry in &mut table.entries {
             entry.rules.retain(|rule| rule.registration != registration);
             entry.hooks.retain(|rule| rule.registration.id != registration);
+            entry.loads.retain(|rule| rule.registration != registration);
+            entry.removers.retain(|rule| rule.registration != registration);
         }
         table.recompute();
         if table.entries.is_empty() {
@@ -302,7 +309,7 @@ impl Hooks {
             self.rewrite(engine, passing, inner, native);
             return;
         }
-        if entry.rules.is_empty() {
+        if !entry.is_linked() {
             return;
         }
         if !engine.is_serving() || self.running.read(lock).is_some() {
@@ -323,10 +330,7 @@ impl Hooks {
             }
             return;
         };
-        let look = entry.only_misses && !client.in_multi;
-        if entry.concerns(passing, |position| {
-            !look || !passing.key_exists(client.db, position)
-        }) {
+        if self.wants_inner(entry, passing, client) {
             *self.cleared.write(lock) = None;
             if passing.user_may_run(id, inner) {
                 passing.rewrite(inner);
@@ -400,6 +404,12 @@ impl Hooks {
             }
             return self.run_hook(engine, command, name, &registration);
         }
+        if let Some(answer) = self
+            .wait_for_loads(command, cleared)
+            .map_err(|NotPermitted| not_permitted())?
+        {
+            return Ok(answer);
+        }
         let (reply, link) = command.as_current(1, || {
             let running = RunningGuard::enter(self, command.lock());
             let reply = call_original(command, self.features, original, cleared);
@@ -407,6 +417,7 @@ impl Hooks {
         });
         let reply = reply.map_err(|_| not_permitted())?;
         engine.stats.count_linked();
+        self.tell_removed(command);
         match link.as_ref().map_or(Ok(None), |link| link.close_if_free()) {
             Ok(None) => reply.forward(command),
             Ok(Some(replacement)) => command.send(&replacement),

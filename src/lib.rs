@@ -10,6 +10,7 @@ mod hooks;
 pub mod inner;
 mod persistence;
 mod python;
+mod read_through;
 mod readers;
 mod redis;
 mod report;
@@ -34,6 +35,7 @@ use crate::{
     hooks::{Hooks, Inner},
     persistence::Persistence,
     python::{CPython, Packages, Runtime, interpreter},
+    read_through::ReadThrough,
     readers::{command::Commands, image::Readers, keys::KeysWatch, streams::StreamWatch, time_events},
     redis::{
         after,
@@ -64,6 +66,7 @@ struct Pinion {
     engine: Arc<Engine>,
     hooks: Arc<Hooks>,
     keys: Arc<KeysWatch>,
+    loads: Arc<ReadThrough>,
     commands: Arc<Commands>,
     streams: Arc<StreamWatch>,
     cluster: Arc<Cluster>,
@@ -291,13 +294,19 @@ macro_rules! notifications {
     )* };
 }
 
-notifications! { on_key_miss => keys; on_key_change => keys; on_stream_change => streams; }
+notifications! {
+    on_key_miss => keys;
+    on_key_change => keys;
+    on_stream_change => streams;
+    on_loaded_change => loads;
+}
 
 fn subscribe(lock: Lock<'_>, class: Class) {
     match class {
         Class::KeyMiss => events::subscribe(lock, class, on_key_miss),
         Class::Changes(_) => events::subscribe(lock, class, on_key_change),
         Class::Stream => events::subscribe(lock, class, on_stream_change),
+        Class::Loaded => events::subscribe(lock, class, on_loaded_change),
     }
 }
 
@@ -305,16 +314,25 @@ unsafe extern "C" fn on_server_event(
     _ctx: *mut raw::RedisModuleCtx,
     event: raw::RedisModuleEvent,
     sub_event: u64,
-    _data: *mut c_void,
+    data: *mut c_void,
 ) {
     let Some(pinion) = PINION.get() else { return };
     // SAFETY: the server calls this with its own arguments.
     unsafe {
-        events::run_server_event(event, sub_event, |lock, event| {
+        events::run_server_event(event, sub_event, data, |lock, event| {
             if event == ServerEvent::BeforeSleep {
                 after::before_sleep(lock);
+                pinion.loads.pump(lock);
                 pinion.engine.about_to_sleep();
                 return;
+            }
+            match event {
+                ServerEvent::Flushed(db) => return pinion.loads.flushed(lock, db),
+                ServerEvent::Swapped(first, second) => {
+                    pinion.loads.flushed(lock, Some(first));
+                    return pinion.loads.flushed(lock, Some(second));
+                }
+                _ => {}
             }
             let begins = pinion.engine.update_serving(lock);
             let persistence = &pinion.execute.persistence;
@@ -330,7 +348,7 @@ unsafe extern "C" fn on_server_event(
                 }
                 ServerEvent::WritingStarted(writing) => return persist::writing_started(lock, writing),
                 ServerEvent::WritingEnded => return persist::ended(lock),
-                ServerEvent::RoleChanged | ServerEvent::BeforeSleep => {}
+                _ => {}
             }
             if begins {
                 // Not in the middle of REPLICAOF: it would count what is written as its own, and replicas would get it.
@@ -415,7 +433,14 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
     let commands = Commands::new(Arc::clone(&engine), Arc::clone(&hooks));
     let streams = StreamWatch::new(Arc::clone(&engine), subscribe)
         .map_err(|error| format!("could not start the thread that looks for streams: {error}"))?;
+    let loads = ReadThrough::new(
+        Arc::clone(&engine),
+        Arc::clone(&hooks),
+        Arc::new(CPython),
+        subscribe,
+    );
     let readers = Arc::new(Readers {
+        loads: Arc::clone(&loads),
         keys: Arc::clone(&keys),
         commands: Arc::clone(&commands),
         streams: Arc::clone(&streams),
@@ -472,6 +497,7 @@ fn start(loading: &Loading<'_>) -> Result<(), String> {
             engine,
             hooks,
             keys,
+            loads,
             commands,
             streams,
         })

@@ -36,6 +36,9 @@ impl Persistence {
                     (Some(Claim::Trigger(held)), Some(Claim::Trigger(new))) if held == new => {
                         return Err(Error::TriggerExists);
                     }
+                    (Some(Claim::Loads(held)), Some(Claim::Loads(new))) if held == new => {
+                        return Err(Error::LoadedByAnother(new.to_owned()));
+                    }
                     (
                         Some(Claim::Hook {
                             command: held,

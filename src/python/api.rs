@@ -19,7 +19,12 @@ use super::{
     errors, interrupt, runtime, watchdog,
 };
 use crate::{
-    engine::{execution::Next, link::Link, members::tag_of, scope::Scope},
+    engine::{
+        execution::Next,
+        link::Link,
+        members::tag_of,
+        scope::{Acting, Scope},
+    },
     error::Error,
     readers::time_events,
     redis::{
@@ -40,6 +45,8 @@ pub mod redisgears {
         get_gears_session, hashtag, hold_client, is_async_allow, is_in_atomic_block, leave_atomic, let_out,
         log, override_reply, register_gears_thread, register_time_event, set_gears_session, watch_loop,
     };
+    #[pymodule_export]
+    use crate::python::read_through::register_read_through;
     #[pymodule_export]
     use crate::python::{atomic::Atomic, builder::Builder, coroutine::Future, current::GearsSession};
 
@@ -90,8 +97,11 @@ fn execute<'py>(
         }
     }
     let features = runtime()?.engine.features;
-    let db = scope.map_or(0, |scope| scope.db);
-    let run = || with_lock(|lock| call::execute(lock, features, db, &argv));
+    let db = scope.as_ref().map_or(0, |scope| scope.db);
+    let run = || {
+        let _acting = Acting::enter(scope.as_ref());
+        with_lock(|lock| call::execute(lock, features, db, &argv))
+    };
     // Waiting for the server happens detached; where it is held already there is nothing to wait for.
     let reply = if lock::is_held() { run() } else { py.detach(run) };
     convert::reply_object(py, reply)

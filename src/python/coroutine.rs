@@ -1,7 +1,7 @@
 //! What a callback returns that has no value yet: a coroutine, or the future of `gearsFuture`. Contract:
 //! `python-api.md` 6.1 to 6.5.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, sync::Arc};
 
 use parking_lot::Mutex;
 use pyo3::{
@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     engine::{
+        execution::Execution,
         language::{Awaitable, Completion},
         record::Record,
         scope::Scope,
@@ -130,9 +131,13 @@ struct Coroutine {
 impl Awaitable for Coroutine {
     fn start(mut self: Box<Self>, completion: Completion) {
         Python::attach(|py| {
-            let continuation = Continuation(Mutex::new(Some(completion)));
+            let scope = self.scope.take();
+            let continuation = Continuation {
+                completion: Mutex::new(Some(completion)),
+                execution: scope.as_ref().and_then(|scope| scope.execution.clone()),
+            };
             let started = Bound::new(py, continuation).and_then(|continuation| {
-                let session = self.scope.take().map(GearsSession::new);
+                let session = scope.map(GearsSession::new);
                 let arguments = (self.coroutine.take(), continuation, session);
                 loop_module(py)?.call_method1("start", arguments)
             });
@@ -160,11 +165,14 @@ pub fn loop_module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
 
 /// Told the end of a coroutine by the loop.
 #[pyclass(frozen, module = "redisgears")]
-struct Continuation(Mutex<Option<Completion>>);
+struct Continuation {
+    completion: Mutex<Option<Completion>>,
+    execution: Option<Arc<Execution>>,
+}
 
 impl Continuation {
     fn take(&self) -> Option<Completion> {
-        self.0.lock().take()
+        self.completion.lock().take()
     }
 }
 
@@ -178,6 +186,9 @@ impl Continuation {
 
     fn failed(&self, error: &Bound<'_, PyAny>) {
         if let Some(completion) = self.take() {
+            if let (Some(execution), Ok(kind)) = (&self.execution, error.get_type().name()) {
+                execution.note_error_kind(&kind.to_string_lossy());
+            }
             completion(Err(errors::shown(error)));
         }
     }

@@ -53,6 +53,8 @@ pub enum Class {
     Changes(Changes),
     /// Changes of streams.
     Stream,
+    /// Changes of keys that are loaded when they are missed.
+    Loaded,
 }
 
 /// Classes of changes. The server notifies of those that somebody asked for, and each one costs every command of its class.
@@ -113,6 +115,7 @@ pub fn subscribe(lock: Lock<'_>, class: Class, function: Function) {
         Class::KeyMiss => raw::REDISMODULE_NOTIFY_KEY_MISS,
         Class::Changes(changes) => changes.0,
         Class::Stream => raw::REDISMODULE_NOTIFY_STREAM,
+        Class::Loaded => raw::REDISMODULE_NOTIFY_ALL,
     };
     // SAFETY: the context names our module; the function lives as long as the module.
     unsafe {
@@ -179,6 +182,10 @@ pub enum ServerEvent {
     WritingStarted(Writing),
     /// It has written it, well or badly.
     WritingEnded,
+    /// All keys of a database, or of all databases, were removed.
+    Flushed(Option<i32>),
+    /// Two databases have changed places.
+    Swapped(i32, i32),
     /// The server has done what its clients asked for and is about to wait for more.
     BeforeSleep,
 }
@@ -197,6 +204,8 @@ pub unsafe fn subscribe_server(ctx: *mut raw::RedisModuleCtx, function: ServerFu
     subscribe(raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED);
     subscribe(raw::REDISMODULE_EVENT_LOADING);
     subscribe(raw::REDISMODULE_EVENT_PERSISTENCE);
+    subscribe(raw::REDISMODULE_EVENT_FLUSHDB);
+    subscribe(raw::REDISMODULE_EVENT_SWAPDB);
     has_api!(RedisModule_EventLoopAdd) && subscribe(raw::REDISMODULE_EVENT_EVENTLOOP)
 }
 
@@ -207,6 +216,7 @@ pub unsafe fn subscribe_server(ctx: *mut raw::RedisModuleCtx, function: ServerFu
 pub unsafe fn run_server_event(
     event: raw::RedisModuleEvent,
     sub_event: u64,
+    data: *mut c_void,
     work: impl FnOnce(Lock<'_>, ServerEvent),
 ) {
     let what = match event.id {
@@ -229,6 +239,20 @@ pub unsafe fn run_server_event(
         },
         raw::REDISMODULE_EVENT_EVENTLOOP if sub_event == raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP => {
             ServerEvent::BeforeSleep
+        }
+        raw::REDISMODULE_EVENT_FLUSHDB => {
+            // SAFETY: what the server passes on with this event; both its beginning and its end are of interest.
+            let Some(info) = (unsafe { data.cast::<raw::RedisModuleFlushInfo>().as_ref() }) else {
+                return;
+            };
+            ServerEvent::Flushed((info.dbnum >= 0).then_some(info.dbnum))
+        }
+        raw::REDISMODULE_EVENT_SWAPDB => {
+            // SAFETY: as above.
+            let Some(info) = (unsafe { data.cast::<raw::RedisModuleSwapDbInfo>().as_ref() }) else {
+                return;
+            };
+            ServerEvent::Swapped(info.dbnum_first, info.dbnum_second)
         }
         _ => return,
     };

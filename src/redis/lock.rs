@@ -140,7 +140,7 @@ const WHILE_PAUSED: Duration = Duration::from_millis(1);
 
 /// True while clients are paused (CLIENT PAUSE, a failover). The server counts on nothing being written then: it ends if
 /// something is. The lock is held.
-pub(super) fn clients_are_paused() -> bool {
+pub fn clients_are_paused() -> bool {
     // SAFETY: the presence of the function is checked first; it takes no argument.
     has_api!(RedisModule_AvoidReplicaTraffic) && unsafe { api!(RedisModule_AvoidReplicaTraffic()) } != 0
 }

@@ -26,8 +26,10 @@ pub mod options;
 pub mod persist;
 mod refused;
 pub mod reply;
+pub mod store;
 pub mod string;
 mod syntax;
+pub mod waiting;
 
 /// The raw bindings, for signatures only: calls go through [`api!`].
 pub use redis_module::raw;

@@ -1,0 +1,98 @@
+//! Keys as the room names them, and tables by key: one for each database, so that looking a key up costs no copy of it.
+
+use std::{collections::HashMap, sync::Arc};
+
+/// A key of a database. Cheap to copy.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    pub db: i32,
+    pub name: Arc<[u8]>,
+}
+
+impl Key {
+    pub fn new(db: i32, name: &[u8]) -> Self {
+        Self {
+            db,
+            name: name.into(),
+        }
+    }
+}
+
+/// A table by key.
+pub struct ByKey<T> {
+    databases: HashMap<i32, HashMap<Arc<[u8]>, T>>,
+    len: usize,
+}
+
+impl<T> Default for ByKey<T> {
+    fn default() -> Self {
+        Self {
+            databases: HashMap::new(),
+            len: 0,
+        }
+    }
+}
+
+impl<T> ByKey<T> {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub fn get(&self, db: i32, name: &[u8]) -> Option<&T> {
+        self.databases.get(&db)?.get(name)
+    }
+
+    pub fn get_mut(&mut self, db: i32, name: &[u8]) -> Option<&mut T> {
+        self.databases.get_mut(&db)?.get_mut(name)
+    }
+
+    pub fn of(&mut self, key: &Key) -> Option<&mut T> {
+        self.get_mut(key.db, &key.name)
+    }
+
+    /// The value that was there before, if any.
+    pub fn insert(&mut self, key: &Key, value: T) -> Option<T> {
+        let database = self.databases.entry(key.db).or_default();
+        let before = database.insert(Arc::clone(&key.name), value);
+        self.len += usize::from(before.is_none());
+        before
+    }
+
+    pub fn remove(&mut self, db: i32, name: &[u8]) -> Option<T> {
+        let removed = self.databases.get_mut(&db)?.remove(name)?;
+        self.len -= 1;
+        Some(removed)
+    }
+
+    /// Those of one database, or of all.
+    pub fn values_mut(&mut self, db: Option<i32>) -> impl Iterator<Item = &mut T> {
+        self.databases
+            .iter_mut()
+            .filter(move |(number, _)| db.is_none_or(|db| db == **number))
+            .flat_map(|(_, database)| database.values_mut())
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
+        self.databases.iter().flat_map(|(&db, database)| {
+            database.iter().map(move |(name, value)| {
+                let name = Arc::clone(name);
+                (Key { db, name }, value)
+            })
+        })
+    }
+
+    /// Forgets those of one database, or all.
+    pub fn clear(&mut self, db: Option<i32>) {
+        match db {
+            Some(db) => {
+                let removed = self.databases.remove(&db);
+                self.len -= removed.map_or(0, |database| database.len());
+            }
+            None => *self = Self::default(),
+        }
+    }
+}
