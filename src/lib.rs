@@ -27,7 +27,7 @@ use crate::{
     commands::{
         cluster as clusters, config as configuration, executions,
         pyexecute::{self, Execute},
-        registrations, requirements, sessions, small,
+        refresh, registrations, requirements, sessions, small,
     },
     config::{ASYNC_LOOP, Config, Number, PYTHON_VENV},
     engine::Engine,
@@ -75,7 +75,7 @@ struct Pinion {
 
 /// Per command: name, flags, ACL categories, syntax, summary, handler.
 macro_rules! commands {
-    ($($function:ident $name:literal $flags:literal $categories:literal $syntax:literal $summary:literal $(key $key:literal)?
+    ($($function:ident $name:literal $flags:literal $categories:literal $syntax:literal $summary:literal $(key $key:literal)? $(keys $keys:literal)?
         => $handler:expr;)*) => {
         $(
             unsafe extern "C" fn $function(
@@ -100,7 +100,8 @@ macro_rules! commands {
                 categories: $categories,
                 syntax: $syntax,
                 summary: $summary,
-                key: 0 $(+ $key)?,
+                key: 0 $(+ $key)? $(+ $keys)?,
+                last_key: 0 $(+ $key)? $(- $keys)?,
                 function: $function,
             }),*
         ];
@@ -201,6 +202,11 @@ commands! {
         ""
         c"Sets the statistics of all registered functions to zero."
         => |pinion, command| registrations::clear_stats(&pinion.cluster, command);
+    refresh c"rg.refresh" c"write" c"write blocking"
+        "<key> [<key> ...]"
+        c"Loads keys anew that read_through has a loader for, and says how many were loaded."
+        keys 1
+        => |pinion, command| refresh::refresh(&pinion.loads, command);
     config_get c"rg.configget" c"readonly" c"read"
         "[<key> ...]"
         c"Shows options of the module."
@@ -384,7 +390,7 @@ unsafe extern "C" fn on_info(request: *mut raw::RedisModuleInfoCtx, for_crash_re
     // SAFETY: the server calls this with its own argument.
     unsafe {
         info::run(request, |info| {
-            report::fill(info, &pinion.engine, &pinion.cluster);
+            report::fill(info, &pinion.engine, &pinion.cluster, &pinion.loads);
         });
     };
 }

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod config;
 pub mod executions;
 pub mod pyexecute;
+pub mod refresh;
 pub mod registrations;
 pub mod requirements;
 pub mod sessions;

@@ -301,6 +301,15 @@ impl Hooks {
         }
     }
 
+    /// The first key of the command behind the inner one.
+    pub fn first_key<'a>(&self, command: &Command<'a>) -> Option<&'a [u8]> {
+        let original = command.argv().skip(1);
+        let table = self.table.read(command.lock());
+        let entry = table.find(original.get(0)?)?;
+        let place = entry.spec.key_positions(original.len()).next()?;
+        original.get(place)
+    }
+
     /// Runs the command of a client that has waited, in whose place the server calls us back.
     ///
     /// # Errors

@@ -46,7 +46,7 @@ pub mod redisgears {
         log, override_reply, register_gears_thread, register_time_event, set_gears_session, watch_loop,
     };
     #[pymodule_export]
-    use crate::python::read_through::register_read_through;
+    use crate::python::read_through::{refresh, register_read_through};
     #[pymodule_export]
     use crate::python::{atomic::Atomic, builder::Builder, coroutine::Future, current::GearsSession};
 

@@ -455,7 +455,7 @@ fn register_now(runtime: &Runtime, registration: &Arc<Registration>) -> PyResult
     Ok(registered?)
 }
 
-const KNOWN_TO_REGISTER: [&str; 17] = [
+const KNOWN_TO_REGISTER: [&str; 18] = [
     "mode",
     "onRegistered",
     "prefix",
@@ -473,6 +473,7 @@ const KNOWN_TO_REGISTER: [&str; 17] = [
     "onFailedPolicy",
     "onFailedRetryInterval",
     "trimStream",
+    "coalesce",
 ];
 
 fn scope(otherwise: &str) -> PyResult<Scope> {

@@ -10,7 +10,7 @@ use pyo3::{
 
 use super::{
     callback::{Callback, Code},
-    errors,
+    convert, current, errors,
     launch::{self, Wish},
     runtime,
 };
@@ -21,6 +21,7 @@ use crate::{
         registration::Mode,
     },
     read_through::options::{Ahead, OnError, Options, Ttl},
+    redis::{lock, reply::Reply},
 };
 
 /// Longer than anything that one can mean, and short enough for every clock: a century.
@@ -73,6 +74,43 @@ pub fn register_read_through(
             on_registered: on_registered.map(|code| Arc::new(Callback::new(py, code))),
         },
     )
+}
+
+/// `refresh(key, ...)`: loads keys anew that `read_through` has a loader for, waits, and returns how many were loaded.
+///
+/// # Errors
+/// `gears.error`: no key, whatever `str()` of one raised, a `sync` function or an atomic block, a replica, refused loads.
+#[pyfunction(name = "refresh")]
+#[pyo3(signature = (*keys))]
+pub fn refresh<'py>(py: Python<'py>, keys: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+    const NOBODY_CAN_WAIT: &str =
+        "read_through: refresh: expected a background function, which can wait for a load";
+    if keys.is_empty() {
+        return Err(errors::gears_error(
+            "read_through: refresh: expected at least one key, got none",
+        ));
+    }
+    if lock::is_held() {
+        return Err(errors::gears_error(NOBODY_CAN_WAIT));
+    }
+    let keys = keys
+        .iter()
+        .map(|key| convert::argument(&key))
+        .collect::<PyResult<Vec<_>>>()?;
+    let db = current::scope().map_or(0, |scope| scope.db);
+    let loads = &runtime()?.readers.loads;
+    let (told, reply) = crossbeam_channel::bounded(1);
+    let reply = py.detach(|| {
+        let names: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+        let asked = lock::with_lock(|lock| {
+            loads.refresh(lock, db, &names, move |reply| {
+                // Whoever waited may be gone.
+                let _ = told.send(reply);
+            })
+        });
+        asked.map(|()| reply.recv().unwrap_or(Reply::Int(0)))
+    })?;
+    convert::reply_object(py, reply)
 }
 
 fn expected(name: &str, what: &str, got: &Bound<'_, PyAny>) -> PyErr {

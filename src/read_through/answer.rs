@@ -3,8 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Key, Lifetime, Loaded, ReadThrough, machine::Purpose};
+use super::{Key, Leave, Lifetime, Loaded, ReadThrough, Who, machine::Purpose};
 use crate::{
+    engine::members::slot_of,
     error::Error,
     redis::{
         command::Command,
@@ -70,15 +71,13 @@ impl ReadThrough {
         };
         for _ in 0..slice {
             let next = self.state.write(lock).leaving.pop_front();
-            let Some((number, reply)) = next else { break };
-            if paused && reply.is_none() {
-                self.state.write(lock).leaving.push_back((number, None));
-                continue;
+            let Some((number, leave)) = next else { break };
+            match leave {
+                Leave::Reply(reply) => self.let_one_go(lock, number, Some(reply)),
+                leave if paused => self.state.write(lock).leaving.push_back((number, leave)),
+                Leave::Served if self.has_lost(lock, number) => {}
+                _ => self.let_one_go(lock, number, None),
             }
-            if reply.is_none() && self.has_lost(lock, number) {
-                continue;
-            }
-            self.let_one_go(lock, number, reply);
         }
         if !paused && !self.state.read(lock).leaving.is_empty() {
             self.wake();
@@ -92,12 +91,20 @@ impl ReadThrough {
         drop(state);
         let gone: Vec<Key> = keys
             .into_iter()
-            .filter(|key| key::life(lock, key.db, &key.name) == Life::Missing)
+            .filter(|key| {
+                key::life(lock, key.db, &key.name) == Life::Missing
+                    && store::is_local(lock, self.engine.features, key.db, &key.name)
+            })
             .collect();
         if gone.is_empty() || !self.engine.is_serving() {
             return false;
         }
-        self.ask_again(lock, self.now(), number, &gone);
+        let now = self.now();
+        let asks = self.asks_for(lock, now, &gone);
+        if asks.is_empty() {
+            return false;
+        }
+        self.state.write(lock).machine.ask_again(now, number, &asks);
         true
     }
 
@@ -106,23 +113,34 @@ impl ReadThrough {
         let Some((keys, purpose)) = state.machine.release(number) else {
             return;
         };
-        let Some(client) = state.clients.remove(&number) else {
+        let Some(who) = state.clients.remove(&number) else {
             return;
         };
-        state.numbers.remove(&client.address());
+        if let Who::Client(client) = &who {
+            state.numbers.remove(&client.address());
+        }
         state.pace.let_go += 1;
         drop(state);
         let (reply, writes) = match purpose {
             Purpose::Command { writes } => (reply, writes),
-            Purpose::Refresh(count) => (Some(Reply::Int(i64::try_from(count).unwrap_or(i64::MAX))), false),
+            Purpose::Refresh(count) => {
+                let count = Reply::Int(i64::try_from(count).unwrap_or(i64::MAX));
+                (Some(reply.unwrap_or(count)), false)
+            }
         };
-        client.let_go(
-            lock,
-            Note {
-                reply,
-                more: Box::new(Awaited { keys, writes }),
-            },
-        );
+        match who {
+            Who::Client(client) => client.let_go(
+                lock,
+                Note {
+                    reply,
+                    more: Box::new(Awaited { keys, writes }),
+                },
+            ),
+            Who::Told(told) => {
+                told(reply.unwrap_or(Reply::Null));
+                self.replied(lock, &keys);
+            }
+        }
     }
 
     /// Nobody waits for these keys behind this reply any more: whoever watches or caches them hears of what was loaded.
@@ -166,18 +184,21 @@ impl ReadThrough {
 }
 
 impl Waiting for ReadThrough {
-    fn answer(&self, command: &Command<'_>, note: &Note) {
-        if let Some(reply) = &note.reply {
+    fn answer(&self, command: &Command<'_>, note: Option<&Note>) {
+        if let Some(reply) = note.and_then(|note| note.reply.as_ref()) {
             command.send(reply);
             return;
         }
         let begun = Instant::now();
         let lock = command.lock();
-        let guests = note
-            .more
-            .downcast_ref::<Awaited>()
-            .map_or_else(Vec::new, |awaited| self.provide(lock, awaited));
+        let awaited = note.and_then(|note| note.more.downcast_ref::<Awaited>());
+        let guests = awaited.map_or_else(Vec::new, |awaited| self.provide(lock, awaited));
         match self.hooks.run_awaited(command) {
+            Ok(reply) if reply.is_foreign() => {
+                let slot = self.hooks.first_key(command).map(slot_of);
+                let redirection = store::redirection(lock, self.engine.features, slot.unwrap_or(0));
+                command.send(&redirection);
+            }
             Ok(reply) => reply.forward(command),
             Err(_) => {
                 let name = command.argv().get(1).unwrap_or_default().to_ascii_lowercase();
@@ -201,7 +222,7 @@ impl Waiting for ReadThrough {
         if let Some((keys, _)) = released {
             self.replied(lock, &keys);
         }
-        if let Some(client) = client {
+        if let Some(Who::Client(client)) = client {
             client.forget(lock);
         }
     }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use super::{machine::Time, rule::Rule};
+use super::{
+    machine::Time,
+    rule::{Counts, Rule},
+};
 use crate::{hooks::Hot, redis::reply::Reply, stats::Durations};
 
 /// How much the newest load time weighs in the mean.
@@ -72,6 +75,57 @@ impl Figures {
             ("loadP50US", number(spread.p50_us)),
             ("loadP99US", number(spread.p99_us)),
             ("loadMaxUS", number(spread.max_us)),
+        ]
+    }
+}
+
+/// The counters of all registrations together.
+#[derive(Default)]
+pub struct Totals {
+    hits: u64,
+    plain: u64,
+    negative_hits: u64,
+    stale_hits: u64,
+    not_stored: u64,
+    queued: u64,
+    counts: Counts,
+}
+
+impl Totals {
+    pub fn add(&mut self, hot: &Hot, rule: &Rule, figures: &Figures) {
+        self.hits += hot.hits();
+        self.plain += figures.plain;
+        self.negative_hits += figures.negative_hits;
+        self.stale_hits += figures.stale_hits;
+        self.not_stored += figures.not_stored;
+        self.queued += rule.queued() as u64;
+        self.counts.add(&rule.counts);
+    }
+
+    /// As fields of INFO: plain numbers, `_total` for what only grows.
+    pub fn shown(&self, registrations: usize, absent: usize, backoffs: usize) -> Vec<(&'static str, u64)> {
+        let counts = &self.counts;
+        vec![
+            ("read_through_registrations", registrations as u64),
+            ("read_through_hits_total", self.hits),
+            ("read_through_misses_total", counts.misses),
+            ("read_through_plain_misses_total", self.plain),
+            ("read_through_loads_total", counts.batches),
+            ("read_through_loaded_keys_total", counts.loads),
+            ("read_through_load_failures_total", counts.load_failures),
+            ("read_through_timeouts_total", counts.timeouts),
+            ("read_through_refusals_total", counts.refusals),
+            ("read_through_shared_loads_total", counts.shared),
+            ("read_through_negative_hits_total", self.negative_hits),
+            ("read_through_stale_hits_total", self.stale_hits),
+            ("read_through_background_refreshes_total", counts.refreshes),
+            ("read_through_dropped_by_lease_total", counts.dropped_by_lease),
+            ("read_through_not_stored_total", self.not_stored),
+            ("read_through_waiting_clients", counts.waiting),
+            ("read_through_loading", counts.loading),
+            ("read_through_queued_keys", self.queued),
+            ("read_through_absent_entries", absent as u64),
+            ("read_through_backoff_entries", backoffs as u64),
         ]
     }
 }

@@ -380,7 +380,7 @@ impl<V> Machine<V> {
         let mut used = Vec::with_capacity(asks.len());
         for ask in asks {
             let before = waiter.wanted.iter().position(|wanted| wanted.key == ask.key);
-            used.push(before.map_or(0, |place| waiter.wanted[place].used));
+            used.push(before.map_or(0, |place| waiter.wanted[place].used.saturating_add(1)));
         }
         let gone: Vec<Wanted> = std::mem::take(&mut waiter.wanted);
         let (again, rest): (Vec<_>, Vec<_>) = gone
@@ -658,6 +658,16 @@ impl<V> Machine<V> {
         self.begin_loads(now, known.rule);
     }
 
+    /// The key of a load is another server's by now: whoever waits for it is told so when his command runs.
+    pub fn moved_away(&mut self, load: u64, key: &Key) {
+        if let Some(known) = self.loads.get_mut(&load) {
+            known.keys.retain(|other| other != key);
+        }
+        if self.is_loading(key, load) {
+            self.settle_all(key, false);
+        }
+    }
+
     /// It could not be stored: it answers without being kept.
     pub fn not_kept(&mut self, key: &Key) {
         if let Some(landed) = self.landed.of(key) {
@@ -860,7 +870,9 @@ impl<V> Machine<V> {
         };
         let is_lost = |wanted: &&Wanted| {
             let landed = self.landed.get(wanted.key.db, &wanted.key.name);
-            wanted.settled && !landed.is_some_and(|landed| wanted.landed && !landed.void)
+            wanted.settled
+                && wanted.used < MAX_LOADS
+                && !landed.is_some_and(|landed| wanted.landed && !landed.void)
         };
         waiter
             .wanted

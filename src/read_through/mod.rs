@@ -41,6 +41,7 @@ use self::{
     pump::Brought,
 };
 use crate::{
+    config::Number,
     engine::{
         Engine,
         id::Id,
@@ -49,12 +50,14 @@ use crate::{
         registration::Registration,
         scope,
     },
+    error::Error,
     hooks::{Hooks, Hot, Loads, Missing, Wait},
     readers::prefix::Pattern,
     redis::{
-        command::Command,
+        command::{Answer, Command},
         events::{Class, KeyEvent},
         guarded::Guarded,
+        key::{self, Life},
         lock::Lock,
         reply::Reply,
         store::Content,
@@ -112,12 +115,12 @@ pub struct ReadThrough {
 struct State {
     machine: Machine<Loaded>,
     served: BTreeMap<Id, Served>,
-    /// Clients that wait, by their number in the machine.
-    clients: HashMap<u64, WaitingClient>,
+    /// Those who wait, by their number in the machine.
+    clients: HashMap<u64, Who>,
     /// Their numbers by their address.
     numbers: HashMap<usize, u64>,
-    /// Those that are to be let go, with the reply that takes the place of their command's own.
-    leaving: VecDeque<(u64, Option<Reply>)>,
+    /// Those that are to be let go.
+    leaving: VecDeque<(u64, Leave)>,
     /// The executions of loads.
     running: HashMap<u64, Running>,
     /// How long values are fresh that are not kept as long as their registration says.
@@ -130,6 +133,22 @@ struct State {
     armed: Option<Time>,
     /// The memory was above its limit when something was last stored.
     was_full: bool,
+}
+
+/// How somebody is let go.
+enum Leave {
+    /// What he waited for is there: his command runs.
+    Served,
+    /// His command runs, whatever it finds.
+    Plain,
+    Reply(Reply),
+}
+
+/// Somebody who waits.
+enum Who {
+    Client(WaitingClient),
+    /// A function of ours or of the language.
+    Told(Box<dyn FnOnce(Reply) + Send>),
 }
 
 /// The execution of a load.
@@ -146,10 +165,6 @@ struct Served {
     figures: Figures,
 }
 
-/// Entries of each bounded table, until an option says otherwise.
-const ENTRIES: usize = 100_000;
-const QUEUED_LOADS: usize = 10_000;
-
 impl ReadThrough {
     pub fn new(
         engine: Arc<Engine>,
@@ -157,11 +172,7 @@ impl ReadThrough {
         unpack: Arc<dyn Unpack>,
         subscribe: fn(Lock<'_>, Class),
     ) -> Arc<Self> {
-        let bounds = Bounds {
-            absent: ENTRIES,
-            backoffs: ENTRIES,
-            loads: QUEUED_LOADS,
-        };
+        let bounds = bounds(&engine);
         let seed = std::process::id().into();
         let loads = Arc::new_cyclic(|this| Self {
             this: Weak::clone(this),
@@ -234,6 +245,16 @@ impl ReadThrough {
     }
 }
 
+/// What the options of the module allow.
+fn bounds(engine: &Engine) -> Bounds {
+    let count = |option| usize::try_from(engine.config.number(option)).unwrap_or(0);
+    Bounds {
+        absent: count(Number::ReadThroughMaxAbsent),
+        backoffs: count(Number::ReadThroughMaxBackoffs),
+        loads: count(Number::ReadThroughMaxLoads),
+    }
+}
+
 impl State {
     /// The registration that loads a key.
     fn served_for(&self, name: &[u8]) -> Option<Id> {
@@ -303,6 +324,7 @@ impl Loads for ReadThrough {
         }
         let lock = command.lock();
         let mut state = self.state.write(lock);
+        state.machine.bounds = bounds(&self.engine);
         let db = command.db();
         let asks: Vec<Ask> = missing
             .iter()
@@ -334,6 +356,91 @@ impl Loads for ReadThrough {
 }
 
 impl ReadThrough {
+    /// Loads keys anew, for RG.REFRESH. The client waits for their number.
+    ///
+    /// # Errors
+    /// This is a replica.
+    pub fn refresh_for(&self, command: &Command<'_>) -> Result<Answer, Error> {
+        let lock = command.lock();
+        let names: Vec<&[u8]> = command.argv().skip(1).iter().collect();
+        Ok(match self.ask_refresh(lock, command.db(), &names)? {
+            Asked::Number(number) => match self.block(command, number) {
+                Wait::No => Reply::Int(0).into(),
+                _ => Answer::Done,
+            },
+            Asked::Decided(reply) => reply.into(),
+        })
+    }
+
+    /// The same for a function: `done` is told the reply, now or later.
+    ///
+    /// # Errors
+    /// This is a replica.
+    pub fn refresh(
+        &self,
+        lock: Lock<'_>,
+        db: i32,
+        names: &[&[u8]],
+        done: impl FnOnce(Reply) + Send + 'static,
+    ) -> Result<(), Error> {
+        match self.ask_refresh(lock, db, names)? {
+            Asked::Number(number) => {
+                let mut state = self.state.write(lock);
+                state.clients.insert(number, Who::Told(Box::new(done)));
+                drop(state);
+                self.wake();
+            }
+            Asked::Decided(reply) => done(reply),
+        }
+        Ok(())
+    }
+
+    fn ask_refresh(&self, lock: Lock<'_>, db: i32, names: &[&[u8]]) -> Result<Asked, Error> {
+        if !self.engine.is_serving() {
+            return Err(Error::ReadOnly);
+        }
+        let present: Vec<bool> = names
+            .iter()
+            .map(|name| key::life(lock, db, name) != Life::Missing)
+            .collect();
+        let mut state = self.state.write(lock);
+        let mut asks: Vec<Ask> = Vec::with_capacity(names.len());
+        for (name, present) in names.iter().zip(present) {
+            let known = asks.iter().any(|ask| *ask.key.name == **name);
+            if let (false, Some(rule)) = (known, state.served_for(name)) {
+                asks.push(Ask {
+                    rule,
+                    key: Key::new(db, name),
+                    present,
+                });
+            }
+        }
+        if asks.is_empty() {
+            return Ok(Asked::Decided(Reply::Int(0)));
+        }
+        let asked = state.machine.ask(self.now(), &asks, Purpose::Refresh(0));
+        Ok(match asked {
+            Ok(number) => Asked::Number(number),
+            Err((_, why)) => Asked::Decided(why.into()),
+        })
+    }
+
+    /// The counters of all registrations together, for INFO.
+    pub fn totals(&self, lock: Lock<'_>) -> Vec<(&'static str, u64)> {
+        let state = self.state.read(lock);
+        let mut totals = figures::Totals::default();
+        for (&id, served) in &state.served {
+            if let Some(rule) = state.machine.rule(id) {
+                totals.add(&served.hot, rule, &served.figures);
+            }
+        }
+        totals.shown(
+            state.served.len(),
+            state.machine.absent_count(),
+            state.machine.backoff_count(),
+        )
+    }
+
     /// Lets the client of a command wait under its number in the machine.
     fn block(&self, command: &Command<'_>, number: u64) -> Wait {
         let lock = command.lock();
@@ -344,7 +451,7 @@ impl ReadThrough {
             return Wait::No;
         };
         state.numbers.insert(client.address(), number);
-        state.clients.insert(number, client);
+        state.clients.insert(number, Who::Client(client));
         drop(state);
         self.come();
         Wait::Waits
@@ -381,8 +488,20 @@ impl State {
             .get(&rule)
             .map_or(OnError::Error, |served| served.options.on_error);
         match on_error {
-            OnError::Error => Some(Reply::error(format!("LOADFAILED {}", why.kind()))),
+            OnError::Error => Some(why.clone().into()),
             OnError::Miss => None,
         }
+    }
+}
+
+/// What became of a wish to load keys anew.
+enum Asked {
+    Number(u64),
+    Decided(Reply),
+}
+
+impl From<Why> for Reply {
+    fn from(why: Why) -> Self {
+        Self::error(format!("LOADFAILED {}", why.kind()))
     }
 }

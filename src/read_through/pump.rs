@@ -8,7 +8,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{
-    Failed, Key, Lifetime, Loaded, ReadThrough, Running, State, life,
+    Failed, Key, Leave, Lifetime, Loaded, ReadThrough, Running, State, life,
     machine::{Action, Ask, Landing, Time, Why},
 };
 use crate::{
@@ -74,6 +74,10 @@ impl ReadThrough {
             }
         }
         self.let_go(lock, paused);
+        if paused {
+            // Nothing is stored meanwhile; the next turn of the loop looks again.
+            self.awake.store(true, Ordering::Release);
+        }
         self.arm(lock, now);
     }
 
@@ -99,20 +103,21 @@ impl ReadThrough {
                     let _ = self.engine.abort(running.execution, || {});
                 }
             }
-            Action::Ready { waiter } => state.leaving.push_back((waiter, None)),
+            Action::Ready { waiter } => state.leaving.push_back((waiter, Leave::Served)),
             Action::Refuse { waiter, rule, why } => {
-                let reply = state.refusal(rule, &why);
-                state.leaving.push_back((waiter, reply));
+                let leave = state.refusal(rule, &why).map_or(Leave::Plain, Leave::Reply);
+                state.leaving.push_back((waiter, leave));
             }
             Action::Again { waiter, keys } => {
                 drop(state);
-                self.ask_again(lock, now, waiter, &keys);
+                let asks = self.asks_for(lock, now, &keys);
+                self.state.write(lock).machine.ask_again(now, waiter, &asks);
             }
         }
     }
 
     /// Keys of a client that waits have nobody who loads them any more, or their values are gone: whoever has them now does.
-    pub(super) fn ask_again(&self, lock: Lock<'_>, now: Time, waiter: u64, keys: &[Key]) {
+    pub(super) fn asks_for(&self, lock: Lock<'_>, now: Time, keys: &[Key]) -> Vec<Ask> {
         let missing: Vec<&Key> = keys
             .iter()
             .filter(|key| key::life(lock, key.db, &key.name) == Life::Missing)
@@ -131,7 +136,7 @@ impl ReadThrough {
                 });
             }
         }
-        state.machine.ask_again(now, waiter, &asks);
+        asks
     }
 
     /// Calls the loader, as an execution like any other.
@@ -240,6 +245,10 @@ impl ReadThrough {
         value: Result<Loaded, Failed>,
     ) {
         let present = key::life(lock, key.db, &key.name) != Life::Missing;
+        if !present && !store::is_local(lock, self.engine.features, key.db, &key.name) {
+            self.state.write(lock).machine.moved_away(load, key);
+            return;
+        }
         let (value, keep) = match value {
             Ok(loaded) if loaded.content.is_none() => (Ok(None), false),
             Ok(loaded) => {
@@ -284,7 +293,8 @@ impl ReadThrough {
         };
         let fresh = loaded.lifetime.fresh_s(&options);
         if let (Lifetime::Seconds(seconds), true) = (loaded.lifetime, life::marks(&options)) {
-            state.lives.insert(key, seconds, super::ENTRIES);
+            let limit = state.machine.bounds.absent;
+            state.lives.insert(key, seconds, limit);
         }
         let unwaited = state.machine.landed(key).is_none();
         drop(state);

@@ -57,6 +57,22 @@ pub struct Counts {
     pub loading: u64,
 }
 
+impl Counts {
+    pub fn add(&mut self, other: &Self) {
+        self.misses += other.misses;
+        self.loads += other.loads;
+        self.batches += other.batches;
+        self.load_failures += other.load_failures;
+        self.timeouts += other.timeouts;
+        self.refusals += other.refusals;
+        self.shared += other.shared;
+        self.refreshes += other.refreshes;
+        self.dropped_by_lease += other.dropped_by_lease;
+        self.waiting += other.waiting;
+        self.loading += other.loading;
+    }
+}
+
 /// Keys that go to the loader together.
 pub struct Chunk {
     pub db: i32,

@@ -89,6 +89,7 @@ mod tests {
                 kinds: Some(vec![Kind::Stream, Kind::Empty]),
                 commands: None,
                 read_value: true,
+                coalesce: false,
             }),
             Image::Stream {
                 options: Options {

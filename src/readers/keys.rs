@@ -14,6 +14,7 @@ use crate::{
         Engine, Lane,
         execution::{Reading, Source, Start},
         language::{Failure, with_lock},
+        link::Link,
         record::{self, Record},
         registration::{Mode, Peers, Registration, Trigger},
     },
@@ -48,6 +49,9 @@ pub struct Conditions {
     pub commands: Option<Vec<String>>,
     /// Records have a type and a value.
     pub read_value: bool,
+    /// An execution that stands behind another one of its key is not run if the key is there by then.
+    #[serde(default)]
+    pub coalesce: bool,
 }
 
 impl Conditions {
@@ -159,7 +163,13 @@ impl KeysWatch {
         let source: Box<dyn Source> = if sync {
             Box::new(Ready(Some(occurred.record(Some(event.lock)))))
         } else {
-            Box::new(Pending(Some(occurred)))
+            Box::new(Pending {
+                occurred: Some(occurred),
+                coalesced: link
+                    .as_ref()
+                    .filter(|_| watch.conditions.coalesce)
+                    .map(|hold| Arc::clone(hold.link())),
+            })
         };
         let mut start = Start::of_registration(registration, event.db, source);
         start.link = link;
@@ -241,7 +251,7 @@ impl Trigger for KeysTrigger {
             )
         };
         let kinds = conditions.kinds.as_ref();
-        vec![
+        let mut shown = vec![
             ("regex", Reply::bulk(&conditions.prefix)),
             ("eventTypes", given(&conditions.events)),
             (
@@ -249,7 +259,10 @@ impl Trigger for KeysTrigger {
                 list(kinds.map(|kinds| kinds.iter().map(|kind| kind.name()).collect())),
             ),
             ("hookCommands", given(&conditions.commands)),
-        ]
+        ];
+        // As in 1.2 where it is not used.
+        shown.extend(conditions.coalesce.then_some(("coalesce", Reply::Int(1))));
+        shown
     }
 
     fn image(&self) -> Vec<u8> {
@@ -345,13 +358,27 @@ impl Source for Ready {
 }
 
 /// Makes the record when a worker asks for it.
-struct Pending(Option<Occurred>);
+struct Pending {
+    occurred: Option<Occurred>,
+    /// The link of a client whose command is run again if the key is there by then.
+    coalesced: Option<Arc<Link>>,
+}
 
 impl Source for Pending {
     fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
-        let Some(occurred) = self.0.take() else {
+        let Some(occurred) = self.occurred.take() else {
             return Ok(None);
         };
+        if let Some(link) = self.coalesced.take().filter(|_| reading.delayed) {
+            let language = reading.engine.language.as_ref();
+            let there = with_lock(language, |lock| {
+                key::kind(lock, occurred.db, &occurred.key) != Kind::Empty
+            });
+            if there {
+                link.run_again();
+                return Ok(None);
+            }
+        }
         let still_missing = occurred.event == KEY_MISS && !reading.delayed;
         if !occurred.read_value || still_missing {
             return Ok(Some(occurred.record(None)));
@@ -361,7 +388,7 @@ impl Source for Pending {
     }
 
     fn is_at_end(&self) -> bool {
-        self.0.is_none()
+        self.occurred.is_none()
     }
 }
 

@@ -193,6 +193,14 @@ impl CallReply {
         unsafe { api!(RedisModule_ReplyWithCallReply(command.as_raw(), self.0)) };
     }
 
+    /// True if the server refused the command because a key is served by another node of the cluster.
+    pub fn is_foreign(&self) -> bool {
+        if self.0.is_null() {
+            return io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
+        }
+        self.reworded() == Some(Reply::error(NOT_LOCAL))
+    }
+
     /// The reply as data.
     pub fn into_reply(self) -> Reply {
         if self.0.is_null() {

@@ -333,8 +333,10 @@ pub struct Definition {
     pub categories: &'static CStr,
     /// The arguments as in `syntax.rs`.
     pub syntax: &'static str,
-    /// The place of the only key, 0 if there is none.
+    /// The place of the first key, 0 if there is none.
     pub key: c_int,
+    /// That of the last one; -1 is the last word.
+    pub last_key: c_int,
     /// One sentence.
     pub summary: &'static CStr,
     pub function: Function,
@@ -358,7 +360,7 @@ impl Definition {
                 Some(self.function),
                 self.flags.as_ptr(),
                 self.key,
-                self.key,
+                self.last_key,
                 c_int::from(self.key > 0)
             ));
             if created != raw::REDISMODULE_OK as c_int {

@@ -142,6 +142,51 @@ pub fn memory_ratio(_lock: Lock<'_>) -> f32 {
     unsafe { api!(RedisModule_GetUsedMemoryRatio()) }
 }
 
+/// False if the key's slot is served by another node of the cluster. For keys that are not there.
+pub fn is_local(lock: Lock<'_>, features: Features, db: i32, name: &[u8]) -> bool {
+    if lock.server_flags() & raw::REDISMODULE_CTX_FLAGS_CLUSTER == 0 {
+        return true;
+    }
+    // Does nothing to a key that is not there, and is not counted as a look at it.
+    let words = [b"PERSIST".to_vec(), name.to_vec()];
+    !matches!(call(lock, features, db, &words), Reply::Error(_))
+}
+
+/// What a client hears whose key is served elsewhere by now: where, or that it is on the way. The server says that to no client
+/// that a module blocks.
+pub fn redirection(lock: Lock<'_>, features: Features, slot: u16) -> Reply {
+    const ON_ITS_WAY: &str = "TRYAGAIN Multiple keys request during rehashing of slot";
+    let ask = |word: &[u8]| call(lock, features, 0, &[b"CLUSTER".to_vec(), word.to_vec()]);
+    let me = match ask(b"MYID") {
+        Reply::Bulk(id) | Reply::Status(id) => id,
+        _ => Vec::new(),
+    };
+    let Reply::Array(ranges) = ask(b"SLOTS") else {
+        return Reply::error(ON_ITS_WAY);
+    };
+    for range in &ranges {
+        let Reply::Array(range) = range else { continue };
+        let [Reply::Int(first), Reply::Int(last), Reply::Array(owner), ..] = range.as_slice() else {
+            continue;
+        };
+        if !(*first..=*last).contains(&i64::from(slot)) {
+            continue;
+        }
+        let [host, Reply::Int(port), Reply::Bulk(id), ..] = owner.as_slice() else {
+            break;
+        };
+        if *id == me {
+            break;
+        }
+        let host = match host {
+            Reply::Bulk(host) => String::from_utf8_lossy(host).into_owned(),
+            _ => String::new(),
+        };
+        return Reply::error(format!("MOVED {slot} {host}:{port}"));
+    }
+    Reply::error(ON_ITS_WAY)
+}
+
 /// Whether the server makes room for new values by itself.
 pub fn evicts(lock: Lock<'_>, features: Features) -> bool {
     let words: [&[u8]; 3] = [b"CONFIG", b"GET", b"maxmemory-policy"];

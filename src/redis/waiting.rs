@@ -21,8 +21,8 @@ use super::{
 
 /// What is told of clients that wait. Set once.
 pub trait Waiting: Send + Sync {
-    /// The client's command is to be answered now; `note` is what it was let go with.
-    fn answer(&self, command: &Command<'_>, note: &Note);
+    /// The client's command is to be answered now; `note` is what it was let go with, if that is something.
+    fn answer(&self, command: &Command<'_>, note: Option<&Note>);
 
     /// The client with this address went away before it was let go.
     fn gone(&self, lock: Lock<'_>, address: usize);
@@ -96,21 +96,33 @@ unsafe extern "C" fn on_reply(
     argv: *mut *mut raw::RedisModuleString,
     argc: c_int,
 ) -> c_int {
-    let Some(waiting) = WAITING.get() else { return 0 };
     // SAFETY: the server calls this with the data that `let_go` gave, before it calls `on_free`, and with the arguments of the
     // client's command.
     unsafe {
         let note = api!(RedisModule_GetBlockedClientPrivateData(ctx)).cast::<Note>();
-        if let Some(note) = note.as_ref() {
-            let entered = Entered::new();
-            let command = Command::of(ctx, argv, argc, entered.lock());
-            // A panic is logged by its hook; the client gets what was sent before it, or nothing.
-            if catch_unwind(AssertUnwindSafe(|| waiting.answer(&command, note))).is_err() {
-                command.send(&Reply::error("ERR internal error, see the server's log"));
-            }
-        }
+        run(ctx, argv, argc, note.as_ref());
     }
     raw::REDISMODULE_OK as c_int
+}
+
+/// Answers a client that has waited by its own command.
+///
+/// # Safety
+/// To be called by a reply callback with the server's own arguments.
+pub(super) unsafe fn run(
+    ctx: *mut raw::RedisModuleCtx,
+    argv: *mut *mut raw::RedisModuleString,
+    argc: c_int,
+    note: Option<&Note>,
+) {
+    let Some(waiting) = WAITING.get() else { return };
+    // SAFETY: by the caller's promise; the server holds its lock.
+    let entered = unsafe { Entered::new() };
+    // SAFETY: as above.
+    let command = unsafe { Command::of(ctx, argv, argc, entered.lock()) };
+    if catch_unwind(AssertUnwindSafe(|| waiting.answer(&command, note))).is_err() {
+        command.send(&Reply::error("ERR internal error, see the server's log"));
+    }
 }
 
 unsafe extern "C" fn on_free(_ctx: *mut raw::RedisModuleCtx, data: *mut c_void) {
