@@ -124,6 +124,8 @@ pub(super) struct Table {
     pub(super) entries: Vec<Entry>,
     /// Bit n: some name of n letters matters.
     pub(super) lengths: u64,
+    /// The places of the entries by [`place_of`] their names: a registration that loads has dozens of them.
+    places: Vec<Vec<u16>>,
 }
 
 /// Commands after which a client's database or transaction state may be another.
@@ -135,6 +137,15 @@ pub(super) fn changes_state(name: &[u8]) -> bool {
         || STATE_CHANGING
             .iter()
             .any(|known| known.eq_ignore_ascii_case(name))
+}
+
+/// How many places there are to look for a name.
+const PLACES: usize = 64;
+
+/// Where a name is looked for, in any letter case.
+fn place_of(name: &[u8]) -> usize {
+    let letter = |byte: Option<&u8>| usize::from(byte.copied().unwrap_or(0) | 0x20);
+    (name.len() * 5 + letter(name.first()) * 3 + letter(name.last())) % PLACES
 }
 
 pub(super) fn length_bit(name: &[u8]) -> u64 {
@@ -161,7 +172,11 @@ impl Table {
     }
 
     pub(super) fn find(&self, name: &[u8]) -> Option<&Entry> {
-        self.entries.iter().find(|entry| entry.spec.is_called(name))
+        let places = self.places.get(place_of(name))?;
+        places
+            .iter()
+            .filter_map(|&place| self.entries.get(usize::from(place)))
+            .find(|entry| entry.spec.is_called(name))
     }
 
     pub(super) fn recompute(&mut self) {
@@ -169,6 +184,10 @@ impl Table {
             .retain(|entry| entry.is_linked() || !entry.hooks.is_empty());
         for entry in &mut self.entries {
             entry.only_misses = entry.spec.first > 0 && entry.rules.iter().all(|rule| rule.only_misses);
+        }
+        self.places = vec![Vec::new(); PLACES];
+        for (place, entry) in self.entries.iter().enumerate() {
+            self.places[place_of(&entry.spec.name)].push(place as u16);
         }
         let linked = self.entries.iter().map(|entry| length_bit(&entry.spec.name));
         let changing = STATE_CHANGING.iter().map(|name| length_bit(name));

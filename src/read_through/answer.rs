@@ -19,7 +19,8 @@ use crate::{
 
 /// How long answering may hold the server up in one turn of its loop.
 const SLICE: Duration = Duration::from_millis(2);
-const FEWEST: usize = 8;
+const FIRST: usize = 32;
+const FEWEST: usize = 1;
 const MOST: usize = 4096;
 
 /// How many clients are let go at a time.
@@ -27,14 +28,17 @@ pub(super) struct Pace {
     slice: usize,
     let_go: usize,
     spent: Duration,
+    /// How many slices there were.
+    pub(super) slices: u64,
 }
 
 impl Default for Pace {
     fn default() -> Self {
         Self {
-            slice: 128,
+            slice: FIRST,
             let_go: 0,
             spent: Duration::ZERO,
+            slices: 0,
         }
     }
 }
@@ -47,6 +51,9 @@ impl Pace {
             let fit = SLICE.as_secs_f64() / each.max(1e-7);
             // By and by: one client may be far from the next.
             self.slice = (fit as usize).min(self.slice * 2).clamp(FEWEST, MOST);
+        } else {
+            // What comes after a rest may be something else.
+            self.slice = self.slice.min(FIRST);
         }
         (self.let_go, self.spent) = (0, Duration::ZERO);
         self.slice
@@ -69,6 +76,9 @@ impl ReadThrough {
             let slice = state.pace.next();
             slice.min(state.leaving.len())
         };
+        if slice > 0 {
+            self.state.write(lock).pace.slices += 1;
+        }
         for _ in 0..slice {
             let next = self.state.write(lock).leaving.pop_front();
             let Some((number, leave)) = next else { break };

@@ -103,7 +103,13 @@ impl Totals {
     }
 
     /// As fields of INFO: plain numbers, `_total` for what only grows.
-    pub fn shown(&self, registrations: usize, absent: usize, backoffs: usize) -> Vec<(&'static str, u64)> {
+    pub fn shown(
+        &self,
+        registrations: usize,
+        absent: usize,
+        backoffs: usize,
+        slices: u64,
+    ) -> Vec<(&'static str, u64)> {
         let counts = &self.counts;
         vec![
             ("read_through_registrations", registrations as u64),
@@ -121,6 +127,7 @@ impl Totals {
             ("read_through_background_refreshes_total", counts.refreshes),
             ("read_through_dropped_by_lease_total", counts.dropped_by_lease),
             ("read_through_not_stored_total", self.not_stored),
+            ("read_through_slices_total", slices),
             ("read_through_waiting_clients", counts.waiting),
             ("read_through_loading", counts.loading),
             ("read_through_queued_keys", self.queued),

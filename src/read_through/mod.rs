@@ -438,6 +438,7 @@ impl ReadThrough {
             state.served.len(),
             state.machine.absent_count(),
             state.machine.backoff_count(),
+            state.pace.slices,
         )
     }
 

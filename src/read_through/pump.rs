@@ -265,9 +265,8 @@ impl ReadThrough {
             .land(now, load, key, value, keep, present);
         match (landing, loaded) {
             (Landing::Store, Some(loaded)) => {
-                if !self.store(lock, rule, key, &loaded) {
-                    self.state.write(lock).machine.not_kept(key);
-                }
+                // Where it cannot be stored, it answers without being kept.
+                self.store(lock, rule, key, &loaded);
             }
             (Landing::Delete, _) => {
                 self.quietly(lock, || store::delete(lock, key.db, &key.name));
