@@ -64,9 +64,11 @@ def test_who_has_waited_long_enough_is_let_go_and_the_load_goes_on(server: Serve
 
 
 def test_a_load_that_takes_too_long_has_failed_and_another_may_begin(server: Server, source: Server) -> None:
-    origin = register(server, source, "max_load_time=1, backoff=0")
-    raw = server.raw()
-    assert raw.call("GET", "user:1") == b"-LOADFAILED LoadTimedOut\r\n"
+    origin = register(server, source, "max_load_time=3, backoff=0")
+    raw = server.raw(20)
+    raw.send("GET", "user:1")
+    origin.wait_for_loads(1)
+    assert raw.read() == b"-LOADFAILED LoadTimedOut\r\n"
     raw.send("GET", "user:1")
     origin.wait_for_loads(2)
     # Both of the loads get something: what the old one brings is dropped.

@@ -123,9 +123,9 @@ def test_a_value_is_refreshed_in_the_last_share_of_its_life(server: Server, sour
 def test_xfetch_refreshes_near_the_end(server: Server) -> None:
     server.run("""
         import time
-        @read_through('k:*', ttl=1, refresh_ahead='xfetch')
+        @read_through('k:*', ttl=2, refresh_ahead='xfetch')
         def load(key):
-            time.sleep(0.05)
+            time.sleep(0.4)
             execute('INCR', 'loads')
             return 'v'
     """)

@@ -276,11 +276,11 @@ def test_the_command_runs_with_the_rights_of_its_client(server: Server, source: 
 
 
 def test_many_clients_hold_nobody_else_up(server: Server, source: Server) -> None:
-    origin = register(server, source, "max_waiting=5000", "def load(key):\n    return {str(n): fetch(key) if n == 0 else n for n in range(3000)}")
-    raws = [server.raw(60) for _ in range(800)]
+    origin = register(server, source, "max_waiting=5000", "def load(key):\n    return {str(n): fetch(key) if n == 0 else n for n in range(800)}")
+    raws = [server.raw(60) for _ in range(300)]
     for raw in raws:
         raw.send("HGETALL", "user:1")
-    wait_for(server, waiting=800)
+    wait_for(server, waiting=300)
     origin.give("user:1", "v")
     seen = set()
 
@@ -290,9 +290,9 @@ def test_many_clients_hold_nobody_else_up(server: Server, source: Server) -> Non
 
     wait_until(answered, timeout=60, interval=0.0)
     first = raws[0].read()
-    assert len(first) > 20000 and all(raw.read() == first for raw in raws[1:])
+    assert len(first) > 5000 and all(raw.read() == first for raw in raws[1:])
     assert len(seen) > 3, "others have their turn in between"
-    assert server.client().info("rg_read_through")["rg_read_through_slices_total"] > 10
+    assert server.client().info("rg_read_through")["rg_read_through_slices_total"] > 5
     at_rest(server)
 
 

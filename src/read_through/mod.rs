@@ -16,6 +16,7 @@ mod machine;
 pub mod options;
 mod pace;
 mod pump;
+mod refresh;
 mod rule;
 mod trigger;
 
@@ -50,14 +51,12 @@ use crate::{
         registration::Registration,
         scope,
     },
-    error::Error,
     hooks::{Hooks, Hot, Loads, Missing, Wait},
     readers::prefix::Pattern,
     redis::{
-        command::{Answer, Command},
+        command::Command,
         events::{Class, KeyEvent},
         guarded::Guarded,
-        key::{self, Life},
         lock::Lock,
         reply::Reply,
         store::Content,
@@ -208,9 +207,10 @@ impl ReadThrough {
     }
 
     /// A glance at a key, which calls nothing of the server: most changes end here.
-    pub fn concerns(&self, lock: Lock<'_>, _name: &[u8]) -> bool {
+    pub fn concerns(&self, lock: Lock<'_>, name: &[u8]) -> bool {
         let state = self.state.read(lock);
-        !state.storing && !state.machine.is_idle()
+        let loads = |served: &Served| served.pattern.matches(name);
+        !state.storing && !state.machine.is_idle() && state.served.values().any(loads)
     }
 
     /// One notification of the server.
@@ -356,75 +356,6 @@ impl Loads for ReadThrough {
 }
 
 impl ReadThrough {
-    /// Loads keys anew, for RG.REFRESH. The client waits for their number.
-    ///
-    /// # Errors
-    /// This is a replica.
-    pub fn refresh_for(&self, command: &Command<'_>) -> Result<Answer, Error> {
-        let lock = command.lock();
-        let names: Vec<&[u8]> = command.argv().skip(1).iter().collect();
-        Ok(match self.ask_refresh(lock, command.db(), &names)? {
-            Asked::Number(number) => match self.block(command, number) {
-                Wait::No => Reply::Int(0).into(),
-                _ => Answer::Done,
-            },
-            Asked::Decided(reply) => reply.into(),
-        })
-    }
-
-    /// The same for a function: `done` is told the reply, now or later.
-    ///
-    /// # Errors
-    /// This is a replica.
-    pub fn refresh(
-        &self,
-        lock: Lock<'_>,
-        db: i32,
-        names: &[&[u8]],
-        done: impl FnOnce(Reply) + Send + 'static,
-    ) -> Result<(), Error> {
-        match self.ask_refresh(lock, db, names)? {
-            Asked::Number(number) => {
-                let mut state = self.state.write(lock);
-                state.clients.insert(number, Who::Told(Box::new(done)));
-                drop(state);
-                self.wake();
-            }
-            Asked::Decided(reply) => done(reply),
-        }
-        Ok(())
-    }
-
-    fn ask_refresh(&self, lock: Lock<'_>, db: i32, names: &[&[u8]]) -> Result<Asked, Error> {
-        if !self.engine.is_serving() {
-            return Err(Error::ReadOnly);
-        }
-        let present: Vec<bool> = names
-            .iter()
-            .map(|name| key::life(lock, db, name) != Life::Missing)
-            .collect();
-        let mut state = self.state.write(lock);
-        let mut asks: Vec<Ask> = Vec::with_capacity(names.len());
-        for (name, present) in names.iter().zip(present) {
-            let known = asks.iter().any(|ask| *ask.key.name == **name);
-            if let (false, Some(rule)) = (known, state.served_for(name)) {
-                asks.push(Ask {
-                    rule,
-                    key: Key::new(db, name),
-                    present,
-                });
-            }
-        }
-        if asks.is_empty() {
-            return Ok(Asked::Decided(Reply::Int(0)));
-        }
-        let asked = state.machine.ask(self.now(), &asks, Purpose::Refresh(0));
-        Ok(match asked {
-            Ok(number) => Asked::Number(number),
-            Err((_, why)) => Asked::Decided(why.into()),
-        })
-    }
-
     /// The counters of all registrations together, for INFO.
     pub fn totals(&self, lock: Lock<'_>) -> Vec<(&'static str, u64)> {
         let state = self.state.read(lock);
@@ -493,12 +424,6 @@ impl State {
             OnError::Miss => None,
         }
     }
-}
-
-/// What became of a wish to load keys anew.
-enum Asked {
-    Number(u64),
-    Decided(Reply),
 }
 
 impl From<Why> for Reply {
