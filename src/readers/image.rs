@@ -78,7 +78,7 @@ impl Readers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{readers::streams::Policy, redis::key::Kind};
+    use crate::{read_through::options::Ttl, readers::streams::Policy, redis::key::Kind};
 
     #[test]
     fn triggers_survive_as_bytes() {
@@ -92,7 +92,7 @@ mod tests {
                 coalesce: false,
             }),
             Image::Stream {
-                options: Options {
+                options: StreamOptions {
                     prefix: "s".into(),
                     batch: 3,
                     duration_ms: 10,
@@ -102,6 +102,12 @@ mod tests {
                 },
                 place: 2,
             },
+            Image::ReadThrough(Options {
+                ttl: Ttl::Seconds(1.5),
+                breaker: Some((3, 0.5)),
+                commands: Some(vec!["get".into()]),
+                ..Options::default()
+            }),
             Image::Hook {
                 command: "HSET".into(),
                 prefix: Some("p*".into()),

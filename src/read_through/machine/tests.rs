@@ -98,12 +98,11 @@ fn the_key_is_signalled_behind_the_last_reply() {
     let waiters: Vec<u64> = (0..3).filter_map(|_| ask(&mut machine, 0, &["a"]).ok()).collect();
     let (load, _) = begun(&mut machine);
     land(&mut machine, load, "a", Some(1), false);
-    let last: Vec<bool> = waiters
-        .iter()
-        .filter_map(|&waiter| machine.release(waiter))
-        .flat_map(|(keys, _)| keys)
-        .map(|key| machine.replied(&key))
-        .collect();
+    let mut last = Vec::new();
+    for waiter in waiters {
+        let (keys, _) = machine.release(waiter).unwrap_or_else(|| panic!("it waited"));
+        last.extend(keys.iter().map(|key| machine.replied(key)));
+    }
     assert_eq!(last, [false, false, true]);
 }
 
@@ -265,10 +264,10 @@ impl World {
             0..=3 => {
                 let db = self.below(2) as i32;
                 let count = 1 + self.below(3);
-                let keys: BTreeSet<Key> = (0..count)
+                let mut keys: BTreeSet<Key> = (0..count)
                     .map(|_| Key::new(db, &[b'a' + self.below(4) as u8]))
-                    .filter(|key| !self.cache.contains_key(key))
                     .collect();
+                keys.retain(|key| !self.cache.contains_key(key));
                 let refresh = self.below(6) == 0;
                 let purpose = if refresh { Purpose::Refresh(0) } else { COMMAND };
                 if keys.is_empty() {
