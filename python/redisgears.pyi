@@ -7,11 +7,9 @@ What each function does is in docs/functions.md. Scripts see some of the names u
 from asyncio import Future
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self
 
 Reply = str | bytearray | int | None | list["Reply"]
-
-F = TypeVar("F", bound=Callable[[Any], Any])
 
 class GearsError(Exception): ...
 class GearsFlatError(Exception): ...
@@ -41,10 +39,9 @@ class Loaded:
     ttl: float | None
     def __init__(self, value: Any, ttl: float | None = None) -> None: ...
 
-@overload
 def readThrough(
     prefix: str,
-    loader: None = None,
+    loader: Callable[[Any], object] | None = None,
     *,
     commands: Iterable[str] | None = None,
     ttl: float | Callable[[Any, Any], float | None] | None = None,
@@ -64,31 +61,7 @@ def readThrough(
     batch_wait: float = 0.001,
     onRegistered: Callable[[], object] | None = None,
     desc: str | None = None,
-) -> Callable[[F], F]: ...
-@overload
-def readThrough(
-    prefix: str,
-    loader: F,
-    *,
-    commands: Iterable[str] | None = None,
-    ttl: float | Callable[[Any, Any], float | None] | None = None,
-    jitter: float = 0,
-    negative_ttl: float = 0,
-    stale: float = 0,
-    refresh_ahead: float | Literal["xfetch"] = 0,
-    timeout: float | None = None,
-    on_error: Literal["error", "miss"] = "error",
-    max_waiting: int = 2000,
-    max_loads: int | None = None,
-    max_load_time: float = 30,
-    backoff: float = 0.1,
-    max_backoff: float = 10,
-    breaker: tuple[int, float] | None = None,
-    batch: int = 1,
-    batch_wait: float = 0.001,
-    onRegistered: Callable[[], object] | None = None,
-    desc: str | None = None,
-) -> F: ...
+) -> Any: ...
 def refresh(*keys: object) -> int: ...
 
 class PyExecutionSession: ...

@@ -53,10 +53,6 @@ pub enum Error {
     EmptyPrefix,
     TriggerExists,
     TriggerExistsInSession,
-    /// The prefix that has a loader.
-    LoadedByAnother(String),
-    /// A writing command.
-    NoMissForWrites(String),
     UnknownHook,
     HookNotInScripts,
     HookMovesKeys,
@@ -115,6 +111,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// The keys of a `read_through` have a loader.
+    pub fn loaded_by_another(prefix: &str) -> Self {
+        Self::Text(format!(
+            "read_through: prefix: expected one that has no loader yet, but a registration loads '{prefix}' already"
+        ))
+    }
+
+    /// A writing command must not run as if there were no value, only because that could not be loaded.
+    pub fn no_miss_for_writes(command: &str) -> Self {
+        Self::Text(format!(
+            "read_through: on_error: expected 'error' where writing commands wait, got 'miss' with '{command}'"
+        ))
+    }
+
     /// The text after the dash of the error reply to `command` (its name in lower case).
     pub fn text(&self, command: &str) -> String {
         match self {
@@ -165,18 +175,6 @@ impl Error {
             Self::EmptyPrefix => "Empty perfix given to command hooker",
             Self::TriggerExists => "trigger already registered",
             Self::TriggerExistsInSession => "trigger already registered in this session",
-            Self::LoadedByAnother(prefix) => {
-                return format!(
-                    "read_through: prefix: expected one that has no loader yet, but a registration loads '{prefix}' already"
-                )
-                .into();
-            }
-            Self::NoMissForWrites(command) => {
-                return format!(
-                    "read_through: on_error: expected 'error' where writing commands wait, got 'miss' with '{command}'"
-                )
-                .into();
-            }
             Self::UnknownHook => "Can not override an unexisting command",
             Self::HookNotInScripts => "Can not override a command which are not allowed inside a script",
             Self::HookMovesKeys => "Can not override a command with moveable keys by key prefix",

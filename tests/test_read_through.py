@@ -246,6 +246,8 @@ def test_loads_act_in_the_database_of_the_client(server: Server, source: Server)
 
 
 def test_replies_have_the_protocol_of_the_client(server: Server) -> None:
+    if server.version < (7, 0):
+        pytest.skip("calls of modules have RESP2 replies on this server")
     server.run(HASHES)
     raw = server.raw()
     raw.call("HELLO", "3")

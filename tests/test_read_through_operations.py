@@ -134,6 +134,7 @@ def test_bounds_are_options(server: Server, source: Server) -> None:
         raw.call("GET", f"bad:{number}")
     info = client.info("rg_read_through")
     assert (info["rg_read_through_absent_entries"], info["rg_read_through_backoff_entries"]) == (10, 10)
+    assert info["rg_read_through_forgotten_entries_total"] == 40
     origin = register(server, source)
     raws = [server.raw() for _ in range(2)]
     for number, waiting in enumerate(raws):

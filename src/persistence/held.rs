@@ -37,7 +37,7 @@ impl Persistence {
                         return Err(Error::TriggerExists);
                     }
                     (Some(Claim::Loads(held)), Some(Claim::Loads(new))) if held == new => {
-                        return Err(Error::LoadedByAnother(new.to_owned()));
+                        return Err(Error::loaded_by_another(new));
                     }
                     (
                         Some(Claim::Hook {

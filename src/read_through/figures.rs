@@ -109,6 +109,7 @@ impl Totals {
         absent: usize,
         backoffs: usize,
         slices: u64,
+        forgotten: u64,
     ) -> Vec<(&'static str, u64)> {
         let counts = &self.counts;
         vec![
@@ -128,6 +129,7 @@ impl Totals {
             ("read_through_dropped_by_lease_total", counts.dropped_by_lease),
             ("read_through_not_stored_total", self.not_stored),
             ("read_through_slices_total", slices),
+            ("read_through_forgotten_entries_total", forgotten),
             ("read_through_waiting_clients", counts.waiting),
             ("read_through_loading", counts.loading),
             ("read_through_queued_keys", self.queued),

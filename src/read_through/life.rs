@@ -32,8 +32,9 @@ impl Lifetime {
     /// The seconds for which the value is fresh, if it ever ends.
     pub fn fresh_s(self, options: &Options) -> Option<f64> {
         match (self, options.ttl) {
-            (Self::Seconds(seconds), _) => Some(seconds),
-            (Self::Default | Self::NotKept, Ttl::Seconds(seconds)) => Some(seconds),
+            (Self::Seconds(seconds), _) | (Self::Default | Self::NotKept, Ttl::Seconds(seconds)) => {
+                Some(seconds)
+            }
             _ => None,
         }
     }

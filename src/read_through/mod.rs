@@ -370,6 +370,7 @@ impl ReadThrough {
             state.machine.absent_count(),
             state.machine.backoff_count(),
             state.pace.slices,
+            state.machine.forgotten,
         )
     }
 

@@ -66,7 +66,7 @@ impl Trigger for LoadTrigger {
         if let (OnError::Miss, Some(writing)) =
             (self.options.on_error, commands.iter().find(|spec| spec.writes()))
         {
-            return Err(Error::NoMissForWrites(writing.shown_name()));
+            return Err(Error::no_miss_for_writes(&writing.shown_name()));
         }
         let prefix = &self.options.prefix;
         let state = loads.state.read(lock);
@@ -75,7 +75,7 @@ impl Trigger for LoadTrigger {
             .values()
             .any(|served| served.options.prefix == *prefix && !peers.replace(&served.registration));
         if taken || peers.claims().any(|claim| claim == Claim::Loads(prefix)) {
-            return Err(Error::LoadedByAnother(prefix.clone()));
+            return Err(Error::loaded_by_another(prefix));
         }
         Ok(())
     }

@@ -124,7 +124,7 @@ impl<V> Machine<V> {
         let before = self.backoffs.get(key.db, &key.name).copied();
         let (first, most) = (rule.limits.backoff, rule.limits.max_backoff);
         let backoff = Backoff::after_failure(before, now, first, most, jitter);
-        self.backoffs.insert(key, backoff, self.bounds.backoffs);
+        self.forgotten += self.backoffs.insert(key, backoff, self.bounds.backoffs);
     }
 
     /// Something happened to the key while the load ran. It is loaded again for those who wait, or answers without being kept
@@ -178,7 +178,7 @@ impl<V> Machine<V> {
         let Some(rule) = self.rules.get(&rule) else { return };
         if !rule.limits.negative_ttl.is_zero() {
             let until = now.saturating_add(rule.limits.negative_ttl);
-            self.absent.insert(key, until, self.bounds.absent);
+            self.forgotten += self.absent.insert(key, until, self.bounds.absent);
         }
     }
 

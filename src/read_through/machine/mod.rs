@@ -222,6 +222,8 @@ pub struct Machine<V> {
     due: BTreeSet<(Time, Due)>,
     last_load: u64,
     last_waiter: u64,
+    /// Entries that had to be forgotten because there was no room for more.
+    pub forgotten: u64,
     actions: Vec<Action>,
     random: u64,
 }
@@ -241,6 +243,7 @@ impl<V> Machine<V> {
             due: BTreeSet::new(),
             last_load: 0,
             last_waiter: 0,
+            forgotten: 0,
             actions: Vec::new(),
             random: seed | 1,
         }
