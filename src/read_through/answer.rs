@@ -127,7 +127,7 @@ impl ReadThrough {
             return;
         };
         if let Who::Client(client) = &who {
-            state.numbers.remove(&client.address());
+            state.numbers.remove(&(client.address() as u64));
         }
         state.pace.let_go += 1;
         drop(state);
@@ -223,7 +223,7 @@ impl Waiting for ReadThrough {
 
     fn gone(&self, lock: Lock<'_>, address: usize) {
         let mut state = self.state.write(lock);
-        let Some(number) = state.numbers.remove(&address) else {
+        let Some(number) = state.numbers.remove(&(address as u64)) else {
             return;
         };
         let client = state.clients.remove(&number);

@@ -1,6 +1,11 @@
-//! Keys as the room names them, and tables by key: one for each database, so that looking a key up costs no copy of it.
+//! Keys as the room names them, and tables by key and by number. A table by key has one part for each database, so that looking a
+//! key up costs no copy of it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    sync::Arc,
+};
 
 /// A key of a database. Cheap to copy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,16 +23,42 @@ impl Key {
     }
 }
 
+/// A table by numbers that we give ourselves, or that the allocator gives: nobody chooses them so that they collide.
+pub type ByNumber<T> = HashMap<u64, T, BuildHasherDefault<NumberHasher>>;
+
+/// Spreads a number over the bits that a table looks at.
+#[derive(Default)]
+pub struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        // A table looks at the lowest bits, too, which the product of an address has from its own lowest ones.
+        self.0 ^ (self.0 >> 29)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // The golden ratio, as Knuth has it.
+        self.0 = (self.0.rotate_left(5) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
 /// A table by key.
 pub struct ByKey<T> {
-    databases: HashMap<i32, HashMap<Arc<[u8]>, T>>,
+    /// There are few of them.
+    databases: Vec<(i32, HashMap<Arc<[u8]>, T>)>,
     len: usize,
 }
 
 impl<T> Default for ByKey<T> {
     fn default() -> Self {
         Self {
-            databases: HashMap::new(),
+            databases: Vec::new(),
             len: 0,
         }
     }
@@ -43,11 +74,17 @@ impl<T> ByKey<T> {
     }
 
     pub fn get(&self, db: i32, name: &[u8]) -> Option<&T> {
-        self.databases.get(&db)?.get(name)
+        let (_, database) = self.databases.iter().find(|(number, _)| *number == db)?;
+        database.get(name)
     }
 
     pub fn get_mut(&mut self, db: i32, name: &[u8]) -> Option<&mut T> {
-        self.databases.get_mut(&db)?.get_mut(name)
+        self.database(db)?.get_mut(name)
+    }
+
+    fn database(&mut self, db: i32) -> Option<&mut HashMap<Arc<[u8]>, T>> {
+        let found = self.databases.iter_mut().find(|(number, _)| *number == db);
+        found.map(|(_, database)| database)
     }
 
     pub fn of(&mut self, key: &Key) -> Option<&mut T> {
@@ -56,14 +93,17 @@ impl<T> ByKey<T> {
 
     /// The value that was there before, if any.
     pub fn insert(&mut self, key: &Key, value: T) -> Option<T> {
-        let database = self.databases.entry(key.db).or_default();
+        if self.database(key.db).is_none() {
+            self.databases.push((key.db, HashMap::new()));
+        }
+        let database = self.database(key.db)?;
         let before = database.insert(Arc::clone(&key.name), value);
         self.len += usize::from(before.is_none());
         before
     }
 
     pub fn remove(&mut self, db: i32, name: &[u8]) -> Option<T> {
-        let removed = self.databases.get_mut(&db)?.remove(name)?;
+        let removed = self.database(db)?.remove(name)?;
         self.len -= 1;
         Some(removed)
     }
@@ -72,15 +112,15 @@ impl<T> ByKey<T> {
     pub fn values_mut(&mut self, db: Option<i32>) -> impl Iterator<Item = &mut T> {
         self.databases
             .iter_mut()
-            .filter(move |(number, _)| db.is_none_or(|db| db == **number))
+            .filter(move |(number, _)| db.is_none_or(|db| db == *number))
             .flat_map(|(_, database)| database.values_mut())
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
-        self.databases.iter().flat_map(|(&db, database)| {
+        self.databases.iter().flat_map(|(db, database)| {
             database.iter().map(move |(name, value)| {
                 let name = Arc::clone(name);
-                (Key { db, name }, value)
+                (Key { db: *db, name }, value)
             })
         })
     }
@@ -89,7 +129,7 @@ impl<T> ByKey<T> {
     pub fn clear(&mut self, db: Option<i32>) {
         match db {
             Some(db) => {
-                let removed = self.databases.remove(&db);
+                let removed = self.database(db).map(std::mem::take);
                 self.len -= removed.map_or(0, |database| database.len());
             }
             None => *self = Self::default(),

@@ -21,7 +21,7 @@ mod rule;
 mod trigger;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
@@ -36,6 +36,7 @@ use parking_lot::Mutex;
 use self::{
     bounded::Bounded,
     figures::Figures,
+    keys::ByNumber,
     life::Age,
     machine::{Ask, Bounds, Change, Machine, Purpose, Time, Why},
     options::{OnError, Options},
@@ -115,13 +116,13 @@ struct State {
     machine: Machine<Loaded>,
     served: BTreeMap<Id, Served>,
     /// Those who wait, by their number in the machine.
-    clients: HashMap<u64, Who>,
+    clients: ByNumber<Who>,
     /// Their numbers by their address.
-    numbers: HashMap<usize, u64>,
+    numbers: ByNumber<u64>,
     /// Those that are to be let go.
     leaving: VecDeque<(u64, Leave)>,
     /// The executions of loads.
-    running: HashMap<u64, Running>,
+    running: ByNumber<Running>,
     /// How long values are fresh that are not kept as long as their registration says.
     lives: Bounded<f64>,
     /// What happens to this key is our own doing.
@@ -183,10 +184,10 @@ impl ReadThrough {
             state: Guarded::new(State {
                 machine: Machine::new(bounds, seed),
                 served: BTreeMap::new(),
-                clients: HashMap::new(),
-                numbers: HashMap::new(),
+                clients: ByNumber::default(),
+                numbers: ByNumber::default(),
                 leaving: VecDeque::new(),
-                running: HashMap::new(),
+                running: ByNumber::default(),
                 lives: Bounded::default(),
                 storing: false,
                 subscribed: false,
@@ -383,7 +384,7 @@ impl ReadThrough {
             state.machine.release(number);
             return Wait::No;
         };
-        state.numbers.insert(client.address(), number);
+        state.numbers.insert(client.address() as u64, number);
         state.clients.insert(number, Who::Client(client));
         drop(state);
         self.come();

@@ -66,8 +66,8 @@ fn score_text(score: f64) -> Vec<u8> {
 /// Puts a value in the place of whatever the key holds, with the moment (Unix time in milliseconds) at which it expires. It
 /// goes to replicas and files as one step, and fires its usual events.
 pub fn put(lock: Lock<'_>, db: i32, name: &[u8], content: &Content, expires_ms: Option<i64>) {
-    let existed = place(lock, db, name, content, expires_ms);
     let key = RString::new(lock, name);
+    let existed = place(lock, db, &key, content, expires_ms);
     let (command, class, event) = content.made_by();
     let words: Vec<RString<'_>> = content
         .words()
@@ -102,7 +102,7 @@ pub fn put(lock: Lock<'_>, db: i32, name: &[u8], content: &Content, expires_ms: 
 /// Puts a value there for a moment: nobody else hears of it, but for what the server tells of a set, which has no native way.
 pub fn put_quietly(lock: Lock<'_>, db: i32, name: &[u8], content: &Content) {
     let _mute = Mute::new();
-    place(lock, db, name, content, None);
+    place(lock, db, &RString::new(lock, name), content, None);
 }
 
 /// Takes away what [`put_quietly`] put there.
@@ -197,14 +197,13 @@ pub fn evicts(lock: Lock<'_>, features: Features) -> bool {
 }
 
 /// True if the key held something before.
-fn place(lock: Lock<'_>, db: i32, name: &[u8], content: &Content, expires_ms: Option<i64>) -> bool {
-    let key = RString::new(lock, name);
+fn place(lock: Lock<'_>, db: i32, key: &RString<'_>, content: &Content, expires_ms: Option<i64>) -> bool {
     let string = |bytes: &[u8]| RString::new(lock, bytes);
     let knows_moments = has_api!(RedisModule_SetAbsExpire);
     // SAFETY: the key is open for writing while it is used, the strings outlive the calls, which copy them or count their
     // references.
     unsafe {
-        let mut opened = open(lock, db, &key);
+        let mut opened = open(lock, db, key);
         let existed = api!(RedisModule_KeyType(opened)) as isize != raw::REDISMODULE_KEYTYPE_EMPTY;
         api!(RedisModule_DeleteKey(opened));
         match content {
@@ -244,8 +243,8 @@ fn place(lock: Lock<'_>, db: i32, name: &[u8], content: &Content, expires_ms: Op
             Content::Set(members) => {
                 // The module API has no access to sets.
                 api!(RedisModule_CloseKey(opened));
-                add_members(lock, db, &key, members);
-                opened = open(lock, db, &key);
+                add_members(lock, db, key, members);
+                opened = open(lock, db, key);
             }
         }
         if let Some(ms) = expires_ms {

@@ -11,14 +11,14 @@ mod landing;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
 
 use super::{
     bounded::Bounded,
-    keys::{ByKey, Key},
+    keys::{ByKey, ByNumber, Key},
     pace::Backoff,
     rule::{Counts, Limits, Rule},
 };
@@ -217,8 +217,8 @@ pub struct Machine<V> {
     landed: ByKey<Landed<V>>,
     absent: Bounded<Time>,
     backoffs: Bounded<Backoff>,
-    waiters: HashMap<u64, Waiter>,
-    loads: HashMap<u64, Load>,
+    waiters: ByNumber<Waiter>,
+    loads: ByNumber<Load>,
     due: BTreeSet<(Time, Due)>,
     last_load: u64,
     last_waiter: u64,
@@ -238,8 +238,8 @@ impl<V> Machine<V> {
             landed: ByKey::default(),
             absent: Bounded::default(),
             backoffs: Bounded::default(),
-            waiters: HashMap::new(),
-            loads: HashMap::new(),
+            waiters: ByNumber::default(),
+            loads: ByNumber::default(),
             due: BTreeSet::new(),
             last_load: 0,
             last_waiter: 0,
