@@ -141,15 +141,15 @@ impl Hooks {
         pattern: &Pattern,
         hot: &Arc<Hot>,
     ) {
-        let removers = REMOVERS.map(str::to_owned);
-        let removers = self
-            .look_up(lock, &removers, &Pattern::Everything)
-            .unwrap_or_else(|error| {
-                api::log_warning(&format!(
-                    "DEL and UNLINK of keys that are not there go unnoticed: {error}"
-                ));
-                Vec::new()
-            });
+        let mut removers = Vec::new();
+        for name in REMOVERS {
+            match self.look_up(lock, &[name.to_owned()], &Pattern::Everything) {
+                Ok(found) => removers.extend(found),
+                Err(error) => api::log_warning(&format!(
+                    "read_through does not notice {name} of a key that is not there: {error}"
+                )),
+            }
+        }
         let mut table = self.table.write(lock);
         for spec in commands {
             let loads = &mut table.entry(spec).loads;

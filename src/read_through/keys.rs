@@ -48,10 +48,13 @@ impl Hasher for NumberHasher {
     }
 }
 
+/// The part of one database.
+type Names<T> = HashMap<Arc<[u8]>, T>;
+
 /// A table by key.
 pub struct ByKey<T> {
     /// There are few of them.
-    databases: Vec<(i32, HashMap<Arc<[u8]>, T>)>,
+    databases: Vec<(i32, Names<T>)>,
     len: usize,
 }
 
@@ -82,7 +85,7 @@ impl<T> ByKey<T> {
         self.database(db)?.get_mut(name)
     }
 
-    fn database(&mut self, db: i32) -> Option<&mut HashMap<Arc<[u8]>, T>> {
+    fn database(&mut self, db: i32) -> Option<&mut Names<T>> {
         let found = self.databases.iter_mut().find(|(number, _)| *number == db);
         found.map(|(_, database)| database)
     }
