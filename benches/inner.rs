@@ -3,7 +3,7 @@
 use std::{fs, hint::black_box, time::Duration};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use pinion::inner::{Ending, EntryId, Pattern, RunStats, Step, glob};
+use pinion::inner::{Ending, EntryId, Pattern, RegistrationChange, RunStats, glob};
 
 fn names(criterion: &mut Criterion) {
     let pattern = Pattern::new(b"user:profile:*");
@@ -34,9 +34,9 @@ fn counters(criterion: &mut Criterion) {
 fn steps(criterion: &mut Criterion) {
     let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/step-v1-python-3.11.bin");
     let bytes = fs::read(sample).unwrap_or_default();
-    assert!(Step::decode(&bytes).is_ok(), "{sample} is a step");
+    assert!(RegistrationChange::decode(&bytes).is_ok(), "{sample} is a step");
     criterion.bench_function("six registrations from bytes", |bencher| {
-        bencher.iter(|| Step::decode(black_box(&bytes)));
+        bencher.iter(|| RegistrationChange::decode(black_box(&bytes)));
     });
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::redis::options::{Kind, ServerOption};
+use crate::server::options::{Kind, ServerOption};
 
 /// Options with a number. The discriminant is the place in [`NUMBERS`].
 // Some are only stored and reported: what reads them comes with the part of the contract that they belong to.

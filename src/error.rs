@@ -4,7 +4,7 @@
 
 use std::{borrow::Cow, fmt};
 
-use crate::engine::{id::ShardId, spread::IDLE};
+use crate::engine::{id::ShardId, distributed_run::IDLE};
 
 /// Why something was refused or failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -243,7 +243,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-impl From<Error> for crate::redis::reply::Reply {
+impl From<Error> for crate::server::reply::Reply {
     fn from(error: Error) -> Self {
         Self::error(error.to_string())
     }

@@ -1,7 +1,7 @@
-//! Linked and hooked commands: which commands are put behind an inner one, and how the client then gets its reply.
+//! Linked and hooked commands: which commands are put behind a proxy command, and how the client then gets its reply.
 //!
-//! The filter decides ([`Hooks::filter`]); the inner command runs the function that stands in the place of the original
-//! (`chain.rs`), or the original, and links the client to the executions that it started ([`Hooks::run_inner`]).
+//! The filter decides ([`Hooks::filter`]); the proxy command runs the function that stands in the place of the original
+//! (`chain.rs`), or the original, and links the client to the executions that it started ([`Hooks::run_proxy`]).
 //! Contract: `readers-and-events.md` chapters 8 and 10. All of it happens under the server's lock.
 
 mod chain;
@@ -12,24 +12,24 @@ use std::sync::{Arc, OnceLock};
 
 use chain::HookRule;
 pub use loads::{Hot, Loads, Missing, Wait, nearness};
-pub use table::{CommandSpec, Inner};
+pub use table::{CommandSpec, ProxyCommand};
 use table::{Entry, Rule, Table, changes_state, length_bit, look_up};
 
 use crate::{
     engine::{
         Engine,
         id::Id,
-        link::{Held, Hold, Link},
+        linked_command::{LinkedCommand, ReplyHold, StillHeld},
         registration::Registration,
     },
     error::Error,
     readers::prefix::Pattern,
-    redis::{
+    server::{
         api::{self, Features},
         call::{NotPermitted, call_original},
         client::{self, ClientState},
         command::{self, Answer, Command},
-        filter::{Function, InnerName, Installed, Passing},
+        filter::{Function, Installed, Passing, ProxyName},
         guarded::Guarded,
         lock::Lock,
     },
@@ -72,12 +72,12 @@ impl ClientCache {
 pub struct Hooks {
     features: Features,
     filter: Function,
-    inner: [InnerName; 3],
+    proxy: [ProxyName; 3],
     table: Guarded<Table>,
     installed: Guarded<Option<Installed>>,
     clients: Guarded<ClientCache>,
-    /// The client whose command the filter has just put behind an inner one, having asked for its user's rights. The
-    /// command runs next, unless the server refuses it; the next one that is put behind an inner one takes this back.
+    /// The client whose command the filter has just put behind a proxy command, having asked for its user's rights. The
+    /// command runs next, unless the server refuses it; the next one that is put behind a proxy command takes this back.
     cleared: Guarded<Option<u64>>,
     /// The linked command that runs now: whoever runs one holds the server's lock until it has run.
     running: Guarded<Option<Running>>,
@@ -87,11 +87,11 @@ pub struct Hooks {
     loads: OnceLock<Arc<dyn Loads>>,
 }
 
-/// The linked command that runs now, which is the server's current one (`redis::command`).
+/// The linked command that runs now, which is the server's current one (`server::command`).
 #[derive(Default)]
 struct Running {
     /// Made when the first event fires.
-    link: Option<Arc<Link>>,
+    link: Option<Arc<LinkedCommand>>,
 }
 
 /// The time that a linked command runs; ends also if something fails.
@@ -111,7 +111,7 @@ impl<'a> RunningGuard<'a> {
     }
 
     /// The link of the command, if an event fired.
-    fn leave(self) -> Option<Arc<Link>> {
+    fn leave(self) -> Option<Arc<LinkedCommand>> {
         let mut running = self.hooks.running.write(self.lock);
         running.as_mut().and_then(|running| running.link.take())
     }
@@ -128,7 +128,7 @@ impl Hooks {
         Arc::new(Self {
             features,
             filter,
-            inner: Inner::ALL.map(|inner| InnerName::new(lock, inner.name())),
+            proxy: ProxyCommand::ALL.map(|proxy| ProxyName::new(lock, proxy.name())),
             table: Guarded::default(),
             installed: Guarded::new(None),
             clients: Guarded::default(),
@@ -151,7 +151,7 @@ impl Hooks {
 
     /// A hold on the linked command that runs now. `None` if there is none, or if its caller cannot wait for an
     /// execution in the background.
-    pub fn hold_running(&self, lock: Lock<'_>, sync: bool) -> Option<Hold> {
+    pub fn hold_running(&self, lock: Lock<'_>, sync: bool) -> Option<ReplyHold> {
         let mut running = self.running.write(lock);
         let running = running.as_mut()?;
         if !sync && !command::current_may_block(lock) {
@@ -159,7 +159,7 @@ impl Hooks {
         }
         let link = running
             .link
-            .get_or_insert_with(|| Link::new(command::current_words(lock)));
+            .get_or_insert_with(|| LinkedCommand::new(command::current_words(lock)));
         Some(link.hold())
     }
 
@@ -286,7 +286,7 @@ impl Hooks {
         }
     }
 
-    /// Sees each command of the server while something is linked, and puts an inner command in front where needed.
+    /// Sees each command of the server while something is linked, and puts a proxy command in front where needed.
     pub fn filter(&self, engine: &Engine, passing: Passing<'_>) {
         let Some(name) = passing.arg(0) else { return };
         let lock = passing.lock();
@@ -303,10 +303,10 @@ impl Hooks {
         if std::mem::take(&mut *self.bypass.write(lock)) {
             return;
         }
-        let inner = &self.inner[entry.spec.inner as usize];
+        let proxy = &self.proxy[entry.spec.proxy as usize];
         let word = |position| passing.arg(position);
         if entry.hook(None, passing.len(), word).is_some() && applies_hooks(engine, entry) {
-            self.rewrite(engine, passing, inner, native);
+            self.rewrite(engine, passing, proxy, native);
             return;
         }
         if !entry.is_linked() {
@@ -317,23 +317,23 @@ impl Hooks {
         }
         if !native {
             if entry.concerns(passing, |_| true) {
-                passing.rewrite(inner);
+                passing.rewrite(proxy);
             }
             return;
         }
         let id = passing.client_id();
         let Some(client) = self.clients.write(lock).look_up(lock, id) else {
-            // A script or a module: it has the rights of its caller, which the inner command checks.
+            // A script or a module: it has the rights of its caller, which the proxy command checks.
             *self.cleared.write(lock) = None;
             if entry.concerns(passing, |_| true) {
-                passing.rewrite(inner);
+                passing.rewrite(proxy);
             }
             return;
         };
         if self.wants_inner(entry, passing, client) {
             *self.cleared.write(lock) = None;
-            if passing.user_may_run(id, inner) {
-                passing.rewrite(inner);
+            if passing.user_may_run(id, proxy) {
+                passing.rewrite(proxy);
                 *self.cleared.write(lock) = (!client.in_multi).then_some(id);
             } else {
                 engine.stats.count_acl_unlinked();
@@ -341,20 +341,20 @@ impl Hooks {
         }
     }
 
-    /// Puts the inner command in front whatever the keys, unless the client's user may not run it.
-    fn rewrite(&self, engine: &Engine, passing: Passing<'_>, inner: &InnerName, native: bool) {
+    /// Puts the proxy command in front whatever the keys, unless the client's user may not run it.
+    fn rewrite(&self, engine: &Engine, passing: Passing<'_>, proxy: &ProxyName, native: bool) {
         let lock = passing.lock();
         let client = native.then(|| passing.client_id());
         let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
         *self.cleared.write(lock) = None;
         match client {
-            Some(client) if !passing.user_may_run(client.id, inner) => engine.stats.count_acl_unlinked(),
+            Some(client) if !passing.user_may_run(client.id, proxy) => engine.stats.count_acl_unlinked(),
             Some(client) => {
-                passing.rewrite(inner);
+                passing.rewrite(proxy);
                 *self.cleared.write(lock) = (!client.in_multi).then_some(client.id);
             }
-            // Scripts, functions, and servers that cannot tell: the inner command checks the rights.
-            None => passing.rewrite(inner),
+            // Scripts, functions, and servers that cannot tell: the proxy command checks the rights.
+            None => passing.rewrite(proxy),
         }
     }
 
@@ -370,17 +370,17 @@ impl Hooks {
         entry.hook(None, original.len(), word).cloned()
     }
 
-    /// Runs the command behind the inner one and answers the client, now or when its executions have ended.
+    /// Runs the command behind the proxy command and answers the client, now or when its executions have ended.
     ///
     /// # Errors
-    /// It was not the filter that put the inner command there, or the user may not run the original.
-    pub fn run_inner(
+    /// It was not the filter that put the proxy command there, or the user may not run the original.
+    pub fn run_proxy(
         self: &Arc<Self>,
         engine: &Engine,
         command: &Command<'_>,
-        inner: Inner,
+        proxy: ProxyCommand,
     ) -> Result<Answer, Error> {
-        let genuine = self.inner[inner as usize].leads(command.argv());
+        let genuine = self.proxy[proxy as usize].leads(command.argv());
         let original = command.argv().skip(1);
         if command.asks_for_keys() {
             if genuine {
@@ -421,7 +421,7 @@ impl Hooks {
         match link.as_ref().map_or(Ok(None), |link| link.close_if_free()) {
             Ok(None) => reply.forward(command),
             Ok(Some(replacement)) => command.send(&replacement),
-            Err(Held) => {
+            Err(StillHeld) => {
                 if let Some(link) = link {
                     let original = reply.into_reply();
                     link.wait(command.block(), original);
@@ -455,7 +455,7 @@ fn applies_hooks(engine: &Engine, entry: &Entry) -> bool {
         return false;
     }
     let reads =
-        entry.spec.inner == Inner::Read && (entry.spec.has_keys() || engine.features.filter_client_id);
+        entry.spec.proxy == ProxyCommand::Read && (entry.spec.has_keys() || engine.features.filter_client_id);
     engine.is_serving() || reads
 }
 

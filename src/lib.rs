@@ -12,8 +12,8 @@ mod persistence;
 mod python;
 mod read_through;
 mod readers;
-mod redis;
 mod report;
+mod server;
 mod stats;
 
 use std::{
@@ -32,12 +32,12 @@ use crate::{
     config::{ASYNC_LOOP, Config, Number, PYTHON_VENV},
     engine::Engine,
     error::Error,
-    hooks::{Hooks, Inner},
+    hooks::{Hooks, ProxyCommand},
     persistence::Persistence,
     python::{CPython, Packages, Runtime, interpreter},
     read_through::ReadThrough,
     readers::{command::Commands, image::Readers, keys::KeysWatch, streams::StreamWatch, time_events},
-    redis::{
+    server::{
         after,
         api::{self, Features},
         bus,
@@ -57,7 +57,7 @@ const VERSION: c_int = 10213;
 
 #[cfg(not(any(test, feature = "bench")))]
 #[global_allocator]
-static ALLOCATOR: redis::alloc::ServerAlloc = redis::alloc::ServerAlloc;
+static ALLOCATOR: server::alloc::ServerAlloc = server::alloc::ServerAlloc;
 
 /// The handle that the server's callbacks start from. Set once, while the module loads.
 static PINION: OnceLock<Pinion> = OnceLock::new();
@@ -243,7 +243,7 @@ commands! {
         => |pinion, command| pinion.cluster.inner_message(command);
     inner_read c"RG.INNERREAD" c"readonly getkeys-api" c"read"
         "" c"Internal: stands in front of a command that functions are linked to."
-        => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::Read);
+        => |pinion, command| pinion.hooks.run_proxy(&pinion.engine, command, ProxyCommand::Read);
     inner_register c"RG.INNERREGISTER" c"write" c"write admin dangerous"
         "<blob>" c"Internal: one step of what is registered, in files and on replicas."
         => |pinion, command| pinion.execute.persistence.inner_register(command);
@@ -263,10 +263,10 @@ commands! {
         => |_, command| time_events::inner_time_event(command);
     inner_write c"RG.INNERWRITE" c"write getkeys-api" c"write"
         "" c"Internal: stands in front of a command that functions are linked to."
-        => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::Write);
+        => |pinion, command| pinion.hooks.run_proxy(&pinion.engine, command, ProxyCommand::Write);
     inner_write_more c"RG.INNERWRITEMORE" c"write deny-oom getkeys-api" c"write"
         "" c"Internal: stands in front of a command that functions are linked to."
-        => |pinion, command| pinion.hooks.run_inner(&pinion.engine, command, Inner::WriteMore);
+        => |pinion, command| pinion.hooks.run_proxy(&pinion.engine, command, ProxyCommand::WriteMore);
 }
 
 unsafe extern "C" fn on_command_filter(passing: *mut raw::RedisModuleCommandFilterCtx) {

@@ -10,7 +10,7 @@ use crate::{
     engine::{Engine, registration::Registration, session::Session, whole_ms},
     python::memory,
     read_through::ReadThrough,
-    redis::{info::Info, reply::Reply},
+    server::{info::Info, reply::Reply},
 };
 
 /// Fills the sections that were asked for.
@@ -74,12 +74,12 @@ fn requirement_line(entry: &Reply) -> String {
     let pairs = words.chunks_exact(2).skip(2).map(|pair| {
         let value = match &pair[1] {
             Reply::Array(files) => {
-                let files = files.iter().map(|file| format!("'{}'", shown(file)));
+                let files = files.iter().map(|file| format!("'{}'", describe(file)));
                 format!("[{}]", files.collect::<Vec<_>>().join("|"))
             }
-            value => shown(value),
+            value => describe(value),
         };
-        format!("{}={}", shown(&pair[0]), escaped(&value, true))
+        format!("{}={}", describe(&pair[0]), escaped(&value, true))
     });
     pairs.collect::<Vec<_>>().join(",")
 }
@@ -115,11 +115,11 @@ fn registration_line(registration: &Registration) -> String {
         .trigger
         .figures(counts.succeeded + counts.failed + counts.aborted)
     {
-        add(name, &shown(&value));
+        add(name, &describe(&value));
     }
     add("lastError", counts.last_error.as_deref().unwrap_or("None"));
     for (name, value) in registration.trigger.arguments() {
-        add(name, &shown(&value));
+        add(name, &describe(&value));
     }
     if let Some(status) = registration.trigger.status() {
         add("status", status);
@@ -147,13 +147,13 @@ fn session_value(session: &Session) -> String {
 }
 
 /// An argument of a reader: `None`, a number, a text, or `[a|b]`.
-fn shown(value: &Reply) -> String {
+fn describe(value: &Reply) -> String {
     match value {
         Reply::Int(number) => number.to_string(),
         Reply::Double(number) => number.to_string(),
         Reply::Bulk(text) | Reply::Status(text) => String::from_utf8_lossy(text).into_owned(),
         Reply::Array(items) => {
-            let items: Vec<String> = items.iter().map(shown).collect();
+            let items: Vec<String> = items.iter().map(describe).collect();
             format!("[{}]", items.join("|"))
         }
         _ => "None".into(),
@@ -185,8 +185,8 @@ mod tests {
     fn values_stay_on_their_line_and_in_their_field() {
         assert_eq!(escaped("a,b\r\n\\", true), "a\\x2cb\\r\\n\\\\");
         assert_eq!(escaped("a,b", false), "a,b");
-        assert_eq!(shown(&Reply::bulks(["set", "del"])), "[set|del]");
-        assert_eq!(shown(&Reply::Null), "None");
+        assert_eq!(describe(&Reply::bulks(["set", "del"])), "[set|del]");
+        assert_eq!(describe(&Reply::Null), "None");
         assert_eq!(field_name("a @ b:c\n"), "a @ b\\x3ac\\n");
     }
 }

@@ -44,7 +44,7 @@ impl RunCounts {
 /// How long something took: microseconds, exact to one per cent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(clippy::struct_field_names)] // the unit
-pub struct Spread {
+pub struct Percentiles {
     pub p50_us: u64,
     pub p99_us: u64,
     pub max_us: u64,
@@ -53,7 +53,7 @@ pub struct Spread {
 /// Longer durations count as that long: a day.
 const LONGEST_US: u64 = 24 * 3600 * 1_000_000;
 
-/// The distribution behind a [`Spread`]; takes no memory before the first value.
+/// The distribution behind a [`Percentiles`]; takes no memory before the first value.
 #[derive(Default)]
 pub struct Durations(Option<Histogram<u64>>);
 
@@ -68,19 +68,21 @@ impl Durations {
         }
     }
 
-    pub fn spread(&self) -> Spread {
-        self.0.as_ref().map_or_else(Spread::default, |histogram| Spread {
-            p50_us: histogram.value_at_quantile(0.5),
-            p99_us: histogram.value_at_quantile(0.99),
-            max_us: histogram.max(),
-        })
+    pub fn spread(&self) -> Percentiles {
+        self.0
+            .as_ref()
+            .map_or_else(Percentiles::default, |histogram| Percentiles {
+                p50_us: histogram.value_at_quantile(0.5),
+                p99_us: histogram.value_at_quantile(0.99),
+                max_us: histogram.max(),
+            })
     }
 }
 
 /// The counters of one registration.
 #[derive(Default)]
 pub struct RunStats {
-    state: Mutex<State>,
+    state: Mutex<Counters>,
     /// Executions that no thread has begun yet.
     pending: AtomicU64,
     /// The last second in which a dropped event was logged.
@@ -88,7 +90,7 @@ pub struct RunStats {
 }
 
 #[derive(Default)]
-struct State {
+struct Counters {
     counts: RunCounts,
     running: Durations,
     waiting: Durations,
@@ -152,7 +154,7 @@ impl RunStats {
     }
 
     /// How long executions ran, and how long they waited in the queue before.
-    pub fn spreads(&self) -> (Spread, Spread) {
+    pub fn spreads(&self) -> (Percentiles, Percentiles) {
         let state = self.state.lock();
         (state.running.spread(), state.waiting.spread())
     }
@@ -164,7 +166,7 @@ impl RunStats {
         let under_way = counts
             .triggered
             .saturating_sub(counts.succeeded + counts.failed + counts.aborted);
-        *state = State::default();
+        *state = Counters::default();
         state.counts.triggered = under_way;
     }
 }
@@ -172,9 +174,9 @@ impl RunStats {
 /// Counters of the whole module.
 #[derive(Default)]
 pub struct ServerStats {
-    /// Misses that were served unlinked because the client's user may not run the inner command.
+    /// Misses that were served unlinked because the client's user may not run the proxy command.
     acl_unlinked: AtomicU64,
-    /// Commands that were put behind an inner command.
+    /// Commands that were put behind a proxy command.
     linked: AtomicU64,
     /// Commands in whose place a function ran.
     hooked: AtomicU64,
@@ -241,7 +243,7 @@ mod tests {
         stats.clear();
         let counts = stats.snapshot();
         assert_eq!((counts.triggered, counts.succeeded), (1, 0));
-        assert_eq!(stats.spreads().0, Spread::default());
+        assert_eq!(stats.spreads().0, Percentiles::default());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use redis::{
 };
 
 use super::{Cluster, topology::Address};
-use crate::redis::{call::call, lock, reply::Reply};
+use crate::server::{call::call, lock, reply::Reply};
 
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(2);

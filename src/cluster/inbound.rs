@@ -12,7 +12,7 @@ use super::{
 use crate::{
     engine::id::ShardId,
     error::Error,
-    redis::{
+    server::{
         api,
         command::{Answer, Command},
         guarded::Guarded,

@@ -15,7 +15,7 @@ use parking_lot::{Condvar, Mutex};
 use redis::{Cmd, Connection, Value};
 
 use super::{Cluster, connect, topology::Address};
-use crate::{config::Number, engine::id::ShardId, redis::api};
+use crate::{config::Number, engine::id::ShardId, server::api};
 
 /// The kind of our own messages.
 pub const KIND: &str = "pinion1";
@@ -38,14 +38,14 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// The way to one shard.
 pub struct Link {
     pub shard: ShardId,
-    state: Mutex<State>,
+    state: Mutex<Outbox>,
     /// There is something to do for the thread.
     work: Condvar,
     /// Something was acknowledged.
     room: Condvar,
 }
 
-struct State {
+struct Outbox {
     address: Address,
     /// Not acknowledged yet, in order.
     queue: VecDeque<Item>,
@@ -81,7 +81,7 @@ impl Link {
     pub fn open(cluster: Weak<Cluster>, shard: ShardId, address: Address) -> Arc<Self> {
         let link = Arc::new(Self {
             shard,
-            state: Mutex::new(State {
+            state: Mutex::new(Outbox {
                 address,
                 queue: VecDeque::new(),
                 bytes: 0,

@@ -6,14 +6,14 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     engine::{
         Engine,
+        distributed_run::DistributedRun,
         execution::{Execution, Outcome},
         id::Id,
         registration::Registration,
-        spread::Spread,
         whole_ms,
     },
     error::Error,
-    redis::{lock::Lock, reply::Reply},
+    server::{lock::Lock, reply::Reply},
 };
 
 /// The entry of this shard in the reply of RG.GETEXECUTION.
@@ -35,7 +35,10 @@ fn plan(execution: &Execution) -> Reply {
         .unwrap_or_default();
     let duration =
         |of: fn(&Outcome) -> Duration| Reply::Int(outcome.map_or(0, |outcome| whole_ms(of(outcome))));
-    let (received, completed) = execution.spread.as_ref().map_or((0, 0), Spread::counts);
+    let (received, completed) = execution
+        .distributed
+        .as_ref()
+        .map_or((0, 0), DistributedRun::counts);
     Reply::Array(vec![
         Reply::bulk("status"),
         Reply::bulk(execution.state_name()),
@@ -67,7 +70,7 @@ fn steps(execution: &Execution) -> Reply {
     let mut shown = vec![step("map", 0, "convert", "")];
     for (index, operation) in execution.plan.steps.iter().enumerate() {
         let mut duration = durations.get(index).copied().map_or(0, whole_ms);
-        for (kind, function) in operation.shown() {
+        for (kind, function) in operation.describe() {
             let function = function.and_then(|function| execution.plan.functions.get(function));
             let name = function.map_or_else(|| kind.to_owned(), |function| function.name());
             let argument = function.map(|function| function.describe()).unwrap_or_default();

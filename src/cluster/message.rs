@@ -4,15 +4,15 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::{
-    engine::{id::Id, requirement::Digest, spread::News},
-    redis::reply::Reply,
+    engine::{distributed_run::RunMessage, id::Id, requirement::Digest},
+    server::reply::Reply,
 };
 
 /// One message.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Message {
-    /// About a spread run.
-    Run(Id, News),
+    /// About a distributed run.
+    Run(Id, RunMessage),
     /// Wants an [`Message::Answer`] with the same number.
     Ask(u64, Question),
     Answer(u64, Result<Said, String>),
@@ -99,7 +99,7 @@ mod tests {
         };
         let batch = ByteBuf::from(vec![0, 0xff]);
         for message in [
-            Message::Run(id, News::Records { step: 3, batch }),
+            Message::Run(id, RunMessage::Records { step: 3, batch }),
             Message::Ask(
                 9,
                 Question::Pause {

@@ -4,17 +4,17 @@
 //! `pinion-cluster` looks at the topology and does what takes long for other shards; each link has a thread of its own; what
 //! other shards send comes on the server's thread (`inbound.rs`) and is sorted out in [`Cluster::receive`].
 
+mod broadcast;
 mod connect;
-mod everywhere;
+mod describe;
 mod inbound;
 mod link;
 pub mod local;
 mod message;
-mod part;
+mod participant;
 mod questions;
 mod registrations;
 mod secrets;
-mod shown;
 pub mod topology;
 
 use std::{
@@ -45,12 +45,12 @@ use self::{
 use crate::{
     engine::{
         Engine,
+        distributed_run::{RunMessage, Shards},
         id::{Id, ShardId},
-        spread::{News, Shards},
     },
     persistence::Persistence,
     python::Packages,
-    redis::{
+    server::{
         api, bus,
         call::call,
         lock::{self, Lock},
@@ -440,10 +440,10 @@ impl Cluster {
     /// A message of another shard. On the server's thread.
     fn receive(&self, lock: Lock<'_>, from: ShardId, message: Message) {
         match message {
-            Message::Run(id, News::Plan(plan)) => {
+            Message::Run(id, RunMessage::Plan(plan)) => {
                 self.later(move |cluster| cluster.take_part(from, id, *plan));
             }
-            Message::Run(id, news) => self.engine.hear(from, id, news),
+            Message::Run(id, message) => self.engine.hear(from, id, message),
             Message::Ask(number, question) => self.answer(lock, from, number, question),
             Message::Answer(number, answer) => self.answered(from, number, answer),
             Message::Unregister { id, abort_pending } => {
@@ -467,8 +467,8 @@ impl Cluster {
 }
 
 impl Shards for Cluster {
-    fn tell(&self, to: ShardId, id: Id, news: News) {
-        self.tell_shard(to, &Message::Run(id, news));
+    fn tell(&self, to: ShardId, id: Id, message: RunMessage) {
+        self.tell_shard(to, &Message::Run(id, message));
     }
 
     fn is_full(&self, to: ShardId) -> bool {

@@ -27,7 +27,7 @@ use crate::{
     },
     error::Error,
     persistence::Prepared,
-    redis::{
+    server::{
         api,
         guarded::Guarded,
         lock::{self, Lock},
@@ -43,7 +43,7 @@ pub type Registered = Result<(), Vec<Reply>>;
 
 impl Cluster {
     /// Puts what a script registered in force on all shards, all or none, in the place of session `old`.
-    pub fn register_everywhere(
+    pub fn register_on_all_shards(
         &self,
         lock: Lock<'_>,
         old: Option<Arc<Session>>,

@@ -9,7 +9,7 @@ use crate::{
         members::{Members, SLOTS, Slots},
     },
     error::Error,
-    redis::reply::Reply,
+    server::reply::Reply,
 };
 
 /// How many words of RG.CLUSTERSET stand in front of the ranges, its name included.

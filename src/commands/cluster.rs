@@ -4,7 +4,7 @@ use super::check_may_block;
 use crate::{
     cluster::{Cluster, topology::Topology},
     error::Error,
-    redis::{
+    server::{
         command::{Answer, Command},
         reply::Reply,
     },

@@ -4,7 +4,7 @@ use crate::{
     config::{Change, Current},
     engine::Engine,
     error::Error,
-    redis::{
+    server::{
         command::{Answer, Command},
         reply::Reply,
     },

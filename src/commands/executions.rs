@@ -7,7 +7,7 @@ use crate::{
     cluster::{Cluster, local},
     engine::{Engine, execution::Execution, id::Id},
     error::Error,
-    redis::{
+    server::{
         command::{Answer, Command},
         reply::Reply,
     },

@@ -12,7 +12,7 @@ pub mod requirements;
 pub mod sessions;
 pub mod small;
 
-use crate::{error::Error, redis::command::Command};
+use crate::{error::Error, server::command::Command};
 
 /// For commands that make their caller wait: refused before anything is done.
 ///

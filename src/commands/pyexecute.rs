@@ -14,7 +14,7 @@ use crate::{
     error::Error,
     persistence::Persistence,
     python::{self, Packages},
-    redis::{
+    server::{
         client::BlockedClient,
         command::{Answer, Command},
         lock::{self, Lock},
@@ -49,7 +49,7 @@ enum Next {
     /// Its run, whose results the client waits for.
     Wait(Start),
     /// Other shards register what it registered.
-    Everywhere {
+    OnAllShards {
         prepared: Prepared,
         unblocking: bool,
     },
@@ -90,7 +90,7 @@ pub fn pyexecute(execute: &Execute, command: &Command<'_>) -> Result<Answer, Err
     let client = command.block();
     let (execute, script) = (execute.clone(), script.to_vec());
     Arc::clone(&execute.packages).later(move || match execute.install(&options) {
-        Ok(needs) => execute.run_everywhere(script, options, needs, client),
+        Ok(needs) => execute.run_on_all_shards(script, options, needs, client),
         Err(error) => client.answer(error.into()),
     });
     Ok(Answer::Done)
@@ -128,7 +128,7 @@ impl Execute {
     }
 
     /// Runs the script of a client that waited for an installation, when other shards have what it needs, too.
-    fn run_everywhere(&self, script: Vec<u8>, options: Options, needs: Needs, client: BlockedClient) {
+    fn run_on_all_shards(&self, script: Vec<u8>, options: Options, needs: Needs, client: BlockedClient) {
         let this = self.clone();
         let requirements = needs.requirements.clone();
         self.cluster.ensure_requirements(requirements, move |ensured| {
@@ -151,7 +151,7 @@ impl Execute {
                 start.waiter = Some(Box::new(move |outcome| client.answer(outcome.to_reply())));
                 self.engine.submit(start, None);
             }
-            Next::Everywhere {
+            Next::OnAllShards {
                 mut prepared,
                 unblocking,
             } => {
@@ -165,7 +165,7 @@ impl Execute {
                     }
                     Err(failures) => client.answer(Reply::Array(failures)),
                 };
-                self.cluster.register_everywhere(lock, old, registrations, run);
+                self.cluster.register_on_all_shards(lock, old, registrations, run);
             }
         }
     }
@@ -178,7 +178,7 @@ impl Execute {
         let unblocking = options.unblocking;
         let changes = !prepared.registrations.is_empty() || prepared.replaces.is_some();
         if changes && self.cluster.has_others() {
-            return Ok(Next::Everywhere { prepared, unblocking });
+            return Ok(Next::OnAllShards { prepared, unblocking });
         }
         self.persistence
             .register(lock, prepared.replaces.as_ref(), &prepared.registrations)?;

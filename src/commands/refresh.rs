@@ -4,7 +4,7 @@ use super::check_may_block;
 use crate::{
     error::Error,
     read_through::ReadThrough,
-    redis::command::{Answer, Command},
+    server::command::{Answer, Command},
 };
 
 /// `RG.REFRESH <key> [<key> ...]`: how many of them were loaded. Keys that no registration loads are left out.

@@ -7,11 +7,11 @@ use crate::{
     cluster::{Cluster, local},
     engine::{Engine, id::Id, registration::Registration, whole_ms},
     error::Error,
-    redis::{
+    server::{
         command::{Answer, Command},
         reply::Reply,
     },
-    stats::Spread,
+    stats::Percentiles,
 };
 
 /// `RG.DUMPREGISTRATIONS [VERBOSE]`; other words are ignored.
@@ -39,7 +39,7 @@ pub fn dump_registrations(engine: &Engine, command: &Command<'_>) -> Result<Answ
 /// What only VERBOSE shows: times in microseconds.
 fn timings(registration: &Registration) -> [Reply; 6] {
     let (running, waiting) = registration.stats.spreads();
-    let spread = |spread: Spread| {
+    let spread = |spread: Percentiles| {
         let pairs = [
             ("p50", spread.p50_us),
             ("p99", spread.p99_us),

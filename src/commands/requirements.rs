@@ -7,7 +7,7 @@ use crate::{
     engine::{Engine, requirement::Requirement},
     error::Error,
     persistence::{files_of, read_header, write_archive},
-    redis::{
+    server::{
         command::{Answer, Command},
         lock::Lock,
         reply::Reply,

@@ -7,7 +7,7 @@ use crate::{
     engine::{Engine, requirement::Requirement, session::Session},
     error::Error,
     python::profile,
-    redis::{
+    server::{
         command::{Answer, Command},
         lock::Lock,
         reply::Reply,

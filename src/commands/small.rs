@@ -3,7 +3,7 @@
 use crate::{
     error::Error,
     python::memory,
-    redis::{
+    server::{
         after,
         command::{Answer, Command},
         reply::Reply,

@@ -1,7 +1,7 @@
-//! The engine's part in runs that are spread over several shards: begins them, hears what other shards tell, gives up on
+//! The engine's part in runs that are distributed over several shards: begins them, hears what other shards tell, gives up on
 //! those that other shards leave alone. Contract: `commands.md` 3.1 to 3.5, 8.3 and 8.5.
 //!
-//! News come on whichever thread the messages come on; whatever takes long is left to the workers.
+//! Messages come on whichever thread the messages come on; whatever takes long is left to the workers.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -12,15 +12,15 @@ use parking_lot::RwLock;
 
 use super::{
     Engine,
+    distributed_run::{DistributedRun, IDLE, LaunchPayload, RunMessage, Shards, SharedPlan},
     execution::{Execution, Source, Start, Status},
     id::{Id, ShardId},
     members::Members,
     plan::Plan,
     registration::{Mode, Registration},
     session::Session,
-    spread::{IDLE, News, Shards, SharedPlan, Shipment, Spread},
 };
-use crate::{config::Number, redis::api};
+use crate::{config::Number, server::api};
 
 /// What the engine knows about other shards.
 #[derive(Default)]
@@ -31,7 +31,7 @@ pub(super) struct Distribution {
 }
 
 /// The part of another shard's run that is to be done here.
-pub struct Part {
+pub struct Participation {
     pub plan: Arc<Plan>,
     pub session: Arc<Session>,
     pub source: Box<dyn Source>,
@@ -59,21 +59,21 @@ impl Engine {
     }
 
     /// True if a run of this plan concerns other shards. `read_there`: they have records of their own.
-    pub fn is_spread(&self, plan: &Plan, read_there: bool) -> bool {
+    pub fn is_distributed(&self, plan: &Plan, read_there: bool) -> bool {
         (read_there || plan.moves_by_key()) && self.distribution.members.read().is_some()
     }
 
     /// What other shards need for a run of a registration whose records this shard alone has; `None` if it does not
     /// concern them.
-    pub fn shipment(&self, registration: &Registration) -> Option<Shipment> {
-        let spread = registration.mode == Mode::Async && self.is_spread(&registration.plan, false);
-        spread.then(|| Shipment::of_registration(registration, None))
+    pub fn payload(&self, registration: &Registration) -> Option<LaunchPayload> {
+        let distributed = registration.mode == Mode::Async && self.is_distributed(&registration.plan, false);
+        distributed.then(|| LaunchPayload::of_registration(registration, None))
     }
 
-    pub(super) fn spread(&self, shipment: Shipment) -> Option<Spread> {
+    pub(super) fn distributed(&self, payload: LaunchPayload) -> Option<DistributedRun> {
         let members = self.members()?;
         let me = self.registry.shard();
-        Some(Spread::initiate(me, members, self.max_idle(), shipment))
+        Some(DistributedRun::initiate(me, members, self.max_idle(), payload))
     }
 
     /// How long a run waits for other shards.
@@ -82,36 +82,50 @@ impl Engine {
         Duration::from_millis(limit.unwrap_or(1) as u64)
     }
 
-    pub(super) fn tell_others(&self, execution: &Execution, spread: &Spread, news: &News) {
+    pub(super) fn tell_others(
+        &self,
+        execution: &Execution,
+        distributed: &DistributedRun,
+        message: &RunMessage,
+    ) {
         let Some(shards) = self.shards() else { return };
-        for other in spread.others() {
-            shards.tell(other, execution.id, news.clone());
+        for other in distributed.others() {
+            shards.tell(other, execution.id, message.clone());
         }
     }
 
-    pub(super) fn tell_initiator(&self, execution: &Execution, spread: &Spread, news: News) {
+    pub(super) fn tell_initiator(
+        &self,
+        execution: &Execution,
+        distributed: &DistributedRun,
+        message: RunMessage,
+    ) {
         if let Some(shards) = self.shards() {
-            shards.tell(spread.initiator, execution.id, news);
+            shards.tell(distributed.initiator, execution.id, message);
         }
     }
 
     /// An execution has ended here: those who take part hear of it.
     pub(super) fn tell_end(&self, execution: &Execution, status: Status) {
-        let Some(spread) = &execution.spread else { return };
-        if spread.is_initiator() && spread.was_launched() {
-            let news = if status == Status::Done && spread.may_end() {
-                News::Finish
+        let Some(distributed) = &execution.distributed else {
+            return;
+        };
+        if distributed.is_initiator() && distributed.was_launched() {
+            let message = if status == Status::Done && distributed.may_end() {
+                RunMessage::Finish
             } else {
-                News::Abort
+                RunMessage::Abort
             };
-            self.tell_others(execution, spread, &news);
+            self.tell_others(execution, distributed, &message);
         }
     }
 
     /// Ends the execution when it has waited too long for other shards.
     pub(super) fn watch_idle(&self, execution: &Arc<Execution>) {
-        let Some(spread) = &execution.spread else { return };
-        let after = spread.patience().unwrap_or(spread.max_idle);
+        let Some(distributed) = &execution.distributed else {
+            return;
+        };
+        let after = distributed.patience().unwrap_or(distributed.max_idle);
         let watched = Arc::downgrade(execution);
         // The smallest wait lets a clock of coarse steps go on.
         self.timers
@@ -119,11 +133,13 @@ impl Engine {
                 let Some(execution) = watched.upgrade() else {
                     return;
                 };
-                let Some(spread) = &execution.spread else { return };
+                let Some(distributed) = &execution.distributed else {
+                    return;
+                };
                 if execution.status().is_final() {
                     return;
                 }
-                if spread.patience() == Some(Duration::ZERO) {
+                if distributed.patience() == Some(Duration::ZERO) {
                     api::log_warning(&format!("{IDLE}, ep_id={}", execution.id));
                     engine.end_waiting(&execution, Some(IDLE));
                 }
@@ -133,48 +149,50 @@ impl Engine {
             });
     }
 
-    /// Makes this shard's part of a run that another shard has begun. It waits for [`News::Go`].
-    pub fn take_part(&self, initiator: ShardId, id: Id, shared: &SharedPlan, part: Part) {
+    /// Makes this shard's part of a run that another shard has begun. It waits for [`RunMessage::Go`].
+    pub fn take_part(&self, initiator: ShardId, id: Id, shared: &SharedPlan, part: Participation) {
         let mut start = Start::of_run(part.plan, part.session, part.source);
         start.db = shared.db;
         start.transient = shared.transient;
         start.skips_errors = shared.skips_errors;
-        let spread = Spread::take_part(self.registry.shard(), initiator, shared);
+        let distributed = DistributedRun::take_part(self.registry.shard(), initiator, shared);
         let limit = self.config.limit(Number::MaxExecutions);
-        if let Some(execution) = self.registry.adopt(id, start, spread, limit) {
+        if let Some(execution) = self.registry.adopt(id, start, distributed, limit) {
             self.watch_idle(&execution);
         }
     }
 
     /// Another shard tells something about a run. What is about an unknown or a finished one is of no interest any more.
-    pub fn hear(&self, from: ShardId, id: Id, news: News) {
+    pub fn hear(&self, from: ShardId, id: Id, message: RunMessage) {
         let Some(execution) = self.registry.execution(id) else {
             return;
         };
-        let Some(spread) = &execution.spread else { return };
-        match news {
-            News::Received => {
-                if spread.received(from) {
-                    self.tell_others(&execution, spread, &News::Go);
+        let Some(distributed) = &execution.distributed else {
+            return;
+        };
+        match message {
+            RunMessage::Received => {
+                if distributed.received(from) {
+                    self.tell_others(&execution, distributed, &RunMessage::Go);
                     self.go_on(&execution);
                 }
             }
-            News::Go => {
-                if spread.go() {
+            RunMessage::Go => {
+                if distributed.go() {
                     self.go_on(&execution);
                 }
             }
-            News::Refused(reason) => {
+            RunMessage::Refused(reason) => {
                 let error = format!("ERR shard-{from}: {reason}");
                 self.end_waiting(&execution, Some(&error));
             }
-            News::Abort => self.abort_execution(&execution),
-            News::Plan(_) => {}
-            news => {
-                spread.heard();
-                if execution.arrive((from, news)) {
+            RunMessage::Abort => self.abort_execution(&execution),
+            RunMessage::Plan(_) => {}
+            message => {
+                distributed.heard();
+                if execution.arrive((from, message)) {
                     // It waits for a worker from now on.
-                    spread.set_idle(false);
+                    distributed.set_idle(false);
                     self.go_on(&execution);
                 }
             }

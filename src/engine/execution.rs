@@ -1,6 +1,6 @@
 //! An execution: one run of a plan, as a state machine. Contract: `commands.md` chapter 3.
 //!
-//! `created -> running -> done | aborted`; what spread ones do in between is in `spread.rs`. Shared between the registry,
+//! `created -> running -> done | aborted`; what distributed ones do in between is in `distributed_run.rs`. Shared between the registry,
 //! the queue and the thread that runs it.
 
 use std::{
@@ -15,19 +15,19 @@ use parking_lot::Mutex;
 
 use super::{
     Engine,
+    distributed_run::{DistributedRun, LaunchPayload, RunMessage},
     id::{Id, ShardId},
     language::Failure,
-    link::{Hold, Link},
-    pipeline::Flowing,
+    linked_command::{LinkedCommand, ReplyHold},
+    pipeline::PipelineState,
     plan::Plan,
     record::Record,
     registration::Registration,
     session::Session,
-    spread::{News, Shipment, Spread},
     stop::Stop,
 };
 use crate::{
-    redis::{
+    server::{
         client::{BlockedClient, Meter},
         lock::Lock,
         reply::Reply,
@@ -139,7 +139,7 @@ pub struct Execution {
     /// Forget it as soon as it is finished and its waiters are answered.
     pub transient: bool,
     /// The linked command, if there is one.
-    pub link: Option<Arc<Link>>,
+    pub link: Option<Arc<LinkedCommand>>,
     /// Its functions may return something to wait for.
     pub may_wait: bool,
     pub stop: Stop,
@@ -148,7 +148,7 @@ pub struct Execution {
     /// What `call_next` does in its functions; `None` where that is an error.
     pub next: Option<Arc<dyn Next>>,
     /// What it has to do with other shards, if it runs on several.
-    pub spread: Option<Spread>,
+    pub distributed: Option<DistributedRun>,
     /// The reader goes on after an error.
     pub(super) skips_errors: bool,
     /// The type of the first error that a function of it raised.
@@ -157,17 +157,17 @@ pub struct Execution {
     unlisted: AtomicBool,
     queued_at: OnceLock<Instant>,
     delayed: AtomicBool,
-    /// There is something in [`State::completions`] or [`State::arrivals`].
+    /// There is something in [`ExecutionState::completions`] or [`ExecutionState::arrivals`].
     completed: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<ExecutionState>,
 }
 
-struct State {
+struct ExecutionState {
     status: Status,
     source: Option<Box<dyn Source>>,
     outcome: Option<Arc<Outcome>>,
     waiters: Vec<Waiter>,
-    link: Option<Hold>,
+    link: Option<ReplyHold>,
     collector: Option<Collector>,
     /// The run, while it waits and no thread is at it.
     parked: Option<Box<Parked>>,
@@ -180,7 +180,7 @@ struct State {
 }
 
 /// What came from another shard.
-pub type Arrival = (ShardId, News);
+pub type Arrival = (ShardId, RunMessage);
 
 /// A value that was waited for: the step, the place in the order of that step, and what came.
 pub type Completed = (usize, u64, Result<Record, Failure>);
@@ -189,7 +189,7 @@ pub type Completed = (usize, u64, Result<Record, Failure>);
 #[derive(Default)]
 pub struct Parked {
     pub(super) source: Option<Box<dyn Source>>,
-    pub(super) flowing: Flowing,
+    pub(super) state: PipelineState,
     /// How long it has run so far, and how much of that it read.
     pub(super) total: Duration,
     pub(super) reading: Duration,
@@ -217,7 +217,7 @@ pub struct Start {
     pub transient: bool,
     pub source: Box<dyn Source>,
     /// Lets go the client that waits for this execution, when it ends.
-    pub link: Option<Hold>,
+    pub link: Option<ReplyHold>,
     pub waiter: Option<Waiter>,
     /// Of the client that the waiter answers.
     pub meter: Option<Meter>,
@@ -227,7 +227,7 @@ pub struct Start {
     /// Gets the results in the place of those who look at the outcome.
     pub collector: Option<Collector>,
     /// What other shards need to take part; `None` if the run is this shard's alone.
-    pub shipment: Option<Shipment>,
+    pub payload: Option<LaunchPayload>,
 }
 
 impl Start {
@@ -247,7 +247,7 @@ impl Start {
             skips_errors: false,
             may_wait: true,
             collector: None,
-            shipment: None,
+            payload: None,
         }
     }
 
@@ -269,12 +269,12 @@ impl Start {
 /// What is to be done after a change of state, without any lock of the execution.
 pub(super) struct Aftermath {
     pub waiters: Vec<Waiter>,
-    pub link: Option<Hold>,
+    pub link: Option<ReplyHold>,
     _dropped: (Option<Box<dyn Source>>, Vec<Completed>, Vec<Arrival>),
 }
 
 impl Execution {
-    pub(super) fn new(id: Id, start: Start, spread: Option<Spread>, unlisted: bool) -> Self {
+    pub(super) fn new(id: Id, start: Start, distributed: Option<DistributedRun>, unlisted: bool) -> Self {
         Self {
             id,
             plan: start.plan,
@@ -287,14 +287,14 @@ impl Execution {
             stop: Stop::default(),
             meter: start.meter.map(OnceLock::from).unwrap_or_default(),
             next: start.next,
-            spread,
+            distributed,
             skips_errors: start.skips_errors,
             error_kind: OnceLock::new(),
             unlisted: AtomicBool::new(unlisted),
             queued_at: OnceLock::new(),
             delayed: AtomicBool::new(false),
             completed: AtomicBool::new(false),
-            state: Mutex::new(State {
+            state: Mutex::new(ExecutionState {
                 status: Status::Created,
                 source: Some(start.source),
                 outcome: None,
@@ -341,15 +341,19 @@ impl Execution {
     /// The name of its state as clients see it.
     pub fn state_name(&self) -> &'static str {
         let status = self.status();
-        let spread = self.spread.as_ref().filter(|_| !status.is_final());
-        spread
-            .and_then(|spread| spread.state(status == Status::Running))
+        let distributed = self.distributed.as_ref().filter(|_| !status.is_final());
+        distributed
+            .and_then(|distributed| distributed.state(status == Status::Running))
             .unwrap_or(status.name())
     }
 
     /// A registration started it, here or on another shard.
     pub fn is_registered(&self) -> bool {
-        self.registration.is_some() || self.spread.as_ref().is_some_and(|spread| spread.registered)
+        self.registration.is_some()
+            || self
+                .distributed
+                .as_ref()
+                .is_some_and(|distributed| distributed.registered)
     }
 
     /// The outcome, once finished.
@@ -415,8 +419,8 @@ impl Execution {
     /// Something has come, or it is to end: the thread goes on.
     pub(super) fn park(&self, parked: Box<Parked>) -> Result<(), Box<Parked>> {
         let mut state = self.state.lock();
-        let news = !state.completions.is_empty() || !state.arrivals.is_empty();
-        if news || self.stop.is_asked() || state.status.is_final() {
+        let message = !state.completions.is_empty() || !state.arrivals.is_empty();
+        if message || self.stop.is_asked() || state.status.is_final() {
             return Err(parked);
         }
         state.parked = Some(parked);
@@ -486,7 +490,7 @@ impl Execution {
     }
 
     /// Asks a running execution to stop, and lets its client go. The hold is dropped by the caller.
-    pub(super) fn stop(&self) -> Option<Hold> {
+    pub(super) fn stop(&self) -> Option<ReplyHold> {
         self.stop.ask();
         self.release()
     }
@@ -507,7 +511,7 @@ impl Execution {
     }
 
     /// Lets its client go without it.
-    pub(super) fn release(&self) -> Option<Hold> {
+    pub(super) fn release(&self) -> Option<ReplyHold> {
         self.state.lock().link.take()
     }
 }

@@ -10,7 +10,7 @@ use super::{
     session::Session,
     stop::Stop,
 };
-use crate::redis::{
+use crate::server::{
     lock::{self, Lock},
     reply::Reply,
 };

@@ -3,15 +3,14 @@
 //! One handle, made while the module loads and passed down. Commands and readers call it on the server's thread, the
 //! language's functions on any thread.
 
+pub mod distributed_run;
 mod distribution;
-mod exchange;
 pub mod execution;
 pub mod id;
 pub mod language;
-pub mod link;
+pub mod linked_command;
 mod load;
 pub mod members;
-mod memory;
 mod pipeline;
 pub mod plan;
 mod queue;
@@ -23,7 +22,8 @@ pub mod requirement;
 mod run;
 pub mod scope;
 pub mod session;
-pub mod spread;
+mod shuffle;
+mod step_state;
 pub mod stop;
 #[cfg(test)]
 mod testing;
@@ -43,7 +43,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use distribution::Part;
+pub use distribution::Participation;
 use parking_lot::Mutex;
 pub use queue::Lane;
 pub use registry::Registry;
@@ -63,7 +63,7 @@ use self::{
 use crate::{
     config::{Config, Number},
     error::Error,
-    redis::{
+    server::{
         api::{self, Features},
         client::Meter,
         lock::Lock,
@@ -279,9 +279,9 @@ impl Engine {
         if let Some(registration) = &start.registration {
             registration.stats.triggered();
         }
-        let spread = start.shipment.take().and_then(|shipment| self.spread(shipment));
+        let distributed = start.payload.take().and_then(|payload| self.distributed(payload));
         self.registry
-            .create(start, spread, self.config.limit(Number::MaxExecutions))
+            .create(start, distributed, self.config.limit(Number::MaxExecutions))
     }
 
     /// Brings an execution to its end and does what follows: counters, retention, waiters, and last the client.
@@ -353,7 +353,7 @@ impl Engine {
             let mut parked = Some(parked);
             self.language.attached(&mut || {
                 let Some(mut parked) = parked.take() else { return };
-                parked.flowing.errors.extend(error.map(str::to_owned));
+                parked.state.errors.extend(error.map(str::to_owned));
                 if let Ran::Ended(status, outcome) = run::ended(self, execution, &mut parked) {
                     let status = if error.is_some() { Status::Aborted } else { status };
                     self.finish(execution, status, outcome);

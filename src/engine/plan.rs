@@ -65,7 +65,7 @@ pub enum Step {
 
 /// Where a step moves records to, before it does anything else with them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moves {
+pub enum Routing {
     ToInitiator,
     /// To the shard that owns the key.
     ByKey,
@@ -73,14 +73,14 @@ pub enum Moves {
 
 impl Step {
     /// Where it moves records to, if it does.
-    pub fn moves(&self) -> Option<Moves> {
+    pub fn routing(&self) -> Option<Routing> {
         match self {
-            Self::Collect => Some(Moves::ToInitiator),
+            Self::Collect => Some(Routing::ToInitiator),
             Self::GroupBy { local: false, .. }
             | Self::BatchGroupBy { .. }
             | Self::MergeGroups(_)
             | Self::SumBy
-            | Self::Repartition(_) => Some(Moves::ByKey),
+            | Self::Repartition(_) => Some(Routing::ByKey),
             _ => None,
         }
     }
@@ -112,7 +112,7 @@ impl Step {
     }
 
     /// The types that RG.GETEXECUTION shows for it, in their order, each with the user function it stands for.
-    pub fn shown(&self) -> Vec<(&'static str, Option<FunctionIndex>)> {
+    pub fn describe(&self) -> Vec<(&'static str, Option<FunctionIndex>)> {
         let [first, second] = self.functions();
         match self {
             Self::Map(_) | Self::Text => vec![("map", first)],
@@ -195,13 +195,15 @@ impl Plan {
 
     /// True if other shards have something to do even if the initiator alone has records.
     pub fn moves_by_key(&self) -> bool {
-        self.steps.iter().any(|step| step.moves() == Some(Moves::ByKey))
+        self.steps
+            .iter()
+            .any(|step| step.routing() == Some(Routing::ByKey))
     }
 
     /// True if all records end up on the initiator.
     pub fn collects(&self) -> bool {
-        let last = self.steps.iter().filter_map(Step::moves).next_back();
-        last == Some(Moves::ToInitiator)
+        let last = self.steps.iter().filter_map(Step::routing).next_back();
+        last == Some(Routing::ToInitiator)
     }
 
     /// True when some step sees what is in a record, so that its value must be read.
@@ -232,7 +234,7 @@ mod tests {
 
     #[test]
     fn grouping_shows_its_parts() {
-        let kinds = |step: Step| step.shown().iter().map(|(kind, _)| *kind).collect::<Vec<_>>();
+        let kinds = |step: Step| step.describe().iter().map(|(kind, _)| *kind).collect::<Vec<_>>();
         let group = |local| Step::GroupBy {
             extractor: 0,
             reducer: 1,

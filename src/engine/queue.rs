@@ -49,7 +49,7 @@ pub struct Job {
 /// The queue. Its mutex is held for a few moves of pointers only.
 #[derive(Default)]
 pub struct Queue {
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     /// Ends the tick of the worker that stands by.
     standby: Condvar,
     /// The server's thread, if it calls [`Queue::release`] before it sleeps.
@@ -59,7 +59,7 @@ pub struct Queue {
 }
 
 #[derive(Default)]
-struct State {
+struct QueueState {
     ready: VecDeque<Job>,
     /// Each lane that has a job ready or running, with the jobs behind that one.
     lanes: HashMap<Arc<Lane>, VecDeque<Job>>,
@@ -83,7 +83,7 @@ enum Wake {
     Standby,
 }
 
-impl State {
+impl QueueState {
     /// Somebody must come if there is work and nobody is at it. The one that stands by stays where it is if it can.
     fn call(&mut self) -> Wake {
         if self.ready.is_empty() || self.at_it > 0 || self.called {
@@ -144,7 +144,7 @@ impl Queue {
         }
     }
 
-    fn wake(&self, mut state: MutexGuard<'_, State>) {
+    fn wake(&self, mut state: MutexGuard<'_, QueueState>) {
         let wake = state.call();
         drop(state);
         match wake {

@@ -4,7 +4,7 @@
 
 use std::{borrow::Cow, ffi::c_void, mem::ManuallyDrop, ptr::NonNull};
 
-use crate::redis::reply::Reply;
+use crate::server::reply::Reply;
 
 /// A value that the engine understands without the language. Byte strings are never assumed to be UTF-8.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Engine, id::Id, registration::Registration, scope::Scope, session::Session};
 use crate::{
     error::Error,
-    redis::{
+    server::{
         api,
         lock::{self, Lock},
     },

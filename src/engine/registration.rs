@@ -15,7 +15,7 @@ use serde_bytes::ByteBuf;
 use super::{id::Id, language::Function, plan::Plan, session::Session};
 use crate::{
     error::Error,
-    redis::{lock::Lock, reply::Reply},
+    server::{lock::Lock, reply::Reply},
     stats::RunStats,
 };
 

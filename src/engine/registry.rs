@@ -14,11 +14,11 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 
 use super::{
+    distributed_run::DistributedRun,
     execution::{Execution, Start},
     id::{Id, ShardId},
     registration::Registration,
     session::{Session, Sessions},
-    spread::Spread,
 };
 
 /// The tables of one server.
@@ -90,8 +90,13 @@ impl Executions {
 
 impl Registry {
     /// Creates an execution; `limit` is the number that may exist with it.
-    pub fn create(&self, start: Start, spread: Option<Spread>, limit: Option<usize>) -> Arc<Execution> {
-        self.create_with(self.next_execution_id(), start, spread, limit)
+    pub fn create(
+        &self,
+        start: Start,
+        distributed: Option<DistributedRun>,
+        limit: Option<usize>,
+    ) -> Arc<Execution> {
+        self.create_with(self.next_execution_id(), start, distributed, limit)
     }
 
     /// Creates this shard's part of an execution of another shard. `None` if there is one already.
@@ -99,7 +104,7 @@ impl Registry {
         &self,
         id: Id,
         start: Start,
-        spread: Spread,
+        distributed: DistributedRun,
         limit: Option<usize>,
     ) -> Option<Arc<Execution>> {
         // New ids differ from all that were ever seen.
@@ -108,20 +113,20 @@ impl Registry {
         if self.execution(id).is_some() {
             return None;
         }
-        Some(self.create_with(id, start, Some(spread), limit))
+        Some(self.create_with(id, start, Some(distributed), limit))
     }
 
     fn create_with(
         &self,
         id: Id,
         start: Start,
-        spread: Option<Spread>,
+        distributed: Option<DistributedRun>,
         limit: Option<usize>,
     ) -> Arc<Execution> {
         let mut executions = self.executions.lock();
         let evicted = limit.map(|limit| executions.evict(limit)).unwrap_or_default();
         start.session.add_execution();
-        let execution = Arc::new(Execution::new(id, start, spread, false));
+        let execution = Arc::new(Execution::new(id, start, distributed, false));
         executions.by_id.insert(id, Arc::clone(&execution));
         drop(executions);
         for execution in evicted {

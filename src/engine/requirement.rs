@@ -15,7 +15,7 @@ use indexmap::IndexMap;
 use parking_lot::Mutex;
 
 use super::session::Session;
-use crate::redis::{api, guarded::Guarded, lock::Lock};
+use crate::server::{api, guarded::Guarded, lock::Lock};
 
 /// Tells requirements with the same name apart: the digest at the end of their archive.
 pub type Digest = [u8; 32];

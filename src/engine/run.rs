@@ -9,12 +9,12 @@ use std::{
 
 use super::{
     Engine,
-    exchange::Exchange,
+    distributed_run::{self, DistributedRun, NextAction, RunMessage},
     execution::{Execution, Outcome, Parked, Reading, Status},
     language::Completion,
-    pipeline::{Flowing, Pipeline},
+    pipeline::{Pipeline, PipelineState},
     scope::Scope,
-    spread::{self, News, Spread, Turn},
+    shuffle::Shuffle,
 };
 use crate::config::Number;
 
@@ -32,13 +32,13 @@ pub(super) enum Ran {
 
 /// Begins an execution, or goes on with one that waited.
 pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant) -> Ran {
-    if let Some(spread) = &execution.spread {
-        match spread.turn() {
-            Turn::Run => {}
-            Turn::TooEarly => return Ran::Waits,
-            Turn::Launch(shipment) => {
-                let plan = spread::shared(execution, spread, shipment);
-                engine.tell_others(execution, spread, &News::Plan(Box::new(plan)));
+    if let Some(distributed) = &execution.distributed {
+        match distributed.turn() {
+            NextAction::Run => {}
+            NextAction::TooEarly => return Ran::Waits,
+            NextAction::Launch(payload) => {
+                let plan = distributed_run::shared(execution, distributed, payload);
+                engine.tell_others(execution, distributed, &RunMessage::Plan(Box::new(plan)));
                 engine.watch_idle(execution);
                 return Ran::Waits;
             }
@@ -50,7 +50,7 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
         let profiled = engine.config.is_on(Number::ProfileExecutions);
         Parked {
             source: Some(source),
-            flowing: Flowing::new(&execution.plan, engine.language.as_ref(), profiled),
+            state: PipelineState::new(&execution.plan, engine.language.as_ref(), profiled),
             total: Duration::ZERO,
             reading: Duration::ZERO,
         }
@@ -90,14 +90,14 @@ fn pass_records(
         delayed: execution.is_delayed(),
     };
     loop {
-        let exchange = exchange(engine, execution);
+        let shuffle = shuffle(engine, execution);
         let mut pipeline = Pipeline::new(
             &execution.plan,
             language,
             &execution.stop,
             &ticket,
-            exchange,
-            &mut parked.flowing,
+            shuffle,
+            &mut parked.state,
         );
         pipeline.skips_errors = execution.skips_errors;
         take_news(execution, &mut pipeline);
@@ -134,25 +134,25 @@ fn pass_records(
         if finished && part_is_done(engine, execution, parked) {
             return ended(engine, execution, parked);
         }
-        if let Some(spread) = &execution.spread {
-            tell_errors(engine, execution, spread, &mut parked.flowing);
-            spread.set_idle(!parked.flowing.waits_for_values());
+        if let Some(distributed) = &execution.distributed {
+            tell_errors(engine, execution, distributed, &mut parked.state);
+            distributed.set_idle(!parked.state.waits_for_values());
         }
         match execution.park(Box::new(std::mem::take(parked))) {
             Ok(()) => return Ran::Waits,
             Err(more) => *parked = *more,
         }
-        if let Some(spread) = &execution.spread {
-            spread.set_idle(false);
+        if let Some(distributed) = &execution.distributed {
+            distributed.set_idle(false);
         }
         started = Instant::now();
     }
 }
 
-/// The way to the other shards, for a run that is spread.
-fn exchange<'a>(engine: &'a Engine, execution: &'a Execution) -> Option<Exchange<'a>> {
-    Some(Exchange {
-        spread: execution.spread.as_ref()?,
+/// The way to the other shards, for a run that is distributed.
+fn shuffle<'a>(engine: &'a Engine, execution: &'a Execution) -> Option<Shuffle<'a>> {
+    Some(Shuffle {
+        distributed: execution.distributed.as_ref()?,
         id: execution.id,
         shards: engine.shards()?,
         language: engine.language.as_ref(),
@@ -165,42 +165,53 @@ fn take_news(execution: &Execution, pipeline: &mut Pipeline<'_>) {
     for (step, number, value) in completions {
         pipeline.complete(step, number, value);
     }
-    let Some(spread) = &execution.spread else { return };
-    for (from, news) in arrivals {
-        match news {
-            News::Records { step, batch } => pipeline.arrive(step, &batch),
-            News::Ended { step } => pipeline.arrived_all(step, from),
-            News::Failures(failures) => pipeline.note_foreign(failures),
-            News::Completed => spread.completed(from),
-            News::Finish => spread.finish(),
-            News::Plan(_) | News::Received | News::Refused(_) | News::Go | News::Abort => {}
+    let Some(distributed) = &execution.distributed else {
+        return;
+    };
+    for (from, message) in arrivals {
+        match message {
+            RunMessage::Records { step, batch } => pipeline.arrive(step, &batch),
+            RunMessage::Ended { step } => pipeline.arrived_all(step, from),
+            RunMessage::Failures(failures) => pipeline.note_foreign(failures),
+            RunMessage::Completed => distributed.completed(from),
+            RunMessage::Finish => distributed.finish(),
+            RunMessage::Plan(_)
+            | RunMessage::Received
+            | RunMessage::Refused(_)
+            | RunMessage::Go
+            | RunMessage::Abort => {}
         }
     }
 }
 
-/// All records have passed all steps here. True if the execution ends with that; a spread one waits for other shards.
+/// All records have passed all steps here. True if the execution ends with that; a distributed one waits for other shards.
 fn part_is_done(engine: &Engine, execution: &Arc<Execution>, parked: &mut Parked) -> bool {
-    let Some(spread) = &execution.spread else {
+    let Some(distributed) = &execution.distributed else {
         return true;
     };
     if execution.stop.is_asked() {
         return true;
     }
-    if spread.part_done() && !spread.is_initiator() {
-        tell_errors(engine, execution, spread, &mut parked.flowing);
-        engine.tell_initiator(execution, spread, News::Completed);
+    if distributed.part_done() && !distributed.is_initiator() {
+        tell_errors(engine, execution, distributed, &mut parked.state);
+        engine.tell_initiator(execution, distributed, RunMessage::Completed);
     }
-    spread.may_end()
+    distributed.may_end()
 }
 
 /// The initiator hears of errors as soon as there are some. Where results stay on their shard, errors do, too.
-fn tell_errors(engine: &Engine, execution: &Execution, spread: &Spread, flowing: &mut Flowing) {
-    if spread.is_initiator() {
+fn tell_errors(
+    engine: &Engine,
+    execution: &Execution,
+    distributed: &DistributedRun,
+    state: &mut PipelineState,
+) {
+    if distributed.is_initiator() {
         return;
     }
-    let news = flowing.untold_errors(execution.plan.collects());
-    if !news.is_empty() {
-        engine.tell_initiator(execution, spread, News::Failures(news));
+    let message = state.untold_errors(execution.plan.collects());
+    if !message.is_empty() {
+        engine.tell_initiator(execution, distributed, RunMessage::Failures(message));
     }
 }
 
@@ -217,18 +228,18 @@ fn ticket(engine: &Engine, execution: &Arc<Execution>, step: usize, number: u64)
 /// The outcome of a run that has come to its end, or is broken off where it waits.
 pub(super) fn ended(engine: &Engine, execution: &Execution, parked: &mut Parked) -> Ran {
     let language = engine.language.as_ref();
-    let flowing = &mut parked.flowing;
+    let state = &mut parked.state;
     // Whoever was stopped inside a function has its error and is done; all others are aborted.
-    let aborted = execution.stop.is_asked() && flowing.errors.is_empty();
-    let steps = flowing.take_durations();
+    let aborted = execution.stop.is_asked() && state.errors.is_empty();
+    let steps = state.take_durations();
     let mut outcome = Outcome {
-        errors: std::mem::take(&mut flowing.errors),
+        errors: std::mem::take(&mut state.errors),
         reading: parked.reading,
         total: parked.total,
         steps,
         ..Outcome::default()
     };
-    let results = std::mem::take(&mut flowing.results);
+    let results = std::mem::take(&mut state.results);
     if let Some(collector) = execution.take_collector() {
         let wrong = collector(results, &outcome.errors);
         outcome.errors.extend(wrong);

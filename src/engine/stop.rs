@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     config::Number,
-    redis::{api, lock::Lock},
+    server::{api, lock::Lock},
 };
 
 /// How often a running function is asked to stop, until it has ended.

@@ -9,7 +9,7 @@ use super::{
     session::Session,
     stop::Stop,
 };
-use crate::redis::reply::Reply;
+use crate::server::reply::Reply;
 
 pub struct Plain;
 

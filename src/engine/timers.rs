@@ -11,19 +11,19 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 
 use super::Engine;
-use crate::redis::api;
+use crate::server::api;
 
 type Job = Box<dyn FnOnce(&Arc<Engine>) + Send>;
 
 /// The jobs that wait.
 #[derive(Default)]
 pub struct Timers {
-    state: Mutex<State>,
+    state: Mutex<TimerQueue>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct TimerQueue {
     /// The next one first; the number keeps those of one time in order.
     due: BinaryHeap<Reverse<(Instant, u64)>>,
     jobs: std::collections::HashMap<u64, Job>,

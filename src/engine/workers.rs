@@ -89,7 +89,7 @@ mod tests {
             session::{Needs, Session},
             testing::Plain,
         },
-        redis::api::Features,
+        server::api::Features,
     };
 
     struct Empty;

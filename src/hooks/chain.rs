@@ -1,7 +1,7 @@
 //! Command hooks: functions in the place of a command, the newest one first, the command itself last. Contract:
 //! `readers-and-events.md` chapter 8.
 //!
-//! [`super::Hooks::run_inner`] starts the newest function; `call_next` goes on from there through [`Behind`].
+//! [`super::Hooks::run_proxy`] starts the newest function; `call_next` goes on from there through [`Behind`].
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::{
     },
     error::Error,
     readers::command::{answer, lane, record_of},
-    redis::{
+    server::{
         call::execute,
         command::{Answer, Command},
         lock::Lock,
@@ -84,7 +84,7 @@ impl Hooks {
         let waiter = move |outcome: &Outcome| client.answer(one_result(outcome.clone()));
         let start = Start {
             waiter: Some(Box::new(waiter)),
-            shipment: engine.shipment(registration),
+            payload: engine.payload(registration),
             meter: Some(meter),
             ..start
         };

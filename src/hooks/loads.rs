@@ -1,4 +1,4 @@
-//! Keys that are loaded when a command misses them: what the filter and the inner command ask about them. Who loads is in the
+//! Keys that are loaded when a command misses them: what the filter and the proxy command ask about them. Who loads is in the
 //! room `read_through`, behind [`Loads`].
 
 use std::sync::{
@@ -14,7 +14,7 @@ use crate::{
     engine::id::Id,
     error::Error,
     readers::prefix::Pattern,
-    redis::{
+    server::{
         api,
         call::{CallReply, NotPermitted, call_original},
         client::ClientState,
@@ -172,7 +172,7 @@ impl Hooks {
         self.install(lock);
     }
 
-    /// Whether a command of a client that can wait goes behind an inner one.
+    /// Whether a command of a client that can wait goes behind a proxy command.
     pub(super) fn wants_inner(&self, entry: &Entry, passing: Passing<'_>, client: ClientState) -> bool {
         if client.in_multi || !entry.spec.has_keys() {
             return entry.concerns(passing, |_| true);
@@ -301,7 +301,7 @@ impl Hooks {
         }
     }
 
-    /// The first key of the command behind the inner one.
+    /// The first key of the command behind the proxy command.
     pub fn first_key<'a>(&self, command: &Command<'a>) -> Option<&'a [u8]> {
         let original = command.argv().skip(1);
         let table = self.table.read(command.lock());

@@ -7,20 +7,20 @@ use crate::{
     engine::id::Id,
     error::Error,
     readers::prefix::Pattern,
-    redis::{api::Features, call::call, filter::Passing, lock::Lock, reply::Reply},
+    server::{api::Features, call::call, filter::Passing, lock::Lock, reply::Reply},
 };
 
-/// The inner command that stands for an original, chosen so that the server applies the original's checks to it.
+/// The proxy command that stands for an original, chosen so that the server applies the original's checks to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
-pub enum Inner {
+pub enum ProxyCommand {
     Read,
     Write,
     /// A write that may need memory.
     WriteMore,
 }
 
-impl Inner {
+impl ProxyCommand {
     pub const ALL: [Self; 3] = [Self::Read, Self::Write, Self::WriteMore];
 
     pub const fn name(self) -> &'static CStr {
@@ -37,7 +37,7 @@ impl Inner {
 pub struct CommandSpec {
     /// In lower case.
     pub(super) name: Arc<[u8]>,
-    pub(super) inner: Inner,
+    pub(super) proxy: ProxyCommand,
     /// Key positions as in COMMAND INFO; `first` 0 if there are none, or if they move.
     first: i64,
     last: i64,
@@ -62,7 +62,7 @@ impl CommandSpec {
     }
 
     pub fn writes(&self) -> bool {
-        self.inner != Inner::Read
+        self.proxy != ProxyCommand::Read
     }
 
     /// True if `name` is its name, in any letter case.
@@ -196,7 +196,7 @@ impl Table {
 }
 
 impl Entry {
-    /// Somebody may want the command put behind an inner one, besides functions in its place.
+    /// Somebody may want the command put behind a proxy command, besides functions in its place.
     pub(super) fn is_linked(&self) -> bool {
         !self.rules.is_empty() || !self.loads.is_empty() || !self.removers.is_empty()
     }
@@ -285,13 +285,13 @@ impl Described {
     }
 
     fn spec(self) -> CommandSpec {
-        let inner = match (self.has("write"), self.has("denyoom")) {
-            (false, _) => Inner::Read,
-            (true, false) => Inner::Write,
-            (true, true) => Inner::WriteMore,
+        let proxy = match (self.has("write"), self.has("denyoom")) {
+            (false, _) => ProxyCommand::Read,
+            (true, false) => ProxyCommand::Write,
+            (true, true) => ProxyCommand::WriteMore,
         };
         CommandSpec {
-            inner,
+            proxy,
             first: if self.has("movablekeys") { 0 } else { self.first },
             last: self.last,
             step: self.step,
@@ -375,7 +375,7 @@ mod tests {
     fn key_positions_follow_command_info() {
         let spec = |first, last, step| CommandSpec {
             name: b"x".to_vec().into(),
-            inner: Inner::Read,
+            proxy: ProxyCommand::Read,
             first,
             last,
             step,

@@ -129,7 +129,7 @@ impl<'a> Rest<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::persistence::step::tests::Chance;
+    use crate::persistence::change::tests::Chance;
 
     fn files() -> Files {
         Files {

@@ -2,12 +2,12 @@
 
 use super::{
     IMPORT, Persistence, REGISTER, archive,
-    step::{SavedRegistration, SavedSession, Step},
+    change::{RegistrationChange, SavedRegistration, SavedSession},
 };
 use crate::{
     engine::requirement::Requirement,
     python::Files,
-    redis::{
+    server::{
         api,
         lock::Lock,
         persist::{Blob, Saved},
@@ -17,7 +17,7 @@ use crate::{
 impl Saved for Persistence {
     fn count(&self, lock: Lock<'_>) -> usize {
         let kept = self.kept.read(lock);
-        let gone = usize::from(!kept.gone.is_empty());
+        let gone = usize::from(!kept.tombstones.is_empty());
         kept.registrations.len() + gone + self.engine.requirements.all(lock).len()
     }
 
@@ -35,10 +35,10 @@ impl Saved for Persistence {
             }
         }
         let kept = self.kept.read(lock);
-        if !kept.gone.is_empty() {
-            let step = Step {
-                gone: kept.gone.iter().map(|id| id.to_string()).collect(),
-                ..Step::default()
+        if !kept.tombstones.is_empty() {
+            let step = RegistrationChange {
+                gone: kept.tombstones.iter().map(|id| id.to_string()).collect(),
+                ..RegistrationChange::default()
             };
             save(Blob {
                 command: REGISTER,
@@ -46,10 +46,10 @@ impl Saved for Persistence {
             });
         }
         for registration in &kept.registrations {
-            let step = Step {
+            let step = RegistrationChange {
                 session: SavedSession::of(&registration.session),
                 registrations: vec![SavedRegistration::of(registration)],
-                ..Step::default()
+                ..RegistrationChange::default()
             };
             save(Blob {
                 command: REGISTER,
@@ -62,7 +62,7 @@ impl Saved for Persistence {
         if archive::is_one(blob) {
             return self.take(lock, blob);
         }
-        self.apply_step(lock, Step::decode(blob)?)
+        self.apply_change(lock, RegistrationChange::decode(blob)?)
     }
 }
 

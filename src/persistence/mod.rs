@@ -4,12 +4,12 @@
 //! from a file, takes effect by the same code and in the same order.
 
 mod archive;
+mod awaiting;
+mod change;
 mod files;
-mod gone;
-mod held;
 mod restore;
 mod shared;
-mod step;
+mod tombstones;
 
 use std::{
     ffi::CStr,
@@ -20,9 +20,9 @@ use std::{
 pub use archive::{Header, encode as write_archive, header as read_header};
 pub use files::files_of;
 
-use self::gone::Gone;
-use self::step::{SavedRegistration, SavedSession};
-pub use self::{shared::Prepared, step::Step};
+use self::change::{SavedRegistration, SavedSession};
+use self::tombstones::Tombstones;
+pub use self::{change::RegistrationChange, shared::Prepared};
 use crate::{
     engine::{
         Engine,
@@ -34,7 +34,7 @@ use crate::{
     error::Error,
     python::Packages,
     readers::image::Readers,
-    redis::{
+    server::{
         api::{self, Features},
         call::{call, replicate},
         command::{Answer, Command},
@@ -63,9 +63,9 @@ struct Kept {
     /// All that are there, in their order.
     registrations: Vec<Arc<Registration>>,
     /// No longer in force.
-    gone: Gone,
+    tombstones: Tombstones,
     /// Those of them that begin to run when their requirements are installed.
-    held: Vec<Arc<Registration>>,
+    awaiting_requirements: Vec<Arc<Registration>>,
     /// Whose onRegistered is to be called when everything is loaded.
     loaded: Vec<Arc<Registration>>,
     /// The requirements before the load; what is loaded may be the same.
@@ -102,9 +102,9 @@ impl Persistence {
         if !lock.is_master() {
             return Err(Error::ReadOnly);
         }
-        self.check_held(lock, old, registrations)?;
+        self.check_awaiting(lock, old, registrations)?;
         self.put_in_force(lock, old, registrations)?;
-        let step = step_of(session, old, registrations);
+        let step = change_of(session, old, registrations);
         replicate(lock, REGISTER, &[&step.encode()]);
         for registration in registrations {
             self.engine.call_on_registered(registration);
@@ -121,7 +121,7 @@ impl Persistence {
         let replaced = old.map_or_else(Vec::new, |old| old.registrations());
         self.engine.register(lock, old, registrations)?;
         let mut kept = self.kept.write(lock);
-        kept.gone.extend(replaced);
+        kept.tombstones.extend(replaced);
         kept.registrations.extend(registrations.iter().cloned());
         kept.registrations
             .retain(|registration| !registration.is_removed());
@@ -155,7 +155,7 @@ impl Persistence {
     fn take_out_of_force(&self, lock: Lock<'_>, id: Id, abort_pending: bool) -> Result<(), Error> {
         self.engine.unregister(lock, id, abort_pending)?;
         let mut kept = self.kept.write(lock);
-        kept.gone.extend([id]);
+        kept.tombstones.extend([id]);
         kept.registrations.retain(|registration| registration.id != id);
         Ok(())
     }
@@ -190,7 +190,7 @@ impl Persistence {
     /// Somebody else sent it; not one argument.
     pub fn inner_register(&self, command: &Command<'_>) -> Result<Answer, Error> {
         let (lock, blob) = (command.lock(), only_argument(command)?);
-        log_failure(Step::decode(blob).and_then(|step| self.apply_step(lock, step)));
+        log_failure(RegistrationChange::decode(blob).and_then(|step| self.apply_change(lock, step)));
         replicate(lock, REGISTER, &[blob]);
         Ok(Answer::Done)
     }
@@ -307,15 +307,19 @@ fn own_name(lock: Lock<'_>) -> String {
 
 /// Registrations of a session that takes the place of `old`, as others see it. The requirements went out when they were
 /// installed, see [`Persistence::import`].
-fn step_of(session: &Session, old: Option<&Arc<Session>>, registrations: &[Arc<Registration>]) -> Step {
+fn change_of(
+    session: &Session,
+    old: Option<&Arc<Session>>,
+    registrations: &[Arc<Registration>],
+) -> RegistrationChange {
     let saved = registrations
         .iter()
         .map(|registration| SavedRegistration::of(registration));
-    Step {
+    RegistrationChange {
         replaces: old.map(|old| old.id.clone()),
         session: SavedSession::of(session),
         registrations: saved.collect(),
-        ..Step::default()
+        ..RegistrationChange::default()
     }
 }
 

@@ -6,8 +6,8 @@ use serde_bytes::ByteBuf;
 
 use super::{
     Persistence,
-    held::is_held,
-    step::{SavedRegistration, Step},
+    awaiting::awaits_requirements,
+    change::{RegistrationChange, SavedRegistration},
 };
 use crate::{
     engine::{
@@ -17,7 +17,7 @@ use crate::{
         registration::{Life, Peers, Registration},
         session::{Needs, Session},
     },
-    redis::{api, lock::Lock},
+    server::{api, lock::Lock},
     stats::RunStats,
 };
 
@@ -35,7 +35,7 @@ pub(super) struct Functions {
 impl Persistence {
     /// Does what came from elsewhere. Registrations whose requirements are not installed yet are there, with their numbers,
     /// their names and their session, and begin to run later.
-    pub(super) fn apply_step(&self, lock: Lock<'_>, step: Step) -> Result<(), String> {
+    pub(super) fn apply_change(&self, lock: Lock<'_>, step: RegistrationChange) -> Result<(), String> {
         // Earlier versions sent them along.
         for archive in &step.requirements {
             if let Err(error) = self.take(lock, archive) {
@@ -43,7 +43,7 @@ impl Persistence {
             }
         }
         let gone = step.gone.iter().filter_map(|id| Id::parse(id.as_bytes()));
-        self.kept.write(lock).gone.extend(gone);
+        self.kept.write(lock).tombstones.extend(gone);
         let live = |id: &str| self.engine.registry.sessions(|sessions| sessions.live(id));
         let old = step.replaces.as_deref().and_then(live);
         let same =
@@ -67,8 +67,8 @@ impl Persistence {
         }
         self.put_in_force(lock, old.as_ref(), &registrations)
             .map_err(|error| error.to_string())?;
-        if is_held(&session) {
-            self.kept.write(lock).held.extend(registrations);
+        if awaits_requirements(&session) {
+            self.kept.write(lock).awaiting_requirements.extend(registrations);
         } else if self.engine.is_loading() {
             self.kept.write(lock).loaded.extend(registrations);
         } else {
@@ -88,7 +88,7 @@ impl Persistence {
         session: &Arc<Session>,
         peers: Peers<'_>,
     ) -> Result<Arc<Registration>, String> {
-        let held = is_held(session);
+        let held = awaits_requirements(session);
         let functions = if held {
             Err(HELD.to_owned())
         } else {

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use serde_bytes::ByteBuf;
 
 use super::{
-    Persistence, REGISTER, SavedRegistration, SavedSession, Step, archive,
+    Persistence, REGISTER, RegistrationChange, SavedRegistration, SavedSession, archive, change_of,
     files::{archive_of, files_of},
-    step_of,
 };
 use crate::{
     engine::{
@@ -18,7 +17,7 @@ use crate::{
         session::{Needs, Session},
     },
     error::Error,
-    redis::{
+    server::{
         api,
         call::replicate,
         lock::{self, Lock},
@@ -37,7 +36,7 @@ impl Persistence {
     pub fn step(&self, old: Option<&Arc<Session>>, registrations: &[Arc<Registration>]) -> Option<Vec<u8>> {
         let owner = registrations.first().map(|registration| &registration.session);
         let session = owner.or(old)?;
-        Some(step_of(session, old, registrations).encode())
+        Some(change_of(session, old, registrations).encode())
     }
 
     /// Installs the requirement that an archive holds, and makes it known, here and on replicas. On the thread for
@@ -88,7 +87,7 @@ impl Persistence {
         if !lock.is_master() {
             return Err(Error::ReadOnly.to_string());
         }
-        let decoded = Step::decode(&step)?;
+        let decoded = RegistrationChange::decode(&step)?;
         let live = |id: &str| self.engine.registry.sessions(|sessions| sessions.live(id));
         let old = decoded.replaces.as_deref().and_then(live);
         let id = decoded.session.id.clone();
@@ -151,7 +150,7 @@ impl Persistence {
             return Ok(());
         }
         let put = self
-            .check_held(lock, prepared.old.as_ref(), &prepared.registrations)
+            .check_awaiting(lock, prepared.old.as_ref(), &prepared.registrations)
             .and_then(|()| self.put_in_force(lock, prepared.old.as_ref(), &prepared.registrations));
         put.map_err(|error| error.to_string())?;
         replicate(lock, REGISTER, &[&prepared.step]);
@@ -170,18 +169,19 @@ impl Persistence {
         if !lock.is_master() {
             return Err(Error::ReadOnly.to_string());
         }
-        let decoded = Step::decode(step)?;
+        let decoded = RegistrationChange::decode(step)?;
         let known = decoded
             .registrations
             .iter()
             .filter_map(|saved| Id::parse(saved.id.as_bytes()))
             .any(|id| {
-                self.engine.registry.registration(id).is_some() || self.kept.read(lock).gone.contains(id)
+                self.engine.registry.registration(id).is_some()
+                    || self.kept.read(lock).tombstones.contains(id)
             });
         if known {
             return Ok(());
         }
-        self.apply_step(lock, decoded)?;
+        self.apply_change(lock, decoded)?;
         replicate(lock, REGISTER, &[step]);
         Ok(())
     }
@@ -195,12 +195,12 @@ impl Persistence {
 
     /// Those that have ended.
     pub fn gone_ids(&self, lock: Lock<'_>) -> Vec<Id> {
-        self.kept.read(lock).gone.iter().collect()
+        self.kept.read(lock).tombstones.iter().collect()
     }
 
     /// Other shards know that these have ended; replicas learn it with the next file.
     pub fn note_gone(&self, lock: Lock<'_>, ids: &[Id]) {
-        self.kept.write(lock).gone.extend(ids.iter().copied());
+        self.kept.write(lock).tombstones.extend(ids.iter().copied());
     }
 
     /// A step for each of these registrations, with whatever it needs.
@@ -214,14 +214,14 @@ impl Persistence {
             .map(|registration| {
                 let session = &registration.session;
                 let needs = session.needs.requirements.iter();
-                let step = Step {
+                let step = RegistrationChange {
                     session: SavedSession::of(session),
                     requirements: needs
                         .filter_map(|requirement| archive_of(lock, requirement).ok())
                         .map(ByteBuf::from)
                         .collect(),
                     registrations: vec![SavedRegistration::of(registration)],
-                    ..Step::default()
+                    ..RegistrationChange::default()
                 };
                 step.encode()
             })

@@ -21,13 +21,13 @@ use super::{
 use crate::{
     engine::{
         execution::Next,
-        link::Link,
+        linked_command::LinkedCommand,
         members::tag_of,
         scope::{Acting, Scope},
     },
     error::Error,
     readers::time_events,
-    redis::{
+    server::{
         api::{self, Level},
         call, lock,
         lock::with_lock,
@@ -393,7 +393,7 @@ fn override_reply(args: &Bound<'_, PyTuple>) -> PyResult<()> {
     Ok(link.replace_reply(reply)?)
 }
 
-fn linked() -> PyResult<Arc<Link>> {
+fn linked() -> PyResult<Arc<LinkedCommand>> {
     let scope = current::scope();
     let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
     let link = execution.and_then(|execution| execution.link.clone());

@@ -14,7 +14,7 @@ use crate::{
         keys::Conditions,
         streams::{Options, Policy},
     },
-    redis::{api, key::Kind},
+    server::{api, key::Kind},
 };
 
 /// Keyword arguments, with a warning for those that nobody knows.

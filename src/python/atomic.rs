@@ -7,7 +7,7 @@ use pyo3::{ffi, prelude::*, types::PyTuple};
 use super::{current, errors, interrupt, runtime};
 use crate::{
     engine::stop::{Code, Stoppable, Watched},
-    redis::{api, lock, lock::LockGuard},
+    server::{api, lock, lock::LockGuard},
 };
 
 thread_local! {

@@ -13,7 +13,7 @@ use pyo3::{
 use super::errors;
 use crate::{
     engine::record::{Foreign, Record, Value},
-    redis::reply::Reply,
+    server::reply::Reply,
 };
 
 /// How deep a reply may be nested: deeper ones have no reader, and a list can contain itself.

@@ -22,7 +22,7 @@ use crate::{
         record::Record,
         scope::Scope,
     },
-    redis::api,
+    server::api,
 };
 
 const NOT_ALLOWED: &str = "Creating async record is not allowed";
@@ -189,7 +189,7 @@ impl Continuation {
             if let (Some(execution), Ok(kind)) = (&self.execution, error.get_type().name()) {
                 execution.note_error_kind(&kind.to_string_lossy());
             }
-            completion(Err(errors::shown(error)));
+            completion(Err(errors::describe(error)));
         }
     }
 }
@@ -250,7 +250,7 @@ impl Future {
     fn resolve(&self, value: Bound<'_, PyAny>, error: Option<Bound<'_, PyAny>>) {
         let value = match error {
             None => Ok(object_record(value)),
-            Some(error) => Err(errors::shown(&error)),
+            Some(error) => Err(errors::describe(&error)),
         };
         let mut state = self.0.lock();
         match std::mem::replace(&mut *state, FutureState::Continued) {
@@ -270,7 +270,7 @@ impl Future {
     /// `gears.error`: not exactly one argument, continued already.
     #[pyo3(name = "continueFailed", signature = (*args))]
     fn continue_failed(&self, args: &Bound<'_, PyTuple>) -> PyResult<()> {
-        let text = errors::shown(&only(args)?);
+        let text = errors::describe(&only(args)?);
         let mut state = self.0.lock();
         match std::mem::replace(&mut *state, FutureState::Continued) {
             FutureState::Awaited(completion) => {

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use pyo3::{ffi, prelude::*, sync::PyOnceLock, types::PyTuple};
 
 use super::{coroutine::loop_module, errors, interrupt};
-use crate::engine::{execution::Execution, link::Hold, scope::Scope};
+use crate::engine::{execution::Execution, linked_command::ReplyHold, scope::Scope};
 
 thread_local! {
     /// This thread runs the event loop.
@@ -121,7 +121,7 @@ pub fn set_session(py: Python<'_>, args: &Bound<'_, PyTuple>) -> PyResult<()> {
 
 /// What keeps the client of a linked command waiting while a coroutine runs.
 #[pyclass(frozen, module = "redisgears")]
-pub struct ClientHold(Mutex<Option<Hold>>);
+pub struct ClientHold(Mutex<Option<ReplyHold>>);
 
 #[pymethods]
 impl ClientHold {

@@ -111,7 +111,7 @@ pub fn kind(py: Python<'_>, error: &PyErr) -> String {
 /// The error string of an exception that nobody caught.
 pub fn text(py: Python<'_>, error: &PyErr) -> Failure {
     if flat_error_type(py).is_ok_and(|flat| error.is_instance(py, &flat)) {
-        return shown(error.value(py).as_any());
+        return describe(error.value(py).as_any());
     }
     let wants_traceback = RUNTIME
         .get()
@@ -123,8 +123,8 @@ pub fn text(py: Python<'_>, error: &PyErr) -> Failure {
     }
     format!(
         "Error type: {}, Value: {}",
-        shown(error.get_type(py).as_any()),
-        shortened(shown(error.value(py).as_any()))
+        describe(error.get_type(py).as_any()),
+        shortened(describe(error.value(py).as_any()))
     )
 }
 
@@ -152,7 +152,7 @@ fn traceback_lines(py: Python<'_>, error: &PyErr) -> Option<Failure> {
 }
 
 /// `str(object)`, whatever happens.
-pub fn shown(object: &Bound<'_, PyAny>) -> String {
+pub fn describe(object: &Bound<'_, PyAny>) -> String {
     match object.str() {
         Ok(text) => text.to_string_lossy().into_owned(),
         Err(_) => object

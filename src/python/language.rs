@@ -21,7 +21,7 @@ use crate::{
         session::Session,
         stop::{Code, Stop},
     },
-    redis::{lock, reply::Reply},
+    server::{lock, reply::Reply},
 };
 
 /// The interpreter of this process.

@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     engine::{
+        distributed_run::{Functions, LaunchPayload, SessionImage},
         execution::{Source, Start},
         id::{STANDALONE_SHARD, ShardId},
         language::{self, Failure, Function},
@@ -29,7 +30,6 @@ use crate::{
         registration::{Images, Life, Mode, Peers, Registration, Trigger},
         scope::Scope,
         session::Session,
-        spread::{Functions, SessionImage, Shipment},
     },
     error::Error,
     readers::{
@@ -38,7 +38,7 @@ use crate::{
         keys_scan::Content,
         source::SourceImage,
     },
-    redis::api,
+    server::api,
     stats::RunStats,
 };
 
@@ -94,8 +94,8 @@ pub fn start<'py>(
     }
     let (plan, callbacks) = plan(py, builder, implicit);
     let wanted = source(py, builder.reader, &plan, argument, kwargs)?;
-    let shipment = if wanted.mode == Mode::Async && engine.is_spread(&plan, true) {
-        Some(shipment(&scope.session, &plan, &callbacks, &wanted)?)
+    let payload = if wanted.mode == Mode::Async && engine.is_distributed(&plan, true) {
+        Some(payload(&scope.session, &plan, &callbacks, &wanted)?)
     } else {
         None
     };
@@ -104,7 +104,7 @@ pub fn start<'py>(
         Arc::clone(&scope.session),
         wanted.open(engine.registry.shard()),
     );
-    start.shipment = shipment;
+    start.payload = payload;
     let event_loop = loop_module(py)?;
     let future = event_loop.call_method0("createFuture")?;
     if let Some(script) = &scope.script {
@@ -164,12 +164,12 @@ impl Wanted {
 }
 
 /// What other shards need for a run: its functions as they are now.
-fn shipment(
+fn payload(
     session: &Arc<Session>,
     plan: &Plan,
     callbacks: &[Arc<Callback>],
     wanted: &Wanted,
-) -> PyResult<Shipment> {
+) -> PyResult<LaunchPayload> {
     let image = |callback: &Arc<Callback>| {
         let image = callback.image(session).map(ByteBuf::from);
         image.map_err(errors::gears_error)
@@ -181,7 +181,7 @@ fn shipment(
     if let (Some(function), SourceImage::Names { generator, .. }) = (&wanted.function, &mut source) {
         *generator = Some(image(function)?);
     }
-    Ok(Shipment {
+    Ok(LaunchPayload {
         source: Some(source.to_bytes()),
         functions: Functions::Sent {
             session: SessionImage {

@@ -23,7 +23,7 @@ use crate::{
         record::{Record, Value},
     },
     read_through::{Failed, Key, Lifetime, Loaded, Unpack},
-    redis::store::Content,
+    server::store::Content,
 };
 
 impl Unpack for CPython {

@@ -11,7 +11,7 @@ use std::{
 
 use pyo3::ffi;
 
-use crate::redis::heap;
+use crate::server::heap;
 
 static TOTAL: AtomicU64 = AtomicU64::new(0);
 static CURRENT: AtomicU64 = AtomicU64::new(0);

@@ -37,7 +37,7 @@ pub use script::run as run_script;
 
 use pyo3::prelude::*;
 
-use crate::{cluster::Cluster, engine::Engine, readers::image::Readers, redis::api as server};
+use crate::{cluster::Cluster, engine::Engine, readers::image::Readers, server::api::log_warning};
 
 /// What the functions that scripts call work on. They are free functions of a Python module, hence the static.
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
@@ -65,7 +65,7 @@ pub fn start_loop() -> std::io::Result<()> {
         Python::attach(|py| {
             let ended = coroutine::loop_module(py).and_then(|module| module.call_method0("run"));
             if let Err(error) = ended {
-                server::log_warning(&format!("the event loop has ended: {error}"));
+                log_warning(&format!("the event loop has ended: {error}"));
             }
         });
     };

@@ -21,7 +21,7 @@ use crate::{
         registration::Mode,
     },
     read_through::options::{Ahead, OnError, Options, Ttl},
-    redis::{lock, reply::Reply},
+    server::{lock, reply::Reply},
 };
 
 /// Longer than anything that one can mean, and short enough for every clock: a century.

@@ -14,7 +14,7 @@ use crate::{
         scope::{Prepared, Scope},
         session::Session,
     },
-    redis::lock::Lock,
+    server::lock::Lock,
 };
 
 /// Runs `source` in `session`, which is to take the place of `replaces`, with fresh globals, on this thread. Nothing that it prepared has taken effect yet.

@@ -8,7 +8,7 @@ use std::{
 use pyo3::prelude::*;
 
 use super::{RUNTIME, coroutine::loop_module, current, interrupt};
-use crate::redis::api;
+use crate::server::api;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 

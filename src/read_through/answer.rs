@@ -7,7 +7,7 @@ use super::{Key, Leave, Lifetime, Loaded, ReadThrough, Who, machine::Purpose};
 use crate::{
     engine::members::slot_of,
     error::Error,
-    redis::{
+    server::{
         command::Command,
         key::{self, Life},
         lock::Lock,

@@ -6,7 +6,7 @@ use super::{
     machine::Time,
     rule::{Counts, Rule},
 };
-use crate::{hooks::Hot, redis::reply::Reply, stats::Durations};
+use crate::{hooks::Hot, server::reply::Reply, stats::Durations};
 
 /// How much the newest load time weighs in the mean.
 const WEIGHT: f64 = 0.1;
@@ -52,7 +52,7 @@ impl Figures {
     pub fn shown(&self, hot: &Hot, rule: &Rule, now: Time) -> Vec<(&'static str, Reply)> {
         let number = |number: u64| Reply::Int(i64::try_from(number).unwrap_or(i64::MAX));
         let counts = &rule.counts;
-        let spread = self.times.spread();
+        let times = self.times.spread();
         vec![
             ("hits", number(hot.hits())),
             ("misses", number(counts.misses)),
@@ -72,9 +72,9 @@ impl Figures {
             ("loading", number(counts.loading)),
             ("queued", number(rule.queued() as u64)),
             ("breaker", Reply::bulk(rule.breaker.state(now))),
-            ("loadP50US", number(spread.p50_us)),
-            ("loadP99US", number(spread.p99_us)),
-            ("loadMaxUS", number(spread.max_us)),
+            ("loadP50US", number(times.p50_us)),
+            ("loadP99US", number(times.p99_us)),
+            ("loadMaxUS", number(times.max_us)),
         ]
     }
 }

@@ -54,7 +54,7 @@ use crate::{
     },
     hooks::{Hooks, Hot, Loads, Missing, Wait},
     readers::prefix::Pattern,
-    redis::{
+    server::{
         command::Command,
         events::{Class, KeyEvent},
         guarded::Guarded,
@@ -407,7 +407,7 @@ impl ReadThrough {
             let this = Weak::clone(&self.this);
             self.engine.timers.after(Duration::ZERO, move |_| {
                 if let Some(this) = this.upgrade() {
-                    crate::redis::lock::with_lock(|lock| this.pump(lock));
+                    crate::server::lock::with_lock(|lock| this.pump(lock));
                 }
             });
         }

@@ -20,7 +20,7 @@ use crate::{
         scope::Scope,
     },
     readers::generator::Once,
-    redis::{
+    server::{
         api,
         key::{self, Life},
         lock::{self, Lock},

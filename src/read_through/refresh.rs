@@ -7,7 +7,7 @@ use super::{
 use crate::{
     error::Error,
     hooks::Wait,
-    redis::{
+    server::{
         command::{Answer, Command},
         key::{self, Life},
         lock::Lock,

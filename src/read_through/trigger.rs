@@ -13,7 +13,7 @@ use crate::{
     error::Error,
     hooks::Hot,
     readers::image::Image,
-    redis::{
+    server::{
         events::Class,
         lock::{self, Lock},
         reply::Reply,

@@ -9,14 +9,14 @@ use super::{generator::Once, image::Image, source::SourceImage};
 use crate::{
     engine::{
         Engine, Lane, RanNow,
+        distributed_run::LaunchPayload,
         execution::{Next, Outcome, Start},
         record::{Record, Value},
         registration::{Claim, Mode, Peers, Registration, Trigger},
-        spread::Shipment,
     },
     error::Error,
     hooks::Hooks,
-    redis::{
+    server::{
         command::{Answer, Command},
         guarded::Guarded,
         lock::Lock,
@@ -95,9 +95,9 @@ impl Commands {
         if !self.engine.has_room(&registration) {
             return Err(Error::NotTriggered("too many executions are pending"));
         }
-        if registration.mode == Mode::Async && self.engine.is_spread(&registration.plan, true) {
+        if registration.mode == Mode::Async && self.engine.is_distributed(&registration.plan, true) {
             let words = SourceImage::of_words(words.iter()).to_bytes();
-            start.shipment = Some(Shipment::of_registration(&registration, Some(words)));
+            start.payload = Some(LaunchPayload::of_registration(&registration, Some(words)));
         }
         let client = command.block();
         start.meter = Some(client.meter());

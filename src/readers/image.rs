@@ -78,7 +78,7 @@ impl Readers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{read_through::options::Ttl, readers::streams::Policy, redis::key::Kind};
+    use crate::{read_through::options::Ttl, readers::streams::Policy, server::key::Kind};
 
     #[test]
     fn triggers_survive_as_bytes() {

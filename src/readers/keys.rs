@@ -14,13 +14,13 @@ use crate::{
         Engine, Lane,
         execution::{Reading, Source, Start},
         language::{Failure, with_lock},
-        link::Link,
+        linked_command::LinkedCommand,
         record::{self, Record},
         registration::{Mode, Peers, Registration, Trigger},
     },
     error::Error,
     hooks::Hooks,
-    redis::{
+    server::{
         after::{self, after_command},
         events::{Changes, Class, KeyEvent},
         guarded::Guarded,
@@ -179,7 +179,7 @@ impl KeysWatch {
             after_command(event.lock, move |lock| run_sync(&engine, lock, start));
             return;
         }
-        start.shipment = self.engine.shipment(registration);
+        start.payload = self.engine.payload(registration);
         let lane = if registration.in_order {
             Lane::Registration(registration.id)
         } else {
@@ -200,7 +200,7 @@ fn run_sync(engine: &Engine, lock: Lock<'_>, start: Start) {
         return;
     }
     // What the function causes in other readers follows when it has ended.
-    let _alone = after::Hold::enter(lock);
+    let _alone = after::DeferGuard::enter(lock);
     let before = IN_SYNC.replace(true);
     engine.run_now(start);
     IN_SYNC.set(before);
@@ -361,7 +361,7 @@ impl Source for Ready {
 struct Pending {
     occurred: Option<Occurred>,
     /// The link of a client whose command is run again if the key is there by then.
-    coalesced: Option<Arc<Link>>,
+    coalesced: Option<Arc<LinkedCommand>>,
 }
 
 impl Source for Pending {

@@ -18,7 +18,7 @@ use crate::{
         language::{Failure, with_lock},
         record::{self, Record},
     },
-    redis::{
+    server::{
         key::{self, Found, Kind, Walk},
         lock::Lock,
     },

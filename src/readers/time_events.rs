@@ -26,7 +26,7 @@ use crate::{
         session::{Needs, Session},
     },
     error::Error,
-    redis::{
+    server::{
         api,
         command::{Answer, Command},
         datatype::{self, Value},

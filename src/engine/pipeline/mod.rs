@@ -13,21 +13,21 @@ use std::{
 };
 
 use super::{
-    exchange::{self, Exchange, Traffic},
     id::ShardId,
     language::{Called, Completion, Failure, Language, PAUSE},
-    memory::Memory,
     plan::{Plan, Step},
     record::Record,
+    shuffle::{self, Shuffle, Traffic},
+    step_state::StepState,
     stop::Stop,
     waiting::{Flow, Queue, Slot},
 };
 
 /// What a run remembers; all of it, while it waits.
 #[derive(Default)]
-pub struct Flowing {
+pub struct PipelineState {
     /// One for each step; none at all if no step remembers anything.
-    memories: Vec<Memory>,
+    step_states: Vec<StepState>,
     /// The steps where records wait.
     waiting: BTreeMap<usize, Queue>,
     durations: Option<Vec<Duration>>,
@@ -57,37 +57,37 @@ pub struct Pipeline<'a> {
     /// Somebody asked for the end: what is held back is dropped.
     stop: &'a Stop,
     tickets: Tickets<'a>,
-    /// The other shards, if the run is spread over several.
-    exchange: Option<Exchange<'a>>,
+    /// The other shards, if the run is distributed over several.
+    shuffle: Option<Shuffle<'a>>,
     /// An error does not end the input, unless it is one that pauses.
     pub skips_errors: bool,
-    flowing: &'a mut Flowing,
+    state: &'a mut PipelineState,
 }
 
-impl Flowing {
+impl PipelineState {
     /// `profiled`: measure how long each step takes.
     pub fn new(plan: &Plan, language: &dyn Language, profiled: bool) -> Self {
-        let memories = if plan.steps.iter().any(Memory::is_needed) {
+        let step_states = if plan.steps.iter().any(StepState::is_needed) {
             plan.steps
                 .iter()
-                .map(|step| Memory::new(plan, step, language))
+                .map(|step| StepState::new(plan, step, language))
                 .collect()
         } else {
             Vec::new()
         };
-        let mut flowing = Self {
-            memories,
+        let mut state = Self {
+            step_states,
             durations: profiled.then(|| vec![Duration::ZERO; plan.steps.len()]),
             ..Self::default()
         };
-        flowing.satisfied = flowing.has_passed_enough(plan);
-        flowing
+        state.satisfied = state.has_passed_enough(plan);
+        state
     }
 
     fn has_passed_enough(&self, plan: &Plan) -> bool {
-        let steps = plan.steps.iter().zip(&self.memories);
+        let steps = plan.steps.iter().zip(&self.step_states);
         steps.take_while(|(step, _)| !step.is_barrier()).any(|(step, memory)| {
-            matches!((step, memory), (Step::Limit { length, .. }, Memory::Passed { passed, .. }) if passed >= length)
+            matches!((step, memory), (Step::Limit { length, .. }, StepState::Passed { passed, .. }) if passed >= length)
         })
     }
 
@@ -125,28 +125,28 @@ impl<'a> Pipeline<'a> {
         language: &'a dyn Language,
         stop: &'a Stop,
         tickets: Tickets<'a>,
-        exchange: Option<Exchange<'a>>,
-        flowing: &'a mut Flowing,
+        shuffle: Option<Shuffle<'a>>,
+        state: &'a mut PipelineState,
     ) -> Self {
         Self {
             plan,
             language,
             stop,
             tickets,
-            exchange,
+            shuffle,
             skips_errors: false,
-            flowing,
+            state,
         }
     }
 
     /// False when no further record can change anything: a limit is reached, or there was an error.
     pub fn wants_more(&self) -> bool {
-        !self.flowing.input_ended && !self.flowing.satisfied && !self.flowing.failed
+        !self.state.input_ended && !self.state.satisfied && !self.state.failed
     }
 
     /// As many records wait as may.
     pub fn is_full(&self) -> bool {
-        self.flowing.waiting.values().any(Queue::is_full)
+        self.state.waiting.values().any(Queue::is_full)
     }
 
     pub fn is_stopping(&self) -> bool {
@@ -155,7 +155,7 @@ impl<'a> Pipeline<'a> {
 
     /// All records have passed all steps.
     pub fn is_finished(&self) -> bool {
-        self.flowing.input_ended && self.flowing.closed == self.plan.steps.len()
+        self.state.input_ended && self.state.closed == self.plan.steps.len()
     }
 
     /// Pushes one record of the reader through all steps.
@@ -165,13 +165,13 @@ impl<'a> Pipeline<'a> {
 
     /// Notes errors of other shards. They do not end the input here: each shard reads on until it has an error of its own.
     pub fn note_foreign(&mut self, failures: Vec<Failure>) {
-        self.flowing.errors.extend(failures);
+        self.state.errors.extend(failures);
     }
 
     /// Notes an error.
     pub fn fail(&mut self, failure: Failure) {
-        self.flowing.failed |= !self.skips_errors || failure.starts_with(PAUSE);
-        self.flowing.errors.push(failure);
+        self.state.failed |= !self.skips_errors || failure.starts_with(PAUSE);
+        self.state.errors.push(failure);
     }
 
     fn fail_all(&mut self, outcome: Result<(), Vec<Failure>>) {
@@ -190,7 +190,7 @@ impl<'a> Pipeline<'a> {
             self.plan.steps[step],
             Step::GroupBy { .. } | Step::BatchGroupBy { .. } | Step::MergeGroups(_) | Step::SumBy
         );
-        match exchange::unpack(self.language, batch) {
+        match shuffle::unpack(self.language, batch) {
             Ok(records) => {
                 for record in records {
                     if self.is_stopping() {
@@ -205,53 +205,53 @@ impl<'a> Pipeline<'a> {
 
     /// Another shard has no more records for a step.
     pub fn arrived_all(&mut self, step: usize, from: ShardId) {
-        self.flowing.traffic().note_ended(step, from);
+        self.state.traffic().note_ended(step, from);
     }
 
     /// Sends what is held back for other shards.
     pub fn flush(&mut self) {
-        if let Some(exchange) = &self.exchange {
-            let sent = exchange.flush(self.flowing.traffic());
+        if let Some(shuffle) = &self.shuffle {
+            let sent = shuffle.flush(self.state.traffic());
             self.fail_all(sent);
         }
     }
 
     /// The input has ended: lets go what steps hold, from the first one to the last, up to one where records wait.
     pub fn end_input(&mut self) {
-        self.flowing.input_ended = true;
-        while self.flowing.closed < self.plan.steps.len() {
-            let index = self.flowing.closed;
+        self.state.input_ended = true;
+        while self.state.closed < self.plan.steps.len() {
+            let index = self.state.closed;
             if self.is_stopping() {
-                self.flowing.closed = self.plan.steps.len();
+                self.state.closed = self.plan.steps.len();
                 return;
             }
-            if self.flowing.is_waiting_at(index) || !self.has_all_of(index) {
+            if self.state.is_waiting_at(index) || !self.has_all_of(index) {
                 return;
             }
-            self.flowing.closed += 1;
+            self.state.closed += 1;
             self.release(index);
         }
     }
 
     /// This shard has passed its last record to a step: tells the others, and asks whether they have, too.
     fn has_all_of(&mut self, index: usize) -> bool {
-        let (Some(exchange), Some(moves)) = (&self.exchange, self.plan.steps[index].moves()) else {
+        let (Some(shuffle), Some(moves)) = (&self.shuffle, self.plan.steps[index].routing()) else {
             return true;
         };
-        let traffic = self.flowing.traffic();
-        let told = exchange.end(traffic, index, moves);
-        let has_all = exchange.has_all(traffic, index, moves);
+        let traffic = self.state.traffic();
+        let told = shuffle.end(traffic, index, moves);
+        let has_all = shuffle.has_all(traffic, index, moves);
         self.fail_all(told);
         has_all
     }
 
     fn release(&mut self, index: usize) {
-        let Some(memory) = self.flowing.memories.get_mut(index) else {
+        let Some(memory) = self.state.step_states.get_mut(index) else {
             return;
         };
         let mut held = memory.release(self.language);
         loop {
-            let started = self.flowing.durations.is_some().then(Instant::now);
+            let started = self.state.durations.is_some().then(Instant::now);
             let next = held.next();
             self.note(index, started);
             match next {
@@ -265,33 +265,33 @@ impl<'a> Pipeline<'a> {
 
     /// The value of a record that waited at a step has come.
     pub fn complete(&mut self, index: usize, number: u64, value: Result<Record, Failure>) {
-        let Some(queue) = self.flowing.waiting.get_mut(&index) else {
+        let Some(queue) = self.state.waiting.get_mut(&index) else {
             return;
         };
         let Some((record, key)) = queue.take(number) else {
             return;
         };
         let flow = value.and_then(|value| self.continued(index, record, key, value));
-        if let Some(queue) = self.flowing.waiting.get_mut(&index) {
+        if let Some(queue) = self.state.waiting.get_mut(&index) {
             queue.put_ready(number, flow);
         }
         while let Some(flow) = self.pop(index, Queue::pop_ready) {
             self.route(index, flow);
         }
         // A step that takes one record at a time takes the next one.
-        while !self.flowing.waiting.get(&index).is_some_and(Queue::is_waiting) {
+        while !self.state.waiting.get(&index).is_some_and(Queue::is_waiting) {
             let Some(record) = self.pop(index, Queue::pop_input) else {
                 break;
             };
             self.push_from(index, record);
         }
-        if self.flowing.input_ended {
+        if self.state.input_ended {
             self.end_input();
         }
     }
 
     fn pop<T>(&mut self, index: usize, pop: impl FnOnce(&mut Queue) -> Option<T>) -> Option<T> {
-        pop(self.flowing.waiting.get_mut(&index)?)
+        pop(self.state.waiting.get_mut(&index)?)
     }
 
     /// What the step does with a value that was waited for.
@@ -302,7 +302,7 @@ impl<'a> Pipeline<'a> {
         key: Option<Vec<u8>>,
         value: Record,
     ) -> Result<Flow, Failure> {
-        let memory = self.flowing.memories.get_mut(index);
+        let memory = self.state.step_states.get_mut(index);
         Ok(match (&self.plan.steps[index], memory, record, key) {
             (Step::FlatMap(_), ..) => Flow::Apart(self.language.parts(value)),
             (Step::Filter(_), _, Some(record), _) => {
@@ -313,11 +313,11 @@ impl<'a> Pipeline<'a> {
                 }
             }
             (Step::ForEach(_), _, Some(record), _) => Flow::On(record),
-            (_, Some(Memory::Accumulator(held)), ..) => {
+            (_, Some(StepState::Accumulator(held)), ..) => {
                 *held = Some(value);
                 Flow::Kept
             }
-            (_, Some(Memory::Groups(groups)), _, Some(key)) => {
+            (_, Some(StepState::Groups(groups)), _, Some(key)) => {
                 groups.insert(key, Some(value));
                 Flow::Kept
             }
@@ -326,7 +326,7 @@ impl<'a> Pipeline<'a> {
     }
 
     fn note(&mut self, index: usize, started: Option<Instant>) {
-        if let (Some(started), Some(durations)) = (started, &mut self.flowing.durations) {
+        if let (Some(started), Some(durations)) = (started, &mut self.state.durations) {
             durations[index] += started.elapsed();
         }
     }
@@ -357,23 +357,23 @@ impl<'a> Pipeline<'a> {
     /// is returned.
     fn pass(&mut self, first: usize, mut record: Record) -> Option<(usize, Vec<Record>)> {
         for index in first..self.plan.steps.len() {
-            if !self.flowing.waiting.is_empty() && self.plan.steps[index].takes_one_at_a_time() {
-                if let Some(queue) = self.flowing.waiting.get_mut(&index) {
+            if !self.state.waiting.is_empty() && self.plan.steps[index].takes_one_at_a_time() {
+                if let Some(queue) = self.state.waiting.get_mut(&index) {
                     if queue.is_waiting() {
                         queue.push_input(record);
                         return None;
                     }
                 }
             }
-            let started = self.flowing.durations.is_some().then(Instant::now);
+            let started = self.state.durations.is_some().then(Instant::now);
             let outcome = self.apply(index, record);
             self.note(index, started);
             let outcome = match outcome {
                 Ok(Flow::Waiting) => return None,
-                outcome if !self.flowing.is_waiting_at(index) => outcome,
+                outcome if !self.state.is_waiting_at(index) => outcome,
                 outcome => {
                     // Records in front of it wait.
-                    self.flowing
+                    self.state
                         .waiting
                         .entry(index)
                         .or_default()
@@ -390,7 +390,7 @@ impl<'a> Pipeline<'a> {
                 }
             }
         }
-        self.flowing.results.push(record);
+        self.state.results.push(record);
         None
     }
 
@@ -416,7 +416,7 @@ impl<'a> Pipeline<'a> {
         match called {
             Called::Now(value) => Some(value),
             Called::Later(awaitable, record) => {
-                let queue = self.flowing.waiting.entry(index).or_default();
+                let queue = self.state.waiting.entry(index).or_default();
                 let number = queue.next_number();
                 queue.push(Slot::Waiting { record, key });
                 awaitable.start((self.tickets)(index, number));

@@ -2,12 +2,12 @@
 
 use super::Pipeline;
 use crate::engine::{
-    exchange::Exchange,
     id::ShardId,
     language::{Called, Failure, Function},
-    memory::Memory,
     plan::Step,
     record::{Record, Value},
+    shuffle::Shuffle,
+    step_state::StepState,
     waiting::Flow,
 };
 
@@ -16,7 +16,7 @@ impl Pipeline<'_> {
     pub(super) fn apply(&mut self, index: usize, record: Record) -> Result<Flow, Failure> {
         let plan = self.plan;
         let call = |function: usize| -> &dyn Function { plan.functions[function].as_ref() };
-        let memory = self.flowing.memories.get_mut(index);
+        let memory = self.state.step_states.get_mut(index);
         match (&plan.steps[index], memory) {
             (Step::Map(function), _) => {
                 let called = call(*function).map(record)?;
@@ -51,11 +51,11 @@ impl Pipeline<'_> {
                     None => Ok(Flow::On(record)),
                 }
             }
-            (Step::Collect, _) => match self.exchange.as_ref().and_then(Exchange::initiator) {
+            (Step::Collect, _) => match self.shuffle.as_ref().and_then(Shuffle::initiator) {
                 Some(initiator) => self.send(index, initiator, record),
                 None => Ok(Flow::On(record)),
             },
-            (Step::Accumulate(function), Some(Memory::Accumulator(held))) => {
+            (Step::Accumulate(function), Some(StepState::Accumulator(held))) => {
                 // A failure leaves the accumulator empty: the next record starts a new one.
                 let called = call(*function).fold(held.take(), record)?;
                 Ok(self.hold(index, called))
@@ -86,12 +86,12 @@ impl Pipeline<'_> {
                 if let Some(owner) = self.away(&key) {
                     return self.send_keyed(index, owner, key, record);
                 }
-                if let Some(Memory::Batches { groups, .. }) = self.flowing.memories.get_mut(index) {
+                if let Some(StepState::Batches { groups, .. }) = self.state.step_states.get_mut(index) {
                     groups.entry(key).or_default().push(record);
                 }
                 Ok(Flow::Kept)
             }
-            (Step::CountBy(extractor), Some(Memory::Counts(counts))) => {
+            (Step::CountBy(extractor), Some(StepState::Counts(counts))) => {
                 let key = match extractor {
                     Some(extractor) => call(*extractor).key(record)?.1,
                     None => self.language.key_of(&record)?,
@@ -104,42 +104,42 @@ impl Pipeline<'_> {
                 if let Some(owner) = self.away(&key) {
                     return self.send(index, owner, Record::group(key, value));
                 }
-                if let (Record::Native(Value::Int(more)), Some(Memory::Counts(counts))) =
-                    (value, self.flowing.memories.get_mut(index))
+                if let (Record::Native(Value::Int(more)), Some(StepState::Counts(counts))) =
+                    (value, self.state.step_states.get_mut(index))
                 {
                     let count = counts.entry(key).or_default();
                     *count = count.saturating_add(more);
                 }
                 Ok(Flow::Kept)
             }
-            (Step::Count, Some(Memory::Count(count))) => {
+            (Step::Count, Some(StepState::Count(count))) => {
                 *count += 1;
                 Ok(Flow::Kept)
             }
-            (Step::Sum, Some(Memory::Sum(sum))) => {
+            (Step::Sum, Some(StepState::Sum(sum))) => {
                 if let Record::Native(Value::Int(count)) = record {
                     *sum = Some(sum.unwrap_or_default().saturating_add(count));
                 }
                 Ok(Flow::Kept)
             }
-            (Step::Distinct { merging }, Some(Memory::Distinct(seen)))
-                if !merging || self.exchange.is_some() =>
+            (Step::Distinct { merging }, Some(StepState::Distinct(seen)))
+                if !merging || self.shuffle.is_some() =>
             {
                 let new = seen.add(&record)?;
                 Ok(if new { Flow::On(record) } else { Flow::Kept })
             }
-            (Step::Sort { .. }, Some(Memory::Sorted { records, .. })) => {
+            (Step::Sort { .. }, Some(StepState::Sorted { records, .. })) => {
                 records.push(record);
                 Ok(Flow::Kept)
             }
-            (Step::Limit { start, length }, Some(Memory::Passed { seen, passed })) => {
+            (Step::Limit { start, length }, Some(StepState::Passed { seen, passed })) => {
                 *seen += 1;
                 if *seen <= *start || *passed >= *length {
                     return Ok(Flow::Kept);
                 }
                 *passed += 1;
                 if *passed >= *length {
-                    self.flowing.satisfied = self.flowing.has_passed_enough(plan);
+                    self.state.satisfied = self.state.has_passed_enough(plan);
                 }
                 Ok(Flow::On(record))
             }
@@ -151,13 +151,13 @@ impl Pipeline<'_> {
 
     /// The shard that goes on with a record of this key, if that is another one.
     fn away(&self, key: &[u8]) -> Option<ShardId> {
-        self.exchange.as_ref()?.away(key)
+        self.shuffle.as_ref()?.away(key)
     }
 
     /// A record goes on with this step on another shard.
     fn send(&mut self, index: usize, to: ShardId, record: Record) -> Result<Flow, Failure> {
-        if let Some(exchange) = &self.exchange {
-            let sent = exchange.send(self.flowing.traffic(), index, to, record);
+        if let Some(shuffle) = &self.shuffle {
+            let sent = shuffle.send(self.state.traffic(), index, to, record);
             self.fail_all(sent);
         }
         Ok(Flow::Kept)
@@ -179,7 +179,7 @@ impl Pipeline<'_> {
         let Some(value) = self.now_or_wait(index, called, None) else {
             return Flow::Waiting;
         };
-        if let Some(Memory::Accumulator(held)) = self.flowing.memories.get_mut(index) {
+        if let Some(StepState::Accumulator(held)) = self.state.step_states.get_mut(index) {
             *held = Some(value);
         }
         Flow::Kept
@@ -193,7 +193,7 @@ impl Pipeline<'_> {
         record: Record,
         reducer: &dyn Function,
     ) -> Result<Flow, Failure> {
-        let Some(Memory::Groups(groups)) = self.flowing.memories.get_mut(index) else {
+        let Some(StepState::Groups(groups)) = self.state.step_states.get_mut(index) else {
             return Ok(Flow::Kept);
         };
         // The usual call has its key there already, and its value at hand.

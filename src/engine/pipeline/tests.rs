@@ -16,8 +16,8 @@ fn run(steps: &[Step], input: &[i64]) -> (Vec<i64>, usize, usize) {
         functions: vec![Arc::new(Arithmetic)],
     };
     let stop = Stop::default();
-    let mut flowing = Flowing::new(&plan, &Plain, false);
-    let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, None, &mut flowing);
+    let mut state = PipelineState::new(&plan, &Plain, false);
+    let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, None, &mut state);
     let mut read = 0;
     for &value in input {
         if !pipeline.wants_more() {
@@ -28,8 +28,8 @@ fn run(steps: &[Step], input: &[i64]) -> (Vec<i64>, usize, usize) {
     }
     pipeline.end_input();
     (
-        flowing.results.iter().map(number).collect(),
-        flowing.errors.len(),
+        state.results.iter().map(number).collect(),
+        state.errors.len(),
         read,
     )
 }
@@ -127,12 +127,12 @@ fn a_stop_drops_what_is_held() {
         functions: Vec::new(),
     };
     let stop = Stop::default();
-    let mut flowing = Flowing::new(&plan, &Plain, false);
-    let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, None, &mut flowing);
+    let mut state = PipelineState::new(&plan, &Plain, false);
+    let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, None, &mut state);
     pipeline.push(Record::int(1));
     stop.ask();
     pipeline.end_input();
-    assert!(flowing.results.is_empty());
+    assert!(state.results.is_empty());
 }
 
 #[test]
@@ -147,8 +147,8 @@ fn a_record_that_waits_keeps_its_place() {
     };
     for (plan, expected) in [(plan, vec![3]), (mapped, vec![4, 10, 6])] {
         let stop = Stop::default();
-        let mut flowing = Flowing::new(&plan, &Plain, false);
-        let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, None, &mut flowing);
+        let mut state = PipelineState::new(&plan, &Plain, false);
+        let mut pipeline = Pipeline::new(&plan, &Plain, &stop, &no_ticket, None, &mut state);
         for value in [2, 0, 3] {
             pipeline.push(Record::int(value));
         }
@@ -156,7 +156,7 @@ fn a_record_that_waits_keeps_its_place() {
         assert!(!pipeline.is_finished());
         pipeline.complete(0, 0, Ok(Record::int(10)));
         assert!(pipeline.is_finished());
-        let results: Vec<_> = flowing.results.iter().map(number).collect();
+        let results: Vec<_> = state.results.iter().map(number).collect();
         assert_eq!(results, expected);
     }
 }

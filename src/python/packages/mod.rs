@@ -26,7 +26,7 @@ use crate::{
     engine::requirement::{Places, Requirement},
     error::Error,
     persistence::{self, Header},
-    redis::api,
+    server::api,
 };
 
 const PACKAGES: &CStr = cstr(concat!(include_str!("../../../python/packages.py"), "\0"));

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use crate::redis::api;
+use crate::server::api;
 
 /// A pip that says nothing for so long has hung. Building a package may take minutes without a word.
 const SILENCE: Duration = Duration::from_secs(600);

@@ -16,7 +16,7 @@ use crate::{
         language::{Failure, with_lock},
         record::Record,
     },
-    redis::lock::Lock,
+    server::lock::Lock,
 };
 
 /// The entries of one execution, read when it begins.

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     engine::{execution::Outcome, language::PAUSE},
-    redis::lock::Lock,
+    server::lock::Lock,
 };
 
 impl StreamWatch {

@@ -11,7 +11,7 @@ use crate::{
         language::{Failure, with_lock},
         record::{Record, Value},
     },
-    redis::{
+    server::{
         call::{NOT_LOCAL, call},
         events::Mute,
         lock::Lock,

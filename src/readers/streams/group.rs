@@ -6,7 +6,7 @@
 //! server's lock.
 
 use super::entries::{Entry, EntryId, entries};
-use crate::redis::{
+use crate::server::{
     api::{self, Features},
     call::call,
     events::Mute,

@@ -2,16 +2,16 @@
 //! `readers-and-events.md` 6.3 to 6.13.
 //!
 //! Each registration has its own position in each stream ([`Group`]) and at most one execution per stream at a time
-//! ([`Turn`]). What is known of streams here is only a memory of what the server holds: a scan finds everything again.
+//! ([`StreamLease`]). What is known of streams here is only a memory of what the server holds: a scan finds everything again.
 
 mod batch;
 mod ended;
 pub mod entries;
 mod group;
+mod lease;
 mod scan;
 mod state;
 mod trigger;
-mod turn;
 
 use std::{
     sync::{Arc, Weak},
@@ -24,8 +24,8 @@ pub use state::{Options, Policy};
 use self::{
     batch::Batch,
     group::{Group, Groups},
-    state::{State, Status, Stream, Taken},
-    turn::{Turn, Turns},
+    lease::{StreamLease, StreamLeases},
+    state::{RegistrationStreams, Status, Stream, Taken},
 };
 use super::{keys::Subscribe, prefix::Pattern};
 use crate::{
@@ -35,7 +35,7 @@ use crate::{
         language::with_lock,
         registration::{Mode, Registration, Trigger},
     },
-    redis::{after::after_command, events::KeyEvent, guarded::Guarded, lock::Lock},
+    server::{after::after_command, events::KeyEvent, guarded::Guarded, lock::Lock},
 };
 
 /// The shortest time before a failed batch is tried again.
@@ -48,7 +48,7 @@ pub struct StreamWatch {
     engine: Arc<Engine>,
     subscribe: Subscribe,
     watched: Guarded<Watched>,
-    turns: Arc<Turns>,
+    leases: Arc<StreamLeases>,
     scans: crossbeam_channel::Sender<Arc<Watch>>,
 }
 
@@ -66,7 +66,7 @@ struct Watch {
     group: Group,
     /// Which of the groups it is, see [`Group::new`].
     place: usize,
-    shared: Arc<Mutex<State>>,
+    shared: Arc<Mutex<RegistrationStreams>>,
 }
 
 impl StreamWatch {
@@ -78,7 +78,7 @@ impl StreamWatch {
             engine,
             subscribe,
             watched: Guarded::default(),
-            turns: Arc::default(),
+            leases: Arc::default(),
             scans,
         });
         scan::spawn(&watch, wanted)?;
@@ -117,7 +117,7 @@ impl StreamWatch {
         let stream = state.stream(key);
         stream.note_added();
         let begins_batch = watch.options.batch > 1 && stream.unread == 1 && stream.recovered && !stream.flush;
-        let taken = self.turns.is_taken(key, watch.place);
+        let taken = self.leases.is_taken(key, watch.place);
         drop(state);
         if begins_batch && !taken {
             // It may be another stream than the one that was read to its end; nothing else tells before the batch is full.
@@ -143,7 +143,7 @@ impl StreamWatch {
         let more = standing.is_some_and(|standing| standing.has_more_than(lock, features, key, believed));
         if let Some(stream) = watch.shared.lock().streams.get_mut(key) {
             stream.flush |= more;
-            // Nobody has the turn now: what is not acknowledged was left by an earlier life of another stream.
+            // Nobody has the lease now: what is not acknowledged was left by an earlier life of another stream.
             stream.recovered &= standing.is_some_and(|standing| !standing.left);
         }
     }
@@ -167,7 +167,7 @@ impl StreamWatch {
         }
     }
 
-    /// An execution has ended and its turn is over: whoever has its position now goes on.
+    /// An execution has ended and its lease is over: whoever has its position now goes on.
     fn pass_on(self: &Arc<Self>, lock: Lock<'_>, watch: &Watch, key: &[u8]) {
         let list = Arc::clone(&self.watched.read(lock).list);
         let heir = list
@@ -231,7 +231,7 @@ impl StreamWatch {
         let epoch = state.epoch;
         let portion = state.streams.get(key)?.next(watch.options.batch)?;
         drop(state);
-        let turn = self.turns.take(key, watch.place)?;
+        let lease = self.leases.take(key, watch.place)?;
         let taken = Arc::new(Mutex::new(Taken::default()));
         let source = Batch {
             watch: Arc::clone(watch),
@@ -243,14 +243,14 @@ impl StreamWatch {
         };
         let mut start = Start::of_registration(&watch.registration, 0, Box::new(source));
         start.skips_errors = watch.options.policy == Policy::Continue;
-        start.shipment = self.engine.shipment(&watch.registration);
+        start.payload = self.engine.payload(&watch.registration);
         let (streams, watch, key) = (Arc::clone(self), Arc::clone(watch), key.to_vec());
         start.waiter = Some(Box::new(move |outcome| {
             let language = Arc::clone(&streams.engine.language);
             let taken = std::mem::take(&mut *taken.lock());
             with_lock(language.as_ref(), |lock| {
                 let goes_on = streams.ended(lock, &watch, &key, epoch, &taken, outcome);
-                drop::<Turn>(turn);
+                drop::<StreamLease>(lease);
                 if goes_on {
                     streams.pass_on(lock, &watch, &key);
                 }
@@ -271,7 +271,7 @@ impl StreamWatch {
         let Some(stream) = state.streams.get_mut(key) else {
             return;
         };
-        if stream.unread == 0 || stream.timed || self.turns.is_taken(key, watch.place) {
+        if stream.unread == 0 || stream.timed || self.leases.is_taken(key, watch.place) {
             return;
         }
         stream.timed = true;
@@ -347,7 +347,7 @@ impl StreamWatch {
 
 impl Watch {
     /// Whether it may start executions now.
-    fn reads(&self, engine: &Engine, state: &State) -> bool {
+    fn reads(&self, engine: &Engine, state: &RegistrationStreams) -> bool {
         state.status == Status::Ok && !self.registration.is_removed() && engine.is_serving()
     }
 }

@@ -15,7 +15,7 @@ use crossbeam_channel::Receiver;
 use super::{StreamWatch, Watch};
 use crate::{
     readers::prefix::Pattern,
-    redis::{
+    server::{
         key::{self, Kind, Walk},
         lock::{self, Lock},
     },

@@ -77,7 +77,7 @@ impl Status {
 
 /// What changes. Locked for a few moves only, never while the server or a function is called.
 #[derive(Default)]
-pub struct State {
+pub struct RegistrationStreams {
     pub status: Status,
     /// Changes when everything begins again; what an older execution says is no longer true then.
     pub epoch: u64,
@@ -105,7 +105,7 @@ pub struct Stream {
     pub looping: bool,
 }
 
-impl State {
+impl RegistrationStreams {
     /// What is known of a stream, from now on if nothing was.
     pub fn stream(&mut self, key: &[u8]) -> &mut Stream {
         self.streams.entry(key.to_vec()).or_default()

@@ -10,7 +10,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{Group, Options, State, Status, StreamWatch, Watch};
+use super::{Group, Options, RegistrationStreams, Status, StreamWatch, Watch};
 use crate::{
     engine::{
         registration::{Peers, Registration, Trigger},
@@ -18,7 +18,7 @@ use crate::{
     },
     error::Error,
     readers::{image::Image, prefix::Pattern},
-    redis::{events::Class, lock::Lock, reply::Reply},
+    server::{events::Class, lock::Lock, reply::Reply},
 };
 
 /// The trigger of one StreamReader registration.
@@ -28,7 +28,7 @@ pub(super) struct StreamTrigger {
     options: Options,
     /// The place that it had, or has: kept if nobody else has it.
     place: AtomicUsize,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<RegistrationStreams>>,
 }
 
 impl StreamTrigger {

@@ -1,8 +1,8 @@
-//! A run that is spread over several shards: what this shard knows of it, and what the shards tell each other about it.
+//! A run that is distributed over several shards: what this shard knows of it, and what the shards tell each other about it.
 //!
 //! One shard is the initiator; the others take part. `created -> pending_receive -> running -> pending_cluster -> done`
 //! there, `pending_run -> running -> pending_termination -> done` here. Contract: `commands.md` 3.1, 3.5 and 8.3. What is
-//! said travels by [`Shards`]; the steps that move records are in `exchange.rs`.
+//! said travels by [`Shards`]; the steps that move records are in `shuffle.rs`.
 
 use std::{
     collections::BTreeSet,
@@ -28,8 +28,8 @@ pub const IDLE: &str = "Execution max idle reached";
 
 /// What one shard tells another one about a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum News {
-    /// To those who take part: what it is about. They wait for [`News::Go`].
+pub enum RunMessage {
+    /// To those who take part: what it is about. They wait for [`RunMessage::Go`].
     Plan(Box<SharedPlan>),
     /// To the initiator: the plan is there.
     Received,
@@ -87,12 +87,12 @@ pub struct SessionImage {
 }
 
 /// What the initiator sends, until it is sent.
-pub struct Shipment {
+pub struct LaunchPayload {
     pub source: Option<Vec<u8>>,
     pub functions: Functions,
 }
 
-impl Shipment {
+impl LaunchPayload {
     /// For a run of a registration, which all shards have.
     pub fn of_registration(registration: &Registration, source: Option<Vec<u8>>) -> Self {
         Self {
@@ -104,8 +104,8 @@ impl Shipment {
 
 /// The way to other shards.
 pub trait Shards: Send + Sync {
-    /// Queues news of a run for another shard; they arrive in order and once, or not at all. Waits for nothing.
-    fn tell(&self, to: ShardId, id: Id, news: News);
+    /// Queues a message about a run for another shard; they arrive in order and once, or not at all. Waits for nothing.
+    fn tell(&self, to: ShardId, id: Id, message: RunMessage);
 
     /// True if so much is queued for another shard that more records should wait.
     fn is_full(&self, to: ShardId) -> bool;
@@ -114,8 +114,8 @@ pub trait Shards: Send + Sync {
     fn wait_for_room(&self, to: ShardId, limit: Duration) -> bool;
 }
 
-/// What this shard knows of a spread run.
-pub struct Spread {
+/// What this shard knows of a distributed run.
+pub struct DistributedRun {
     pub initiator: ShardId,
     pub me: ShardId,
     pub members: Arc<Members>,
@@ -128,7 +128,7 @@ pub struct Spread {
 #[derive(Default)]
 struct Progress {
     /// The initiator's, until it is sent.
-    shipment: Option<Shipment>,
+    payload: Option<LaunchPayload>,
     received: BTreeSet<ShardId>,
     completed: BTreeSet<ShardId>,
     /// All shards have the plan.
@@ -142,18 +142,18 @@ struct Progress {
 }
 
 /// What is to be done with a run that a thread has taken up.
-pub enum Turn {
+pub enum NextAction {
     /// Send the plan; it goes on when all shards have it.
-    Launch(Shipment),
+    Launch(LaunchPayload),
     /// Not all shards have the plan.
     TooEarly,
     Run,
 }
 
-impl Spread {
+impl DistributedRun {
     /// The initiator's side.
-    pub fn initiate(me: ShardId, members: Arc<Members>, max_idle: Duration, shipment: Shipment) -> Self {
-        let registered = matches!(shipment.functions, Functions::Registered(_));
+    pub fn initiate(me: ShardId, members: Arc<Members>, max_idle: Duration, payload: LaunchPayload) -> Self {
+        let registered = matches!(payload.functions, Functions::Registered(_));
         Self {
             initiator: me,
             me,
@@ -161,7 +161,7 @@ impl Spread {
             max_idle,
             registered,
             progress: Mutex::new(Progress {
-                shipment: Some(shipment),
+                payload: Some(payload),
                 ..Progress::default()
             }),
         }
@@ -191,22 +191,22 @@ impl Spread {
     }
 
     /// What the thread that has taken it up is to do.
-    pub(super) fn turn(&self) -> Turn {
+    pub(super) fn turn(&self) -> NextAction {
         let mut progress = self.progress.lock();
-        if let Some(shipment) = progress.shipment.take() {
+        if let Some(payload) = progress.payload.take() {
             progress.idle_since = Some(Instant::now());
-            return Turn::Launch(shipment);
+            return NextAction::Launch(payload);
         }
         if !progress.begun {
-            return Turn::TooEarly;
+            return NextAction::TooEarly;
         }
         progress.idle_since = None;
-        Turn::Run
+        NextAction::Run
     }
 
     /// True if others may know of it.
     pub(super) fn was_launched(&self) -> bool {
-        self.progress.lock().shipment.is_none()
+        self.progress.lock().payload.is_none()
     }
 
     /// Another shard has the plan. True if it was the last one.
@@ -222,7 +222,7 @@ impl Spread {
         true
     }
 
-    /// The initiator says that all have the plan. True if that is news.
+    /// The initiator says that all have the plan. True if that was not known.
     pub(super) fn go(&self) -> bool {
         let mut progress = self.progress.lock();
         progress.idle_since = None;
@@ -275,11 +275,11 @@ impl Spread {
         (progress.received.len(), progress.completed.len())
     }
 
-    /// The name of the state that only spread runs have. `begun`: a thread has begun it.
+    /// The name of the state that only distributed runs have. `begun`: a thread has begun it.
     pub(super) fn state(&self, begun: bool) -> Option<&'static str> {
         let progress = self.progress.lock();
         match (self.is_initiator(), begun) {
-            (true, false) if progress.shipment.is_none() => Some("pending_receive"),
+            (true, false) if progress.payload.is_none() => Some("pending_receive"),
             (false, false) => Some("pending_run"),
             (true, true) if progress.part_done => Some("pending_cluster"),
             (false, true) if progress.part_done => Some("pending_termination"),
@@ -289,16 +289,20 @@ impl Spread {
 }
 
 /// What the plan of a run says to those who take part.
-pub(super) fn shared(execution: &Execution, spread: &Spread, shipment: Shipment) -> SharedPlan {
+pub(super) fn shared(
+    execution: &Execution,
+    distributed: &DistributedRun,
+    payload: LaunchPayload,
+) -> SharedPlan {
     SharedPlan {
-        members: Members::clone(&spread.members),
-        max_idle_ms: u64::try_from(spread.max_idle.as_millis()).unwrap_or(u64::MAX),
+        members: Members::clone(&distributed.members),
+        max_idle_ms: u64::try_from(distributed.max_idle.as_millis()).unwrap_or(u64::MAX),
         db: execution.db,
         transient: execution.transient,
-        registered: spread.registered,
+        registered: distributed.registered,
         skips_errors: execution.skips_errors,
-        source: shipment.source.map(ByteBuf::from),
-        functions: shipment.functions,
+        source: payload.source.map(ByteBuf::from),
+        functions: payload.functions,
     }
 }
 
@@ -310,8 +314,8 @@ mod tests {
         ShardId::parse(digit.to_string().repeat(40).as_bytes()).unwrap_or(ShardId::STANDALONE)
     }
 
-    fn shipment() -> Shipment {
-        Shipment {
+    fn payload() -> LaunchPayload {
+        LaunchPayload {
             source: None,
             functions: Functions::Registered(Id {
                 number: 1,
@@ -324,18 +328,23 @@ mod tests {
     fn the_initiator_waits_for_all_twice() {
         let (a, b, c) = (shard('a'), shard('b'), shard('c'));
         let members = Arc::new(Members::new([(a, (0, 1)), (b, (2, 3)), (c, (4, 5))]));
-        let spread = Spread::initiate(a, members, Duration::from_secs(5), shipment());
-        assert_eq!(spread.state(false), None);
-        assert!(matches!(spread.turn(), Turn::Launch(_)));
-        assert_eq!(spread.state(false), Some("pending_receive"));
-        assert!(matches!(spread.turn(), Turn::TooEarly));
-        assert!(!spread.received(b) && !spread.received(b) && spread.received(c) && !spread.received(c));
-        assert!(matches!(spread.turn(), Turn::Run));
-        assert!(spread.patience().is_none());
-        spread.completed(b);
-        assert!(spread.part_done() && !spread.part_done() && !spread.may_end());
-        spread.completed(c);
-        assert!(spread.may_end());
-        assert_eq!(spread.counts(), (2, 2));
+        let distributed = DistributedRun::initiate(a, members, Duration::from_secs(5), payload());
+        assert_eq!(distributed.state(false), None);
+        assert!(matches!(distributed.turn(), NextAction::Launch(_)));
+        assert_eq!(distributed.state(false), Some("pending_receive"));
+        assert!(matches!(distributed.turn(), NextAction::TooEarly));
+        assert!(
+            !distributed.received(b)
+                && !distributed.received(b)
+                && distributed.received(c)
+                && !distributed.received(c)
+        );
+        assert!(matches!(distributed.turn(), NextAction::Run));
+        assert!(distributed.patience().is_none());
+        distributed.completed(b);
+        assert!(distributed.part_done() && !distributed.part_done() && !distributed.may_end());
+        distributed.completed(c);
+        assert!(distributed.may_end());
+        assert_eq!(distributed.counts(), (2, 2));
     }
 }

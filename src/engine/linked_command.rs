@@ -10,21 +10,21 @@ use parking_lot::Mutex;
 
 use crate::{
     error::Error,
-    redis::{
+    server::{
         client::{BlockedClient, Meter},
         reply::Reply,
     },
 };
 
 /// One linked command.
-pub struct Link {
+pub struct LinkedCommand {
     /// As typed, its name first.
     command: Vec<Vec<u8>>,
-    state: Mutex<State>,
+    state: Mutex<ReplyState>,
 }
 
 #[derive(Default)]
-struct State {
+struct ReplyState {
     holds: usize,
     replacement: Option<Reply>,
     /// The command is run again and is the reply, unless there is a replacement.
@@ -35,7 +35,7 @@ struct State {
     closed: bool,
 }
 
-impl Link {
+impl LinkedCommand {
     pub fn new(command: Vec<Vec<u8>>) -> Arc<Self> {
         Arc::new(Self {
             command,
@@ -44,19 +44,19 @@ impl Link {
     }
 
     /// Keeps the client waiting until the hold is dropped.
-    pub fn hold(self: &Arc<Self>) -> Hold {
+    pub fn hold(self: &Arc<Self>) -> ReplyHold {
         self.state.lock().holds += 1;
-        Hold(Arc::clone(self))
+        ReplyHold(Arc::clone(self))
     }
 
     /// The same, unless the client has its reply already.
-    pub fn hold_open(self: &Arc<Self>) -> Option<Hold> {
+    pub fn hold_open(self: &Arc<Self>) -> Option<ReplyHold> {
         let mut state = self.state.lock();
         if state.closed {
             return None;
         }
         state.holds += 1;
-        Some(Hold(Arc::clone(self)))
+        Some(ReplyHold(Arc::clone(self)))
     }
 
     /// True while the client has no reply.
@@ -98,11 +98,11 @@ impl Link {
     /// The command has run. `Ok` if nobody holds the link: the override, if there is one, is the reply now.
     ///
     /// # Errors
-    /// Executions are under way: block the client and [`Link::wait`].
-    pub fn close_if_free(&self) -> Result<Option<Reply>, Held> {
+    /// Executions are under way: block the client and [`LinkedCommand::wait`].
+    pub fn close_if_free(&self) -> Result<Option<Reply>, StillHeld> {
         let mut state = self.state.lock();
         if state.holds > 0 {
-            return Err(Held);
+            return Err(StillHeld);
         }
         state.closed = true;
         Ok(state.replacement.take())
@@ -131,20 +131,20 @@ impl Link {
     }
 }
 
-/// [`Link::close_if_free`] found executions under way.
+/// [`LinkedCommand::close_if_free`] found executions under way.
 #[derive(Debug)]
-pub struct Held;
+pub struct StillHeld;
 
 /// One execution's part in a link; dropping it lets the client go, if it is the last one.
-pub struct Hold(Arc<Link>);
+pub struct ReplyHold(Arc<LinkedCommand>);
 
-impl Hold {
-    pub fn link(&self) -> &Arc<Link> {
+impl ReplyHold {
+    pub fn link(&self) -> &Arc<LinkedCommand> {
         &self.0
     }
 }
 
-impl Drop for Hold {
+impl Drop for ReplyHold {
     fn drop(&mut self) {
         self.0.state.lock().holds -= 1;
         self.0.answer_if_free();
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn the_first_override_wins_until_the_link_is_closed() {
-        let link = Link::new(vec![b"get".to_vec()]);
+        let link = LinkedCommand::new(vec![b"get".to_vec()]);
         let hold = link.hold();
         assert!(link.close_if_free().is_err());
         assert_eq!(link.replace_reply(Reply::Int(1)), Ok(()));

@@ -38,7 +38,7 @@ struct Queue {
     jobs: VecDeque<Job>,
     /// How many commands run of which [`Caused`] takes care, one inside the other.
     commands: u32,
-    /// How many [`Hold`]s there are.
+    /// How many [`DeferGuard`]s there are.
     holds: u32,
     /// The server was asked for a job of its own and has not come yet.
     asked: bool,
@@ -157,16 +157,16 @@ impl Drop for Caused<'_> {
 }
 
 /// Nothing of this is done while it lives: the server is in the middle of something, or whoever runs wants to be alone.
-pub struct Hold<'a>(Lock<'a>);
+pub struct DeferGuard<'a>(Lock<'a>);
 
-impl<'a> Hold<'a> {
+impl<'a> DeferGuard<'a> {
     pub fn enter(lock: Lock<'a>) -> Self {
         QUEUE.write(lock).holds += 1;
         Self(lock)
     }
 }
 
-impl Drop for Hold<'_> {
+impl Drop for DeferGuard<'_> {
     fn drop(&mut self) {
         QUEUE.write(self.0).holds -= 1;
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Persistence, archive, restore::log_disabled, step::SavedRegistration};
+use super::{Persistence, archive, change::SavedRegistration, restore::log_disabled};
 use crate::{
     engine::{
         registration::{Claim, Peers, Registration},
@@ -10,7 +10,7 @@ use crate::{
         session::Session,
     },
     error::Error,
-    redis::{
+    server::{
         api,
         lock::{self, Lock},
     },
@@ -18,7 +18,7 @@ use crate::{
 
 impl Persistence {
     /// What is held takes its names already, though the readers do not know of it.
-    pub(super) fn check_held(
+    pub(super) fn check_awaiting(
         &self,
         lock: Lock<'_>,
         old: Option<&Arc<Session>>,
@@ -30,7 +30,7 @@ impl Persistence {
             prepared: &[],
         };
         let stays = |held: &&Arc<Registration>| !held.is_removed() && !peers.replace(held);
-        for held in kept.held.iter().filter(stays) {
+        for held in kept.awaiting_requirements.iter().filter(stays) {
             for registration in registrations {
                 match (held.trigger.claim(), registration.trigger.claim()) {
                     (Some(Claim::Trigger(held)), Some(Claim::Trigger(new))) if held == new => {
@@ -125,7 +125,10 @@ impl Persistence {
         }
         let known = self.engine.requirements.all(lock);
         let kept = self.kept.read(lock);
-        let held = kept.held.iter().filter(|held| !held.is_removed());
+        let held = kept
+            .awaiting_requirements
+            .iter()
+            .filter(|held| !held.is_removed());
         let mut wanted: Vec<Arc<Requirement>> = Vec::new();
         for requirement in held.flat_map(|held| &held.session.needs.requirements) {
             let is_it = |other: &Arc<Requirement>| Arc::ptr_eq(other, requirement);
@@ -165,12 +168,12 @@ impl Persistence {
         if self.engine.is_loading() {
             return;
         }
-        let held = std::mem::take(&mut self.kept.write(lock).held);
+        let held = std::mem::take(&mut self.kept.write(lock).awaiting_requirements);
         let (held, ready): (Vec<_>, Vec<_>) = held
             .into_iter()
             .filter(|held| !held.is_removed())
-            .partition(|held| is_held(&held.session));
-        self.kept.write(lock).held.extend(held);
+            .partition(|held| awaits_requirements(&held.session));
+        self.kept.write(lock).awaiting_requirements.extend(held);
         for held in ready {
             // Functions of one that began before may have removed it.
             if !held.is_removed() {
@@ -216,7 +219,7 @@ impl Persistence {
 }
 
 /// True while something that the session's functions need is to be installed.
-pub(super) fn is_held(session: &Session) -> bool {
+pub(super) fn awaits_requirements(session: &Session) -> bool {
     session
         .needs
         .requirements

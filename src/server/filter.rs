@@ -15,19 +15,19 @@ use super::{
     refused, string,
 };
 
-/// The name of an inner command as one object of ours.
+/// The name of a proxy command as one object of ours.
 ///
 /// Its address is the proof that the filter, and not a client, put it at the front of a command: a client's
 /// bytes always arrive in another object. Held for ever, never changed.
-pub struct InnerName(*mut raw::RedisModuleString);
+pub struct ProxyName(*mut raw::RedisModuleString);
 
 // SAFETY: the pointer is only compared or handed to the server under its lock.
-unsafe impl Send for InnerName {}
+unsafe impl Send for ProxyName {}
 // SAFETY: the same.
-unsafe impl Sync for InnerName {}
+unsafe impl Sync for ProxyName {}
 
-impl InnerName {
-    /// Made once per inner command, while the module loads.
+impl ProxyName {
+    /// Made once per proxy command, while the module loads.
     pub fn new(_lock: Lock<'_>, name: &CStr) -> Self {
         // SAFETY: a null context leaves the string to us; it is never freed.
         Self(unsafe {
@@ -94,23 +94,23 @@ impl<'a> Passing<'a> {
         unsafe { key::life_quietly(self.lock, db, name) }
     }
 
-    /// True when the user of client `id` may run the command both as it is and behind `inner`.
-    pub fn user_may_run(self, id: u64, inner: &InnerName) -> bool {
+    /// True when the user of client `id` may run the command both as it is and behind `proxy`.
+    pub fn user_may_run(self, id: u64, proxy: &ProxyName) -> bool {
         let Some(user) = User::of_client(self.lock, id) else {
             return false;
         };
-        let mut argv: Vec<_> = std::iter::once(inner.0)
+        let mut argv: Vec<_> = std::iter::once(proxy.0)
             .chain((0..self.len()).map(|index| self.raw_arg(index)))
             .collect();
         user.may_run(&mut argv) && user.may_run(&mut argv[1..])
     }
 
-    /// Puts `inner` in front of the command.
-    pub fn rewrite(self, inner: &InnerName) {
+    /// Puts `proxy` in front of the command.
+    pub fn rewrite(self, proxy: &ProxyName) {
         // SAFETY: the server takes over one reference, which we add first.
         unsafe {
-            api!(RedisModule_RetainString(ptr::null_mut(), inner.0));
-            api!(RedisModule_CommandFilterArgInsert(self.filter, 0, inner.0));
+            api!(RedisModule_RetainString(ptr::null_mut(), proxy.0));
+            api!(RedisModule_CommandFilterArgInsert(self.filter, 0, proxy.0));
         }
     }
 }

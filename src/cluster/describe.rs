@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::Cluster;
-use crate::redis::reply::Reply;
+use crate::server::reply::Reply;
 
 impl Cluster {
     /// The reply of RG.INFOCLUSTER.

@@ -12,9 +12,9 @@ use redis_module::raw;
 /// Must stand in an `unsafe` block: the caller vouches for the arguments.
 macro_rules! api {
     ($name:ident($($arg:expr),* $(,)?)) => {
-        match $crate::redis::raw::$name {
+        match $crate::server::raw::$name {
             Some(function) => function($($arg),*),
-            None => $crate::redis::api::missing(stringify!($name)),
+            None => $crate::server::api::missing(stringify!($name)),
         }
     };
 }
@@ -24,7 +24,7 @@ macro_rules! has_api {
     ($name:ident) => {
         // SAFETY: the table is filled once, before any other thread of ours exists.
         unsafe {
-            let function = $crate::redis::raw::$name;
+            let function = $crate::server::raw::$name;
             function.is_some()
         }
     };

@@ -16,9 +16,9 @@ use super::{
 pub struct BlockedClient(Arc<Handle>);
 
 /// The server's handle; null once the client is unblocked, because the server frees it then.
-struct Handle(Mutex<State>);
+struct Handle(Mutex<BlockedState>);
 
-struct State {
+struct BlockedState {
     client: *mut raw::RedisModuleBlockedClient,
     /// How many pieces of work for the client are being measured.
     at_work: usize,
@@ -26,7 +26,7 @@ struct State {
 
 // SAFETY: the server documents `UnblockClient` as callable from any thread, and the functions that measure time as callable
 // by one thread at a time: all are called under the mutex, and none after the client is unblocked.
-unsafe impl Send for State {}
+unsafe impl Send for BlockedState {}
 
 impl BlockedClient {
     /// Blocks the client of a running command, without a time limit.
@@ -44,7 +44,7 @@ impl BlockedClient {
                 0
             ))
         };
-        Self(Arc::new(Handle(Mutex::new(State { client, at_work: 0 }))))
+        Self(Arc::new(Handle(Mutex::new(BlockedState { client, at_work: 0 }))))
     }
 
     /// What measures the work that is done for the client.
@@ -85,14 +85,14 @@ impl Drop for BlockedClient {
     }
 }
 
-impl State {
+impl BlockedState {
     /// The server's clock for the client goes, or stands.
     fn measure(&self, goes: bool) {
         // 6.2 and later.
         if self.client.is_null() || !has_api!(RedisModule_BlockedClientMeasureTimeStart) {
             return;
         }
-        // SAFETY: the presence of the functions was just checked; the client is still blocked, see `State`.
+        // SAFETY: the presence of the functions was just checked; the client is still blocked, see `BlockedState`.
         unsafe {
             if goes {
                 api!(RedisModule_BlockedClientMeasureTimeStart(self.client));

@@ -1,4 +1,4 @@
-//! Records on their way between the shards of one spread run: gathered for each step and shard, sent in batches.
+//! Records on their way between the shards of one distributed run: gathered for each step and shard, sent in batches.
 //!
 //! Used by the pipeline, on the thread that runs the execution, attached. Contract: `commands.md` 8.3, `python-api.md`
 //! 7.7 and chapter 9.
@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::{
+    distributed_run::{DistributedRun, IDLE, RunMessage, Shards},
     id::{Id, ShardId},
     language::{Failure, Language},
-    plan::Moves,
+    plan::Routing,
     record::{Record, Value},
-    spread::{IDLE, News, Shards, Spread},
 };
 
 /// How many records are sent at once at most.
@@ -27,8 +27,8 @@ const BATCH_BYTES: usize = 256 * 1024;
 const OBJECT_BYTES: usize = 64;
 
 /// The way out of one run.
-pub struct Exchange<'a> {
-    pub spread: &'a Spread,
+pub struct Shuffle<'a> {
+    pub distributed: &'a DistributedRun,
     pub id: Id,
     pub shards: &'a dyn Shards,
     pub language: &'a dyn Language,
@@ -50,16 +50,16 @@ struct Buffer {
     bytes: usize,
 }
 
-impl Exchange<'_> {
+impl Shuffle<'_> {
     /// The shard that goes on with a record of this key; `None` if that is this one.
     pub fn away(&self, key: &[u8]) -> Option<ShardId> {
-        let owner = self.spread.members.owner(key)?;
-        (owner != self.spread.me).then_some(owner)
+        let owner = self.distributed.members.owner(key)?;
+        (owner != self.distributed.me).then_some(owner)
     }
 
     /// The initiator; `None` if that is this one.
     pub fn initiator(&self) -> Option<ShardId> {
-        (!self.spread.is_initiator()).then_some(self.spread.initiator)
+        (!self.distributed.is_initiator()).then_some(self.distributed.initiator)
     }
 
     /// Sends a record to a step on another shard, sooner or later.
@@ -86,7 +86,7 @@ impl Exchange<'_> {
     /// Sends what is held back.
     ///
     /// # Errors
-    /// As [`Exchange::send`].
+    /// As [`Shuffle::send`].
     pub fn flush(&self, traffic: &mut Traffic) -> Result<(), Vec<Failure>> {
         let mut failures = Vec::new();
         for ((step, to), buffer) in std::mem::take(&mut traffic.outgoing) {
@@ -109,14 +109,14 @@ impl Exchange<'_> {
         if self.shards.is_full(to) {
             let mut room = false;
             self.language
-                .detached(&mut || room = self.shards.wait_for_room(to, self.spread.max_idle));
+                .detached(&mut || room = self.shards.wait_for_room(to, self.distributed.max_idle));
             if !room {
                 failures.push(IDLE.to_owned());
                 return Err(failures);
             }
         }
         let batch = ByteBuf::from(batch);
-        self.shards.tell(to, self.id, News::Records { step, batch });
+        self.shards.tell(to, self.id, RunMessage::Records { step, batch });
         if failures.is_empty() {
             Ok(())
         } else {
@@ -127,20 +127,20 @@ impl Exchange<'_> {
     /// This shard has no more records for a step: tells those who wait for them, once.
     ///
     /// # Errors
-    /// As [`Exchange::send`].
-    pub fn end(&self, traffic: &mut Traffic, step: usize, moves: Moves) -> Result<(), Vec<Failure>> {
+    /// As [`Shuffle::send`].
+    pub fn end(&self, traffic: &mut Traffic, step: usize, moves: Routing) -> Result<(), Vec<Failure>> {
         if !traffic.announced.insert(step) {
             return Ok(());
         }
         let sent = self.flush(traffic);
         match (moves, self.initiator()) {
-            (Moves::ToInitiator, Some(initiator)) => {
-                self.shards.tell(initiator, self.id, News::Ended { step });
+            (Routing::ToInitiator, Some(initiator)) => {
+                self.shards.tell(initiator, self.id, RunMessage::Ended { step });
             }
-            (Moves::ToInitiator, None) => {}
-            (Moves::ByKey, _) => {
-                for other in self.spread.others() {
-                    self.shards.tell(other, self.id, News::Ended { step });
+            (Routing::ToInitiator, None) => {}
+            (Routing::ByKey, _) => {
+                for other in self.distributed.others() {
+                    self.shards.tell(other, self.id, RunMessage::Ended { step });
                 }
             }
         }
@@ -148,12 +148,12 @@ impl Exchange<'_> {
     }
 
     /// True if no other shard has a record for a step on this one.
-    pub fn has_all(&self, traffic: &Traffic, step: usize, moves: Moves) -> bool {
-        if moves == Moves::ToInitiator && !self.spread.is_initiator() {
+    pub fn has_all(&self, traffic: &Traffic, step: usize, moves: Routing) -> bool {
+        if moves == Routing::ToInitiator && !self.distributed.is_initiator() {
             return true;
         }
         let ended = traffic.ended.get(&step);
-        self.spread
+        self.distributed
             .others()
             .all(|other| ended.is_some_and(|ended| ended.contains(&other)))
     }

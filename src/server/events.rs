@@ -9,7 +9,7 @@ use std::{
 use redis_module::raw;
 
 use super::{
-    after::Hold,
+    after::DeferGuard,
     lock::{Entered, Lock},
     persist::Writing,
     string,
@@ -151,7 +151,7 @@ pub unsafe fn run_notification(
                 return;
             }
             let entered = Entered::new();
-            let _in_the_middle = Hold::enter(entered.lock());
+            let _in_the_middle = DeferGuard::enter(entered.lock());
             work(&KeyEvent {
                 lock: entered.lock(),
                 db: api!(RedisModule_GetSelectedDb(ctx)),

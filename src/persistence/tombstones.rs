@@ -9,13 +9,13 @@ use crate::engine::id::Id;
 const MOST: usize = 10_000;
 
 #[derive(Default)]
-pub struct Gone {
+pub struct Tombstones {
     /// Oldest first.
     order: VecDeque<Id>,
     known: HashSet<Id>,
 }
 
-impl Gone {
+impl Tombstones {
     /// Notes more of them. What was registered outside of a cluster is nobody else's.
     pub fn extend(&mut self, ids: impl IntoIterator<Item = Id>) {
         for id in ids.into_iter().filter(|id| !id.shard.is_standalone()) {
@@ -53,7 +53,7 @@ mod tests {
     fn the_oldest_are_forgotten() {
         let shard = ShardId::parse_short(b"1").unwrap_or(ShardId::STANDALONE);
         let id = |number| Id { number, shard };
-        let mut gone = Gone::default();
+        let mut gone = Tombstones::default();
         gone.extend([Id {
             number: 1,
             shard: ShardId::STANDALONE,

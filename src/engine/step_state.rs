@@ -11,7 +11,7 @@ use super::{
 };
 
 /// The state of one step.
-pub enum Memory {
+pub enum StepState {
     Nothing,
     Accumulator(Option<Record>),
     Count(i64),
@@ -34,7 +34,7 @@ pub enum Memory {
     },
 }
 
-impl Memory {
+impl StepState {
     pub fn new(plan: &Plan, step: &Step, language: &dyn Language) -> Self {
         match *step {
             Step::Accumulate(_) => Self::Accumulator(None),

@@ -18,7 +18,7 @@ use crate::{
     },
     error::Error,
     persistence::{files_of, write_archive},
-    redis::{api, lock::Lock, reply::Reply},
+    server::{api, lock::Lock, reply::Reply},
 };
 
 impl Cluster {
@@ -85,7 +85,7 @@ impl Cluster {
 
     /// RG.DROPEXECUTION on the other shards, a moment later.
     pub fn drop_elsewhere(&self, execution: &Execution) {
-        if execution.spread.is_some() {
+        if execution.distributed.is_some() {
             self.tell_all(&Message::Drop(execution.id));
         }
     }

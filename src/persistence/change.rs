@@ -20,7 +20,7 @@ const DIGEST: usize = 32;
 
 /// What happens at once: a session takes the place of another one, and registrations come into force.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Step {
+pub struct RegistrationChange {
     /// The session that ends.
     #[serde(default)]
     pub replaces: Option<String>,
@@ -86,7 +86,7 @@ impl SavedRegistration {
     }
 }
 
-impl Step {
+impl RegistrationChange {
     pub fn encode(&self) -> Vec<u8> {
         // Plain data: nothing in it can fail to be written to memory.
         seal(&rmp_serde::to_vec_named(self).unwrap_or_default())
@@ -177,8 +177,8 @@ pub(super) mod tests {
         }
     }
 
-    fn step() -> Step {
-        Step {
+    fn step() -> RegistrationChange {
+        RegistrationChange {
             replaces: Some("old".into()),
             session: SavedSession {
                 id: "new".into(),
@@ -204,7 +204,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_step_reads_back() {
-        assert_eq!(Step::decode(&step().encode()), Ok(step()));
+        assert_eq!(RegistrationChange::decode(&step().encode()), Ok(step()));
     }
 
     #[test]
@@ -213,13 +213,16 @@ pub(super) mod tests {
         for place in 0..good.len() {
             let mut damaged = good.clone();
             damaged[place] ^= 0x55;
-            assert!(Step::decode(&damaged).is_err(), "byte {place}");
-            assert!(Step::decode(&good[..place]).is_err(), "length {place}");
+            assert!(RegistrationChange::decode(&damaged).is_err(), "byte {place}");
+            assert!(
+                RegistrationChange::decode(&good[..place]).is_err(),
+                "length {place}"
+            );
         }
     }
 
     /// A step of all that one can hold.
-    fn whole_step() -> Step {
+    fn whole_step() -> RegistrationChange {
         let mut step = step();
         step.requirements = vec![ByteBuf::from(archive::encode(&Files {
             name: "demo".into(),
@@ -258,7 +261,7 @@ pub(super) mod tests {
     }
 
     /// All that is read of a step before a function of it is loaded.
-    fn read(step: &Step) {
+    fn read(step: &RegistrationChange) {
         for saved in &step.registrations {
             let _ = Id::parse(saved.id.as_bytes());
             let _ = rmp_serde::from_slice::<Image>(&saved.trigger);
@@ -272,7 +275,7 @@ pub(super) mod tests {
             let _ = archive::header(archive);
             let _ = archive::decode(archive);
         }
-        assert_eq!(Step::decode(&step.encode()).as_ref(), Ok(step));
+        assert_eq!(RegistrationChange::decode(&step.encode()).as_ref(), Ok(step));
     }
 
     #[test]
@@ -281,7 +284,7 @@ pub(super) mod tests {
         let mut chance = Chance::new(8);
         let mut readable = 0;
         for _ in 0..10_000 {
-            if let Ok(step) = Step::decode(&seal(&chance.damage(&good))) {
+            if let Ok(step) = RegistrationChange::decode(&seal(&chance.damage(&good))) {
                 read(&step);
                 readable += 1;
             }
@@ -293,7 +296,7 @@ pub(super) mod tests {
     fn a_newer_format_is_named() {
         let mut newer = step().encode();
         newer[MAGIC.len()] = VERSION + 1;
-        let refused = Step::decode(&newer).err().unwrap_or_default();
+        let refused = RegistrationChange::decode(&newer).err().unwrap_or_default();
         assert!(refused.contains("higher RedisGears version"), "{refused}");
     }
 }

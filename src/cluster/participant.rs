@@ -8,35 +8,35 @@ use serde_bytes::ByteBuf;
 use super::Cluster;
 use crate::{
     engine::{
-        Part,
+        Participation,
+        distributed_run::{Functions, RunMessage, Shards, SharedPlan},
         execution::Source,
         id::{Id, ShardId},
         language::Function,
         plan::Plan,
         session::{Needs, Session},
-        spread::{Functions, News, Shards, SharedPlan},
     },
     readers::{generator::Once, source::SourceImage},
-    redis::api,
+    server::api,
 };
 
 impl Cluster {
     /// Makes this shard's part of another one's run.
     pub(super) fn take_part(&self, from: ShardId, id: Id, plan: SharedPlan) {
-        let news = match self.part(&plan) {
+        let message = match self.part(&plan) {
             Ok(part) => {
                 self.engine.take_part(from, id, &plan, part);
-                News::Received
+                RunMessage::Received
             }
             Err(reason) => {
                 api::log_warning(&format!("cannot take part in execution {id}: {reason}"));
-                News::Refused(reason)
+                RunMessage::Refused(reason)
             }
         };
-        self.tell(from, id, news);
+        self.tell(from, id, message);
     }
 
-    fn part(&self, shared: &SharedPlan) -> Result<Part, String> {
+    fn part(&self, shared: &SharedPlan) -> Result<Participation, String> {
         let me = self.identity().shard;
         if let Some(unknown) = shared
             .members
@@ -86,7 +86,7 @@ impl Cluster {
                 SourceImage::of_bytes(image)?.open(me, &load)?
             }
         };
-        Ok(Part {
+        Ok(Participation {
             plan,
             session,
             source,
