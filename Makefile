@@ -9,7 +9,8 @@ PORT ?= 6379
 PYTHON ?= /usr/bin/python3
 SERVER ?= redis-server
 # `make test-python SERVERS="redis-7.0" ARGS="-k tutorial"`: names as in tests/servers.py
-FULL_SERVERS := redis-7.0 redis-8.2
+TEST_SERVER := redis-7.0
+FULL_SERVERS := redis-8.2
 SUBSET_SERVERS := valkey-8.1 valkey-9.1
 SERVERS ?=
 ARGS ?=
@@ -63,29 +64,41 @@ demo: build ## play the tutorial against two real servers and check every reply
 fmt: ## format the Rust code
 	@cargo fmt
 
+.PHONY: rooms
+rooms: ## which room of src/ knows which; fails unless knowledge flows one way
+	@scripts/rooms.py
+
 .PHONY: lint
-lint: setup-test ## check the format and run clippy, warnings are errors
+lint: setup-test ## check the format, the rooms, and run clippy: warnings are errors
 	@cargo fmt --check
+	@scripts/rooms.py >/dev/null
 	@$(CARGO) clippy --all-targets -- -D warnings
 
 .PHONY: test-rust
 test-rust: setup-test ## cargo test
-	@$(CARGO) test $(if $(filter test,$(MAKECMDGOALS)),,$(ARGS))
+	@$(CARGO) test $(ARGS)
 
 .PHONY: test-python
-test-python: setup-test build ## pytest: the whole matrix, or all tests on SERVERS="redis-8.2 ..."; ARGS go to pytest
-	@for server in $(or $(SERVERS),$(FULL_SERVERS)); do \
+test-python: setup-test build ## pytest: all tests on SERVERS (default: redis-7.0); ARGS go to pytest
+	@for server in $(or $(SERVERS),$(TEST_SERVER)); do \
 		$(call run-tests,$$server,); \
-	done
-	@for server in $(if $(SERVERS),,$(SUBSET_SERVERS)); do \
-		$(call run-tests,$$server,-m 'matrix and not soak'); \
 	done
 
 .PHONY: test
-test: lint test-rust test-python ## everything a change must pass: lint, Rust tests, Python tests on the server matrix
+test: ## everything that a change must pass on one server: lint, Rust tests, all Python tests; a few minutes
+	@scripts/timed.sh lint test-rust test-python
+
+.PHONY: test-matrix
+test-matrix: setup-test build ## the other servers of the matrix: Redis 8.2 whole, Valkey 8.1 and 9.1 in part
+	@for server in $(FULL_SERVERS); do \
+		$(call run-tests,$$server,); \
+	done
+	@for server in $(SUBSET_SERVERS); do \
+		$(call run-tests,$$server,-m 'matrix and not soak'); \
+	done
 
 .PHONY: soak
-soak: setup-test build ## the long tests (SERVERS="..." for others than redis-7.0)
+soak: setup-test build ## the long tests, an hour of chaos among them (SERVERS="..." for others than redis-7.0)
 	@for server in $(or $(SERVERS),redis-7.0); do \
 		$(PYTEST) --server "$$server" -m soak --timeout 1800 $(ARGS); \
 	done

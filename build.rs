@@ -3,6 +3,7 @@
 use std::{env, path::PathBuf};
 
 fn main() {
+    pyo3_build_config::use_pyo3_cfgs();
     println!("cargo:rerun-if-env-changed=PINION_VENV");
     let python = pyo3_build_config::get();
     // The server's own search path may hold another Python (pyenv before /usr): pin ours.

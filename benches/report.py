@@ -1,5 +1,5 @@
 """Shows results: `table` for the terminal (run.py prints it), Markdown from a kept JSON file for docs/performance.md.
-The groups `batch`, `stall`, `resources` and `cluster` are Markdown in both.
+The groups `batch`, `stall`, `resources`, `limit` and `cluster` are Markdown in both.
 
     python benches/report.py results.json > table.md
 
@@ -51,7 +51,7 @@ def reached(result: dict[str, Any]) -> bool:
     """False if a goal applies and was missed, but for a machine that misses it without any work of ours."""
     if result["goal"] is None:
         return True
-    if group_of(result) in ("resources", "cluster"):
+    if group_of(result) in ("resources", "limit", "cluster"):
         return bool(result["value"] <= result["goal"])
     if group_of(result) == "stall":
         return bool(result["max_ms"] <= max(result["goal"], result["idle_ms"]))
@@ -166,7 +166,8 @@ def resource_row(result: dict[str, Any], smoke: bool) -> list[str]:
         return [*names, "", "", "", verdict(result, smoke)]
     goal, value = result["goal"], result["value"]
     judged = "works" if smoke else "-" if goal is None else "pass" if value <= goal else "MISS"
-    return [*names, f"{value:,.0f}" if value >= 100 else f"{value:.1f}", result["in"], "" if goal is None else f"<= {goal:g}", judged]
+    shown_in = ": ".join(filter(None, (result["in"], result.get("detail"))))
+    return [*names, f"{value:,.0f}" if value >= 100 else f"{value:.1f}", shown_in, "" if goal is None else f"<= {goal:g}", judged]
 
 
 def as_markdown(head: tuple[str, ...] | list[str], rows: list[list[str]]) -> list[str]:
@@ -196,7 +197,7 @@ def other_groups(document: dict[str, Any]) -> list[str]:
                 WIDTH,
             ),
         ]
-    for resources in filter(None, (of_group(document, "resources"), of_group(document, "cluster"))):
+    for resources in filter(None, (of_group(document, group) for group in ("resources", "limit", "cluster"))):
         rows = [resource_row(result, smoke) for result in resources]
         lines += ["", *as_markdown(RESOURCE_HEAD, rows), "", *descriptions(resources)]
     if stalls:

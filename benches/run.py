@@ -4,7 +4,8 @@
     python benches/run.py --server redis-8.2 --group batch --group stall
 
 Group `linked`: against the same server without the module. `batch`: against a client that does the same work. `stall`:
-how long the server is held up; it needs no pairs. `resources`: memory and start. `cluster`: three shards beside one server.
+how long the server is held up; it needs no pairs. `resources`: memory and start. `limit`: hit rates at maxmemory.
+`cluster`: three shards beside one server.
 
 Exit status: 0; 1 if a scenario is broken, the module was rebuilt meanwhile or, with --check, a goal is missed; 2 for
 wrong arguments. Timings without --check never fail a run. redis-benchmark runs on the same machine and takes a core
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Union
 
 import report
+from at_limit import AT_LIMIT, AtLimit
 from batch import BATCH, Stall, Work
 from cluster import CLUSTER
 from events import EVENTS
@@ -39,9 +41,9 @@ from scenarios import SCENARIOS, Scenario
 sys.path.append(str(ROOT / "tests"))
 import servers  # noqa: E402  the binaries are those of the tests
 
-AnyScenario = Union[Scenario, Work, Stall, Resource]
+AnyScenario = Union[Scenario, Work, Stall, Resource, AtLimit]
 
-EVERY: dict[str, AnyScenario] = {**SCENARIOS, **EVENTS, **LOADERS, **BATCH, **RESOURCES, **CLUSTER}
+EVERY: dict[str, AnyScenario] = {**SCENARIOS, **EVENTS, **LOADERS, **BATCH, **RESOURCES, **AT_LIMIT, **CLUSTER}
 GROUPS = list(dict.fromkeys(scenario.group for scenario in EVERY.values()))
 DEFAULT_SERVERS = ["redis-7.0", "redis-8.2"]
 DEFAULT_REPEAT = 5
@@ -145,7 +147,7 @@ def measure(scenario: AnyScenario, server: str, binary: Path, arguments: argpars
     repeat, requests = arguments.repeat, arguments.requests or usual
     result: dict[str, Any] = {"scenario": scenario.name, "group": scenario.group, "server": server}
     result["description"] = scenario.description
-    pairs = "" if isinstance(scenario, (Stall, Resource)) else f"{repeat} x 2 runs of "
+    pairs = "" if isinstance(scenario, (Stall, Resource, AtLimit)) else f"{repeat} x 2 runs of "
     progress(f"{scenario.name} on {server}: {pairs}{requests:,} {scenario.unit}")
     try:
         measured = scenario.measure(binary, repeat, requests)

@@ -1,7 +1,7 @@
 """`GearsBuilder`, the class that scripts use: the steps of `gearsCtx` with the conveniences of the contract.
 
-Embedded into the module and imported as `pinion_builder`. Contract: readers-and-events.md chapter 1, python-api.md
-chapter 3.
+Embedded into the module and imported as `pinion_builder`. Contract: docs/contract/readers-and-events.md chapter 1,
+docs/contract/python-api.md chapter 3.
 """
 
 from redisgears import PyFlatExecution

@@ -1,5 +1,5 @@
 """The event loop of coroutines: one thread, one loop for all sessions. Embedded into the module and imported as
-`pinion_loop`. Contract: python-api.md chapter 6.
+`pinion_loop`. Contract: docs/contract/python-api.md chapter 6.
 
 Each coroutine runs in a context of its own, which knows the session: tasks that it makes inherit that.
 """
@@ -9,8 +9,11 @@ import collections.abc
 import contextvars
 import copyreg
 import inspect
+import os
+import selectors
 from collections import deque
 
+import pinion_children
 import redisgears
 
 # The session object (redisgears.PyExecutionSession) of the code that runs, for threads that have none otherwise.
@@ -37,7 +40,17 @@ def _make_loop(kind):
             return uvloop.new_event_loop()
         except ImportError:
             redisgears.log('AsyncLoop is uvloop, but uvloop is not installed: asyncio is used', level='warning')
-    return asyncio.new_event_loop()
+    return asyncio.SelectorEventLoop(_Selector())
+
+
+class _Selector(selectors.DefaultSelector):
+    """Waits for the loop. What ran before was no step of a coroutine, which ends its own blocks: a callback, or the end of an
+    object."""
+
+    def select(self, timeout=None):
+        if redisgears.leaveAtomic():
+            redisgears.log('the event loop was inside an atomic block: the block was ended', level='warning')
+        return super().select(timeout)
 
 
 loop = None
@@ -111,6 +124,9 @@ class _Driven(collections.abc.Coroutine):
                 redisgears.leaveAtomic()
                 raise
             finally:
+                if pinion_children.forked:
+                    # Nothing here is the server's loop.
+                    os._exit(0)
                 _running = None
                 if _interrupted:
                     _interrupted = False

@@ -1,4 +1,4 @@
-# Fills `__main__`: what it holds is visible in every script without import. Contract: python-api.md 1.2.
+# Fills `__main__`: what it holds is visible in every script without import. Contract: docs/contract/python-api.md 1.2.
 # Runs once, in `__main__` itself, when the interpreter starts.
 
 import asyncio
@@ -75,10 +75,12 @@ def dump(value, file):
 
 
 def loads(image):
-    """`pickle.loads`."""
-    return pickle.loads(image)
+    """`pickle.loads`, for pickles of any cloudpickle."""
+    import pinion_serial
+    return pinion_serial.loads(image)
 
 
 def load(file):
-    """`pickle.load`."""
-    return pickle.load(file)
+    """`pickle.load`, for pickles of any cloudpickle."""
+    import pinion_serial
+    return pinion_serial.Reader(file).load()

@@ -1,4 +1,5 @@
-"""The text of RG.PYPROFILE. Embedded into the module and imported as `pinion_profile`. Contract: commands.md 1.15."""
+"""The text of RG.PYPROFILE. Embedded into the module and imported as `pinion_profile`. Contract:
+docs/contract/commands.md 1.15."""
 
 import io
 import pstats

@@ -1,5 +1,5 @@
 """`read_through`: values that are loaded when a client misses them. Embedded into the module and imported as
-`pinion_read_through`. Contract: read-through.md; what it does is in src/read_through/.
+`pinion_read_through`. Contract: docs/contract/read-through.md; what it does is in src/read_through/.
 """
 
 import redisgears

@@ -1,6 +1,6 @@
 """The module `redisAI`, which scripts for RedisGears import. RedisAI is discontinued: every use says that it is not there.
 
-Embedded into the module. Contract: python-api.md chapter 11.
+Embedded into the module. Contract: docs/contract/python-api.md chapter 11.
 """
 
 from redisgears import GearsError

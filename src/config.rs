@@ -1,4 +1,4 @@
-//! The options: name, default, bounds, whether they change at run time. Contract: `commands.md` chapter 5.
+//! The options: name, default, bounds, whether they change at run time. Contract: docs/contract/commands.md chapter 5.
 //!
 //! Read on any thread without a lock; changed by module arguments and by RG.CONFIGSET.
 
@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 
 use crate::server::options::{Kind, ServerOption};
 

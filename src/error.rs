@@ -1,10 +1,12 @@
 //! The one error type. Its [`Error::text`] is the exact text that a client sees.
 //!
-//! The texts are those of the contract (`commands.md` chapter 1, `readers-and-events.md` chapters 2 and 10).
+//! The texts are those of the contract (docs/contract/commands.md chapter 1,
+//! docs/contract/readers-and-events.md chapters 2 and 10).
 
 use std::{borrow::Cow, fmt};
 
-use crate::engine::{id::ShardId, distributed_run::IDLE};
+/// What a run ends with that has waited too long for other shards.
+pub const MAX_IDLE: &str = "Execution max idle reached";
 
 /// Why something was refused or failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,19 +67,21 @@ pub enum Error {
     NothingToPause,
     NoSuchRegistrationHere {
         id: String,
-        shard: ShardId,
+        shard: String,
     },
 
     // triggers and hooks
     NoSuchTrigger,
     CannotWaitHere,
+    ClientCannotWait,
     NotTriggered(&'static str),
     NotOneResult,
     NoHookContext,
 
     // requirements
-    RequirementsNotFetched,
-    RequirementsNotInstalled,
+    /// Which one, and why.
+    RequirementsNotFetched(String),
+    RequirementsNotInstalled(String),
     NoRequirementsDirectory,
     NoSuchRequirement,
     RequirementNotRead(String),
@@ -99,9 +103,16 @@ pub enum Error {
     NoTopology,
     NoTopologyForHello,
     NotAShard,
+    /// Another shard says hello that is none yet, as far as this one knows.
+    ShardUnknown(String),
     BadMessageId,
     UnknownMessageKind,
     MaxIdle,
+    /// Why it is not known which shards there are.
+    ShardsUnknown(String),
+    ShardsChanged,
+    SlotsMoved,
+    DataReplaced,
 
     // linked clients
     NoCommandContext,
@@ -109,6 +120,9 @@ pub enum Error {
     InnerCommand,
     NotPermitted(String),
 }
+
+/// What a client hears that the server does not let wait.
+const CLIENT_CANNOT_WAIT: &str = "ERR the server does not let this client wait for a reply: it is subscribed to channels, or no ordinary client";
 
 impl Error {
     /// The keys of a `read_through` have a loader.
@@ -145,12 +159,8 @@ impl Error {
             Self::UnknownArgument(word) => {
                 return format!("Unknown arguments were given: {word}").into();
             }
-            Self::SessionExists(id) => return format!("Session {id} already exists").into(),
-            Self::CannotReplaceExisting { id, old } => {
-                return format!("Can not replace an existing session {id} with {old}").into();
-            }
-            Self::NothingToReplace(old) => {
-                return format!("Can not replace with {old}, session does not exists.").into();
+            Self::CannotReplaceExisting { .. } | Self::NothingToReplace(_) | Self::SessionExists(_) => {
+                return self.about_sessions();
             }
             Self::SecondRun => "Can not run more then 1 executions in a single script",
             Self::NoSuchPlan => "execution plan does not exist",
@@ -187,21 +197,21 @@ impl Error {
             Self::CannotPause(reader) => return format!("Reader {reader} does not support pause").into(),
             Self::CannotUnpause(reader) => return format!("Reader {reader} does not support unpause").into(),
             Self::NothingToPause => "ERR no registration to pause",
-            Self::NoSuchRegistrationHere { id, shard } => {
-                return format!("Execution {id} does not exists on shard {shard}").into();
-            }
             Self::NoSuchTrigger => "ERR subcommand not found",
             Self::CannotWaitHere => {
                 "ERR can not run a non-sync execution inside a MULTI/LUA (blocking is not allowed) or on loading."
             }
+            Self::ClientCannotWait => CLIENT_CANNOT_WAIT,
             Self::NotTriggered(reason) => return format!("ERR Could not trigger execution, {reason}").into(),
             Self::NotOneResult => "Command hook must return exactly one result",
             Self::NoHookContext => "Can not get CommandHook ctx",
-            Self::RequirementsNotFetched => {
-                "Could not satisfy requirements (look at redis log file for more information)"
+            Self::RequirementsNotFetched(why) => {
+                let beginning = "Could not satisfy requirements (look at redis log file for more information)";
+                return with_reason(beginning, ": ", why).into();
             }
-            Self::RequirementsNotInstalled => {
-                "Failed installing requirements on shard, please check shard log for more details."
+            Self::RequirementsNotInstalled(why) => {
+                let beginning = "Failed installing requirements on shard, please check shard log for more details.";
+                return with_reason(beginning, " ", why).into();
             }
             Self::NoRequirementsDirectory => {
                 "Could not satisfy requirements, look at the log file for more information."
@@ -215,15 +225,19 @@ impl Error {
             Self::ArchiveTooNew => "Requirement version is not compatible, upgrade to newer RedisGears.",
             Self::ReadOnly => "READONLY You can't write against a read only replica.",
             Self::ClusterSetCut => "Could not parse cluster set arguments",
-            Self::BadClusterSet(what) => {
-                return format!("Could not parse cluster set arguments: bad {what}").into();
-            }
             Self::NoTopology => "ERRCLUSTER NULL cluster state",
             Self::NoTopologyForHello => "ERRCLUSTER NULL cluster state on hello msg",
             Self::NotAShard => "ERR this shard does not know the sender's secret",
             Self::BadMessageId => "bad msg id given",
             Self::UnknownMessageKind => "can not find the callback requested",
-            Self::MaxIdle => IDLE,
+            Self::MaxIdle => MAX_IDLE,
+            Self::ShardUnknown(_)
+            | Self::NoSuchRegistrationHere { .. }
+            | Self::BadClusterSet(_)
+            | Self::ShardsUnknown(_)
+            | Self::ShardsChanged
+            | Self::SlotsMoved
+            | Self::DataReplaced => return self.about_shards(),
             Self::NoCommandContext => "Can not get command ctx",
             Self::OverriddenAlready => "Can only override reply once",
             Self::InnerCommand => "ERR this command is internal to the module and cannot be called",
@@ -235,6 +249,50 @@ impl Error {
     }
 }
 
+/// A text of 1.2, and behind it what only we tell, if it is known.
+fn with_reason(beginning: &str, between: &str, why: &str) -> String {
+    if why.is_empty() {
+        return beginning.to_owned();
+    }
+    format!("{beginning}{between}{why}")
+}
+
+impl Error {
+    /// What is wrong with the sessions that a script names.
+    fn about_sessions(&self) -> Cow<'_, str> {
+        match self {
+            Self::CannotReplaceExisting { id, old } => {
+                format!("Can not replace an existing session {id} with {old}").into()
+            }
+            Self::NothingToReplace(old) => {
+                format!("Can not replace with {old}, session does not exists.").into()
+            }
+            Self::SessionExists(id) => format!("Session {id} already exists").into(),
+            _ => "".into(),
+        }
+    }
+
+    /// What is wrong with a shard, with what is known of shards, or with their data.
+    fn about_shards(&self) -> Cow<'_, str> {
+        match self {
+            Self::NoSuchRegistrationHere { id, shard } => {
+                format!("Execution {id} does not exists on shard {shard}").into()
+            }
+            Self::BadClusterSet(what) => format!("Could not parse cluster set arguments: bad {what}").into(),
+            Self::ShardUnknown(shard) => format!("ERRCLUSTER shard {shard} is not known here").into(),
+            Self::ShardsUnknown(reason) => {
+                format!("ERRCLUSTER it is not known which shards there are: {reason}").into()
+            }
+            Self::SlotsMoved => "ERRCLUSTER slots moved while the execution read the keys".into(),
+            Self::DataReplaced => {
+                "ERR the data were replaced while the execution ran (by a reload or a resynchronisation)"
+                    .into()
+            }
+            _ => "ERRCLUSTER the cluster got other shards while the execution ran".into(),
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message())
@@ -242,12 +300,6 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
-
-impl From<Error> for crate::server::reply::Reply {
-    fn from(error: Error) -> Self {
-        Self::error(error.to_string())
-    }
-}
 
 #[cfg(test)]
 mod tests {

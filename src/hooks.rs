@@ -2,10 +2,11 @@
 //!
 //! The filter decides ([`Hooks::filter`]); the proxy command runs the function that stands in the place of the original
 //! (`chain.rs`), or the original, and links the client to the executions that it started ([`Hooks::run_proxy`]).
-//! Contract: `readers-and-events.md` chapters 8 and 10. All of it happens under the server's lock.
+//! Contract: docs/contract/readers-and-events.md chapters 8 and 10. All of it happens under the server's lock.
 
 mod chain;
 mod loads;
+mod passed;
 mod table;
 
 use std::sync::{Arc, OnceLock};
@@ -20,17 +21,18 @@ use crate::{
         Engine,
         id::Id,
         linked_command::{LinkedCommand, ReplyHold, StillHeld},
+        prefix::Pattern,
         registration::Registration,
     },
     error::Error,
-    readers::prefix::Pattern,
     server::{
         api::{self, Features},
-        call::{NotPermitted, call_original},
+        call::{CallReply, PAUSED, Refusal, SEVERAL_SLOTS, call_original, must_wait},
         client::{self, ClientState},
         command::{self, Answer, Command},
         filter::{Function, Installed, Passing, ProxyName},
         guarded::Guarded,
+        home,
         lock::Lock,
     },
 };
@@ -72,7 +74,7 @@ impl ClientCache {
 pub struct Hooks {
     features: Features,
     filter: Function,
-    proxy: [ProxyName; 3],
+    proxy: [ProxyName; 4],
     table: Guarded<Table>,
     installed: Guarded<Option<Installed>>,
     clients: Guarded<ClientCache>,
@@ -166,7 +168,7 @@ impl Hooks {
     /// Asks the server about commands that a registration wants to link.
     ///
     /// # Errors
-    /// One of them cannot be linked (`readers-and-events.md` 10.1).
+    /// One of them cannot be linked (docs/contract/readers-and-events.md 10.1).
     pub fn look_up(
         &self,
         lock: Lock<'_>,
@@ -210,6 +212,18 @@ impl Hooks {
         self.install(lock);
     }
 
+    /// Keeps clients in the databases that they have selected, now that the server notifies ([`home`]).
+    pub fn keep_clients_home(&self, lock: Lock<'_>) {
+        let Ok(spec) = look_up(lock, self.features, "copy", &Pattern::Everything) else {
+            return;
+        };
+        let mut table = self.table.write(lock);
+        table.entry(spec).strays = true;
+        table.recompute();
+        drop(table);
+        self.install(lock);
+    }
+
     /// Puts a function in the place of a command; it comes before the older ones.
     pub fn put_hook(
         &self,
@@ -234,7 +248,7 @@ impl Hooks {
     /// Asks the server about a command in whose place a function is to stand.
     ///
     /// # Errors
-    /// It cannot be hooked (`readers-and-events.md` 8.1).
+    /// It cannot be hooked (docs/contract/readers-and-events.md 8.1).
     pub fn look_up_hook(
         &self,
         lock: Lock<'_>,
@@ -303,10 +317,14 @@ impl Hooks {
         if std::mem::take(&mut *self.bypass.write(lock)) {
             return;
         }
-        let proxy = &self.proxy[entry.spec.proxy as usize];
         let word = |position| passing.arg(position);
         if entry.hook(None, passing.len(), word).is_some() && applies_hooks(engine, entry) {
-            self.rewrite(engine, passing, proxy, native);
+            let client = native.then(|| passing.client_id());
+            let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
+            self.rewrite(engine, passing, entry.spec.proxy, client, native);
+            return;
+        }
+        if entry.strays && self.keep_home(passing, &self.proxy[entry.spec.proxy as usize]) {
             return;
         }
         if !entry.is_linked() {
@@ -315,46 +333,68 @@ impl Hooks {
         if !engine.is_serving() || self.running.read(lock).is_some() {
             return;
         }
-        if !native {
-            if entry.concerns(passing, |_| true) {
-                passing.rewrite(proxy);
-            }
-            return;
-        }
-        let id = passing.client_id();
-        let Some(client) = self.clients.write(lock).look_up(lock, id) else {
-            // A script or a module: it has the rights of its caller, which the proxy command checks.
-            *self.cleared.write(lock) = None;
-            if entry.concerns(passing, |_| true) {
-                passing.rewrite(proxy);
-            }
-            return;
+        let client = native.then(|| passing.client_id());
+        let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
+        let wanted = match client.filter(|client| !client.in_multi) {
+            Some(client) => self.wants_proxy(entry, passing, client),
+            // A script, a function, a transaction: that is decided when the command runs.
+            None => entry.concerns(passing, |_| true),
         };
-        if self.wants_inner(entry, passing, client) {
-            *self.cleared.write(lock) = None;
-            if passing.user_may_run(id, proxy) {
-                passing.rewrite(proxy);
-                *self.cleared.write(lock) = (!client.in_multi).then_some(id);
-            } else {
-                engine.stats.count_acl_unlinked();
-            }
+        if wanted {
+            self.rewrite(engine, passing, entry.spec.proxy, client, native);
         }
     }
 
-    /// Puts the proxy command in front whatever the keys, unless the client's user may not run it.
-    fn rewrite(&self, engine: &Engine, passing: Passing<'_>, proxy: &ProxyName, native: bool) {
+    /// Sees to it that a COPY, which may name another database, leaves its client where it is ([`home`]). A client outside
+    /// of transactions is noted with its database. Of others that is not known yet: true if the command was put behind an
+    /// proxy one, whose call has a client of its own. Who may not run that is left to the server.
+    fn keep_home(&self, passing: Passing<'_>, proxy: &ProxyName) -> bool {
         let lock = passing.lock();
-        let client = native.then(|| passing.client_id());
-        let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
+        if home::is_ours(lock) {
+            return false;
+        }
+        let is_db = |word: &[u8]| word.eq_ignore_ascii_case(b"db");
+        let leads_away = (3..passing.len()).any(|position| passing.arg(position).is_some_and(is_db));
+        let id = passing.client_id();
+        let client = if leads_away { client::state(lock, id) } else { None };
+        let client = client.filter(|client| !client.in_multi);
+        home::note(lock, client.map(|client| (client.id, client.db)));
+        let is_behind = leads_away && client.is_none() && passing.is_free_to_run(id, proxy);
+        if is_behind {
+            *self.cleared.write(lock) = None;
+            passing.rewrite(proxy);
+        }
+        is_behind
+    }
+
+    /// Puts the proxy command in front, unless the client's user may not run it. `client`: who sent the command; `None` for
+    /// scripts and functions, and where the server does not tell (`native` is false): then the proxy command checks the rights.
+    fn rewrite(
+        &self,
+        engine: &Engine,
+        passing: Passing<'_>,
+        proxy: ProxyCommand,
+        client: Option<ClientState>,
+        native: bool,
+    ) {
+        let lock = passing.lock();
         *self.cleared.write(lock) = None;
-        match client {
-            Some(client) if !passing.user_may_run(client.id, proxy) => engine.stats.count_acl_unlinked(),
-            Some(client) => {
-                passing.rewrite(proxy);
-                *self.cleared.write(lock) = (!client.in_multi).then_some(client.id);
-            }
-            // Scripts, functions, and servers that cannot tell: the proxy command checks the rights.
-            None => passing.rewrite(proxy),
+        let in_multi = client.is_some_and(|client| client.in_multi);
+        // A script cannot wait, and one that only reads is refused whatever may write.
+        let can_wait = || client.is_some() || !native && !lock.is_in_script();
+        let later = proxy == ProxyCommand::Read && (in_multi || !lock.may_write()) && can_wait();
+        let Some(client) = client else {
+            passing.rewrite(&self.proxy[if later { ProxyCommand::ReadLater } else { proxy } as usize]);
+            return;
+        };
+        let name = |proxy: ProxyCommand| &self.proxy[proxy as usize];
+        if later && passing.user_may_run(client.id, name(ProxyCommand::ReadLater)) {
+            passing.rewrite(name(ProxyCommand::ReadLater));
+        } else if passing.user_may_run(client.id, name(proxy)) {
+            passing.rewrite(name(proxy));
+            *self.cleared.write(lock) = (!in_multi).then_some(client.id);
+        } else {
+            engine.stats.count_acl_unlinked();
         }
     }
 
@@ -404,10 +444,15 @@ impl Hooks {
             }
             return self.run_hook(engine, command, name, &registration);
         }
-        if let Some(answer) = self
-            .wait_for_loads(command, cleared)
-            .map_err(|NotPermitted| not_permitted())?
-        {
+        // The server has looked at the others itself, and lets them through in a transaction that pauses clients.
+        if proxy == ProxyCommand::Read && must_wait(command.lock(), self.features, name) {
+            return Err(Error::Text(PAUSED.into()));
+        }
+        let refused = |refusal| match refusal {
+            Refusal::NotPermitted => not_permitted(),
+            Refusal::SeveralSlots => Error::Text(SEVERAL_SLOTS.into()),
+        };
+        if let Some(answer) = self.wait_for_loads(command, cleared).map_err(refused)? {
             return Ok(answer);
         }
         let (reply, link) = command.as_current(1, || {
@@ -415,16 +460,17 @@ impl Hooks {
             let reply = call_original(command, self.features, original, cleared);
             (reply, running.leave())
         });
-        let reply = reply.map_err(|_| not_permitted())?;
+        let reply = reply.map_err(refused)?;
         engine.stats.count_linked();
         self.tell_removed(command);
         match link.as_ref().map_or(Ok(None), |link| link.close_if_free()) {
             Ok(None) => reply.forward(command),
             Ok(Some(replacement)) => command.send(&replacement),
+            // Functions wait until clients are not paused, and a script that only reads cannot wait for them.
+            Err(StillHeld) if !command.may_block() => reply.forward(command),
             Err(StillHeld) => {
                 if let Some(link) = link {
-                    let original = reply.into_reply();
-                    link.wait(command.block(), original);
+                    wait(command, &link, reply);
                 }
             }
         }
@@ -444,6 +490,17 @@ impl Hooks {
         for position in entry.spec.key_positions(command.argv().len() - 1) {
             command.declare_key(position + 1);
         }
+    }
+}
+
+/// The client waits for whoever holds the link. One that the server does not let wait is answered at once.
+fn wait(command: &Command<'_>, link: &LinkedCommand, reply: CallReply) {
+    match command.block() {
+        Ok(client) => link.wait(client, reply.into_reply()),
+        Err(_) => match link.close() {
+            Some(replacement) => command.send(&replacement),
+            None => reply.forward(command),
+        },
     }
 }
 

@@ -1,4 +1,5 @@
-//! The module's sections of INFO. Contract: `commands.md` 7.1, with values escaped so that each stays one value.
+//! The module's sections of INFO. Contract: docs/contract/commands.md 7.1, with values escaped so that each stays one
+//! value.
 //!
 //! Called on the server's thread.
 
@@ -10,7 +11,7 @@ use crate::{
     engine::{Engine, registration::Registration, session::Session, whole_ms},
     python::memory,
     read_through::ReadThrough,
-    server::{info::Info, reply::Reply},
+    server::{info::Info, reply::Reply, room},
 };
 
 /// Fills the sections that were asked for.
@@ -22,6 +23,7 @@ pub fn fill(info: &Info, engine: &Engine, cluster: &Cluster, loads: &ReadThrough
         info.number("linked_commands", engine.stats.linked());
         info.number("hooked_commands", engine.stats.hooked());
         info.number("unlinked_for_acl", engine.stats.acl_unlinked());
+        info.number("refused_for_memory", room::refusals());
     }
     if info.section("cluster") {
         for (name, figure) in cluster.figures() {

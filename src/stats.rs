@@ -1,14 +1,14 @@
 //! Counters and durations: of one registration (RG.DUMPREGISTRATIONS) and of the whole module (INFO).
 //!
-//! Contract: `readers-and-events.md` 11.2, `commands.md` 7.1. Updated on any thread.
+//! Contract: docs/contract/readers-and-events.md 11.2, docs/contract/commands.md 7.1. Updated on any thread.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
+use crate::mutex::Mutex;
 use hdrhistogram::Histogram;
-use parking_lot::Mutex;
 
 /// How an execution ended, for the counters: exactly one of them goes up.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ Masters share the slots evenly, as `redis-cli --cluster create` does it; replica
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any, Callable, Sequence
 
 import redis
@@ -102,6 +103,28 @@ def is_linked(server: Server, count: int) -> bool:
     )
 
 
+def fail_over(replica: Server) -> bool:
+    """Lets a replica take the place of its master, and returns as soon as it says that it has."""
+    client, deadline = replica.client(), time.monotonic() + 40
+    while time.monotonic() < deadline:
+        # A master that does not know yet that this is its replica lets the request time out.
+        tried(replica, "CLUSTER", "FAILOVER")
+        with contextlib.suppress(AssertionError):
+            return wait_until(lambda: client.execute_command("ROLE")[0] == "master", 6, "the replica is a master", 0.001)
+    raise AssertionError("the replica did not become a master")
+
+
+def move_slot(masters: Sequence[Server], source: Server, target: Server, slot: int) -> None:
+    """Moves a slot with its keys, as `redis-cli --cluster reshard` does."""
+    origin, to = node_id(source), node_id(target)
+    target.client().execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", origin)
+    source.client().execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", to)
+    for key in source.client().execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1000):
+        source.client().execute_command("MIGRATE", target.host, target.port, key, 0, 5000)
+    for server in sorted(masters, key=lambda server: server is not target):
+        server.client().execute_command("CLUSTER", "SETSLOT", slot, "NODE", to)
+
+
 def make_cluster(
     start_server: Callable[..., Server],
     masters: int = 3,
@@ -149,6 +172,7 @@ def make_cluster(
         wait_until(lambda: server.client().info("replication").get("master_link_status") == "up", 20)
     for server in servers:
         wait_until(lambda: known(server)["cluster_state"] == "ok", 20, "the cluster is up")
+        wait_until(lambda: server.raw().call("CLUSTER", "NODES").count(b"slave ") == replicas, 20, "all know the replicas")
     cluster.wait_linked()
     return cluster
 

@@ -14,6 +14,7 @@ import pytest
 from clusters import Cluster, make_cluster
 from helpers import Arg, Server, module_path
 from servers import ServerUnavailable, binary, version_line
+from sharing import Lender
 
 SERVERS = pytest.StashKey[list[Server]]()
 SHARED = pytest.StashKey[list[Server]]()  # those that other tests use, too
@@ -101,17 +102,34 @@ def shared_cluster(
 @pytest.fixture
 def cluster(request: pytest.FixtureRequest, shared_cluster: Cluster) -> Generator[Cluster, None, None]:
     """Three shards without data, registrations or executions. Tests that stop a node make a cluster of their own."""
-    request.node.stash[SHARED] = shared_cluster.nodes
+    request.node.stash[SHARED] = [*request.node.stash.get(SHARED, []), *shared_cluster.nodes]
     yield shared_cluster
     shared_cluster.clear()
     for server in shared_cluster.nodes:
         server.disconnect()
 
 
+@pytest.fixture(scope="module")
+def shared_servers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[Lender, None, None]:
+    """What lends the tests of a file one server after the other: see `server`."""
+    servers: list[Server] = []
+    for start in serve(request.config, servers, tmp_path_factory.mktemp("server")):
+        yield Lender(start)
+
+
 @pytest.fixture
-def server(start_server: Callable[..., Server]) -> Server:
-    """A fresh server with the module."""
-    return start_server()
+def server(request: pytest.FixtureRequest, shared_servers: Lender) -> Generator[Server, None, None]:
+    """A server with the module that is as a fresh one.
+
+    The tests of a file share it as long as they leave nothing behind that cannot be taken away; the others get a new one.
+    The mark `own_server` is for tests to which the server's past matters: ids, counters, threads, memory.
+    """
+    server = shared_servers.lend(fresh=request.node.get_closest_marker("own_server") is not None)
+    request.node.stash[SHARED] = [*request.node.stash.get(SHARED, []), server]
+    yield server
+    shared_servers.take_back(server)
 
 
 @pytest.fixture

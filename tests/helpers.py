@@ -101,6 +101,8 @@ class Server:
         self.is_valkey = False
         self.death_expected = False
         self.death_reported = False
+        self.was_restarted = False
+        self._log_start = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._clients: list[redis.Redis] = []
         self._raws: list[RawClient] = []
@@ -118,6 +120,7 @@ class Server:
         """Starts the process and waits until it answers PING."""
         assert not self.alive(), "the server runs already"
         self.death_expected = False
+        self.was_restarted = self._process is not None
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command_line(), cwd=self.dir, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
@@ -194,8 +197,14 @@ class Server:
         return self.dir / "server.log"
 
     def log(self) -> str:
-        """All that the server has printed so far."""
-        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+        """All that the server has printed so far, since a test got it."""
+        if not self.log_path.exists():
+            return ""
+        return self.log_path.read_bytes()[self._log_start :].decode(errors="replace")
+
+    def mark_log(self) -> None:
+        """What was printed so far is of no interest to whoever gets the server now."""
+        self._log_start = self.log_path.stat().st_size
 
     def log_tail(self, lines: int = 200) -> str:
         """The last lines of the log."""

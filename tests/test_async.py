@@ -1,6 +1,6 @@
 """Coroutines and futures in functions: values, order, errors, sessions, what waits for them.
 
-Spec: python-api.md 6 and 12, readers-and-events.md 1.4, 10.3.
+Contract: docs/contract/python-api.md 6 and 12, docs/contract/readers-and-events.md 1.4, 10.3.
 """
 
 from __future__ import annotations

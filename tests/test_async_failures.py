@@ -1,6 +1,7 @@
 """Coroutines and futures when something goes wrong: refusals, errors, aborts, leaks, a loop that is held up.
 
-Spec: python-api.md 6 and 12, readers-and-events.md 1.4, 8.4, 10.3 to 10.6, 13. No client may hang and nothing may leak.
+Contract: docs/contract/python-api.md 6 and 12, docs/contract/readers-and-events.md 1.4, 8.4, 10.3 to 10.6, 13. No
+client may hang and nothing may leak.
 """
 
 from __future__ import annotations

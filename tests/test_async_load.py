@@ -1,7 +1,7 @@
 """Thousands of misses in flight on one loop: every reply right, in about one round, memory back to its level.
 
-Spec: python-api.md 6.3, readers-and-events.md 10.3, tutorial-key-miss.md, issue 5. The clients live in a process of
-their own, so that the test itself is no part of the figures, which `pytest -rP` shows.
+Contract: docs/contract/python-api.md 6.3, docs/contract/readers-and-events.md 10.3, docs/tutorial-key-miss.md, issue 5.
+The clients live in a process of their own, so that the test itself is no part of the figures, which `pytest -rP` shows.
 """
 
 from __future__ import annotations

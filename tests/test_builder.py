@@ -1,6 +1,7 @@
 """GearsBuilder: the local steps, errors in them, the arguments of reader, run and register, reuse of a builder.
 
-Spec: python-api.md 3, readers-and-events.md 1; natural order of flatmap: spec/README.md.
+Contract: docs/contract/python-api.md 3, docs/contract/readers-and-events.md 1; natural order of flatmap:
+docs/contract/README.md.
 """
 
 import ast

@@ -1,5 +1,5 @@
 """The links between shards: who may send messages, passwords, TLS, RG.CLUSTERSET, and the commands about the topology.
-Contract: commands.md 1.20 to 1.23, 8.4 and chapter 9."""
+Contract: docs/contract/commands.md 1.20 to 1.23, 8.4 and chapter 9."""
 
 from __future__ import annotations
 
@@ -142,7 +142,9 @@ def test_clients_are_no_shards(cluster: Cluster) -> None:
     other = node_id(cluster[1])
     run = info_cluster(cluster[0])[other]["runid"]
     for secret in ("", "0" * 64, hello.split(b"\r\n")[1]):
-        assert raw.call("RG.HELLO", other, run, secret).startswith(b"-ERR this shard does not know")
+        assert raw.call("RG.HELLO", other, run, secret, 0).startswith(b"-ERR this shard does not know")
+    # a greeting without the number of a link proves nothing
+    assert raw.call("RG.HELLO", other, run, "") == hello
     internal = b"-ERR this command is internal to the module and cannot be called\r\n"
     assert raw.call("RG.INNERMSGCOMMAND", other, run, "pinion1", "payload", "1000000") == internal
     assert raw.call("RG.INNERMSGCOMMAND", "x", run, "pinion1", "payload", "1000000") == internal
@@ -166,7 +168,8 @@ def test_damaged_messages_harm_nobody(server: Server) -> None:
     assert server.client().execute_command(*told) == "OK"
     raw = server.raw()
     secret = hashlib.sha256(f"pinion {here} {PASSWORD}".encode()).hexdigest()
-    assert raw.call("RG.HELLO", there, "run", secret).startswith(b"$40")
+    assert raw.call("RG.HELLO", there, "run", secret, "x").startswith(b"-ERR this shard does not know")
+    assert raw.call("RG.HELLO", there, "run", secret, 0).startswith(b"*2\r\n$40")
     message = lambda number, payload, kind="pinion1": raw.call("RG.INNERMSGCOMMAND", there, "run", kind, payload, number)  # noqa: E731
     assert message(0, "payload", "nothing") == b"-can not find the callback requested\r\n"
     assert message(1, "test", "RG_NetworkTest") == b"+OK\r\n"

@@ -1,5 +1,5 @@
 """Registrations on all shards of a Redis Cluster: all or none, upgrades, shards that were away or join later, replicas.
-Contract: commands.md 1.2, 1.11, 4.3, 4.4 and 8.5."""
+Contract: docs/contract/commands.md 1.2, 1.11, 4.3, 4.4 and 8.5."""
 
 from __future__ import annotations
 
@@ -241,6 +241,7 @@ def test_a_shard_that_joins_later(start_server: Callable[..., Server]) -> None:
     options = ["--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS)]
     new = start_server(args=options)
     assert info_cluster(new) == {}
+    new.client().execute_command("CLUSTER", "SET-CONFIG-EPOCH", 3)  # what it claims counts
     cluster[0].client().execute_command("CLUSTER", "MEET", new.host, new.port)
     for server in (new, *cluster.masters):
         wait_until(lambda: server.client().execute_command("CLUSTER INFO")["cluster_known_nodes"] == "3", 20)
@@ -261,6 +262,68 @@ def test_what_was_registered_before_there_was_a_cluster_stays_where_it_is(start_
     server = start_server(args=["--cluster-enabled", "yes"])
     assert server.run(TRIGGER.format(version=1)) == "OK"
     assert ids(server) == ["0" * 40 + "-1"]
+
+
+# --- a run belongs to its session, whatever takes that one's place meanwhile ---
+
+LONG = """
+import asyncio
+async def long(x):
+    execute('INCR', 'begun{%s}' % hashtag())
+    while not execute('EXISTS', 'end{%s}' % hashtag()):
+        await asyncio.sleep(0.01)
+    return x
+GB('CommandReader').register(trigger='t')
+GB('ShardsIDReader').map(long).run()
+"""
+TAGS = ["06S", "8M", "63n"]
+
+
+def dead(server: Server) -> list[dict[str, Any]]:
+    return [as_dict(session) for session in server.client().execute_command("RG.PYDUMPSESSIONS", "DEAD")]
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("upgrade", ["ID t UPGRADE", "ID new REPLACE_WITH t"])
+@pytest.mark.parametrize("where", [0, 1])
+def test_a_run_of_a_session_that_is_replaced_at_once(cluster: Cluster, upgrade: str, where: int) -> None:
+    for server in cluster.masters:
+        server.client().flushall()
+    first, second = cluster[0].client(), cluster[where].client()
+    assert cluster[0].run(LONG, "ID", "t", "DESCRIPTION", "old", "UNBLOCKING", client=first) == "OK"
+    assert cluster[where].run(TRIGGER.format(version=2), *upgrade.split(), client=second) == "OK"
+    for server, tag in zip(cluster.masters, TAGS):
+        wait_until(lambda: server.client().get(f"begun{{{tag}}}") == "1")
+        [session] = dead(server)
+        assert (session["ID"], session["sessionDescription"], session["refCount"]) == ("t", "old", 1)
+        assert sessions(server) == [upgrade.split()[1]]
+        [live] = map(as_dict, server.client().execute_command("RG.PYDUMPSESSIONS"))
+        assert live["refCount"] == 1
+    for server, tag in zip(cluster.masters, TAGS):
+        server.client().set(f"end{{{tag}}}", 1)
+    executions = lambda: [as_dict(entry) for entry in cluster[0].client().execute_command("RG.DUMPEXECUTIONS")]
+    wait_until(lambda: {entry["status"] for entry in executions()} == {"done"})
+    for entry in executions():
+        results, errors = cluster[0].client().execute_command("RG.GETRESULTS", entry["executionId"])
+        assert (len(results), errors) == (3, [])
+        assert cluster[0].client().execute_command("RG.DROPEXECUTION", entry["executionId"]) == "OK"
+    for server in cluster.masters:
+        wait_until(lambda: dead(server) == [])
+
+
+def test_a_run_of_a_session_whose_registration_has_ended(cluster: Cluster) -> None:
+    """It is listed on all shards as long as it has a run."""
+    for server in cluster.masters:
+        server.client().flushall()
+    assert cluster[0].run(LONG, "ID", "t", "UNBLOCKING") == "OK"
+    [identifier] = ids(cluster[0])
+    assert cluster[0].client().execute_command("RG.UNREGISTER", identifier) == "OK"
+    for server, tag in zip(cluster.masters, TAGS):
+        wait_until(lambda: server.client().get(f"begun{{{tag}}}") == "1")
+        wait_until(lambda: ids(server) == [])
+        assert sessions(server) == ["t"] and dead(server) == []
+    for server, tag in zip(cluster.masters, TAGS):
+        server.client().set(f"end{{{tag}}}", 1)
 
 
 # --- replicas ---

@@ -1,5 +1,5 @@
-"""Packages that functions need, on all shards of a Redis Cluster. Contract: commands.md 4.6 and 8.2. pip takes its packages
-from a folder that only the first shard can see: the others get the files over the links."""
+"""Packages that functions need, on all shards of a Redis Cluster. Contract: docs/contract/commands.md 4.6 and 8.2. pip
+takes its packages from a folder that only the first shard can see: the others get the files over the links."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from clusters import Cluster, make_cluster, node_id
-from helpers import Server, wait_until
+from helpers import Server, as_dict, wait_until
 from test_requirements import NEEDY, VERSION, build_wheel, names, packages, requirements, settle
 
 __all__ = ["packages"]  # a fixture
@@ -99,3 +99,70 @@ def test_policies_are_each_shard_s_own(start_server: Callable[..., Server], pack
     for server in cluster.masters:
         assert server.registrations() == []
     assert names(cluster[2]) == []
+
+
+def installed(server: Server) -> list[int]:
+    sessions = server.client().execute_command("RG.PYDUMPSESSIONS")
+    return [as_dict(session)["requirementInstallationNeeded"] for session in sessions]
+
+
+@pytest.mark.matrix
+def test_all_shards_tell_whether_there_was_an_installation(cluster: Cluster) -> None:
+    assert cluster[0].run(NEEDY, "ID", "first", "REQUIREMENTS", "pinion-demo==1.0") == "OK"
+    assert [installed(server) for server in cluster.masters] == [[1]] * 3
+    # nothing was left to install for this one
+    assert cluster[1].run(NEEDY, "ID", "first", "UPGRADE", "REQUIREMENTS", "pinion-demo==1.0") == "OK"
+    assert [installed(server) for server in cluster.masters] == [[0]] * 3
+    assert cluster[0].run(NEEDY, "ID", "first", "UPGRADE", "FORCE_REINSTALL_REQUIREMENTS", "REQUIREMENTS", "pinion-demo==1.0") == "OK"
+    assert [installed(server) for server in cluster.masters] == [[1]] * 3
+    # a shard that gets it later
+    cluster[2].restart(kill=True)
+    wait_until(lambda: len(cluster[2].registrations()) == 1, 20)
+    assert installed(cluster[2]) == [1]
+    assert "'isInstallationNeeded':1" in cluster[2].client().execute_command("RG.DUMPREGISTRATIONS")[0][9]
+
+
+# --- nodes with one working directory ---
+
+
+@pytest.fixture
+def housemates(start_server: Callable[..., Server], packages: Path, tmp_path: Path) -> Cluster:
+    """Three shards in one folder."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    count = 0
+
+    def start(*, args: list[str], **options: object) -> Server:
+        nonlocal count
+        count += 1
+        names = ["--cluster-config-file", f"nodes-{count}.conf", "--dbfilename", f"dump-{count}.rdb"]
+        return start_server(args=[*args, "--dir", str(folder), *names], **options)
+
+    return make_cluster(start)
+
+
+@pytest.mark.matrix
+def test_nodes_in_one_folder_have_environments_of_their_own(housemates: Cluster, tmp_path: Path) -> None:
+    for name in ("pinion-demo==1.0", "pinion-user"):
+        found, errors = housemates[0].run(ON_ALL, "REQUIREMENTS", name)
+        assert (len(found), errors) == (3, [])
+    export = housemates[0].client(decode_responses=False).execute_command("RG.PYEXPORTREQ", "pinion-demo==1.0")
+    raws = [server.raw(timeout=60) for server in housemates.masters]
+    for _ in range(3):
+        for raw in raws:
+            raw.send("RG.PYIMPORTREQ", *export[1])
+        assert [raw.read() for raw in raws] == [b"$2\r\nOK\r\n"] * 3
+    environments = sorted(path.name for path in (tmp_path / "shared" / "pinion-requirements").glob("python-*"))
+    assert sorted(name.rsplit("-", 1)[1] for name in environments) == sorted(str(server.port) for server in housemates.masters)
+
+
+def test_a_node_finds_its_environment_again(housemates: Cluster, tmp_path: Path) -> None:
+    """Each node has the version that it was asked for, although all are in one folder."""
+    local = VERSION.replace("run()", "run(mode='async_local')")
+    for server in housemates.masters:
+        assert server.run(local, "REQUIREMENTS", "pinion-demo==1.0") == [["1.0"], []]
+    for server in housemates.masters:
+        server.restart(kill=True)
+    housemates.wait_linked()
+    for server in housemates.masters:
+        assert server.run(local) == [["1.0"], []]

@@ -1,5 +1,5 @@
 """Executions over all shards of a Redis Cluster: readers, operations, records that move, errors, states. Contract:
-commands.md chapter 8, python-api.md chapter 9."""
+docs/contract/commands.md chapter 8, docs/contract/python-api.md chapter 9."""
 
 from __future__ import annotations
 
@@ -301,6 +301,79 @@ def test_nothing_is_left_of_a_run_that_was_waited_for(cluster: Cluster) -> None:
     for server in cluster.masters:
         wait_until(lambda: executions(server) == {})
         assert server.client().execute_command("RG.PYDUMPSESSIONS") == []
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("how", ["one pipeline", "many clients", "an aborted one", "a slow shard"])
+def test_a_dropped_execution_is_gone_on_all_shards(cluster: Cluster, how: str) -> None:
+    """The others may be told before they have finished it."""
+    client = cluster[0].client()
+    if how == "a slow shard":
+        script = "import time\nGB('ShardsIDReader').foreach(lambda r: time.sleep(0.3)).run()"
+    else:
+        script = "GB().map(lambda x: x).run('nothing*')"
+    for _ in range(5 if how == "a slow shard" else 60):
+        identifier = cluster[0].run(script, "UNBLOCKING", client=client)
+        if how == "an aborted one":
+            client.execute_command("RG.ABORTEXECUTION", identifier)
+            client.execute_command("RG.DROPEXECUTION", identifier)
+        elif how == "many clients":
+            cluster[0].client().execute_command("RG.GETRESULTSBLOCKING", identifier)
+            assert cluster[0].client().execute_command("RG.DROPEXECUTION", identifier) == "OK"
+        else:
+            pipeline = client.pipeline(transaction=False)
+            pipeline.execute_command("RG.GETRESULTSBLOCKING", identifier)
+            pipeline.execute_command("RG.DROPEXECUTION", identifier)
+            pipeline.execute()
+    for server in cluster.masters:
+        wait_until(lambda: executions(server) == {}, message=f"{server.port}")
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("how", ["RG.UNREGISTER", "another shard", "UPGRADE", "while it runs"])
+def test_executions_of_a_registration_go_with_it_on_all_shards(cluster: Cluster, how: str) -> None:
+    sleep = "time.sleep(0.3) or " if how == "while it runs" else ""
+    script = f"""
+    import time
+    GB().repartition(lambda x: {sleep}'c').foreach(lambda x: {sleep}None).register(prefix='s2*')
+    """
+    assert cluster[1].run(script, "ID", "s") == "OK"
+    for number in range(5):
+        cluster.fill({f"s2{number}": 1})
+    if how != "while it runs":
+        for server in cluster.masters:
+            wait_until(lambda: len(executions(server)) == 5 and set(executions(server).values()) == {"done"})
+    [entry] = cluster[0].registrations()
+    if how == "UPGRADE":
+        assert cluster[2].run("GB('CommandReader').register(trigger='t')", "ID", "s", "UPGRADE") == "OK"
+    else:
+        server = cluster[2] if how == "another shard" else cluster[1]
+        assert server.client().execute_command("RG.UNREGISTER", entry["id"]) == "OK"
+    for server in cluster.masters:
+        wait_until(lambda: executions(server) == {}, message=f"{server.port}")
+        sessions = [as_dict(session)["ID"] for session in server.client().execute_command("RG.PYDUMPSESSIONS")]
+        assert sessions == (["s"] if how == "UPGRADE" else [])
+        assert server.client().execute_command("RG.PYDUMPSESSIONS", "DEAD") == []
+
+
+def test_executions_of_other_shards_do_not_count_for_the_limit(cluster: Cluster) -> None:
+    for server in cluster.masters:
+        server.client().execute_command("RG.CONFIGSET", "MaxExecutionsPerRegistration", 2)
+    try:
+        assert cluster[0].run("GB().repartition(lambda x: 'c').register(prefix='s2*')") == "OK"
+        for number in range(30):
+            cluster.fill({f"s2{number}": 1})
+        for server in cluster.masters:
+            server.wait_idle()
+        for server in cluster.masters:
+            own = [name for name in executions(server) if name.startswith(node_id(server))]
+            assert len(own) == 2
+            for name in own:
+                for other in cluster.masters:
+                    assert name in executions(other)
+    finally:
+        for server in cluster.masters:
+            server.client().execute_command("RG.CONFIGSET", "MaxExecutionsPerRegistration", 100)
 
 
 def test_results_that_are_not_collected_stay_where_they_are(cluster: Cluster) -> None:

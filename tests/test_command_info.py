@@ -1,6 +1,6 @@
 """What a server tells about our commands: COMMAND INFO, COMMAND DOCS, ACL. And the commands that say one thing only.
 
-Spec: commands.md 0.2, 1.23 and 9 (12); flags and categories: spec/README.md.
+Contract: docs/contract/commands.md 0.2, 1.23 and 9.12; flags and categories: docs/contract/README.md.
 """
 
 import re

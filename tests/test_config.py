@@ -1,6 +1,6 @@
 """Options: module arguments, RG.CONFIGGET, RG.CONFIGSET.
 
-Spec: commands.md 1.19 and 5.
+Contract: docs/contract/commands.md 1.19 and 5.
 """
 
 import pytest

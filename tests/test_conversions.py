@@ -1,7 +1,7 @@
 """Results of functions as replies, byte for byte, in RESP2 and RESP3.
 
-Spec: commands.md 0.4, python-api.md 4.4 and 4.5, with the decisions of spec/README.md (None, tuple, dict, bytearray,
-integers beyond 64 bit, numbers that look like errors).
+Contract: docs/contract/commands.md 0.4, docs/contract/python-api.md 4.4 and 4.5, with the decisions of
+docs/contract/README.md (None, tuple, dict, bytearray, integers beyond 64 bit, numbers that look like errors).
 """
 
 from random import Random

@@ -1,6 +1,7 @@
 """Event storms: MaxPendingPerRegistration bounds what waits. The oldest are kept, the newest dropped and counted.
 
-Beyond the original, whose queue has no bound (readers-and-events.md chapter 12, 13.3 (30)): our own option, issue 4.
+Beyond the original, whose queue has no bound (docs/contract/readers-and-events.md 12 and 13.30): our own option,
+issue 4.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which events start executions of a KeysReader registration, and what their records hold.
 
-Contract: readers-and-events.md chapters 1.5, 2.3 to 2.5, 9, 11.2 and 12.
+Contract: docs/contract/readers-and-events.md 1.5, 2.3 to 2.5, 9, 11.2 and 12.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What functions call: execute with its conversions and errors, atomic, log, hashtag, configGet; also in user threads.
 
-Spec: python-api.md 2, 4.1 to 4.3, 5.4, 12; commands.md 6.4 and 6.5 (refused writes).
+Contract: docs/contract/python-api.md 2, 4.1 to 4.3, 5.4, 12; docs/contract/commands.md 6.4 and 6.5 (refused writes).
 """
 
 import os

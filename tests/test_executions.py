@@ -1,6 +1,6 @@
 """Executions as clients see them: list, results, details, abort, drop, how long they are kept.
 
-Spec: commands.md 0.3, 1.4 to 1.9, 2 and 3.
+Contract: docs/contract/commands.md 0.3, 1.4 to 1.9, 2 and 3.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Access rights and hooked commands: a hook neither widens nor narrows what a user may do.
 
-Contract: readers-and-events.md 8.7 and 10.9, commands.md chapter 9 (4 and 13), spec/README.md ("flags and ACL",
-"internal commands"); the inner commands: docs/linked-clients.md. Redis 7.0 cannot look at a user inside the filter:
-there each user needs the inner command, too.
+Contract: docs/contract/readers-and-events.md 8.7 and 10.9, docs/contract/commands.md 9.4 and 9.13,
+docs/contract/README.md ("flags and ACL", "internal commands"); the inner commands: docs/linked-clients.md. Redis 7.0
+cannot look at a user inside the filter: there each user needs the inner command, too.
 """
 
 from __future__ import annotations

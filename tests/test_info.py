@@ -1,7 +1,7 @@
 """The module's sections of INFO: which request shows them, their fields, what keeps a value on its line.
 
-Spec: commands.md 7.1 and 9 (27). Our escapes in values: a backslash is doubled; comma, CR and LF are `\\x2c`, `\\r` and
-`\\n`.
+Contract: docs/contract/commands.md 7.1 and 9.27. Our escapes in values: a backslash is doubled; comma, CR and LF are
+`\\x2c`, `\\r` and `\\n`.
 """
 
 import ast

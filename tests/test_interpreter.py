@@ -1,6 +1,6 @@
 """The embedded interpreter: which Python it is, what functions can import, how it starts, fails and stops.
 
-Spec: issue "key-miss tutorial" item 2; commands.md 5.2 (PythonVenv is our own option).
+Contract: issue "key-miss tutorial" item 2; docs/contract/commands.md 5.2 (PythonVenv is our own option).
 """
 
 import os
@@ -47,6 +47,7 @@ def test_the_executable_is_the_environments_python(server):
     assert of_executable == of_server
 
 
+@pytest.mark.own_server
 def test_the_log_tells_version_and_prefix(server):
     version, prefix = in_script(server, "import platform, sys\nreturn platform.python_version(), sys.prefix")
     lines = [line for line in server.log().splitlines() if version in line]

@@ -1,6 +1,6 @@
 """The KeysReader in a `run`: which keys, what a record holds, what other clients see meanwhile.
 
-Spec: readers-and-events.md 0.1, 0.2, 1.6 and 2.
+Contract: docs/contract/readers-and-events.md 0.1, 0.2, 1.6 and 2.
 """
 
 import ast

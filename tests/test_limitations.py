@@ -1,4 +1,5 @@
-"""What `commands=` refuses, and what a linked command cannot do. Contract: readers-and-events.md 10.1 and 10.6."""
+"""What `commands=` refuses, and what a linked command cannot do. Contract:
+docs/contract/readers-and-events.md 10.1 and 10.6."""
 
 from __future__ import annotations
 
@@ -123,7 +124,7 @@ def test_without_a_link(server: Server, function: str) -> None:
     assert expected in server.registrations()[0]["RegistrationData"]["lastError"]
 
 
-INNER = ["RG.INNERREAD", "rg.innerwrite", "RG.INNERWRITEMORE"]
+INNER = ["RG.INNERREAD", "RG.InnerReadLater", "rg.innerwrite", "RG.INNERWRITEMORE"]
 
 
 @pytest.mark.parametrize("inner", INNER)

@@ -1,4 +1,4 @@
-"""Linked clients: who waits, for what, and which reply comes. Contract: readers-and-events.md chapter 10.
+"""Linked clients: who waits, for what, and which reply comes. Contract: docs/contract/readers-and-events.md chapter 10.
 
 What happens when something goes wrong meanwhile is in test_linked_client_failures.py, restrictions are in
 test_limitations.py.

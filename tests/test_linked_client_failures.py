@@ -1,6 +1,6 @@
 """Linked clients when something goes wrong meanwhile: each gets exactly one reply, and nothing leaks.
 
-Contract: readers-and-events.md 10.3, 10.4, 10.6, 10.8, and the crashes listed in its chapter 13.
+Contract: docs/contract/readers-and-events.md 10.3, 10.4, 10.6, 10.8 and 13.
 """
 
 from __future__ import annotations

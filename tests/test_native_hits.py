@@ -1,5 +1,6 @@
-"""Hits of linked commands behave as without the module: statistics, expiry, eviction data, client-side caching, cluster,
-access rights. Misses count once. Contract: design ("Hits run natively"), readers-and-events.md 10.7 to 10.9.
+"""Hits of linked commands behave as without the module: statistics, expiry, eviction data, client-side caching,
+cluster, access rights. Misses count once. Contract: docs/linked-clients.md ("Cost"),
+docs/contract/readers-and-events.md 10.7 to 10.9.
 """
 
 from __future__ import annotations

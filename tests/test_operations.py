@@ -1,6 +1,7 @@
 """Grouping, aggregation, sorting: meaning, arguments, errors, keys; what RG.GETEXECUTION shows of them.
 
-Spec: python-api.md 3, commands.md 1.6; zero and the keys of groups: spec/README.md.
+Contract: docs/contract/python-api.md 3, docs/contract/commands.md 1.6; zero and the keys of groups:
+docs/contract/README.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Chains of operations on random data against the same in plain Python. Spec: python-api.md 3.3 and 3.5."""
+"""Chains of operations on random data against the same in plain Python. Contract:
+docs/contract/python-api.md 3.3 and 3.5."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What is registered outlives the process: RDB, AOF with and without preamble, DEBUG RELOAD, FLUSHALL; damaged files.
 
-Spec: commands.md 4.4 and 6; python-api.md 7.
+Contract: docs/contract/commands.md 4.4 and 6; docs/contract/python-api.md 7.
 """
 
 from __future__ import annotations
@@ -242,7 +242,8 @@ def test_streams_go_on_where_they_were(start_server: Callable[..., Server]) -> N
 
 
 def test_functions_come_back_as_they_were_registered(start_server: Callable[..., Server]) -> None:
-    """The image is made once: what happens to globals afterwards is neither saved nor in the way (python-api.md 7.1)."""
+    """The image is made once: what happens to globals afterwards is neither saved nor in the way
+    (docs/contract/python-api.md 7.1)."""
     server = start_server()
     script = """
 import threading
@@ -260,7 +261,7 @@ x = threading.Lock()
 
 
 def test_a_scripts_own_names_win(start_server: Callable[..., Server]) -> None:
-    """Names that every script has, redefined by the script (python-api.md 7.3)."""
+    """Names that every script has, redefined by the script (docs/contract/python-api.md 7.3)."""
     server = start_server()
     script = """
 def log(text):

@@ -1,6 +1,7 @@
 """What functions cost: RG.PYPROFILE, the durations of RG.GETEXECUTION, RG.PYSTATS.
 
-Spec: commands.md 1.6, 1.15, 1.16 and 9 (2, 21); python-api.md 8; nothing collected: an empty text, our own.
+Contract: docs/contract/commands.md 1.6, 1.15, 1.16 and 9.2, 9.21; docs/contract/python-api.md 8; nothing collected: an
+empty text, our own.
 """
 
 import re

@@ -1,6 +1,6 @@
 """RG.PYEXECUTE: options, replies, the errors of scripts, and what a script finds around it.
 
-Spec: commands.md 0.5, 1.2 and 4; python-api.md 1.
+Contract: docs/contract/commands.md 0.5, 1.2 and 4; docs/contract/python-api.md 1.
 """
 
 import ast

@@ -1,5 +1,5 @@
 """`read_through`: one load for many clients, the client's own command as its reply, which commands wait, kinds of values.
-Contract: read-through.md chapters 1 to 3.
+Contract: docs/contract/read-through.md chapters 1 to 3.
 """
 
 from __future__ import annotations

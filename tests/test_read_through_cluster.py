@@ -1,5 +1,5 @@
 """`read_through` in a cluster: each shard loads its own keys; who waits for a key whose slot moves away is told where.
-Contract: read-through.md 3.4.
+Contract: docs/contract/read-through.md 3.4.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Loads that fail, clients that give up, sources that are down, bounds: each waiting client gets exactly one reply, and nothing
-leaks. Contract: read-through.md chapters 1 and 3.
+leaks. Contract: docs/contract/read-through.md chapters 1 and 3.
 """
 
 from __future__ import annotations
@@ -215,6 +215,16 @@ def test_a_removed_registration_lets_its_clients_go(server: Server, source: Serv
     origin.give("user:1", "v")
     assert server.client().get("user:1") is None
     wait_until(lambda: server.client().info("clients")["blocked_clients"] == 0)
+
+
+def test_what_an_old_loader_found_out_says_nothing_of_a_new_one(server: Server) -> None:
+    options = "negative_ttl=60, backoff=60, max_backoff=60"
+    server.run(f"read_through('k:*', lambda key: None if key == 'k:none' else 1 / 0, {options})", "ID", "s")
+    raw = server.raw()
+    assert raw.call("GET", "k:none") == b"$-1\r\n"
+    assert raw.call("GET", "k:1") == b"-LOADFAILED ZeroDivisionError\r\n"
+    server.run(f"read_through('k:*', lambda key: 'there', {options})", "ID", "s", "UPGRADE")
+    assert [raw.call("GET", key) for key in ("k:none", "k:1")] == [b"$5\r\nthere\r\n"] * 2
 
 
 def test_an_upgrade_takes_over_who_waits(server: Server, source: Server) -> None:

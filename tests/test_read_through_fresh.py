@@ -1,4 +1,6 @@
-"""Lifetimes: negative entries, stale values, refreshing before expiry, batches. Contract: read-through.md chapter 1."""
+"""Lifetimes: negative entries, stale values, refreshing before expiry, batches. Contract:
+docs/contract/read-through.md chapter 1.
+"""
 
 from __future__ import annotations
 

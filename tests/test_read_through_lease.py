@@ -1,5 +1,5 @@
-"""No lost update: what is loaded is stored only if nothing happened to the key since the load began. Contract: read-through.md
-3.2 and "Details".
+"""No lost update: what is loaded is stored only if nothing happened to the key since the load began. Contract:
+docs/contract/read-through.md 3.2 and "Details".
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """`read_through` in operation: RG.REFRESH, figures, client-side caching, WATCH, files, memory limits, rights, slices; and
-`register(..., coalesce=True)`. Contract: read-through.md chapters 1, 3 and 4.
+`register(..., coalesce=True)`. Contract: docs/contract/read-through.md chapters 1, 3 and 4.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ def test_functions_refresh(server: Server) -> None:
 # --- figures ---
 
 
+@pytest.mark.own_server
 def test_figures_in_info(server: Server, source: Server) -> None:
     origin = register(server, source, "negative_ttl=60, backoff=30")
     client, raw = server.client(), server.raw()
@@ -121,6 +122,7 @@ def test_figures_in_info(server: Server, source: Server) -> None:
     assert (data["hits"], data["misses"], data["loads"], data["loadMaxUS"]) == (0, 0, 0, 0)
 
 
+@pytest.mark.own_server
 def test_bounds_are_options(server: Server, source: Server) -> None:
     client, raw = server.client(), server.raw()
     options = ["ReadThroughMaxAbsent", "ReadThroughMaxBackoffs", "ReadThroughMaxLoads"]

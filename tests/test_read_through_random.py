@@ -1,5 +1,5 @@
 """`read_through` against a model: random interleavings of reads, loads, writes, deletions, expiry, flushes, upgrades and
-disconnects. Contract: read-through.md chapter 3.
+disconnects. Contract: docs/contract/read-through.md chapter 3.
 
 The source is the model's: a version that only grows. What a load brings is the version that the source had when the test let the
 loader read it, so a reply that is too old shows. The rules: a client never gets a version older than the one that the source had at the

@@ -1,4 +1,5 @@
-"""`read_through` against sources that are killed, stall, are slow, flap; and an HTTP service. Contract: read-through.md 5 and 6."""
+"""`read_through` against sources that are killed, stall, are slow, flap; and an HTTP service. Contract: 
+docs/contract/read-through.md chapter 5."""
 
 from __future__ import annotations
 

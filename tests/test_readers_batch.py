@@ -1,6 +1,6 @@
 """Readers of `run`: KeysOnlyReader, PythonReader, ShardsIDReader, StreamReader, and that walks leave no trace.
 
-Spec: readers-and-events.md 2.2, 3, 4, 5, 6.1, 6.2.
+Contract: docs/contract/readers-and-events.md 2.2, 3, 4, 5, 6.1, 6.2.
 """
 
 from __future__ import annotations

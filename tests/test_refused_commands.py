@@ -1,5 +1,5 @@
 """Commands that functions cannot run: they end or hang older servers when a module runs them. What is left works as inside
-MULTI. Spec: python-api.md 2.1.
+MULTI. Contract: docs/contract/python-api.md 2.1.
 """
 
 from __future__ import annotations

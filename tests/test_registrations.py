@@ -1,6 +1,7 @@
 """Registrations as clients see them: RG.DUMPREGISTRATIONS, RG.UNREGISTER, statistics, onRegistered, end of a session.
 
-Spec: commands.md 1.10, 1.11, 2 and 4; readers-and-events.md 1.3 and 11; PD: spec/README.md.
+Contract: docs/contract/commands.md 1.10, 1.11, 2 and 4; docs/contract/readers-and-events.md 1.3 and 11; PD:
+docs/contract/README.md.
 """
 
 import ast

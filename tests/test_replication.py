@@ -1,6 +1,6 @@
 """Registrations on replicas: they are there, do not fire, and fire at once after a promotion. Writes of functions arrive once.
 
-Spec: commands.md 6.2 to 6.4 and 9.29.
+Contract: docs/contract/commands.md 6.2 to 6.4 and 9.29.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def test_a_replica_changes_nothing_itself(start_server: Callable[..., Server]) -
 
 
 def test_a_writable_replica_does_not_register_either(start_server: Callable[..., Server]) -> None:
-    """Its ids would clash with those of its master (commands.md 9.10)."""
+    """Its ids would clash with those of its master (docs/contract/commands.md 9.10)."""
     master, replica = start_server(), start_server(args=["--replica-read-only", "no"])
     attach(replica, master)
     assert error_of(replica, "GB('KeysReader').register('a*')").startswith("READONLY")

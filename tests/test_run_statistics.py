@@ -1,7 +1,7 @@
 """Statistics of registrations: RegistrationData of each reader, how counters change, times, RG.CLEARREGISTRATIONSSTATS.
 
-Contract: readers-and-events.md chapter 11, commands.md 1.10 and 1.13; RG.DUMPREGISTRATIONS VERBOSE is ours (issue 4).
-The KeysReader's counters are in test_registrations.py, INFO's usual fields in test_info.py.
+Contract: docs/contract/readers-and-events.md chapter 11, docs/contract/commands.md 1.10 and 1.13; RG.DUMPREGISTRATIONS
+VERBOSE is ours (issue 4). The KeysReader's counters are in test_registrations.py, INFO's usual fields in test_info.py.
 """
 
 from __future__ import annotations
@@ -179,6 +179,7 @@ def test_averages_are_doubles(server: Server, reader: str, protocol: int, zero: 
         assert (b"$17\r\navgEstimatedLagMS\r\n" + zero in reply) is (reader == "StreamReader")
 
 
+@pytest.mark.own_server
 @pytest.mark.matrix
 @pytest.mark.parametrize("words", [[], ["other"], ["other", "VERBOSE"], ["VERBOSEX"]])
 def test_without_verbose_an_entry_has_12_elements(server: Server, words: list[str]) -> None:

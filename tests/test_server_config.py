@@ -1,7 +1,8 @@
 """Options as configuration of the server: CONFIG GET, CONFIG SET, config file, CONFIG REWRITE.
 
 For servers that let modules have configuration (Redis 7.0, Valkey). The values are those of test_config.py; a name is
-the option's name in kebab case, switches are `yes` or `no`. Spec: commands.md 5; the names are our own.
+the option's name in kebab case, switches are `yes` or `no`. Contract: docs/contract/commands.md 5; the names are our
+own.
 """
 
 import os

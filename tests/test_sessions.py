@@ -1,6 +1,7 @@
 """Sessions: RG.PYDUMPSESSIONS, replacing one (UPGRADE, REPLACE_WITH), PD in every state, the end of a session.
 
-Spec: commands.md 1.2, 1.10, 1.14 and 4; an upgrade that registers nothing, TS, PD, refCount: spec/README.md.
+Contract: docs/contract/commands.md 1.2, 1.10, 1.14 and 4; an upgrade that registers nothing, TS, PD, refCount:
+docs/contract/README.md.
 """
 
 import ast
@@ -294,7 +295,7 @@ FAILURES = {
     "a syntax error": "oops(",
     "an unknown command": "GB('KeysReader').register('y*', commands=['nosuch'])",
     "a bad argument": "GB('KeysReader').register('y*', mode='later')",
-    "an unserialisable function": "import threading\nlock = threading.Lock()\n"
+    "an unserialisable function": "import socket\nlock = socket.socket()\n"
     "GB('KeysReader').map(lambda record: lock).register('y*')",
     "a second run": f"{RUN}\n{RUN}",
 }

@@ -1,4 +1,5 @@
-"""SLOWLOG and command statistics of commands that wait for an execution: the time that it ran. Spec: commands.md 7.2."""
+"""SLOWLOG and command statistics of commands that wait for an execution: the time that it ran. Contract:
+docs/contract/commands.md 7.2."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """StreamReader registrations: batches, positions, policies, pauses, restarts, replicas.
 
-Spec: readers-and-events.md 6, commands.md 1.12; several registrations on one stream and failed entries:
-spec/README.md.
+Contract: docs/contract/readers-and-events.md 6, docs/contract/commands.md 1.12; several registrations on one stream and
+failed entries: docs/contract/README.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a `sync` KeysReader function writes: master, replica and AOF file agree, whoever caused the event, and callers see it.
 
-Contract: readers-and-events.md 1.4, 2.5, 9, 10.6 and 12 ("replicated together with the triggering command").
+Contract: docs/contract/readers-and-events.md 1.4, 2.5, 9, 10.6 and 12 (what replicas see, and when).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Time events: when they run, what ends them, and what becomes of those with a key in files, on replicas and in RESTORE.
 
-Contract: python-api.md 2.7 and 7.3.
+Contract: docs/contract/python-api.md 2.7 and 7.3.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import redis
 from helpers import Server, wait_until
 from probes import error_of
 from test_replication import AOF, attach, caught_up, promote
+
+pytestmark = pytest.mark.own_server
 
 DATA = Path(__file__).parent / "data"
 TICK = "def tick():\n    execute('INCR', 'ticks')\n"

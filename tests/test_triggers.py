@@ -1,6 +1,7 @@
 """Triggers, functions that clients call by name: record, reply, contexts, order, and how a call may end.
 
-Contract: readers-and-events.md chapters 7 and 12, 10.5, 11.2, 11.3; commands.md 0.3, 0.4, 1.3, 1.11 and 4.5.
+Contract: docs/contract/readers-and-events.md chapters 7 and 12, 10.5, 11.2, 11.3; docs/contract/commands.md 0.3, 0.4,
+1.3, 1.11 and 4.5.
 """
 
 from __future__ import annotations

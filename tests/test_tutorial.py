@@ -1,6 +1,6 @@
 """The key-miss tutorial, end to end, with the scripts of examples/: it always works.
 
-Contract: tutorial-key-miss.md. The page in our own words is played by test_docs.py.
+Contract: docs/tutorial-key-miss.md. The page in our own words is played by test_docs.py.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 //! Commands that all shards carry out: asks the others, does this shard's own part, and puts the answers together.
-//! Contract: `commands.md` 8.2.
+//! Contract: docs/contract/commands.md 8.2.
 
 use std::sync::Arc;
 
@@ -17,7 +17,8 @@ use crate::{
         requirement::Requirement,
     },
     error::Error,
-    persistence::{files_of, write_archive},
+    persistence::files_of,
+    requirements::archive,
     server::{api, lock::Lock, reply::Reply},
 };
 
@@ -140,10 +141,10 @@ impl Cluster {
         let known = requirements.iter().find(|requirement| requirement.name == name);
         let files = known.map(|requirement| files_of(requirement));
         let Some(Ok(files)) = files else {
-            return done(Err(Error::RequirementsNotInstalled));
+            return done(Err(Error::RequirementsNotInstalled(String::new())));
         };
         let question = Question::Import {
-            archive: ByteBuf::from(write_archive(&files)),
+            archive: ByteBuf::from(archive::encode(&files)),
             keeps_known: false,
         };
         let (this, requirements) = (Arc::clone(self), requirements.to_vec());
@@ -159,7 +160,7 @@ impl Cluster {
                 }
                 Some((_, Some(Err(error)))) => {
                     api::log_warning(&format!("shard {shard} could not install {name}: {error}"));
-                    done(Err(Error::RequirementsNotInstalled));
+                    done(Err(Error::RequirementsNotInstalled(String::new())));
                 }
                 _ => done(Err(Error::MaxIdle)),
             },
@@ -186,7 +187,10 @@ impl Cluster {
     /// Another shard asks for something.
     pub(super) fn answer(&self, lock: Lock<'_>, from: ShardId, number: u64, question: Question) {
         let answer = match question {
-            Question::Prepare(step) => self.prepare(lock, from, number, step.into_vec()),
+            Question::Prepare(step) => match self.prepare(lock, from, number, step.into_vec()) {
+                Some(answer) => answer,
+                None => return,
+            },
             Question::Import { archive, keeps_known } => {
                 let reply = self.replier(from, number);
                 let persistence = Arc::clone(&self.persistence);

@@ -1,5 +1,5 @@
 //! A connection to another shard: credentials and certificates as this server uses them towards its master. Contract:
-//! `commands.md` 8.4. Called on the threads of links.
+//! docs/contract/commands.md 8.4. Called on the threads of links.
 
 use std::{collections::HashMap, fs, path::Path, sync::Once, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What RG.INFOCLUSTER and INFO show of other shards. Contract: `commands.md` 1.20.
+//! What RG.INFOCLUSTER and INFO show of other shards. Contract: docs/contract/commands.md 1.20.
 
 use std::sync::atomic::Ordering;
 

@@ -1,7 +1,7 @@
 //! What comes from other shards: who has proved to be one, and which of their messages were seen already. Contract:
-//! `commands.md` 1.23 and 8.4. Runs on the server's thread.
+//! docs/contract/commands.md 1.23 and 8.4. Runs on the server's thread.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::{
     Cluster,
@@ -13,6 +13,7 @@ use crate::{
     engine::id::ShardId,
     error::Error,
     server::{
+        after::when_writes_are_allowed,
         api,
         command::{Answer, Command},
         guarded::Guarded,
@@ -28,37 +29,57 @@ struct Sender {
     /// The connection that it talks on.
     client: u64,
     run: Vec<u8>,
-    /// The number of its last message.
-    last: Option<u64>,
+    /// Which of its links that is.
+    epoch: u64,
+    /// The number of the first message of that link that was not seen.
+    next: u64,
 }
 
 impl Cluster {
-    /// `RG.HELLO [<shard id> <run id> <secret>]`: this server's run id. With the arguments, which only shards know, the
-    /// connection may send messages from now on.
+    /// `RG.HELLO`: this server's run id. `RG.HELLO <shard id> <run id> <secret> <link>`, which only shards can say: the
+    /// connection may send messages from now on; the reply is the run id with the number of the first message of that link
+    /// that was not seen.
     ///
     /// # Errors
-    /// There is no cluster; the secret is another one.
+    /// There is no cluster; the secret is another one; a later link of that shard was here; this server does not know of that
+    /// shard yet, and could not answer it.
     pub fn hello(&self, command: &Command<'_>) -> Result<Answer, Error> {
         let run = self.run_id().ok_or(Error::NoTopologyForHello)?;
         let words = command.argv().to_vecs();
-        if let [_, id, their_run, secret, ..] = words.as_slice() {
-            let shard = ShardId::parse(id).ok_or(Error::NotAShard)?;
-            if !secrets::same(secret, self.own_secret().as_bytes()) {
-                return Err(Error::NotAShard);
-            }
-            let mut senders = self.inbound.0.write(command.lock());
-            let before = senders.remove(&shard);
-            let last = before.filter(|before| before.run == *their_run);
-            senders.insert(
-                shard,
-                Sender {
-                    client: command.client_id(),
-                    run: their_run.clone(),
-                    last: last.and_then(|last| last.last),
-                },
-            );
+        let [_, id, their_run, secret, epoch, ..] = words.as_slice() else {
+            return Ok(Reply::bulk(run).into());
+        };
+        let shard = ShardId::parse(id).ok_or(Error::NotAShard)?;
+        if !secrets::same(secret, self.own_secret().as_bytes()) {
+            return Err(Error::NotAShard);
         }
-        Ok(Reply::bulk(run).into())
+        let epoch = number(epoch).ok_or(Error::NotAShard)?;
+        if !self.knows(command.lock(), shard) {
+            return Err(Error::ShardUnknown(shard.to_string()));
+        }
+        let mut senders = self.inbound.0.write(command.lock());
+        let before = senders.get(&shard);
+        let is_new = before.is_some_and(|before| before.run != *their_run);
+        let before = before.filter(|before| before.run == *their_run);
+        let next = match before {
+            // Its thread is about to end.
+            Some(before) if before.epoch > epoch => return Err(Error::NotAShard),
+            Some(before) if before.epoch == epoch => before.next,
+            _ => 0,
+        };
+        let sender = Sender {
+            client: command.client_id(),
+            run: their_run.clone(),
+            epoch,
+            next,
+        };
+        senders.insert(shard, sender);
+        drop(senders);
+        if is_new {
+            self.drop_prepared_of(command.lock(), &BTreeSet::from([shard]));
+        }
+        let next = i64::try_from(next).unwrap_or(i64::MAX);
+        Ok(Reply::Array(vec![Reply::bulk(run), Reply::Int(next)]).into())
     }
 
     /// `RG.INNERMSGCOMMAND <shard id> <run id> <kind> <payload> <number>`, from shards only.
@@ -76,10 +97,7 @@ impl Cluster {
         let word = |place| argv.get(place).unwrap_or_default();
         let lock = command.lock();
         let shard = ShardId::parse(word(1)).ok_or(Error::InnerCommand)?;
-        let number: u64 = std::str::from_utf8(word(5))
-            .ok()
-            .and_then(|number| number.parse().ok())
-            .ok_or(Error::BadMessageId)?;
+        let number = number(word(5)).ok_or(Error::BadMessageId)?;
         {
             let mut senders = self.inbound.0.write(lock);
             let client = command.client_id();
@@ -87,15 +105,23 @@ impl Cluster {
                 .get_mut(&shard)
                 .filter(|sender| sender.client == client && sender.run == word(2))
                 .ok_or(Error::InnerCommand)?;
-            if sender.last.is_some_and(|last| number <= last) {
+            if number < sender.next {
                 return Ok(Reply::status("duplicate message ignored").into());
             }
-            sender.last = Some(number);
+            sender.next = number.saturating_add(1);
         }
         self.counts.received();
         match word(3) {
             kind if kind == KIND.as_bytes() => match Message::decode(word(4)) {
-                Ok(message) => self.receive(lock, shard, message),
+                // It may write, and those behind it keep their order.
+                Ok(message) => {
+                    let this = self.handle();
+                    when_writes_are_allowed(lock, move |lock| {
+                        if let Some(this) = this.upgrade() {
+                            this.receive(lock, shard, message);
+                        }
+                    });
+                }
                 Err(error) => {
                     api::log_warning(&format!("a message of shard {shard} cannot be read: {error}"));
                 }
@@ -110,4 +136,8 @@ impl Cluster {
         }
         Ok(Reply::ok().into())
     }
+}
+
+fn number(word: &[u8]) -> Option<u64> {
+    std::str::from_utf8(word).ok()?.parse().ok()
 }

@@ -1,13 +1,16 @@
 //! The way to one other shard: a queue of messages, and a thread that sends them over one connection. Contract:
-//! `commands.md` 8.4.
+//! docs/contract/commands.md 8.4.
 //!
-//! Messages have numbers; the other side acknowledges each of them, and leaves out those whose number it has seen. After a
-//! new connection what is not acknowledged is sent again. Any thread may queue; nobody waits but the thread of the link.
+//! Messages have numbers, which begin with 0 for each link and are never used twice. A link has a number of its own, by which
+//! the other side knows it again: whenever a connection comes about, that one tells up to where it has seen the messages of
+//! this very link, and what is behind that is sent. Any thread may queue; nobody waits but the thread of the link.
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Weak},
-    thread,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -15,7 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use redis::{Cmd, Connection, Value};
 
 use super::{Cluster, connect, topology::Address};
-use crate::{config::Number, engine::id::ShardId, server::api};
+use crate::{config::Number, engine::id::ShardId, server::api, threads};
 
 /// The kind of our own messages.
 pub const KIND: &str = "pinion1";
@@ -38,6 +41,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// The way to one shard.
 pub struct Link {
     pub shard: ShardId,
+    /// Later links of one run of the server have higher ones.
+    epoch: u64,
     state: Mutex<Outbox>,
     /// There is something to do for the thread.
     work: Condvar,
@@ -79,8 +84,10 @@ pub struct LinkState {
 impl Link {
     /// Starts the thread of a link.
     pub fn open(cluster: Weak<Cluster>, shard: ShardId, address: Address) -> Arc<Self> {
+        static EPOCHS: AtomicU64 = AtomicU64::new(0);
         let link = Arc::new(Self {
             shard,
+            epoch: EPOCHS.fetch_add(1, Ordering::Relaxed),
             state: Mutex::new(Outbox {
                 address,
                 queue: VecDeque::new(),
@@ -96,9 +103,7 @@ impl Link {
             room: Condvar::new(),
         });
         let life = Arc::clone(&link);
-        let started = thread::Builder::new()
-            .name("pinion-link".into())
-            .spawn(move || life.live(&cluster));
+        let started = threads::spawn("pinion-link".into(), move || life.live(&cluster));
         if let Err(error) = started {
             api::log_warning(&format!("no thread for the link to shard {shard}: {error}"));
         }
@@ -242,17 +247,17 @@ impl Link {
             .set_read_timeout(limit)
             .and_then(|()| connection.set_write_timeout(limit))
             .map_err(|error| error.to_string())?;
-        let run = self.hello(cluster, &mut connection)?;
-        let mut state = self.state.lock();
-        if state.run.as_ref() != Some(&run) {
-            // It has seen nothing of what is queued: numbers begin anew.
-            for (number, item) in (0..).zip(&mut state.queue) {
-                item.number = number;
+        let Welcome { run, next } = self.hello(cluster, &mut connection)?;
+        self.acknowledged_below(next);
+        let before = self.state.lock().run.replace(run.clone());
+        if before.is_some_and(|before| before != run) {
+            cluster.restarted(self.shard);
+            // Nothing was tried there.
+            for item in &mut self.state.lock().queue {
                 item.attempts = 0;
             }
-            state.next_number = state.queue.len() as u64;
-            state.run = Some(run);
         }
+        let mut state = self.state.lock();
         let limit = cluster.engine.config.number(Number::SendMsgRetries);
         if limit > 0 {
             let before = state.queue.len();
@@ -267,7 +272,7 @@ impl Link {
         Ok(connection)
     }
 
-    fn hello(&self, cluster: &Cluster, connection: &mut Connection) -> Result<String, String> {
+    fn hello(&self, cluster: &Cluster, connection: &mut Connection) -> Result<Welcome, String> {
         let me = cluster.identity();
         let secret = cluster.secret_of(self.shard)?;
         let reply = Cmd::new()
@@ -275,16 +280,19 @@ impl Link {
             .arg(me.shard.to_string())
             .arg(&me.run)
             .arg(secret)
+            .arg(self.epoch)
             .query::<Value>(connection);
         match reply {
-            Ok(Value::BulkString(run)) => Ok(String::from_utf8_lossy(&run).into_owned()),
-            Ok(other) => Err(format!("unexpected reply to RG.HELLO: {other:?}")),
+            Ok(reply) => {
+                Welcome::of(&reply).ok_or_else(|| format!("unexpected reply to RG.HELLO: {reply:?}"))
+            }
             Err(error) => {
                 let reason = error.to_string();
                 if reason.contains("ERRCLUSTER") {
                     cluster.send_topology(self.shard, connection);
+                } else {
+                    cluster.forget_secret(self.shard);
                 }
-                cluster.forget_secret(self.shard);
                 Err(reason)
             }
         }
@@ -324,7 +332,7 @@ impl Link {
                 .map_err(|error| error.to_string())?;
             for item in &batch {
                 match connection.recv_response() {
-                    Ok(Value::Okay | Value::SimpleString(_)) => self.acknowledged(item.number),
+                    Ok(Value::Okay | Value::SimpleString(_)) => self.acknowledged_below(item.number + 1),
                     Ok(other) => return Err(format!("unexpected reply to a message: {other:?}")),
                     Err(error) => return Err(error.to_string()),
                 }
@@ -359,9 +367,10 @@ impl Link {
         Next::Batch(batch)
     }
 
-    fn acknowledged(&self, number: u64) {
+    /// The other side has all messages whose numbers are lower.
+    fn acknowledged_below(&self, number: u64) {
         let mut state = self.state.lock();
-        while state.queue.front().is_some_and(|item| item.number <= number) {
+        while state.queue.front().is_some_and(|item| item.number < number) {
             if let Some(item) = state.queue.pop_front() {
                 state.bytes = state.bytes.saturating_sub(item.payload.len());
             }
@@ -381,4 +390,25 @@ enum Next {
     Nothing,
     /// The connection is of no use any more.
     Reset,
+}
+
+/// What the other side answers a link that proves to be a shard's.
+struct Welcome {
+    /// Its run id.
+    run: String,
+    /// The number of the first message of this link that it has not seen.
+    next: u64,
+}
+
+impl Welcome {
+    fn of(reply: &Value) -> Option<Self> {
+        let Value::Array(words) = reply else { return None };
+        let [Value::BulkString(run), Value::Int(next)] = words.as_slice() else {
+            return None;
+        };
+        Some(Self {
+            run: String::from_utf8_lossy(run).into_owned(),
+            next: u64::try_from(*next).ok()?,
+        })
+    }
 }

@@ -1,5 +1,5 @@
 //! What one shard does by itself for a command that all shards carry out: for its own client, or for another shard.
-//! Contract: `commands.md` 1.6, 1.12 and 1.13.
+//! Contract: docs/contract/commands.md 1.6, 1.12 and 1.13.
 
 use std::{sync::Arc, time::Duration};
 
@@ -103,7 +103,7 @@ pub fn pause(engine: &Engine, lock: Lock<'_>, ids: &[Id], pause: bool) -> Result
     let find = |id: &Id| {
         let unknown = || Error::NoSuchRegistrationHere {
             id: id.to_string(),
-            shard: engine.registry.shard(),
+            shard: engine.registry.shard().to_string(),
         };
         engine.registry.registration(*id).ok_or_else(unknown)
     };

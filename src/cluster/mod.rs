@@ -1,5 +1,5 @@
 //! Other shards: who they are, the links to them, and what is said over these. Implements the engine's trait [`Shards`].
-//! Contract: `commands.md` chapter 8.
+//! Contract: docs/contract/commands.md chapter 8.
 //!
 //! `pinion-cluster` looks at the topology and does what takes long for other shards; each link has a thread of its own; what
 //! other shards send comes on the server's thread (`inbound.rs`) and is sorted out in [`Cluster::receive`].
@@ -15,21 +15,21 @@ mod participant;
 mod questions;
 mod registrations;
 mod secrets;
+mod shape;
 pub mod topology;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
+use crate::mutex::Mutex;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use parking_lot::Mutex;
 use redis::{Cmd, Connection, Value};
 
 pub use self::registrations::Registered;
@@ -40,27 +40,29 @@ use self::{
     questions::Questions,
     registrations::PreparedSteps,
     secrets::Secrets,
+    shape::Waiting,
     topology::Topology,
 };
 use crate::{
     engine::{
-        Engine,
+        Engine, Shape,
         distributed_run::{RunMessage, Shards},
         id::{Id, ShardId},
+        language::Failure,
+        members::Members,
     },
     persistence::Persistence,
-    python::Packages,
+    requirements::Packages,
     server::{
         api, bus,
-        call::call,
         lock::{self, Lock},
-        reply::Reply,
     },
+    threads,
 };
 
-/// How often the topology is looked at, and how often by a node that knows no other one yet.
+/// How often the topology is looked at, and how often by a node that does not know the others.
 const LOOK: Duration = Duration::from_millis(500);
-const FIRST_LOOK: Duration = Duration::from_millis(100);
+const SOON: Duration = Duration::from_millis(100);
 /// How often shards compare what is registered.
 const COMPARE: Duration = Duration::from_secs(3);
 
@@ -81,6 +83,12 @@ pub struct Cluster {
     secrets: Secrets,
     questions: Questions,
     prepared: PreparedSteps,
+    /// How many plans of a run have come and wait for this cluster's thread.
+    plans: Mutex<HashMap<Id, usize>>,
+    /// This server is a node of a Redis Cluster.
+    node: bool,
+    /// Who waits until the shards are known.
+    waiting: Waiting,
     tasks: Sender<Task>,
     pub counts: Counts,
 }
@@ -126,11 +134,13 @@ impl Cluster {
     /// # Errors
     /// The operating system gave no thread, or no random numbers.
     pub fn start(
+        lock: Lock<'_>,
         engine: Arc<Engine>,
         persistence: Arc<Persistence>,
         packages: Arc<Packages>,
     ) -> std::io::Result<Arc<Self>> {
         let (tasks, to_do) = crossbeam_channel::unbounded();
+        let node = bus::is_cluster_node(lock);
         let secrets = Secrets::new()?;
         let run = secrets::random_hex(20)?;
         let cluster = Arc::new_cyclic(|this| Self {
@@ -146,17 +156,19 @@ impl Cluster {
             secrets,
             questions: Questions::default(),
             prepared: PreparedSteps::default(),
+            plans: Mutex::default(),
+            node,
+            waiting: Waiting::default(),
             tasks,
             counts: Counts::default(),
         });
         cluster.engine.connect_shards(Arc::clone(&cluster) as _);
+        cluster.forget_shape("this server has just started");
         let life = Arc::clone(&cluster);
-        thread::Builder::new()
-            .name("pinion-cluster".into())
-            .spawn(move || {
-                let language = Arc::clone(&life.engine.language);
-                language.thread(&mut || life.live(&to_do));
-            })?;
+        threads::spawn("pinion-cluster".into(), move || {
+            let language = Arc::clone(&life.engine.language);
+            language.thread(&mut || life.live(&to_do));
+        })?;
         Ok(cluster)
     }
 
@@ -171,13 +183,13 @@ impl Cluster {
     }
 
     fn live(&self, to_do: &Receiver<Task>) {
-        let node = lock::with_lock(bus::is_cluster_node);
         let (mut looked, mut compared) = (None::<Instant>, Instant::now());
         loop {
-            let interval = match (node, self.run_id()) {
+            let interval = match (self.node, self.engine.shape()) {
                 (false, _) => COMPARE,
-                (true, None) => FIRST_LOOK,
-                (true, Some(_)) => LOOK,
+                (true, Shape::Unknown(_)) => SOON,
+                (true, Shape::Alone) if self.run_id().is_none() => SOON,
+                (true, _) => LOOK,
             };
             match to_do.recv_timeout(interval) {
                 Ok(task) => {
@@ -188,7 +200,7 @@ impl Cluster {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            if node && looked.is_none_or(|looked| looked.elapsed() >= interval) {
+            if self.node && looked.is_none_or(|looked| looked.elapsed() >= interval) {
                 self.look();
                 looked = Some(Instant::now());
             }
@@ -201,30 +213,11 @@ impl Cluster {
         }
     }
 
-    /// Asks Redis Cluster for the shards.
-    fn look(&self) {
-        let topology = lock::with_lock(|lock| {
-            let ask = |what: &str| {
-                let words = ["CLUSTER", what].map(|word| word.as_bytes().to_vec());
-                call(lock, self.engine.features, 0, &words)
-            };
-            let me = match ask("MYID") {
-                Reply::Bulk(id) => ShardId::parse(&id)?,
-                _ => return None,
-            };
-            Topology::of_slots(me, &ask("SLOTS"))
-        });
-        // Whoever was told by RG.CLUSTERSET does not ask.
-        if let Some(topology) = topology.filter(|_| self.known.lock().told.is_none()) {
-            self.adopt(topology, None, false);
-        }
-    }
-
     /// RG.REFRESHCLUSTER: looks at once, opens all links anew and forgets what was not sent.
     pub fn refresh(&self, done: impl FnOnce() + Send + 'static) {
         api::log_notice("Got cluster refresh command");
         self.later(move |cluster| {
-            if lock::with_lock(bus::is_cluster_node) {
+            if cluster.node {
                 cluster.known.lock().told = None;
                 cluster.renew();
                 cluster.look();
@@ -245,7 +238,10 @@ impl Cluster {
         self.later(move |cluster| {
             if !(unless_known && cluster.run_id().is_some()) {
                 cluster.renew();
-                cluster.adopt(topology, Some(words), true);
+                let shape = topology
+                    .members()
+                    .map_or(Shape::Alone, |members| Shape::Known(Arc::new(members)));
+                lock::with_lock(|lock| cluster.adopt(lock, topology, shape, Some(words), true));
             }
             done();
         });
@@ -259,34 +255,41 @@ impl Cluster {
             known.run = run;
         }
         known.topology = None;
-        let links = std::mem::take(&mut known.links);
-        drop(known);
-        for link in links.values() {
-            link.close();
-        }
     }
 
-    /// The shards are these from now on.
-    fn adopt(&self, topology: Topology, told: Option<Vec<Vec<u8>>>, report: bool) {
+    /// The shards are these from now on; `shape` is what the engine goes by.
+    fn adopt(
+        &self,
+        lock: Lock<'_>,
+        topology: Topology,
+        shape: Shape,
+        told: Option<Vec<Vec<u8>>>,
+        report: bool,
+    ) {
         let mut known = self.known.lock();
         if known.topology.as_ref() == Some(&topology) {
-            return;
+            drop(known);
+            return self.set_shape(shape, &BTreeSet::new());
         }
-        let members = topology.members().map(Arc::new);
-        let mut links = std::mem::take(&mut known.links);
-        if members.is_some() {
+        let mut old = std::mem::take(&mut known.links);
+        // Where nothing is known any more, all links are opened anew.
+        let renewed = known.topology.is_none();
+        let mut gone: BTreeSet<ShardId> = old.keys().copied().collect();
+        if topology.members().is_some() {
             for (&id, shard) in topology.shards.iter().filter(|(id, _)| **id != topology.me) {
-                let link = match links.remove(&id) {
-                    Some(link) => {
-                        link.set_address(&shard.address);
-                        link
-                    }
-                    None => Link::open(self.handle(), id, shard.address.clone()),
+                let kept = old.get(&id).filter(|_| !renewed).cloned();
+                let link = if let Some(link) = kept {
+                    old.remove(&id);
+                    gone.remove(&id);
+                    link.set_address(&shard.address);
+                    link
+                } else {
+                    Link::open(self.handle(), id, shard.address.clone())
                 };
                 known.links.insert(id, link);
             }
         }
-        for link in links.values() {
+        for link in old.values() {
             link.close();
         }
         let shard = if topology.is_cluster() {
@@ -304,10 +307,11 @@ impl Cluster {
         known.told = told;
         drop(known);
         self.engine.registry.set_shard(shard);
-        self.engine.set_members(members);
         if changed && count > 1 {
             api::log_notice(&format!("this is shard {shard} of a cluster of {count}"));
         }
+        self.set_shape(shape, &gone);
+        self.drop_prepared_of(lock, &gone);
     }
 
     fn identity(&self) -> Identity {
@@ -369,6 +373,11 @@ impl Cluster {
     /// A link has come about: the other shard hears what is registered here.
     fn linked(&self, shard: ShardId) {
         self.later(move |cluster| cluster.compare_registrations(Some(shard)));
+    }
+
+    /// The other shard knows nothing any more of what is under way.
+    fn restarted(&self, shard: ShardId) {
+        self.set_shape(self.engine.shape(), &BTreeSet::from([shard]));
     }
 
     // --- secrets ---
@@ -437,11 +446,34 @@ impl Cluster {
 
     // --- what comes ---
 
+    fn has_plan(&self, id: Id) -> bool {
+        let plans = self.plans.lock();
+        !plans.is_empty() && plans.contains_key(&id)
+    }
+
+    fn plan_taken(&self, id: Id) {
+        let mut plans = self.plans.lock();
+        if let Some(count) = plans.get_mut(&id) {
+            *count -= 1;
+            if *count == 0 {
+                plans.remove(&id);
+            }
+        }
+    }
+
     /// A message of another shard. On the server's thread.
     fn receive(&self, lock: Lock<'_>, from: ShardId, message: Message) {
         match message {
             Message::Run(id, RunMessage::Plan(plan)) => {
-                self.later(move |cluster| cluster.take_part(from, id, *plan));
+                *self.plans.lock().entry(id).or_default() += 1;
+                self.later(move |cluster| {
+                    cluster.take_part(from, id, *plan);
+                    cluster.plan_taken(id);
+                });
+            }
+            // What is about a run goes behind its plan.
+            Message::Run(id, message) if self.has_plan(id) => {
+                self.later(move |cluster| cluster.engine.hear(from, id, message));
             }
             Message::Run(id, message) => self.engine.hear(from, id, message),
             Message::Ask(number, question) => self.answer(lock, from, number, question),
@@ -451,8 +483,10 @@ impl Cluster {
                 let _ = self.persistence.unregister(lock, id, abort_pending);
                 self.persistence.note_gone(lock, &[id]);
             }
-            // One that is not finished is dropped by MaxExecutions.
-            Message::Drop(id) => drop(self.engine.drop_execution(id)),
+            Message::Drop(id) if self.has_plan(id) => {
+                self.later(move |cluster| Engine::drop_when_finished(&cluster.engine, id));
+            }
+            Message::Drop(id) => Engine::drop_when_finished(&self.engine, id),
             Message::Registered(step) => self.take_over(lock, from, &step),
             Message::Digest(digest) => self.compare_with(lock, from, &digest),
             Message::Inventory { live, gone } => self.make_good(lock, from, live, &gone),
@@ -477,5 +511,15 @@ impl Shards for Cluster {
 
     fn wait_for_room(&self, to: ShardId, limit: Duration) -> bool {
         self.link(to).is_none_or(|link| link.wait_for_room(limit))
+    }
+
+    fn look(&self) {
+        if self.node {
+            self.later(Self::look);
+        }
+    }
+
+    fn confirm(&self, members: &Members) -> Result<(), Failure> {
+        self.confirm_members(members)
     }
 }

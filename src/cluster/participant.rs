@@ -1,5 +1,5 @@
 //! This shard's part of another one's run: the plan that was sent, or the registration that it names, with the records of this
-//! shard. On the thread of the cluster, because functions are loaded. Contract: `commands.md` 8.3.
+//! shard. On the thread of the cluster, because functions are loaded. Contract: docs/contract/commands.md 8.3.
 
 use std::sync::Arc;
 
@@ -8,66 +8,80 @@ use serde_bytes::ByteBuf;
 use super::Cluster;
 use crate::{
     engine::{
-        Participation,
-        distributed_run::{Functions, RunMessage, Shards, SharedPlan},
-        execution::Source,
+        Participation, Shape,
+        distributed_run::{Functions, Listing, RunMessage, SessionImage, Shards, SharedPlan},
         id::{Id, ShardId},
         language::Function,
+        members::Members,
         plan::Plan,
         session::{Needs, Session},
+        source::{Once, Source},
     },
-    readers::{generator::Once, source::SourceImage},
-    server::api,
+    readers::source::SourceImage,
+    server::{api, lock},
 };
 
 impl Cluster {
     /// Makes this shard's part of another one's run.
     pub(super) fn take_part(&self, from: ShardId, id: Id, plan: SharedPlan) {
-        let message = match self.part(&plan) {
-            Ok(part) => {
-                self.engine.take_part(from, id, &plan, part);
-                RunMessage::Received
-            }
-            Err(reason) => {
-                api::log_warning(&format!("cannot take part in execution {id}: {reason}"));
-                RunMessage::Refused(reason)
+        let attempt = plan.attempt;
+        let message = if let Err(reason) = self.agree(&plan.members) {
+            RunMessage::NotYet { attempt, reason }
+        } else {
+            match self.part(&plan) {
+                Ok(part) => {
+                    self.engine.take_part(from, id, &plan, part);
+                    RunMessage::Received { attempt }
+                }
+                Err(reason) => {
+                    api::log_warning(&format!("cannot take part in execution {id}: {reason}"));
+                    RunMessage::Refused(reason)
+                }
             }
         };
         self.tell(from, id, message);
     }
 
+    /// Whether this shard sees the same cluster.
+    ///
+    /// # Errors
+    /// What is different.
+    fn agree(&self, members: &Members) -> Result<(), String> {
+        if !self.engine.is_serving() {
+            return Err("it is no master, or loads its data".into());
+        }
+        let sees = || self.engine.members().is_some_and(|known| *known == *members);
+        if sees() {
+            return Ok(());
+        }
+        self.look();
+        match self.engine.shape() {
+            _ if sees() => Ok(()),
+            Shape::Unknown(reason) => Err(reason),
+            Shape::Alone | Shape::Known(_) => Err("it sees other shards, or other slots of theirs".into()),
+        }
+    }
+
     fn part(&self, shared: &SharedPlan) -> Result<Participation, String> {
         let me = self.identity().shard;
-        if let Some(unknown) = shared
-            .members
-            .others(me)
-            .find(|&shard| self.link(shard).is_none())
-        {
-            self.look();
-            if self.link(unknown).is_none() {
-                return Err(format!("shard {unknown} is not known there"));
-            }
-        }
+        let mut listing = Listing::Unlisted;
+        let mut owner = None;
         let (plan, session) = match &shared.functions {
             Functions::Registered(id) => {
                 let known = self.engine.registry.registration(*id);
                 let known = known.filter(|known| known.disabled.is_none());
                 let registration = known.ok_or_else(|| format!("registration {id} is not in force there"))?;
-                (Arc::clone(&registration.plan), Arc::clone(&registration.session))
+                let found = (Arc::clone(&registration.plan), Arc::clone(&registration.session));
+                owner = Some(registration);
+                found
             }
             Functions::Sent {
                 session,
                 steps,
                 images,
             } => {
-                let live = self
-                    .engine
-                    .registry
-                    .sessions(|sessions| sessions.live(&session.id));
-                let session = live.unwrap_or_else(|| {
-                    let description = session.description.clone();
-                    Arc::new(Session::new(session.id.clone(), description, Needs::default()))
-                });
+                listing = session.listing;
+                let session = self.session_like(session);
                 let load = |image: &ByteBuf| self.load(image, &session);
                 let plan = Plan {
                     steps: steps.clone(),
@@ -90,6 +104,30 @@ impl Cluster {
             plan,
             session,
             source,
+            owner,
+            listing,
+        })
+    }
+
+    /// The session that a run of another shard belongs to. Another one may have taken its place here before the plan came.
+    fn session_like(&self, image: &SessionImage) -> Arc<Session> {
+        let known = self.engine.registry.sessions(|sessions| {
+            if image.token.is_empty() {
+                sessions.live(&image.id)
+            } else {
+                sessions.with_token(&image.token)
+            }
+        });
+        known.unwrap_or_else(|| {
+            let needs = Needs {
+                requirements: lock::with_lock(|lock| {
+                    let known = |name: &String| self.engine.requirements.get(lock, name);
+                    image.requirements.iter().filter_map(known).collect()
+                }),
+                installed: image.installed,
+            };
+            let session = Session::new(image.id.clone(), image.description.clone(), needs);
+            Arc::new(session.with_token(image.token.clone()))
         })
     }
 

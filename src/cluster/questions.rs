@@ -1,4 +1,4 @@
-//! Questions to other shards, whose answers are waited for together. Contract: `commands.md` 8.2.
+//! Questions to other shards, whose answers are waited for together. Contract: docs/contract/commands.md 8.2.
 //!
 //! Nobody is blocked: what is to happen with the answers is called when the last one has come, or time is over.
 
@@ -11,13 +11,16 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 
 use super::{
     Cluster,
     message::{Message, Question, Said},
 };
 use crate::engine::id::ShardId;
+
+/// The answer of one that is gone.
+const NO_SHARD: &str = "the cluster got other shards meanwhile";
 
 /// What came back from each shard; `None` from those that did not answer in time.
 pub type Answers = Vec<(ShardId, Option<Result<Said, String>>)>;
@@ -106,6 +109,20 @@ impl Cluster {
         drop(open);
         if let Some(question) = question {
             question.end(number);
+        }
+    }
+
+    /// There is no way to these shards any more: nobody waits for their answers.
+    pub(super) fn give_up_questions(&self, gone: &BTreeSet<ShardId>) {
+        for &shard in gone {
+            let waiting: Vec<_> = {
+                let open = self.questions.open.lock();
+                let waits = |(number, open): (&u64, &Open)| open.missing.contains(&shard).then_some(*number);
+                open.iter().filter_map(waits).collect()
+            };
+            for number in waiting {
+                self.answered(shard, number, Err(NO_SHARD.into()));
+            }
         }
     }
 

@@ -1,11 +1,11 @@
-//! Registrations on all shards. Contract: `commands.md` 1.2, 4.3, 4.4 and 8.5.
+//! Registrations on all shards. Contract: docs/contract/commands.md 1.2, 4.3, 4.4 and 8.5.
 //!
 //! What a script registers comes into force everywhere or nowhere: all shards prepare the step, then the initiator does it,
 //! then all others do. What was missed meanwhile, by a shard that was down or that joined later, is made good: shards
 //! compare what they have every few seconds. A registration that has ended is remembered, so that nobody brings it back.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,11 +22,13 @@ use crate::{
     config::Number,
     engine::{
         id::{Id, ShardId},
+        loading::Loaded,
+        registering::Registrar,
         registration::Registration,
         session::Session,
     },
     error::Error,
-    persistence::Prepared,
+    persistence::{Prepared, Preparing},
     server::{
         api,
         guarded::Guarded,
@@ -40,6 +42,20 @@ pub type PreparedSteps = Guarded<HashMap<(ShardId, u64), (Prepared, Instant)>>;
 
 /// What comes of a registration on all shards: the errors, one for each shard that failed.
 pub type Registered = Result<(), Vec<Reply>>;
+
+impl Registrar for Cluster {
+    /// Here at once, on other shards a moment later.
+    fn register_here(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error> {
+        let registrations = std::slice::from_ref(registration);
+        self.persistence.register(lock, None, registrations)?;
+        if !self.other_shards().is_empty() {
+            if let Some(step) = self.persistence.step(None, registrations) {
+                self.tell_all(&Message::Registered(ByteBuf::from(step)));
+            }
+        }
+        Ok(())
+    }
+}
 
 impl Cluster {
     /// Puts what a script registered in force on all shards, all or none, in the place of session `old`.
@@ -108,21 +124,6 @@ impl Cluster {
         self.persistence.register(lock, old, registrations)
     }
 
-    /// Registers inside a function: here at once, on other shards a moment later.
-    ///
-    /// # Errors
-    /// It cannot be done here.
-    pub fn register_here(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error> {
-        let registrations = std::slice::from_ref(registration);
-        self.persistence.register(lock, None, registrations)?;
-        if !self.other_shards().is_empty() {
-            if let Some(step) = self.persistence.step(None, registrations) {
-                self.tell_all(&Message::Registered(ByteBuf::from(step)));
-            }
-        }
-        Ok(())
-    }
-
     /// Ends a registration: here at once, on other shards a moment later.
     ///
     /// # Errors
@@ -138,13 +139,39 @@ impl Cluster {
         Duration::from_millis(limit.unwrap_or(1) as u64)
     }
 
-    /// Another shard asks to prepare a step.
+    /// Another shard asks to prepare a step. `None`: the answer is sent later, when its functions are loaded.
     pub(super) fn prepare(
         &self,
         lock: Lock<'_>,
         from: ShardId,
         number: u64,
         step: Vec<u8>,
+    ) -> Option<Result<Said, String>> {
+        let preparing = match self.persistence.begin_to_prepare(lock, step) {
+            Ok(preparing) => preparing,
+            Err(reason) => return Some(Err(reason)),
+        };
+        let loading = preparing.loading.clone();
+        if let Some(loaded) = loading.wait(self.engine.patience()) {
+            return Some(self.keep_prepared(lock, from, number, preparing, loaded));
+        }
+        let (this, reply) = (self.handle(), self.replier(from, number));
+        loading.when_done(move |loaded| {
+            let Some(this) = this.upgrade() else { return };
+            reply(lock::with_lock(|lock| {
+                this.keep_prepared(lock, from, number, preparing, loaded)
+            }));
+        });
+        None
+    }
+
+    fn keep_prepared(
+        &self,
+        lock: Lock<'_>,
+        from: ShardId,
+        number: u64,
+        preparing: Preparing,
+        loaded: Loaded,
     ) -> Result<Said, String> {
         let limit = self.install_limit() * 2;
         let dropped: Vec<_> = {
@@ -163,10 +190,24 @@ impl Cluster {
             let prepared = steps.values().flat_map(|(prepared, _)| &prepared.registrations);
             prepared.cloned().collect()
         };
-        let prepared = self.persistence.prepare_step(lock, step, &claimed)?;
+        let prepared = self.persistence.prepare(lock, preparing, loaded, &claimed)?;
         let mut steps = self.prepared.write(lock);
         steps.insert((from, number), (prepared, Instant::now()));
         Ok(Said::Done)
+    }
+
+    /// These shards will not say what becomes of the steps that are prepared for them: they are gone, or have started anew.
+    pub(super) fn drop_prepared_of(&self, lock: Lock<'_>, shards: &BTreeSet<ShardId>) {
+        let dropped: Vec<_> = {
+            let mut steps = self.prepared.write(lock);
+            let theirs: Vec<_> = steps
+                .keys()
+                .filter(|(from, _)| shards.contains(from))
+                .copied()
+                .collect();
+            theirs.iter().filter_map(|key| steps.remove(key)).collect()
+        };
+        drop(dropped);
     }
 
     pub(super) fn commit(&self, lock: Lock<'_>, from: ShardId, number: u64) -> Result<Said, String> {

@@ -1,5 +1,5 @@
-//! How a shard proves that it is one: it knows a secret of the shard that it talks to. Contract: `commands.md` 9.4 and
-//! 9.15.
+//! How a shard proves that it is one: it knows a secret of the shard that it talks to. Contract:
+//! docs/contract/commands.md 9.4 and 9.15.
 //!
 //! In a Redis Cluster secrets go over the bus between the nodes, which clients cannot reach: whoever needs one asks for it
 //! there, and asks again until it comes. With RG.CLUSTERSET there is no bus: the secret comes from the shard's password.

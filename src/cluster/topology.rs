@@ -1,5 +1,5 @@
 //! Which shards there are and where: as Redis Cluster tells it (CLUSTER SLOTS), or as RG.CLUSTERSET does. Plain data.
-//! Contract: `commands.md` 1.20 to 1.22 and 8.1.
+//! Contract: docs/contract/commands.md 1.20 to 1.22 and 8.1.
 
 use std::collections::BTreeMap;
 
@@ -114,16 +114,51 @@ impl Topology {
     /// The cluster as the engine needs it; `None` while there is no other shard, or this server is none of them.
     pub fn members(&self) -> Option<Members> {
         let is_shard = self.shards.len() > 1 && self.shards.contains_key(&self.me);
-        is_shard.then(|| {
-            let slots = self.shards.iter();
-            Members::new(slots.flat_map(|(id, shard)| shard.slots.iter().map(|slots| (*id, *slots))))
-        })
+        is_shard.then(|| self.slots())
+    }
+
+    /// All masters with their slots.
+    pub fn slots(&self) -> Members {
+        let slots = self.shards.iter();
+        Members::new(slots.flat_map(|(id, shard)| shard.slots.iter().map(|slots| (*id, *slots))))
     }
 
     /// True if there are other shards.
     pub fn is_cluster(&self) -> bool {
         self.shards.len() > 1
     }
+}
+
+/// The owners of slots, as the text of CLUSTER NODES shows them: `<id> <address> <flags> <master> <ping> <pong> <epoch>
+/// <state> <slots> ...`
+pub fn owners(nodes: &str) -> Members {
+    let mut found: Vec<(ShardId, Slots)> = Vec::new();
+    for line in nodes.lines() {
+        let mut words = line.split(' ');
+        let Some(id) = words.next().and_then(|id| ShardId::parse(id.as_bytes())) else {
+            continue;
+        };
+        for word in words.skip(7) {
+            let (first, last) = word.split_once('-').unwrap_or((word, word));
+            if let (Ok(first), Ok(last)) = (first.parse(), last.parse()) {
+                found.push((id, (first, last)));
+            }
+        }
+    }
+    Members::new(found)
+}
+
+/// True if the text of CLUSTER NODES shows a slot of this node on its way: `[<slot>->-<id>]` or `[<slot>-<-<id>]`.
+pub fn moving_slot(nodes: &str) -> bool {
+    let own = |line: &&str| {
+        line.split(' ')
+            .nth(2)
+            .is_some_and(|flags| flags.contains("myself"))
+    };
+    nodes
+        .lines()
+        .filter(own)
+        .any(|line| line.split(' ').any(|word| word.starts_with('[')))
 }
 
 /// `[host, port, id, ...]`
@@ -207,6 +242,29 @@ mod tests {
         };
         assert!(replica.is_cluster() && replica.members().is_none());
         assert_eq!(Topology::of_slots(id("1"), &Reply::error("ERR")), None);
+    }
+
+    #[test]
+    fn owners_are_read_from_nodes() {
+        let (one, two) = (id("1"), id("2"));
+        let nodes = format!(
+            "{one} 127.0.0.1:1@2,host myself,master - 0 0 1 connected 0-10 12\n\
+             {two} :0@0 slave,fail {one} 0 0 1 disconnected\n{two} 127.0.0.1:3@4 master - 0 0 2 connected 11 13-16383\n"
+        );
+        let expected = [
+            (one, (0, 10)),
+            (one, (12, 12)),
+            (two, (11, 11)),
+            (two, (13, 16383)),
+        ];
+        assert_eq!(owners(&nodes), Members::new(expected));
+        assert!(!moving_slot(&nodes));
+        assert!(moving_slot(
+            &nodes.replace(" 12\n", &format!(" 12 [12->-{two}]\n"))
+        ));
+        assert!(!moving_slot(
+            &nodes.replace("16383", &format!("16383 [12-<-{one}]"))
+        ));
     }
 
     fn words(text: &str) -> Vec<Vec<u8>> {

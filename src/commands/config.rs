@@ -1,4 +1,4 @@
-//! RG.CONFIGGET and RG.CONFIGSET. Contract: `commands.md` 1.19.
+//! RG.CONFIGGET and RG.CONFIGSET. Contract: docs/contract/commands.md 1.19.
 
 use crate::{
     config::{Change, Current},
@@ -10,11 +10,30 @@ use crate::{
     },
 };
 
+commands! {
+    config_get_command {
+        name: c"rg.configget",
+        flags: c"readonly",
+        categories: c"read",
+        syntax: "[<key> ...]",
+        summary: c"Shows options of the module.",
+        handler: |pinion, command| config_get(&pinion.engine, command),
+    }
+    config_set_command {
+        name: c"rg.configset",
+        flags: c"readonly",
+        categories: c"admin dangerous",
+        syntax: "[<key> <value> ...]",
+        summary: c"Changes options of the module.",
+        handler: |pinion, command| config_set(&pinion.engine, command),
+    }
+}
+
 /// `RG.CONFIGGET [<key> ...]`: one element for each key.
 ///
 /// # Errors
 /// None; an unknown key is an error element.
-pub fn config_get(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+fn config_get(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
     let element = |key: &[u8]| match engine.config.get(key) {
         Current::Number(number) => Reply::Int(number),
         Current::Text(text) => Reply::Bulk(text),
@@ -30,7 +49,7 @@ pub fn config_get(engine: &Engine, command: &Command<'_>) -> Result<Answer, Erro
 ///
 /// # Errors
 /// None; whatever is refused is an error element.
-pub fn config_set(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+fn config_set(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
     let words = command.argv().skip(1);
     let element = |place: usize| {
         let key = words.get(place).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The commands about executions. Contract: `commands.md` 1.4 to 1.9.
+//! The commands about executions. Contract: docs/contract/commands.md 1.4 to 1.9.
 
 use std::sync::Arc;
 
@@ -13,11 +13,62 @@ use crate::{
     },
 };
 
+commands! {
+    get_results_command {
+        name: c"rg.getresults",
+        flags: c"readonly",
+        categories: c"read",
+        syntax: "<execution id>",
+        summary: c"Gets the results and the errors of a finished execution.",
+        handler: |pinion, command| get_results(&pinion.engine, command),
+    }
+    get_results_blocking_command {
+        name: c"rg.getresultsblocking",
+        flags: c"readonly",
+        categories: c"read blocking",
+        syntax: "<execution id>",
+        summary: c"Waits for the end of an execution and gets its results and errors.",
+        handler: |pinion, command| get_results_blocking(&pinion.engine, command),
+    }
+    get_execution_command {
+        name: c"rg.getexecution",
+        flags: c"readonly",
+        categories: c"read",
+        syntax: "<execution id> [SHARD|CLUSTER]",
+        summary: c"Shows the status, the durations and the steps of an execution.",
+        handler: |pinion, command| get_execution(&pinion.cluster, command),
+    }
+    dump_executions_command {
+        name: c"rg.dumpexecutions",
+        flags: c"readonly",
+        categories: c"read",
+        syntax: "",
+        summary: c"Lists the executions.",
+        handler: |pinion, command| dump_executions(&pinion.engine, command),
+    }
+    abort_execution_command {
+        name: c"rg.abortexecution",
+        flags: c"readonly may-replicate deny-script",
+        categories: c"admin dangerous blocking",
+        syntax: "<execution id>",
+        summary: c"Stops an execution and waits until it has ended.",
+        handler: |pinion, command| abort_execution(&pinion.cluster, command),
+    }
+    drop_execution_command {
+        name: c"rg.dropexecution",
+        flags: c"readonly may-replicate",
+        categories: c"admin dangerous",
+        syntax: "<execution id>",
+        summary: c"Forgets a finished execution.",
+        handler: |pinion, command| drop_execution(&pinion.cluster, command),
+    }
+}
+
 /// `RG.GETRESULTS <execution id>`
 ///
 /// # Errors
 /// No such execution, or it is not finished.
-pub fn get_results(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+fn get_results(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
     let execution = find(engine, command)?;
     let outcome = execution.outcome().ok_or(Error::StillRunning)?;
     Ok(outcome.to_reply().into())
@@ -27,14 +78,14 @@ pub fn get_results(engine: &Engine, command: &Command<'_>) -> Result<Answer, Err
 ///
 /// # Errors
 /// No such execution; it is not finished and the caller cannot wait.
-pub fn get_results_blocking(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+fn get_results_blocking(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
     check_length(command, 2..=2)?;
     let execution = find(engine, command)?;
     if let Some(outcome) = execution.outcome() {
         return Ok(outcome.to_reply().into());
     }
     check_may_block(command)?;
-    let client = command.block();
+    let client = command.block()?;
     execution.when_finished(Box::new(move |outcome| client.answer(outcome.to_reply())));
     Ok(Answer::Done)
 }
@@ -43,10 +94,17 @@ pub fn get_results_blocking(engine: &Engine, command: &Command<'_>) -> Result<An
 ///
 /// # Errors
 /// No such execution, an unknown word, or CLUSTER where there is none.
-pub fn get_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
+fn get_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     check_length(command, 2..=3)?;
     let engine = &cluster.engine;
     let execution = find(engine, command)?;
+    let only_here = command
+        .argv()
+        .get(2)
+        .is_some_and(|word| word.eq_ignore_ascii_case(b"SHARD"));
+    if !only_here {
+        cluster.check_place(command.lock())?;
+    }
     let everywhere = match command.argv().get(2) {
         None => cluster.has_others(),
         Some(word) if word.eq_ignore_ascii_case(b"SHARD") => false,
@@ -58,7 +116,7 @@ pub fn get_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer,
         return Ok(Reply::Array(vec![local::describe(engine, &execution)]).into());
     }
     check_may_block(command)?;
-    let client = command.block();
+    let client = command.block()?;
     cluster.describe_everywhere(&execution, move |reply| client.answer(reply));
     Ok(Answer::Done)
 }
@@ -67,7 +125,7 @@ pub fn get_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer,
 ///
 /// # Errors
 /// None.
-pub fn dump_executions(engine: &Engine, _command: &Command<'_>) -> Result<Answer, Error> {
+fn dump_executions(engine: &Engine, _command: &Command<'_>) -> Result<Answer, Error> {
     let entry = |execution: &Arc<Execution>| {
         Reply::Array(vec![
             Reply::bulk("executionId"),
@@ -85,7 +143,7 @@ pub fn dump_executions(engine: &Engine, _command: &Command<'_>) -> Result<Answer
 ///
 /// # Errors
 /// No such execution; the caller cannot wait.
-pub fn abort_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
+fn abort_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     check_length(command, 2..=2)?;
     check_may_block(command)?;
     let id = command
@@ -93,11 +151,12 @@ pub fn abort_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answe
         .get(1)
         .and_then(Id::parse)
         .ok_or(Error::NoSuchExecution)?;
+    cluster.check_place(command.lock())?;
     if !cluster.has_others() {
         let known = cluster.engine.registry.execution(id);
         known.ok_or(Error::NoSuchExecution)?;
     }
-    let client = command.block();
+    let client = command.block()?;
     cluster.abort(id, move |reply| client.answer(reply));
     Ok(Answer::Done)
 }
@@ -106,9 +165,12 @@ pub fn abort_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answe
 ///
 /// # Errors
 /// No such execution, or it is not finished.
-pub fn drop_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
+fn drop_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     check_length(command, 2..=2)?;
     let execution = find(&cluster.engine, command)?;
+    if execution.distributed.is_some() {
+        cluster.check_place(command.lock())?;
+    }
     cluster.engine.drop_execution(execution.id)?;
     cluster.drop_elsewhere(&execution);
     Ok(Reply::ok().into())

@@ -1,19 +1,19 @@
-//! RG.PYEXECUTE: runs a script and does what it asked for. Contract: `commands.md` 1.2.
+//! RG.PYEXECUTE: runs a script and does what it asked for. Contract: docs/contract/commands.md 1.2.
 
 use std::sync::Arc;
 
 use crate::{
-    cluster::{Cluster, Registered},
+    cluster::Registered,
     engine::{
         Engine,
         execution::Start,
         requirement::Requirement,
         scope::Prepared,
-        session::{Needs, Session},
+        session::{Needs, Session, random_hex},
     },
     error::Error,
-    persistence::Persistence,
-    python::{self, Packages},
+    module::Pinion,
+    python, requirements,
     server::{
         client::BlockedClient,
         command::{Answer, Command},
@@ -22,6 +22,17 @@ use crate::{
         string::Argv,
     },
 };
+
+commands! {
+    pyexecute_command {
+        name: c"rg.pyexecute",
+        flags: c"write deny-script",
+        categories: c"write admin dangerous",
+        syntax: "<script> [UNBLOCKING] [ID <id>] [DESCRIPTION <text>] [UPGRADE] [REPLACE_WITH <id>] [FORCE_REINSTALL_REQUIREMENTS] [REQUIREMENTS [<requirement> ...]]",
+        summary: c"Runs a script, which may run functions over the data and register others.",
+        handler: pyexecute,
+    }
+}
 
 #[derive(Default)]
 struct Options {
@@ -32,15 +43,6 @@ struct Options {
     replace_with: Option<String>,
     force: bool,
     requirements: Vec<String>,
-}
-
-/// What a script is run with.
-#[derive(Clone)]
-pub struct Execute {
-    pub engine: Arc<Engine>,
-    pub cluster: Arc<Cluster>,
-    pub persistence: Arc<Persistence>,
-    pub packages: Arc<Packages>,
 }
 
 /// What follows a script that ended well.
@@ -61,42 +63,68 @@ enum Next {
 /// # Errors
 /// A wrong argument; the error string of the script; what a registration was refused for. After an installation these are
 /// the reply of the waiting client.
-pub fn pyexecute(execute: &Execute, command: &Command<'_>) -> Result<Answer, Error> {
+fn pyexecute(pinion: &'static Pinion, command: &Command<'_>) -> Result<Answer, Error> {
     if !command.may_block() {
         return Err(Error::CannotRunHere);
     }
     let script = command.argv().get(1).ok_or(Error::WrongArity)?;
     let options = parse(command.argv().skip(2))?;
-    session_to_replace(&execute.engine, &options)?;
+    session_to_replace(&pinion.engine, &options)?;
     let lock = command.lock();
-    let known = |name: &String| execute.engine.requirements.get(lock, name);
-    let requirements: Vec<_> = options.requirements.iter().filter_map(known).collect();
-    let ready = are_ready(&options, &requirements);
-    let needs = Needs {
-        requirements,
-        installed: false,
-    };
+    if pinion.cluster.check_shape(lock).is_err() {
+        // It will be known in a moment, usually.
+        let (client, script) = (command.block()?, script.to_vec());
+        pinion.cluster.when_shape_known(move |known| match known {
+            Ok(()) => lock::with_lock(|lock| pinion.begin(lock, script, options, client)),
+            Err(error) => client.answer(error.into()),
+        });
+        return Ok(Answer::Done);
+    }
     // Other shards may lack what is known here.
-    if ready && (needs.requirements.is_empty() || !execute.cluster.has_others()) {
-        return Ok(match execute.run(lock, script, options, needs)? {
+    if let Some(needs) = pinion.ready_needs(lock, &options) {
+        return Ok(match pinion.run(lock, script, options, needs)? {
             Next::Reply(reply) => reply.into(),
             next => {
-                execute.go_on(lock, next, command.block());
+                pinion.go_on(lock, next, command.block()?);
                 Answer::Done
             }
         });
     }
-    execute.packages.check(&options.requirements)?;
-    let client = command.block();
-    let (execute, script) = (execute.clone(), script.to_vec());
-    Arc::clone(&execute.packages).later(move || match execute.install(&options) {
-        Ok(needs) => execute.run_on_all_shards(script, options, needs, client),
-        Err(error) => client.answer(error.into()),
-    });
+    pinion.packages.check(&options.requirements)?;
+    pinion.install_and_run(script.to_vec(), options, command.block()?);
     Ok(Answer::Done)
 }
 
-impl Execute {
+impl Pinion {
+    /// What the script needs, if nothing is to be installed, here or on other shards.
+    fn ready_needs(&self, lock: Lock<'_>, options: &Options) -> Option<Needs> {
+        let known = |name: &String| self.engine.requirements.get(lock, name);
+        let requirements: Vec<_> = options.requirements.iter().filter_map(known).collect();
+        let ready = are_ready(options, &requirements);
+        (ready && (requirements.is_empty() || !self.cluster.has_others())).then_some(Needs {
+            requirements,
+            installed: false,
+        })
+    }
+
+    /// Runs the script of a client that waited until the shards were known.
+    fn begin(&'static self, lock: Lock<'_>, script: Vec<u8>, options: Options, client: BlockedClient) {
+        if let Some(needs) = self.ready_needs(lock, &options) {
+            return self.run_blocked(lock, &script, options, needs, client);
+        }
+        match self.packages.check(&options.requirements) {
+            Ok(()) => self.install_and_run(script, options, client),
+            Err(error) => client.answer(error.into()),
+        }
+    }
+
+    fn install_and_run(&'static self, script: Vec<u8>, options: Options, client: BlockedClient) {
+        self.packages.later(move || match self.install(&options) {
+            Ok(needs) => self.run_on_all_shards(script, options, needs, client),
+            Err(error) => client.answer(error.into()),
+        });
+    }
+
     /// Fetches and installs requirements, and makes them known. On the thread for requirements.
     fn install(&self, options: &Options) -> Result<Needs, Error> {
         let names = &options.requirements;
@@ -128,22 +156,38 @@ impl Execute {
     }
 
     /// Runs the script of a client that waited for an installation, when other shards have what it needs, too.
-    fn run_on_all_shards(&self, script: Vec<u8>, options: Options, needs: Needs, client: BlockedClient) {
-        let this = self.clone();
+    fn run_on_all_shards(
+        &'static self,
+        script: Vec<u8>,
+        options: Options,
+        needs: Needs,
+        client: BlockedClient,
+    ) {
         let requirements = needs.requirements.clone();
         self.cluster.ensure_requirements(requirements, move |ensured| {
             if let Err(error) = ensured {
                 return client.answer(error.into());
             }
-            lock::with_lock(|lock| match this.run(lock, &script, options, needs) {
-                Ok(next) => this.go_on(lock, next, client),
-                Err(error) => client.answer(error.into()),
-            });
+            lock::with_lock(|lock| self.run_blocked(lock, &script, options, needs, client));
         });
     }
 
+    fn run_blocked(
+        &'static self,
+        lock: Lock<'_>,
+        script: &[u8],
+        options: Options,
+        needs: Needs,
+        client: BlockedClient,
+    ) {
+        match self.run(lock, script, options, needs) {
+            Ok(next) => self.go_on(lock, next, client),
+            Err(error) => client.answer(error.into()),
+        }
+    }
+
     /// Does what follows a script whose client waits.
-    fn go_on(&self, lock: Lock<'_>, next: Next, client: BlockedClient) {
+    fn go_on(&'static self, lock: Lock<'_>, next: Next, client: BlockedClient) {
         match next {
             Next::Reply(reply) => client.answer(reply),
             Next::Wait(mut start) => {
@@ -155,12 +199,11 @@ impl Execute {
                 mut prepared,
                 unblocking,
             } => {
-                let this = self.clone();
                 let registrations = std::mem::take(&mut prepared.registrations);
                 let old = prepared.replaces.take();
                 let run = move |registered: Registered| match registered {
                     Ok(()) => {
-                        this.start_run(prepared.run, true, unblocking);
+                        self.start_run(prepared.run, true, unblocking);
                         client.answer(Reply::ok());
                     }
                     Err(failures) => client.answer(Reply::Array(failures)),
@@ -172,7 +215,7 @@ impl Execute {
 
     fn run(&self, lock: Lock<'_>, script: &[u8], options: Options, needs: Needs) -> Result<Next, Error> {
         let old = session_to_replace(&self.engine, &options)?;
-        let id = options.id.unwrap_or_else(random_id);
+        let id = options.id.unwrap_or_else(random_hex);
         let session = Arc::new(Session::new(id, options.description, needs));
         let prepared = python::run_script(lock, script, &session, old).map_err(Error::Text)?;
         let unblocking = options.unblocking;
@@ -234,7 +277,8 @@ fn parse(words: Argv<'_>) -> Result<Options, Error> {
         } else if is("FORCE_REINSTALL_REQUIREMENTS") {
             options.force = true;
         } else if is("REQUIREMENTS") {
-            options.requirements = words.by_ref().map(text).collect();
+            let named = words.by_ref().map(text);
+            options.requirements = named.filter(|name| !requirements::is_shipped(name)).collect();
         } else {
             return Err(Error::UnknownArgument(text(word)));
         }
@@ -262,38 +306,4 @@ fn session_to_replace(engine: &Engine, options: &Options) -> Result<Option<Arc<S
             (None, same) => Ok(same),
         }
     })
-}
-
-/// Forty lower-case hexadecimal digits.
-fn random_id() -> String {
-    use std::{
-        collections::hash_map::RandomState,
-        fmt::Write as _,
-        hash::{BuildHasher as _, Hasher as _},
-    };
-    let mut id = String::with_capacity(48);
-    while id.len() < 40 {
-        // Each state is seeded by the operating system's random numbers, or differs from the last one by a counter.
-        let digits = RandomState::new().build_hasher().finish();
-        let _ = write!(id, "{digits:016x}");
-    }
-    id.truncate(40);
-    id
-}
-
-#[cfg(test)]
-mod tests {
-    use super::random_id;
-
-    #[test]
-    fn random_ids_differ() {
-        let (first, second) = (random_id(), random_id());
-        assert_eq!(first.len(), 40);
-        assert!(
-            first
-                .bytes()
-                .all(|byte| byte.is_ascii_hexdigit() && !byte.is_ascii_uppercase())
-        );
-        assert_ne!(first, second);
-    }
 }

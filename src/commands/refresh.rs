@@ -1,4 +1,4 @@
-//! RG.REFRESH. Contract: `read-through.md` chapter 3.
+//! RG.REFRESH. Contract: docs/contract/read-through.md chapter 3.
 
 use super::check_may_block;
 use crate::{
@@ -7,11 +7,23 @@ use crate::{
     server::command::{Answer, Command},
 };
 
+commands! {
+    refresh_command {
+        name: c"rg.refresh",
+        flags: c"write",
+        categories: c"write blocking",
+        syntax: "<key> [<key> ...]",
+        summary: c"Loads keys anew that read_through has a loader for, and says how many were loaded.",
+        keys_from: 1,
+        handler: |pinion, command| refresh(&pinion.loads, command),
+    }
+}
+
 /// `RG.REFRESH <key> [<key> ...]`: how many of them were loaded. Keys that no registration loads are left out.
 ///
 /// # Errors
 /// No key; the caller cannot wait; this is a replica; the loads are refused.
-pub fn refresh(loads: &ReadThrough, command: &Command<'_>) -> Result<Answer, Error> {
+fn refresh(loads: &ReadThrough, command: &Command<'_>) -> Result<Answer, Error> {
     if command.argv().len() < 2 {
         return Err(Error::WrongArity);
     }

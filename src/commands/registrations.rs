@@ -1,4 +1,4 @@
-//! The commands about registrations. Contract: `commands.md` 1.10 and 1.11.
+//! The commands about registrations. Contract: docs/contract/commands.md 1.10 and 1.11.
 
 use std::sync::Arc;
 
@@ -14,11 +14,54 @@ use crate::{
     stats::Percentiles,
 };
 
+commands! {
+    dump_registrations_command {
+        name: c"rg.dumpregistrations",
+        flags: c"readonly",
+        categories: c"read",
+        syntax: "[VERBOSE]",
+        summary: c"Lists the registered functions with their statistics.",
+        handler: |pinion, command| dump_registrations(&pinion.engine, command),
+    }
+    unregister_command {
+        name: c"rg.unregister",
+        flags: c"write",
+        categories: c"write admin dangerous",
+        syntax: "<registration id> [ABORTPENDING]",
+        summary: c"Removes a registered function.",
+        handler: |pinion, command| unregister(&pinion.cluster, command),
+    }
+    pause_command {
+        name: c"rg.pauseregistrations",
+        flags: c"readonly may-replicate deny-script",
+        categories: c"admin dangerous",
+        syntax: "[ABORTPENDING] <registration id> [<registration id> ...]",
+        summary: c"Lets registered functions read no more.",
+        handler: |pinion, command| pause(&pinion.cluster, command, true),
+    }
+    unpause_command {
+        name: c"rg.unpauseregistrations",
+        flags: c"readonly may-replicate deny-script",
+        categories: c"admin dangerous",
+        syntax: "<registration id> [<registration id> ...]",
+        summary: c"Lets registered functions read again.",
+        handler: |pinion, command| pause(&pinion.cluster, command, false),
+    }
+    clear_stats_command {
+        name: c"rg.clearregistrationsstats",
+        flags: c"readonly deny-script",
+        categories: c"admin dangerous",
+        syntax: "",
+        summary: c"Sets the statistics of all registered functions to zero.",
+        handler: |pinion, command| clear_stats(&pinion.cluster, command),
+    }
+}
+
 /// `RG.DUMPREGISTRATIONS [VERBOSE]`; other words are ignored.
 ///
 /// # Errors
 /// None.
-pub fn dump_registrations(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+fn dump_registrations(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
     let verbose = command
         .argv()
         .get(1)
@@ -29,15 +72,15 @@ pub fn dump_registrations(engine: &Engine, command: &Command<'_>) -> Result<Answ
         let session = [Reply::bulk("PD"), Reply::bulk(literal(&registration.session))];
         entry.splice(8..8, session);
         if verbose {
-            entry.extend(timings(registration));
+            entry.extend(details(registration));
         }
         Reply::Array(entry)
     });
     Ok(Reply::Array(entries.collect()).into())
 }
 
-/// What only VERBOSE shows: times in microseconds.
-fn timings(registration: &Registration) -> [Reply; 6] {
+/// What only VERBOSE shows; times in microseconds.
+fn details(registration: &Registration) -> [Reply; 8] {
     let (running, waiting) = registration.stats.spreads();
     let spread = |spread: Percentiles| {
         let pairs = [
@@ -59,6 +102,8 @@ fn timings(registration: &Registration) -> [Reply; 6] {
         spread(running),
         Reply::bulk("waitTimeUS"),
         spread(waiting),
+        Reply::bulk("warnings"),
+        Reply::bulks(registration.trigger.doubts()),
     ]
 }
 
@@ -115,7 +160,7 @@ fn flat(pairs: Vec<(&'static str, Reply)>) -> Reply {
 ///
 /// # Errors
 /// No such registration; this is a replica.
-pub fn unregister(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
+fn unregister(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     let argv = command.argv();
     if !(2..=3).contains(&argv.len()) {
         return Err(Error::WrongArity);
@@ -124,6 +169,7 @@ pub fn unregister(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Er
     let abort_pending = argv
         .get(2)
         .is_some_and(|word| word.eq_ignore_ascii_case(b"ABORTPENDING"));
+    cluster.check_place(command.lock())?;
     cluster.unregister(command.lock(), id, abort_pending)?;
     Ok(Reply::ok().into())
 }
@@ -132,7 +178,7 @@ pub fn unregister(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Er
 ///
 /// # Errors
 /// The caller cannot wait; no id; an unknown one; a reader that cannot be paused.
-pub fn pause(cluster: &Cluster, command: &Command<'_>, pause: bool) -> Result<Answer, Error> {
+fn pause(cluster: &Cluster, command: &Command<'_>, pause: bool) -> Result<Answer, Error> {
     let words = command.argv().skip(1);
     let first = words.get(0).ok_or(Error::WrongArity)?;
     check_may_block(command)?;
@@ -145,16 +191,17 @@ pub fn pause(cluster: &Cluster, command: &Command<'_>, pause: bool) -> Result<An
     let parse = |id: &[u8]| {
         let unknown = || Error::NoSuchRegistrationHere {
             id: String::from_utf8_lossy(id).into_owned(),
-            shard: engine.registry.shard(),
+            shard: engine.registry.shard().to_string(),
         };
         Id::parse(id).ok_or_else(unknown)
     };
     let ids = ids.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+    cluster.check_place(command.lock())?;
     if !cluster.has_others() {
         local::pause(engine, command.lock(), &ids, pause)?;
         return Ok(Reply::ok().into());
     }
-    let client = command.block();
+    let client = command.block()?;
     cluster.pause(command.lock(), ids, pause, move |reply| client.answer(reply));
     Ok(Answer::Done)
 }
@@ -163,16 +210,17 @@ pub fn pause(cluster: &Cluster, command: &Command<'_>, pause: bool) -> Result<An
 ///
 /// # Errors
 /// An argument; the caller cannot wait.
-pub fn clear_stats(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
+fn clear_stats(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     if command.argv().len() != 1 {
         return Err(Error::WrongArity);
     }
     check_may_block(command)?;
+    cluster.check_place(command.lock())?;
     if !cluster.has_others() {
         local::clear_stats(&cluster.engine);
         return Ok(Reply::ok().into());
     }
-    let client = command.block();
+    let client = command.block()?;
     cluster.clear_stats(move |reply| client.answer(reply));
     Ok(Answer::Done)
 }

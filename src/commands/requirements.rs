@@ -1,18 +1,46 @@
-//! The commands about requirements. Contract: `commands.md` 1.17 and 1.18.
+//! The commands about requirements. Contract: docs/contract/commands.md 1.17 and 1.18.
 
 use std::sync::Arc;
 
-use super::pyexecute::Execute;
 use crate::{
     engine::{Engine, requirement::Requirement},
     error::Error,
-    persistence::{files_of, read_header, write_archive},
+    module::Pinion,
+    persistence::files_of,
+    requirements::archive,
     server::{
         command::{Answer, Command},
         lock::Lock,
         reply::Reply,
     },
 };
+
+commands! {
+    dump_requirements_command {
+        name: c"rg.pydumpreqs",
+        flags: c"readonly",
+        categories: c"read",
+        syntax: "",
+        summary: c"Lists the requirements that are installed.",
+        handler: |pinion, command| dump(&pinion.engine, command),
+    }
+    export_requirement_command {
+        name: c"rg.pyexportreq",
+        flags: c"readonly",
+        categories: c"admin dangerous",
+        syntax: "<requirement>",
+        summary: c"Gets a requirement with its files, for RG.PYIMPORTREQ on another server.",
+        handler: |pinion, command| export(&pinion.engine, command),
+    }
+    import_requirement_command {
+        name: c"rg.pyimportreq",
+        flags: c"write deny-script",
+        categories: c"write admin dangerous",
+        syntax: "<chunk> [<chunk> ...]",
+        summary: c"Installs a requirement that another server exported.",
+        handler: import,
+    }
+}
 
 /// How much of an archive fits one element of a reply.
 const CHUNK: usize = 10 * 1024 * 1024;
@@ -21,7 +49,7 @@ const CHUNK: usize = 10 * 1024 * 1024;
 ///
 /// # Errors
 /// None.
-pub fn dump(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+fn dump(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
     let lock = command.lock();
     let known = engine.requirements.all(lock);
     let entries = known.iter().map(|requirement| entry(engine, lock, requirement));
@@ -68,7 +96,7 @@ pub fn entry(engine: &Engine, lock: Lock<'_>, requirement: &Arc<Requirement>) ->
 ///
 /// # Errors
 /// There is no such requirement; one of its files is gone.
-pub fn export(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+fn export(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
     let argv = command.argv();
     let (2, Some(name)) = (argv.len(), argv.get(1)) else {
         return Err(Error::WrongArity);
@@ -80,7 +108,7 @@ pub fn export(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
         .get(lock, &name)
         .ok_or(Error::NoSuchRequirement)?;
     let files = files_of(&requirement).map_err(Error::RequirementNotRead)?;
-    let archive = write_archive(&files);
+    let archive = archive::encode(&files);
     let chunks = Reply::bulks(archive.chunks(CHUNK));
     Ok(Reply::Array(vec![entry(engine, lock, &requirement), chunks]).into())
 }
@@ -90,18 +118,19 @@ pub fn export(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
 /// # Errors
 /// The caller cannot wait; damaged chunks; a requirement that is not allowed here. Whatever comes later is the reply of the
 /// waiting client.
-pub fn import(execute: &Execute, command: &Command<'_>) -> Result<Answer, Error> {
+fn import(pinion: &Pinion, command: &Command<'_>) -> Result<Answer, Error> {
     if !command.may_block() {
         return Err(Error::CannotRunHere);
     }
+    pinion.cluster.check_place(command.lock())?;
     let archive = command.argv().skip(1).to_vecs().concat();
-    let header = read_header(&archive)?;
-    let (persistence, packages) = (&execute.persistence, &execute.packages);
+    let header = archive::header(&archive)?;
+    let (persistence, packages) = (&pinion.persistence, &pinion.packages);
     packages.check(std::slice::from_ref(&header.name))?;
     packages.check_wheels(&header.wheels)?;
-    let client = command.block();
+    let client = command.block()?;
     let (persistence, packages) = (Arc::clone(persistence), Arc::clone(packages));
-    let cluster = Arc::clone(&execute.cluster);
+    let cluster = Arc::clone(&pinion.cluster);
     Arc::clone(&packages).later(move || match persistence.install_archive(archive.clone(), true) {
         Ok(()) => cluster.import_elsewhere(archive, move |reply| client.answer(reply)),
         Err(error) => client.answer(error.into()),

@@ -1,4 +1,4 @@
-//! The commands about sessions. Contract: `commands.md` 1.14 and 1.15.
+//! The commands about sessions. Contract: docs/contract/commands.md 1.14 and 1.15.
 
 use std::{fmt::Write as _, sync::Arc};
 
@@ -14,6 +14,25 @@ use crate::{
     },
 };
 
+commands! {
+    dump_sessions_command {
+        name: c"rg.pydumpsessions",
+        flags: c"readonly",
+        categories: c"read",
+        syntax: "[VERBOSE] [DEAD|TS] [SESSIONS [<id> ...]]",
+        summary: c"Lists the sessions that scripts made.",
+        handler: |pinion, command| dump_sessions(&pinion.engine, command),
+    }
+    py_profile_command {
+        name: c"rg.pyprofile",
+        flags: c"readonly",
+        categories: c"read",
+        syntax: "STATS|RESET <session id> [<order>]",
+        summary: c"Shows or resets the profile of a session's functions.",
+        handler: |pinion, command| profile(&pinion.engine, command),
+    }
+}
+
 /// The order of a profile if none is asked for.
 const DEFAULT_ORDER: &str = "tottime";
 
@@ -21,7 +40,7 @@ const DEFAULT_ORDER: &str = "tottime";
 ///
 /// # Errors
 /// An unknown word.
-pub fn dump_sessions(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+fn dump_sessions(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
     let words = command.argv().skip(1);
     let (mut verbose, mut dead) = (false, false);
     for (place, word) in words.iter().enumerate() {
@@ -171,7 +190,7 @@ fn quoted(text: &str) -> String {
 ///
 /// # Errors
 /// A wrong subcommand; no such session; what Python raised, e.g. for an unknown order.
-pub fn profile(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
+fn profile(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
     let argv = command.argv();
     let subcommand = argv.get(1).ok_or(Error::WrongArity)?;
     let is = |word: &[u8]| subcommand.eq_ignore_ascii_case(word);

@@ -1,14 +1,45 @@
-//! Commands that say one thing. Contract: `commands.md` 1.16 and 1.23.
+//! Commands that say one thing. Contract: docs/contract/commands.md 1.16 and 1.23.
 
 use crate::{
     error::Error,
     python::memory,
-    server::{
-        after,
-        command::{Answer, Command},
-        reply::Reply,
-    },
+    server::{command::Answer, reply::Reply},
 };
+
+commands! {
+    py_stats_command {
+        name: c"rg.pystats",
+        flags: c"readonly",
+        categories: c"read",
+        syntax: "",
+        summary: c"Shows how much memory Python takes.",
+        handler: |_, _| py_stats(),
+    }
+    dump_plugins_command {
+        name: c"rg.dumpplugins",
+        flags: c"readonly",
+        categories: c"read",
+        syntax: "",
+        summary: c"Lists the languages that functions can be written in.",
+        handler: |_, _| dump_plugins(),
+    }
+    py_execute_remote_command {
+        name: c"rg.pyexecuteremote",
+        flags: c"readonly",
+        categories: c"read",
+        syntax: "",
+        summary: c"Says that this command is no longer supported.",
+        handler: |_, _| no_execute_remote(),
+    }
+    py_free_interpreter_command {
+        name: c"rg.pyfreeinterpreter",
+        flags: c"readonly",
+        categories: c"read",
+        syntax: "",
+        summary: c"Says that this command is no longer supported.",
+        handler: |_, _| no_free_interpreter(),
+    }
+}
 
 /// The name and the version of the language, as 1.2 shows its plugin.
 pub const PLUGIN: (&str, i64) = ("GearsPythonPlugin", 10000);
@@ -17,7 +48,7 @@ pub const PLUGIN: (&str, i64) = ("GearsPythonPlugin", 10000);
 ///
 /// # Errors
 /// None; the same for the commands below. Their arguments are ignored.
-pub fn py_stats() -> Result<Answer, Error> {
+fn py_stats() -> Result<Answer, Error> {
     let figures = memory::figures();
     let pairs = [
         ("TotalAllocated", figures.total),
@@ -30,30 +61,19 @@ pub fn py_stats() -> Result<Answer, Error> {
     Ok(Reply::Array(pairs.collect()).into())
 }
 
-/// `RG.INNERAFTER`, from the command filter only.
-///
-/// # Errors
-/// Somebody else sent it.
-pub fn inner_after(command: &Command<'_>) -> Result<Answer, Error> {
-    if !after::run_command(command.lock()) {
-        return Err(Error::InnerCommand);
-    }
-    Ok(Reply::ok().into())
-}
-
 /// `RG.DUMPPLUGINS`
-pub fn dump_plugins() -> Result<Answer, Error> {
+fn dump_plugins() -> Result<Answer, Error> {
     let (name, version) = PLUGIN;
     let plugin = Reply::Array(vec![Reply::bulk(name), Reply::Int(version)]);
     Ok(Reply::Array(vec![plugin]).into())
 }
 
 /// `RG.PYEXECUTEREMOTE`
-pub fn no_execute_remote() -> Result<Answer, Error> {
+fn no_execute_remote() -> Result<Answer, Error> {
     Ok(Reply::bulk("Execute remote is not longer supported").into())
 }
 
 /// `RG.PYFREEINTERPRETER`
-pub fn no_free_interpreter() -> Result<Answer, Error> {
+fn no_free_interpreter() -> Result<Answer, Error> {
     Ok(Reply::bulk("Free interpreter is not longer supported").into())
 }

@@ -1,4 +1,4 @@
-//! An execution: one run of a plan, as a state machine. Contract: `commands.md` chapter 3.
+//! An execution: one run of a plan, as a state machine. Contract: docs/contract/commands.md chapter 3.
 //!
 //! `created -> running -> done | aborted`; what distributed ones do in between is in `distributed_run.rs`. Shared between the registry,
 //! the queue and the thread that runs it.
@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 
 use super::{
     Engine,
@@ -24,6 +24,7 @@ use super::{
     record::Record,
     registration::Registration,
     session::Session,
+    source::Source,
     stop::Stop,
 };
 use crate::{
@@ -34,32 +35,6 @@ use crate::{
     },
     stats::Ending,
 };
-
-/// Where the records of one execution come from. Called on the thread that runs it, attached.
-pub trait Source: Send {
-    /// The next record, `None` at the end.
-    ///
-    /// # Errors
-    /// The text of an error record; there is no next record then.
-    fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure>;
-
-    /// A record that was read ahead, so that `next` need not be asked now.
-    fn buffered(&mut self) -> Option<Record> {
-        None
-    }
-
-    /// True if it is known that there is no next record.
-    fn is_at_end(&self) -> bool {
-        false
-    }
-}
-
-/// What a source may need to know.
-pub struct Reading<'a> {
-    pub engine: &'a Engine,
-    /// The execution had to wait for an earlier one of its lane: what the event said may be out of date.
-    pub delayed: bool,
-}
 
 /// The states of an execution on this shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +126,8 @@ pub struct Execution {
     pub distributed: Option<DistributedRun>,
     /// The reader goes on after an error.
     pub(super) skips_errors: bool,
+    /// Why it cannot come to a right result any more.
+    fate: OnceLock<Failure>,
     /// The type of the first error that a function of it raised.
     error_kind: OnceLock<String>,
     /// Forgotten when it ends; nobody else can know of it.
@@ -190,6 +167,8 @@ pub type Completed = (usize, u64, Result<Record, Failure>);
 pub struct Parked {
     pub(super) source: Option<Box<dyn Source>>,
     pub(super) state: PipelineState,
+    /// How often data had been loaded when it began, see [`Engine::loads`].
+    pub(super) loads: u64,
     /// How long it has run so far, and how much of that it read.
     pub(super) total: Duration,
     pub(super) reading: Duration,
@@ -289,6 +268,7 @@ impl Execution {
             next: start.next,
             distributed,
             skips_errors: start.skips_errors,
+            fate: OnceLock::new(),
             error_kind: OnceLock::new(),
             unlisted: AtomicBool::new(unlisted),
             queued_at: OnceLock::new(),
@@ -345,6 +325,25 @@ impl Execution {
         distributed
             .and_then(|distributed| distributed.state(status == Status::Running))
             .unwrap_or(status.name())
+    }
+
+    /// The registration that it is a run of, or a part of a run on another shard.
+    pub(super) fn owner(&self) -> Option<&Arc<Registration>> {
+        let elsewhere = || {
+            self.distributed
+                .as_ref()
+                .and_then(|distributed| distributed.owner.as_ref())
+        };
+        self.registration.as_ref().or_else(elsewhere)
+    }
+
+    /// It cannot come to a right result any more. The first reason counts.
+    pub(super) fn set_fate(&self, error: &str) {
+        let _ = self.fate.set(error.to_owned());
+    }
+
+    pub(super) fn fate(&self) -> Option<&Failure> {
+        self.fate.get()
     }
 
     /// A registration started it, here or on another shard.

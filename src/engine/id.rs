@@ -1,5 +1,5 @@
-//! Identifiers: of shards, and of executions and registrations (`<shard id>-<sequence>`). Contract: `commands.md`
-//! chapter 2.
+//! Identifiers: of shards, and of executions and registrations (`<shard id>-<sequence>`). Contract:
+//! docs/contract/commands.md chapter 2.
 
 use std::fmt;
 

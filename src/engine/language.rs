@@ -2,20 +2,23 @@
 //!
 //! "Attached" means that this thread may touch objects of the language. A thread that waits for anything is detached.
 
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
-    execution::Source,
     record::{Record, Value},
     session::Session,
-    stop::Stop,
+    source::Source,
+    stop::{Interrupted, Stop},
 };
 use crate::server::{
     lock::{self, Lock},
     reply::Reply,
 };
 
-/// A failed callback: the text of the error record (`commands.md` 0.5).
+/// A failed callback: the text of the error record (docs/contract/commands.md 0.5).
 pub type Failure = String;
 
 /// The beginning of a failure by which a function pauses its registration: nothing more is read then, also where other
@@ -25,20 +28,20 @@ pub const PAUSE: &str = "PAUSE";
 /// One runtime of a language.
 pub trait Language: Send + Sync {
     /// Runs the whole life of a background thread, prepared for cheap attaching but detached.
-    fn thread(&self, body: &mut dyn FnMut());
+    fn thread(&self, body: &mut (dyn FnMut() + Send));
 
     /// Runs `work` attached. May be nested.
     fn attached(&self, work: &mut dyn FnMut());
 
     /// Runs `work` detached, whatever this thread was before; attached again afterwards if it was.
-    fn detached(&self, work: &mut dyn FnMut());
+    fn detached(&self, work: &mut (dyn FnMut() + Send));
 
     /// Runs `work`, which calls functions, so that [`Language::interrupt`] finds this thread in `stop`. What was raised
     /// for `work` and came too late is taken back.
     fn interruptible(&self, stop: &Stop, work: &mut dyn FnMut());
 
-    /// Raises the "stop" error in the thread whose id stands in `stop`, unless none does by then.
-    fn interrupt(&self, stop: &Stop);
+    /// Raises the "stop" error in the thread whose id stands in `stop`, unless none does by then, or it is inside an import.
+    fn interrupt(&self, stop: &Stop) -> Interrupted;
 
     /// The language's text form of a record; a text stays the record it is.
     ///
@@ -46,17 +49,24 @@ pub trait Language: Send + Sync {
     /// The text of the error that the conversion raised.
     fn to_text(&self, record: Record) -> Result<Record, Failure>;
 
-    /// A record that has passed the last step, as part of a reply (`commands.md` 0.4).
+    /// A record that has passed the last step, as part of a reply (docs/contract/commands.md 0.4).
     ///
     /// # Errors
     /// The text of the error that the conversion raised.
     fn to_reply(&self, record: Record) -> Result<Reply, Failure>;
 
-    /// The key that a record stands for when it is grouped by itself (`python-api.md` 3.3, "Keys").
+    /// The key that a record stands for when it is grouped by itself (docs/contract/python-api.md 3.3, "Keys").
     ///
     /// # Errors
     /// The text of the error that the conversion raised.
     fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure>;
+
+    /// Makes packages importable that were installed into `folder`, and forgets what was imported before of those that
+    /// `archives` have brought anew.
+    ///
+    /// # Errors
+    /// The text of the error that the language raised.
+    fn use_packages(&self, folder: &Path, archives: &[PathBuf]) -> Result<(), Failure>;
 
     /// Makes a function of its image, as one of `session`.
     ///
@@ -122,7 +132,7 @@ pub trait Awaitable: Send {
 }
 
 /// Runs `work` under the server's lock from any thread: at once where it is held, else detached while waiting.
-pub fn with_lock<R>(language: &dyn Language, work: impl FnOnce(Lock<'_>) -> R) -> R {
+pub fn with_lock<R: Send>(language: &dyn Language, work: impl FnOnce(Lock<'_>) -> R + Send) -> R {
     if lock::is_held() {
         return lock::with_lock(work);
     }

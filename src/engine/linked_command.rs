@@ -2,11 +2,11 @@
 //!
 //! Made by the hooks when a linked command fires its first event; held by each of those executions. When the last
 //! hold is gone, the client gets exactly one reply: the override, else the command's own. Contract:
-//! `readers-and-events.md` 10.3 to 10.5.
+//! docs/contract/readers-and-events.md 10.3 to 10.5.
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 
 use crate::{
     error::Error,
@@ -114,6 +114,13 @@ impl LinkedCommand {
         self.answer_if_free();
     }
 
+    /// Who holds the link has no say any more: the client cannot wait. The override that there is by now is the reply.
+    pub fn close(&self) -> Option<Reply> {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.replacement.take()
+    }
+
     fn answer_if_free(&self) {
         let mut state = self.state.lock();
         if state.holds > 0 || state.waiting.is_none() {
@@ -165,5 +172,16 @@ mod tests {
         drop(hold);
         assert_eq!(link.close_if_free().ok().flatten(), Some(Reply::Int(1)));
         assert_eq!(link.replace_reply(Reply::Int(3)), Err(Error::NoCommandContext));
+    }
+
+    #[test]
+    fn whoever_holds_a_closed_link_has_no_say() {
+        let link = LinkedCommand::new(vec![b"get".to_vec()]);
+        let hold = link.hold();
+        assert_eq!(link.replace_reply(Reply::Int(1)), Ok(()));
+        assert_eq!(link.close(), Some(Reply::Int(1)));
+        assert_eq!(link.replace_reply(Reply::Int(2)), Err(Error::NoCommandContext));
+        assert!(link.hold_open().is_none());
+        drop(hold);
     }
 }

@@ -1,29 +1,15 @@
-//! The shards of a cluster as data: who they are, and which of them owns a key. Contract: `python-api.md` chapter 9.
+//! The shards of a cluster as data: who they are, and which of them owns a key. Contract:
+//! docs/contract/python-api.md chapter 9.
 
 use std::{collections::BTreeMap, sync::OnceLock};
 
-use crc::{CRC_16_XMODEM, Crc};
 use serde::{Deserialize, Serialize};
 
 use super::id::ShardId;
-
-/// How many hash slots there are.
-pub const SLOTS: u16 = 16384;
-
-const CRC: Crc<u16> = Crc::<u16>::new(&CRC_16_XMODEM);
+pub use crate::server::slots::{SLOTS, slot_of};
 
 /// Nobody owns the slot.
 const NOBODY: u16 = u16::MAX;
-
-/// The hash slot of a key: of what stands between its first `{` and the next `}`, if that is something.
-pub fn slot_of(key: &[u8]) -> u16 {
-    let tag = key.iter().position(|&byte| byte == b'{').and_then(|open| {
-        let rest = &key[open + 1..];
-        let close = rest.iter().position(|&byte| byte == b'}')?;
-        (close > 0).then(|| &rest[..close])
-    });
-    CRC.checksum(tag.unwrap_or(key)) % SLOTS
-}
 
 /// The first text, by length and then by digits, small and capital letters, whose hash slot is `slot`. Users store keys
 /// under it, so it never changes.
@@ -97,12 +83,19 @@ impl Members {
         Self::from(shards.into_iter().collect::<Vec<_>>())
     }
 
-    pub fn shards(&self) -> impl Iterator<Item = ShardId> {
-        self.shards.iter().map(|(shard, _)| *shard)
+    /// One shard, which has all slots.
+    pub fn alone(shard: ShardId) -> Self {
+        Self::new([(shard, (0, SLOTS - 1))])
     }
 
-    pub fn count(&self) -> usize {
-        self.shards.len()
+    /// A slot that nobody owns.
+    pub fn uncovered(&self) -> Option<u16> {
+        let place = self.owners.iter().position(|&owner| owner == NOBODY)?;
+        u16::try_from(place).ok()
+    }
+
+    pub fn shards(&self) -> impl Iterator<Item = ShardId> {
+        self.shards.iter().map(|(shard, _)| *shard)
     }
 
     pub fn contains(&self, shard: ShardId) -> bool {
@@ -137,14 +130,6 @@ mod tests {
     }
 
     #[test]
-    fn slots_are_those_of_the_server() {
-        assert_eq!(slot_of(b"foo"), 12182);
-        assert_eq!(slot_of(b"x{foo}y{bar}"), 12182);
-        assert_eq!(slot_of(b"{}foo"), CRC.checksum(b"{}foo") % SLOTS);
-        assert_eq!(slot_of(b"{foo"), CRC.checksum(b"{foo") % SLOTS);
-    }
-
-    #[test]
     fn tags_belong_to_their_slots() {
         assert_eq!(["06S", "Qi", "5L5"], [tag_of(0), tag_of(1), tag_of(2)]);
         assert_eq!(["8M", "63n"], [tag_of(5461), tag_of(10923)]);
@@ -169,5 +154,7 @@ mod tests {
         assert_eq!(members.others(shard('a')).collect::<Vec<_>>(), [shard('b')]);
         let copy = Members::from(Vec::from(members.clone()));
         assert_eq!(copy, members);
+        assert_eq!(members.uncovered(), Some(12183));
+        assert_eq!(Members::alone(shard('a')).uncovered(), None);
     }
 }

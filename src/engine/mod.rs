@@ -10,12 +10,14 @@ pub mod id;
 pub mod language;
 pub mod linked_command;
 mod load;
+pub mod loading;
 pub mod members;
 mod pipeline;
 pub mod plan;
+pub mod prefix;
 mod queue;
 pub mod record;
-mod registering;
+pub mod registering;
 pub mod registration;
 mod registry;
 pub mod requirement;
@@ -23,10 +25,11 @@ mod run;
 pub mod scope;
 pub mod session;
 mod shuffle;
+pub mod source;
 mod step_state;
 pub mod stop;
 #[cfg(test)]
-mod testing;
+pub mod testing;
 pub mod timers;
 mod waiting;
 mod workers;
@@ -37,18 +40,19 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
 
-pub use distribution::Participation;
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
+pub use distribution::{Participation, Shape};
 pub use queue::Lane;
 pub use registry::Registry;
 
 use self::{
+    distributed_run::DistributedRun,
     distribution::Distribution,
     execution::{Execution, Outcome, Start, Status},
     id::Id,
@@ -66,7 +70,9 @@ use crate::{
     server::{
         api::{self, Features},
         client::Meter,
+        command::{Answer, Command},
         lock::Lock,
+        reply::Reply,
     },
     stats::ServerStats,
 };
@@ -89,6 +95,8 @@ pub struct Engine {
     /// True on a master that is not loading: events fire, clients are linked.
     serving: AtomicBool,
     loading: AtomicBool,
+    /// How often data were replaced.
+    loads: AtomicU64,
     /// Registrations whose onRegistered failed while this server was no master.
     unprepared: Mutex<BTreeSet<Id>>,
 }
@@ -120,6 +128,7 @@ impl Engine {
             distribution: Distribution::default(),
             serving: AtomicBool::new(false),
             loading: AtomicBool::new(false),
+            loads: AtomicU64::new(0),
             unprepared: Mutex::default(),
         });
         workers::spawn(&engine, to_stop)?;
@@ -279,7 +288,8 @@ impl Engine {
         if let Some(registration) = &start.registration {
             registration.stats.triggered();
         }
-        let distributed = start.payload.take().and_then(|payload| self.distributed(payload));
+        let payload = start.payload.take();
+        let distributed = payload.map(|payload| DistributedRun::initiate(self.max_idle(), payload));
         self.registry
             .create(start, distributed, self.config.limit(Number::MaxExecutions))
     }
@@ -287,6 +297,9 @@ impl Engine {
     /// Brings an execution to its end and does what follows: counters, retention, waiters, and last the client.
     fn finish(&self, execution: &Arc<Execution>, status: Status, mut outcome: Outcome) {
         outcome.aborted = status == Status::Aborted;
+        if let Some(fate) = execution.fate() {
+            outcome.errors.insert(0, fate.clone());
+        }
         let outcome = Arc::new(outcome);
         let Some(aftermath) = execution.end(status, Some(&outcome)) else {
             return;
@@ -383,11 +396,29 @@ impl Engine {
         }
     }
 
-    /// The data are about to be replaced: whatever was started for the old ones ends, and no client waits for it.
+    /// Forgets an execution as soon as it is finished.
+    pub fn drop_when_finished(engine: &Arc<Self>, id: Id) {
+        let Some(execution) = engine.registry.execution(id) else {
+            return;
+        };
+        let engine = Arc::clone(engine);
+        execution.when_finished(Box::new(move |_| engine.registry.drop_execution(id)));
+    }
+
+    /// Changes when the data are replaced.
+    fn loads(&self) -> u64 {
+        self.loads.load(Ordering::Acquire)
+    }
+
+    /// The data are about to be replaced: whatever was started for the old ones ends, and no client waits for it. What is
+    /// under way ends when it wants to read on.
     pub fn loading_started(&self) {
+        self.loads.fetch_add(1, Ordering::AcqRel);
         self.unprepared.lock().clear();
-        self.abort_queued(|_| true);
         for execution in self.registry.executions() {
+            if execution.status() == Status::Created {
+                self.fail(&execution, &Error::DataReplaced.to_string());
+            }
             drop(execution.release());
         }
         self.registry.drop_finished();
@@ -406,6 +437,30 @@ pub enum RanNow {
     Waits(Arc<Execution>),
     /// It has ended, and its outcome is where those of others are.
     Kept,
+}
+
+impl RanNow {
+    /// Answers the client that asked for it, now or when it has ended in the background.
+    ///
+    /// # Errors
+    /// It goes on in the background, and the server does not let the client wait for it.
+    pub fn answer(
+        self,
+        command: &Command<'_>,
+        reply: impl Fn(Outcome) -> Reply + Send + 'static,
+    ) -> Result<Answer, Error> {
+        Ok(match self {
+            Self::Ended(outcome) => reply(outcome).into(),
+            Self::Waits(execution) => {
+                let client = command.block()?;
+                execution.measure_for(&client);
+                execution.when_finished(Box::new(move |outcome| client.answer(reply(outcome.clone()))));
+                Answer::Done
+            }
+            // It ended in this moment, and was dropped with its outcome.
+            Self::Kept => Reply::error("ERR the execution was lost before it could reply").into(),
+        })
+    }
 }
 
 /// How deep functions that run at once may call each other; each level takes room on the stack of its thread.

@@ -11,7 +11,7 @@ use super::language::Function;
 /// The place of a user function in [`Plan::functions`].
 pub type FunctionIndex = usize;
 
-/// One operation on records. Meaning: `python-api.md` 3.3 and 3.5.
+/// One operation on records. Meaning: docs/contract/python-api.md 3.3 and 3.5.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
     Map(FunctionIndex),

@@ -2,7 +2,10 @@
 //!
 //! Made by readers, carried by the pipeline, turned into a reply when it has passed the last step.
 
-use std::{borrow::Cow, ffi::c_void, mem::ManuallyDrop, ptr::NonNull};
+use std::{
+    borrow::Cow,
+    mem::{ManuallyDrop, MaybeUninit},
+};
 
 use crate::server::reply::Reply;
 
@@ -38,37 +41,61 @@ pub enum Record {
     Foreign(Foreign),
 }
 
-/// One reference to an object of the language, without an allocation of its own: records are made by the million.
+/// One object of the language, without an allocation of its own: records are made by the million.
 pub struct Foreign {
-    object: NonNull<c_void>,
-    drop: unsafe fn(NonNull<c_void>),
+    object: MaybeUninit<*mut ()>,
+    drop: unsafe fn(*mut MaybeUninit<*mut ()>),
 }
 
-// SAFETY: by the promise of [`Foreign::new`].
+// SAFETY: [`Foreign::new`] takes what may go to other threads and be looked at there.
 unsafe impl Send for Foreign {}
+// SAFETY: the same.
+unsafe impl Sync for Foreign {}
 
 impl Foreign {
+    /// Takes an object, which is as large as a pointer: a reference.
+    pub fn new<T: Send + Sync>(object: T) -> Self {
+        const { assert!(size_of::<T>() == size_of::<*mut ()>() && align_of::<T>() <= align_of::<*mut ()>()) };
+        let mut place = MaybeUninit::<*mut ()>::uninit();
+        // SAFETY: it has the size, as was checked.
+        unsafe { place.as_mut_ptr().cast::<T>().write(object) };
+        Self {
+            object: place,
+            drop: drop_as::<T>,
+        }
+    }
+
+    /// The object.
+    ///
     /// # Safety
-    /// The reference may be given to another thread, and `drop` gives it back, on any thread.
-    pub unsafe fn new(object: NonNull<c_void>, drop: unsafe fn(NonNull<c_void>)) -> Self {
-        Self { object, drop }
+    /// `T` is what [`Foreign::new`] was given.
+    pub unsafe fn get<T>(&self) -> &T {
+        // SAFETY: by the caller's promise.
+        unsafe { &*self.object.as_ptr().cast::<T>() }
     }
 
-    /// The object, still referred to by this record.
-    pub fn object(&self) -> NonNull<c_void> {
-        self.object
+    /// The object itself.
+    ///
+    /// # Safety
+    /// `T` is what [`Foreign::new`] was given.
+    pub unsafe fn into_inner<T>(self) -> T {
+        let kept = ManuallyDrop::new(self);
+        // SAFETY: by the caller's promise; what is left is not dropped.
+        unsafe { kept.object.as_ptr().cast::<T>().read() }
     }
+}
 
-    /// The reference itself, which is the caller's now.
-    pub fn into_object(self) -> NonNull<c_void> {
-        ManuallyDrop::new(self).object
-    }
+/// # Safety
+/// A `T` stands there, which nobody uses afterwards.
+unsafe fn drop_as<T>(place: *mut MaybeUninit<*mut ()>) {
+    // SAFETY: by the caller's promise.
+    unsafe { place.cast::<T>().drop_in_place() };
 }
 
 impl Drop for Foreign {
     fn drop(&mut self) {
-        // SAFETY: by the promise of [`Foreign::new`]; the reference was not given away.
-        unsafe { (self.drop)(self.object) };
+        // SAFETY: [`Foreign::new`] chose the function by what it put there; nobody has taken it.
+        unsafe { (self.drop)(&raw mut self.object) };
     }
 }
 

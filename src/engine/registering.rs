@@ -11,6 +11,13 @@ use crate::{
     },
 };
 
+/// Puts a registration of a running function in force, on all shards where there are several.
+pub trait Registrar: Send + Sync {
+    /// # Errors
+    /// This is a replica; a reader refuses the registration. Nothing has changed then.
+    fn register_here(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error>;
+}
+
 impl Engine {
     /// Puts registrations in force, all or none, in the place of those of session `old`.
     ///

@@ -1,18 +1,19 @@
-//! A registration: a plan that runs on each event of a reader. Contract: `readers-and-events.md` 1.3 and 11.
+//! A registration: a plan that runs on each event of a reader. Contract:
+//! docs/contract/readers-and-events.md 1.3 and 11.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use super::{id::Id, language::Function, plan::Plan, session::Session};
+use super::{id::Id, language::Function, plan::Plan, queue::Lane, session::Session};
 use crate::{
     error::Error,
     server::{lock::Lock, reply::Reply},
@@ -89,6 +90,11 @@ pub trait Trigger: Send + Sync {
 
     /// The reader's arguments as RG.DUMPREGISTRATIONS shows them.
     fn arguments(&self) -> Vec<(&'static str, Reply)>;
+
+    /// Why it may never fire, or not for what it seems to be about: each a sentence for the log. It is accepted all the same.
+    fn doubts(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Whether it could be started now.
     ///
@@ -174,10 +180,17 @@ pub struct Images {
 pub struct Life {
     /// Finished executions that can still be read, oldest first.
     kept: Mutex<VecDeque<Id>>,
+    /// The same for what belongs to executions of other shards.
+    parts: Mutex<BTreeSet<Id>>,
     removed: AtomicBool,
 }
 
 impl Registration {
+    /// Where its executions wait for each other; `None` if they do not.
+    pub fn lane(&self) -> Option<Lane> {
+        self.in_order.then_some(Lane::Registration(self.id))
+    }
+
     /// Notes a finished execution that can still be read; the ones beyond `limit` are to be dropped.
     pub(super) fn keep(&self, id: Id, limit: Option<usize>) -> Vec<Id> {
         let mut kept = self.life.kept.lock();
@@ -186,15 +199,22 @@ impl Registration {
         kept.drain(..surplus).collect()
     }
 
+    /// Notes a finished part of another shard's execution.
+    pub(super) fn keep_part(&self, id: Id) {
+        self.life.parts.lock().insert(id);
+    }
+
     /// Forgets an execution that was dropped otherwise.
     pub(super) fn forget(&self, id: Id) {
+        self.life.parts.lock().remove(&id);
         self.life.kept.lock().retain(|&known| known != id);
     }
 
     /// Marks it as removed; its kept executions are to be dropped.
     pub(super) fn remove(&self) -> Vec<Id> {
         self.life.removed.store(true, Ordering::Release);
-        self.life.kept.lock().drain(..).collect()
+        let parts = std::mem::take(&mut *self.life.parts.lock());
+        self.life.kept.lock().drain(..).chain(parts).collect()
     }
 
     pub fn is_removed(&self) -> bool {

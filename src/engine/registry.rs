@@ -1,6 +1,6 @@
 //! What exists: executions, registrations, sessions; and how long finished executions are kept.
 //!
-//! Retention: `commands.md` 3.6. Only finished executions are evicted, so nothing that runs is ever lost.
+//! Retention: docs/contract/commands.md 3.6. Only finished executions are evicted, so nothing that runs is ever lost.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,15 +11,16 @@ use std::{
     },
 };
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 
 use super::{
-    distributed_run::DistributedRun,
+    distributed_run::{DistributedRun, Listing},
     execution::{Execution, Start},
     id::{Id, ShardId},
     registration::Registration,
     session::{Session, Sessions},
 };
+use crate::mutex::Mutex;
 
 /// The tables of one server.
 pub struct Registry {
@@ -185,9 +186,10 @@ impl Registry {
         self.executions.lock().by_id.len()
     }
 
-    /// An execution that is kept has finished: `limit` is that of its registration.
+    /// An execution that is kept has finished: `limit` is that of its registration, which does not count what belongs to
+    /// other shards' executions.
     pub fn keep(&self, execution: &Arc<Execution>, limit: Option<usize>) {
-        let registration = execution.registration.as_ref();
+        let registration = execution.owner();
         if registration.is_some_and(|registration| registration.is_removed()) {
             self.drop_execution(execution.id);
             return;
@@ -198,12 +200,23 @@ impl Registry {
             self.drop_execution(execution.id);
             return;
         }
+        if !executions.by_id.contains_key(&execution.id) {
+            // Dropped in this moment.
+            return;
+        }
         executions.finished.insert(execution.id);
         drop(executions);
-        if let Some(registration) = registration {
+        let Some(registration) = registration else { return };
+        if execution.registration.is_none() {
+            registration.keep_part(execution.id);
+        } else {
             for surplus in registration.keep(execution.id, limit) {
                 self.remove(surplus);
             }
+        }
+        // It may have been removed between the first look and this one.
+        if registration.is_removed() {
+            self.drop_execution(execution.id);
         }
     }
 
@@ -294,8 +307,14 @@ impl Registry {
         self.sessions.lock().replace(session);
     }
 
+    /// Lists the session of an execution as another shard does, unless it is listed.
+    pub fn list_session(&self, session: &Arc<Session>, listing: Listing) {
+        self.sessions.lock().list_as(session, listing);
+    }
+
     fn unlist_if_empty(&self, session: &Arc<Session>) {
-        self.sessions.lock().unlist_if_empty(session);
+        let ended = self.sessions.lock().unlist_if_empty(session);
+        drop(ended);
     }
 
     /// Drops all finished executions; a load begins.
@@ -310,7 +329,7 @@ impl Registry {
 
 /// Tells the registration that one of its executions cannot be read any more.
 fn forget(execution: &Execution) {
-    if let Some(registration) = &execution.registration {
+    if let Some(registration) = execution.owner() {
         registration.forget(execution.id);
     }
 }

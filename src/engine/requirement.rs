@@ -1,5 +1,5 @@
-//! A requirement: packages that functions need, as files that can be installed here and elsewhere. Contract: `commands.md`
-//! 4.6.
+//! A requirement: packages that functions need, as files that can be installed here and elsewhere. Contract:
+//! docs/contract/commands.md 4.6.
 
 use std::{
     collections::HashMap,
@@ -11,8 +11,8 @@ use std::{
     },
 };
 
+use crate::mutex::Mutex;
 use indexmap::IndexMap;
-use parking_lot::Mutex;
 
 use super::session::Session;
 use crate::server::{api, guarded::Guarded, lock::Lock};

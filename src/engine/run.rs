@@ -9,14 +9,15 @@ use std::{
 
 use super::{
     Engine,
-    distributed_run::{self, DistributedRun, NextAction, RunMessage},
-    execution::{Execution, Outcome, Parked, Reading, Status},
+    distributed_run::{DistributedRun, RunMessage},
+    execution::{Execution, Outcome, Parked, Status},
     language::Completion,
     pipeline::{Pipeline, PipelineState},
     scope::Scope,
     shuffle::Shuffle,
+    source::Reading,
 };
-use crate::config::Number;
+use crate::{config::Number, error::Error};
 
 /// The error of an execution that panicked.
 pub(super) const INTERNAL: &str = "ERR internal error, see the server's log";
@@ -33,15 +34,8 @@ pub(super) enum Ran {
 /// Begins an execution, or goes on with one that waited.
 pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant) -> Ran {
     if let Some(distributed) = &execution.distributed {
-        match distributed.turn() {
-            NextAction::Run => {}
-            NextAction::TooEarly => return Ran::Waits,
-            NextAction::Launch(payload) => {
-                let plan = distributed_run::shared(execution, distributed, payload);
-                engine.tell_others(execution, distributed, &RunMessage::Plan(Box::new(plan)));
-                engine.watch_idle(execution);
-                return Ran::Waits;
-            }
+        if !engine.may_run(execution, distributed) {
+            return Ran::Waits;
         }
     }
     // Before what the run remembers, so that it ends after that.
@@ -51,6 +45,7 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
         Parked {
             source: Some(source),
             state: PipelineState::new(&execution.plan, engine.language.as_ref(), profiled),
+            loads: engine.loads(),
             total: Duration::ZERO,
             reading: Duration::ZERO,
         }
@@ -117,9 +112,21 @@ fn pass_records(
             let asked = Instant::now();
             let record = source.next(&context);
             parked.reading += asked.elapsed();
+            let reads_keys = source.reads_keys();
+            if reads_keys && engine.loads() != parked.loads {
+                pipeline.fail(Error::DataReplaced.to_string());
+                break;
+            }
             match record {
                 Ok(Some(record)) => pipeline.push(record),
-                Ok(None) => break,
+                Ok(None) => {
+                    if let (true, Some(shuffle)) = (reads_keys, pipeline.shuffle()) {
+                        if let Err(failure) = shuffle.confirm() {
+                            pipeline.fail(failure);
+                        }
+                    }
+                    break;
+                }
                 Err(failure) => pipeline.fail(failure),
             }
         }
@@ -151,8 +158,10 @@ fn pass_records(
 
 /// The way to the other shards, for a run that is distributed.
 fn shuffle<'a>(engine: &'a Engine, execution: &'a Execution) -> Option<Shuffle<'a>> {
+    let distributed = execution.distributed.as_ref()?;
     Some(Shuffle {
-        distributed: execution.distributed.as_ref()?,
+        distributed,
+        place: distributed.place()?,
         id: execution.id,
         shards: engine.shards()?,
         language: engine.language.as_ref(),
@@ -176,10 +185,12 @@ fn take_news(execution: &Execution, pipeline: &mut Pipeline<'_>) {
             RunMessage::Completed => distributed.completed(from),
             RunMessage::Finish => distributed.finish(),
             RunMessage::Plan(_)
-            | RunMessage::Received
+            | RunMessage::Received { .. }
+            | RunMessage::NotYet { .. }
             | RunMessage::Refused(_)
             | RunMessage::Go
-            | RunMessage::Abort => {}
+            | RunMessage::Abort
+            | RunMessage::Forget => {}
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 
 use super::{
     execution::{Execution, Start},

@@ -1,30 +1,37 @@
-//! Sessions: what one RG.PYEXECUTE made, and what its functions made later. Contract: `commands.md` chapter 4.
+//! Sessions: what one RG.PYEXECUTE made, and what its functions made later. Contract:
+//! docs/contract/commands.md chapter 4.
 
 use std::{
     any::Any,
-    collections::BTreeMap,
+    collections::{BTreeMap, hash_map::RandomState},
+    fmt::Write as _,
+    hash::{BuildHasher as _, Hasher as _},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 
-use super::id::Id;
-use super::requirement::Requirement;
+use super::{distributed_run::Listing, id::Id, requirement::Requirement};
 
 /// One session. Listed in the registry while it has registrations, or kept executions of them.
 pub struct Session {
     pub id: String,
+    /// The same on all shards, in files and on replicas, and no other session's; empty if it comes from an earlier version.
+    pub token: String,
     pub description: Option<String>,
     pub needs: Needs,
     members: Mutex<Members>,
     /// Another session has taken its place.
     replaced: AtomicBool,
     /// What the language keeps for it.
-    attachment: Mutex<Option<Box<dyn Any + Send + Sync>>>,
+    attachment: Mutex<Option<Attachment>>,
 }
+
+/// What the language keeps for a session.
+type Attachment = Box<dyn Any + Send + Sync>;
 
 /// The packages that a session's functions need.
 #[derive(Debug, Default)]
@@ -44,12 +51,20 @@ impl Session {
     pub fn new(id: String, description: Option<String>, needs: Needs) -> Self {
         Self {
             id,
+            token: random_hex(),
             description,
             needs,
             members: Mutex::default(),
             replaced: AtomicBool::new(false),
             attachment: Mutex::default(),
         }
+    }
+
+    /// The same session as elsewhere.
+    #[must_use]
+    pub fn with_token(mut self, token: String) -> Self {
+        self.token = token;
+        self
     }
 
     /// What the language keeps for this session; made by `make` when first asked for, always of the same type.
@@ -59,10 +74,9 @@ impl Session {
         kept.downcast_ref().cloned().unwrap_or_else(make)
     }
 
-    /// Nothing refers to the session any more: what the language keeps for it goes.
-    fn release(&self) {
-        let attachment = self.attachment.lock().take();
-        drop(attachment);
+    /// Nothing refers to the session any more: what the language keeps for it is to be dropped, behind all locks.
+    fn release(&self) -> Option<Attachment> {
+        self.attachment.lock().take()
     }
 
     /// True once another session has taken its place.
@@ -126,6 +140,34 @@ impl Sessions {
         self.dead.clone()
     }
 
+    /// The listed session that has this token, live or replaced.
+    pub fn with_token(&self, token: &str) -> Option<Arc<Session>> {
+        let mut all = self.live.values().chain(&self.dead);
+        all.find(|session| session.token == token && !token.is_empty())
+            .cloned()
+    }
+
+    /// Where a session is listed.
+    pub(super) fn listing(&self, session: &Arc<Session>) -> Listing {
+        match self.live.get(&session.id) {
+            _ if session.is_replaced() => Listing::Dead,
+            Some(live) if Arc::ptr_eq(live, session) => Listing::Live,
+            _ => Listing::Unlisted,
+        }
+    }
+
+    /// Lists a session as another shard does. Where its place is taken, it has been replaced.
+    pub(super) fn list_as(&mut self, session: &Arc<Session>, listing: Listing) {
+        let live = self.live.get(&session.id);
+        let taken = live.is_some_and(|live| !Arc::ptr_eq(live, session));
+        match listing {
+            Listing::Unlisted => {}
+            Listing::Dead => self.replace(session),
+            Listing::Live if taken => self.replace(session),
+            Listing::Live => self.list(session),
+        }
+    }
+
     /// Lists a session, unless another one has its id.
     pub(super) fn list(&mut self, session: &Arc<Session>) {
         if !session.is_replaced() {
@@ -145,12 +187,13 @@ impl Sessions {
         }
     }
 
-    /// Removes a session that nothing refers to any more.
-    pub(super) fn unlist_if_empty(&mut self, session: &Arc<Session>) {
-        if session.ref_count() == 0 {
-            self.unlist(session);
-            session.release();
+    /// Removes a session that nothing refers to any more; what is left of it is to be dropped, behind all locks.
+    pub(super) fn unlist_if_empty(&mut self, session: &Arc<Session>) -> Option<Attachment> {
+        if session.ref_count() > 0 {
+            return None;
         }
+        self.unlist(session);
+        session.release()
     }
 
     fn unlist(&mut self, session: &Arc<Session>) {
@@ -160,6 +203,19 @@ impl Sessions {
         }
         self.dead.retain(|dead| !is_it(dead));
     }
+}
+
+/// Forty lower-case hexadecimal digits, different each time.
+pub fn random_hex() -> String {
+    let mut id = String::with_capacity(48);
+    while id.len() < 40 {
+        // Each state is seeded by the operating system's random numbers, or differs from the last one by a counter.
+        let digits = RandomState::new().build_hasher().finish();
+        // Writing to a String cannot fail.
+        let _ = write!(id, "{digits:016x}");
+    }
+    id.truncate(40);
+    id
 }
 
 #[cfg(test)]
@@ -186,7 +242,37 @@ mod tests {
         assert!(sessions.live("s").is_some_and(|live| Arc::ptr_eq(&live, &new)));
         assert_eq!(sessions.all_dead().len(), 1);
         old.remove_registration(id(1));
-        sessions.unlist_if_empty(&old);
+        drop(sessions.unlist_if_empty(&old));
         assert!(sessions.all_dead().is_empty() && sessions.live("s").is_some());
+    }
+
+    #[test]
+    fn a_session_is_listed_as_elsewhere() {
+        let mut sessions = Sessions::default();
+        let make = || Arc::new(Session::new("s".into(), None, Needs::default()));
+        let (first, second, other) = (make(), make(), make());
+        for session in [&first, &second, &other] {
+            session.add_execution();
+        }
+        sessions.list_as(&first, Listing::Unlisted);
+        assert_eq!(sessions.listing(&first), Listing::Unlisted);
+        sessions.list_as(&first, Listing::Live);
+        sessions.list_as(&second, Listing::Live);
+        assert_eq!(sessions.listing(&first), Listing::Live, "it was there before");
+        assert_eq!(sessions.listing(&second), Listing::Dead);
+        sessions.list_as(&other, Listing::Dead);
+        assert_eq!(sessions.all_dead().len(), 2);
+        let found = sessions.with_token(&other.token);
+        assert!(found.is_some_and(|found| Arc::ptr_eq(&found, &other)));
+        assert!(sessions.with_token("").is_none());
+    }
+
+    #[test]
+    fn random_ids_differ() {
+        let (first, second) = (random_hex(), random_hex());
+        assert_eq!(first.len(), 40);
+        let is_hex = |byte: u8| byte.is_ascii_hexdigit() && !byte.is_ascii_uppercase();
+        assert!(first.bytes().all(is_hex));
+        assert_ne!(first, second);
     }
 }

@@ -1,7 +1,7 @@
 //! Records on their way between the shards of one distributed run: gathered for each step and shard, sent in batches.
 //!
-//! Used by the pipeline, on the thread that runs the execution, attached. Contract: `commands.md` 8.3, `python-api.md`
-//! 7.7 and chapter 9.
+//! Used by the pipeline, on the thread that runs the execution, attached. Contract: docs/contract/commands.md 8.3,
+//! docs/contract/python-api.md 7.7 and chapter 9.
 
 use std::{
     borrow::Cow,
@@ -12,12 +12,13 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::{
-    distributed_run::{DistributedRun, IDLE, RunMessage, Shards},
+    distributed_run::{DistributedRun, Place, RunMessage, Shards},
     id::{Id, ShardId},
     language::{Failure, Language},
     plan::Routing,
     record::{Record, Value},
 };
+use crate::error::MAX_IDLE;
 
 /// How many records are sent at once at most.
 const BATCH: usize = 1000;
@@ -29,6 +30,7 @@ const OBJECT_BYTES: usize = 64;
 /// The way out of one run.
 pub struct Shuffle<'a> {
     pub distributed: &'a DistributedRun,
+    pub place: Place,
     pub id: Id,
     pub shards: &'a dyn Shards,
     pub language: &'a dyn Language,
@@ -53,13 +55,24 @@ struct Buffer {
 impl Shuffle<'_> {
     /// The shard that goes on with a record of this key; `None` if that is this one.
     pub fn away(&self, key: &[u8]) -> Option<ShardId> {
-        let owner = self.distributed.members.owner(key)?;
-        (owner != self.distributed.me).then_some(owner)
+        let owner = self.place.members.owner(key)?;
+        (owner != self.place.me).then_some(owner)
     }
 
     /// The initiator; `None` if that is this one.
     pub fn initiator(&self) -> Option<ShardId> {
-        (!self.distributed.is_initiator()).then_some(self.distributed.initiator)
+        self.distributed.initiator()
+    }
+
+    /// Whether the keys are still where the plan says: see [`Shards::confirm`].
+    ///
+    /// # Errors
+    /// What has changed.
+    pub fn confirm(&self) -> Result<(), Failure> {
+        let mut confirmed = Ok(());
+        self.language
+            .detached(&mut || confirmed = self.shards.confirm(&self.place.members));
+        confirmed
     }
 
     /// Sends a record to a step on another shard, sooner or later.
@@ -111,7 +124,7 @@ impl Shuffle<'_> {
             self.language
                 .detached(&mut || room = self.shards.wait_for_room(to, self.distributed.max_idle));
             if !room {
-                failures.push(IDLE.to_owned());
+                failures.push(MAX_IDLE.to_owned());
                 return Err(failures);
             }
         }
@@ -139,7 +152,7 @@ impl Shuffle<'_> {
             }
             (Routing::ToInitiator, None) => {}
             (Routing::ByKey, _) => {
-                for other in self.distributed.others() {
+                for other in self.place.others() {
                     self.shards.tell(other, self.id, RunMessage::Ended { step });
                 }
             }
@@ -153,7 +166,7 @@ impl Shuffle<'_> {
             return true;
         }
         let ended = traffic.ended.get(&step);
-        self.distributed
+        self.place
             .others()
             .all(|other| ended.is_some_and(|ended| ended.contains(&other)))
     }

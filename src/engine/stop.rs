@@ -5,6 +5,7 @@
 //! sleeps while nobody holds the server.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -13,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 
 use super::{
     Engine,
@@ -32,6 +33,12 @@ pub const INTERRUPT_INTERVAL: Duration = Duration::from_millis(1);
 const MAX_TICK: Duration = Duration::from_millis(100);
 /// How many looks without any run until the watch goes to sleep.
 const LINGER: u32 = 10;
+/// The same while it cannot stop, because it imports a module.
+const WHILE_IMPORTING: Duration = Duration::from_millis(20);
+/// What holds the server for longer than that is named in the log.
+const SLOW: Duration = Duration::from_millis(100);
+/// How often, for the same code.
+const REPEAT: Duration = Duration::from_secs(60);
 
 /// The end of one piece of running code.
 #[derive(Default)]
@@ -42,9 +49,45 @@ pub struct Stop {
     timed_out: AtomicBool,
     /// The language has raised the "stop" error in that thread.
     pub raised: AtomicBool,
+    /// The thread while nothing is to be raised in it, and since when.
+    shielded: Mutex<Option<(u64, Instant)>>,
 }
 
+/// How long code can be shielded: it may be a user's, and never end.
+const SHIELD: Duration = Duration::from_millis(500);
+
 impl Stop {
+    /// Nothing is raised in the thread that runs this code until [`Stop::unshield`], for a while. What is to be given back
+    /// then, and the thread.
+    pub fn shield(&self) -> (u64, Option<(u64, Instant)>) {
+        let thread = self.thread.swap(0, Ordering::AcqRel);
+        let shielded = (thread != 0).then(|| (thread, Instant::now()));
+        let mut present = self.shielded.lock();
+        let before = *present;
+        *present = shielded.or(before);
+        (thread, before)
+    }
+
+    pub fn unshield(&self, thread: u64, before: Option<(u64, Instant)>) {
+        *self.shielded.lock() = before;
+        self.thread.store(thread, Ordering::Release);
+    }
+
+    /// The thread to raise the "stop" error in; 0 for none.
+    pub fn target(&self) -> u64 {
+        let thread = self.thread.load(Ordering::Acquire);
+        if thread != 0 {
+            return thread;
+        }
+        let shielded = *self.shielded.lock();
+        shielded.map_or(
+            0,
+            |(thread, since)| {
+                if since.elapsed() > SHIELD { thread } else { 0 }
+            },
+        )
+    }
+
     pub fn ask(&self) {
         self.asked.store(true, Ordering::Release);
     }
@@ -66,6 +109,11 @@ pub trait Stoppable: Send + Sync {
 
     /// What it is, for the log.
     fn describe(&self) -> String;
+
+    /// The same with the names of its functions.
+    fn describe_fully(&self) -> String {
+        self.describe()
+    }
 }
 
 impl Stoppable for Execution {
@@ -81,6 +129,12 @@ impl Stoppable for Execution {
             ),
             None => format!("a function of session {}", self.session.id),
         }
+    }
+
+    fn describe_fully(&self) -> String {
+        let functions = self.plan.functions.iter();
+        let names: Vec<_> = functions.map(|function| function.name()).collect();
+        format!("{} ({})", self.describe(), names.join(", "))
     }
 }
 
@@ -120,6 +174,8 @@ impl Stoppable for Code {
 #[derive(Default)]
 pub struct SyncWatch {
     running: Mutex<Option<(Arc<dyn Stoppable>, Instant)>>,
+    /// [`SyncWatch::running`] holds something, for a look that costs nothing.
+    is_running: AtomicBool,
     /// How many runs there were.
     runs: AtomicU64,
     awake: AtomicBool,
@@ -136,13 +192,34 @@ impl SyncWatch {
         }
         *running = Some((code, now));
         drop(running);
+        Some(self.entered())
+    }
+
+    /// What runs now; if nothing does, what `make` makes runs until the guard is dropped.
+    fn enter_or_join(
+        &self,
+        make: impl FnOnce() -> Arc<Code>,
+        now: Instant,
+    ) -> (Arc<dyn Stoppable>, Option<Watched<'_>>) {
+        let mut running = self.running.lock();
+        if let Some((code, _)) = running.as_ref() {
+            return (Arc::clone(code), None);
+        }
+        let code: Arc<dyn Stoppable> = make();
+        *running = Some((Arc::clone(&code), now));
+        drop(running);
+        (code, Some(self.entered()))
+    }
+
+    fn entered(&self) -> Watched<'_> {
+        self.is_running.store(true, Ordering::Relaxed);
         self.runs.fetch_add(1, Ordering::Relaxed);
         if !self.awake.swap(true, Ordering::AcqRel) {
             if let Some(watcher) = self.watcher.get() {
                 watcher.unpark();
             }
         }
-        Some(Watched(self))
+        Watched(self)
     }
 
     /// The life of the watch's thread. `timeout`: the limit now, `None` for none.
@@ -150,13 +227,13 @@ impl SyncWatch {
         // Told once: there is one such thread.
         let _ = self.watcher.set(thread::current());
         let (mut seen, mut quiet) = (0, 0);
+        let mut slow = Slow::default();
         loop {
-            let Some(limit) = timeout() else {
-                thread::sleep(MAX_TICK);
-                continue;
-            };
-            let late = self.late(limit);
-            if let Some(code) = &late {
+            let limit = timeout();
+            slow.look(self);
+            let late = limit.and_then(|limit| Some((self.longer_than(limit)?.0, limit)));
+            let mut rest = INTERRUPT_INTERVAL;
+            if let Some((code, limit)) = &late {
                 let stop = code.stop();
                 if !stop.timed_out.swap(true, Ordering::AcqRel) {
                     api::log_warning(&format!(
@@ -166,7 +243,11 @@ impl SyncWatch {
                     ));
                 }
                 stop.ask();
-                language.interrupt(stop);
+                if language.interrupt(stop) == Interrupted::AfterImport {
+                    slow.importing(code.as_ref());
+                    // Each look takes Python away from the import.
+                    rest = WHILE_IMPORTING;
+                }
             }
             let runs = self.runs.load(Ordering::Relaxed);
             quiet = if runs == seen { quiet + 1 } else { 0 };
@@ -175,17 +256,20 @@ impl SyncWatch {
                 self.sleep();
                 quiet = 0;
             } else if late.is_some() {
-                thread::sleep(INTERRUPT_INTERVAL);
+                thread::sleep(rest);
             } else {
-                thread::sleep((limit / 4).clamp(INTERRUPT_INTERVAL, MAX_TICK));
+                let tick = limit.map_or(MAX_TICK, |limit| limit / 4);
+                thread::sleep(tick.clamp(INTERRUPT_INTERVAL, MAX_TICK));
             }
         }
     }
 
-    fn late(&self, limit: Duration) -> Option<Arc<dyn Stoppable>> {
+    /// What has run for longer than that by now, and how long.
+    fn longer_than(&self, limit: Duration) -> Option<(Arc<dyn Stoppable>, Duration)> {
         let running = self.running.lock();
         let (code, started) = running.as_ref()?;
-        (started.elapsed() > limit).then(|| Arc::clone(code))
+        let elapsed = started.elapsed();
+        (elapsed > limit).then(|| (Arc::clone(code), elapsed))
     }
 
     fn sleep(&self) {
@@ -198,12 +282,63 @@ impl SyncWatch {
     }
 }
 
+/// What became of the wish to interrupt code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupted {
+    Now,
+    /// It is inside an import, which is not broken off: what a module has half done cannot be done again. It is asked again.
+    AfterImport,
+    /// Nothing to interrupt.
+    Nothing,
+}
+
+/// What the log says about code that keeps the server busy: each kind of code once in a while.
+#[derive(Default)]
+struct Slow(HashMap<String, Instant>);
+
+impl Slow {
+    fn look(&mut self, watch: &SyncWatch) {
+        let Some((code, elapsed)) = watch.longer_than(SLOW) else {
+            return;
+        };
+        let code = code.describe_fully();
+        if self.is_new(code.clone()) {
+            api::log_warning(&format!(
+                "{code} has blocked the server for {} ms: no client is served until it ends or gives the server back. \
+                 Functions that wait (for a socket, a database, a lock) are better async",
+                elapsed.as_millis()
+            ));
+        }
+    }
+
+    fn importing(&mut self, code: &dyn Stoppable) {
+        let code = code.describe();
+        if self.is_new(format!("the import of {code}")) {
+            api::log_warning(&format!(
+                "{code} imports a module: it is stopped when the import has ended"
+            ));
+        }
+    }
+
+    fn is_new(&mut self, what: String) -> bool {
+        self.0.retain(|_, said| said.elapsed() < REPEAT);
+        let is_new = !self.0.contains_key(&what);
+        if is_new {
+            self.0.insert(what, Instant::now());
+        }
+        is_new
+    }
+}
+
 /// While it lives, a run is watched.
 pub struct Watched<'a>(&'a SyncWatch);
 
 impl Drop for Watched<'_> {
     fn drop(&mut self) {
-        *self.0.running.lock() = None;
+        self.0.is_running.store(false, Ordering::Relaxed);
+        // Dropped behind the guard: it may be the last reference to a whole session.
+        let ended = self.0.running.lock().take();
+        drop(ended);
     }
 }
 
@@ -211,6 +346,21 @@ impl Engine {
     /// From now on until the guard is dropped SyncTimeout counts for `code`, unless it counts already for what calls it.
     pub fn watch_sync(&self, _lock: Lock<'_>, code: Arc<dyn Stoppable>, now: Instant) -> Option<Watched<'_>> {
         self.sync_watch.enter(code, now)
+    }
+
+    /// The code for which SyncTimeout counts now; if there is none, what `make` makes is it until the guard is dropped. The
+    /// server's lock is held.
+    pub fn watch_any(
+        &self,
+        make: impl FnOnce() -> Arc<Code>,
+        now: Instant,
+    ) -> (Arc<dyn Stoppable>, Option<Watched<'_>>) {
+        self.sync_watch.enter_or_join(make, now)
+    }
+
+    /// True while SyncTimeout counts for anything.
+    pub fn is_watching(&self) -> bool {
+        self.sync_watch.is_running.load(Ordering::Relaxed)
     }
 
     /// Runs code that belongs to no execution, under the server's lock, attached, watched by SyncTimeout.

@@ -1,26 +1,30 @@
-//! A language for the unit tests of the engine: its objects are numbers, its functions do arithmetic.
+//! What unit tests share: a language whose objects are numbers and whose functions do arithmetic, and chance that is the same
+//! each time.
 
-use std::sync::Arc;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
-    execution::Source,
     language::{Awaitable, Called, Completion, Distinct, Failure, Function, Language, Packed},
     record::{Record, Value},
     session::Session,
-    stop::Stop,
+    source::Source,
+    stop::{Interrupted, Stop},
 };
 use crate::server::reply::Reply;
 
 pub struct Plain;
 
 impl Language for Plain {
-    fn thread(&self, body: &mut dyn FnMut()) {
+    fn thread(&self, body: &mut (dyn FnMut() + Send)) {
         body();
     }
     fn attached(&self, work: &mut dyn FnMut()) {
         work();
     }
-    fn detached(&self, work: &mut dyn FnMut()) {
+    fn detached(&self, work: &mut (dyn FnMut() + Send)) {
         work();
     }
     fn to_text(&self, record: Record) -> Result<Record, Failure> {
@@ -32,9 +36,14 @@ impl Language for Plain {
     fn interruptible(&self, _stop: &Stop, work: &mut dyn FnMut()) {
         work();
     }
-    fn interrupt(&self, _stop: &Stop) {}
+    fn interrupt(&self, _stop: &Stop) -> Interrupted {
+        Interrupted::Nothing
+    }
     fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure> {
         Ok(number(record).to_string().into())
+    }
+    fn use_packages(&self, _folder: &Path, _archives: &[PathBuf]) -> Result<(), Failure> {
+        Ok(())
     }
     fn load(&self, _image: &[u8], _session: &Session) -> Result<Arc<dyn Function>, Failure> {
         Ok(Arc::new(Arithmetic))
@@ -153,5 +162,46 @@ pub fn number(record: &Record) -> i64 {
         Record::Native(Value::Int(number)) => *number,
         Record::Group { value, .. } => number(value),
         _ => -1,
+    }
+}
+
+/// Random numbers that are the same each time (xorshift).
+pub struct Chance(u64);
+
+impl Chance {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit.max(1) as u64) as usize
+    }
+
+    /// Bytes with some damage: changed, cut off, taken out, put in, or moved.
+    pub fn damage(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        let place = self.below(bytes.len());
+        match self.below(5) {
+            0 => {
+                for _ in 0..=self.below(4) {
+                    let place = self.below(bytes.len());
+                    bytes[place] ^= 1 + self.below(255) as u8;
+                }
+            }
+            1 => bytes.truncate(place),
+            2 => drop(bytes.drain(place..(place + 1 + self.below(20)).min(bytes.len()))),
+            3 => {
+                let more: Vec<u8> = (0..=self.below(20)).map(|_| self.below(256) as u8).collect();
+                bytes.splice(place..place, more);
+            }
+            _ => {
+                let middle = self.below(bytes.len());
+                bytes.rotate_left(middle);
+            }
+        }
+        bytes
     }
 }

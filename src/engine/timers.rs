@@ -4,14 +4,13 @@ use std::{
     cmp::Reverse,
     collections::BinaryHeap,
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex};
 
 use super::Engine;
-use crate::server::api;
+use crate::{server::api, threads};
 
 type Job = Box<dyn FnOnce(&Arc<Engine>) + Send>;
 
@@ -49,20 +48,18 @@ impl Timers {
     /// Starts the thread.
     pub(super) fn start(engine: &Arc<Engine>) -> std::io::Result<()> {
         let engine = Arc::clone(engine);
-        thread::Builder::new()
-            .name("pinion-timer".into())
-            .spawn(move || {
-                engine.language.thread(&mut || {
-                    loop {
-                        let job = engine.timers.wait();
-                        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(&engine)));
-                        if done.is_err() {
-                            api::log_warning("a job of the timer failed");
-                        }
+        let life = move || {
+            engine.language.thread(&mut || {
+                loop {
+                    let job = engine.timers.wait();
+                    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(&engine)));
+                    if done.is_err() {
+                        api::log_warning("a job of the timer failed");
                     }
-                });
-            })?;
-        Ok(())
+                }
+            });
+        };
+        threads::spawn("pinion-timer".into(), life).map(drop)
     }
 
     /// The next job, when its time has come.

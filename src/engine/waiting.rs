@@ -1,5 +1,5 @@
 //! Records of one step that wait for a value, and those behind them: the order of records is kept whatever comes first.
-//! Rules: `python-api.md` 6.3.
+//! Rules: docs/contract/python-api.md 6.3.
 
 use std::collections::VecDeque;
 

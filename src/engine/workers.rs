@@ -2,39 +2,37 @@
 //!
 //! A worker stays attached to the language while there is work and waits detached. None of them ever ends.
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::{Engine, execution::Execution, stop::INTERRUPT_INTERVAL, timers::Timers};
-use crate::config::Number;
+use crate::{config::Number, threads};
 
 /// Starts all threads.
 pub(super) fn spawn(engine: &Arc<Engine>, to_stop: Receiver<Arc<Execution>>) -> std::io::Result<()> {
     for number in 0..engine.config.number(Number::ExecutionThreads) {
         let engine = Arc::clone(engine);
-        thread::Builder::new()
-            .name(format!("pinion-{number}"))
-            .spawn(move || engine.language.thread(&mut || work(&engine)))?;
+        threads::spawn(format!("pinion-{number}"), move || {
+            engine.language.thread(&mut || work(&engine));
+        })?;
     }
     Timers::start(engine)?;
     let stopping = Arc::clone(engine);
-    thread::Builder::new()
-        .name("pinion-stop".into())
-        .spawn(move || stopping.language.thread(&mut || stop(&stopping, &to_stop)))?;
+    threads::spawn("pinion-stop".into(), move || {
+        stopping.language.thread(&mut || stop(&stopping, &to_stop));
+    })?;
     let watching = Arc::clone(engine);
-    thread::Builder::new()
-        .name("pinion-watch".into())
-        .spawn(move || {
-            let engine = &watching;
-            let limit = || {
-                let limit = engine.config.limit(Number::SyncTimeout)?;
-                Some(Duration::from_millis(limit as u64))
-            };
-            engine
-                .language
-                .thread(&mut || engine.sync_watch.watch(engine.language.as_ref(), limit));
-        })?;
+    threads::spawn("pinion-watch".into(), move || {
+        let engine = &watching;
+        let limit = || {
+            let limit = engine.config.limit(Number::SyncTimeout)?;
+            Some(Duration::from_millis(limit as u64))
+        };
+        engine
+            .language
+            .thread(&mut || engine.sync_watch.watch(engine.language.as_ref(), limit));
+    })?;
     Ok(())
 }
 
@@ -76,17 +74,20 @@ fn stop(engine: &Engine, to_stop: &Receiver<Arc<Execution>>) {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use crossbeam_channel::{RecvTimeoutError, bounded};
 
     use super::*;
     use crate::{
         config::Config,
         engine::{
-            execution::{Outcome, Reading, Source, Start},
+            execution::{Outcome, Start},
             language::Failure,
             plan::Plan,
             record::Record,
             session::{Needs, Session},
+            source::{Reading, Source},
             testing::Plain,
         },
         server::api::Features,

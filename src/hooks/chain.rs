@@ -1,22 +1,22 @@
 //! Command hooks: functions in the place of a command, the newest one first, the command itself last. Contract:
-//! `readers-and-events.md` chapter 8.
+//! docs/contract/readers-and-events.md chapter 8.
 //!
 //! [`super::Hooks::run_proxy`] starts the newest function; `call_next` goes on from there through [`Behind`].
 
 use std::sync::Arc;
 
-use super::{Hooks, table::Entry};
+use super::{Hooks, passed::Passed, table::Entry};
 use crate::{
     engine::{
         Engine, RanNow,
         execution::{Next, Outcome, Start},
         id::Id,
         registration::{Mode, Registration},
+        source::Once,
     },
     error::Error,
-    readers::command::{answer, lane, record_of},
     server::{
-        call::execute,
+        call::{Forms, execute, execute_for_resp3},
         command::{Answer, Command},
         lock::Lock,
         reply::Reply,
@@ -65,13 +65,24 @@ impl Hooks {
     ) -> Result<Answer, Error> {
         engine.stats.count_hooked();
         let words = command.argv().skip(1);
-        let start = self.start(name, registration, command.db(), words.iter());
+        let behind = Arc::new(Behind {
+            hooks: Arc::clone(self),
+            registration: Arc::clone(registration),
+            command: name.to_ascii_lowercase(),
+            db: command.db(),
+            resp3: command.is_resp3().then(Passed::default),
+        });
+        let start = behind.start(words.iter());
+        let reply = move |outcome| {
+            let forms = behind.forms_of(outcome);
+            forms.resp3.unwrap_or(forms.resp2)
+        };
         if registration.mode == Mode::Sync {
             let start = Start {
                 may_wait: command.may_block(),
                 ..start
             };
-            return Ok(answer(command, engine.run_now(start), one_result));
+            return engine.run_now(start).answer(command, reply);
         }
         if !command.may_block() {
             return Err(Error::CannotWaitHere);
@@ -79,36 +90,17 @@ impl Hooks {
         if !engine.has_room(registration) {
             return Err(Error::NotTriggered("too many executions are pending"));
         }
-        let client = command.block();
+        let client = command.block()?;
         let meter = client.meter();
-        let waiter = move |outcome: &Outcome| client.answer(one_result(outcome.clone()));
+        let waiter = move |outcome: &Outcome| client.answer(reply(outcome.clone()));
         let start = Start {
             waiter: Some(Box::new(waiter)),
             payload: engine.payload(registration),
             meter: Some(meter),
             ..start
         };
-        engine.submit(start, lane(registration));
+        engine.submit(start, registration.lane());
         Ok(Answer::Done)
-    }
-
-    fn start<'a>(
-        self: &Arc<Self>,
-        name: &[u8],
-        registration: &Arc<Registration>,
-        db: i32,
-        words: impl Iterator<Item = &'a [u8]>,
-    ) -> Start {
-        Start {
-            transient: true,
-            next: Some(Arc::new(Behind {
-                hooks: Arc::clone(self),
-                registration: Arc::clone(registration),
-                command: name.to_ascii_lowercase(),
-                db,
-            })),
-            ..Start::of_registration(registration, db, Box::new(record_of(words)))
-        }
     }
 }
 
@@ -130,6 +122,35 @@ struct Behind {
     command: Vec<u8>,
     /// The client's.
     db: i32,
+    /// What the function gets, if the client has chosen RESP3.
+    resp3: Option<Passed>,
+}
+
+impl Behind {
+    fn start<'a>(self: &Arc<Self>, words: impl Iterator<Item = &'a [u8]>) -> Start {
+        Start {
+            transient: true,
+            next: Some(Arc::clone(self) as _),
+            ..Start::of_registration(&self.registration, self.db, Box::new(Once::of_words(words)))
+        }
+    }
+
+    /// What the function sees of a reply.
+    fn note(&self, forms: Forms) -> Reply {
+        match &self.resp3 {
+            Some(passed) => passed.note(forms),
+            None => forms.resp2,
+        }
+    }
+
+    /// What the function replies.
+    fn forms_of(&self, outcome: Outcome) -> Forms {
+        let reply = one_result(outcome);
+        match &self.resp3 {
+            Some(passed) => passed.forms_of(reply),
+            None => reply.into(),
+        }
+    }
 }
 
 impl Next for Behind {
@@ -148,19 +169,28 @@ impl Next for Behind {
             found.cloned()
         };
         if let Some(older) = older {
-            let words = argv.iter().map(Vec::as_slice);
+            let behind = Arc::new(Self {
+                hooks: Arc::clone(&self.hooks),
+                registration: older,
+                command: self.command.clone(),
+                db: self.db,
+                resp3: self.resp3.as_ref().map(|_| Passed::default()),
+            });
             let start = Start {
                 may_wait: false,
-                ..self.hooks.start(&self.command, &older, self.db, words)
+                ..behind.start(argv.iter().map(Vec::as_slice))
             };
             return match engine.run_now(start) {
-                RanNow::Ended(outcome) => one_result(outcome),
+                RanNow::Ended(outcome) => self.note(behind.forms_of(outcome)),
                 // It may not wait, and nobody keeps it.
                 _ => Error::NotOneResult.into(),
             };
         }
         let _bypass = self.hooks.bypass(lock);
-        execute(lock, engine.features, self.db, &argv)
+        if self.resp3.is_none() {
+            return execute(lock, engine.features, self.db, &argv);
+        }
+        self.note(execute_for_resp3(lock, engine.features, self.db, &argv))
     }
 
     fn stands_for(&self, command: &[u8]) -> bool {

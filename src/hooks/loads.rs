@@ -11,17 +11,17 @@ use super::{
     table::{CommandSpec, Entry, Rule},
 };
 use crate::{
-    engine::id::Id,
+    engine::{id::Id, prefix::Pattern},
     error::Error,
-    readers::prefix::Pattern,
     server::{
         api,
-        call::{CallReply, NotPermitted, call_original},
+        call::{CallReply, Refusal, call_original},
         client::ClientState,
         command::{Answer, Command},
         filter::Passing,
         key::{self, Life},
         lock::Lock,
+        room,
     },
 };
 
@@ -109,7 +109,7 @@ impl Hooks {
     /// that the server has.
     ///
     /// # Errors
-    /// One that was named cannot be linked (`readers-and-events.md` 10.1).
+    /// One that was named cannot be linked (docs/contract/readers-and-events.md 10.1).
     pub fn look_up_loads(
         &self,
         lock: Lock<'_>,
@@ -172,9 +172,9 @@ impl Hooks {
         self.install(lock);
     }
 
-    /// Whether a command of a client that can wait goes behind a proxy command.
-    pub(super) fn wants_inner(&self, entry: &Entry, passing: Passing<'_>, client: ClientState) -> bool {
-        if client.in_multi || !entry.spec.has_keys() {
+    /// Whether a command of a client outside of transactions goes behind a proxy command.
+    pub(super) fn wants_proxy(&self, entry: &Entry, passing: Passing<'_>, client: ClientState) -> bool {
+        if !entry.spec.has_keys() {
             return entry.concerns(passing, |_| true);
         }
         let lock = passing.lock();
@@ -195,6 +195,10 @@ impl Hooks {
                 return false;
             }
             let life = passing.key_life(client.db, position);
+            if life != Life::Missing && room::may_evict(lock) {
+                // It may be gone when the command runs, which looks again.
+                return true;
+            }
             if let Some(rule) = load {
                 return self.wants_load(lock, rule, client.db, key, life)
                     || (linked && life == Life::Missing);
@@ -232,7 +236,7 @@ impl Hooks {
         &self,
         command: &Command<'_>,
         cleared: bool,
-    ) -> Result<Option<Answer>, NotPermitted> {
+    ) -> Result<Option<Answer>, Refusal> {
         let (lock, original) = (command.lock(), command.argv().skip(1));
         let Some(loads) = self.loads.get() else {
             return Ok(None);
@@ -273,7 +277,7 @@ impl Hooks {
             return Ok(None);
         }
         if !cleared && !command.sender_may_run(original) {
-            return Err(NotPermitted);
+            return Err(Refusal::NotPermitted);
         }
         Ok(match loads.wait(command, &missing, writes) {
             Wait::No => None,
@@ -314,7 +318,7 @@ impl Hooks {
     ///
     /// # Errors
     /// The user may not run it any more.
-    pub fn run_awaited(&self, command: &Command<'_>) -> Result<CallReply, NotPermitted> {
+    pub fn run_awaited(&self, command: &Command<'_>) -> Result<CallReply, Refusal> {
         let original = command.argv().skip(1);
         command.as_current(1, || {
             // The filter leaves it alone: it has waited.

@@ -4,9 +4,8 @@ use std::{ffi::CStr, sync::Arc};
 
 use super::{chain::HookRule, loads::LoadRule};
 use crate::{
-    engine::id::Id,
+    engine::{id::Id, prefix::Pattern},
     error::Error,
-    readers::prefix::Pattern,
     server::{api::Features, call::call, filter::Passing, lock::Lock, reply::Reply},
 };
 
@@ -18,16 +17,19 @@ pub enum ProxyCommand {
     Write,
     /// A write that may need memory.
     WriteMore,
+    /// A read whose functions may write: the server lets it wait while clients are paused, as it does with writes.
+    ReadLater,
 }
 
 impl ProxyCommand {
-    pub const ALL: [Self; 3] = [Self::Read, Self::Write, Self::WriteMore];
+    pub const ALL: [Self; 4] = [Self::Read, Self::Write, Self::WriteMore, Self::ReadLater];
 
     pub const fn name(self) -> &'static CStr {
         match self {
             Self::Read => c"RG.INNERREAD",
             Self::Write => c"RG.INNERWRITE",
             Self::WriteMore => c"RG.INNERWRITEMORE",
+            Self::ReadLater => c"RG.INNERREADLATER",
         }
     }
 }
@@ -109,6 +111,8 @@ pub(super) struct Entry {
     pub(super) rules: Vec<Rule>,
     /// Functions in its place, in the order of registration.
     pub(super) hooks: Vec<HookRule>,
+    /// The server may leave its client in another database (`redis::home`).
+    pub(super) strays: bool,
     /// Registrations whose keys are loaded when this command misses them, the nearest pattern first.
     pub(super) loads: Vec<LoadRule>,
     /// It removes keys, also some that are not there: those of registrations that load must hear of it.
@@ -162,6 +166,7 @@ impl Table {
                 spec,
                 rules: Vec::new(),
                 hooks: Vec::new(),
+                strays: false,
                 loads: Vec::new(),
                 removers: Vec::new(),
                 only_misses: false,
@@ -181,7 +186,7 @@ impl Table {
 
     pub(super) fn recompute(&mut self) {
         self.entries
-            .retain(|entry| entry.is_linked() || !entry.hooks.is_empty());
+            .retain(|entry| entry.strays || entry.is_linked() || !entry.hooks.is_empty());
         for entry in &mut self.entries {
             entry.only_misses = entry.spec.first > 0 && entry.rules.iter().all(|rule| rule.only_misses);
         }

@@ -1,15 +1,25 @@
-//! Requirements that came without being installed, and the registrations that are held until they are.
+//! Registrations that are held: until requirements are installed that came without being so, and until functions are loaded that
+//! take their time.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
-use super::{Persistence, archive, change::SavedRegistration, restore::log_disabled};
+use super::{
+    Persistence,
+    change::SavedRegistration,
+    restore::{Functions, log_disabled},
+};
 use crate::{
     engine::{
-        registration::{Claim, Peers, Registration},
+        loading::Loading,
+        registration::{Claim, Images, Peers, Registration},
         requirement::Requirement,
         session::Session,
     },
     error::Error,
+    requirements::archive,
     server::{
         api,
         lock::{self, Lock},
@@ -163,30 +173,95 @@ impl Persistence {
         Ok(())
     }
 
-    /// Starts registrations whose requirements are installed, or cannot be.
-    fn begin_held(&self, lock: Lock<'_>) {
+    /// True if registrations of a session are there that do not run yet.
+    pub(super) fn has_held(&self, lock: Lock<'_>, session: &Arc<Session>) -> bool {
+        let kept = self.kept.read(lock);
+        let mut held = kept
+            .awaiting_requirements
+            .iter()
+            .filter(|held| !held.is_removed());
+        held.any(|held| Arc::ptr_eq(&held.session, session))
+    }
+
+    /// Loads what registrations need whose requirements are installed, or cannot be; then they begin.
+    pub(super) fn begin_held(&self, lock: Lock<'_>) {
         if self.engine.is_loading() {
             return;
         }
-        let held = std::mem::take(&mut self.kept.write(lock).awaiting_requirements);
-        let (held, ready): (Vec<_>, Vec<_>) = held
-            .into_iter()
-            .filter(|held| !held.is_removed())
-            .partition(|held| awaits_requirements(&held.session));
-        self.kept.write(lock).awaiting_requirements.extend(held);
-        for held in ready {
-            // Functions of one that began before may have removed it.
-            if !held.is_removed() {
-                self.begin(lock, &held);
+        let mut kept = self.kept.write(lock);
+        kept.awaiting_requirements.retain(|held| !held.is_removed());
+        let mut ready: Vec<Arc<Registration>> = Vec::new();
+        for held in &kept.awaiting_requirements {
+            let same = |other: &&Arc<Registration>| Arc::ptr_eq(&other.session, &held.session);
+            // One after the other in a session; what is being loaded begins the rest.
+            if !awaits_requirements(&held.session) && !kept.loading.iter().any(|other| same(&other)) {
+                ready.push(Arc::clone(held));
             }
+        }
+        drop(kept);
+        while let Some(first) = ready.first().cloned() {
+            let (group, others) = ready
+                .into_iter()
+                .partition(|held| Arc::ptr_eq(&held.session, &first.session));
+            ready = others;
+            let images: Vec<Images> = images_of(&group);
+            let loading = self.begin_loading(&images, &first.session);
+            self.begin_when_loaded(lock, &loading, group);
+        }
+    }
+
+    /// Registrations of one session, which are held, begin when their functions are loaded.
+    pub(super) fn begin_when_loaded(&self, lock: Lock<'_>, loading: &Loading, group: Vec<Arc<Registration>>) {
+        self.kept.write(lock).loading.extend(group.iter().cloned());
+        let this = Weak::clone(&self.this);
+        let named = group
+            .iter()
+            .map(|held| held.id.to_string())
+            .collect::<Vec<_>>()
+            .join(", ");
+        api::log_notice(&format!(
+            "registrations begin when their functions are loaded: {named}"
+        ));
+        loading.when_done(move |loaded| {
+            let functions = Functions::of_each(&images_of(&group), loaded);
+            Self::begin_loaded(&this, group.into_iter().zip(functions).collect());
+        });
+    }
+
+    /// Begins registrations whose functions are there. While data are loaded, nothing begins.
+    fn begin_loaded(this: &Weak<Self>, loaded: Vec<(Arc<Registration>, Result<Functions, String>)>) {
+        let Some(persistence) = this.upgrade() else { return };
+        let mut loaded = Some(loaded);
+        lock::with_lock(|lock| {
+            if persistence.engine.is_loading() {
+                return;
+            }
+            for (held, functions) in loaded.take().into_iter().flatten() {
+                let mut kept = persistence.kept.write(lock);
+                kept.loading.retain(|other| !Arc::ptr_eq(other, &held));
+                kept.awaiting_requirements
+                    .retain(|other| !Arc::ptr_eq(other, &held));
+                drop(kept);
+                // Functions of one that began before may have removed it.
+                if !held.is_removed() {
+                    persistence.begin(lock, &held, functions);
+                }
+            }
+            persistence.begin_held(lock);
+        });
+        if let Some(loaded) = loaded {
+            let this = Weak::clone(this);
+            persistence
+                .engine
+                .timers
+                .after(AGAIN, move |_| Self::begin_loaded(&this, loaded));
         }
     }
 
     /// Puts a registration that runs in the place of one that was held. One that cannot run stays, and tells why.
-    fn begin(&self, lock: Lock<'_>, held: &Registration) {
+    fn begin(&self, lock: Lock<'_>, held: &Registration, functions: Result<Functions, String>) {
         let session = &held.session;
         let make = |functions| self.rebuild(SavedRegistration::of(held), session, functions);
-        let functions = self.load(&SavedRegistration::of(held), session);
         let started = make(functions).and_then(|registration| {
             let registration = Arc::new(registration);
             if registration.disabled.is_none() {
@@ -216,6 +291,16 @@ impl Persistence {
             self.engine.call_on_registered(&registration);
         }
     }
+}
+
+/// How long after a look at data that are still loaded the next one comes.
+const AGAIN: Duration = Duration::from_millis(100);
+
+fn images_of(registrations: &[Arc<Registration>]) -> Vec<Images> {
+    let images = registrations
+        .iter()
+        .map(|registration| registration.images.clone());
+    images.collect()
 }
 
 /// True while something that the session's functions need is to be installed.

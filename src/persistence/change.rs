@@ -42,6 +42,12 @@ pub struct SavedSession {
     /// The names of its requirements.
     #[serde(default)]
     pub requirements: Vec<String>,
+    /// They were installed for this very session.
+    #[serde(default)]
+    pub installed: bool,
+    /// What tells it from others with the same id; empty in files of earlier versions.
+    #[serde(default)]
+    pub token: String,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +74,8 @@ impl SavedSession {
             id: session.id.clone(),
             description: session.description.clone(),
             requirements: names.collect(),
+            installed: session.needs.installed,
+            token: session.token.clone(),
         }
     }
 }
@@ -124,58 +132,17 @@ fn seal(content: &[u8]) -> Vec<u8> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
     use crate::{
         engine::{
             id::{Id, ShardId},
             plan::Plan,
+            testing::Chance,
         },
-        persistence::archive,
-        python::Files,
         readers::image::Image,
+        requirements::{Files, archive},
     };
-
-    /// Random numbers that are the same each time (xorshift).
-    pub struct Chance(u64);
-
-    impl Chance {
-        pub fn new(seed: u64) -> Self {
-            Self(seed)
-        }
-
-        pub fn below(&mut self, limit: usize) -> usize {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            (self.0 % limit.max(1) as u64) as usize
-        }
-
-        /// Bytes with some damage: changed, cut off, taken out, put in, or moved.
-        pub fn damage(&mut self, bytes: &[u8]) -> Vec<u8> {
-            let mut bytes = bytes.to_vec();
-            let place = self.below(bytes.len());
-            match self.below(5) {
-                0 => {
-                    for _ in 0..=self.below(4) {
-                        let place = self.below(bytes.len());
-                        bytes[place] ^= 1 + self.below(255) as u8;
-                    }
-                }
-                1 => bytes.truncate(place),
-                2 => drop(bytes.drain(place..(place + 1 + self.below(20)).min(bytes.len()))),
-                3 => {
-                    let more: Vec<u8> = (0..=self.below(20)).map(|_| self.below(256) as u8).collect();
-                    bytes.splice(place..place, more);
-                }
-                _ => {
-                    let middle = self.below(bytes.len());
-                    bytes.rotate_left(middle);
-                }
-            }
-            bytes
-        }
-    }
 
     fn step() -> RegistrationChange {
         RegistrationChange {
@@ -184,6 +151,8 @@ pub(super) mod tests {
                 id: "new".into(),
                 description: None,
                 requirements: vec!["demo".into()],
+                installed: true,
+                token: "token".into(),
             },
             requirements: vec![ByteBuf::from(b"archive".to_vec())],
             registrations: vec![SavedRegistration {

@@ -1,12 +1,12 @@
 //! What is saved: in RDB files, and in AOF files that are rewritten.
 
 use super::{
-    IMPORT, Persistence, REGISTER, archive,
+    IMPORT, Persistence, REGISTER,
     change::{RegistrationChange, SavedRegistration, SavedSession},
 };
 use crate::{
     engine::requirement::Requirement,
-    python::Files,
+    requirements::{Files, archive},
     server::{
         api,
         lock::Lock,

@@ -1,9 +1,9 @@
-//! What is registered, where it outlives the process: files, replicas. Contract: `commands.md` 4.4 and chapter 6.
+//! What is registered, where it outlives the process: files, replicas. Contract: docs/contract/commands.md 4.4 and
+//! chapter 6.
 //!
 //! Every change goes through here: it takes effect, and then goes out as one internal command. What comes in that way, or
 //! from a file, takes effect by the same code and in the same order.
 
-mod archive;
 mod awaiting;
 mod change;
 mod files;
@@ -17,12 +17,14 @@ use std::{
     time::Duration,
 };
 
-pub use archive::{Header, encode as write_archive, header as read_header};
 pub use files::files_of;
 
 use self::change::{SavedRegistration, SavedSession};
 use self::tombstones::Tombstones;
-pub use self::{change::RegistrationChange, shared::Prepared};
+pub use self::{
+    change::RegistrationChange,
+    shared::{Prepared, Preparing},
+};
 use crate::{
     engine::{
         Engine,
@@ -32,9 +34,10 @@ use crate::{
         session::{Session, Sessions},
     },
     error::Error,
-    python::Packages,
     readers::image::Readers,
+    requirements::Packages,
     server::{
+        after::when_writes_are_allowed,
         api::{self, Features},
         call::{call, replicate},
         command::{Answer, Command},
@@ -64,8 +67,10 @@ struct Kept {
     registrations: Vec<Arc<Registration>>,
     /// No longer in force.
     tombstones: Tombstones,
-    /// Those of them that begin to run when their requirements are installed.
+    /// Those of them that begin to run when their requirements are installed and their functions loaded.
     awaiting_requirements: Vec<Arc<Registration>>,
+    /// Those of the held ones whose functions are being loaded.
+    loading: Vec<Arc<Registration>>,
     /// Whose onRegistered is to be called when everything is loaded.
     loaded: Vec<Arc<Registration>>,
     /// The requirements before the load; what is loaded may be the same.
@@ -260,8 +265,13 @@ impl Persistence {
                 old.place.forget();
             }
         }
-        for registration in loaded.iter().filter(|registration| !registration.is_removed()) {
-            self.engine.call_on_registered(registration);
+        for registration in loaded {
+            let engine = Arc::clone(&self.engine);
+            when_writes_are_allowed(lock, move |_| {
+                if !registration.is_removed() {
+                    engine.call_on_registered(&registration);
+                }
+            });
         }
         self.install_wanted();
     }

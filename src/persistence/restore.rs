@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use serde_bytes::ByteBuf;
-
 use super::{
     Persistence,
     awaiting::awaits_requirements,
@@ -12,10 +10,11 @@ use super::{
 use crate::{
     engine::{
         id::Id,
-        language::Function,
+        language::{Failure, Function},
+        loading::{Loaded, Loading},
         plan::Plan,
-        registration::{Life, Peers, Registration},
-        session::{Needs, Session},
+        registration::{Images, Life, Peers, Registration},
+        session::Session,
     },
     server::{api, lock::Lock},
     stats::RunStats,
@@ -23,6 +22,7 @@ use crate::{
 
 /// Why a registration does not run yet: what a client sees as its last error.
 const HELD: &str = "its requirements are being installed";
+const LOADING: &str = "its functions are being loaded";
 
 /// The functions of a registration, loaded.
 #[derive(Default)]
@@ -30,6 +30,33 @@ pub(super) struct Functions {
     /// In the order of the plan's table.
     table: Vec<Arc<dyn Function>>,
     on_registered: Option<Arc<dyn Function>>,
+}
+
+impl Functions {
+    /// Those of one registration, the next ones of what was loaded.
+    fn take(
+        images: &Images,
+        loaded: &mut impl Iterator<Item = Result<Arc<dyn Function>, Failure>>,
+    ) -> Result<Self, String> {
+        let mut next = || {
+            loaded
+                .next()
+                .unwrap_or_else(|| Err("a function is missing".into()))
+        };
+        let table: Vec<_> = images.functions.iter().map(|_| next()).collect();
+        let on_registered = images.on_registered.as_ref().map(|_| next());
+        Ok(Self {
+            table: table.into_iter().collect::<Result<_, _>>()?,
+            on_registered: on_registered.transpose()?,
+        })
+    }
+
+    /// Those of several registrations of one session.
+    pub(super) fn of_each(images: &[Images], loaded: Loaded) -> Vec<Result<Self, String>> {
+        let mut loaded = loaded.into_iter();
+        let each = images.iter().map(|images| Self::take(images, &mut loaded));
+        each.collect()
+    }
 }
 
 impl Persistence {
@@ -48,27 +75,51 @@ impl Persistence {
         let old = step.replaces.as_deref().and_then(live);
         let same =
             live(&step.session.id).filter(|same| !old.as_ref().is_some_and(|old| Arc::ptr_eq(old, same)));
-        let session = same.unwrap_or_else(|| {
-            let known = |name: &String| self.engine.requirements.get(lock, name);
-            let needs = Needs {
-                requirements: step.session.requirements.iter().filter_map(known).collect(),
-                installed: false,
+        let session = same.unwrap_or_else(|| Arc::new(self.session_of(lock, step.session)));
+        let images: Vec<Images> = step
+            .registrations
+            .iter()
+            .map(|saved| saved.images.clone())
+            .collect();
+        // Whatever is loaded for the session comes before.
+        let waits = awaits_requirements(&session) || self.has_held(lock, &session);
+        let loading = (!waits).then(|| self.begin_loading(&images, &session));
+        let loaded = loading
+            .as_ref()
+            .and_then(|loading| loading.wait(self.engine.patience()));
+        let in_time = loaded.is_some();
+        let functions: Vec<Result<Functions, String>> = if let Some(loaded) = loaded {
+            Functions::of_each(&images, loaded)
+        } else {
+            let reason = if awaits_requirements(&session) {
+                HELD
+            } else {
+                LOADING
             };
-            Arc::new(Session::new(step.session.id, step.session.description, needs))
-        });
+            images.iter().map(|_| Err(reason.to_owned())).collect()
+        };
         let mut registrations = Vec::new();
-        for saved in step.registrations {
+        for (saved, functions) in step.registrations.into_iter().zip(functions) {
             let peers = Peers {
                 replaced: old.as_deref(),
                 prepared: &registrations,
             };
-            let restored = self.restore(lock, saved, &session, peers)?;
+            let restored = self.restore(lock, saved, &session, functions, peers)?;
+            if in_time {
+                log_disabled(&restored);
+            }
             registrations.push(restored);
         }
         self.put_in_force(lock, old.as_ref(), &registrations)
             .map_err(|error| error.to_string())?;
-        if awaits_requirements(&session) {
-            self.kept.write(lock).awaiting_requirements.extend(registrations);
+        if !in_time {
+            self.kept
+                .write(lock)
+                .awaiting_requirements
+                .extend(registrations.iter().cloned());
+            if let Some(loading) = loading {
+                self.begin_when_loaded(lock, &loading, registrations);
+            }
         } else if self.engine.is_loading() {
             self.kept.write(lock).loaded.extend(registrations);
         } else {
@@ -79,21 +130,16 @@ impl Persistence {
         Ok(())
     }
 
-    /// Makes a registration of what was saved of it. If its functions cannot be loaded, or not yet, or its trigger not be
-    /// started, it is there without running, and tells why.
+    /// Makes a registration of what was saved of it, and of its functions. If these could not be loaded, or not yet, or its
+    /// trigger not be started, it is there without running, and tells why.
     pub(super) fn restore(
         &self,
         lock: Lock<'_>,
         saved: SavedRegistration,
         session: &Arc<Session>,
+        functions: Result<Functions, String>,
         peers: Peers<'_>,
     ) -> Result<Arc<Registration>, String> {
-        let held = awaits_requirements(session);
-        let functions = if held {
-            Err(HELD.to_owned())
-        } else {
-            self.load(&saved, session)
-        };
         let mut registration = self.rebuild(saved, session, functions)?;
         let id = registration.id;
         if self.engine.registry.registration(id).is_some() {
@@ -103,27 +149,16 @@ impl Persistence {
             let refused = registration.trigger.check(lock, peers).err();
             registration.disabled = refused.map(|error| error.to_string());
         }
-        if !held {
-            log_disabled(&registration);
-        }
         Ok(Arc::new(registration))
     }
 
-    pub(super) fn load(
-        &self,
-        saved: &SavedRegistration,
-        session: &Arc<Session>,
-    ) -> Result<Functions, String> {
-        let load = |image: &ByteBuf| self.engine.language.load(image, session);
-        Ok(Functions {
-            table: saved
-                .images
-                .functions
-                .iter()
-                .map(load)
-                .collect::<Result<_, _>>()?,
-            on_registered: saved.images.on_registered.as_ref().map(load).transpose()?,
-        })
+    /// Begins to load the functions of registrations of one session.
+    pub(super) fn begin_loading(&self, images: &[Images], session: &Arc<Session>) -> Loading {
+        let each = images
+            .iter()
+            .flat_map(|images| images.functions.iter().chain(&images.on_registered));
+        self.engine
+            .load(each.map(|image| image.to_vec()).collect(), session)
     }
 
     /// # Errors

@@ -6,17 +6,20 @@ use std::sync::Arc;
 use serde_bytes::ByteBuf;
 
 use super::{
-    Persistence, REGISTER, RegistrationChange, SavedRegistration, SavedSession, archive, change_of,
+    Persistence, REGISTER, RegistrationChange, SavedRegistration, SavedSession, change_of,
     files::{archive_of, files_of},
+    restore::Functions,
 };
 use crate::{
     engine::{
         id::Id,
-        registration::{Peers, Registration},
+        loading::{Loaded, Loading},
+        registration::{Images, Peers, Registration},
         requirement::Digest,
         session::{Needs, Session},
     },
     error::Error,
+    requirements::archive,
     server::{
         api,
         call::replicate,
@@ -29,6 +32,16 @@ pub struct Prepared {
     step: Vec<u8>,
     old: Option<Arc<Session>>,
     pub registrations: Vec<Arc<Registration>>,
+}
+
+/// A step of another shard whose functions are being loaded.
+pub struct Preparing {
+    step: Vec<u8>,
+    old: Option<Arc<Session>>,
+    session: Arc<Session>,
+    images: Vec<Images>,
+    saved: Vec<SavedRegistration>,
+    pub loading: Loading,
 }
 
 impl Persistence {
@@ -73,17 +86,11 @@ impl Persistence {
         known.is_some_and(|known| known.is_installed() && known.digest == *digest)
     }
 
-    /// Makes the registrations of another shard's step, without putting them in force. `claimed`: what other steps that
-    /// are prepared take.
+    /// Begins to load the functions of another shard's step.
     ///
     /// # Errors
     /// Why the step cannot be done here.
-    pub fn prepare_step(
-        &self,
-        lock: Lock<'_>,
-        step: Vec<u8>,
-        claimed: &[Arc<Registration>],
-    ) -> Result<Prepared, String> {
+    pub fn begin_to_prepare(&self, lock: Lock<'_>, step: Vec<u8>) -> Result<Preparing, String> {
         if !lock.is_master() {
             return Err(Error::ReadOnly.to_string());
         }
@@ -102,15 +109,46 @@ impl Persistence {
                 ));
             }
         }
+        let saved = decoded.registrations;
+        let images: Vec<_> = saved.iter().map(|saved| saved.images.clone()).collect();
         let session = Arc::new(self.session_of(lock, decoded.session));
+        Ok(Preparing {
+            step,
+            old,
+            loading: self.begin_loading(&images, &session),
+            session,
+            images,
+            saved,
+        })
+    }
+
+    /// Makes the registrations of another shard's step, without putting them in force. `claimed`: what other steps that
+    /// are prepared take.
+    ///
+    /// # Errors
+    /// Why the step cannot be done here.
+    pub fn prepare(
+        &self,
+        lock: Lock<'_>,
+        preparing: Preparing,
+        loaded: Loaded,
+        claimed: &[Arc<Registration>],
+    ) -> Result<Prepared, String> {
+        if !lock.is_master() {
+            return Err(Error::ReadOnly.to_string());
+        }
+        let Preparing {
+            step, old, session, ..
+        } = preparing;
         let mut registrations: Vec<Arc<Registration>> = Vec::new();
-        for saved in decoded.registrations {
+        let functions = Functions::of_each(&preparing.images, loaded);
+        for (saved, functions) in preparing.saved.into_iter().zip(functions) {
             let prepared = [claimed, registrations.as_slice()].concat();
             let peers = Peers {
                 replaced: old.as_deref(),
                 prepared: &prepared,
             };
-            let restored = self.restore(lock, saved, &session, peers)?;
+            let restored = self.restore(lock, saved, &session, functions, peers)?;
             if let Some(reason) = &restored.disabled {
                 return Err(if restored.plan.is_complete() {
                     reason.clone()
@@ -127,13 +165,14 @@ impl Persistence {
         })
     }
 
-    fn session_of(&self, lock: Lock<'_>, saved: SavedSession) -> Session {
+    /// The session that was saved or sent.
+    pub(super) fn session_of(&self, lock: Lock<'_>, saved: SavedSession) -> Session {
         let known = |name: &String| self.engine.requirements.get(lock, name);
         let needs = Needs {
             requirements: saved.requirements.iter().filter_map(known).collect(),
-            installed: false,
+            installed: saved.installed,
         };
-        Session::new(saved.id, saved.description, needs)
+        Session::new(saved.id, saved.description, needs).with_token(saved.token)
     }
 
     /// Does a step that was prepared, here and on replicas. Nothing happens if it was done otherwise meanwhile.

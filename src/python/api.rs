@@ -1,4 +1,4 @@
-//! The module `redisgears`: the functions that scripts call. Contract: `python-api.md` chapter 2.
+//! The module `redisgears`: the functions that scripts call. Contract: docs/contract/python-api.md chapter 2.
 //!
 //! All of them take positional arguments only, except `log`. Called attached, on any thread.
 
@@ -12,8 +12,9 @@ use pyo3::{
 
 use super::{
     atomic,
+    attach::in_engine,
     callback::{Callback, Code},
-    convert,
+    children, convert,
     coroutine::{self, Future},
     current::{self, ClientHold, GearsSession},
     errors, interrupt, runtime, watchdog,
@@ -31,6 +32,7 @@ use crate::{
         api::{self, Level},
         call, lock,
         lock::with_lock,
+        room,
     },
 };
 
@@ -48,7 +50,9 @@ pub mod redisgears {
     #[pymodule_export]
     use crate::python::read_through::{refresh, register_read_through};
     #[pymodule_export]
-    use crate::python::{atomic::Atomic, builder::Builder, coroutine::Future, current::GearsSession};
+    use crate::python::{
+        atomic::Atomic, builder::Builder, children::become_child, coroutine::Future, current::GearsSession,
+    };
 
     /// Names that differ from those of the classes.
     #[pymodule_init]
@@ -79,6 +83,9 @@ fn execute<'py>(
             "executeCommand() takes no keyword arguments",
         ));
     }
+    if children::is_forked() {
+        return Err(errors::gears_error(children::NOT_THE_SERVER));
+    }
     if args
         .get_item(0)
         .is_ok_and(|command| !command.is_instance_of::<PyString>())
@@ -98,12 +105,12 @@ fn execute<'py>(
     }
     let features = runtime()?.engine.features;
     let db = scope.as_ref().map_or(0, |scope| scope.db);
+    let name = argv.first().map(Vec::as_slice).unwrap_or_default();
     let run = || {
         let _acting = Acting::enter(scope.as_ref());
-        with_lock(|lock| call::execute(lock, features, db, &argv))
+        room::make(features, name, |lock| call::execute(lock, features, db, &argv))
     };
-    // Waiting for the server happens detached; where it is held already there is nothing to wait for.
-    let reply = if lock::is_held() { run() } else { py.detach(run) };
+    let reply = on_the_server(py, run);
     convert::reply_object(py, reply)
 }
 
@@ -129,9 +136,13 @@ fn next_of(scope: Option<&Scope>) -> Option<Arc<dyn Next>> {
 
 fn go_on<'py>(py: Python<'py>, next: &Arc<dyn Next>, arguments: Vec<Vec<u8>>) -> PyResult<Bound<'py, PyAny>> {
     let engine = &runtime()?.engine;
-    let run = || with_lock(|lock| next.call(engine, lock, arguments));
-    let reply = if lock::is_held() { run() } else { py.detach(run) };
+    let reply = on_the_server(py, || with_lock(|lock| next.call(engine, lock, arguments)));
     convert::reply_object(py, reply)
+}
+
+/// Waiting for the server happens detached; where it is held already there is nothing to wait for.
+fn on_the_server<R: Send>(py: Python<'_>, run: impl FnOnce() -> R + Send) -> R {
+    in_engine(|| if lock::is_held() { run() } else { py.detach(run) })
 }
 
 /// `log(message, level='notice')`: writes a line to the server's log.
@@ -316,7 +327,9 @@ fn register_time_event(py: Python<'_>, args: &Bound<'_, PyTuple>) -> PyResult<bo
         .and_then(|key| Some(key.cast::<PyString>().ok()?.to_str().ok()?.as_bytes().to_vec()));
     let function = Arc::new(Callback::new(py, Code::new(callback)));
     let period = Duration::from_secs(seconds.into());
-    time_events::start(&runtime()?.engine, &scope.session, period, function, key).map_err(errors::gears_error)
+    let engine = &runtime()?.engine;
+    in_engine(|| time_events::start(engine, &scope.session, period, function, key))
+        .map_err(errors::gears_error)
 }
 
 /// `registerGearsThread()`: announces a thread of the user's. Every thread may call the API without it.

@@ -67,6 +67,13 @@ impl<'a, 'py> Given<'a, 'py> {
         let Some(value) = self.get(name)?.filter(|value| !value.is_none()) else {
             return Ok(None);
         };
+        if value.is_instance_of::<PyString>() {
+            // Taken apart it would be its letters, of which none is a name.
+            return Err(errors::gears_error(format!(
+                "{name} must be a list of texts, not a text: {name}=[{}]",
+                value.repr()?
+            )));
+        }
         let items = value.try_iter().map_err(|_| errors::gears_error(not_iterable))?;
         items
             .map(|item| string(&item?, no_string))
@@ -75,7 +82,7 @@ impl<'a, 'py> Given<'a, 'py> {
     }
 }
 
-/// The arguments of a KeysReader registration, checked in the order of `readers-and-events.md` 2.3.
+/// The arguments of a KeysReader registration, checked in the order of docs/contract/readers-and-events.md 2.3.
 pub fn conditions(given: &Given<'_, '_>) -> PyResult<Conditions> {
     let prefix = prefix(given)?;
     let events = given.strings(
@@ -145,7 +152,7 @@ pub struct Wanted {
     pub in_order: bool,
 }
 
-/// Checks them in the order of `readers-and-events.md` chapter 7.
+/// Checks them in the order of docs/contract/readers-and-events.md chapter 7.
 pub fn command(given: &Given<'_, '_>) -> PyResult<Wanted> {
     let text = |name: &str, otherwise: &str| {
         given
@@ -170,7 +177,7 @@ pub fn command(given: &Given<'_, '_>) -> PyResult<Wanted> {
     Ok(Wanted { place, in_order })
 }
 
-/// The arguments of a StreamReader registration, checked in the order of `readers-and-events.md` 6.3.
+/// The arguments of a StreamReader registration, checked in the order of docs/contract/readers-and-events.md 6.3.
 pub fn stream_options(given: &Given<'_, '_>, mode: Mode) -> PyResult<Options> {
     const POLICY: &str = "onFailedPolicy must be Continue/Abort/Retry";
     /// Longer than anything that one can mean, and short enough for every clock.

@@ -1,10 +1,11 @@
-//! `atomic()`: holds the server for a block of a function (`python-api.md` 2.2), for as long as SyncTimeout allows.
+//! `atomic()`: holds the server for a block of a function (docs/contract/python-api.md 2.2), for as long as SyncTimeout
+//! allows.
 
 use std::{cell::RefCell, sync::Arc, time::Instant};
 
 use pyo3::{ffi, prelude::*, types::PyTuple};
 
-use super::{current, errors, interrupt, runtime};
+use super::{children, current, errors, interrupt, runtime};
 use crate::{
     engine::stop::{Code, Stoppable, Watched},
     server::{api, lock, lock::LockGuard},
@@ -97,6 +98,9 @@ impl Atomic {
         if is_inside() {
             return Err(errors::gears_error("Already inside an atomic block"));
         }
+        if children::is_forked() {
+            return Err(errors::gears_error(children::NOT_THE_SERVER));
+        }
         let enter = || BLOCK.set(Some(Block::new(LockGuard::acquire())));
         if lock::is_held() {
             enter();
@@ -149,20 +153,31 @@ pub fn leave() -> bool {
     BLOCK.take().is_some()
 }
 
-/// The time of one callback or script: its blocks are its own, and one that it does not leave ends with it.
+/// The time that a thread is attached: its blocks are its own, and one that is not left ends with it.
 pub struct Frame(Option<Block>);
 
 impl Frame {
     pub fn enter() -> Self {
         Self(BLOCK.take())
     }
+
+    /// Ends a block that was left open so far.
+    pub fn end_leaked() {
+        if let Some(leaked) = BLOCK.take() {
+            end(leaked);
+        }
+    }
 }
 
 impl Drop for Frame {
     fn drop(&mut self) {
         if let Some(leaked) = BLOCK.replace(self.0.take()) {
-            drop(leaked);
-            api::log_warning("a function ended inside an atomic block: the block was ended");
+            end(leaked);
         }
     }
+}
+
+fn end(leaked: Block) {
+    drop(leaked);
+    api::log_warning("a function ended inside an atomic block: the block was ended");
 }

@@ -1,7 +1,7 @@
-//! `gearsCtx`: collects the steps of a function. Contract: `python-api.md` chapter 3. What becomes of them is in
-//! `launch.rs`; `GearsBuilder` (python/builder.py) is a thin class on top.
+//! `gearsCtx`: collects the steps of a function. Contract: docs/contract/python-api.md chapter 3. What becomes of them
+//! is in `launch.rs`; `GearsBuilder` (python/builder.py) is a thin class on top.
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 use pyo3::{
     PyTraverseError, PyVisit,
     prelude::*,
@@ -10,6 +10,7 @@ use pyo3::{
 
 use super::{
     arguments::{arguments, count, string},
+    attach::ObjectRef,
     callback::Code,
     current, errors, launch, runtime,
 };
@@ -71,7 +72,7 @@ impl Builder {
         };
         let reader = Reader::by_name(&reader)
             .ok_or_else(|| errors::gears_error("The given reader does not exists"))?;
-        // Each builder uses up a registration number (`commands.md` chapter 2).
+        // Each builder uses up a registration number (docs/contract/commands.md chapter 2).
         runtime()?.engine.registry.next_registration_id();
         Ok(Self {
             reader,
@@ -357,9 +358,9 @@ impl Builder {
             return Ok(());
         };
         for code in &draft.functions {
-            visit.call(&code.callable)?;
+            visit.call(&*code.callable)?;
             if let Some(zero) = &code.zero {
-                visit.call(zero)?;
+                visit.call(&**zero)?;
             }
         }
         Ok(())
@@ -438,6 +439,6 @@ fn code(function: Bound<'_, PyAny>, otherwise: &str) -> PyResult<Code> {
 
 fn seeded(function: Bound<'_, PyAny>, zero: &Bound<'_, PyAny>, otherwise: &str) -> PyResult<Code> {
     let mut code = code(function, otherwise)?;
-    code.zero = Some(zero.clone().unbind());
+    code.zero = Some(ObjectRef::new(zero.clone().unbind()));
     Ok(code)
 }

@@ -8,16 +8,17 @@ use pyo3::{
 };
 
 use super::{
-    atomic,
+    attach::{ObjectRef, attach},
+    children,
     convert::{self, Surrogates, object_record, record_object},
     coroutine::{Calling, Waits},
     errors, image, profile,
 };
 use crate::engine::{
-    execution::{Reading, Source},
     language::{Awaitable, Called, Failure, Function},
     record::{Record, Value},
     session::Session,
+    source::{Reading, Source},
 };
 
 const IN_EXTRACTOR: &str = "coroutine are not allow on extractor";
@@ -26,29 +27,29 @@ const ELSEWHERE: &str = "Coroutines are not allow";
 
 /// What a script gave for one function of a step.
 pub struct Code {
-    pub callable: Py<PyAny>,
+    pub callable: ObjectRef,
     /// The accumulator that a fold starts with, copied each time; `None` is Python's.
-    pub zero: Option<Py<PyAny>>,
+    pub zero: Option<ObjectRef>,
 }
 
 impl Code {
     pub fn new(callable: Bound<'_, PyAny>) -> Self {
         Self {
-            callable: callable.unbind(),
+            callable: ObjectRef::new(callable.unbind()),
             zero: None,
         }
     }
 
     pub fn clone_ref(&self, py: Python<'_>) -> Self {
         Self {
-            callable: self.callable.clone_ref(py),
-            zero: self.zero.as_ref().map(|zero| zero.clone_ref(py)),
+            callable: ObjectRef::new(self.callable.clone_ref(py)),
+            zero: self.zero.as_ref().map(|zero| ObjectRef::new(zero.clone_ref(py))),
         }
     }
 }
 
 /// A callable of a script. Where the last handle is dropped detached, PyO3 keeps the object until somebody attaches:
-/// the server's thread does not wait for Python to forget a function.
+/// the server's thread does not wait for Python to forget a function. Where the engine drops it attached, [`ObjectRef`] does.
 pub struct Callback {
     code: Code,
     name: String,
@@ -70,7 +71,7 @@ impl Callback {
 
     /// Does `work` attached; what it raises becomes an error string.
     fn call<R>(&self, work: impl FnOnce(Python<'_>) -> PyResult<R>) -> Result<R, Failure> {
-        Python::attach(|py| work(py).map_err(|error| errors::text_of_callback(py, &error)))
+        attach(|py| work(py).map_err(|error| errors::text_of_callback(py, &error)))
     }
 
     /// Calls the function itself.
@@ -80,11 +81,11 @@ impl Callback {
         arguments: impl PyCallArgs<'py>,
         waits: Waits,
     ) -> PyResult<Invoked<'py>> {
-        // A block that the function enters and does not leave would hold the server for ever.
-        let _frame = atomic::Frame::enter();
         let calling = Calling::enter(waits);
         let callable = self.code.callable.bind(py);
-        let returned = profile::call(py, || callable.call1(arguments))?;
+        let returned = profile::call(py, || callable.call1(arguments));
+        children::end_if_forked(py, &returned);
+        let returned = returned?;
         Ok(match calling.awaitable(waits, &returned)? {
             Some(awaitable) => Invoked::Later(awaitable),
             None => Invoked::Value(returned),
@@ -123,7 +124,7 @@ impl Callback {
         static DEEPCOPY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         match (accumulator, &self.code.zero) {
             (Some(accumulator), _) => record_object(py, accumulator),
-            (None, Some(zero)) => DEEPCOPY.import(py, "copy", "deepcopy")?.call1((zero,)),
+            (None, Some(zero)) => DEEPCOPY.import(py, "copy", "deepcopy")?.call1((zero.bind(py),)),
             (None, None) => Ok(py.None().into_bound(py)),
         }
     }
@@ -135,7 +136,7 @@ impl Function for Callback {
     }
 
     fn image(&self, session: &Session) -> Result<Vec<u8>, Failure> {
-        Python::attach(|py| {
+        attach(|py| {
             image::dump(py, &self.code, session).map_err(|error| {
                 format!(
                     "Error occured when serialized a python callback, callback={} error={}",
@@ -195,7 +196,9 @@ impl Function for Callback {
     fn fold(&self, accumulator: Option<Record>, record: Record) -> Result<Called<Record>, Failure> {
         self.call(|py| {
             let arguments = (self.accumulator(py, accumulator)?, record_object(py, record)?);
-            Ok(self.invoke(py, arguments, Waits::Yes)?.map(object_record))
+            Ok(self
+                .invoke(py, arguments, Waits::Accumulating)?
+                .map(object_record))
         })
     }
 
@@ -211,7 +214,9 @@ impl Function for Callback {
                 self.accumulator(py, accumulator)?,
                 record_object(py, record)?,
             );
-            Ok(self.invoke(py, arguments, Waits::Yes)?.map(object_record))
+            Ok(self
+                .invoke(py, arguments, Waits::Accumulating)?
+                .map(object_record))
         })
     }
 
@@ -237,7 +242,7 @@ impl Function for Callback {
             if !generator.is_instance(GENERATOR.import(py, "types", "GeneratorType")?)? {
                 return Err(errors::gears_error("PythonReader function must be a generator"));
             }
-            let records = generator.try_iter()?.unbind();
+            let records = ObjectRef::new(generator.try_iter()?.unbind());
             Ok(Box::new(Generated { records }) as Box<dyn Source>)
         })
     }
@@ -268,13 +273,12 @@ impl<'py> Invoked<'py> {
 
 /// The values of a generator.
 struct Generated {
-    records: Py<PyIterator>,
+    records: ObjectRef<PyIterator>,
 }
 
 impl Source for Generated {
     fn next(&mut self, _reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
-        Python::attach(|py| {
-            let _frame = atomic::Frame::enter();
+        attach(|py| {
             let next = self.records.bind(py).clone().next();
             next.transpose()
                 .map(|record| record.map(object_record))

@@ -1,8 +1,8 @@
-//! Conversions between Python objects, records, replies and command arguments (`python-api.md` chapter 4).
+//! Conversions between Python objects, records, replies and command arguments (docs/contract/python-api.md chapter 4).
 //!
 //! Byte strings that are valid UTF-8 become `str`, others `bytearray` (`bytes` as names of fields).
 
-use std::{borrow::Cow, ffi::c_void, ptr::NonNull};
+use std::borrow::Cow;
 
 use pyo3::{
     intern,
@@ -10,7 +10,7 @@ use pyo3::{
     types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple},
 };
 
-use super::errors;
+use super::{attach::ObjectRef, errors};
 use crate::{
     engine::record::{Foreign, Record, Value},
     server::reply::Reply,
@@ -94,9 +94,9 @@ impl<'py> IntoPyObject<'py> for Item<'_> {
 pub fn record_object(py: Python<'_>, record: Record) -> PyResult<Bound<'_, PyAny>> {
     match record {
         Record::Foreign(object) => {
-            let object = object.into_object().as_ptr().cast();
-            // SAFETY: `object_record` made it of a reference that is ours now.
-            Ok(unsafe { Bound::from_owned_ptr(py, object) })
+            // SAFETY: `object_record` made it.
+            let object = unsafe { object.into_inner::<ObjectRef>() };
+            Ok(object.into_inner().into_bound(py))
         }
         native => object_of(py, &native),
     }
@@ -114,33 +114,16 @@ pub fn object_of<'py>(py: Python<'py>, record: &Record) -> PyResult<Bound<'py, P
         }
         Record::Keyed { record, .. } => object_of(py, record),
         Record::Foreign(object) => {
-            let object = object.object().as_ptr().cast();
-            // SAFETY: `object_record` made it; the record keeps its reference.
-            Ok(unsafe { Bound::from_borrowed_ptr(py, object) })
+            // SAFETY: `object_record` made it.
+            let object = unsafe { object.get::<ObjectRef>() };
+            Ok(object.bind(py).clone())
         }
     }
 }
 
 /// The record that carries an object.
 pub fn object_record(object: Bound<'_, PyAny>) -> Record {
-    let object = object.into_ptr();
-    let Some(object) = NonNull::new(object.cast()) else {
-        // An object is never at address zero.
-        return Record::Native(Value::None);
-    };
-    // SAFETY: the reference may go to any thread: whoever looks at it is attached, and PyO3 keeps one that is dropped
-    // detached until somebody attaches.
-    Record::Foreign(unsafe { Foreign::new(object, drop_object) })
-}
-
-/// # Safety
-/// `object` is a reference that [`object_record`] took over.
-unsafe fn drop_object(object: NonNull<c_void>) {
-    // SAFETY: by the caller's promise. The proof is only needed to name the reference: a thread that is not attached
-    // leaves it to the next one that is.
-    drop(unsafe {
-        Bound::<PyAny>::from_owned_ptr(Python::assume_attached(), object.as_ptr().cast()).unbind()
-    });
+    Record::Foreign(Foreign::new(ObjectRef::new(object.unbind())))
 }
 
 /// The key of a group: a `str` is the key, anything else stands for its `repr()`.
@@ -223,7 +206,7 @@ pub enum Surrogates {
     Escape,
 }
 
-/// A value as part of a reply: the table of `commands.md` 0.4 with the decisions of the contract's README.
+/// A value as part of a reply: the table of docs/contract/commands.md 0.4 with what docs/contract/README.md says of it.
 ///
 /// # Errors
 /// Nested too deeply; an integer with more digits than Python converts; a lone surrogate if they are to be raised.

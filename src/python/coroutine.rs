@@ -1,9 +1,9 @@
 //! What a callback returns that has no value yet: a coroutine, or the future of `gearsFuture`. Contract:
-//! `python-api.md` 6.1 to 6.5.
+//! docs/contract/python-api.md 6.1 to 6.5.
 
 use std::{cell::RefCell, sync::Arc};
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 use pyo3::{
     prelude::*,
     sync::PyOnceLock,
@@ -11,6 +11,7 @@ use pyo3::{
 };
 
 use super::{
+    attach::{ObjectRef, attach, in_engine},
     convert::object_record,
     current::{self, GearsSession},
     errors,
@@ -26,6 +27,7 @@ use crate::{
 };
 
 const NOT_ALLOWED: &str = "Creating async record is not allowed";
+const NOT_RETURNED: &str = "a future of gearsFuture was made and not returned";
 const LOST: &str = "Async record did not called continue";
 
 /// Whether the step whose callback runs can wait for something.
@@ -33,12 +35,21 @@ const LOST: &str = "Async record did not called continue";
 pub enum Waits {
     /// If its execution may go to the background.
     Yes,
+    /// The same, and a future that is made and not returned is an error: the step would go on with a value that means nothing.
+    Accumulating,
     /// Never; the text for a coroutine.
     No(&'static str),
     /// It is no step at all; the text for a coroutine.
     Elsewhere(&'static str),
     /// The same, and whatever is returned is dropped.
     Nowhere,
+}
+
+impl Waits {
+    /// Whether it is a step that may wait.
+    fn is_step(self) -> bool {
+        matches!(self, Self::Yes | Self::Accumulating)
+    }
 }
 
 struct Step {
@@ -80,9 +91,12 @@ impl Calling {
         let future = self.leave();
         if let Some(future) = future {
             if returned.is(future.bind(py)) {
-                return Ok(Some(Box::new(Returned(future))));
+                return Ok(Some(Box::new(Returned(ObjectRef::new(future)))));
             }
-            api::log_warning("an api violation: a future of gearsFuture was made and not returned");
+            if waits == Waits::Accumulating {
+                return Err(errors::gears_error(NOT_RETURNED));
+            }
+            api::log_warning(&format!("an api violation: {NOT_RETURNED}"));
         }
         let coroutine = COROUTINE.import(py, "types", "CoroutineType")?;
         if !returned.get_type().is(coroutine) {
@@ -95,8 +109,8 @@ impl Calling {
         }
         let refused = match waits {
             Waits::No(text) | Waits::Elsewhere(text) => Some(text),
-            Waits::Yes if !Scope::may_wait() => Some(NOT_ALLOWED),
-            Waits::Yes | Waits::Nowhere => None,
+            Waits::Yes | Waits::Accumulating if !Scope::may_wait() => Some(NOT_ALLOWED),
+            Waits::Yes | Waits::Accumulating | Waits::Nowhere => None,
         };
         if let Some(text) = refused {
             returned.call_method0("close")?;
@@ -104,7 +118,7 @@ impl Calling {
         }
         let scope = Scope::current();
         Ok(Some(Box::new(Coroutine {
-            coroutine: Some(returned.clone().unbind()),
+            coroutine: Some(ObjectRef::new(returned.clone().unbind())),
             scope,
         })))
     }
@@ -118,19 +132,19 @@ impl Drop for Calling {
 
 /// `isAsyncAllow()`: true where a coroutine may be returned, and in coroutines.
 pub fn is_async_allowed(py: Python<'_>) -> bool {
-    let in_step = STEP.with_borrow(|step| step.as_ref().is_some_and(|step| step.waits == Waits::Yes));
+    let in_step = STEP.with_borrow(|step| step.as_ref().is_some_and(|step| step.waits.is_step()));
     (in_step && Scope::may_wait()) || current::is_in_coroutine(py)
 }
 
 /// A coroutine that a step returned.
 struct Coroutine {
-    coroutine: Option<Py<PyAny>>,
+    coroutine: Option<ObjectRef>,
     scope: Option<Scope>,
 }
 
 impl Awaitable for Coroutine {
     fn start(mut self: Box<Self>, completion: Completion) {
-        Python::attach(|py| {
+        attach(|py| {
             let scope = self.scope.take();
             let continuation = Continuation {
                 completion: Mutex::new(Some(completion)),
@@ -138,7 +152,8 @@ impl Awaitable for Coroutine {
             };
             let started = Bound::new(py, continuation).and_then(|continuation| {
                 let session = scope.map(GearsSession::new);
-                let arguments = (self.coroutine.take(), continuation, session);
+                let coroutine = self.coroutine.take().map(ObjectRef::into_inner);
+                let arguments = (coroutine, continuation, session);
                 loop_module(py)?.call_method1("start", arguments)
             });
             if let Err(error) = started {
@@ -153,7 +168,7 @@ impl Drop for Coroutine {
     fn drop(&mut self) {
         if let Some(coroutine) = self.coroutine.take() {
             // Nobody awaits it: Python would warn.
-            Python::attach(|py| drop(coroutine.call_method0(py, "close")));
+            attach(|py| drop(coroutine.call_method0(py, "close")));
         }
     }
 }
@@ -180,7 +195,8 @@ impl Continuation {
 impl Continuation {
     fn done(&self, value: Bound<'_, PyAny>) {
         if let Some(completion) = self.take() {
-            completion(Ok(object_record(value)));
+            let record = object_record(value);
+            in_engine(|| completion(Ok(record)));
         }
     }
 
@@ -189,7 +205,8 @@ impl Continuation {
             if let (Some(execution), Ok(kind)) = (&self.execution, error.get_type().name()) {
                 execution.note_error_kind(&kind.to_string_lossy());
             }
-            completion(Err(errors::describe(error)));
+            let failure = errors::text_of_ended(error);
+            in_engine(|| completion(Err(failure)));
         }
     }
 }
@@ -197,7 +214,7 @@ impl Continuation {
 impl Drop for Continuation {
     fn drop(&mut self) {
         if let Some(completion) = self.take() {
-            completion(Err(LOST.into()));
+            in_engine(|| completion(Err(LOST.into())));
         }
     }
 }
@@ -228,7 +245,8 @@ impl Future {
         match std::mem::replace(&mut *state, FutureState::Continued) {
             FutureState::Awaited(completion) => {
                 drop(state);
-                completion(Ok(object_record(value)));
+                let record = object_record(value);
+                in_engine(|| completion(Ok(record)));
                 Ok(())
             }
             made @ FutureState::Made => {
@@ -250,13 +268,13 @@ impl Future {
     fn resolve(&self, value: Bound<'_, PyAny>, error: Option<Bound<'_, PyAny>>) {
         let value = match error {
             None => Ok(object_record(value)),
-            Some(error) => Err(errors::describe(&error)),
+            Some(error) => Err(errors::text_of_ended(&error)),
         };
         let mut state = self.0.lock();
         match std::mem::replace(&mut *state, FutureState::Continued) {
             FutureState::Awaited(completion) => {
                 drop(state);
-                completion(value);
+                in_engine(|| completion(value));
             }
             FutureState::Made => *state = FutureState::Early(value),
             // Somebody else was faster.
@@ -270,12 +288,12 @@ impl Future {
     /// `gears.error`: not exactly one argument, continued already.
     #[pyo3(name = "continueFailed", signature = (*args))]
     fn continue_failed(&self, args: &Bound<'_, PyTuple>) -> PyResult<()> {
-        let text = errors::describe(&only(args)?);
+        let text = errors::text_of_ended(&only(args)?);
         let mut state = self.0.lock();
         match std::mem::replace(&mut *state, FutureState::Continued) {
             FutureState::Awaited(completion) => {
                 drop(state);
-                completion(Err(text));
+                in_engine(|| completion(Err(text)));
                 Ok(())
             }
             FutureState::Made => {
@@ -294,7 +312,7 @@ impl Drop for Future {
     fn drop(&mut self) {
         if let FutureState::Awaited(completion) = std::mem::replace(self.0.get_mut(), FutureState::Continued)
         {
-            completion(Err(LOST.into()));
+            in_engine(|| completion(Err(LOST.into())));
         }
     }
 }
@@ -308,7 +326,7 @@ fn only<'py>(args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
 }
 
 /// A future that its callback returned.
-struct Returned(Py<Future>);
+struct Returned(ObjectRef<Future>);
 
 impl Awaitable for Returned {
     fn start(self: Box<Self>, completion: Completion) {
@@ -342,7 +360,7 @@ pub fn make_future<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyResult
             "Can not create async record twice on the same step",
         ));
     }
-    if waits != Waits::Yes {
+    if !waits.is_step() {
         return Err(errors::gears_error("Step does not support async"));
     }
     if !Scope::may_wait() {

@@ -1,5 +1,5 @@
 //! Which session the running code belongs to: that of the callback on this thread, else that of the coroutine, else the
-//! one that the thread was given (`python-api.md` 2.10, 6.6).
+//! one that the thread was given (docs/contract/python-api.md 2.10, 6.6).
 
 use std::{
     cell::Cell,
@@ -9,10 +9,10 @@ use std::{
     },
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 use pyo3::{ffi, prelude::*, sync::PyOnceLock, types::PyTuple};
 
-use super::{coroutine::loop_module, errors, interrupt};
+use super::{attach::in_engine, coroutine::loop_module, errors, interrupt};
 use crate::engine::{execution::Execution, linked_command::ReplyHold, scope::Scope};
 
 thread_local! {
@@ -127,7 +127,7 @@ pub struct ClientHold(Mutex<Option<ReplyHold>>);
 impl ClientHold {
     fn release(&self) {
         let hold = self.0.lock().take();
-        drop(hold);
+        in_engine(|| drop(hold));
     }
 }
 

@@ -1,7 +1,8 @@
-//! The exceptions of the API, and the error strings that clients see (`commands.md` 0.5, `python-api.md` 4.6).
+//! The exceptions of the API, and the error strings that clients see (docs/contract/commands.md 0.5,
+//! docs/contract/python-api.md 4.6).
 
 use pyo3::{
-    exceptions::PyException,
+    exceptions::{PyBaseException, PyException},
     prelude::*,
     sync::PyOnceLock,
     types::{PyList, PyType},
@@ -100,6 +101,19 @@ pub fn text_of_callback(py: Python<'_>, error: &PyErr) -> Failure {
         execution.note_error_kind(&kind(py, error));
     }
     text(py, error)
+}
+
+/// The error string of what ended a coroutine or a future: the text of `error` (docs/contract/python-api.md 4.6). Where that says
+/// nothing, because it is empty or cannot be made, it is the string that other exceptions have.
+pub fn text_of_ended(error: &Bound<'_, PyAny>) -> Failure {
+    let said = error.str().ok().map(|text| text.to_string_lossy().into_owned());
+    match said.filter(|said| !said.is_empty()) {
+        Some(said) => said,
+        None if error.is_instance_of::<PyBaseException>() => {
+            text(error.py(), &PyErr::from_value(error.clone()))
+        }
+        None => describe(error),
+    }
 }
 
 /// The name of the type of an exception.

@@ -1,7 +1,7 @@
-//! Functions and records as bytes: what travels to files, replicas and other shards. Contract: `python-api.md` chapter 7; the Python
-//! side is `python/serial.py`.
+//! Functions and records as bytes: what travels to files, replicas and other shards. Contract:
+//! docs/contract/python-api.md chapter 7; the Python side is `python/serial.py`.
 
-use std::{ffi::CStr, sync::Arc};
+use std::sync::Arc;
 
 use pyo3::{
     prelude::*,
@@ -10,10 +10,11 @@ use pyo3::{
 };
 
 use super::{
+    attach::{ObjectRef, attach},
     callback::{Callback, Code},
     convert::{object_record, record_object},
     errors,
-    interpreter::{cstr, script_globals},
+    interpreter::script_globals,
     kept::kept,
 };
 use crate::engine::{
@@ -22,13 +23,9 @@ use crate::engine::{
     session::Session,
 };
 
-const SERIAL: &CStr = cstr(concat!(include_str!("../../python/serial.py"), "\0"));
-
 fn serial(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
     static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-    let module = MODULE.get_or_try_init(py, || {
-        PyModule::from_code(py, SERIAL, c"<pinion>/serial.py", c"pinion_serial").map(Bound::unbind)
-    })?;
+    let module = MODULE.get_or_try_init(py, || PyModule::import(py, "pinion_serial").map(Bound::unbind))?;
     Ok(module.bind(py))
 }
 
@@ -41,7 +38,8 @@ fn globals<'py>(py: Python<'py>, session: &Session) -> PyResult<Bound<'py, PyDic
     let fresh = script_globals(py)?;
     // Python may have let another thread make them meanwhile.
     let mut globals = kept.globals.lock();
-    Ok(globals.get_or_insert_with(|| fresh.unbind()).bind(py).clone())
+    let globals = globals.get_or_insert_with(|| ObjectRef::new(fresh.unbind()));
+    Ok(globals.bind(py).clone())
 }
 
 /// A function of `session` with the accumulator that it starts with.
@@ -49,7 +47,8 @@ fn globals<'py>(py: Python<'py>, session: &Session) -> PyResult<Bound<'py, PyDic
 /// # Errors
 /// It holds something that cannot be pickled.
 pub fn dump(py: Python<'_>, code: &Code, session: &Session) -> PyResult<Vec<u8>> {
-    let parts = (&code.callable, code.zero.is_some(), &code.zero);
+    let zero = code.zero.as_ref().map(|zero| zero.bind(py));
+    let parts = (code.callable.bind(py), zero.is_some(), zero);
     let image = serial(py)?.call_method1("dump", (parts, globals(py, session)?))?;
     Ok(image.cast::<PyBytes>()?.as_bytes().to_vec())
 }
@@ -59,7 +58,7 @@ pub fn dump(py: Python<'_>, code: &Code, session: &Session) -> PyResult<Vec<u8>>
 /// # Errors
 /// Another Python made it; the error string of what unpickling raised.
 pub fn load(image: &[u8], session: &Session) -> Result<Arc<dyn Function>, Failure> {
-    Python::attach(|py| {
+    attach(|py| {
         let callback = load_code(py, image, session).map(|code| Callback::new(py, code));
         callback
             .map(|callback| Arc::new(callback) as Arc<dyn Function>)
@@ -78,7 +77,7 @@ fn load_code(py: Python<'_>, image: &[u8], session: &Session) -> PyResult<Code> 
     let parts = parts.cast::<PyTuple>()?;
     let mut code = Code::new(parts.get_item(0)?);
     if parts.get_item(1)?.is_truthy()? {
-        code.zero = Some(parts.get_item(2)?.unbind());
+        code.zero = Some(ObjectRef::new(parts.get_item(2)?.unbind()));
     }
     Ok(code)
 }

@@ -13,10 +13,11 @@ use std::{
 use pyo3::{
     ffi,
     prelude::*,
-    types::{PyDict, PyModule},
+    types::{IntoPyDict, PyDict, PyModule},
 };
 
-use super::{api, errors, memory};
+use super::{api, audit, errors, memory};
+use crate::threads;
 
 /// Python's part of the module, embedded.
 const BUILDER: &CStr = cstr(concat!(include_str!("../../python/builder.py"), "\0"));
@@ -25,7 +26,41 @@ const LOOP: &CStr = cstr(concat!(include_str!("../../python/loop.py"), "\0"));
 const PROFILE: &CStr = cstr(concat!(include_str!("../../python/profile.py"), "\0"));
 const READ_THROUGH: &CStr = cstr(concat!(include_str!("../../python/read_through.py"), "\0"));
 const REDIS_AI: &CStr = cstr(concat!(include_str!("../../python/redisai.py"), "\0"));
+const SHIPPED: &CStr = cstr(concat!(include_str!("../../python/shipped.py"), "\0"));
+const CHILDREN: &CStr = cstr(concat!(include_str!("../../python/children.py"), "\0"));
+const NURSERY: &str = include_str!("../../python/nursery.py");
+const NOT_MAIN: &CStr = cstr(concat!(include_str!("../../python/not_main.py"), "\0"));
 const NAMESPACE: &CStr = cstr(concat!(include_str!("../../python/namespace.py"), "\0"));
+
+/// Modules that are imported when they are first needed, by names of their own.
+const OWN: [(&str, &str); 3] = [
+    (
+        "pinion_cloudpickle",
+        include_str!("../../python/vendor/cloudpickle/cloudpickle.py"),
+    ),
+    ("pinion_portable", include_str!("../../python/portable.py")),
+    ("pinion_serial", include_str!("../../python/serial.py")),
+];
+/// Packages that scripts and clients expect, unless others are installed.
+const FALLBACKS: [(&str, &str); 5] = [
+    (
+        "cloudpickle",
+        include_str!("../../python/vendor/cloudpickle/__init__.py"),
+    ),
+    (
+        "cloudpickle.cloudpickle",
+        include_str!("../../python/vendor/cloudpickle/cloudpickle.py"),
+    ),
+    (
+        "cloudpickle.cloudpickle_fast",
+        include_str!("../../python/vendor/cloudpickle/cloudpickle_fast.py"),
+    ),
+    ("gearsclient", "from .redisgears_builder import *\n"),
+    (
+        "gearsclient.redisgears_builder",
+        include_str!("../../python/gearsclient.py"),
+    ),
+];
 
 pub(super) const fn cstr(text: &'static str) -> &'static CStr {
     match CStr::from_bytes_with_nul(text.as_bytes()) {
@@ -221,7 +256,12 @@ unsafe fn check(status: ffi::PyStatus) -> Result<(), String> {
 /// Loads Python's part of the module and fills `__main__`, the template of every script's globals.
 fn prepare(py: Python<'_>, loop_kind: &str) -> PyResult<Started> {
     errors::init(py)?;
+    let shipped = PyModule::from_code(py, SHIPPED, c"<pinion>/shipped.py", c"pinion_shipped")?;
+    shipped.call_method1("install", (OWN.into_py_dict(py)?, FALLBACKS.into_py_dict(py)?))?;
+    PyModule::from_code(py, NOT_MAIN, c"<pinion>/not_main.py", c"pinion_not_main")?;
     PyModule::from_code(py, BUILDER, c"<pinion>/builder.py", c"pinion_builder")?;
+    let children = PyModule::from_code(py, CHILDREN, c"<pinion>/children.py", c"pinion_children")?;
+    children.call_method1("install", (NURSERY,))?;
     let event_loop = PyModule::from_code(py, LOOP, c"<pinion>/loop.py", c"pinion_loop")?;
     event_loop.call_method1("prepare", (loop_kind,))?;
     PyModule::from_code(py, INTERRUPT, c"<pinion>/interrupt.py", c"pinion_interrupt")?;
@@ -237,10 +277,12 @@ fn prepare(py: Python<'_>, loop_kind: &str) -> PyResult<Started> {
     py.run(NAMESPACE, Some(&main), None)?;
     let sys = PyModule::import(py, "sys")?;
     sys.call_method1("setswitchinterval", (SWITCH_INTERVAL_S,))?;
+    PyModule::import(py, "threading")?.call_method1("stack_size", (threads::stack_size(),))?;
     // Integers of any length become digits. (Python 3.11 and later, and old releases with the fix.)
     if sys.hasattr("set_int_max_str_digits")? {
         sys.call_method1("set_int_max_str_digits", (0,))?;
     }
+    audit::install(py)?;
     let version: String = sys.getattr("version")?.extract()?;
     Ok(Started {
         version: version.split(' ').next().unwrap_or_default().to_owned(),

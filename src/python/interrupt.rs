@@ -3,12 +3,19 @@
 //! An execution holds the id of the thread that runs it; whoever aborts it finds the thread there. All reads and
 //! changes happen attached, so an id never outlives what it stands for.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    cell::Cell,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use pyo3::{ffi, prelude::*, sync::PyOnceLock};
 
-use super::{coroutine::loop_module, current, errors};
-use crate::engine::{execution::Execution, stop::Stop};
+use super::{coroutine::loop_module, current, errors, imports};
+use crate::engine::{
+    execution::Execution,
+    stop::{Interrupted, Stop, Stoppable, Watched},
+};
 
 /// While it lives, the thread's id stands in `stop`.
 pub struct Interruptible<'a, 'py> {
@@ -19,6 +26,7 @@ pub struct Interruptible<'a, 'py> {
 
 impl<'a, 'py> Interruptible<'a, 'py> {
     pub fn enter(py: Python<'py>, stop: &'a Stop) -> Self {
+        ARMED.set(ARMED.get() + 1);
         Self {
             py,
             stop,
@@ -29,9 +37,50 @@ impl<'a, 'py> Interruptible<'a, 'py> {
 
 impl Drop for Interruptible<'_, '_> {
     fn drop(&mut self) {
+        ARMED.set(ARMED.get() - 1);
         self.stop.thread.store(self.before, Ordering::Release);
         // The stop may have been raised after the last instruction of a function: it must not hit another one.
         take_back(self.py, self.stop);
+    }
+}
+
+thread_local! {
+    /// How many times this thread's id stands in some [`Stop`].
+    static ARMED: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The same for code that holds the server, from before this thread is attached.
+pub struct Armed {
+    code: Arc<dyn Stoppable>,
+    before: u64,
+    _watched: Option<Watched<'static>>,
+}
+
+impl Armed {
+    pub fn new(code: Arc<dyn Stoppable>, watched: Option<Watched<'static>>) -> Self {
+        ARMED.set(ARMED.get() + 1);
+        Self {
+            before: code.stop().thread.swap(this_thread(), Ordering::AcqRel),
+            code,
+            _watched: watched,
+        }
+    }
+
+    /// True if the code that runs on this thread can be stopped.
+    pub fn is_here() -> bool {
+        ARMED.get() > 0
+    }
+}
+
+impl Drop for Armed {
+    fn drop(&mut self) {
+        ARMED.set(ARMED.get() - 1);
+        let stop = self.code.stop();
+        stop.thread.store(self.before, Ordering::Release);
+        // SAFETY: needs no state of Python.
+        if unsafe { ffi::PyGILState_Check() } == 1 {
+            Python::attach(|py| take_back(py, stop));
+        }
     }
 }
 
@@ -51,36 +100,51 @@ pub fn is_here(stop: &Stop) -> bool {
     stop.thread.load(Ordering::Acquire) == this_thread()
 }
 
-/// While it lives, nothing is raised in this thread through `stop`.
-pub struct Shield<'a> {
+/// While it lives, nothing is raised in this thread through `stop`; for a while, since code of users may run meanwhile.
+pub struct Shield<'a, 'py> {
+    py: Python<'py>,
     stop: &'a Stop,
-    before: u64,
+    thread: u64,
+    before: Option<(u64, Instant)>,
 }
 
-impl<'a> Shield<'a> {
-    pub fn raise(py: Python<'_>, stop: &'a Stop) -> Self {
-        let before = stop.thread.swap(0, Ordering::AcqRel);
-        if before != 0 {
+impl<'a, 'py> Shield<'a, 'py> {
+    pub fn raise(py: Python<'py>, stop: &'a Stop) -> Self {
+        let (thread, before) = stop.shield();
+        if thread != 0 {
             take_back(py, stop);
         }
-        Self { stop, before }
+        Self {
+            py,
+            stop,
+            thread,
+            before,
+        }
     }
 }
 
-impl Drop for Shield<'_> {
+impl Drop for Shield<'_, '_> {
     fn drop(&mut self) {
-        self.stop.thread.store(self.before, Ordering::Release);
+        self.stop.unshield(0, self.before);
+        // It took too long, and was stopped.
+        take_back(self.py, self.stop);
+        self.stop.unshield(self.thread, self.before);
     }
 }
 
 /// Raises the "stop" error in the thread whose id stands in `stop`.
-pub fn raise(py: Python<'_>, stop: &Stop) {
-    let thread = stop.thread.load(Ordering::Acquire);
-    if let (true, Ok(stopped)) = (thread != 0, errors::force_stopped_type(py)) {
-        stop.raised.store(true, Ordering::Release);
-        // SAFETY: attached; an unknown thread is ignored.
-        unsafe { ffi::PyThreadState_SetAsyncExc(thread as _, stopped.as_ptr()) };
+pub fn raise(py: Python<'_>, stop: &Stop) -> Interrupted {
+    let thread = stop.target();
+    let (true, Ok(stopped)) = (thread != 0, errors::force_stopped_type(py)) else {
+        return Interrupted::Nothing;
+    };
+    if imports::is_importing(py, thread) {
+        return Interrupted::AfterImport;
     }
+    stop.raised.store(true, Ordering::Release);
+    // SAFETY: attached; an unknown thread is ignored.
+    unsafe { ffi::PyThreadState_SetAsyncExc(thread as _, stopped.as_ptr()) };
+    Interrupted::Now
 }
 
 /// Raises the "stop" error in the thread of the event loop if it runs a coroutine of `execution` now. Whoever runs there
@@ -90,6 +154,9 @@ pub fn raise_in_coroutine(py: Python<'_>, execution: &Arc<Execution>) -> PyResul
     let running = event_loop.getattr("_running")?;
     if !current::is_of_execution(&running, execution) {
         return Ok(false);
+    }
+    if imports::is_importing(py, current::loop_thread()) {
+        return Ok(true);
     }
     event_loop.setattr("_interrupted", true)?;
     let stopped = errors::force_stopped_type(py)?;

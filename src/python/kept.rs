@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-use pyo3::{prelude::*, types::PyDict};
+use pyo3::types::PyDict;
 
-use super::profile::Profilers;
-use crate::engine::session::Session;
+use super::{attach::ObjectRef, profile::Profilers};
+use crate::{engine::session::Session, mutex::Mutex};
 
 /// Kept by the session.
 #[derive(Default)]
 pub struct Kept {
-    pub globals: Mutex<Option<Py<PyDict>>>,
+    pub globals: Mutex<Option<ObjectRef<PyDict>>>,
     pub profilers: Profilers,
 }
 

@@ -1,6 +1,11 @@
 //! [`CPython`]: the engine's view of the interpreter.
 
-use std::{collections::HashSet, sync::Arc, time::Instant};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
 
 use pyo3::{
     prelude::*,
@@ -9,8 +14,9 @@ use pyo3::{
 
 use super::{
     RUNTIME,
+    attach::{ObjectRef, apart, attach, attached, detached},
     convert::{Surrogates, group_key, object_of, object_record, object_reply, parts, record_object, utf8},
-    errors, image,
+    errors, image, installed,
     interrupt::{self, Interruptible},
     text,
 };
@@ -19,7 +25,7 @@ use crate::{
         language::{Distinct, Failure, Function, Language, Packed},
         record::{Record, Value},
         session::Session,
-        stop::{Code, Stop},
+        stop::{Code, Interrupted, Stop},
     },
     server::{lock, reply::Reply},
 };
@@ -27,38 +33,25 @@ use crate::{
 /// The interpreter of this process.
 pub struct CPython;
 
-/// Carries a closure into `detach`, which asks for `Send` to keep Python objects out.
-struct Detached<'a>(&'a mut dyn FnMut());
-
-// SAFETY: the closure stays on this thread. The engine, which makes it, holds no Python object outside of a record,
-// and records are only touched attached.
-unsafe impl Send for Detached<'_> {}
-
 impl Language for CPython {
-    fn thread(&self, body: &mut dyn FnMut()) {
+    fn thread(&self, body: &mut (dyn FnMut() + Send)) {
         // The outer attachment keeps the thread's state alive, so that later ones are cheap.
-        Python::attach(|py| {
-            let body = Detached(body);
-            py.detach(move || {
-                let body = body;
-                (body.0)();
-            });
-        });
+        detached(body);
     }
 
     fn attached(&self, work: &mut dyn FnMut()) {
-        Python::attach(|_| work());
+        attached(|_| work());
     }
 
-    fn detached(&self, work: &mut dyn FnMut()) {
-        self.thread(work);
+    fn detached(&self, work: &mut (dyn FnMut() + Send)) {
+        detached(work);
     }
 
     fn to_text(&self, record: Record) -> Result<Record, Failure> {
         match record {
             Record::Native(Value::Int(number)) => Ok(Record::text(number.to_string())),
             Record::Native(Value::Text(text)) if std::str::from_utf8(&text).is_ok() => Ok(Record::text(text)),
-            other => Python::attach(|py| {
+            other => attach(|py| {
                 let made = record_object(py, other).and_then(|object| {
                     if object.is_instance_of::<PyString>() {
                         // The user's own text: a leading `+` or `-` keeps its meaning.
@@ -77,7 +70,7 @@ impl Language for CPython {
     fn to_reply(&self, record: Record) -> Result<Reply, Failure> {
         match record {
             Record::Native(value) => Ok(value.into()),
-            other => Python::attach(|py| {
+            other => attach(|py| {
                 record_object(py, other)
                     .and_then(|object| object_reply(&object, Surrogates::Escape))
                     .map_err(|error| errors::text_of_callback(py, &error))
@@ -86,25 +79,29 @@ impl Language for CPython {
     }
 
     fn interruptible(&self, stop: &Stop, work: &mut dyn FnMut()) {
-        Python::attach(|py| {
+        attached(|py| {
             let _interruptible = Interruptible::enter(py, stop);
             work();
         });
     }
 
-    fn interrupt(&self, stop: &Stop) {
-        Python::attach(|py| interrupt::raise(py, stop));
+    fn interrupt(&self, stop: &Stop) -> Interrupted {
+        apart(|py| interrupt::raise(py, stop))
     }
 
     fn key_of(&self, record: &Record) -> Result<Vec<u8>, Failure> {
         match record {
             Record::Native(Value::Text(text)) if std::str::from_utf8(text).is_ok() => Ok(text.clone()),
             Record::Native(Value::Int(number)) => Ok(number.to_string().into_bytes()),
-            other => Python::attach(|py| {
+            other => attach(|py| {
                 let key = object_of(py, other).and_then(|object| group_key(&object));
                 key.map_err(|error| errors::text_of_callback(py, &error))
             }),
         }
+    }
+
+    fn use_packages(&self, folder: &Path, archives: &[PathBuf]) -> Result<(), Failure> {
+        attach(|py| installed::use_packages(py, folder, archives).map_err(|error| error.to_string()))
     }
 
     fn load(&self, image: &[u8], session: &Session) -> Result<Arc<dyn Function>, Failure> {
@@ -130,7 +127,7 @@ impl Language for CPython {
 
     fn pack(&self, objects: Vec<Record>) -> Packed {
         let count = objects.len();
-        Python::attach(|py| {
+        attach(|py| {
             image::pack(py, objects).unwrap_or_else(|error| {
                 let failure = errors::text(py, &error);
                 (
@@ -142,18 +139,18 @@ impl Language for CPython {
     }
 
     fn unpack(&self, bytes: &[u8]) -> Result<Vec<Record>, Failure> {
-        Python::attach(|py| image::unpack(py, bytes).map_err(|error| errors::text(py, &error)))
+        attach(|py| image::unpack(py, bytes).map_err(|error| errors::text(py, &error)))
     }
 
     fn parts(&self, record: Record) -> Vec<Record> {
-        Python::attach(|py| match record_object(py, record) {
+        attach(|py| match record_object(py, record) {
             Ok(object) => parts(object),
             Err(_) => Vec::new(),
         })
     }
 
     fn is_true(&self, record: &Record) -> Result<bool, Failure> {
-        Python::attach(|py| {
+        attach(|py| {
             let truth = object_of(py, record).and_then(|object| object.is_truthy());
             truth.map_err(|error| errors::text_of_callback(py, &error))
         })
@@ -171,7 +168,7 @@ impl Language for CPython {
             }
             return Ok(texts.into_iter().map(Record::text).collect());
         }
-        Python::attach(|py| {
+        attach(|py| {
             let sorted = sort_objects(py, records, descending);
             sorted.map_err(|error| errors::text_of_callback(py, &error))
         })
@@ -201,7 +198,7 @@ fn sort_objects(py: Python<'_>, records: Vec<Record>, descending: bool) -> PyRes
 #[derive(Default)]
 struct Seen {
     texts: HashSet<Vec<u8>>,
-    objects: Option<Py<PySet>>,
+    objects: Option<ObjectRef<PySet>>,
 }
 
 impl Distinct for Seen {
@@ -211,7 +208,7 @@ impl Distinct for Seen {
                 return Ok(self.texts.insert(text.clone()));
             }
         }
-        Python::attach(|py| {
+        attach(|py| {
             let added = object_of(py, record).and_then(|object| self.add_object(&object));
             added.map_err(|error| errors::text_of_callback(py, &error))
         })
@@ -225,7 +222,7 @@ impl Seen {
         }
         let py = object.py();
         if self.objects.is_none() {
-            self.objects = Some(PySet::empty(py)?.unbind());
+            self.objects = Some(ObjectRef::new(PySet::empty(py)?.unbind()));
         }
         let Some(set) = self.objects.as_ref().map(|set| set.bind(py)) else {
             return Ok(true);

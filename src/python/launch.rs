@@ -1,5 +1,5 @@
-//! `run` and `register`: what becomes of the steps of a builder. Contract: `readers-and-events.md` chapters 1 to 7,
-//! `python-api.md` 3.6 to 3.8.
+//! `run` and `register`: what becomes of the steps of a builder. Contract:
+//! docs/contract/readers-and-events.md chapters 1 to 7, docs/contract/python-api.md 3.6 to 3.8.
 
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use serde_bytes::ByteBuf;
 use super::{
     Runtime,
     arguments::{Given, Place, command, conditions, mode_by_name, stream_options, string},
+    attach::{ObjectRef, attach, in_engine},
     builder::Builder,
     callback::{Callback, Code},
     convert::record_object,
@@ -22,7 +23,7 @@ use super::{
 use crate::{
     engine::{
         distributed_run::{Functions, LaunchPayload, SessionImage},
-        execution::{Source, Start},
+        execution::Start,
         id::{STANDALONE_SHARD, ShardId},
         language::{self, Failure, Function},
         plan::{Plan, Step},
@@ -30,14 +31,10 @@ use crate::{
         registration::{Images, Life, Mode, Peers, Registration, Trigger},
         scope::Scope,
         session::Session,
+        source::{Once, Source},
     },
     error::Error,
-    readers::{
-        Reader,
-        generator::{Generator, Once},
-        keys_scan::Content,
-        source::SourceImage,
-    },
+    readers::{Reader, generator::Generator, keys_scan::Content, source::SourceImage},
     server::api,
     stats::RunStats,
 };
@@ -113,27 +110,27 @@ pub fn start<'py>(
         future.call_method0("cancel")?;
         return Ok(future);
     }
-    let awaited = future.clone().unbind();
+    let awaited = ObjectRef::new(future.clone().unbind());
     start.collector = Some(Box::new(move |results, errors| {
-        Python::attach(|py| {
+        attach(|py| {
             if let Err(error) = set_results(py, &awaited, results, errors) {
                 api::log_warning(&format!("the results of a run were lost: {error}"));
             }
         });
         Vec::new()
     }));
-    engine.submit(start, None);
+    in_engine(|| drop(engine.submit(start, None)));
     Ok(future)
 }
 
 /// Gives whoever awaits a run `[results, errors]`.
-fn set_results(py: Python<'_>, future: &Py<PyAny>, results: Vec<Record>, errors: &[Failure]) -> PyResult<()> {
+fn set_results(py: Python<'_>, future: &ObjectRef, results: Vec<Record>, errors: &[Failure]) -> PyResult<()> {
     let results = results.into_iter().map(|record| record_object(py, record));
     let results = PyList::new(py, results.collect::<PyResult<Vec<_>>>()?)?;
     let errors = PyList::new(py, errors)?;
     let both = PyList::new(py, [results, errors])?;
     loop_module(py)?
-        .call_method1("setFutureResults", (future, both))
+        .call_method1("setFutureResults", (future.bind(py), both))
         .map(drop)
 }
 
@@ -184,10 +181,7 @@ fn payload(
     Ok(LaunchPayload {
         source: Some(source.to_bytes()),
         functions: Functions::Sent {
-            session: SessionImage {
-                id: session.id.clone(),
-                description: session.description.clone(),
-            },
+            session: SessionImage::of(session),
             steps: plan.steps.clone(),
             images: callbacks.iter().map(image).collect::<PyResult<_>>()?,
         },
@@ -276,7 +270,8 @@ fn run_mode(given: &Given<'_, '_>) -> PyResult<Mode> {
     Ok(mode)
 }
 
-/// The arguments of the KeysOnlyReader (`readers-and-events.md` chapter 3), the only ones whose misspelling 1.2 refuses.
+/// The arguments of the KeysOnlyReader (docs/contract/readers-and-events.md chapter 3), the only ones whose misspelling
+/// 1.2 refuses.
 fn names(
     py: Python<'_>,
     argument: Option<Bound<'_, PyAny>>,
@@ -415,7 +410,10 @@ pub fn enlist(runtime: &Runtime, scope: &Scope, wish: Wish) -> PyResult<String> 
         replaced: replaced.as_deref(),
         prepared: &prepared,
     };
-    language::with_lock(engine.language.as_ref(), |lock| wish.trigger.check(lock, peers))?;
+    in_engine(|| language::with_lock(engine.language.as_ref(), |lock| wish.trigger.check(lock, peers)))?;
+    for doubt in wish.trigger.doubts() {
+        api::log_warning(&format!("session {}: {doubt}", scope.session.id));
+    }
     // It must be able to travel: to a file, a replica, another shard.
     let image = |callback: &Arc<Callback>| {
         let image = callback.image(&scope.session).map(ByteBuf::from);
@@ -449,8 +447,10 @@ pub fn enlist(runtime: &Runtime, scope: &Scope, wish: Wish) -> PyResult<String> 
 
 /// Inside a function a registration takes effect at once.
 fn register_now(runtime: &Runtime, registration: &Arc<Registration>) -> PyResult<()> {
-    let registered = language::with_lock(runtime.engine.language.as_ref(), |lock| {
-        runtime.cluster.register_here(lock, registration)
+    let registered = in_engine(|| {
+        language::with_lock(runtime.engine.language.as_ref(), |lock| {
+            runtime.registrar.register_here(lock, registration)
+        })
     });
     Ok(registered?)
 }

@@ -1,4 +1,4 @@
-//! What a loader returned, as values that the server can store. Contract: `read-through.md` chapter 1.
+//! What a loader returned, as values that the server can store. Contract: docs/contract/read-through.md chapter 1.
 //!
 //! Called attached, on the thread that finished the load: the text of an object may run code of users.
 
@@ -13,6 +13,7 @@ use pyo3::{
 };
 
 use super::{
+    attach::attach,
     convert::{object_record, record_object},
     errors,
     language::CPython,
@@ -34,7 +35,7 @@ impl Unpack for CPython {
         batch: bool,
         ttl: Option<&dyn Function>,
     ) -> Result<Vec<Result<Loaded, Failed>>, Failed> {
-        Python::attach(|py| {
+        attach(|py| {
             let returned = record_object(py, returned).map_err(|error| failed(py, &error))?;
             if batch {
                 let values = of_batch(py, keys, &returned).map_err(|error| failed(py, &error))?;

@@ -1,5 +1,5 @@
 //! Python's memory: taken from the server's allocator, so that `INFO memory` and `maxmemory` see it, and counted for
-//! RG.PYSTATS (`commands.md` 1.16).
+//! RG.PYSTATS (docs/contract/commands.md 1.16).
 //!
 //! Small objects live in arenas of Python's own allocator; arenas and everything bigger come through here.
 
@@ -24,7 +24,7 @@ pub struct Figures {
     pub total: u64,
     /// The most that was held at one time.
     pub peak: u64,
-    /// Held now.
+    /// ObjectRef now.
     pub current: u64,
 }
 

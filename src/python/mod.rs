@@ -5,13 +5,18 @@
 mod api;
 mod arguments;
 mod atomic;
+mod attach;
+mod audit;
 mod builder;
 mod callback;
+mod children;
 mod convert;
 mod coroutine;
 mod current;
 mod errors;
 mod image;
+mod imports;
+mod installed;
 pub mod interpreter;
 mod interrupt;
 mod kept;
@@ -19,25 +24,26 @@ mod language;
 mod launch;
 mod loaded;
 pub mod memory;
-mod packages;
 pub mod profile;
 mod read_through;
 mod script;
 mod text;
 mod watchdog;
 
-use std::{
-    sync::{Arc, OnceLock},
-    thread,
-};
+use std::sync::{Arc, OnceLock};
 
+pub use children::note_places;
 pub use language::CPython;
-pub use packages::{Files, Packages};
 pub use script::run as run_script;
 
 use pyo3::prelude::*;
 
-use crate::{cluster::Cluster, engine::Engine, readers::image::Readers, server::api::log_warning};
+use crate::{
+    engine::{Engine, registering::Registrar},
+    readers::image::Readers,
+    server::api::log_warning,
+    threads,
+};
 
 /// What the functions that scripts call work on. They are free functions of a Python module, hence the static.
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
@@ -46,7 +52,7 @@ static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 pub struct Runtime {
     pub engine: Arc<Engine>,
     pub readers: Arc<Readers>,
-    pub cluster: Arc<Cluster>,
+    pub registrar: Arc<dyn Registrar>,
 }
 
 /// Connects Python to the engine. Called once, while the module loads, before any script runs.
@@ -62,17 +68,14 @@ pub fn connect(runtime: Runtime) {
 pub fn start_loop() -> std::io::Result<()> {
     let life = || {
         current::mark_loop_thread();
-        Python::attach(|py| {
+        attach::attach(|py| {
             let ended = coroutine::loop_module(py).and_then(|module| module.call_method0("run"));
             if let Err(error) = ended {
                 log_warning(&format!("the event loop has ended: {error}"));
             }
         });
     };
-    thread::Builder::new()
-        .name("pinion-loop".into())
-        .spawn(life)
-        .map(drop)
+    threads::spawn("pinion-loop".into(), life).map(drop)
 }
 
 /// # Errors

@@ -1,4 +1,5 @@
-//! Profiles of sessions (RG.PYPROFILE, `commands.md` 1.15): the standard library's profiler around each callback.
+//! Profiles of sessions (RG.PYPROFILE, docs/contract/commands.md 1.15): the standard library's profiler around each
+//! callback.
 //!
 //! One profiler per session and thread, because a profiler follows one thread's calls. From Python 3.12 on only one can
 //! be at work in the whole interpreter: callbacks that run at the same time as a measured one are not measured.
@@ -9,13 +10,18 @@ use std::{
     thread::{self, ThreadId},
 };
 
-use parking_lot::Mutex;
 use pyo3::{prelude::*, types::PyList};
 
-use super::{RUNTIME, errors, kept::kept};
+use super::{
+    RUNTIME,
+    attach::{ObjectRef, attach},
+    errors,
+    kept::kept,
+};
 use crate::{
     config::Number,
     engine::{language::Failure, scope::Scope, session::Session},
+    mutex::Mutex,
 };
 
 thread_local! {
@@ -24,7 +30,7 @@ thread_local! {
 }
 
 /// The profilers of one session.
-pub type Profilers = Mutex<HashMap<ThreadId, Py<PyAny>>>;
+pub type Profilers = Mutex<HashMap<ThreadId, ObjectRef>>;
 
 /// Does `work`, a call of a user function, and measures it if ProfileExecutions is on.
 pub fn call<'py>(
@@ -63,7 +69,9 @@ fn profiler<'py>(py: Python<'py>, session: &Session) -> PyResult<Bound<'py, PyAn
         return Ok(profiler.into_bound(py));
     }
     let made = PyModule::import(py, "cProfile")?.call_method0("Profile")?;
-    kept.profilers.lock().insert(this, made.clone().unbind());
+    kept.profilers
+        .lock()
+        .insert(this, ObjectRef::new(made.clone().unbind()));
     Ok(made)
 }
 
@@ -73,7 +81,7 @@ fn profiler<'py>(py: Python<'py>, session: &Session) -> PyResult<Bound<'py, PyAn
 /// The error string of what Python raised, e.g. for an unknown order.
 pub fn report(session: &Session, order: &str) -> Result<Vec<u8>, Failure> {
     let kept = kept(session);
-    Python::attach(|py| {
+    attach(|py| {
         let profilers: Vec<_> = kept
             .profilers
             .lock()
@@ -93,5 +101,5 @@ pub fn report(session: &Session, order: &str) -> Result<Vec<u8>, Failure> {
 /// Forgets what was measured for a session.
 pub fn reset(session: &Session) {
     let forgotten = std::mem::take(&mut *kept(session).profilers.lock());
-    Python::attach(|_| drop(forgotten));
+    attach(|_| drop(forgotten));
 }

@@ -1,5 +1,5 @@
 //! `read_through` as scripts call it: its arguments, checked one by one, and the registration that it makes. The decorator is
-//! python/read_through.py. Contract: `read-through.md` chapter 1.
+//! python/read_through.py. Contract: docs/contract/read-through.md chapter 1.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! Runs a script once, as a module body named `<string>`. Contract: `commands.md` 1.2, `python-api.md` 1.1.
+//! Runs a script once, as a module body named `<string>`. Contract: docs/contract/commands.md 1.2,
+//! docs/contract/python-api.md 1.1.
 
 use std::sync::Arc;
 
@@ -7,7 +8,13 @@ use pyo3::{
     types::{PyBytes, PyModule},
 };
 
-use super::{atomic, errors, interpreter::script_globals, kept::kept, runtime};
+use super::{
+    attach::{ObjectRef, attach},
+    children, errors,
+    interpreter::script_globals,
+    kept::kept,
+    runtime,
+};
 use crate::{
     engine::{
         language::Failure,
@@ -28,13 +35,18 @@ pub fn run(
     replaces: Option<Arc<Session>>,
 ) -> Result<Prepared, Failure> {
     let scope = Scope::of_script(session, replaces);
+    children::note_places(
+        lock,
+        runtime().map_err(|error| error.to_string())?.engine.features,
+    );
     let engine = &runtime().map_err(|error| error.to_string())?.engine;
     let entered = scope.clone().enter();
     let mut ran = Ok(());
     let watched = engine.run_watched(lock, "the script", session, &mut || {
-        ran = Python::attach(|py| {
-            let _frame = atomic::Frame::enter();
-            execute(py, source, session).map_err(|error| errors::text(py, &error))
+        ran = attach(|py| {
+            let executed = execute(py, source, session);
+            children::end_if_forked(py, &executed);
+            executed.map_err(|error| errors::text(py, &error))
         });
     });
     drop(entered);
@@ -48,7 +60,7 @@ pub fn run(
 
 fn execute(py: Python<'_>, source: &[u8], session: &Session) -> PyResult<()> {
     let globals = script_globals(py)?;
-    *kept(session).globals.lock() = Some(globals.clone().unbind());
+    *kept(session).globals.lock() = Some(ObjectRef::new(globals.clone().unbind()));
     let builtins = PyModule::import(py, "builtins")?;
     let code = builtins
         .getattr("compile")?

@@ -7,7 +7,7 @@ use std::{
 
 use pyo3::prelude::*;
 
-use super::{RUNTIME, coroutine::loop_module, current, interrupt};
+use super::{RUNTIME, attach::attach, coroutine::loop_module, current, interrupt};
 use crate::server::api;
 
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -30,7 +30,7 @@ fn look_later() {
 }
 
 fn look() {
-    let goes_on = Python::attach(|py| {
+    let goes_on = attach(|py| {
         let Ok(blocked) = loop_module(py).and_then(|module| module.call_method0("blocked")) else {
             return false;
         };

@@ -77,6 +77,11 @@ impl<T> Bounded<T> {
         self.entries.remove(db, name).map(|(_, value)| value)
     }
 
+    /// Forgets those of which `keep` says no.
+    pub fn retain(&mut self, keep: impl Fn(&T) -> bool) {
+        self.entries.retain(|(_, value)| keep(value));
+    }
+
     pub fn clear(&mut self, db: Option<i32>) {
         self.entries.clear(db);
         if self.entries.is_empty() {

@@ -128,6 +128,15 @@ impl<T> ByKey<T> {
         })
     }
 
+    /// Forgets those of which `keep` says no.
+    pub fn retain(&mut self, keep: impl Fn(&T) -> bool) {
+        self.len = 0;
+        for (_, database) in &mut self.databases {
+            database.retain(|_, value| keep(value));
+            self.len += database.len();
+        }
+    }
+
     /// Forgets those of one database, or all.
     pub fn clear(&mut self, db: Option<i32>) {
         match db {

@@ -1,4 +1,4 @@
-//! `read_through`: values that are loaded when a client misses them. Contract: `read-through.md`; the way of a load is in
+//! `read_through`: values that are loaded when a client misses them. Contract: docs/contract/read-through.md; the way of a load is in
 //! `docs/architecture.md`.
 //!
 //! `machine.rs` decides, and `keys.rs`, `bounded.rs`, `rule.rs`, `pace.rs`, `life.rs` are its parts: pure, without server or
@@ -31,7 +31,6 @@ use std::{
 
 pub use keys::Key;
 pub use life::Lifetime;
-use parking_lot::Mutex;
 
 use self::{
     bounded::Bounded,
@@ -48,12 +47,13 @@ use crate::{
         Engine,
         id::Id,
         language::{Failure, Function},
+        prefix::Pattern,
         record::Record,
         registration::Registration,
         scope,
     },
     hooks::{Hooks, Hot, Loads, Missing, Wait},
-    readers::prefix::Pattern,
+    mutex::Mutex,
     server::{
         command::Command,
         events::{Class, KeyEvent},
@@ -131,8 +131,6 @@ struct State {
     pace: answer::Pace,
     /// When the next wake-up comes.
     armed: Option<Time>,
-    /// The memory was above its limit when something was last stored.
-    was_full: bool,
 }
 
 /// How somebody is let go.
@@ -193,7 +191,6 @@ impl ReadThrough {
                 subscribed: false,
                 pace: answer::Pace::default(),
                 armed: None,
-                was_full: false,
             }),
             inbox: Mutex::default(),
             awake: AtomicBool::new(false),

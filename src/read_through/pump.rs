@@ -5,10 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
-
 use super::{
-    Failed, Key, Leave, Lifetime, Loaded, ReadThrough, Running, State, life,
+    Failed, Key, Leave, Lifetime, Loaded, ReadThrough, Running, life,
     machine::{Action, Ask, Landing, Time, Why},
 };
 use crate::{
@@ -18,12 +16,12 @@ use crate::{
         record::{Record, Value},
         registration::Registration,
         scope::Scope,
+        source::Once,
     },
-    readers::generator::Once,
+    mutex::Mutex,
     server::{
-        api,
         key::{self, Life},
-        lock::{self, Lock},
+        lock::Lock,
         store,
     },
 };
@@ -52,7 +50,7 @@ impl ReadThrough {
     }
 
     fn pump_now(&self, lock: Lock<'_>) {
-        let paused = lock::clients_are_paused();
+        let paused = !lock.may_write();
         if !self.engine.is_serving() {
             self.state.write(lock).machine.let_all_go();
         }
@@ -280,7 +278,7 @@ impl ReadThrough {
     pub(super) fn store(&self, lock: Lock<'_>, rule: Id, key: &Key, loaded: &Loaded) -> bool {
         let now_ms = key::now_ms(lock);
         let mut state = self.state.write(lock);
-        if state.is_full(lock, self.engine.features) {
+        if !store::has_room(lock, self.engine.features) {
             if let Some(served) = state.served.get_mut(&rule) {
                 served.figures.not_stored += 1;
             }
@@ -332,17 +330,6 @@ impl ReadThrough {
                 this.wake();
             }
         });
-    }
-}
-
-impl State {
-    /// True if nothing may be stored: the memory is above its limit, and stays there.
-    fn is_full(&mut self, lock: Lock<'_>, features: api::Features) -> bool {
-        let above = store::memory_ratio(lock) > 1.0;
-        // Where the server evicts, it does so at each client's command: above the limit once is no matter.
-        let full = above && (self.was_full || !store::evicts(lock, features));
-        self.was_full = above;
-        full
     }
 }
 

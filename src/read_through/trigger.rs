@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use super::{
     ReadThrough, Served,
     figures::Figures,
@@ -12,7 +14,6 @@ use crate::{
     engine::registration::{Claim, Peers, Registration, Trigger},
     error::Error,
     hooks::Hot,
-    readers::image::Image,
     server::{
         events::Class,
         lock::{self, Lock},
@@ -29,6 +30,13 @@ impl ReadThrough {
             hot: Arc::default(),
         })
     }
+}
+
+/// What the readers' images have for this trigger (`readers::image`), which are above this room.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Image<'a> {
+    ReadThrough(&'a Options),
 }
 
 struct LoadTrigger {
@@ -57,7 +65,8 @@ impl Trigger for LoadTrigger {
     }
 
     fn image(&self) -> Vec<u8> {
-        Image::ReadThrough(Options::clone(&self.options)).to_bytes()
+        // Plain data: nothing in it can fail to be written to memory.
+        rmp_serde::to_vec_named(&Image::ReadThrough(&self.options)).unwrap_or_default()
     }
 
     fn check(&self, lock: Lock<'_>, peers: Peers<'_>) -> Result<(), Error> {

@@ -1,18 +1,18 @@
 //! The CommandReader: functions that clients call by name (RG.TRIGGER), and functions that stand in the place of a
-//! command. Contract: `readers-and-events.md` chapters 7 and 8.
+//! command. Contract: docs/contract/readers-and-events.md chapters 7 and 8.
 //!
 //! Called on whichever thread runs the command, under the server's lock. What a hook does is in `hooks.rs`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{generator::Once, image::Image, source::SourceImage};
+use super::{image::Image, reachability, source::SourceImage};
 use crate::{
     engine::{
-        Engine, Lane, RanNow,
+        Engine,
         distributed_run::LaunchPayload,
         execution::{Next, Outcome, Start},
-        record::{Record, Value},
         registration::{Claim, Mode, Peers, Registration, Trigger},
+        source::Once,
     },
     error::Error,
     hooks::Hooks,
@@ -82,12 +82,12 @@ impl Commands {
             .get(name)
             .cloned()
             .ok_or(Error::NoSuchTrigger)?;
-        let mut start = Start::of_registration(&registration, 0, Box::new(record_of(words.iter())));
+        let mut start = Start::of_registration(&registration, 0, Box::new(Once::of_words(words.iter())));
         start.transient = true;
         start.next = Some(Arc::clone(&self.nothing));
         if registration.mode == Mode::Sync {
             start.may_wait = command.may_block();
-            return Ok(answer(command, self.engine.run_now(start), all_results));
+            return self.engine.run_now(start).answer(command, all_results);
         }
         if !command.may_block() {
             return Err(Error::CannotWaitHere);
@@ -99,42 +99,21 @@ impl Commands {
             let words = SourceImage::of_words(words.iter()).to_bytes();
             start.payload = Some(LaunchPayload::of_registration(&registration, Some(words)));
         }
-        let client = command.block();
+        let client = command.block()?;
         start.meter = Some(client.meter());
+        let owner = Arc::clone(&registration);
         start.waiter = Some(Box::new(move |outcome| {
-            client.answer(all_results(outcome.clone()));
+            // Otherwise it would look as if the function had nothing to say.
+            let removed = outcome.aborted && outcome.errors.is_empty() && owner.is_removed();
+            client.answer(if removed {
+                Error::NotTriggered("its registration was removed before it began").into()
+            } else {
+                all_results(outcome.clone())
+            });
         }));
-        self.engine.submit(start, lane(&registration));
+        self.engine.submit(start, registration.lane());
         Ok(Answer::Done)
     }
-}
-
-/// Answers the client of a function that ran at once, now or when it has ended in the background.
-pub fn answer(command: &Command<'_>, ran: RanNow, reply: fn(Outcome) -> Reply) -> Answer {
-    match ran {
-        RanNow::Ended(outcome) => reply(outcome).into(),
-        RanNow::Waits(execution) => {
-            let client = command.block();
-            execution.measure_for(&client);
-            execution.when_finished(Box::new(move |outcome| client.answer(reply(outcome.clone()))));
-            Answer::Done
-        }
-        // It ended in this moment, and was dropped with its outcome.
-        RanNow::Kept => Reply::error("ERR the execution was lost before it could reply").into(),
-    }
-}
-
-/// One record: the words of a command, its name first.
-pub fn record_of<'a>(words: impl Iterator<Item = &'a [u8]>) -> Once {
-    let words = words.map(|word| Value::Text(word.to_vec())).collect();
-    Once(Some(Record::Native(Value::List(words))))
-}
-
-/// Where the executions of a registration wait for each other.
-pub fn lane(registration: &Registration) -> Option<Lane> {
-    registration
-        .in_order
-        .then_some(Lane::Registration(registration.id))
 }
 
 /// The reply of RG.TRIGGER: the first error, else all results.
@@ -256,6 +235,11 @@ impl Trigger for Hook {
             in_order: self.in_order,
         };
         image.to_bytes()
+    }
+
+    fn doubts(&self) -> Vec<String> {
+        let doubt = |prefix| reachability::of_literal_prefix("keyprefix", prefix);
+        self.prefix.as_deref().and_then(doubt).into_iter().collect()
     }
 
     fn check(&self, lock: Lock<'_>, peers: Peers<'_>) -> Result<(), Error> {

@@ -1,4 +1,5 @@
-//! The glob rule of the KEYS command, for batch readers (`readers-and-events.md` 1.6). Bytewise, never exponential.
+//! The glob rule of the KEYS command, for batch readers (docs/contract/readers-and-events.md 1.6). Bytewise, never
+//! exponential.
 
 /// True if `text` as a whole matches `pattern`: `*`, `?`, `[abc]`, `[^a]`, `[a-z]`, `\x`.
 pub fn matches(pattern: &[u8], text: &[u8]) -> bool {

@@ -1,5 +1,5 @@
-//! The event side of the KeysReader: which notification starts which executions. Contract: `readers-and-events.md`
-//! chapters 2 and 9.
+//! The event side of the KeysReader: which notification starts which executions. Contract:
+//! docs/contract/readers-and-events.md chapters 2 and 9.
 //!
 //! Called on whichever thread holds the server's lock while the server notifies: it copies bytes into a queue and returns.
 //! A `sync` function gets the key as it is now, and runs when the command has ended that caused the event ([`after`]).
@@ -8,15 +8,17 @@ use std::{borrow::Cow, cell::Cell, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{image::Image, prefix::Pattern};
+use super::{image::Image, reachability};
 use crate::{
     engine::{
         Engine, Lane,
-        execution::{Reading, Source, Start},
+        execution::Start,
         language::{Failure, with_lock},
         linked_command::LinkedCommand,
+        prefix::Pattern,
         record::{self, Record},
         registration::{Mode, Peers, Registration, Trigger},
+        source::{Reading, Source},
     },
     error::Error,
     hooks::Hooks,
@@ -24,6 +26,7 @@ use crate::{
         after::{self, after_command},
         events::{Changes, Class, KeyEvent},
         guarded::Guarded,
+        home,
         key::{self, Kind, Value},
         lock::Lock,
         reply::Reply,
@@ -132,6 +135,39 @@ impl KeysWatch {
         watched.list.iter().any(|watch| watch.pattern.matches(key))
     }
 
+    /// What was loaded is notified of from now on.
+    pub fn loading_ended(&self, lock: Lock<'_>) {
+        self.subscribe_wanted(lock);
+    }
+
+    /// Asks the server for the notifications that registrations need and did not need before. Not while data are loaded:
+    /// nothing fires then, and a server that selects databases for notifications would go on loading into the wrong one.
+    fn subscribe_wanted(&self, lock: Lock<'_>) {
+        if lock.is_loading() {
+            return;
+        }
+        let mut watched = self.watched.write(lock);
+        let wanted = |watch: &Watch| watch.conditions.changes();
+        let wanted = watched.list.iter().map(wanted).fold(Changes::NONE, Changes::and);
+        let names_misses = |watch: &Watch| watch.conditions.names_event(KEY_MISS.as_bytes());
+        let misses = !watched.misses && watched.list.iter().any(names_misses);
+        // The server's own events have one class each, so that none comes twice.
+        let more = wanted.without(watched.changes);
+        let first = watched.changes == Changes::NONE;
+        watched.misses |= misses;
+        watched.changes = watched.changes.and(more);
+        drop(watched);
+        if misses {
+            (self.subscribe)(lock, Class::KeyMiss);
+        }
+        if more != Changes::NONE {
+            (self.subscribe)(lock, Class::Changes(more));
+            if first && home::is_needed() {
+                self.hooks.keep_clients_home(lock);
+            }
+        }
+    }
+
     /// One notification of the server.
     pub fn notify(&self, event: &KeyEvent<'_>) {
         if IN_SYNC.get() || !self.engine.is_serving() {
@@ -211,6 +247,7 @@ impl Watch {
         let conditions = &self.conditions;
         self.pattern.matches(event.key)
             && conditions.names_event(event.name)
+            && (conditions.events.is_some() || !event.only_by_name)
             && conditions
                 .commands
                 .as_deref()
@@ -269,6 +306,10 @@ impl Trigger for KeysTrigger {
         Image::Keys(Conditions::clone(&self.conditions)).to_bytes()
     }
 
+    fn doubts(&self) -> Vec<String> {
+        reachability::of_conditions(&self.conditions)
+    }
+
     fn check(&self, lock: Lock<'_>, _peers: Peers<'_>) -> Result<(), Error> {
         if let Some(commands) = &self.conditions.commands {
             self.watch.hooks.look_up(lock, commands, &self.pattern())?;
@@ -294,16 +335,8 @@ impl Trigger for KeysTrigger {
         });
         // One that comes back when an upgrade fails has its old place.
         list.sort_by_key(|watch| watch.registration.id);
-        if !watched.misses && self.conditions.names_event(KEY_MISS.as_bytes()) {
-            watched.misses = true;
-            (watch.subscribe)(lock, Class::KeyMiss);
-        }
-        // The server's own events have one class each, so that none comes twice.
-        let more = self.conditions.changes().without(watched.changes);
-        if more != Changes::NONE {
-            watched.changes = watched.changes.and(more);
-            (watch.subscribe)(lock, Class::Changes(more));
-        }
+        drop(watched);
+        watch.subscribe_wanted(lock);
         Ok(())
     }
 
@@ -401,7 +434,7 @@ fn event_name(name: &[u8]) -> Cow<'static, str> {
     }
 }
 
-/// The record of a key (`readers-and-events.md` 2.1). Without `content` it has neither type nor value.
+/// The record of a key (docs/contract/readers-and-events.md 2.1). Without `content` it has neither type nor value.
 pub(super) fn key_record(
     key: Vec<u8>,
     event: Option<Cow<'static, str>>,

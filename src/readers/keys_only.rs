@@ -1,4 +1,4 @@
-//! The KeysOnlyReader: names of keys. Contract: `readers-and-events.md` chapter 3.
+//! The KeysOnlyReader: names of keys. Contract: docs/contract/readers-and-events.md chapter 3.
 //!
 //! A pattern, or a user function that tells it on each shard; then the walk of [`KeysScan`].
 
@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use super::keys_scan::{Content, KeysScan, Scan};
 use crate::engine::{
-    execution::{Reading, Source},
     language::{Failure, Function},
     record::{Record, Value},
+    source::{Reading, Source},
 };
 
 /// SCAN's errors for a count that is none.
@@ -99,6 +99,10 @@ impl Source for KeysOnly {
             Self::Walking(walk) => walk.buffered(),
             _ => None,
         }
+    }
+
+    fn reads_keys(&self) -> bool {
+        true
     }
 }
 

@@ -1,5 +1,5 @@
 //! The batch side of the KeysReader and the KeysOnlyReader: walks over database 0. Contract:
-//! `readers-and-events.md` 2.1, 2.2 and chapter 3.
+//! docs/contract/readers-and-events.md 2.1, 2.2 and chapter 3.
 //!
 //! Runs on a worker and takes the server's lock for small portions, so that other clients are served meanwhile.
 
@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use super::{glob, keys::key_record};
 use crate::{
     engine::{
-        execution::{Reading, Source},
         language::{Failure, with_lock},
         record::{self, Record},
+        source::{Reading, Source},
     },
     server::{
         key::{self, Found, Kind, Walk},
@@ -184,5 +184,9 @@ impl Source for KeysScan {
             return Some(Record::Native(record::Value::None));
         }
         self.ready.pop_front()
+    }
+
+    fn reads_keys(&self) -> bool {
+        true
     }
 }

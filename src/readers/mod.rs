@@ -7,7 +7,7 @@ pub mod image;
 pub mod keys;
 pub mod keys_only;
 pub mod keys_scan;
-pub mod prefix;
+mod reachability;
 pub mod source;
 pub mod streams;
 pub mod time_events;

@@ -1,5 +1,5 @@
 //! The batch side of a reader as bytes: what a shard needs to read its own records for a run of another shard. Contract:
-//! `python-api.md` chapter 9, "Readers".
+//! docs/contract/python-api.md chapter 9, "Readers".
 
 use std::sync::Arc;
 
@@ -7,17 +7,16 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::{
-    command::record_of,
-    generator::{Generator, Once},
+    generator::Generator,
     keys_only::{KeysOnly, Names},
     keys_scan::{Content, KeysScan, Scan},
     streams::entries::StreamEntries,
 };
 use crate::engine::{
-    execution::Source,
     id::ShardId,
     language::{Failure, Function},
     record::Record,
+    source::{Once, Source},
 };
 
 /// What a source of records is made of.
@@ -98,7 +97,7 @@ impl SourceImage {
             Self::Stream { key, after } => Box::new(StreamEntries::new(key.into_vec(), after.into_vec())),
             Self::Generator(image) => Box::new(Generator::Waiting(load(&image)?)),
             Self::ShardId => Box::new(Once(Some(Record::text(me.to_string())))),
-            Self::Words(words) => Box::new(record_of(words.iter().map(|word| &word[..]))),
+            Self::Words(words) => Box::new(Once::of_words(words.iter().map(|word| &word[..]))),
         })
     }
 }

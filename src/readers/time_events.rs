@@ -1,4 +1,4 @@
-//! Time events: functions that run again and again (`registerTE`). Contract: `python-api.md` 2.7.
+//! Time events: functions that run again and again (`registerTE`). Contract: docs/contract/python-api.md 2.7.
 //!
 //! One with a key lives as long as that key, over restarts and on replicas; others until the server stops. They run on a
 //! master only, on the thread of the timers, under the server's lock.
@@ -16,18 +16,20 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 
 use crate::{
     engine::{
         Engine,
         language::{Function, with_lock},
+        loading::Loading,
         scope::Scope,
         session::{Needs, Session},
     },
     error::Error,
     server::{
         api,
+        call::PAUSED,
         command::{Answer, Command},
         datatype::{self, Value},
         guarded::Guarded,
@@ -62,6 +64,8 @@ struct TimeEvent {
     period: Duration,
     /// `None` until the function is loaded.
     ready: Mutex<Option<Ready>>,
+    /// The function while it is being loaded, with its session.
+    loading: Mutex<Option<(Arc<Session>, Loading)>>,
     /// The log has said why it is not.
     complained: AtomicBool,
     ended: AtomicBool,
@@ -80,6 +84,7 @@ impl TimeEvent {
             session_id,
             period,
             ready: Mutex::new(ready),
+            loading: Mutex::default(),
             complained: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         })
@@ -135,9 +140,10 @@ pub fn start(
             image: image.into(),
         };
         let made = with_lock(engine.language.as_ref(), |lock| {
-            datatype::put(lock, &key, Box::new(keyed))
+            lock.may_write()
+                .then(|| datatype::put(lock, &key, Box::new(keyed)))
         });
-        if !made {
+        if !made.ok_or(PAUSED)? {
             return Ok(false);
         }
     }
@@ -218,10 +224,21 @@ fn run(engine: &Engine, lock: Lock<'_>, event: &TimeEvent, image: Option<&[u8]>)
     true
 }
 
-/// Loads the function of an event in its session.
+/// Loads the function of an event in its session. If that takes long, the next period finds it.
 fn make_ready(engine: &Engine, lock: Lock<'_>, event: &TimeEvent, image: &[u8]) -> Option<Ready> {
-    let session = session(engine, lock, &event.session_id);
-    match engine.language.load(image, &session) {
+    let begun = event.loading.lock().take();
+    // Only the first one waits for it.
+    let limit = begun.as_ref().map_or(engine.patience(), |_| Duration::ZERO);
+    let (session, loading) = begun.unwrap_or_else(|| {
+        let session = session(engine, lock, &event.session_id);
+        let loading = engine.load(vec![image.to_vec()], &session);
+        (session, loading)
+    });
+    let Some(loaded) = loading.wait(limit) else {
+        *event.loading.lock() = Some((session, loading));
+        return None;
+    };
+    match loaded.into_iter().next()? {
         Ok(function) => {
             let ready = Ready { session, function };
             *event.ready.lock() = Some(ready.clone());

@@ -30,6 +30,8 @@ use super::{
 pub const COMMAND: &CStr = c"RG.INNERAFTER";
 /// How often work that causes more work is followed at once; what is left then comes a moment later.
 const ROUNDS: usize = 100;
+/// How often a timer looks whether clients are still paused.
+const WHILE_PAUSED_MS: i64 = 10;
 const OK: i32 = raw::REDISMODULE_OK as i32;
 
 type Job = Box<dyn FnOnce(Lock<'_>) + Send>;
@@ -79,6 +81,22 @@ pub fn after_command(lock: Lock<'_>, job: impl FnOnce(Lock<'_>) + Send + 'static
     }
 }
 
+/// Does `job` when writes are allowed: at once, or when clients are not paused any more and what waits by then is done.
+pub fn when_writes_are_allowed(lock: Lock<'_>, job: impl FnOnce(Lock<'_>) + Send + 'static) {
+    if lock.may_write() && QUEUE.read(lock).jobs.is_empty() {
+        return job(lock);
+    }
+    QUEUE.write(lock).jobs.push_back(Box::new(job));
+    look_again(lock);
+}
+
+/// Where the server does not tell when it sleeps, a timer looks whether clients are still paused.
+fn look_again(lock: Lock<'_>) {
+    if !has_api!(RedisModule_EventLoopAdd) {
+        set_timer(lock, WHILE_PAUSED_MS);
+    }
+}
+
 /// Sees to it that somebody runs what waits. False if the server refuses.
 fn ask(lock: Lock<'_>) -> bool {
     if has_api!(RedisModule_AddPostNotificationJob) {
@@ -103,21 +121,25 @@ fn ask(lock: Lock<'_>) -> bool {
 }
 
 /// The server's thread comes to [`before_sleep`], or to [`on_timer`] where it does not tell when it sleeps.
-fn wake(lock: Lock<'_>) {
+pub(super) fn wake(lock: Lock<'_>) {
     if has_api!(RedisModule_EventLoopAddOneShot) {
         // SAFETY: the presence of the function was just checked; it needs no data.
         unsafe { api!(RedisModule_EventLoopAddOneShot(Some(on_wake), ptr::null_mut())) };
     } else {
-        // SAFETY: the server's lock is held; the timer needs no data.
-        unsafe {
-            api!(RedisModule_CreateTimer(
-                lock.call_context(0),
-                0,
-                Some(on_job),
-                ptr::null_mut()
-            ))
-        };
+        set_timer(lock, 0);
     }
+}
+
+fn set_timer(lock: Lock<'_>, delay_ms: i64) {
+    // SAFETY: the server's lock is held; the timer needs no data.
+    unsafe {
+        api!(RedisModule_CreateTimer(
+            lock.call_context(0),
+            delay_ms,
+            Some(on_job),
+            ptr::null_mut()
+        ))
+    };
 }
 
 /// The time of a command that we run: what it causes is done at its end, before whoever asked for it goes on.
@@ -137,7 +159,8 @@ impl<'a> Caused<'a> {
 
     /// The command has run.
     pub fn done(self) {
-        if QUEUE.read(self.lock).holds == 0 {
+        // While clients are paused it waits: somebody runs the rest when the guard is dropped.
+        if QUEUE.read(self.lock).holds == 0 && self.lock.may_write() {
             run_from(self.lock, self.first);
         }
     }
@@ -147,7 +170,7 @@ impl Drop for Caused<'_> {
     fn drop(&mut self) {
         let mut queue = QUEUE.write(self.lock);
         queue.commands -= 1;
-        // Whoever holds it looks again; what else is left came of a failure.
+        // Whoever holds it looks again; what else is left came of a failure, or while clients are paused.
         let left = queue.commands == 0 && queue.holds == 0 && !queue.jobs.is_empty() && !queue.asked;
         drop(queue);
         if left {
@@ -188,14 +211,13 @@ pub fn run_command(lock: Lock<'_>) -> bool {
     genuine
 }
 
-/// Something waits, and nothing is under way. Not while clients are paused for a failover: what is written then may be lost,
-/// and ends some servers.
+/// Something waits, nothing is under way, and writes are allowed.
 fn is_due(lock: Lock<'_>) -> bool {
     let queue = QUEUE.read(lock);
     if queue.jobs.is_empty() || queue.commands > 0 || queue.holds > 0 {
         return false;
     }
-    !lock::clients_are_paused()
+    lock.may_write()
 }
 
 /// Does what waits from position `first` on, and what follows from it.
@@ -227,6 +249,8 @@ unsafe extern "C" fn on_job(_ctx: *mut raw::RedisModuleCtx, _data: *mut c_void) 
     // What is not due now comes before the server sleeps.
     if is_due(lock) {
         run_from(lock, 0);
+    } else if !lock.may_write() && !QUEUE.read(lock).jobs.is_empty() {
+        look_again(lock);
     }
 }
 

@@ -113,7 +113,6 @@ pub fn check_required() -> Result<(), &'static str> {
         RedisModule_ScanCursorDestroy,
         RedisModule_ScanKey,
         RedisModule_SetModuleOptions,
-        RedisModule_StringDMA,
         RedisModule_SubscribeToKeyspaceEvents,
         RedisModule_SubscribeToServerEvent,
         RedisModule_IsKeysPositionRequest,

@@ -3,28 +3,40 @@
 use std::{
     ffi::{CStr, CString},
     io, slice,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use redis_module::raw;
 
 use super::{
-    after::Caused,
+    after::{Caused, when_writes_are_allowed},
     api::Features,
+    bus,
     command::Command,
     guarded::Guarded,
+    home,
     lock::Lock,
     refused,
-    reply::Reply,
+    reply::{Reply, Shape},
+    room::{self, Room},
+    slots,
     string::{Argv, RString},
+    version::Version,
 };
 
 /// How the server words a refused write where `W` was given (7.0 and later); a client knows the other text.
 const REFUSED_WRITE: &[u8] = b"ERR Write command '";
 const READONLY: &str = "READONLY You can't write against a read only replica.";
-/// What a function hears of a key of another shard.
+/// What a function hears that cannot wait until clients are not paused any more.
+pub const PAUSED: &str = "ERR clients are paused: nothing can be written now, and this function cannot wait";
+/// How everything begins that a function hears of a key of another shard.
 pub const NOT_LOCAL: &str = "Operation not permitted";
-/// How the server words a key of another shard when a module asks.
+/// What it hears: in the server's words where a module asks.
+const FOREIGN: &str = "Operation not permitted: Attempted to access a non local key in a cluster node";
 const FOREIGN_KEY: &[u8] = b"Attempted to access a non local key in a cluster node";
+/// What it hears of keys of several slots, in the server's words for a client.
+pub const SEVERAL_SLOTS: &str =
+    "Operation not permitted: CROSSSLOT Keys in request don't hash to the same slot";
 
 /// Runs a command for a function, with what its events cause in `sync` functions. Otherwise as [`call`].
 pub fn execute(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
@@ -34,54 +46,197 @@ pub fn execute(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) ->
     reply
 }
 
+/// Both forms of a command's reply.
+pub struct Forms {
+    pub resp2: Reply,
+    /// That of RESP3, if it is another one and the server gave it.
+    pub resp3: Option<Reply>,
+}
+
+impl From<Reply> for Forms {
+    fn from(resp2: Reply) -> Self {
+        Self { resp2, resp3: None }
+    }
+}
+
+/// As [`execute`], for a client of RESP3. In RESP2 only: what servers before 7.0 answer, and commands of modules, which may
+/// have any shape in RESP3.
+pub fn execute_for_resp3(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Forms {
+    let shape = argv
+        .first()
+        .and_then(|name| refused::resp3_shape(lock, features, name));
+    let Some(shape) = shape.filter(|_| features.call_options) else {
+        return execute(lock, features, db, argv).into();
+    };
+    let argv = match refused::check(lock, features, argv) {
+        Ok(argv) => argv,
+        Err(refusal) => return refusal.into(),
+    };
+    let caused = Caused::enter(lock);
+    let forms = match send(lock, features, db, &argv, Protocol::Resp3, Memory::AsClient) {
+        Ok(reply) => reply.into_forms(shape),
+        Err(refusal) => refusal.into(),
+    };
+    caused.done();
+    Forms {
+        resp2: explained(lock, &argv, forms.resp2),
+        ..forms
+    }
+}
+
 /// Runs a command: database `db`, full rights, RESP2 form, effects replicated.
 ///
 /// `argv` is the command and its arguments. Errors are replies; writes are refused on a read-only replica
-/// and above `maxmemory`, like a client's, and so is what the server could not run ([`refused`]).
+/// and where memory is short and nothing can be evicted ([`room`]), like a client's, and so are what the server could not run
+/// ([`refused`]) and, by a function that cannot wait, writes while clients are paused.
 pub fn call(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
     match refused::check(lock, features, argv) {
-        Ok(argv) => perform(lock, features, db, &argv),
+        Ok(argv) => run(lock, features, db, &argv, Memory::AsClient),
         Err(refusal) => refusal,
     }
 }
 
-/// [`call`] for what is known to be no such command.
-pub(super) fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
-    let Some((name, args)) = argv.split_first() else {
-        return Reply::Array(Vec::new());
-    };
-    let Ok(name) = CString::new(name.as_slice()) else {
-        return Reply::error("ERR unknown command: its name contains NUL");
-    };
-    let refuses_writes = lock.refuses_writes();
-    let asks = refused::is_asking(lock);
-    if !features.call_options && refuses_writes && !asks && refused::is_write(lock, features, &argv[0]) {
-        return Reply::error(READONLY);
-    }
-    let format = match (features.call_options, refuses_writes) {
-        (true, true) => c"!vEMW",
-        (true, false) => c"!vEM",
-        (false, _) => c"!v",
-    };
-    let strings: Vec<RString<'_>> = args.iter().map(|arg| RString::new(lock, arg)).collect();
-    let raw: Vec<_> = strings.iter().map(RString::as_raw).collect();
-    let _under_way = UnderWay::enter(lock);
-    // SAFETY: the context is selected under the lock; `v` takes a pointer and a length.
-    let reply = unsafe {
-        let ctx = lock.call_context(db);
-        CallReply(api!(RedisModule_Call(
-            ctx,
-            name.as_ptr(),
-            format.as_ptr(),
-            raw.as_ptr(),
-            raw.len()
-        )))
-    };
-    reply.into_reply()
+/// [`call`] for what is known to be no such command, and is not refused for want of memory either: what the module notes for
+/// itself.
+pub fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
+    run(lock, features, db, argv, Memory::Always)
 }
 
-/// Sends an internal command to replicas and the AOF file, in database 0.
-pub fn replicate(lock: Lock<'_>, command: &CStr, arguments: &[&[u8]]) {
+/// Whether a command has to wait because clients are paused: it may write or be handed on to replicas.
+pub fn must_wait(lock: Lock<'_>, features: Features, name: &[u8]) -> bool {
+    !lock.may_write() && refused::may_replicate(lock, features, name)
+}
+
+fn run(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>], memory: Memory) -> Reply {
+    match send(lock, features, db, argv, Protocol::Resp2, memory) {
+        Ok(reply) => explained(lock, argv, reply.into_reply()),
+        Err(refusal) => refusal,
+    }
+}
+
+/// Who may run a command above `maxmemory`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    AsClient,
+    Always,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Resp2,
+    /// From 7.0 on.
+    Resp3,
+}
+
+fn send(
+    lock: Lock<'_>,
+    features: Features,
+    db: i32,
+    argv: &[Vec<u8>],
+    protocol: Protocol,
+    memory: Memory,
+) -> Result<CallReply, Reply> {
+    let Some(name) = argv.first() else {
+        return Err(Reply::Array(Vec::new()));
+    };
+    let Ok(name) = CString::new(name.as_slice()) else {
+        return Err(Reply::error("ERR unknown command: its name contains NUL"));
+    };
+    let flags = lock.server_flags();
+    let refuses_writes = flags & raw::REDISMODULE_CTX_FLAGS_READONLY != 0;
+    let asks = refused::is_asking(lock);
+    if !asks && must_wait(lock, features, &argv[0]) {
+        return Err(Reply::error(PAUSED));
+    }
+    if !features.call_options && refuses_writes && !asks && refused::is_write(lock, features, &argv[0]) {
+        return Err(Reply::error(READONLY));
+    }
+    let room = match memory {
+        Memory::AsClient => room::check(lock, features, flags, &argv[0]),
+        Memory::Always => Room::Enough,
+    };
+    if room == Room::None {
+        return Err(room::refusal());
+    }
+    // With `M` the server looks by itself, also at what the arguments take that are made below.
+    let format = match (features.call_options, refuses_writes, room, protocol) {
+        (true, true, _, Protocol::Resp2) => c"!vEW",
+        (true, true, _, Protocol::Resp3) => c"!v3EW",
+        (true, false, Room::AsServerSays, Protocol::Resp2) => c"!vEM",
+        (true, false, Room::AsServerSays, Protocol::Resp3) => c"!v3EM",
+        (true, false, _, Protocol::Resp2) => c"!vE",
+        (true, false, _, Protocol::Resp3) => c"!v3E",
+        (false, ..) => c"!v",
+    };
+    let strings: Vec<RString<'_>> = argv.iter().map(|word| RString::new(lock, word)).collect();
+    let words: Vec<_> = strings.iter().map(RString::as_raw).collect();
+    // SAFETY: the strings are alive.
+    if unsafe { spoils(lock, &words) } {
+        return Err(Reply::error(SEVERAL_SLOTS));
+    }
+    let arguments = &words[1..];
+    let _home = home::Ours::enter(lock, &argv[0], || db);
+    let _under_way = UnderWay::enter(lock);
+    // SAFETY: the context is selected under the lock; `v` takes a pointer and a length.
+    Ok(CallReply(unsafe {
+        api!(RedisModule_Call(
+            lock.call_context(db),
+            name.as_ptr(),
+            format.as_ptr(),
+            arguments.as_ptr(),
+            arguments.len()
+        ))
+    }))
+}
+
+/// The server has one text for keys of other shards and for those of several slots.
+fn explained(lock: Lock<'_>, argv: &[Vec<u8>], reply: Reply) -> Reply {
+    if !matches!(&reply, Reply::Error(text) if text == FOREIGN.as_bytes()) {
+        return reply;
+    }
+    let strings: Vec<RString<'_>> = argv.iter().map(|word| RString::new(lock, word)).collect();
+    let words: Vec<_> = strings.iter().map(RString::as_raw).collect();
+    // SAFETY: the strings are alive.
+    if unsafe { slots::are_several(lock, &words) } {
+        Reply::error(SEVERAL_SLOTS)
+    } else {
+        reply
+    }
+}
+
+/// True if the server must not be asked to run a command, its name first: its keys have several slots, which it refuses, and
+/// the clients that it lends to modules would remember that for all later commands (Valkey 9).
+///
+/// # Safety
+/// The strings are alive.
+unsafe fn spoils(lock: Lock<'_>, words: &[*mut raw::RedisModuleString]) -> bool {
+    // SAFETY: by the caller's promise.
+    SPOILED_BY_SLOTS.load(Ordering::Relaxed)
+        && bus::is_cluster_node(lock)
+        && unsafe { slots::are_several(lock, words) }
+}
+
+/// True after [`init`] if this server is one of them.
+static SPOILED_BY_SLOTS: AtomicBool = AtomicBool::new(false);
+
+/// Called once, while the module loads.
+pub(super) fn init(version: Version) {
+    SPOILED_BY_SLOTS.store(version.is_spoiled_by_several_slots(), Ordering::Relaxed);
+}
+
+/// Sends an internal command to replicas and the AOF file, in database 0; while clients are paused, when they are not any more.
+pub fn replicate(lock: Lock<'_>, command: &'static CStr, arguments: &[&[u8]]) {
+    if lock.may_write() {
+        return replicate_now(lock, command, arguments);
+    }
+    let arguments: Vec<_> = arguments.iter().map(|word| word.to_vec()).collect();
+    when_writes_are_allowed(lock, move |lock| {
+        let words: Vec<_> = arguments.iter().map(Vec::as_slice).collect();
+        replicate_now(lock, command, &words);
+    });
+}
+
+fn replicate_now(lock: Lock<'_>, command: &CStr, arguments: &[&[u8]]) {
     let words: Vec<_> = arguments.iter().map(|word| RString::new(lock, word)).collect();
     let words: Vec<_> = words.iter().map(RString::as_raw).collect();
     // SAFETY: the context is selected under the lock; the strings are alive.
@@ -123,17 +278,18 @@ impl Drop for UnderWay<'_> {
 /// protocol version and its cluster flags, with what its events cause in `sync` functions.
 ///
 /// # Errors
-/// The user who sent `command` may not run this one. `cleared`: that is known to be no matter.
+/// The user who sent `command` may not run this one (`cleared`: that is known to be no matter), or the server must not be
+/// asked to.
 pub fn call_original(
     command: &Command<'_>,
     features: Features,
     argv: Argv<'_>,
     cleared: bool,
-) -> Result<CallReply, NotPermitted> {
+) -> Result<CallReply, Refusal> {
     // The server looks the user up faster than we do, and commands that look at more keys by themselves (SORT) ask for it.
     let mut server_checks = features.call_options && command.has_client();
     if !cleared && !server_checks && !command.sender_may_run(argv) {
-        return Err(NotPermitted);
+        return Err(Refusal::NotPermitted);
     }
     let format = match (features.call_options, server_checks) {
         (true, true) => c"!v0EC",
@@ -142,6 +298,10 @@ pub fn call_original(
     };
     let name = argv.name().unwrap_or_default();
     let args = argv.skip(1).as_raw();
+    // SAFETY: the arguments of a running command are alive.
+    if unsafe { spoils(command.lock(), argv.as_raw()) } {
+        return Err(Refusal::SeveralSlots);
+    }
     let run = |format: &CStr| {
         // SAFETY: as in `call`, with the context of the running command.
         CallReply(unsafe {
@@ -154,6 +314,7 @@ pub fn call_original(
             ))
         })
     };
+    let _home = home::Ours::enter(command.lock(), name.to_bytes(), || command.db());
     let caused = Caused::enter(command.lock());
     let mut reply = run(format);
     if server_checks && reply.begins_with(NO_USER) {
@@ -164,7 +325,7 @@ pub fn call_original(
     caused.done();
     // Servers word this refusal in several ways. Whoever may not run the command has got no other error.
     if server_checks && reply.begins_with(b"-") && !command.sender_may_run(argv) {
-        return Err(NotPermitted);
+        return Err(Refusal::NotPermitted);
     }
     Ok(reply)
 }
@@ -172,8 +333,13 @@ pub fn call_original(
 /// How the server begins its refusal where `C` was given and there is no user.
 const NO_USER: &[u8] = b"-ERR cannot run as user";
 
-/// Somebody's rights are not enough.
-pub struct NotPermitted;
+/// Why a command was not run.
+pub enum Refusal {
+    /// The user's rights are not enough.
+    NotPermitted,
+    /// See [`SEVERAL_SLOTS`].
+    SeveralSlots,
+}
 
 /// A command's reply as the server keeps it; freed on drop, within the entry point that made the call.
 pub struct CallReply(*mut raw::RedisModuleCallReply);
@@ -198,7 +364,8 @@ impl CallReply {
         if self.0.is_null() {
             return io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
         }
-        self.reworded() == Some(Reply::error(NOT_LOCAL))
+        let is_foreign = |text: &[u8]| text.windows(FOREIGN_KEY.len()).any(|part| part == FOREIGN_KEY);
+        matches!(self.reworded(), Some(Reply::Error(text)) if is_foreign(&text))
     }
 
     /// The reply as data.
@@ -210,6 +377,23 @@ impl CallReply {
             // SAFETY: the reply is alive until `self` is dropped.
             unsafe { Reply::read(self.0) }
         })
+    }
+
+    /// A reply in RESP3 as data, in both forms.
+    fn into_forms(self, shape: Shape) -> Forms {
+        if self.0.is_null() {
+            return refusal().into();
+        }
+        if let Some(error) = self.reworded() {
+            return error.into();
+        }
+        // SAFETY: the reply is alive until `self` is dropped.
+        let (resp2, resp3) = unsafe { (Reply::read_as_resp2(self.0, shape), Reply::read(self.0)) };
+        let differs = resp2 != resp3;
+        Forms {
+            resp2,
+            resp3: differs.then_some(resp3),
+        }
     }
 
     /// True if the reply in the form of the protocol, which costs nothing to look at, begins with this.
@@ -240,7 +424,7 @@ impl CallReply {
         match error {
             Reply::Error(text) if text.starts_with(REFUSED_WRITE) => Some(Reply::error(READONLY)),
             Reply::Error(text) if text.windows(FOREIGN_KEY.len()).any(|part| part == FOREIGN_KEY) => {
-                Some(Reply::error(NOT_LOCAL))
+                Some(Reply::error(FOREIGN))
             }
             _ => None,
         }
@@ -261,7 +445,7 @@ fn refusal() -> Reply {
     let text = match io::Error::last_os_error().raw_os_error() {
         Some(libc::ENOENT) => "ERR unknown command",
         Some(libc::EINVAL) => "ERR wrong number of arguments",
-        Some(libc::EPERM) => NOT_LOCAL,
+        Some(libc::EPERM) => FOREIGN,
         Some(libc::ENETDOWN) => "Network is down",
         Some(libc::EROFS) => "Read-only file system",
         _ => "Failed executing command",

@@ -2,7 +2,7 @@
 
 use std::{ffi::c_int, ptr, sync::Arc};
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 use redis_module::raw;
 
 use super::{
@@ -29,11 +29,12 @@ struct BlockedState {
 unsafe impl Send for BlockedState {}
 
 impl BlockedClient {
-    /// Blocks the client of a running command, without a time limit.
+    /// Blocks the client of a running command, without a time limit. `None` if the server does not let it wait: Valkey 8.1
+    /// and later have reasons that no flag tells, e.g. that the client is subscribed to channels.
     ///
     /// # Safety
     /// `ctx` is the context of a running command that may block and has not replied.
-    pub(super) unsafe fn block(ctx: *mut raw::RedisModuleCtx) -> Self {
+    pub(super) unsafe fn block(ctx: *mut raw::RedisModuleCtx) -> Option<Self> {
         // SAFETY: by the caller's promise. Without a timeout callback, CLIENT UNBLOCK leaves the client alone.
         let client = unsafe {
             api!(RedisModule_BlockClient(
@@ -44,7 +45,7 @@ impl BlockedClient {
                 0
             ))
         };
-        Self(Arc::new(Handle(Mutex::new(BlockedState { client, at_work: 0 }))))
+        (!client.is_null()).then(|| Self(Arc::new(Handle(Mutex::new(BlockedState { client, at_work: 0 })))))
     }
 
     /// What measures the work that is done for the client.

@@ -92,15 +92,23 @@ impl<'a> Command<'a> {
         self.flags() & raw::REDISMODULE_CTX_FLAGS_MULTI != 0
     }
 
+    /// True if its client has chosen RESP3.
+    pub fn is_resp3(&self) -> bool {
+        self.flags() & raw::REDISMODULE_CTX_FLAGS_RESP3 != 0
+    }
+
     fn flags(&self) -> u32 {
         // SAFETY: the context is alive.
         unsafe { api!(RedisModule_GetContextFlags(self.ctx)) as u32 }
     }
 
     /// Suspends the client until the returned handle answers it. Only where [`Command::may_block`] is true.
-    pub fn block(&self) -> BlockedClient {
+    ///
+    /// # Errors
+    /// The server does not let this client wait; it is to be answered now. So nothing should have been begun before.
+    pub fn block(&self) -> Result<BlockedClient, Error> {
         // SAFETY: the context is that of a running command, and handlers reply after blocking only by the handle.
-        unsafe { BlockedClient::block(self.ctx) }
+        unsafe { BlockedClient::block(self.ctx) }.ok_or(Error::ClientCannotWait)
     }
 
     /// Suspends the client until its command can be run. `None` if the server does not let it wait. Only where

@@ -10,6 +10,7 @@ use redis_module::raw;
 
 use super::{
     after::DeferGuard,
+    home,
     lock::{Entered, Lock},
     persist::Writing,
     string,
@@ -41,6 +42,8 @@ pub struct KeyEvent<'a> {
     pub db: i32,
     /// The event's name as the server reports it, e.g. `set`.
     pub name: &'a [u8],
+    /// It is not among those that whoever asks for all events gets.
+    pub only_by_name: bool,
     pub key: &'a [u8],
 }
 
@@ -64,6 +67,12 @@ pub struct Changes(i32);
 impl Changes {
     pub const NONE: Self = Self(0);
     pub const ALL: Self = Self(raw::REDISMODULE_NOTIFY_ALL);
+    /// Not part of "all": only those get them who name them. The last two are known to Redis 8.2 and later.
+    const BY_NAME: [(&'static str, i32); 3] = [
+        ("new", raw::REDISMODULE_NOTIFY_NEW),
+        ("overwritten", raw::REDISMODULE_NOTIFY_OVERWRITTEN),
+        ("type_changed", raw::REDISMODULE_NOTIFY_TYPE_CHANGED),
+    ];
     /// Modules may report any name as one of these.
     const ANY_NAME: Self = Self(raw::REDISMODULE_NOTIFY_GENERIC | raw::REDISMODULE_NOTIFY_MODULE);
 
@@ -84,7 +93,10 @@ impl Changes {
             "xadd" => raw::REDISMODULE_NOTIFY_STREAM,
             "expired" => raw::REDISMODULE_NOTIFY_EXPIRED,
             "evicted" => raw::REDISMODULE_NOTIFY_EVICTED,
-            _ => return Self::ALL,
+            name => match Self::BY_NAME.iter().find(|(known, _)| *known == name) {
+                Some((_, class)) => *class,
+                None => return Self::ALL,
+            },
         };
         Self(class).and(Self::ANY_NAME)
     }
@@ -134,6 +146,7 @@ pub fn subscribe(lock: Lock<'_>, class: Class, function: Function) {
 /// To be called by a notification function with the server's own arguments.
 pub unsafe fn run_notification(
     ctx: *mut raw::RedisModuleCtx,
+    class: c_int,
     event: *const std::ffi::c_char,
     key: *mut raw::RedisModuleString,
     concerns: impl FnOnce(Lock<'_>, &[u8]) -> bool,
@@ -147,15 +160,18 @@ pub unsafe fn run_notification(
         // SAFETY: the server holds its lock while it notifies, and keeps the texts alive.
         unsafe {
             let key = string::bytes(key);
+            let _stays = home::Stays::enter(Lock::assume(), ctx, event);
             if !concerns(Lock::assume(), key) || MUTED.get() {
                 return;
             }
             let entered = Entered::new();
             let _in_the_middle = DeferGuard::enter(entered.lock());
+            let by_name = |(_, known): &(_, c_int)| class & known != 0;
             work(&KeyEvent {
                 lock: entered.lock(),
                 db: api!(RedisModule_GetSelectedDb(ctx)),
                 name: CStr::from_ptr(event).to_bytes(),
+                only_by_name: Changes::BY_NAME.iter().any(by_name),
                 key,
             });
         }

@@ -96,9 +96,15 @@ impl<'a> Passing<'a> {
 
     /// True when the user of client `id` may run the command both as it is and behind `proxy`.
     pub fn user_may_run(self, id: u64, proxy: &ProxyName) -> bool {
-        let Some(user) = User::of_client(self.lock, id) else {
-            return false;
-        };
+        User::of_client(self.lock, id).is_some_and(|user| self.may_run(&user, proxy))
+    }
+
+    /// True unless the client has a user who may not run it behind `proxy`: scripts, modules and the master have none.
+    pub fn is_free_to_run(self, id: u64, proxy: &ProxyName) -> bool {
+        User::of_client(self.lock, id).is_none_or(|user| self.may_run(&user, proxy))
+    }
+
+    fn may_run(self, user: &User, proxy: &ProxyName) -> bool {
         let mut argv: Vec<_> = std::iter::once(proxy.0)
             .chain((0..self.len()).map(|index| self.raw_arg(index)))
             .collect();

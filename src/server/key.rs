@@ -1,6 +1,7 @@
 //! Looking at keys: type, value, existence, and the walk over a whole database.
 //!
-//! Nothing here is seen from outside. On servers before 7.2 a look deletes an expired key, as any look there does.
+//! Nothing here is seen from outside, and no key changes its encoding. On servers before 7.2 a look deletes an expired key,
+//! as any look there does. Redis 6.2 is asked for strings and lists by command, which it counts.
 
 use std::{
     ffi::{CStr, CString, c_int, c_void},
@@ -13,11 +14,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     api::Features,
-    call::call,
+    call,
     events::Mute,
+    home,
     lock::Lock,
+    refused,
     reply::Reply,
     string::{RString, bytes},
+    text,
+    version::Version,
 };
 
 /// How a key is opened without any effect, where the server knows how (7.2 and later).
@@ -36,8 +41,12 @@ const QUIET_BEFORE_7_2: u32 =
 /// One of the two, constant after [`init`].
 static MODE: AtomicI32 = AtomicI32::new(QUIET as i32);
 
-/// Chooses how keys are opened. Called once, while the module loads.
-pub(super) fn init(features: Features) {
+/// Chooses how keys are opened and read. Called once, while the module loads.
+pub(super) fn init(lock: Lock<'_>, features: Features) {
+    let version = Version::of_server(lock);
+    text::init(lock, version);
+    home::init(version);
+    call::init(version);
     if features.quiet_open {
         return;
     }
@@ -148,6 +157,8 @@ unsafe fn open(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleString) -> Op
     Opened(key.cast(), std::marker::PhantomData)
 }
 
+const OK: c_int = raw::REDISMODULE_OK as c_int;
+
 /// A command's clock may be that much ahead of the one that a look before it goes by.
 const CLOCK_MARGIN_MS: i64 = 10;
 
@@ -240,32 +251,23 @@ pub fn read(lock: Lock<'_>, db: i32, name: &[u8]) -> (Kind, Value) {
     // SAFETY: the string lives to the end of this function.
     let opened = unsafe { open(lock, db, string.as_raw()) };
     let kind = Kind::of(&opened);
-    (kind, value(lock, db, name, kind, &opened))
+    let value = value(lock, kind, &opened).unwrap_or_else(|| {
+        // A command may find that the key has expired by now.
+        drop(opened);
+        by_command(lock, db, name, kind)
+    });
+    (kind, value)
 }
 
-fn value(lock: Lock<'_>, db: i32, name: &[u8], kind: Kind, opened: &Opened<'_>) -> Value {
+/// The value of an open key; `None` if the server must be asked by command.
+fn value(lock: Lock<'_>, kind: Kind, opened: &Opened<'_>) -> Option<Value> {
     match kind {
-        Kind::String => Value::String(string_value(opened)),
-        Kind::List if has_api!(RedisModule_ListGet) => Value::List(list_value(lock, opened)),
-        Kind::List => Value::List(list_by_command(lock, db, name)),
-        Kind::Hash => Value::Hash(hash_value(opened)),
-        _ => Value::None,
-    }
-}
-
-fn string_value(opened: &Opened<'_>) -> Vec<u8> {
-    let mut len = 0;
-    // SAFETY: the key is open and a string; the bytes are copied before anything else happens.
-    unsafe {
-        let start = api!(RedisModule_StringDMA(
-            opened.0,
-            &raw mut len,
-            raw::REDISMODULE_READ as c_int
-        ));
-        if start.is_null() {
-            return Vec::new();
-        }
-        std::slice::from_raw_parts(start.cast::<u8>(), len).to_vec()
+        // SAFETY: the key is open and a string.
+        Kind::String if text::can_peek() => unsafe { text::peek(opened.0) }.map(Value::String),
+        Kind::List if has_api!(RedisModule_ListGet) => Some(Value::List(list_value(lock, opened))),
+        Kind::String | Kind::List => None,
+        Kind::Hash => Some(Value::Hash(hash_value(opened))),
+        _ => Some(Value::None),
     }
 }
 
@@ -278,17 +280,73 @@ fn list_value(lock: Lock<'_>, opened: &Opened<'_>) -> Vec<Vec<u8>> {
     (0..).map_while(element).collect()
 }
 
-/// For servers before 7.0, which have no access to the elements of a list but by command.
-fn list_by_command(lock: Lock<'_>, db: i32, name: &[u8]) -> Vec<Vec<u8>> {
-    let argv = [b"LRANGE", name, b"0", b"-1"].map(<[u8]>::to_vec);
-    let Reply::Array(items) = call(lock, Features::default(), db, &argv) else {
-        return Vec::new();
+/// For servers that give modules no access to elements of lists (before 7.0), or to strings without changing them
+/// ([`text`]). No value if the server does not answer: the key belongs to another shard by now, or the command has
+/// another name.
+fn by_command(lock: Lock<'_>, db: i32, name: &[u8], kind: Kind) -> Value {
+    let use_before = Use::of(lock, db, name);
+    let words: &[&[u8]] = match kind {
+        Kind::String => &[b"GET", name],
+        _ => &[b"LRANGE", name, b"0", b"-1"],
     };
-    let text = |item| match item {
-        Reply::Bulk(text) => Some(text),
-        _ => None,
+    let argv: Vec<_> = words.iter().map(|word| word.to_vec()).collect();
+    let value = match refused::question(lock, Features::default(), db, &argv) {
+        Reply::Bulk(text) => Value::String(text),
+        Reply::Array(items) => {
+            let text = |item| match item {
+                Reply::Bulk(text) => Some(text),
+                _ => None,
+            };
+            Value::List(items.into_iter().filter_map(text).collect())
+        }
+        _ => Value::None,
     };
-    items.into_iter().filter_map(text).collect()
+    use_before.restore(lock, db, name);
+    value
+}
+
+/// How recently and how often a key was used, by which the server chooses what to evict.
+enum Use {
+    Unknown,
+    /// Milliseconds ago.
+    Last(i64),
+    Often(i64),
+}
+
+impl Use {
+    fn of(lock: Lock<'_>, db: i32, name: &[u8]) -> Self {
+        let known = has_api!(RedisModule_GetLRU) && has_api!(RedisModule_GetLFU);
+        let name = RString::new(lock, name);
+        let mut figure = 0;
+        // SAFETY: the string lives to the end of this function; the server writes one number.
+        unsafe {
+            let opened = open(lock, db, name.as_raw());
+            if opened.0.is_null() || !known {
+                Self::Unknown
+            } else if api!(RedisModule_GetLFU(opened.0, &raw mut figure)) == OK && figure >= 0 {
+                Self::Often(figure)
+            } else if api!(RedisModule_GetLRU(opened.0, &raw mut figure)) == OK && figure >= 0 {
+                Self::Last(figure)
+            } else {
+                Self::Unknown
+            }
+        }
+    }
+
+    fn restore(self, lock: Lock<'_>, db: i32, name: &[u8]) {
+        let name = RString::new(lock, name);
+        // SAFETY: as in `of`; the functions of one pair come with those of the other.
+        unsafe {
+            let opened = open(lock, db, name.as_raw());
+            match self {
+                Self::Last(idle_ms) if !opened.0.is_null() => api!(RedisModule_SetLRU(opened.0, idle_ms)),
+                Self::Often(frequency) if !opened.0.is_null() => {
+                    api!(RedisModule_SetLFU(opened.0, frequency))
+                }
+                _ => OK,
+            };
+        }
+    }
 }
 
 fn hash_value(opened: &Opened<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
@@ -371,6 +429,8 @@ impl Walk {
             lock: Lock<'a>,
             db: i32,
             show: &'a mut dyn FnMut(&Found<'_>),
+            /// Keys that are looked at when the server has shown all of this step: commands must not run in the middle.
+            later: Vec<Vec<u8>>,
         }
         unsafe extern "C" fn on_key(
             _ctx: *mut raw::RedisModuleCtx,
@@ -380,18 +440,22 @@ impl Walk {
         ) {
             // SAFETY: the server passes on the pointer given below, a live string, and a key that it closes itself.
             unsafe {
-                let Some(Visit { lock, db, show }) = visit.cast::<Visit<'_>>().as_mut() else {
+                let Some(visit) = visit.cast::<Visit<'_>>().as_mut() else {
                     return;
                 };
-                let found = Found {
-                    lock: *lock,
-                    db: *db,
-                    name: bytes(name),
-                    key: ManuallyDrop::new(Opened(key, std::marker::PhantomData)),
-                };
-                if api!(RedisModule_GetExpire(key)) != 0 {
-                    show(&found);
+                if api!(RedisModule_GetExpire(key)) == 0 {
+                    return;
                 }
+                if !text::can_peek() {
+                    visit.later.push(bytes(name).to_vec());
+                    return;
+                }
+                (visit.show)(&Found {
+                    lock: visit.lock,
+                    db: visit.db,
+                    name: bytes(name),
+                    key: Some(ManuallyDrop::new(Opened(key, std::marker::PhantomData))),
+                });
             }
         }
         if self.ended {
@@ -402,6 +466,7 @@ impl Walk {
             lock,
             db: self.db,
             show: visit,
+            later: Vec::new(),
         };
         // SAFETY: under the lock; the structure outlives the call.
         let more = unsafe {
@@ -412,28 +477,43 @@ impl Walk {
                 (&raw mut visit).cast()
             ))
         };
+        for name in &visit.later {
+            (visit.show)(&Found {
+                lock,
+                db: self.db,
+                name,
+                key: None,
+            });
+        }
         self.ended = more == 0;
         !self.ended
     }
 }
 
-/// One key that a walk has come to, open for as long as it is shown.
+/// One key that a walk has come to.
 pub struct Found<'a> {
     lock: Lock<'a>,
     db: i32,
     pub name: &'a [u8],
-    key: ManuallyDrop<Opened<'a>>,
+    /// Open for as long as it is shown, where that is enough to read it.
+    key: Option<ManuallyDrop<Opened<'a>>>,
 }
 
 impl Found<'_> {
     pub fn kind(&self) -> Kind {
-        Kind::of(&self.key)
+        match &self.key {
+            Some(opened) => Kind::of(opened),
+            None => kind(self.lock, self.db, self.name),
+        }
     }
 
     /// Its type and its value.
     pub fn read(&self) -> (Kind, Value) {
-        let kind = self.kind();
-        (kind, value(self.lock, self.db, self.name, kind, &self.key))
+        let shown = self.key.as_ref().and_then(|opened| {
+            let kind = Kind::of(opened);
+            value(self.lock, kind, opened).map(|value| (kind, value))
+        });
+        shown.unwrap_or_else(|| read(self.lock, self.db, self.name))
     }
 }
 

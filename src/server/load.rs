@@ -12,6 +12,7 @@ use redis_module::raw;
 use super::{
     after,
     api::{self, Features},
+    call::call,
     command::Definition,
     datatype,
     events::{self, ServerFunction},
@@ -19,6 +20,7 @@ use super::{
     lock::{self, Entered, Lock},
     options::{self, ServerOption},
     persist,
+    reply::Reply,
     string::Argv,
 };
 
@@ -68,6 +70,24 @@ impl<'a> Loading<'a> {
     pub fn keep_in_files(&self, saved: Arc<dyn persist::Saved>) -> Result<(), String> {
         // SAFETY: the context is that of `RedisModule_OnLoad`.
         unsafe { persist::create(self.ctx, saved) }
+    }
+
+    /// The port that this server listens on, for TLS if there is no other; 0 if neither is known.
+    pub fn port(&self) -> u16 {
+        let of = |option: &str| {
+            let words = ["CONFIG", "GET", option].map(|word| word.as_bytes().to_vec());
+            let value = match call(self.lock, Features::probe(), 0, &words) {
+                Reply::Array(words) => words.into_iter().nth(1),
+                Reply::Map(pairs) => pairs.into_iter().next().map(|(_, value)| value),
+                _ => None,
+            };
+            match value {
+                Some(Reply::Bulk(port)) => std::str::from_utf8(&port).ok()?.parse().ok(),
+                _ => None,
+            }
+        };
+        let port = of("port").filter(|&port| port != 0);
+        port.or_else(|| of("tls-port")).unwrap_or_default()
     }
 
     /// Registers a command.
@@ -127,7 +147,7 @@ pub unsafe fn run(
         // Whoever writes to a key natively signals that by himself, when it is time for it.
         let options =
             raw::REDISMODULE_OPTIONS_HANDLE_IO_ERRORS | raw::REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED;
-        key::init(Features::probe());
+        key::init(entered.lock(), Features::probe());
         api!(RedisModule_SetModuleOptions(ctx, options as c_int));
         Loading {
             ctx,

@@ -140,9 +140,15 @@ const WHILE_PAUSED: Duration = Duration::from_millis(1);
 
 /// True while clients are paused (CLIENT PAUSE, a failover). The server counts on nothing being written then: it ends if
 /// something is. The lock is held.
-pub fn clients_are_paused() -> bool {
+fn clients_are_paused() -> bool {
     // SAFETY: the presence of the function is checked first; it takes no argument.
     has_api!(RedisModule_AvoidReplicaTraffic) && unsafe { api!(RedisModule_AvoidReplicaTraffic()) } != 0
+}
+
+/// True where this thread has taken the server's lock for one thing only: nothing was written before in the same unit, which
+/// goes to replicas when the lock is released.
+pub(super) fn is_held_for_one_call() -> bool {
+    DEPTH.get() == 1 && !is_server_thread()
 }
 
 /// True when this thread holds the server's lock already: in an entry point, or below a [`LockGuard`].
@@ -162,6 +168,17 @@ pub fn with_lock<R>(work: impl FnOnce(Lock<'_>) -> R) -> R {
 }
 
 impl Lock<'_> {
+    /// Whether anything may be written or handed on to replicas now. Whatever writes asks this, see
+    /// `docs/architecture.md`, "While clients are paused".
+    pub fn may_write(self) -> bool {
+        !clients_are_paused()
+    }
+
+    /// True while a script runs.
+    pub fn is_in_script(self) -> bool {
+        self.server_flags() & raw::REDISMODULE_CTX_FLAGS_LUA != 0
+    }
+
     /// The call context, with database `db` selected.
     pub(super) fn call_context(self, db: i32) -> *mut raw::RedisModuleCtx {
         let ctx = CALL_CONTEXT.load(Ordering::Acquire);

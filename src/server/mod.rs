@@ -18,6 +18,7 @@ pub mod events;
 pub mod filter;
 pub mod guarded;
 pub mod heap;
+pub mod home;
 pub mod info;
 pub mod key;
 pub mod load;
@@ -26,9 +27,13 @@ pub mod options;
 pub mod persist;
 mod refused;
 pub mod reply;
+pub mod room;
+pub mod slots;
 pub mod store;
 pub mod string;
 mod syntax;
+mod text;
+pub mod version;
 pub mod waiting;
 
 /// The raw bindings, for signatures only: calls go through [`api!`].

@@ -5,14 +5,12 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use redis_module::raw;
-
 use super::{
     api::Features,
     call,
     guarded::Guarded,
     lock::{self, Lock},
-    reply::Reply,
+    reply::{Reply, Shape},
 };
 
 /// What is special about a command.
@@ -27,6 +25,8 @@ enum Kind {
     Never,
     Client,
     Debug,
+    /// Pauses clients.
+    Failover,
 }
 
 impl Kind {
@@ -39,6 +39,7 @@ impl Kind {
             b"sync" | b"psync" | b"replconf" | b"shutdown" => Self::Never,
             b"client" => Self::Client,
             b"debug" => Self::Debug,
+            b"failover" => Self::Failover,
             _ => Self::Plain,
         }
     }
@@ -63,6 +64,31 @@ const FATAL_DEBUG: [&[u8]; 10] = [
 struct Known {
     kind: Kind,
     is_write: bool,
+    /// It may write or be handed on to replicas: the server lets a client's wait while clients are paused.
+    may_replicate: bool,
+    /// The server refuses a client's when memory is short.
+    denies_oom: bool,
+    /// `None` for commands of modules.
+    shape: Option<Shape>,
+}
+
+impl Known {
+    /// `name`: the command's own, in lower case; `has`: whether it has a flag of COMMAND INFO.
+    fn new(kind: Kind, name: &[u8], has: impl Fn(&[u8]) -> bool) -> Self {
+        let by_name = match name {
+            b"pfcount" | b"publish" | b"spublish" => true,
+            // Of another module's command that is not a read it is not known.
+            name => name.contains(&b'.') && !has(b"readonly"),
+        };
+        let is_write = has(b"write");
+        Self {
+            kind,
+            is_write,
+            may_replicate: is_write || by_name || (kind == Kind::Script && !name.ends_with(b"_ro")),
+            denies_oom: has(b"denyoom"),
+            shape: (!has(b"module")).then(|| Shape::of_command(name)),
+        }
+    }
 }
 
 /// By the name that it is called with, in lower case: `rename-command` gives others. Only names that the server knows.
@@ -81,6 +107,22 @@ pub(super) fn is_write(lock: Lock<'_>, features: Features, name: &[u8]) -> bool 
     known(lock, features, name).is_write
 }
 
+/// Whether a command may write, or be handed on to replicas. The server does not tell of those that are no writes.
+pub(super) fn may_replicate(lock: Lock<'_>, features: Features, name: &[u8]) -> bool {
+    known(lock, features, name).may_replicate
+}
+
+/// Whether the server refuses a client's command of this name when memory is short, and whether that depends on its script.
+pub(super) fn needs_memory(lock: Lock<'_>, features: Features, name: &[u8]) -> (bool, bool) {
+    let known = known(lock, features, name);
+    (known.denies_oom, known.kind == Kind::Script)
+}
+
+/// How the reply of a command in RESP3 relates to that in RESP2; `None` if nobody knows: it is a module's.
+pub(super) fn resp3_shape(lock: Lock<'_>, features: Features, name: &[u8]) -> Option<Shape> {
+    known(lock, features, name).shape
+}
+
 /// The command as it may be run.
 ///
 /// # Errors
@@ -97,9 +139,7 @@ pub(super) fn check<'a>(
     let is = |known: &[u8]| word(1).eq_ignore_ascii_case(known);
     let kind = known(lock, features, name).kind;
     let reason = match kind {
-        Kind::Script if lock.server_flags() & raw::REDISMODULE_CTX_FLAGS_LUA != 0 => {
-            "while a script runs: it was called from one"
-        }
+        Kind::Script if lock.is_in_script() => "while a script runs: it was called from one",
         Kind::Wait if !word(1).is_empty() && word(1).iter().all(u8::is_ascii_digit) => {
             // As in a transaction: how many replicas there are, at once.
             let mut at_once = argv.to_vec();
@@ -111,6 +151,13 @@ pub(super) fn check<'a>(
         // The client whose command this thread is at may be among them.
         Kind::Client if is(b"kill") && lock::is_server_thread() => {
             "by a function on the server's thread: a background function can"
+        }
+        // What was written before in one go with it is handed on when clients are paused, which ends the server.
+        Kind::Client if is(b"pause") && !lock::is_held_for_one_call() => {
+            "by a function that holds the server: a background function can"
+        }
+        Kind::Failover if !lock::is_held_for_one_call() => {
+            "by a function that holds the server: a background function can"
         }
         Kind::Debug if FATAL_DEBUG.iter().any(|fatal| is(fatal)) => "by a function",
         _ => return Ok(argv.into()),
@@ -135,14 +182,14 @@ fn known(lock: Lock<'_>, features: Features, name: &[u8]) -> Known {
             known
         }
         None => Known {
-            kind: Kind::of(&name),
-            is_write: false,
+            shape: None,
+            ..Known::new(Kind::of(&name), &name, |_| false)
         },
     }
 }
 
-/// `None` for an unknown command, and where COMMAND itself is unknown.
-fn ask(lock: Lock<'_>, features: Features, name: &[u8]) -> Option<Known> {
+/// Runs a command of ours that reads: no filter sees it, and it may be run wherever it is asked.
+pub(super) fn question(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
     struct Asking<'a>(Lock<'a>, bool);
     impl Drop for Asking<'_> {
         fn drop(&mut self) {
@@ -151,8 +198,13 @@ fn ask(lock: Lock<'_>, features: Features, name: &[u8]) -> Option<Known> {
     }
     let before = std::mem::replace(&mut *ASKING.write(lock), true);
     let _asking = Asking(lock, before);
+    call::perform(lock, features, db, argv)
+}
+
+/// `None` for an unknown command, and where COMMAND itself is unknown.
+fn ask(lock: Lock<'_>, features: Features, name: &[u8]) -> Option<Known> {
     let argv = [b"COMMAND".to_vec(), b"INFO".to_vec(), name.to_vec()];
-    let Reply::Array(commands) = call::perform(lock, features, 0, &argv) else {
+    let Reply::Array(commands) = question(lock, features, 0, &argv) else {
         return None;
     };
     let Some(Reply::Array(command)) = commands.first() else {
@@ -166,8 +218,7 @@ fn ask(lock: Lock<'_>, features: Features, name: &[u8]) -> Option<Known> {
         Some(Reply::Array(flags) | Reply::Set(flags)) => flags.as_slice(),
         _ => &[],
     };
-    Some(Known {
-        kind: Kind::of(&text(command.first()?)),
-        is_write: flags.iter().any(|flag| text(flag) == b"write"),
-    })
+    let name = text(command.first()?);
+    let has = |wanted: &[u8]| flags.iter().any(|flag| text(flag) == wanted);
+    Some(Known::new(Kind::of(&name), &name, has))
 }

@@ -7,6 +7,8 @@ use std::{borrow::Cow, ffi::CString};
 use redis_module::raw;
 use serde::{Deserialize, Serialize};
 
+use crate::error::Error;
+
 /// Anything that the protocol can say. Byte strings are never assumed to be UTF-8.
 // Whatever was read of bytes is as good a reply as any other: no method counts on more than its type says.
 #[allow(clippy::unsafe_derive_deserialize)]
@@ -30,6 +32,29 @@ pub enum Reply {
     Array(Vec<Reply>),
     Set(Vec<Reply>),
     Map(Vec<(Reply, Reply)>),
+}
+
+/// How the reply of a command in RESP3 relates to that in RESP2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// Each part by itself: a map is an array with names and values in turn, a double a text.
+    Plain,
+    /// Its arrays of two are in one array, one after the other.
+    Pairs,
+    /// Its map is an array of arrays of two.
+    Streams,
+}
+
+impl Shape {
+    /// That of a command of the server, by its own name in lower case.
+    pub(super) fn of_command(name: &[u8]) -> Self {
+        match name {
+            b"zrange" | b"zrevrange" | b"zrangebyscore" | b"zrevrangebyscore" | b"zrandmember"
+            | b"zunion" | b"zinter" | b"zdiff" | b"zpopmin" | b"zpopmax" | b"hrandfield" => Self::Pairs,
+            b"xread" | b"xreadgroup" => Self::Streams,
+            _ => Self::Plain,
+        }
+    }
 }
 
 impl Reply {
@@ -84,7 +109,8 @@ impl Reply {
                 })),
                 raw::REDISMODULE_REPLY_MAP => {
                     let len = api!(RedisModule_CallReplyLength(reply));
-                    Self::Map((0..len).map(|index| pair(reply, index)).collect())
+                    let read = |reply| Self::read(reply);
+                    Self::Map((0..len).map(|index| pair(reply, index, &read)).collect())
                 }
                 raw::REDISMODULE_REPLY_DOUBLE => Self::Double(api!(RedisModule_CallReplyDouble(reply))),
                 raw::REDISMODULE_REPLY_BOOL => Self::Bool(api!(RedisModule_CallReplyBool(reply)) != 0),
@@ -107,6 +133,51 @@ impl Reply {
                 }
                 _ if first_bytes(reply).starts_with(b"*") => Self::NullArray,
                 _ => Self::Null,
+            }
+        }
+    }
+
+    /// Reads a call's reply in RESP3 as the server would have given it in RESP2.
+    ///
+    /// # Safety
+    /// `reply` is null or alive.
+    pub(super) unsafe fn read_as_resp2(reply: *mut raw::RedisModuleCallReply, shape: Shape) -> Self {
+        if reply.is_null() {
+            return Self::Null;
+        }
+        // SAFETY: by the caller's promise; elements live as long as their parent.
+        unsafe {
+            let plain = |reply| Self::read_as_resp2(reply, Shape::Plain);
+            let len = || api!(RedisModule_CallReplyLength(reply));
+            match api!(RedisModule_CallReplyType(reply)) as isize {
+                raw::REDISMODULE_REPLY_ARRAY => {
+                    let items =
+                        (0..len()).map(|index| plain(api!(RedisModule_CallReplyArrayElement(reply, index))));
+                    let flat = |item| match item {
+                        Self::Array(pair) if shape == Shape::Pairs => pair,
+                        item => vec![item],
+                    };
+                    Self::Array(items.flat_map(flat).collect())
+                }
+                raw::REDISMODULE_REPLY_SET => {
+                    let items =
+                        (0..len()).map(|index| plain(api!(RedisModule_CallReplySetElement(reply, index))));
+                    Self::Array(items.collect())
+                }
+                raw::REDISMODULE_REPLY_MAP => {
+                    let pairs = (0..len()).map(|index| pair(reply, index, &plain));
+                    Self::Array(match shape {
+                        Shape::Streams => pairs.map(|(key, value)| Self::Array(vec![key, value])).collect(),
+                        _ => pairs.flat_map(|(key, value)| [key, value]).collect(),
+                    })
+                }
+                // The digits are the same; what they are read as may have others.
+                raw::REDISMODULE_REPLY_DOUBLE => Self::Bulk(digits(reply)),
+                _ => match Self::read(reply) {
+                    Self::Bool(flag) => Self::Int(i64::from(flag)),
+                    Self::BigNumber(text) | Self::Verbatim { text, .. } => Self::Bulk(text),
+                    other => other,
+                },
             }
         }
     }
@@ -224,6 +295,16 @@ unsafe fn buffer(reply: *mut raw::RedisModuleCallReply) -> Vec<u8> {
 /// # Safety
 /// `reply` is alive.
 unsafe fn first_bytes<'a>(reply: *mut raw::RedisModuleCallReply) -> &'a [u8] {
+    // SAFETY: by the caller's promise.
+    let text = unsafe { protocol(reply) };
+    &text[..text.len().min(3)]
+}
+
+/// A reply as the protocol has it.
+///
+/// # Safety
+/// `reply` is alive.
+unsafe fn protocol<'a>(reply: *mut raw::RedisModuleCallReply) -> &'a [u8] {
     let mut len = 0;
     // SAFETY: by the caller's promise; the protocol text lives as long as the reply.
     unsafe {
@@ -231,9 +312,19 @@ unsafe fn first_bytes<'a>(reply: *mut raw::RedisModuleCallReply) -> &'a [u8] {
         if text.is_null() {
             &[]
         } else {
-            std::slice::from_raw_parts(text.cast(), len.min(3))
+            std::slice::from_raw_parts(text.cast(), len)
         }
     }
+}
+
+/// The digits of a double.
+///
+/// # Safety
+/// `reply` is alive and a double.
+unsafe fn digits(reply: *mut raw::RedisModuleCallReply) -> Vec<u8> {
+    // SAFETY: by the caller's promise.
+    let text = unsafe { protocol(reply) };
+    text.strip_prefix(b",").unwrap_or(text).trim_ascii_end().to_vec()
 }
 
 /// The API calls simple and bulk strings both "string"; the protocol text tells them apart.
@@ -253,7 +344,11 @@ unsafe fn string(reply: *mut raw::RedisModuleCallReply) -> Reply {
 
 /// # Safety
 /// `reply` is alive and a map with more than `index` entries.
-unsafe fn pair(reply: *mut raw::RedisModuleCallReply, index: usize) -> (Reply, Reply) {
+unsafe fn pair(
+    reply: *mut raw::RedisModuleCallReply,
+    index: usize,
+    read: &dyn Fn(*mut raw::RedisModuleCallReply) -> Reply,
+) -> (Reply, Reply) {
     let (mut key, mut value) = (std::ptr::null_mut(), std::ptr::null_mut());
     // SAFETY: by the caller's promise.
     unsafe {
@@ -263,7 +358,13 @@ unsafe fn pair(reply: *mut raw::RedisModuleCallReply, index: usize) -> (Reply, R
             &raw mut key,
             &raw mut value
         ));
-        (Reply::read(key), Reply::read(value))
+        (read(key), read(value))
+    }
+}
+
+impl From<Error> for Reply {
+    fn from(error: Error) -> Self {
+        Self::error(error.to_string())
     }
 }
 

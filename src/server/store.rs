@@ -8,7 +8,15 @@ use std::{
 
 use redis_module::raw;
 
-use super::{api::Features, call::call, events::Mute, lock::Lock, reply::Reply, string::RString};
+use super::{
+    api::Features,
+    call::call,
+    events::Mute,
+    lock::Lock,
+    reply::Reply,
+    room::{self, Room},
+    string::RString,
+};
 
 /// A value as a key can hold it. Containers are not empty.
 #[derive(Clone, Debug, PartialEq)]
@@ -132,14 +140,10 @@ pub fn signal_modified(lock: Lock<'_>, db: i32, name: &[u8]) {
     unsafe { api!(RedisModule_SignalModifiedKey(lock.call_context(db), key.as_raw())) };
 }
 
-/// The part of the memory limit that is used: above 1 the server is out of memory. 0 without a limit, and where the server does
-/// not tell (6.2).
-pub fn memory_ratio(_lock: Lock<'_>) -> f32 {
-    if !has_api!(RedisModule_GetUsedMemoryRatio) {
-        return 0.0;
-    }
-    // SAFETY: the presence of the function was just checked; it takes no argument.
-    unsafe { api!(RedisModule_GetUsedMemoryRatio()) }
+/// Whether a value may be stored now: not above `maxmemory`, unless the server evicts.
+pub fn has_room(lock: Lock<'_>, features: Features) -> bool {
+    let room = room::check(lock, features, lock.server_flags(), b"SET");
+    matches!(room, Room::Enough | Room::AfterEviction)
 }
 
 /// False if the key's slot is served by another node of the cluster. For keys that are not there.
@@ -185,15 +189,6 @@ pub fn redirection(lock: Lock<'_>, features: Features, slot: u16) -> Reply {
         return Reply::error(format!("MOVED {slot} {host}:{port}"));
     }
     Reply::error(ON_ITS_WAY)
-}
-
-/// Whether the server makes room for new values by itself.
-pub fn evicts(lock: Lock<'_>, features: Features) -> bool {
-    let words: [&[u8]; 3] = [b"CONFIG", b"GET", b"maxmemory-policy"];
-    match call(lock, features, 0, &words.map(<[u8]>::to_vec)) {
-        Reply::Array(words) => words.get(1) != Some(&Reply::bulk("noeviction")),
-        _ => false,
-    }
 }
 
 /// True if the key held something before.

@@ -1,7 +1,7 @@
 //! One run of a plan over records: each record is pushed through all steps before the next one is read. Where a function
 //! returns something to wait for, the record waits in its place and the run goes on without it.
 //!
-//! Runs on whichever thread runs the execution, attached. Rules: `python-api.md` 3.3, 3.4, 3.9 and 6.3.
+//! Runs on whichever thread runs the execution, attached. Rules: docs/contract/python-api.md 3.3, 3.4, 3.9 and 6.3.
 
 mod operations;
 #[cfg(test)]
@@ -161,6 +161,11 @@ impl<'a> Pipeline<'a> {
     /// Pushes one record of the reader through all steps.
     pub fn push(&mut self, record: Record) {
         self.push_from(0, record);
+    }
+
+    /// The way to other shards, for a run that is distributed.
+    pub fn shuffle(&self) -> Option<&Shuffle<'a>> {
+        self.shuffle.as_ref()
     }
 
     /// Notes errors of other shards. They do not end the input here: each shard reads on until it has an error of its own.

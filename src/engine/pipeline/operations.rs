@@ -1,4 +1,4 @@
-//! What each operation does with a record. Rules: `python-api.md` 3.3, 3.4, 3.9 and 6.3.
+//! What each operation does with a record. Rules: docs/contract/python-api.md 3.3, 3.4, 3.9 and 6.3.
 
 use super::Pipeline;
 use crate::engine::{

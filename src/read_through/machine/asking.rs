@@ -140,7 +140,7 @@ impl<V> Machine<V> {
                 return refuse(Why::BreakerOpen);
             }
             let backoff = self.backoffs.get(ask.key.db, &ask.key.name);
-            if purpose.is_command() && backoff.is_some_and(|backoff| !backoff.is_over(now)) {
+            if purpose.is_command() && backoff.is_some_and(|(_, backoff)| !backoff.is_over(now)) {
                 return refuse(Why::BackingOff);
             }
             if rule.queued() as u64 + rule.counts.loading + asks.len() as u64 > self.bounds.loads as u64 {

@@ -159,6 +159,9 @@ impl<V> Machine<V> {
     /// A registration has gone. What its loads bring is dropped; those who wait for them ask again.
     pub fn remove_rule(&mut self, id: Id) {
         self.rules.remove(&id);
+        // What it found out is nothing that the next loader has to go by.
+        self.absent.retain(|&(rule, _)| rule != id);
+        self.backoffs.retain(|&(rule, _)| rule != id);
         let loads: Vec<u64> = self
             .loads
             .iter()

@@ -121,10 +121,10 @@ impl<V> Machine<V> {
         if rule.limits.backoff.is_zero() {
             return;
         }
-        let before = self.backoffs.get(key.db, &key.name).copied();
+        let before = self.backoffs.get(key.db, &key.name).map(|&(_, backoff)| backoff);
         let (first, most) = (rule.limits.backoff, rule.limits.max_backoff);
         let backoff = Backoff::after_failure(before, now, first, most, jitter);
-        self.forgotten += self.backoffs.insert(key, backoff, self.bounds.backoffs);
+        self.forgotten += self.backoffs.insert(key, (id, backoff), self.bounds.backoffs);
     }
 
     /// Something happened to the key while the load ran. It is loaded again for those who wait, or answers without being kept
@@ -174,11 +174,11 @@ impl<V> Machine<V> {
         }
     }
 
-    pub(super) fn remember_absent(&mut self, now: Time, rule: Id, key: &Key) {
-        let Some(rule) = self.rules.get(&rule) else { return };
+    pub(super) fn remember_absent(&mut self, now: Time, id: Id, key: &Key) {
+        let Some(rule) = self.rules.get(&id) else { return };
         if !rule.limits.negative_ttl.is_zero() {
             let until = now.saturating_add(rule.limits.negative_ttl);
-            self.forgotten += self.absent.insert(key, until, self.bounds.absent);
+            self.forgotten += self.absent.insert(key, (id, until), self.bounds.absent);
         }
     }
 

@@ -2,7 +2,7 @@
 //! off. Inputs are events with a time, outputs are [`Action`]s. It needs neither server nor Python, neither clock nor thread.
 //!
 //! A key has one *flight* at a time: its load is queued or runs, and clients wait for it. When a load has ended it *lands*: its
-//! value stays at hand until the last of those who waited has its reply. Contract: `read-through.md` chapter 3.
+//! value stays at hand until the last of those who waited has its reply. Contract: docs/contract/read-through.md chapter 3.
 
 mod asking;
 mod changes;
@@ -215,8 +215,9 @@ pub struct Machine<V> {
     rules: BTreeMap<Id, Rule>,
     flights: ByKey<Flight>,
     landed: ByKey<Landed<V>>,
-    absent: Bounded<Time>,
-    backoffs: Bounded<Backoff>,
+    /// Until when keys are known to be absent, by the registration that found out.
+    absent: Bounded<(Id, Time)>,
+    backoffs: Bounded<(Id, Backoff)>,
     waiters: ByNumber<Waiter>,
     loads: ByNumber<Load>,
     due: BTreeSet<(Time, Due)>,
@@ -291,7 +292,7 @@ impl<V> Machine<V> {
 
     /// Whether the key is known to be absent.
     pub fn is_absent(&mut self, now: Time, db: i32, name: &[u8]) -> bool {
-        let Some(until) = self.absent.get(db, name) else {
+        let Some((_, until)) = self.absent.get(db, name) else {
             return false;
         };
         let known = now < *until;

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 
 use super::{
     Watch,
@@ -12,9 +12,9 @@ use super::{
 use crate::{
     engine::{
         Engine,
-        execution::{Reading, Source},
         language::{Failure, with_lock},
         record::Record,
+        source::{Reading, Source},
     },
     server::lock::Lock,
 };

@@ -1,4 +1,5 @@
-//! The batch side of the StreamReader: the entries of one stream. Contract: `readers-and-events.md` 6.1 and 6.2.
+//! The batch side of the StreamReader: the entries of one stream. Contract:
+//! docs/contract/readers-and-events.md 6.1 and 6.2.
 //!
 //! Runs on a worker and takes the server's lock for one portion of entries at a time.
 
@@ -7,9 +8,9 @@ use std::{borrow::Cow, collections::VecDeque, fmt};
 use crate::{
     engine::{
         Engine,
-        execution::{Reading, Source},
         language::{Failure, with_lock},
         record::{Record, Value},
+        source::{Reading, Source},
     },
     server::{
         call::{NOT_LOCAL, call},
@@ -141,7 +142,7 @@ impl StreamEntries {
                 Ok(())
             }
             // Its shard delivers it.
-            Reply::Error(text) if text == NOT_LOCAL.as_bytes() => {
+            Reply::Error(text) if text.starts_with(NOT_LOCAL.as_bytes()) => {
                 self.ended = true;
                 Ok(())
             }
@@ -189,6 +190,10 @@ impl Source for StreamEntries {
 
     fn buffered(&mut self) -> Option<Record> {
         self.ready.pop_front()
+    }
+
+    fn reads_keys(&self) -> bool {
+        true
     }
 }
 

@@ -1,5 +1,5 @@
 //! A registration's position in a stream, kept by the server as a consumer group: reading, acknowledging, trimming.
-//! Contract: `readers-and-events.md` 6.4 to 6.6, 6.10.
+//! Contract: docs/contract/readers-and-events.md 6.4 to 6.6, 6.10.
 //!
 //! All of it are ordinary commands, so replicas and files know the position. What may be removed, and whether there is more
 //! to read, is asked of the server each time: a key can hold another stream than it did a moment ago. Called under the
@@ -8,7 +8,7 @@
 use super::entries::{Entry, EntryId, entries};
 use crate::server::{
     api::{self, Features},
-    call::call,
+    call::perform,
     events::Mute,
     lock::Lock,
     reply::Reply,
@@ -240,7 +240,7 @@ fn run(lock: Lock<'_>, features: Features, words: &[&[u8]]) -> Reply {
     // What this causes is nobody's event.
     let _mute = Mute::new();
     let argv: Vec<_> = words.iter().map(|word| word.to_vec()).collect();
-    call(lock, features, DB, &argv)
+    perform(lock, features, DB, &argv)
 }
 
 fn is_error(reply: &Reply, code: &[u8]) -> bool {

@@ -3,7 +3,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 
 /// A stream, and which of the groups reads it.
 type Seat = (Vec<u8>, usize);

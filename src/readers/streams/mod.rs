@@ -1,5 +1,5 @@
 //! The event side of the StreamReader: when an execution starts, and what follows from its end. Contract:
-//! `readers-and-events.md` 6.3 to 6.13.
+//! docs/contract/readers-and-events.md 6.3 to 6.13.
 //!
 //! Each registration has its own position in each stream ([`Group`]) and at most one execution per stream at a time
 //! ([`StreamLease`]). What is known of streams here is only a memory of what the server holds: a scan finds everything again.
@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 pub use state::{Options, Policy};
 
 use self::{
@@ -27,12 +27,13 @@ use self::{
     lease::{StreamLease, StreamLeases},
     state::{RegistrationStreams, Status, Stream, Taken},
 };
-use super::{keys::Subscribe, prefix::Pattern};
+use super::keys::Subscribe;
 use crate::{
     engine::{
         Engine,
         execution::Start,
         language::with_lock,
+        prefix::Pattern,
         registration::{Mode, Registration, Trigger},
     },
     server::{after::after_command, events::KeyEvent, guarded::Guarded, lock::Lock},

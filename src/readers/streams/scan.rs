@@ -1,5 +1,5 @@
 //! Looks for the streams of StreamReader registrations: after their registration, after a load or a promotion, after a
-//! pause, before a retry. Contract: `readers-and-events.md` 6.5, with the prefix rule for scans too.
+//! pause, before a retry. Contract: docs/contract/readers-and-events.md 6.5, with the prefix rule for scans too.
 //!
 //! One thread, detached from the language; it takes the server's lock for small portions.
 
@@ -14,11 +14,12 @@ use crossbeam_channel::Receiver;
 
 use super::{StreamWatch, Watch};
 use crate::{
-    readers::prefix::Pattern,
+    engine::prefix::Pattern,
     server::{
         key::{self, Kind, Walk},
         lock::{self, Lock},
     },
+    threads,
 };
 
 /// How long the server's lock is held at most for looking.
@@ -31,7 +32,7 @@ const DB: i32 = 0;
 /// Starts the thread.
 pub(super) fn spawn(streams: &Arc<StreamWatch>, wanted: Receiver<Arc<Watch>>) -> std::io::Result<()> {
     let streams = Arc::clone(streams);
-    thread::Builder::new().name("pinion-scan".into()).spawn(move || {
+    threads::spawn("pinion-scan".into(), move || {
         let language = Arc::clone(&streams.engine.language);
         language.thread(&mut || {
             for watch in &wanted {

@@ -8,16 +8,17 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 
 use super::{Group, Options, RegistrationStreams, Status, StreamWatch, Watch};
 use crate::{
     engine::{
+        prefix::Pattern,
         registration::{Peers, Registration, Trigger},
         whole_ms,
     },
     error::Error,
-    readers::{image::Image, prefix::Pattern},
+    readers::{image::Image, reachability},
     server::{events::Class, lock::Lock, reply::Reply},
 };
 
@@ -76,6 +77,12 @@ impl Trigger for StreamTrigger {
             place: self.place.load(Ordering::Relaxed),
         };
         image.to_bytes()
+    }
+
+    fn doubts(&self) -> Vec<String> {
+        reachability::of_prefix("prefix", &self.options.prefix)
+            .into_iter()
+            .collect()
     }
 
     fn check(&self, _lock: Lock<'_>, _peers: Peers<'_>) -> Result<(), Error> {

@@ -5,6 +5,16 @@ use std::fs;
 /// Longer ones are no requirement of anybody.
 const MAX_LENGTH: usize = 1000;
 
+/// Where clients that use gearsclient tell the server to install it from, unless they are told not to. What they need here is
+/// part of the module, and what is there is for old Pythons only.
+const CLIENT: &str = "git+https://github.com/RedisGears/redisgears-py";
+
+/// Whether a requirement is there already, as a part of the module.
+pub fn is_shipped(specifier: &str) -> bool {
+    let rest = specifier.strip_prefix(CLIENT);
+    rest.is_some_and(|rest| matches!(rest, "" | "/" | ".git"))
+}
+
 /// Checks that a text can be handed to pip as one requirement: a name with versions and extras, a URL, a path.
 ///
 /// # Errors
@@ -157,6 +167,15 @@ mod tests {
         ] {
             assert_eq!(check(good), Ok(()), "{good}");
         }
+    }
+
+    #[test]
+    fn the_client_needs_no_installation() {
+        assert!(is_shipped("git+https://github.com/RedisGears/redisgears-py.git"));
+        assert!(!is_shipped(
+            "git+https://github.com/RedisGears/redisgears-py.git@v1"
+        ));
+        assert!(!is_shipped("gearsclient"));
     }
 
     #[test]

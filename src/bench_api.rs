@@ -2,7 +2,8 @@
 //! `bench`, which also leaves the server's allocator out.
 
 pub use crate::{
-    persistence::Step,
-    readers::{glob::matches as glob, prefix::Pattern, streams::entries::EntryId},
+    engine::prefix::Pattern,
+    persistence::RegistrationChange,
+    readers::{glob::matches as glob, streams::entries::EntryId},
     stats::{Ending, RunStats},
 };

@@ -1,4 +1,5 @@
-//! The prefix rule of events and linked commands (`readers-and-events.md` 1.5): one trailing `*` and nothing else.
+//! The prefix rule of events and linked commands (docs/contract/readers-and-events.md 1.5): one trailing `*` and
+//! nothing else.
 
 /// Which keys a registration is about.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! pip as a child process: no shell, its words in the server's log, never for ever.
 
 use std::{
+    collections::VecDeque,
     fs,
     io::{BufRead, BufReader, Read},
     os::unix::process::CommandExt,
@@ -11,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use super::reason::{self, Failed, Why};
 use crate::server::api;
 
 /// A pip that says nothing for so long has hung. Building a package may take minutes without a word.
@@ -18,6 +20,8 @@ const SILENCE: Duration = Duration::from_secs(600);
 /// How many times a download is tried, and how long after the last time.
 const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(1);
+/// How many lines are kept to tell why it failed.
+const LAST_WORDS: usize = 2000;
 /// Less urgent than the server.
 const NICENESS: libc::c_int = 10;
 
@@ -42,9 +46,9 @@ impl Pip {
     /// Fetches or builds the wheels of a requirement and of all that it needs.
     ///
     /// # Errors
-    /// pip failed each time; it has said why in the log.
+    /// pip failed each time: its reason, in one line.
     pub fn fetch(&self, requirement: &str, directory: &Path) -> Result<(), String> {
-        let mut failed = Err(String::new());
+        let (mut reason, mut isolated) = (String::new(), true);
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
                 thread::sleep(PAUSE);
@@ -53,21 +57,33 @@ impl Pip {
             command
                 .args([
                     "wheel",
+                    // Old source distributions, too, are built where setuptools and wheel are: pip fetches them for that.
+                    "--use-pep517",
                     "--disable-pip-version-check",
                     "--no-input",
                     "--progress-bar",
                     "off",
                     "--wheel-dir",
                 ])
-                .arg(directory)
-                .arg("--")
-                .arg(requirement);
-            failed = run(command);
-            if failed.is_ok() {
-                break;
+                .arg(directory);
+            if !isolated {
+                command.arg("--no-build-isolation");
+            }
+            command.arg("--").arg(requirement);
+            match run(command) {
+                Ok(()) => return Ok(()),
+                Err(failed) => {
+                    reason = failed.reason;
+                    match failed.why {
+                        Why::NotBuilt => break,
+                        // Without an index there may be setuptools in the environment.
+                        Why::NoBuildTools => isolated = false,
+                        Why::Other => {}
+                    }
+                }
             }
         }
-        failed
+        Err(reason)
     }
 
     /// Installs wheels, whatever is installed of these packages.
@@ -93,7 +109,7 @@ impl Pip {
                 "--",
             ])
             .args(wheels);
-        run(command)?;
+        run(command).map_err(|failed| failed.reason)?;
         fs::remove_file(&unfinished).map_err(failed)
     }
 
@@ -105,7 +121,7 @@ impl Pip {
             return Ok(());
         }
         let mut command = Command::new(&self.program);
-        command.args(["-m", "venv", "--without-pip"]);
+        command.args(["-I", "-m", "venv", "--without-pip"]);
         if finished {
             // Its packages are good: only the way to an interpreter, which has moved, is made anew.
             let _ = fs::remove_dir_all(self.environment.join("bin"));
@@ -113,7 +129,7 @@ impl Pip {
             command.arg("--clear");
         }
         command.arg(&self.environment);
-        run(command)?;
+        run(command).map_err(|failed| failed.reason)?;
         fs::create_dir_all(&marks).map_err(|error| format!("{}: {error}", marks.display()))
     }
 
@@ -138,10 +154,8 @@ impl Pip {
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
-        command
-            .args(["-m", "pip"])
-            .env("PYTHONNOUSERSITE", "1")
-            .env("PYTHONUNBUFFERED", "1");
+        // Neither the server's directory nor variables for Python bring modules of their own; each line comes at once.
+        command.args(["-I", "-u", "-m", "pip"]);
         command
     }
 }
@@ -152,7 +166,7 @@ const INSTALLED: &str = "pinion-installed";
 const UNFINISHED: &str = "unfinished";
 
 /// Runs a command to its end; each line that it writes becomes one of the log.
-fn run(mut command: Command) -> Result<(), String> {
+fn run(mut command: Command) -> Result<(), Failed> {
     let shown = format!("{command:?}");
     api::log_notice(&format!("Executing : {shown}"));
     let mut child = command
@@ -161,7 +175,7 @@ fn run(mut command: Command) -> Result<(), String> {
         .stderr(Stdio::piped())
         .process_group(0)
         .spawn()
-        .map_err(|error| format!("could not start {shown}: {error}"))?;
+        .map_err(|error| Failed::plain(format!("could not start {shown}: {error}")))?;
     // SAFETY: a number and a process of ours; failure means that it stays as urgent as we are.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, child.id(), NICENESS) };
     let (said, lines) = mpsc::channel();
@@ -169,6 +183,7 @@ fn run(mut command: Command) -> Result<(), String> {
         child.stdout.take().map(|pipe| Box::new(pipe) as _),
         child.stderr.take().map(|pipe| Box::new(pipe) as _),
     ];
+    let mut last_words = VecDeque::new();
     thread::scope(|scope| {
         for output in outputs.into_iter().flatten() {
             let said = said.clone();
@@ -184,7 +199,13 @@ fn run(mut command: Command) -> Result<(), String> {
         drop(said);
         loop {
             match lines.recv_timeout(SILENCE) {
-                Ok(line) => api::log_notice(&format!("pip: {line}")),
+                Ok(line) => {
+                    api::log_notice(&format!("pip: {line}"));
+                    if last_words.len() == LAST_WORDS {
+                        last_words.pop_front();
+                    }
+                    last_words.push_back(line);
+                }
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     api::log_warning("pip has said nothing for ten minutes and is ended");
@@ -194,7 +215,7 @@ fn run(mut command: Command) -> Result<(), String> {
             }
         }
     });
-    ended(&mut child)
+    ended(&mut child).map_err(|status| reason::of(last_words.make_contiguous(), status))
 }
 
 fn ended(child: &mut Child) -> Result<(), String> {

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
+use crate::mutex::Mutex;
 use sha2::{Digest, Sha256};
 
 use crate::engine::requirement::Places;

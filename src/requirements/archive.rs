@@ -1,11 +1,13 @@
-//! A requirement with its files as bytes: RG.PYEXPORTREQ, RG.PYIMPORTREQ, files and replicas. Contract: `commands.md` 1.18.
+//! A requirement with its files as bytes: RG.PYEXPORTREQ, RG.PYIMPORTREQ, files and replicas. Contract:
+//! docs/contract/commands.md 1.18.
 //!
 //! `PINREQ`, the format's version, the name, the platform, the number of files, then name and content of each, and last a
 //! digest of all that. Numbers have 8 bytes, little-endian; texts and contents have their length in front.
 
 use sha2::{Digest as _, Sha256};
 
-use crate::{engine::requirement::Digest, error::Error, python::Files};
+use super::Files;
+use crate::{engine::requirement::Digest, error::Error};
 
 const MAGIC: &[u8] = b"PINREQ";
 const VERSION: u64 = 1;
@@ -129,7 +131,7 @@ impl<'a> Rest<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::persistence::change::tests::Chance;
+    use crate::engine::testing::Chance;
 
     fn files() -> Files {
         Files {

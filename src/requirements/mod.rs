@@ -1,35 +1,36 @@
-//! Requirements of sessions: fetched, kept as files, installed, made importable. Contract: `commands.md` 4.6.
+//! Requirements of sessions: fetched, kept as files, installed, made importable. Contract:
+//! docs/contract/commands.md 4.6.
 //!
 //! One thread does it all, one job after the other, without the server's lock. Packages are installed into a virtual
-//! environment of this server's own, in its working directory, in front of the one that the module was started with.
+//! environment of this server's own, in its working directory, in front of the one that the module was started with. Several
+//! servers may have one working directory: the port tells their environments apart.
 
+pub mod archive;
 mod pip;
+mod reason;
 mod specifier;
 mod sweep;
 
 use std::{
-    ffi::CStr,
     fmt::Write as _,
     fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
-    thread,
 };
 
-use pyo3::{prelude::*, sync::PyOnceLock, types::PyModule};
-
-use self::{pip::Pip, sweep::Owner};
-use super::interpreter::cstr;
+pub use self::specifier::is_shipped;
+use self::{archive::Header, pip::Pip, sweep::Owner};
 use crate::{
     config::{Config, REQUIREMENTS_DIR, REQUIREMENTS_POLICY},
-    engine::requirement::{Places, Requirement},
+    engine::{
+        language::Language,
+        requirement::{Places, Requirement},
+    },
     error::Error,
-    persistence::{self, Header},
     server::api,
+    threads,
 };
-
-const PACKAGES: &CStr = cstr(concat!(include_str!("../../../python/packages.py"), "\0"));
 
 /// What the thread is to do.
 type Job = Box<dyn FnOnce() + Send>;
@@ -37,6 +38,7 @@ type Job = Box<dyn FnOnce() + Send>;
 /// The requirements of this server.
 pub struct Packages {
     config: Arc<Config>,
+    language: Arc<dyn Language>,
     /// Where the files of requirements and the environment are.
     base: PathBuf,
     pip: Pip,
@@ -67,11 +69,17 @@ pub fn platform() -> String {
 
 impl Packages {
     /// Starts the thread, and makes importable what an earlier process has installed. `venv`: the environment that has
-    /// pip; `version`: that of Python, e.g. `3.11.2`.
+    /// pip; `version`: that of Python, e.g. `3.11.2`; `port`: where this server listens.
     ///
     /// # Errors
     /// The operating system gave no thread, or no working directory; Python refused the folder.
-    pub fn start(config: Arc<Config>, venv: &Path, version: &str) -> Result<Arc<Self>, String> {
+    pub fn start(
+        config: Arc<Config>,
+        language: Arc<dyn Language>,
+        venv: &Path,
+        version: &str,
+        port: u16,
+    ) -> Result<Arc<Self>, String> {
         let here =
             std::env::current_dir().map_err(|error| format!("there is no working directory: {error}"))?;
         let base = here.join(config.text(REQUIREMENTS_DIR));
@@ -79,9 +87,10 @@ impl Packages {
         let (jobs, wanted) = mpsc::channel::<Job>();
         let packages = Self {
             config,
+            language,
             pip: Pip {
                 program: venv.join("bin/python"),
-                environment: base.join(format!("python-{version}")),
+                environment: base.join(format!("python-{version}-{port}")),
                 version,
             },
             base,
@@ -96,9 +105,7 @@ impl Packages {
                 }
             }
         };
-        thread::Builder::new()
-            .name("pinion-pip".into())
-            .spawn(life)
+        threads::spawn("pinion-pip".into(), life)
             .map_err(|error| format!("could not start the thread for requirements: {error}"))?;
         if packages.pip.site_packages().is_dir() {
             packages.use_installed(&[])?;
@@ -152,12 +159,12 @@ impl Packages {
             .iter()
             .map(|fetched| Arc::clone(&fetched.requirement))
             .collect();
-        if let Err(error) = self.install(&requirements) {
-            api::log_warning(&format!("requirements were not installed: {error}"));
+        if let Err(failure) = self.install(&requirements) {
+            api::log_warning(&format!("requirements were not installed: {failure}"));
             if let Err(error) = self.install(known) {
                 api::log_warning(&format!("could not install what was there before: {error}"));
             }
-            return Err(Error::RequirementsNotInstalled);
+            return Err(Error::RequirementsNotInstalled(failure));
         }
         Ok(fetched)
     }
@@ -175,8 +182,9 @@ impl Packages {
             .fetch(name, &folder.0)
             .and_then(|()| self.settle(name, folder));
         fetched.map_err(|error| {
+            let failure = format!("{name}: {error}");
             api::log_warning(&format!("requirement {name} was not fetched: {error}"));
-            Error::RequirementsNotFetched
+            Error::RequirementsNotFetched(failure)
         })
     }
 
@@ -208,8 +216,8 @@ impl Packages {
             platform: platform(),
             wheels,
         };
-        let archive = persistence::write_archive(&files);
-        let header = persistence::read_header(&archive).map_err(|error| error.to_string())?;
+        let archive = archive::encode(&files);
+        let header = archive::header(&archive).map_err(|error| error.to_string())?;
         let requirement = Arc::new(self.requirement(&header));
         if !has_files(&requirement, &files) {
             folder
@@ -272,7 +280,8 @@ impl Packages {
         for requirement in requirements {
             let path = |wheel| requirement.directory().join(wheel);
             let wheels: Vec<_> = requirement.wheels.iter().map(path).collect();
-            self.pip.install(&wheels)?;
+            let named = |error| format!("{}: {error}", requirement.name);
+            self.pip.install(&wheels).map_err(named)?;
             self.pip.note_installed(requirement.directory());
             self.use_installed(&wheels)?;
             requirement.set_installed();
@@ -296,25 +305,10 @@ impl Packages {
     }
 
     fn use_installed(&self, wheels: &[PathBuf]) -> Result<(), String> {
-        static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-        Python::attach(|py| {
-            let module = MODULE.get_or_try_init(py, || {
-                PyModule::from_code(py, PACKAGES, c"<pinion>/packages.py", c"pinion_packages")
-                    .map(Bound::unbind)
-            })?;
-            let arguments = (self.pip.site_packages(), wheels);
-            let site_packages = arguments.0.to_string_lossy().into_owned();
-            module
-                .bind(py)
-                .call_method1("use", (site_packages, arguments.1))
-                .map(drop)
-        })
-        .map_err(|error: PyErr| {
-            format!(
-                "Python does not import from {}: {error}",
-                self.pip.site_packages().display()
-            )
-        })
+        let folder = self.pip.site_packages();
+        self.language
+            .use_packages(&folder, wheels)
+            .map_err(|error| format!("Python does not import from {}: {error}", folder.display()))
     }
 }
 

@@ -1,0 +1,83 @@
+//! Processes that functions fork. The Python side is `python/children.py`.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pyo3::{prelude::*, types::PyList};
+
+use crate::server::{
+    api::{self, Features},
+    call::call,
+    lock::Lock,
+    reply::Reply,
+};
+
+/// This process is a child of the server: it has none of its threads, and must not act as the server.
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+/// The error of what only the server can do.
+pub const NOT_THE_SERVER: &str =
+    "this process was forked from the server: it cannot run commands, expected e.g. a client's connection";
+
+/// Called in a process that was forked.
+#[pyfunction(name = "becomeChild")]
+pub fn become_child() {
+    FORKED.store(true, Ordering::Relaxed);
+}
+
+pub fn is_forked() -> bool {
+    FORKED.load(Ordering::Relaxed)
+}
+
+/// Ends a forked process where its function has ended: what called the function is the server's.
+pub fn end_if_forked<T>(py: Python<'_>, ended: &PyResult<T>) {
+    if !is_forked() {
+        return;
+    }
+    if let Err(error) = ended {
+        error.clone_ref(py).print(py);
+    }
+    if let Ok(output) = py.import("sys").and_then(|sys| sys.getattr("stdout")) {
+        // Nobody is there to be told.
+        let _ = output.call_method0("flush");
+    }
+    // SAFETY: ends the process at once, without the exit handlers of the server.
+    unsafe { libc::_exit(i32::from(ended.is_err())) };
+}
+
+/// Tells Python where the server listens, which may change: forked processes close those sockets.
+pub fn note_places(lock: Lock<'_>, features: Features) {
+    let ask = |pattern: &str| {
+        let words: [&[u8]; 3] = [b"CONFIG", b"GET", pattern.as_bytes()];
+        match call(lock, features, 0, &words.map(<[u8]>::to_vec)) {
+            Reply::Array(words) => words.iter().skip(1).step_by(2).filter_map(text).collect(),
+            _ => Vec::new(),
+        }
+    };
+    let ports = ask("*port")
+        .into_iter()
+        .filter_map(|port| port.parse::<u32>().ok());
+    // The bus of a cluster has a port of its own, by default 10000 above.
+    let ports: Vec<u32> = ports
+        .filter(|&port| port > 0)
+        .flat_map(|port| [port, port + 10_000])
+        .collect();
+    let sockets = ask("unixsocket").into_iter().filter(|path| !path.is_empty());
+    Python::attach(|py| {
+        let told = PyList::new(py, ports).and_then(|places| {
+            sockets.into_iter().try_for_each(|path| places.append(path))?;
+            py.import("pinion_children")?.call_method1("listen_at", (places,))
+        });
+        if let Err(error) = told {
+            api::log_warning(&format!(
+                "forked processes will keep the server's sockets: {error}"
+            ));
+        }
+    });
+}
+
+fn text(reply: &Reply) -> Option<String> {
+    match reply {
+        Reply::Bulk(bytes) | Reply::Status(bytes) => String::from_utf8(bytes.clone()).ok(),
+        _ => None,
+    }
+}

@@ -1,0 +1,198 @@
+//! Why pip failed, in one line for the client: the log has all that it said.
+
+/// The longest reason.
+const MAX_LENGTH: usize = 400;
+/// How many of the versions that there are, the newest ones, are shown.
+const SHOWN_VERSIONS: usize = 5;
+
+/// What failed, as far as it matters for another attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// A source distribution could not be built.
+    NotBuilt,
+    /// What builds it could not be fetched.
+    NoBuildTools,
+    Other,
+}
+
+/// A command that failed.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Failed {
+    pub reason: String,
+    pub why: Why,
+}
+
+impl Failed {
+    pub fn plain(reason: String) -> Self {
+        Self {
+            reason,
+            why: Why::Other,
+        }
+    }
+}
+
+/// The reason in what pip wrote last; `otherwise`: how its process ended.
+pub fn of(lines: &[String], otherwise: String) -> Failed {
+    let said = |text: &str| lines.iter().any(|line| line.contains(text));
+    let no_tools = said("to install build dependencies did not run successfully");
+    let why = if no_tools {
+        Why::NoBuildTools
+    } else if said("Failed building wheel")
+        || said("metadata-generation-failed")
+        || said("to build wheel did not run")
+    {
+        Why::NotBuilt
+    } else {
+        Why::Other
+    };
+    let reason = match why {
+        Why::NotBuilt => not_built(lines),
+        Why::NoBuildTools => not_found(lines).map(|reason| format!("what builds it was not found: {reason}")),
+        Why::Other => not_found(lines),
+    };
+    let reason = reason.or_else(|| last_error(lines)).unwrap_or(otherwise);
+    Failed {
+        reason: shortened(&reason),
+        why,
+    }
+}
+
+/// No such name, no such version, none for this Python.
+fn not_found(lines: &[String]) -> Option<String> {
+    let after = |start: &str| lines.iter().find_map(|line| error(line)?.strip_prefix(start));
+    let missing = after("Could not find a version that satisfies the requirement ")?;
+    let mut reason = match missing.split_once(" (from versions: ") {
+        Some((wanted, versions)) => {
+            let versions: Vec<_> = versions.trim_end_matches(')').split(", ").collect();
+            let newest = versions.len().saturating_sub(SHOWN_VERSIONS);
+            let shown = versions[newest..].join(", ");
+            let dots = if newest > 0 { "..., " } else { "" };
+            format!("no version found that satisfies {wanted} (there are: {dots}{shown})")
+        }
+        None => format!("no version found that satisfies {missing}"),
+    };
+    if let Some(ignored) = after("Ignored the following versions that require a different python version: ") {
+        reason.push_str("; for another Python: ");
+        reason.push_str(ignored);
+    }
+    Some(reason)
+}
+
+/// The package, and the first line of its build that tells what is wrong.
+fn not_built(lines: &[String]) -> Option<String> {
+    let package = lines
+        .iter()
+        .find_map(|line| error(line)?.strip_prefix("Failed building wheel for "));
+    let says = |line: &&String| line.contains(": error: ") || line.contains("fatal error: ");
+    let compiler = lines.iter().find(says);
+    // Otherwise an exception of its setup.py, or what that said last.
+    let end = lines.iter().position(|line| line.trim() == "[end of output]");
+    let last = || lines[..end?].iter().rev().find(|line| !line.trim().is_empty());
+    let detail = compiler.or_else(last)?.trim();
+    Some(match package {
+        Some(package) => format!("{package} could not be built: {detail}"),
+        None => format!("it could not be built: {detail}"),
+    })
+}
+
+fn last_error(lines: &[String]) -> Option<String> {
+    lines.iter().rev().find_map(|line| error(line)).map(str::to_owned)
+}
+
+fn error(line: &str) -> Option<&str> {
+    let line = line.trim_start();
+    line.strip_prefix("ERROR: ")
+        .or_else(|| line.strip_prefix("error: "))
+}
+
+fn shortened(reason: &str) -> String {
+    let plain: String = reason
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    match plain.char_indices().nth(MAX_LENGTH) {
+        Some((end, _)) => format!("{}...", &plain[..end]),
+        None => plain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_text(text: &str) -> Failed {
+        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        of(&lines, "it ended with exit status: 1".into())
+    }
+
+    #[test]
+    fn a_name_or_version_that_does_not_exist() {
+        let failed = of_text(
+            "Looking in links: /wheels\n\
+             ERROR: Could not find a version that satisfies the requirement nowhere (from versions: none)\n\
+             ERROR: No matching distribution found for nowhere",
+        );
+        assert_eq!(
+            failed.reason,
+            "no version found that satisfies nowhere (there are: none)"
+        );
+        assert_eq!(failed.why, Why::Other);
+        let failed = of_text(
+            "ERROR: Ignored the following versions that require a different python version: 3.10 Requires-Python <3.5\n\
+             ERROR: Could not find a version that satisfies the requirement typing==3.10 (from versions: 1, 2, 3, 4, 5, 6)",
+        );
+        assert_eq!(
+            failed.reason,
+            "no version found that satisfies typing==3.10 (there are: ..., 2, 3, 4, 5, 6); for another Python: \
+             3.10 Requires-Python <3.5"
+        );
+    }
+
+    #[test]
+    fn what_does_not_compile() {
+        let failed = of_text(
+            "  error: subprocess-exited-with-error\n\
+             \u{20}     x.c: In function 'f':\n\
+             \u{20}     x.c:600:19: error: '_PyLong_One' undeclared\n\
+             \u{20}     error: command '/usr/bin/gcc' failed with exit code 1\n\
+             \u{20}     [end of output]\n\
+             \u{20} ERROR: Failed building wheel for zone\n\
+             ERROR: Failed to build one or more wheels",
+        );
+        assert_eq!(
+            failed.reason,
+            "zone could not be built: x.c:600:19: error: '_PyLong_One' undeclared"
+        );
+        assert_eq!(failed.why, Why::NotBuilt);
+    }
+
+    #[test]
+    fn a_setup_that_raises() {
+        let failed = of_text(
+            "  error: subprocess-exited-with-error\n\
+             \u{20}     RuntimeError: no pg_config\n\
+             \u{20}     [end of output]\n\
+             error: metadata-generation-failed",
+        );
+        assert_eq!(failed.reason, "it could not be built: RuntimeError: no pg_config");
+    }
+
+    #[test]
+    fn what_builds_it_is_missing() {
+        let failed = of_text(
+            "  × pip subprocess to install build dependencies did not run successfully.\n\
+             \u{20}     ERROR: Could not find a version that satisfies the requirement setuptools>=40.8.0 (from versions: none)\n\
+             \u{20}     [end of output]",
+        );
+        assert_eq!(failed.why, Why::NoBuildTools);
+        assert!(failed.reason.contains("setuptools>=40.8.0"), "{}", failed.reason);
+    }
+
+    #[test]
+    fn anything_else_is_one_short_line() {
+        assert_eq!(of_text("").reason, "it ended with exit status: 1");
+        assert_eq!(of_text("ERROR: one\nERROR: two\nbye").reason, "two");
+        let long = of_text(&format!("ERROR: {}", "ü".repeat(1000)));
+        assert_eq!(long.reason.chars().count(), MAX_LENGTH + 3);
+    }
+}

@@ -1,0 +1,95 @@
+//! The bytes of a string key, read without a trace.
+//!
+//! The module API has one function for that, StringDMA. It first turns whatever the server keeps as a number, or in one
+//! piece with its object, into a plain string: the key takes more memory from then on, and the value that the command
+//! under way still holds is freed. So the value is looked at where it lies ([`peek`]), through the server's own function
+//! for strings. Where it lies is known of servers that were tried; others are asked by command (`key::by_command`).
+
+use std::{
+    ffi::c_void,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use redis_module::raw;
+
+use super::{
+    lock::Lock,
+    string::{RString, bytes},
+    version::Version,
+};
+
+/// True after [`init`] if this server's values can be looked at.
+static KNOWN: AtomicBool = AtomicBool::new(false);
+
+/// How the handle of an open key begins.
+#[repr(C)]
+struct Handle {
+    context: *mut c_void,
+    db: *mut c_void,
+    name: *const raw::RedisModuleString,
+    value: *const raw::RedisModuleString,
+}
+
+/// The first byte of a value: its type (0: string) in the lower half, in the upper half one of these.
+const PLAIN: u8 = 0;
+const NUMBER: u8 = 1;
+const EMBEDDED: u8 = 8;
+
+/// A number stands in the place of the pointer to a plain string.
+const NUMBER_OFFSET: usize = 8;
+
+/// Decides how strings are read. Called once, while the module loads.
+pub(super) fn init(lock: Lock<'_>, version: Version) {
+    let known = version.has_known_layout()
+        && cfg!(target_pointer_width = "64")
+        && has_api!(RedisModule_GetKeyNameFromModuleKey)
+        && has_api!(RedisModule_ValueLength)
+        && head(lock, b"short") == EMBEDDED << 4
+        && head(lock, &[b'x'; 4096]) == PLAIN << 4;
+    KNOWN.store(known, Ordering::Relaxed);
+}
+
+/// The first byte of a string that the server makes for us.
+fn head(lock: Lock<'_>, text: &[u8]) -> u8 {
+    let string = RString::new(lock, text);
+    // SAFETY: the object is alive, and longer than a byte.
+    unsafe { string.as_raw().cast::<u8>().read() }
+}
+
+/// True if [`peek`] works on this server.
+pub(super) fn can_peek() -> bool {
+    KNOWN.load(Ordering::Relaxed)
+}
+
+/// The bytes of the value of a key, which is left as it is. `None` if it does not look as expected: nothing but its length,
+/// which the server tells, proves what was read.
+///
+/// # Safety
+/// [`can_peek`] says true; `key` is open and a string.
+pub(super) unsafe fn peek(key: *mut raw::RedisModuleKey) -> Option<Vec<u8>> {
+    // SAFETY: by the caller's promise. The handle begins as on all servers of `Version::has_known_layout`, which its name
+    // shows; a value has a head, and a number behind it where the head says so.
+    unsafe {
+        let handle = key.cast::<Handle>();
+        if !std::ptr::eq((*handle).name, api!(RedisModule_GetKeyNameFromModuleKey(key))) {
+            return None;
+        }
+        let value = (*handle).value;
+        if value.is_null() {
+            return None;
+        }
+        let text = match value.cast::<u8>().read() {
+            head if head == PLAIN << 4 || head == EMBEDDED << 4 => bytes(value).to_vec(),
+            head if head == NUMBER << 4 => {
+                let number = value
+                    .cast::<u8>()
+                    .add(NUMBER_OFFSET)
+                    .cast::<i64>()
+                    .read_unaligned();
+                number.to_string().into_bytes()
+            }
+            _ => return None,
+        };
+        (text.len() == api!(RedisModule_ValueLength(key))).then_some(text)
+    }
+}
