@@ -61,6 +61,8 @@ _running = None
 # Somebody has raised an exception in the loop's thread because of what runs there.
 _interrupted = False
 _alive = 0
+# The tasks that have not ended.
+_tasks = set()
 _beats = [0, 0]
 
 
@@ -169,6 +171,13 @@ def start(coroutine, continuation, scope, hold=None, delay=0):
         loop.call_soon_threadsafe(_drain)
 
 
+def _begin(context, coroutine):
+    task = context.run(loop.create_task, coroutine)
+    # The loop itself does not keep a task: one that waits for a stream, which only it refers to, would be collected.
+    _tasks.add(task)
+    task.add_done_callback(_tasks.discard)
+
+
 def _drain():
     global _draining
     _draining = False
@@ -176,7 +185,7 @@ def _drain():
         coroutine, continuation, scope, hold, delay = _waiting.popleft()
         context = contextvars.Context()
         context.run(session.set, scope)
-        begin = (context.run, loop.create_task, _complete(coroutine, continuation, hold))
+        begin = (_begin, context, _complete(coroutine, continuation, hold))
         if delay > 0:
             loop.call_later(delay, *begin)
         else:

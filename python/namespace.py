@@ -27,8 +27,9 @@ import redisgears
 import redisgears as rg
 from pinion_builder import GearsBuilder
 from pinion_loop import GearsFuture, GearsSession, createFuture, loop, runCoroutine, setFutureException, setFutureResults
+from pinion_read_through import Loaded, Sorted, read_through
 from redisgears import PyFlatExecution, gearsConfigGet, gearsCtx, getGearsSession, isAsyncAllow, isInAtomicBlock, log
-from redisgears import registerGearsThread, setGearsSession
+from redisgears import refresh, registerGearsThread, setGearsSession
 from redisgears import registerTimeEvent as registerTE
 from redisgears import atomicCtx as atomic
 from redisgears import callNext as call_next

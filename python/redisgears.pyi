@@ -1,7 +1,7 @@
 """Types of the module `redisgears`, which exists inside the server only. For editors and type checkers.
 
 What each function does is in docs/functions.md. Scripts see some of the names under other ones: `execute` is
-`executeCommand`, `atomic` is `atomicCtx`, `configGet` is `config_get`, `hashtag` is `getMyHashTag`.
+`executeCommand`, `atomic` is `atomicCtx`, `configGet` is `config_get`, `hashtag` is `getMyHashTag`, `read_through` is `readThrough`.
 """
 
 from asyncio import Future
@@ -31,6 +31,38 @@ def getGearsSession() -> PyExecutionSession | None: ...
 def setGearsSession(session: PyExecutionSession | None, /) -> None: ...
 def registerGearsThread() -> None: ...
 def registerTimeEvent(seconds: int, callback: Callable[[], object], key: str = ..., /) -> bool: ...
+
+class Sorted(dict[Any, float]): ...
+
+class Loaded:
+    value: Any
+    ttl: float | None
+    def __init__(self, value: Any, ttl: float | None = None) -> None: ...
+
+def readThrough(
+    prefix: str,
+    loader: Callable[[Any], object] | None = None,
+    *,
+    commands: Iterable[str] | None = None,
+    ttl: float | Callable[[Any, Any], float | None] | None = None,
+    jitter: float = 0,
+    negative_ttl: float = 0,
+    stale: float = 0,
+    refresh_ahead: float | Literal["xfetch"] = 0,
+    timeout: float | None = None,
+    on_error: Literal["error", "miss"] = "error",
+    max_waiting: int = 2000,
+    max_loads: int | None = None,
+    max_load_time: float = 30,
+    backoff: float = 0.1,
+    max_backoff: float = 10,
+    breaker: tuple[int, float] | None = None,
+    batch: int = 1,
+    batch_wait: float = 0.001,
+    onRegistered: Callable[[], object] | None = None,
+    desc: str | None = None,
+) -> Any: ...
+def refresh(*keys: object) -> int: ...
 
 class PyExecutionSession: ...
 

@@ -49,7 +49,12 @@ macro_rules! notifications {
     )* };
 }
 
-notifications! { on_key_miss => keys; on_key_change => keys; on_stream_change => streams; }
+notifications! {
+    on_key_miss => keys;
+    on_key_change => keys;
+    on_stream_change => streams;
+    on_loaded_change => loads;
+}
 
 /// Asks the server for the notifications that somebody needs.
 pub fn subscribe(lock: Lock<'_>, class: Class) {
@@ -57,6 +62,7 @@ pub fn subscribe(lock: Lock<'_>, class: Class) {
         Class::KeyMiss => events::subscribe(lock, class, on_key_miss),
         Class::Changes(_) => events::subscribe(lock, class, on_key_change),
         Class::Stream => events::subscribe(lock, class, on_stream_change),
+        Class::Loaded => events::subscribe(lock, class, on_loaded_change),
     }
 }
 
@@ -72,12 +78,18 @@ pub unsafe extern "C" fn on_server_event(
         events::run_server_event(event, sub_event, data, |lock, event| {
             if event == ServerEvent::BeforeSleep {
                 after::before_sleep(lock);
+                pinion.loads.pump(lock);
                 pinion.engine.about_to_sleep();
                 return;
             }
-            if event == ServerEvent::PortsChanged {
-                python::note_places(lock, pinion.engine.features);
-                return;
+            match event {
+                ServerEvent::PortsChanged => return python::note_places(lock, pinion.engine.features),
+                ServerEvent::Flushed(db) => return pinion.loads.flushed(lock, db),
+                ServerEvent::Swapped(first, second) => {
+                    pinion.loads.flushed(lock, Some(first));
+                    return pinion.loads.flushed(lock, Some(second));
+                }
+                _ => {}
             }
             let begins = pinion.engine.update_serving(lock);
             let persistence = &pinion.persistence;
@@ -97,7 +109,10 @@ pub unsafe extern "C" fn on_server_event(
                 ServerEvent::RoleChanged => pinion
                     .cluster
                     .forget_shape("this server has just got another role"),
-                ServerEvent::BeforeSleep | ServerEvent::PortsChanged => {}
+                ServerEvent::BeforeSleep
+                | ServerEvent::PortsChanged
+                | ServerEvent::Flushed(_)
+                | ServerEvent::Swapped(..) => {}
             }
             if begins {
                 // Not in the middle of REPLICAOF: it would count what is written as its own, and replicas would get it.
@@ -133,7 +148,7 @@ pub unsafe extern "C" fn on_info(request: *mut raw::RedisModuleInfoCtx, for_cras
     // SAFETY: the server calls this with its own argument.
     unsafe {
         info::run(request, |info| {
-            report::fill(info, &pinion.engine, &pinion.cluster);
+            report::fill(info, &pinion.engine, &pinion.cluster, &pinion.loads);
         });
     };
 }

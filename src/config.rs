@@ -34,6 +34,9 @@ pub enum Number {
     PythonInstallReqMaxIdleTime,
     SyncTimeout,
     MaxPendingPerRegistration,
+    ReadThroughMaxAbsent,
+    ReadThroughMaxBackoffs,
+    ReadThroughMaxLoads,
 }
 
 /// Who an option belongs to: core names are matched in any letter case and are invisible to `configGet`.
@@ -77,7 +80,7 @@ const fn python(name: &'static str, default: i64, boolean: bool, runtime: bool) 
     }
 }
 
-const NUMBERS: [Definition; 14] = [
+const NUMBERS: [Definition; 17] = [
     core("MaxExecutions", 1000, i64::MIN, true),
     core("MaxExecutionsPerRegistration", 100, i64::MIN, true),
     core("ProfileExecutions", 0, i64::MIN, true),
@@ -92,6 +95,9 @@ const NUMBERS: [Definition; 14] = [
     python("PythonInstallReqMaxIdleTime", 30_000, false, true),
     core("SyncTimeout", 5000, 0, true),
     core("MaxPendingPerRegistration", 0, 0, true),
+    core("ReadThroughMaxAbsent", 100_000, 0, true),
+    core("ReadThroughMaxBackoffs", 100_000, 0, true),
+    core("ReadThroughMaxLoads", 10_000, 1, true),
 ];
 
 /// Options with a text: name and default. None changes at run time.

@@ -125,6 +125,20 @@ pub enum Error {
 const CLIENT_CANNOT_WAIT: &str = "ERR the server does not let this client wait for a reply: it is subscribed to channels, or no ordinary client";
 
 impl Error {
+    /// The keys of a `read_through` have a loader.
+    pub fn loaded_by_another(prefix: &str) -> Self {
+        Self::Text(format!(
+            "read_through: prefix: expected one that has no loader yet, but a registration loads '{prefix}' already"
+        ))
+    }
+
+    /// A writing command must not run as if there were no value, only because that could not be loaded.
+    pub fn no_miss_for_writes(command: &str) -> Self {
+        Self::Text(format!(
+            "read_through: on_error: expected 'error' where writing commands wait, got 'miss' with '{command}'"
+        ))
+    }
+
     /// The text after the dash of the error reply to `command` (its name in lower case).
     pub fn text(&self, command: &str) -> String {
         match self {

@@ -5,14 +5,16 @@
 //! Contract: docs/contract/readers-and-events.md chapters 8 and 10. All of it happens under the server's lock.
 
 mod chain;
+mod loads;
 mod passed;
 mod table;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use chain::HookRule;
-pub use table::ProxyCommand;
-use table::{CommandSpec, Entry, Rule, Table, changes_state, length_bit, look_up};
+pub use loads::{Hot, Loads, Missing, Wait, nearness};
+pub use table::{CommandSpec, ProxyCommand};
+use table::{Entry, Rule, Table, changes_state, length_bit, look_up};
 
 use crate::{
     engine::{
@@ -32,7 +34,6 @@ use crate::{
         guarded::Guarded,
         home,
         lock::Lock,
-        room,
     },
 };
 
@@ -84,6 +85,8 @@ pub struct Hooks {
     running: Guarded<Option<Running>>,
     /// The next command is what `call_next` runs: it is left alone.
     bypass: Guarded<bool>,
+    /// Who loads keys that are missed.
+    loads: OnceLock<Arc<dyn Loads>>,
 }
 
 /// The linked command that runs now, which is the server's current one (`server::command`).
@@ -134,6 +137,7 @@ impl Hooks {
             cleared: Guarded::new(None),
             running: Guarded::new(None),
             bypass: Guarded::new(false),
+            loads: OnceLock::new(),
         })
     }
 
@@ -285,6 +289,8 @@ impl Hooks {
         for entry in &mut table.entries {
             entry.rules.retain(|rule| rule.registration != registration);
             entry.hooks.retain(|rule| rule.registration.id != registration);
+            entry.loads.retain(|rule| rule.registration != registration);
+            entry.removers.retain(|rule| rule.registration != registration);
         }
         table.recompute();
         if table.entries.is_empty() {
@@ -321,7 +327,7 @@ impl Hooks {
         if entry.strays && self.keep_home(passing, &self.proxy[entry.spec.proxy as usize]) {
             return;
         }
-        if entry.rules.is_empty() {
+        if !entry.is_linked() {
             return;
         }
         if !engine.is_serving() || self.running.read(lock).is_some() {
@@ -329,10 +335,12 @@ impl Hooks {
         }
         let client = native.then(|| passing.client_id());
         let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
-        let look = client.filter(|client| entry.only_misses && !client.in_multi);
-        if entry.concerns(passing, |position| {
-            look.is_none_or(|client| !passing.key_exists(client.db, position) || room::may_evict(lock))
-        }) {
+        let wanted = match client.filter(|client| !client.in_multi) {
+            Some(client) => self.wants_proxy(entry, passing, client),
+            // A script, a function, a transaction: that is decided when the command runs.
+            None => entry.concerns(passing, |_| true),
+        };
+        if wanted {
             self.rewrite(engine, passing, entry.spec.proxy, client, native);
         }
     }
@@ -440,16 +448,21 @@ impl Hooks {
         if proxy == ProxyCommand::Read && must_wait(command.lock(), self.features, name) {
             return Err(Error::Text(PAUSED.into()));
         }
+        let refused = |refusal| match refusal {
+            Refusal::NotPermitted => not_permitted(),
+            Refusal::SeveralSlots => Error::Text(SEVERAL_SLOTS.into()),
+        };
+        if let Some(answer) = self.wait_for_loads(command, cleared).map_err(refused)? {
+            return Ok(answer);
+        }
         let (reply, link) = command.as_current(1, || {
             let running = RunningGuard::enter(self, command.lock());
             let reply = call_original(command, self.features, original, cleared);
             (reply, running.leave())
         });
-        let reply = reply.map_err(|refusal| match refusal {
-            Refusal::NotPermitted => not_permitted(),
-            Refusal::SeveralSlots => Error::Text(SEVERAL_SLOTS.into()),
-        })?;
+        let reply = reply.map_err(refused)?;
         engine.stats.count_linked();
+        self.tell_removed(command);
         match link.as_ref().map_or(Ok(None), |link| link.close_if_free()) {
             Ok(None) => reply.forward(command),
             Ok(Some(replacement)) => command.send(&replacement),

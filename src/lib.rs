@@ -13,6 +13,7 @@ mod module;
 mod mutex;
 mod persistence;
 mod python;
+mod read_through;
 mod readers;
 mod report;
 mod requirements;

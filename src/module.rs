@@ -12,6 +12,7 @@ use crate::{
     hooks::Hooks,
     persistence::Persistence,
     python::{self, CPython, Runtime, interpreter},
+    read_through::ReadThrough,
     readers::{
         command::Commands,
         image::Readers,
@@ -39,6 +40,7 @@ pub struct Pinion {
     pub engine: Arc<Engine>,
     pub hooks: Arc<Hooks>,
     pub keys: Arc<KeysWatch>,
+    pub loads: Arc<ReadThrough>,
     pub commands: Arc<Commands>,
     pub streams: Arc<StreamWatch>,
     pub cluster: Arc<Cluster>,
@@ -92,7 +94,14 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks) -> Result<(), String>
     let commands = Commands::new(Arc::clone(&engine), Arc::clone(&hooks));
     let streams = StreamWatch::new(Arc::clone(&engine), callbacks.subscribe)
         .map_err(|error| format!("could not start the thread that looks for streams: {error}"))?;
+    let loads = ReadThrough::new(
+        Arc::clone(&engine),
+        Arc::clone(&hooks),
+        Arc::new(CPython),
+        callbacks.subscribe,
+    );
     let readers = Arc::new(Readers {
+        loads: Arc::clone(&loads),
         keys: Arc::clone(&keys),
         commands: Arc::clone(&commands),
         streams: Arc::clone(&streams),
@@ -146,6 +155,7 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks) -> Result<(), String>
             engine,
             hooks,
             keys,
+            loads,
             commands,
             streams,
             cluster,

@@ -10,11 +10,12 @@ use crate::{
     commands::{requirements, sessions, small::PLUGIN},
     engine::{Engine, registration::Registration, session::Session, whole_ms},
     python::memory,
+    read_through::ReadThrough,
     server::{info::Info, reply::Reply, room},
 };
 
 /// Fills the sections that were asked for.
-pub fn fill(info: &Info, engine: &Engine, cluster: &Cluster) {
+pub fn fill(info: &Info, engine: &Engine, cluster: &Cluster, loads: &ReadThrough) {
     if info.section("") {
         info.number("nexecutions", engine.registry.execution_count() as u64);
         info.number("nregistrations", engine.registry.registration_count() as u64);
@@ -26,6 +27,11 @@ pub fn fill(info: &Info, engine: &Engine, cluster: &Cluster) {
     }
     if info.section("cluster") {
         for (name, figure) in cluster.figures() {
+            info.number(name, figure);
+        }
+    }
+    if info.section("read_through") {
+        for (name, figure) in loads.totals(info.lock()) {
             info.number(name, figure);
         }
     }

@@ -55,10 +55,10 @@ const LONGEST_US: u64 = 24 * 3600 * 1_000_000;
 
 /// The distribution behind a [`Percentiles`]; takes no memory before the first value.
 #[derive(Default)]
-struct Durations(Option<Histogram<u64>>);
+pub struct Durations(Option<Histogram<u64>>);
 
 impl Durations {
-    fn record(&mut self, duration: Duration) {
+    pub fn record(&mut self, duration: Duration) {
         if self.0.is_none() {
             // Valid bounds and a valid precision; without a histogram nothing is recorded.
             self.0 = Histogram::new_with_bounds(1, LONGEST_US, 2).ok();
@@ -68,7 +68,7 @@ impl Durations {
         }
     }
 
-    fn spread(&self) -> Percentiles {
+    pub fn spread(&self) -> Percentiles {
         self.0
             .as_ref()
             .map_or_else(Percentiles::default, |histogram| Percentiles {

@@ -876,3 +876,20 @@ def test_an_abort_hits_no_other_coroutine(server: Server) -> None:
         server.client().execute_command("RG.ABORTEXECUTION", newest)
     for raw in waiting:
         assert raw.read() == b"*1\r\n$5\r\nwhole\r\n"
+
+
+def test_a_coroutine_that_waits_for_a_stream_is_not_collected(server: Server, source: Server) -> None:
+    """Only the loop's own task refers to the stream that the coroutine waits for."""
+    server.run(f"""
+        import asyncio, gc
+        async def ask(record):
+            reader, writer = await asyncio.open_connection('127.0.0.1', {source.port})
+            writer.write(b'BLPOP never 0.3\\r\\n')
+            await asyncio.sleep(0)
+            asyncio.get_running_loop().call_soon(gc.collect)
+            reply = await reader.read(5)
+            writer.close()
+            return reply.decode().strip()
+        GB('CommandReader').map(ask).register(trigger='ask', mode='async_local')
+    """)
+    assert server.client().execute_command("RG.TRIGGER", "ask") == ["*-1"]

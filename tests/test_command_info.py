@@ -57,7 +57,7 @@ def test_the_public_commands_are_there(client):
 def test_arity_and_keys(client):
     for name, entry in infos(client).items():
         assert entry[1] == -1, name
-        assert entry[3:6] == ([2, 2, 1] if name == "rg.triggeronkey" else [0, 0, 0]), name
+        assert entry[3:6] == {"rg.triggeronkey": [2, 2, 1], "rg.refresh": [1, -1, 1]}.get(name, [0, 0, 0]), name
 
 
 def test_flags(client):

@@ -3,7 +3,8 @@
 //!
 //! All run on the server's thread, or on the thread of a function that calls them with `execute`.
 
-/// Defines the commands of a file: what the server is told of each, and its handler. `key` is the place of the only key.
+/// Defines the commands of a file: what the server is told of each, and its handler. `key` is the place of the only key, `keys_from: 1` says
+/// that all words are keys.
 macro_rules! commands {
     ($($function:ident {
         name: $name:literal,
@@ -12,6 +13,7 @@ macro_rules! commands {
         syntax: $syntax:literal,
         summary: $summary:literal,
         $(key: $key:literal,)?
+        $(keys_from: $keys:literal,)?
         handler: $handler:expr,
     })*) => {
         $(
@@ -33,7 +35,8 @@ macro_rules! commands {
                 categories: $categories,
                 syntax: $syntax,
                 summary: $summary,
-                key: 0 $(+ $key)?,
+                key: 0 $(+ $key)? $(+ $keys)?,
+                last_key: 0 $(+ $key)? $(- $keys)?,
                 function: $function,
             }),*
         ];
@@ -45,6 +48,7 @@ pub mod config;
 pub mod executions;
 mod internal;
 pub mod pyexecute;
+pub mod refresh;
 pub mod registrations;
 pub mod requirements;
 pub mod sessions;
@@ -68,6 +72,7 @@ pub const ALL: &[&[Definition]] = &[
     triggers::COMMANDS,
     executions::COMMANDS,
     registrations::COMMANDS,
+    refresh::COMMANDS,
     sessions::COMMANDS,
     requirements::COMMANDS,
     config::COMMANDS,

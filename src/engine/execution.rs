@@ -128,6 +128,8 @@ pub struct Execution {
     pub(super) skips_errors: bool,
     /// Why it cannot come to a right result any more.
     fate: OnceLock<Failure>,
+    /// The type of the first error that a function of it raised.
+    error_kind: OnceLock<String>,
     /// Forgotten when it ends; nobody else can know of it.
     unlisted: AtomicBool,
     queued_at: OnceLock<Instant>,
@@ -172,8 +174,9 @@ pub struct Parked {
     pub(super) reading: Duration,
 }
 
-/// Takes the results as the objects that they are. Called once, attached, on the thread that finished the execution.
-pub type Collector = Box<dyn FnOnce(Vec<Record>, &[Failure]) + Send>;
+/// Takes the results as the objects that they are, and gives what is wrong with them, which the execution then ended with.
+/// Called once, attached, on the thread that finished the execution.
+pub type Collector = Box<dyn FnOnce(Vec<Record>, &[Failure]) -> Vec<Failure> + Send>;
 
 /// The way from a function that stands in the place of a command to what stands behind it.
 pub trait Next: Send + Sync {
@@ -266,6 +269,7 @@ impl Execution {
             distributed,
             skips_errors: start.skips_errors,
             fate: OnceLock::new(),
+            error_kind: OnceLock::new(),
             unlisted: AtomicBool::new(unlisted),
             queued_at: OnceLock::new(),
             delayed: AtomicBool::new(false),
@@ -283,6 +287,17 @@ impl Execution {
                 arrivals: Vec::new(),
             }),
         }
+    }
+
+    /// A function of it raised an error of this type.
+    pub fn note_error_kind(&self, kind: &str) {
+        // The first one counts.
+        let _ = self.error_kind.set(kind.to_owned());
+    }
+
+    /// The type of the first error that a function of it raised.
+    pub fn error_kind(&self) -> Option<&str> {
+        self.error_kind.get().map(String::as_str)
     }
 
     /// A client waits for it from now on.

@@ -27,6 +27,8 @@ pub struct LinkedCommand {
 struct ReplyState {
     holds: usize,
     replacement: Option<Reply>,
+    /// The command is run again and is the reply, unless there is a replacement.
+    again: bool,
     /// The client and the command's own reply, once the client waits.
     waiting: Option<(BlockedClient, Reply)>,
     /// The reply is decided; nothing can change it any more.
@@ -88,6 +90,11 @@ impl LinkedCommand {
         Ok(())
     }
 
+    /// What the command found is out of date: it is run again when the client has waited.
+    pub fn run_again(&self) {
+        self.state.lock().again = true;
+    }
+
     /// The command has run. `Ok` if nobody holds the link: the override, if there is one, is the reply now.
     ///
     /// # Errors
@@ -121,10 +128,12 @@ impl LinkedCommand {
         }
         state.closed = true;
         let replacement = state.replacement.take();
-        let waiting = state.waiting.take();
+        let (waiting, again) = (state.waiting.take(), state.again);
         drop(state);
-        if let Some((client, original)) = waiting {
-            client.answer(replacement.unwrap_or(original));
+        match (waiting, replacement) {
+            (Some((client, _)), None) if again => client.run_again(),
+            (Some((client, original)), replacement) => client.answer(replacement.unwrap_or(original)),
+            (None, _) => {}
         }
     }
 }

@@ -318,7 +318,7 @@ impl Engine {
             guarded(|| {
                 self.language.attached(&mut || {
                     if let Some(collector) = collector.take() {
-                        collector(Vec::new(), &outcome.errors);
+                        drop(collector(Vec::new(), &outcome.errors));
                     }
                 });
             });

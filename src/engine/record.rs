@@ -15,6 +15,8 @@ pub enum Value {
     None,
     Int(i64),
     Text(Vec<u8>),
+    /// A key: a `str`, or where it is no UTF-8 immutable bytes.
+    Key(Vec<u8>),
     /// A text of ours, which many records have.
     Name(&'static str),
     List(Vec<Value>),
@@ -119,7 +121,7 @@ impl From<Value> for Reply {
         match value {
             Value::None => Self::Null,
             Value::Int(number) => Self::Int(number),
-            Value::Text(text) => Self::Bulk(text),
+            Value::Text(text) | Value::Key(text) => Self::Bulk(text),
             Value::Name(name) => Self::bulk(name),
             Value::List(items) => Self::Array(items.into_iter().map(Self::from).collect()),
             Value::Dict(fields) => Self::Map(

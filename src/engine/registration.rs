@@ -74,6 +74,8 @@ impl Peers<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim<'a> {
     Trigger(&'a str),
+    /// The keys that a registration loads.
+    Loads(&'a str),
     /// The place of a command, in lower case.
     Hook {
         command: &'a str,

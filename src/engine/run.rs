@@ -252,7 +252,8 @@ pub(super) fn ended(engine: &Engine, execution: &Execution, parked: &mut Parked)
     };
     let results = std::mem::take(&mut state.results);
     if let Some(collector) = execution.take_collector() {
-        collector(results, &outcome.errors);
+        let wrong = collector(results, &outcome.errors);
+        outcome.errors.extend(wrong);
     } else {
         // Results become replies while their objects can still be looked at.
         outcome.results.reserve_exact(results.len());

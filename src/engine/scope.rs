@@ -2,12 +2,16 @@
 //!
 //! Entered by whoever calls into the language, asked by the functions that scripts call.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    sync::Arc,
+};
 
 use crate::mutex::Mutex;
 
 use super::{
     execution::{Execution, Start},
+    id::Id,
     registration::Registration,
     session::Session,
 };
@@ -15,6 +19,29 @@ use crate::error::Error;
 
 thread_local! {
     static CURRENT: RefCell<Option<Scope>> = const { RefCell::new(None) };
+    /// The execution whose function runs a command now.
+    static ACTING: Cell<Option<Id>> = const { Cell::new(None) };
+}
+
+/// The execution whose function runs a command on this thread now: what happens to keys is its doing.
+pub fn acting() -> Option<Id> {
+    ACTING.get()
+}
+
+/// The time of a command that a function runs.
+pub struct Acting(Option<Id>);
+
+impl Acting {
+    pub fn enter(scope: Option<&Scope>) -> Self {
+        let execution = scope.and_then(|scope| scope.execution.as_ref());
+        Self(ACTING.replace(execution.map(|execution| execution.id)))
+    }
+}
+
+impl Drop for Acting {
+    fn drop(&mut self) {
+        ACTING.set(self.0);
+    }
 }
 
 /// The surroundings of a callback or a script.

@@ -184,7 +184,7 @@ fn size(record: &Record) -> usize {
     fn of_value(value: &Value) -> usize {
         match value {
             Value::None | Value::Int(_) => 9,
-            Value::Text(text) => text.len() + 5,
+            Value::Text(text) | Value::Key(text) => text.len() + 5,
             Value::Name(name) => name.len() + 5,
             Value::List(items) => items.iter().map(of_value).sum::<usize>() + 5,
             Value::Dict(fields) => fields
@@ -227,7 +227,7 @@ impl From<Value> for Packed {
         match value {
             Value::None => Self::None,
             Value::Int(number) => Self::Int(number),
-            Value::Text(text) => Self::Text(ByteBuf::from(text)),
+            Value::Text(text) | Value::Key(text) => Self::Text(ByteBuf::from(text)),
             Value::Name(name) => Self::Text(ByteBuf::from(name)),
             Value::List(items) => Self::List(items.into_iter().map(Self::from).collect()),
             Value::Dict(fields) => Self::Dict(

@@ -2,7 +2,7 @@
 
 use std::{ffi::CStr, sync::Arc};
 
-use super::chain::HookRule;
+use super::{chain::HookRule, loads::LoadRule};
 use crate::{
     engine::{id::Id, prefix::Pattern},
     error::Error,
@@ -44,9 +44,29 @@ pub struct CommandSpec {
     first: i64,
     last: i64,
     step: i64,
+    /// As in COMMAND INFO: the number of words, or less than the least one with a minus.
+    arity: i64,
 }
 
 impl CommandSpec {
+    /// True if the server would run a command of so many words.
+    pub(super) fn takes(&self, len: usize) -> bool {
+        let len = len as i64;
+        if self.arity < 0 {
+            len >= -self.arity
+        } else {
+            len == self.arity
+        }
+    }
+
+    pub fn shown_name(&self) -> String {
+        String::from_utf8_lossy(&self.name).into_owned()
+    }
+
+    pub fn writes(&self) -> bool {
+        self.proxy != ProxyCommand::Read
+    }
+
     /// True if `name` is its name, in any letter case.
     fn is_called(&self, name: &[u8]) -> bool {
         let letters = || self.name.iter().zip(name);
@@ -93,6 +113,10 @@ pub(super) struct Entry {
     pub(super) hooks: Vec<HookRule>,
     /// The server may leave its client in another database (`redis::home`).
     pub(super) strays: bool,
+    /// Registrations whose keys are loaded when this command misses them, the nearest pattern first.
+    pub(super) loads: Vec<LoadRule>,
+    /// It removes keys, also some that are not there: those of registrations that load must hear of it.
+    pub(super) removers: Vec<Rule>,
     /// A hit concerns nobody: the filter may look the keys up and leave hits alone.
     pub(super) only_misses: bool,
     /// What [`changes_state`] says of it.
@@ -104,6 +128,8 @@ pub(super) struct Table {
     pub(super) entries: Vec<Entry>,
     /// Bit n: some name of n letters matters.
     pub(super) lengths: u64,
+    /// The places of the entries by [`place_of`] their names: a registration that loads has dozens of them.
+    places: Vec<Vec<u16>>,
 }
 
 /// Commands after which a client's database or transaction state may be another.
@@ -115,6 +141,15 @@ pub(super) fn changes_state(name: &[u8]) -> bool {
         || STATE_CHANGING
             .iter()
             .any(|known| known.eq_ignore_ascii_case(name))
+}
+
+/// How many places there are to look for a name.
+const PLACES: usize = 64;
+
+/// Where a name is looked for, in any letter case.
+fn place_of(name: &[u8]) -> usize {
+    let letter = |byte: Option<&u8>| usize::from(byte.copied().unwrap_or(0) | 0x20);
+    (name.len() * 5 + letter(name.first()) * 3 + letter(name.last())) % PLACES
 }
 
 pub(super) fn length_bit(name: &[u8]) -> u64 {
@@ -132,6 +167,8 @@ impl Table {
                 rules: Vec::new(),
                 hooks: Vec::new(),
                 strays: false,
+                loads: Vec::new(),
+                removers: Vec::new(),
                 only_misses: false,
             });
             self.entries.len() - 1
@@ -140,21 +177,35 @@ impl Table {
     }
 
     pub(super) fn find(&self, name: &[u8]) -> Option<&Entry> {
-        self.entries.iter().find(|entry| entry.spec.is_called(name))
+        let places = self.places.get(place_of(name))?;
+        places
+            .iter()
+            .filter_map(|&place| self.entries.get(usize::from(place)))
+            .find(|entry| entry.spec.is_called(name))
     }
 
     pub(super) fn recompute(&mut self) {
         self.entries
-            .retain(|entry| entry.strays || !entry.rules.is_empty() || !entry.hooks.is_empty());
+            .retain(|entry| entry.strays || entry.is_linked() || !entry.hooks.is_empty());
         for entry in &mut self.entries {
             entry.only_misses = entry.spec.first > 0 && entry.rules.iter().all(|rule| rule.only_misses);
+        }
+        self.places = vec![Vec::new(); PLACES];
+        for (place, entry) in self.entries.iter().enumerate() {
+            self.places[place_of(&entry.spec.name)].push(place as u16);
         }
         let linked = self.entries.iter().map(|entry| length_bit(&entry.spec.name));
         let changing = STATE_CHANGING.iter().map(|name| length_bit(name));
         self.lengths = linked.chain(changing).fold(0, |all, bit| all | bit);
     }
 }
+
 impl Entry {
+    /// Somebody may want the command put behind a proxy command, besides functions in its place.
+    pub(super) fn is_linked(&self) -> bool {
+        !self.rules.is_empty() || !self.loads.is_empty() || !self.removers.is_empty()
+    }
+
     /// True if some rule is about one of the command's keys for which `also` holds. A command without key positions
     /// concerns those who asked for every key.
     pub(super) fn concerns(&self, passing: Passing<'_>, also: impl Fn(usize) -> bool) -> bool {
@@ -162,9 +213,24 @@ impl Entry {
             return !self.rules.is_empty();
         }
         self.spec.key_positions(passing.len()).any(|position| {
-            let matches = |key: &[u8]| self.rules.iter().any(|rule| rule.pattern.matches(key));
+            let matches = |key: &[u8]| self.links(key) || self.removes(key) || self.load_of(key).is_some();
             passing.arg(position).is_some_and(matches) && also(position)
         })
+    }
+
+    /// True if some rule is about the key.
+    pub(super) fn links(&self, key: &[u8]) -> bool {
+        self.rules.iter().any(|rule| rule.pattern.matches(key))
+    }
+
+    /// True if it removes keys of some registration that loads, and this may be one.
+    pub(super) fn removes(&self, key: &[u8]) -> bool {
+        self.removers.iter().any(|rule| rule.pattern.matches(key))
+    }
+
+    /// The registration that loads the key.
+    pub(super) fn load_of(&self, key: &[u8]) -> Option<&LoadRule> {
+        self.loads.iter().find(|rule| rule.pattern.matches(key))
     }
 }
 
@@ -176,6 +242,7 @@ struct Described {
     first: i64,
     last: i64,
     step: i64,
+    arity: i64,
     /// Some subcommand cannot be run by scripts.
     has_noscript_part: bool,
 }
@@ -208,6 +275,7 @@ impl Described {
             first: number(3),
             last: number(4),
             step: number(5),
+            arity: number(1),
             has_noscript_part: has_noscript_part(&info),
         })
     }
@@ -232,6 +300,7 @@ impl Described {
             first: if self.has("movablekeys") { 0 } else { self.first },
             last: self.last,
             step: self.step,
+            arity: self.arity,
             name: self.name.into_bytes().into(),
         }
     }
@@ -315,6 +384,7 @@ mod tests {
             first,
             last,
             step,
+            arity: -2,
         };
         let positions = |spec: CommandSpec, len| spec.key_positions(len).collect::<Vec<_>>();
         assert_eq!(positions(spec(1, 1, 1), 2), [1]);

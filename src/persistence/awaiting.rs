@@ -46,6 +46,9 @@ impl Persistence {
                     (Some(Claim::Trigger(held)), Some(Claim::Trigger(new))) if held == new => {
                         return Err(Error::TriggerExists);
                     }
+                    (Some(Claim::Loads(held)), Some(Claim::Loads(new))) if held == new => {
+                        return Err(Error::loaded_by_another(new));
+                    }
                     (
                         Some(Claim::Hook {
                             command: held,

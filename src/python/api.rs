@@ -20,7 +20,12 @@ use super::{
     errors, interrupt, runtime, watchdog,
 };
 use crate::{
-    engine::{execution::Next, linked_command::LinkedCommand, members::tag_of, scope::Scope},
+    engine::{
+        execution::Next,
+        linked_command::LinkedCommand,
+        members::tag_of,
+        scope::{Acting, Scope},
+    },
     error::Error,
     readers::time_events,
     server::{
@@ -42,6 +47,8 @@ pub mod redisgears {
         get_gears_session, hashtag, hold_client, is_async_allow, is_in_atomic_block, leave_atomic, let_out,
         log, override_reply, register_gears_thread, register_time_event, set_gears_session, watch_loop,
     };
+    #[pymodule_export]
+    use crate::python::read_through::{refresh, register_read_through};
     #[pymodule_export]
     use crate::python::{
         atomic::Atomic, builder::Builder, children::become_child, coroutine::Future, current::GearsSession,
@@ -97,9 +104,12 @@ fn execute<'py>(
         }
     }
     let features = runtime()?.engine.features;
-    let db = scope.map_or(0, |scope| scope.db);
+    let db = scope.as_ref().map_or(0, |scope| scope.db);
     let name = argv.first().map(Vec::as_slice).unwrap_or_default();
-    let run = || room::make(features, name, |lock| call::execute(lock, features, db, &argv));
+    let run = || {
+        let _acting = Acting::enter(scope.as_ref());
+        room::make(features, name, |lock| call::execute(lock, features, db, &argv))
+    };
     let reply = on_the_server(py, run);
     convert::reply_object(py, reply)
 }

@@ -106,6 +106,12 @@ pub fn conditions(given: &Given<'_, '_>) -> PyResult<Conditions> {
         "given command type is not string",
     )?;
     let commands = commands.filter(|commands| !commands.is_empty());
+    let coalesce = given.boolean("coalesce", false, "coalesce: expected True or False")?;
+    if coalesce && commands.is_none() {
+        return Err(errors::gears_error(
+            "coalesce: expected commands beside it, whose clients wait, got none",
+        ));
+    }
     if prefix.is_empty() && commands.is_none() {
         return Err(errors::gears_error("prefix argument must not be empty"));
     }
@@ -115,6 +121,7 @@ pub fn conditions(given: &Given<'_, '_>) -> PyResult<Conditions> {
         kinds,
         commands,
         read_value,
+        coalesce,
     })
 }
 

@@ -59,6 +59,7 @@ fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAn
         Value::None => py.None().into_bound(py),
         Value::Int(number) => number.into_pyobject(py)?.into_any(),
         Value::Text(text) => text_object(py, text),
+        Value::Key(name) => name_object(py, name),
         Value::Name(name) => static_name(py, name.as_bytes()).into_any(),
         Value::List(items) => PyList::new(py, items.iter().map(Item))?.into_any(),
         Value::Dict(fields) => {

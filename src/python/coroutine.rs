@@ -1,7 +1,7 @@
 //! What a callback returns that has no value yet: a coroutine, or the future of `gearsFuture`. Contract:
 //! docs/contract/python-api.md 6.1 to 6.5.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, sync::Arc};
 
 use crate::mutex::Mutex;
 use pyo3::{
@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     engine::{
+        execution::Execution,
         language::{Awaitable, Completion},
         record::Record,
         scope::Scope,
@@ -144,9 +145,13 @@ struct Coroutine {
 impl Awaitable for Coroutine {
     fn start(mut self: Box<Self>, completion: Completion) {
         attach(|py| {
-            let continuation = Continuation(Mutex::new(Some(completion)));
+            let scope = self.scope.take();
+            let continuation = Continuation {
+                completion: Mutex::new(Some(completion)),
+                execution: scope.as_ref().and_then(|scope| scope.execution.clone()),
+            };
             let started = Bound::new(py, continuation).and_then(|continuation| {
-                let session = self.scope.take().map(GearsSession::new);
+                let session = scope.map(GearsSession::new);
                 let coroutine = self.coroutine.take().map(ObjectRef::into_inner);
                 let arguments = (coroutine, continuation, session);
                 loop_module(py)?.call_method1("start", arguments)
@@ -175,11 +180,14 @@ pub fn loop_module(py: Python<'_>) -> PyResult<Bound<'_, PyModule>> {
 
 /// Told the end of a coroutine by the loop.
 #[pyclass(frozen, module = "redisgears")]
-struct Continuation(Mutex<Option<Completion>>);
+struct Continuation {
+    completion: Mutex<Option<Completion>>,
+    execution: Option<Arc<Execution>>,
+}
 
 impl Continuation {
     fn take(&self) -> Option<Completion> {
-        self.0.lock().take()
+        self.completion.lock().take()
     }
 }
 
@@ -194,6 +202,9 @@ impl Continuation {
 
     fn failed(&self, error: &Bound<'_, PyAny>) {
         if let Some(completion) = self.take() {
+            if let (Some(execution), Ok(kind)) = (&self.execution, error.get_type().name()) {
+                execution.note_error_kind(&kind.to_string_lossy());
+            }
             let failure = errors::text_of_ended(error);
             in_engine(|| completion(Err(failure)));
         }

@@ -97,6 +97,9 @@ pub fn text_of_callback(py: Python<'_>, error: &PyErr) -> Failure {
     let scope = Scope::current();
     let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
     let _shield = execution.map(|execution| interrupt::Shield::raise(py, &execution.stop));
+    if let Some(execution) = execution {
+        execution.note_error_kind(&kind(py, error));
+    }
     text(py, error)
 }
 
@@ -111,6 +114,12 @@ pub fn text_of_ended(error: &Bound<'_, PyAny>) -> Failure {
         }
         None => describe(error),
     }
+}
+
+/// The name of the type of an exception.
+pub fn kind(py: Python<'_>, error: &PyErr) -> String {
+    let name = error.get_type(py).name();
+    name.map_or_else(|_| "Error".into(), |name| name.to_string_lossy().into_owned())
 }
 
 /// The error string of an exception that nobody caught.

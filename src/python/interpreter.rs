@@ -24,6 +24,7 @@ const BUILDER: &CStr = cstr(concat!(include_str!("../../python/builder.py"), "\0
 const INTERRUPT: &CStr = cstr(concat!(include_str!("../../python/interrupt.py"), "\0"));
 const LOOP: &CStr = cstr(concat!(include_str!("../../python/loop.py"), "\0"));
 const PROFILE: &CStr = cstr(concat!(include_str!("../../python/profile.py"), "\0"));
+const READ_THROUGH: &CStr = cstr(concat!(include_str!("../../python/read_through.py"), "\0"));
 const REDIS_AI: &CStr = cstr(concat!(include_str!("../../python/redisai.py"), "\0"));
 const SHIPPED: &CStr = cstr(concat!(include_str!("../../python/shipped.py"), "\0"));
 const CHILDREN: &CStr = cstr(concat!(include_str!("../../python/children.py"), "\0"));
@@ -265,6 +266,12 @@ fn prepare(py: Python<'_>, loop_kind: &str) -> PyResult<Started> {
     event_loop.call_method1("prepare", (loop_kind,))?;
     PyModule::from_code(py, INTERRUPT, c"<pinion>/interrupt.py", c"pinion_interrupt")?;
     PyModule::from_code(py, PROFILE, c"<pinion>/profile.py", c"pinion_profile")?;
+    PyModule::from_code(
+        py,
+        READ_THROUGH,
+        c"<pinion>/read_through.py",
+        c"pinion_read_through",
+    )?;
     PyModule::from_code(py, REDIS_AI, c"<pinion>/redisai.py", c"redisAI")?;
     let main = PyModule::import(py, "__main__")?.dict();
     py.run(NAMESPACE, Some(&main), None)?;

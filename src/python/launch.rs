@@ -28,7 +28,7 @@ use crate::{
         language::{self, Failure, Function},
         plan::{Plan, Step},
         record::Record,
-        registration::{Images, Life, Mode, Peers, Registration},
+        registration::{Images, Life, Mode, Peers, Registration, Trigger},
         scope::Scope,
         session::Session,
         source::{Once, Source},
@@ -117,6 +117,7 @@ pub fn start<'py>(
                 api::log_warning(&format!("the results of a run were lost: {error}"));
             }
         });
+        Vec::new()
     }));
     in_engine(|| drop(engine.submit(start, None)));
     Ok(future)
@@ -321,7 +322,7 @@ pub fn listen(
     implicit: Implicit,
 ) -> PyResult<String> {
     let runtime = runtime()?;
-    let (engine, readers) = (&runtime.engine, &runtime.readers);
+    let readers = &runtime.readers;
     let scope = scope("Can only register execution on registered gears thread")?;
     if !matches!(builder.reader, Reader::Keys | Reader::Stream | Reader::Command) {
         return Err(Error::NoEventSupport.into());
@@ -355,6 +356,49 @@ pub fn listen(
             (readers.keys.trigger(conditions), in_order)
         }
     };
+    let (plan, callbacks) = plan(py, builder, implicit);
+    let wish = Wish {
+        desc: builder.desc.clone(),
+        mode,
+        in_order,
+        plan,
+        callbacks,
+        trigger,
+        on_registered,
+    };
+    enlist(runtime, &scope, wish)
+}
+
+/// What a registration is made of.
+pub struct Wish {
+    pub desc: Option<String>,
+    pub mode: Mode,
+    pub in_order: bool,
+    pub plan: Plan,
+    /// The functions of the plan.
+    pub callbacks: Vec<Arc<Callback>>,
+    pub trigger: Box<dyn Trigger>,
+    pub on_registered: Option<Arc<Callback>>,
+}
+
+/// The scope of a script or a function that may register something.
+///
+/// # Errors
+/// `gears.error`: none, or its session was replaced.
+pub fn registering_scope() -> PyResult<Scope> {
+    let scope = scope("Can only register execution on registered gears thread")?;
+    if scope.session.is_replaced() {
+        return Err(Error::SessionReplaced.into());
+    }
+    Ok(scope)
+}
+
+/// Makes the registration. Its id.
+///
+/// # Errors
+/// `gears.error`: the trigger cannot be started, or a function cannot travel.
+pub fn enlist(runtime: &Runtime, scope: &Scope, wish: Wish) -> PyResult<String> {
+    let engine = &runtime.engine;
     let (replaced, prepared) = match &scope.script {
         Some(script) => {
             let script = script.lock();
@@ -366,29 +410,28 @@ pub fn listen(
         replaced: replaced.as_deref(),
         prepared: &prepared,
     };
-    in_engine(|| language::with_lock(engine.language.as_ref(), |lock| trigger.check(lock, peers)))?;
-    for doubt in trigger.doubts() {
+    in_engine(|| language::with_lock(engine.language.as_ref(), |lock| wish.trigger.check(lock, peers)))?;
+    for doubt in wish.trigger.doubts() {
         api::log_warning(&format!("session {}: {doubt}", scope.session.id));
     }
-    let (plan, callbacks) = plan(py, builder, implicit);
     // It must be able to travel: to a file, a replica, another shard.
     let image = |callback: &Arc<Callback>| {
         let image = callback.image(&scope.session).map(ByteBuf::from);
         image.map_err(errors::gears_error)
     };
     let images = Images {
-        functions: callbacks.iter().map(image).collect::<PyResult<_>>()?,
-        on_registered: on_registered.as_ref().map(image).transpose()?,
+        functions: wish.callbacks.iter().map(image).collect::<PyResult<_>>()?,
+        on_registered: wish.on_registered.as_ref().map(image).transpose()?,
     };
     let registration = Arc::new(Registration {
         id: engine.registry.next_registration_id(),
-        desc: builder.desc.clone(),
-        mode,
-        in_order,
-        plan: Arc::new(plan),
+        desc: wish.desc,
+        mode: wish.mode,
+        in_order: wish.in_order,
+        plan: Arc::new(wish.plan),
         session: Arc::clone(&scope.session),
-        trigger,
-        on_registered: on_registered.map(|function| function as Arc<dyn Function>),
+        trigger: wish.trigger,
+        on_registered: wish.on_registered.map(|function| function as Arc<dyn Function>),
         images,
         disabled: None,
         stats: RunStats::default(),
@@ -412,7 +455,7 @@ fn register_now(runtime: &Runtime, registration: &Arc<Registration>) -> PyResult
     Ok(registered?)
 }
 
-const KNOWN_TO_REGISTER: [&str; 17] = [
+const KNOWN_TO_REGISTER: [&str; 18] = [
     "mode",
     "onRegistered",
     "prefix",
@@ -430,6 +473,7 @@ const KNOWN_TO_REGISTER: [&str; 17] = [
     "onFailedPolicy",
     "onFailedRetryInterval",
     "trimStream",
+    "coalesce",
 ];
 
 fn scope(otherwise: &str) -> PyResult<Scope> {

@@ -7,18 +7,21 @@ use serde::{Deserialize, Serialize};
 use super::{
     command::Commands,
     keys::{Conditions, KeysWatch},
-    streams::{Options, StreamWatch},
+    streams::{Options as StreamOptions, StreamWatch},
 };
-use crate::engine::registration::{Mode, Trigger};
+use crate::{
+    engine::registration::{Mode, Trigger},
+    read_through::{ReadThrough, options::Options},
+};
 
 /// What the readers need to know to make a trigger. Fields may be added with a default, never taken away: older files
 /// hold them.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Image {
     Keys(Conditions),
     Stream {
-        options: Options,
+        options: StreamOptions,
         /// Which of the consumer groups is its own.
         place: usize,
     },
@@ -32,6 +35,7 @@ pub enum Image {
         mode: Mode,
         in_order: bool,
     },
+    ReadThrough(Options),
 }
 
 impl Image {
@@ -46,6 +50,7 @@ pub struct Readers {
     pub keys: Arc<KeysWatch>,
     pub commands: Arc<Commands>,
     pub streams: Arc<StreamWatch>,
+    pub loads: Arc<ReadThrough>,
 }
 
 impl Readers {
@@ -65,6 +70,7 @@ impl Readers {
                 mode,
                 in_order,
             } => self.commands.hook(command, prefix, mode, in_order),
+            Image::ReadThrough(options) => self.loads.trigger(options),
         })
     }
 }
@@ -72,7 +78,7 @@ impl Readers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{readers::streams::Policy, server::key::Kind};
+    use crate::{read_through::options::Ttl, readers::streams::Policy, server::key::Kind};
 
     #[test]
     fn triggers_survive_as_bytes() {
@@ -83,9 +89,10 @@ mod tests {
                 kinds: Some(vec![Kind::Stream, Kind::Empty]),
                 commands: None,
                 read_value: true,
+                coalesce: false,
             }),
             Image::Stream {
-                options: Options {
+                options: StreamOptions {
                     prefix: "s".into(),
                     batch: 3,
                     duration_ms: 10,
@@ -95,6 +102,12 @@ mod tests {
                 },
                 place: 2,
             },
+            Image::ReadThrough(Options {
+                ttl: Ttl::Seconds(1.5),
+                breaker: Some((3, 0.5)),
+                commands: Some(vec!["get".into()]),
+                ..Options::default()
+            }),
             Image::Hook {
                 command: "HSET".into(),
                 prefix: Some("p*".into()),

@@ -14,6 +14,7 @@ use crate::{
         Engine, Lane,
         execution::Start,
         language::{Failure, with_lock},
+        linked_command::LinkedCommand,
         prefix::Pattern,
         record::{self, Record},
         registration::{Mode, Peers, Registration, Trigger},
@@ -51,6 +52,9 @@ pub struct Conditions {
     pub commands: Option<Vec<String>>,
     /// Records have a type and a value.
     pub read_value: bool,
+    /// An execution that stands behind another one of its key is not run if the key is there by then.
+    #[serde(default)]
+    pub coalesce: bool,
 }
 
 impl Conditions {
@@ -195,7 +199,13 @@ impl KeysWatch {
         let source: Box<dyn Source> = if sync {
             Box::new(Once(Some(occurred.record(Some(event.lock)))))
         } else {
-            Box::new(Pending(Some(occurred)))
+            Box::new(Pending {
+                occurred: Some(occurred),
+                coalesced: link
+                    .as_ref()
+                    .filter(|_| watch.conditions.coalesce)
+                    .map(|hold| Arc::clone(hold.link())),
+            })
         };
         let mut start = Start::of_registration(registration, event.db, source);
         start.link = link;
@@ -278,7 +288,7 @@ impl Trigger for KeysTrigger {
             )
         };
         let kinds = conditions.kinds.as_ref();
-        vec![
+        let mut shown = vec![
             ("regex", Reply::bulk(&conditions.prefix)),
             ("eventTypes", given(&conditions.events)),
             (
@@ -286,7 +296,10 @@ impl Trigger for KeysTrigger {
                 list(kinds.map(|kinds| kinds.iter().map(|kind| kind.name()).collect())),
             ),
             ("hookCommands", given(&conditions.commands)),
-        ]
+        ];
+        // As in 1.2 where it is not used.
+        shown.extend(conditions.coalesce.then_some(("coalesce", Reply::Int(1))));
+        shown
     }
 
     fn image(&self) -> Vec<u8> {
@@ -361,13 +374,27 @@ impl Occurred {
 }
 
 /// Makes the record when a worker asks for it.
-struct Pending(Option<Occurred>);
+struct Pending {
+    occurred: Option<Occurred>,
+    /// The link of a client whose command is run again if the key is there by then.
+    coalesced: Option<Arc<LinkedCommand>>,
+}
 
 impl Source for Pending {
     fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
-        let Some(occurred) = self.0.take() else {
+        let Some(occurred) = self.occurred.take() else {
             return Ok(None);
         };
+        if let Some(link) = self.coalesced.take().filter(|_| reading.delayed) {
+            let language = reading.engine.language.as_ref();
+            let there = with_lock(language, |lock| {
+                key::kind(lock, occurred.db, &occurred.key) != Kind::Empty
+            });
+            if there {
+                link.run_again();
+                return Ok(None);
+            }
+        }
         let still_missing = occurred.event == KEY_MISS && !reading.delayed;
         if !occurred.read_value || still_missing {
             return Ok(Some(occurred.record(None)));
@@ -377,7 +404,7 @@ impl Source for Pending {
     }
 
     fn is_at_end(&self) -> bool {
-        self.0.is_none()
+        self.occurred.is_none()
     }
 }
 

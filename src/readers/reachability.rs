@@ -142,6 +142,7 @@ mod tests {
             kinds: (!kinds.is_empty()).then(|| kinds.to_vec()),
             commands: None,
             read_value: true,
+            coalesce: false,
         })
     }
 

@@ -359,6 +359,15 @@ impl CallReply {
         unsafe { api!(RedisModule_ReplyWithCallReply(command.as_raw(), self.0)) };
     }
 
+    /// True if the server refused the command because a key is served by another node of the cluster.
+    pub fn is_foreign(&self) -> bool {
+        if self.0.is_null() {
+            return io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
+        }
+        let is_foreign = |text: &[u8]| text.windows(FOREIGN_KEY.len()).any(|part| part == FOREIGN_KEY);
+        matches!(self.reworded(), Some(Reply::Error(text)) if is_foreign(&text))
+    }
+
     /// The reply as data.
     pub fn into_reply(self) -> Reply {
         if self.0.is_null() {

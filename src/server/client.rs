@@ -9,6 +9,7 @@ use super::{
     lock::{Entered, Lock},
     reply::Reply,
     string::RString,
+    waiting,
 };
 
 /// A client that waits for exactly one reply. Dropping it unanswered sends an error, so none waits for ever.
@@ -54,10 +55,15 @@ impl BlockedClient {
 
     /// Answers the client, on the main thread a moment later. Nothing happens if the client is gone.
     pub fn answer(self, reply: Reply) {
-        self.unblock(reply);
+        self.unblock(Some(reply));
     }
 
-    fn unblock(&self, reply: Reply) {
+    /// The client's command is run again, on the main thread a moment later, and is the reply ([`super::waiting`]).
+    pub fn run_again(self) {
+        self.unblock(None);
+    }
+
+    fn unblock(&self, reply: Option<Reply>) {
         let mut state = self.0.0.lock();
         if state.at_work > 0 {
             state.measure(false);
@@ -65,20 +71,18 @@ impl BlockedClient {
         let client = std::mem::replace(&mut state.client, ptr::null_mut());
         drop(state);
         if !client.is_null() {
+            let reply = reply.map_or(ptr::null_mut(), |reply| Box::into_raw(Box::new(reply)));
             // SAFETY: the handle is unblocked once, because it is null from here on. `on_free` owns the box.
-            unsafe {
-                api!(RedisModule_UnblockClient(
-                    client,
-                    Box::into_raw(Box::new(reply)).cast()
-                ));
-            }
+            unsafe { api!(RedisModule_UnblockClient(client, reply.cast())) };
         }
     }
 }
 
 impl Drop for BlockedClient {
     fn drop(&mut self) {
-        self.unblock(Reply::error("ERR the execution was lost before it could reply"));
+        self.unblock(Some(Reply::error(
+            "ERR the execution was lost before it could reply",
+        )));
     }
 }
 
@@ -132,15 +136,18 @@ impl Drop for Measured<'_> {
 
 unsafe extern "C" fn on_reply(
     ctx: *mut raw::RedisModuleCtx,
-    _argv: *mut *mut raw::RedisModuleString,
-    _argc: c_int,
+    argv: *mut *mut raw::RedisModuleString,
+    argc: c_int,
 ) -> c_int {
-    // SAFETY: the server calls this with the data that `answer` gave, before it calls `on_free`.
+    // SAFETY: the server calls this with the data that `answer` gave, before it calls `on_free`, and with the arguments of the
+    // client's command.
     unsafe {
         let reply = api!(RedisModule_GetBlockedClientPrivateData(ctx)).cast::<Reply>();
         if let Some(reply) = reply.as_ref() {
             let _entered = Entered::new();
             reply.send(ctx);
+        } else {
+            waiting::run(ctx, argv, argc, None);
         }
     }
     raw::REDISMODULE_OK as c_int

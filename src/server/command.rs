@@ -19,6 +19,7 @@ use super::{
     reply::Reply,
     string::{Argv, RString},
     syntax,
+    waiting::WaitingClient,
 };
 use crate::error::Error;
 
@@ -46,6 +47,24 @@ pub struct Command<'a> {
 impl<'a> Command<'a> {
     pub fn lock(&self) -> Lock<'a> {
         self.lock
+    }
+
+    /// The command of a client that waited, in whose place the server calls us back.
+    ///
+    /// # Safety
+    /// The context and the arguments are those of the server's call, under its lock.
+    pub(super) unsafe fn of(
+        ctx: *mut raw::RedisModuleCtx,
+        argv: *mut *mut raw::RedisModuleString,
+        argc: c_int,
+        lock: Lock<'a>,
+    ) -> Self {
+        Self {
+            ctx,
+            // SAFETY: by the caller's promise.
+            argv: unsafe { Argv::new(argv, argc) },
+            lock,
+        }
     }
 
     /// The arguments, the command's own name first.
@@ -90,6 +109,13 @@ impl<'a> Command<'a> {
     pub fn block(&self) -> Result<BlockedClient, Error> {
         // SAFETY: the context is that of a running command, and handlers reply after blocking only by the handle.
         unsafe { BlockedClient::block(self.ctx) }.ok_or(Error::ClientCannotWait)
+    }
+
+    /// Suspends the client until its command can be run. `None` if the server does not let it wait. Only where
+    /// [`Command::may_block`] is true.
+    pub fn wait(&self) -> Option<WaitingClient> {
+        // SAFETY: as above.
+        unsafe { WaitingClient::block(self.ctx) }
     }
 
     /// Sends a reply now.
@@ -155,7 +181,7 @@ impl<'a> Command<'a> {
 
     /// True if a client sent it, by itself or in a script, which has its client's user. Not so for functions, and for clients
     /// that the server uses by itself.
-    pub(super) fn has_client(&self) -> bool {
+    pub fn has_client(&self) -> bool {
         let id = self.client_id();
         id != 0 && id < INTERNAL_CLIENTS && !call::is_under_way(self.lock)
     }
@@ -315,8 +341,10 @@ pub struct Definition {
     pub categories: &'static CStr,
     /// The arguments as in `syntax.rs`.
     pub syntax: &'static str,
-    /// The place of the only key, 0 if there is none.
+    /// The place of the first key, 0 if there is none.
     pub key: c_int,
+    /// That of the last one; -1 is the last word.
+    pub last_key: c_int,
     /// One sentence.
     pub summary: &'static CStr,
     pub function: Function,
@@ -340,7 +368,7 @@ impl Definition {
                 Some(self.function),
                 self.flags.as_ptr(),
                 self.key,
-                self.key,
+                self.last_key,
                 c_int::from(self.key > 0)
             ));
             if created != raw::REDISMODULE_OK as c_int {

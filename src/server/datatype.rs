@@ -21,6 +21,7 @@ use super::{
     api,
     call::replicate,
     lock::{Entered, Lock},
+    store,
     string::RString,
 };
 
@@ -113,6 +114,7 @@ pub fn put(lock: Lock<'_>, name: &[u8], value: Kept) -> bool {
         free
     };
     if free {
+        store::signal_modified(lock, 0, name);
         let words = [vec![name.to_vec()], words].concat();
         let words: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
         replicate(lock, command, &words);

@@ -56,6 +56,8 @@ pub enum Class {
     Changes(Changes),
     /// Changes of streams.
     Stream,
+    /// Changes of keys that are loaded when they are missed.
+    Loaded,
 }
 
 /// Classes of changes. The server notifies of those that somebody asked for, and each one costs every command of its class.
@@ -125,6 +127,7 @@ pub fn subscribe(lock: Lock<'_>, class: Class, function: Function) {
         Class::KeyMiss => raw::REDISMODULE_NOTIFY_KEY_MISS,
         Class::Changes(changes) => changes.0,
         Class::Stream => raw::REDISMODULE_NOTIFY_STREAM,
+        Class::Loaded => raw::REDISMODULE_NOTIFY_ALL,
     };
     // SAFETY: the context names our module; the function lives as long as the module.
     unsafe {
@@ -197,6 +200,10 @@ pub enum ServerEvent {
     WritingEnded,
     /// It listens elsewhere than before.
     PortsChanged,
+    /// All keys of a database, or of all databases, were removed.
+    Flushed(Option<i32>),
+    /// Two databases have changed places.
+    Swapped(i32, i32),
     /// The server has done what its clients asked for and is about to wait for more.
     BeforeSleep,
 }
@@ -217,6 +224,8 @@ pub unsafe fn subscribe_server(ctx: *mut raw::RedisModuleCtx, function: ServerFu
     subscribe(raw::REDISMODULE_EVENT_PERSISTENCE);
     // Before 7.0 nobody tells.
     subscribe(raw::REDISMODULE_EVENT_CONFIG);
+    subscribe(raw::REDISMODULE_EVENT_FLUSHDB);
+    subscribe(raw::REDISMODULE_EVENT_SWAPDB);
     has_api!(RedisModule_EventLoopAdd) && subscribe(raw::REDISMODULE_EVENT_EVENTLOOP)
 }
 
@@ -252,6 +261,20 @@ pub unsafe fn run_server_event(
         raw::REDISMODULE_EVENT_CONFIG if unsafe { names_a_port(data.cast()) } => ServerEvent::PortsChanged,
         raw::REDISMODULE_EVENT_EVENTLOOP if sub_event == raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP => {
             ServerEvent::BeforeSleep
+        }
+        raw::REDISMODULE_EVENT_FLUSHDB => {
+            // SAFETY: what the server passes on with this event; both its beginning and its end are of interest.
+            let Some(info) = (unsafe { data.cast::<raw::RedisModuleFlushInfo>().as_ref() }) else {
+                return;
+            };
+            ServerEvent::Flushed((info.dbnum >= 0).then_some(info.dbnum))
+        }
+        raw::REDISMODULE_EVENT_SWAPDB => {
+            // SAFETY: as above.
+            let Some(info) = (unsafe { data.cast::<raw::RedisModuleSwapDbInfo>().as_ref() }) else {
+                return;
+            };
+            ServerEvent::Swapped(info.dbnum_first, info.dbnum_second)
         }
         _ => return,
     };

@@ -8,7 +8,12 @@ use std::{
 
 use redis_module::raw;
 
-use super::{client::User, key, lock::Lock, refused, string};
+use super::{
+    client::User,
+    key::{self, Life},
+    lock::Lock,
+    refused, string,
+};
 
 /// The name of a proxy command as one object of ours.
 ///
@@ -79,11 +84,14 @@ impl<'a> Passing<'a> {
         unsafe { api!(RedisModule_CommandFilterGetClientId(self.filter)) }
     }
 
-    /// Looks whether the key at `index` exists in `db`, leaving no trace. Only where `Features::quiet_open`.
-    pub fn key_exists(self, db: i32, index: usize) -> bool {
+    /// Looks how long the key at `index` is there in `db`, leaving no trace. Only where `Features::quiet_open`.
+    pub fn key_life(self, db: i32, index: usize) -> Life {
         let name = self.raw_arg(index);
-        // SAFETY: the string is alive; null is excluded first.
-        !name.is_null() && unsafe { key::exists_quietly(self.lock, db, name) }
+        if name.is_null() {
+            return Life::Missing;
+        }
+        // SAFETY: the string is alive.
+        unsafe { key::life_quietly(self.lock, db, name) }
     }
 
     /// True when the user of client `id` may run the command both as it is and behind `proxy`.

@@ -41,17 +41,16 @@ const QUIET_BEFORE_7_2: u32 =
 /// One of the two, constant after [`init`].
 static MODE: AtomicI32 = AtomicI32::new(QUIET as i32);
 
-/// Chooses how keys are opened and read. Called once, while the module loads; returns the module option that this needs.
-pub(super) fn init(lock: Lock<'_>, features: Features) -> u32 {
+/// Chooses how keys are opened and read. Called once, while the module loads.
+pub(super) fn init(lock: Lock<'_>, features: Features) {
     let version = Version::of_server(lock);
     text::init(lock, version);
     home::init(version);
     call::init(version);
     if features.quiet_open {
-        return 0;
+        return;
     }
     MODE.store(QUIET_BEFORE_7_2 as i32, Ordering::Relaxed);
-    raw::REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED
 }
 
 /// The type of a key. The names are those of the `keyTypes` argument.
@@ -163,20 +162,77 @@ const OK: c_int = raw::REDISMODULE_OK as c_int;
 /// A command's clock may be that much ahead of the one that a look before it goes by.
 const CLOCK_MARGIN_MS: i64 = 10;
 
-/// True if the key is there and will be when the command that names it runs: not if it expires in this moment.
+/// How long a key is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// It is not there, or will not be when the command that names it runs.
+    Missing,
+    Endless,
+    /// The moment at which it expires (Unix time), and the time until then, both in milliseconds.
+    Until {
+        at_ms: i64,
+        left_ms: i64,
+    },
+}
+
+/// How long the key is there, without any trace.
 ///
 /// # Safety
 /// `name` is alive, and the server knows the quiet flags.
-pub(super) unsafe fn exists_quietly(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleString) -> bool {
+pub(super) unsafe fn life_quietly(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleString) -> Life {
     // SAFETY: by the caller's promise. An expired key reads as absent.
+    unsafe { life_of(&open(lock, db, name)) }
+}
+
+/// # Safety
+/// The server's lock is held, and the key belongs to what is there now.
+unsafe fn life_of(opened: &Opened<'_>) -> Life {
+    if opened.0.is_null() {
+        return Life::Missing;
+    }
+    let knows_moments = has_api!(RedisModule_GetAbsExpire);
+    // SAFETY: the key is open.
     unsafe {
-        let opened = open(lock, db, name);
-        if opened.0.is_null() {
-            return false;
+        if !knows_moments {
+            // Before 6.2.2.
+            return match api!(RedisModule_GetExpire(opened.0)) {
+                left if left == i64::from(raw::REDISMODULE_NO_EXPIRE) => Life::Endless,
+                left_ms => Life::Until {
+                    at_ms: left_ms + api!(RedisModule_Milliseconds()),
+                    left_ms,
+                },
+            };
         }
-        let expires_ms = api!(RedisModule_GetAbsExpire(opened.0));
-        expires_ms == i64::from(raw::REDISMODULE_NO_EXPIRE)
-            || expires_ms > api!(RedisModule_Milliseconds()) + CLOCK_MARGIN_MS
+        let at_ms = api!(RedisModule_GetAbsExpire(opened.0));
+        if at_ms == i64::from(raw::REDISMODULE_NO_EXPIRE) {
+            return Life::Endless;
+        }
+        let left_ms = at_ms - api!(RedisModule_Milliseconds());
+        if left_ms > CLOCK_MARGIN_MS {
+            Life::Until { at_ms, left_ms }
+        } else {
+            Life::Missing
+        }
+    }
+}
+
+/// The Unix time in milliseconds.
+pub fn now_ms(_lock: Lock<'_>) -> i64 {
+    // SAFETY: takes no argument.
+    unsafe { api!(RedisModule_Milliseconds()) }
+}
+
+/// How long a key is there, on any server.
+pub fn life(lock: Lock<'_>, db: i32, name: &[u8]) -> Life {
+    let _mute = Mute::new();
+    let name = RString::new(lock, name);
+    // SAFETY: the string lives to the end of this function. A look for writing at a key that is not there gives a key, too.
+    unsafe {
+        let opened = open(lock, db, name.as_raw());
+        match Kind::of(&opened) {
+            Kind::Empty => Life::Missing,
+            _ => life_of(&opened),
+        }
     }
 }
 

@@ -144,8 +144,10 @@ pub unsafe fn run(
         lock::init(ctx);
         after::init();
         // Damaged files are refused with a reason of ours instead of ending the server on the spot.
+        // Whoever writes to a key natively signals that by himself, when it is time for it.
         let options =
-            raw::REDISMODULE_OPTIONS_HANDLE_IO_ERRORS | key::init(entered.lock(), Features::probe());
+            raw::REDISMODULE_OPTIONS_HANDLE_IO_ERRORS | raw::REDISMODULE_OPTION_NO_IMPLICIT_SIGNAL_MODIFIED;
+        key::init(entered.lock(), Features::probe());
         api!(RedisModule_SetModuleOptions(ctx, options as c_int));
         Loading {
             ctx,

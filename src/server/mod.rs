@@ -29,10 +29,12 @@ mod refused;
 pub mod reply;
 pub mod room;
 pub mod slots;
+pub mod store;
 pub mod string;
 mod syntax;
 mod text;
 pub mod version;
+pub mod waiting;
 
 /// The raw bindings, for signatures only: calls go through [`api!`].
 pub use redis_module::raw;

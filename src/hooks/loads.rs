@@ -1,0 +1,339 @@
+//! Keys that are loaded when a command misses them: what the filter and the proxy command ask about them. Who loads is in the
+//! room `read_through`, behind [`Loads`].
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, AtomicU64, Ordering},
+};
+
+use super::{
+    Hooks, RunningGuard,
+    table::{CommandSpec, Entry, Rule},
+};
+use crate::{
+    engine::{id::Id, prefix::Pattern},
+    error::Error,
+    server::{
+        api,
+        call::{CallReply, Refusal, call_original},
+        client::ClientState,
+        command::{Answer, Command},
+        filter::Passing,
+        key::{self, Life},
+        lock::Lock,
+        room,
+    },
+};
+
+/// What a hit looks at. Changed and counted under the server's lock only, so that plain loads and stores do.
+#[derive(Default)]
+pub struct Hot {
+    hits: AtomicU64,
+    /// A value that lives for less than so many milliseconds is to be looked at.
+    below_ms: AtomicI64,
+}
+
+impl Hot {
+    pub fn set_below(&self, ms: i64) {
+        self.below_ms.store(ms, Ordering::Relaxed);
+    }
+
+    pub fn hits(&self) -> u64 {
+        self.hits.load(Ordering::Relaxed)
+    }
+
+    pub fn clear(&self) {
+        self.hits.store(0, Ordering::Relaxed);
+    }
+
+    fn count_hit(&self) {
+        self.hits.store(self.hits() + 1, Ordering::Relaxed);
+    }
+}
+
+/// One registration's interest in a command.
+pub(super) struct LoadRule {
+    pub(super) registration: Id,
+    pub(super) pattern: Pattern,
+    hot: Arc<Hot>,
+}
+
+/// A missing key of a command, and the registration that loads it.
+#[derive(Clone, Copy, Debug)]
+pub struct Missing<'a> {
+    pub registration: Id,
+    pub name: &'a [u8],
+}
+
+/// What becomes of a command whose keys are missing.
+pub enum Wait {
+    /// It runs at once.
+    No,
+    /// Its client waits, and is answered later.
+    Waits,
+    Refused(Answer),
+}
+
+/// Who loads keys. Called under the server's lock.
+pub trait Loads: Send + Sync {
+    /// A hit showed that a value is near its end.
+    fn ageing(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8], at_ms: i64, left_ms: i64);
+
+    /// The key is known to be absent: nobody waits for it. Counted.
+    fn is_absent(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8]) -> bool;
+
+    /// Whether it matters that the key is removed.
+    fn minds(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> bool;
+
+    /// The key was removed, whether it was there or not.
+    fn removed(&self, lock: Lock<'_>, db: i32, name: &[u8]);
+
+    /// Keys of a command that is about to run are missing. `writes`: it is a writing one.
+    fn wait(&self, command: &Command<'_>, missing: &[Missing<'_>], writes: bool) -> Wait;
+
+    /// A command missed keys whose caller cannot wait.
+    fn count_plain(&self, lock: Lock<'_>, registration: Id);
+}
+
+/// Commands that remove keys, in lower case; what they remove matters also where it is not there.
+pub(super) const REMOVERS: [&str; 2] = ["del", "unlink"];
+
+impl Hooks {
+    /// Told once who loads.
+    pub fn connect(&self, loads: Arc<dyn Loads>) {
+        // A second call cannot happen: the module cannot be loaded twice.
+        let _ = self.loads.set(loads);
+    }
+
+    /// Asks the server about the commands of a registration that loads: those that were named, or else those of `default`
+    /// that the server has.
+    ///
+    /// # Errors
+    /// One that was named cannot be linked (docs/contract/readers-and-events.md 10.1).
+    pub fn look_up_loads(
+        &self,
+        lock: Lock<'_>,
+        named: Option<&[String]>,
+        default: &[&str],
+        pattern: &Pattern,
+    ) -> Result<Vec<CommandSpec>, Error> {
+        if let Some(named) = named {
+            let found = self.look_up(lock, named, pattern)?;
+            if found.iter().any(|spec| !spec.has_keys()) {
+                return Err(Error::CommandWithoutKeys);
+            }
+            return Ok(found);
+        }
+        let mut found = Vec::new();
+        for name in default {
+            let known = self.look_up(lock, &[(*name).to_owned()], pattern);
+            found.extend(known.into_iter().flatten().filter(CommandSpec::has_keys));
+        }
+        Ok(found)
+    }
+
+    /// Loads the keys of a registration when one of the commands misses them.
+    pub fn link_loads(
+        &self,
+        lock: Lock<'_>,
+        registration: Id,
+        commands: Vec<CommandSpec>,
+        pattern: &Pattern,
+        hot: &Arc<Hot>,
+    ) {
+        let mut removers = Vec::new();
+        for name in REMOVERS {
+            match self.look_up(lock, &[name.to_owned()], &Pattern::Everything) {
+                Ok(found) => removers.extend(found),
+                Err(error) => api::log_warning(&format!(
+                    "read_through does not notice {name} of a key that is not there: {error}"
+                )),
+            }
+        }
+        let mut table = self.table.write(lock);
+        for spec in commands {
+            let loads = &mut table.entry(spec).loads;
+            loads.push(LoadRule {
+                registration,
+                pattern: pattern.clone(),
+                hot: Arc::clone(hot),
+            });
+            loads.sort_by_key(|rule| std::cmp::Reverse(nearness(&rule.pattern)));
+        }
+        for spec in removers {
+            table.entry(spec).removers.push(Rule {
+                registration,
+                pattern: pattern.clone(),
+                only_misses: true,
+            });
+        }
+        table.recompute();
+        drop(table);
+        self.install(lock);
+    }
+
+    /// Whether a command of a client outside of transactions goes behind a proxy command.
+    pub(super) fn wants_proxy(&self, entry: &Entry, passing: Passing<'_>, client: ClientState) -> bool {
+        if !entry.spec.has_keys() {
+            return entry.concerns(passing, |_| true);
+        }
+        let lock = passing.lock();
+        let loads = self.loads.get();
+        entry.spec.key_positions(passing.len()).any(|position| {
+            let Some(key) = passing.arg(position) else {
+                return false;
+            };
+            let linked = entry.links(key);
+            if linked && !entry.only_misses {
+                return true;
+            }
+            if entry.removes(key) && loads.is_some_and(|loads| loads.minds(lock, client.db, key)) {
+                return true;
+            }
+            let load = entry.load_of(key);
+            if !linked && load.is_none() {
+                return false;
+            }
+            let life = passing.key_life(client.db, position);
+            if life != Life::Missing && room::may_evict(lock) {
+                // It may be gone when the command runs, which looks again.
+                return true;
+            }
+            if let Some(rule) = load {
+                return self.wants_load(lock, rule, client.db, key, life)
+                    || (linked && life == Life::Missing);
+            }
+            life == Life::Missing
+        })
+    }
+
+    /// Counts a hit; true if the key is to be loaded before the command runs.
+    fn wants_load(&self, lock: Lock<'_>, rule: &LoadRule, db: i32, key: &[u8], life: Life) -> bool {
+        let loads = self.loads.get();
+        match life {
+            Life::Missing => loads.is_some_and(|loads| !loads.is_absent(lock, rule.registration, db, key)),
+            Life::Endless => {
+                rule.hot.count_hit();
+                false
+            }
+            Life::Until { at_ms, left_ms } => {
+                rule.hot.count_hit();
+                if left_ms < rule.hot.below_ms.load(Ordering::Relaxed) {
+                    if let Some(loads) = loads {
+                        loads.ageing(lock, rule.registration, db, key, at_ms, left_ms);
+                    }
+                }
+                false
+            }
+        }
+    }
+
+    /// Lets the client of a command wait whose keys are to be loaded. `None`: the command runs.
+    ///
+    /// # Errors
+    /// The user may not run it.
+    pub(super) fn wait_for_loads(
+        &self,
+        command: &Command<'_>,
+        cleared: bool,
+    ) -> Result<Option<Answer>, Refusal> {
+        let (lock, original) = (command.lock(), command.argv().skip(1));
+        let Some(loads) = self.loads.get() else {
+            return Ok(None);
+        };
+        let table = self.table.read(lock);
+        let entry = original.get(0).and_then(|name| table.find(name));
+        let Some(entry) = entry.filter(|entry| !entry.loads.is_empty() && entry.spec.takes(original.len()))
+        else {
+            return Ok(None);
+        };
+        let (db, writes) = (command.db(), entry.spec.writes());
+        let mut missing: Vec<Missing<'_>> = Vec::new();
+        for position in entry.spec.key_positions(original.len()) {
+            let Some(name) = original.get(position) else {
+                continue;
+            };
+            let Some(rule) = entry.load_of(name) else { continue };
+            let life = key::life(lock, db, name);
+            // Where the filter looked, it has counted what it saw.
+            let wanted = if self.features.quiet_open && cleared {
+                life == Life::Missing && !loads.is_absent(lock, rule.registration, db, name)
+            } else {
+                self.wants_load(lock, rule, db, name, life)
+            };
+            if wanted && !missing.iter().any(|other| other.name == name) {
+                missing.push(Missing {
+                    registration: rule.registration,
+                    name,
+                });
+            }
+        }
+        drop(table);
+        let Some(first) = missing.first() else {
+            return Ok(None);
+        };
+        if !command.may_block() || !command.has_client() {
+            loads.count_plain(lock, first.registration);
+            return Ok(None);
+        }
+        if !cleared && !command.sender_may_run(original) {
+            return Err(Refusal::NotPermitted);
+        }
+        Ok(match loads.wait(command, &missing, writes) {
+            Wait::No => None,
+            Wait::Waits => Some(Answer::Done),
+            Wait::Refused(answer) => Some(answer),
+        })
+    }
+
+    /// A command that removes keys has run.
+    pub(super) fn tell_removed(&self, command: &Command<'_>) {
+        let (lock, original) = (command.lock(), command.argv().skip(1));
+        let Some(loads) = self.loads.get() else { return };
+        let table = self.table.read(lock);
+        let entry = original.get(0).and_then(|name| table.find(name));
+        let Some(entry) = entry.filter(|entry| !entry.removers.is_empty()) else {
+            return;
+        };
+        let positions: Vec<usize> = entry.spec.key_positions(original.len()).collect();
+        drop(table);
+        for name in positions
+            .into_iter()
+            .filter_map(|position| original.get(position))
+        {
+            loads.removed(lock, command.db(), name);
+        }
+    }
+
+    /// The first key of the command behind the proxy command.
+    pub fn first_key<'a>(&self, command: &Command<'a>) -> Option<&'a [u8]> {
+        let original = command.argv().skip(1);
+        let table = self.table.read(command.lock());
+        let entry = table.find(original.get(0)?)?;
+        let place = entry.spec.key_positions(original.len()).next()?;
+        original.get(place)
+    }
+
+    /// Runs the command of a client that has waited, in whose place the server calls us back.
+    ///
+    /// # Errors
+    /// The user may not run it any more.
+    pub fn run_awaited(&self, command: &Command<'_>) -> Result<CallReply, Refusal> {
+        let original = command.argv().skip(1);
+        command.as_current(1, || {
+            // The filter leaves it alone: it has waited.
+            let _running = RunningGuard::enter(self, command.lock());
+            let _bypass = self.bypass(command.lock());
+            call_original(command, self.features, original, false)
+        })
+    }
+}
+
+/// An exact name is nearest, then the longest prefix.
+pub fn nearness(pattern: &Pattern) -> usize {
+    match pattern {
+        Pattern::Everything => 0,
+        Pattern::Prefix(prefix) => prefix.len(),
+        Pattern::Exactly(_) => usize::MAX,
+    }
+}

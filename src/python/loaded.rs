@@ -1,0 +1,294 @@
+//! What a loader returned, as values that the server can store. Contract: docs/contract/read-through.md chapter 1.
+//!
+//! Called attached, on the thread that finished the load: the text of an object may run code of users.
+
+use pyo3::{
+    intern,
+    prelude::*,
+    sync::PyOnceLock,
+    types::{
+        PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyFrozenSet, PyInt, PyList, PySet, PyString, PyTuple,
+        PyType,
+    },
+};
+
+use super::{
+    attach::attach,
+    convert::{object_record, record_object},
+    errors,
+    language::CPython,
+};
+use crate::{
+    engine::{
+        language::{Called, Function},
+        record::{Record, Value},
+    },
+    read_through::{Failed, Key, Lifetime, Loaded, Unpack},
+    server::store::Content,
+};
+
+impl Unpack for CPython {
+    fn unpack(
+        &self,
+        keys: &[Key],
+        returned: Record,
+        batch: bool,
+        ttl: Option<&dyn Function>,
+    ) -> Result<Vec<Result<Loaded, Failed>>, Failed> {
+        attach(|py| {
+            let returned = record_object(py, returned).map_err(|error| failed(py, &error))?;
+            if batch {
+                let values = of_batch(py, keys, &returned).map_err(|error| failed(py, &error))?;
+                let values = keys.iter().zip(values);
+                return Ok(values
+                    .map(|(key, value)| match value {
+                        Some(value) => loaded(py, key, &value, ttl).map_err(|error| failed(py, &error)),
+                        None => Ok(Loaded {
+                            content: None,
+                            lifetime: Lifetime::Default,
+                        }),
+                    })
+                    .collect());
+            }
+            let values = keys
+                .iter()
+                .map(|key| loaded(py, key, &returned, ttl).map_err(|error| failed(py, &error)));
+            Ok(values.collect())
+        })
+    }
+}
+
+fn failed(py: Python<'_>, error: &PyErr) -> Failed {
+    Failed {
+        kind: errors::kind(py, error),
+        text: errors::text_of_callback(py, error),
+    }
+}
+
+fn wrong(text: String) -> PyErr {
+    pyo3::exceptions::PyTypeError::new_err(text)
+}
+
+fn name_of(object: &Bound<'_, PyAny>) -> String {
+    let name = object.get_type().fully_qualified_name();
+    name.map_or_else(|_| "an object".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The values of a batch, in the order of the keys; `None` for those that the dict does not have.
+fn of_batch<'py>(
+    py: Python<'py>,
+    keys: &[Key],
+    returned: &Bound<'py, PyAny>,
+) -> PyResult<Vec<Option<Bound<'py, PyAny>>>> {
+    if let Ok(dict) = returned.cast::<PyDict>() {
+        return keys
+            .iter()
+            .map(|key| {
+                let name = record_object(py, Record::Native(Value::Key(key.name.to_vec())))?;
+                dict.get_item(name)
+            })
+            .collect();
+    }
+    let values: Vec<_> = if let Ok(list) = returned.cast::<PyList>() {
+        list.iter().collect()
+    } else if let Ok(tuple) = returned.cast::<PyTuple>() {
+        tuple.iter().collect()
+    } else {
+        return Err(wrong(format!(
+            "read_through: batch: expected a loader that returns a dict or a list, got {}",
+            name_of(returned)
+        )));
+    };
+    if values.len() != keys.len() {
+        return Err(wrong(format!(
+            "read_through: batch: expected a list of {} values, one for each key, got {}",
+            keys.len(),
+            values.len()
+        )));
+    }
+    Ok(values.into_iter().map(Some).collect())
+}
+
+fn is_a(object: &Bound<'_, PyAny>, slot: &'static PyOnceLock<Py<PyType>>, name: &str) -> PyResult<bool> {
+    object.is_instance(slot.import(object.py(), "pinion_read_through", name)?)
+}
+
+fn loaded(
+    py: Python<'_>,
+    key: &Key,
+    value: &Bound<'_, PyAny>,
+    ttl: Option<&dyn Function>,
+) -> PyResult<Loaded> {
+    static LOADED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    if is_a(value, &LOADED, "Loaded")? {
+        let content = content(&value.getattr(intern!(py, "value"))?)?;
+        let lifetime = lifetime(&value.getattr(intern!(py, "ttl"))?, "Loaded's ttl")?;
+        return Ok(Loaded { content, lifetime });
+    }
+    let content = content(value)?;
+    let lifetime = match ttl {
+        Some(function) if content.is_some() => {
+            let name = Record::Native(Value::Key(key.name.to_vec()));
+            let called = function.fold(Some(name), object_record(value.clone()));
+            let seconds = match called.map_err(errors::gears_error)? {
+                Called::Now(seconds) => record_object(py, seconds)?,
+                Called::Later(..) => {
+                    return Err(wrong("read_through: ttl: expected a plain function".into()));
+                }
+            };
+            lifetime(&seconds, "the function given as ttl")?
+        }
+        _ => Lifetime::Default,
+    };
+    Ok(Loaded { content, lifetime })
+}
+
+/// 0 is not kept, `None` is endless.
+fn lifetime(seconds: &Bound<'_, PyAny>, whose: &str) -> PyResult<Lifetime> {
+    if seconds.is_none() {
+        return Ok(Lifetime::Endless);
+    }
+    let number = if seconds.is_instance_of::<PyBool>() {
+        None
+    } else if seconds.is_instance_of::<PyInt>() || seconds.is_instance_of::<PyFloat>() {
+        seconds.extract::<f64>().ok()
+    } else {
+        None
+    };
+    match number {
+        Some(0.0) => Ok(Lifetime::NotKept),
+        Some(number) if number > 0.0 && number.is_finite() => Ok(Lifetime::Seconds(number)),
+        _ => Err(wrong(format!(
+            "read_through: expected seconds above 0, 0 or None of {whose}, got {}",
+            seconds.repr()?.to_string_lossy()
+        ))),
+    }
+}
+
+/// `None` for what stands for "there is no such value".
+fn content(value: &Bound<'_, PyAny>) -> PyResult<Option<Content>> {
+    static SORTED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
+    if value.is_none() {
+        return Ok(None);
+    }
+    if let Some(text) = text(value)? {
+        return Ok(Some(Content::String(text)));
+    }
+    if let Ok(dict) = value.cast::<PyDict>() {
+        if is_a(value, &SORTED, "Sorted")? {
+            return sorted(dict);
+        }
+        let mut fields: Vec<(Vec<u8>, Vec<u8>)> = Vec::with_capacity(dict.len());
+        for (name, value) in dict.iter() {
+            if !value.is_none() {
+                fields.push((item(&name, "a hash's field")?, item(&value, "a hash's value")?));
+            }
+        }
+        return Ok(not_empty(fields, Content::Hash));
+    }
+    let items = |items: Vec<Bound<'_, PyAny>>, what: &str| -> PyResult<Vec<Vec<u8>>> {
+        items.iter().map(|value| item(value, what)).collect()
+    };
+    if let Ok(list) = value.cast::<PyList>() {
+        return Ok(not_empty(
+            items(list.iter().collect(), "a list's item")?,
+            Content::List,
+        ));
+    }
+    if let Ok(tuple) = value.cast::<PyTuple>() {
+        return Ok(not_empty(
+            items(tuple.iter().collect(), "a list's item")?,
+            Content::List,
+        ));
+    }
+    if let Ok(set) = value.cast::<PySet>() {
+        return Ok(not_empty(
+            items(set.iter().collect(), "a set's member")?,
+            Content::Set,
+        ));
+    }
+    if let Ok(set) = value.cast::<PyFrozenSet>() {
+        return Ok(not_empty(
+            items(set.iter().collect(), "a set's member")?,
+            Content::Set,
+        ));
+    }
+    Err(wrong(format!(
+        "read_through: expected None, a text, bytes, a number, a date, a dict, a list, a set, Sorted or Loaded of the loader, got {}",
+        name_of(value)
+    )))
+}
+
+fn not_empty<T>(items: Vec<T>, content: impl FnOnce(Vec<T>) -> Content) -> Option<Content> {
+    (!items.is_empty()).then(|| content(items))
+}
+
+fn sorted(dict: &Bound<'_, PyDict>) -> PyResult<Option<Content>> {
+    let mut members = Vec::with_capacity(dict.len());
+    for (member, score) in dict.iter() {
+        let number = if score.is_instance_of::<PyBool>() {
+            None
+        } else {
+            score.extract::<f64>().ok().filter(|number| !number.is_nan())
+        };
+        let Some(number) = number else {
+            return Err(wrong(format!(
+                "read_through: expected a number as a score of Sorted, got {}",
+                name_of(&score)
+            )));
+        };
+        members.push((item(&member, "a member of Sorted")?, number));
+    }
+    Ok(not_empty(members, Content::Sorted))
+}
+
+/// A part of a container.
+fn item(value: &Bound<'_, PyAny>, what: &str) -> PyResult<Vec<u8>> {
+    text(value)?.ok_or_else(|| {
+        wrong(format!(
+            "read_through: expected a text, bytes, a number or a date as {what}, got {}",
+            name_of(value)
+        ))
+    })
+}
+
+/// The bytes of what is a string value; `None` for anything else.
+fn text(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u8>>> {
+    if let Ok(text) = value.cast::<PyString>() {
+        return Ok(Some(text.to_str()?.as_bytes().to_vec()));
+    }
+    if let Ok(bytes) = value.cast::<PyBytes>() {
+        return Ok(Some(bytes.as_bytes().to_vec()));
+    }
+    if let Ok(bytes) = value.cast::<PyByteArray>() {
+        return Ok(Some(bytes.to_vec()));
+    }
+    if value.is_instance_of::<PyBool>() {
+        return Ok(None);
+    }
+    if value.is_instance_of::<PyInt>() || value.is_instance_of::<PyFloat>() || has_a_text(value)? {
+        return Ok(Some(value.str()?.to_str()?.as_bytes().to_vec()));
+    }
+    Ok(None)
+}
+
+/// Types whose `str()` is the value.
+fn has_a_text(value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    static TYPES: PyOnceLock<Py<PyTuple>> = PyOnceLock::new();
+    let py = value.py();
+    let types = TYPES.get_or_try_init(py, || {
+        let types = [
+            ("decimal", "Decimal"),
+            ("uuid", "UUID"),
+            ("datetime", "date"),
+            ("datetime", "time"),
+            ("datetime", "timedelta"),
+        ];
+        let types = types
+            .into_iter()
+            .map(|(module, name)| PyModule::import(py, module)?.getattr(name))
+            .collect::<PyResult<Vec<_>>>()?;
+        Ok::<_, PyErr>(PyTuple::new(py, types)?.unbind())
+    })?;
+    value.is_instance(types.bind(py).as_any())
+}

@@ -1,0 +1,245 @@
+//! Lets clients go that have waited, a slice of them in each turn of the server's loop, and answers them: the server calls
+//! back with the client's own arguments.
+
+use std::time::{Duration, Instant};
+
+use super::{Key, Leave, Lifetime, Loaded, ReadThrough, Who, machine::Purpose};
+use crate::{
+    engine::members::slot_of,
+    error::Error,
+    server::{
+        command::Command,
+        key::{self, Life},
+        lock::Lock,
+        reply::Reply,
+        store,
+        waiting::{Note, Waiting},
+    },
+};
+
+/// How long answering may hold the server up in one turn of its loop.
+const SLICE: Duration = Duration::from_millis(2);
+const FIRST: usize = 32;
+const FEWEST: usize = 1;
+const MOST: usize = 4096;
+
+/// How many clients are let go at a time.
+pub(super) struct Pace {
+    slice: usize,
+    let_go: usize,
+    spent: Duration,
+    /// How many slices there were.
+    pub(super) slices: u64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            slice: FIRST,
+            let_go: 0,
+            spent: Duration::ZERO,
+            slices: 0,
+        }
+    }
+}
+
+impl Pace {
+    /// How many may go now, by what the last ones took.
+    fn next(&mut self) -> usize {
+        if self.let_go > 0 {
+            let each = self.spent.as_secs_f64() / self.let_go as f64;
+            let fit = SLICE.as_secs_f64() / each.max(1e-7);
+            // By and by: one client may be far from the next.
+            self.slice = (fit as usize).min(self.slice * 2).clamp(FEWEST, MOST);
+        } else {
+            // What comes after a rest may be something else.
+            self.slice = self.slice.min(FIRST);
+        }
+        (self.let_go, self.spent) = (0, Duration::ZERO);
+        self.slice
+    }
+}
+
+/// What a client is let go with.
+struct Awaited {
+    /// Keys with a value at hand.
+    keys: Vec<Key>,
+    /// Its command writes.
+    writes: bool,
+}
+
+impl ReadThrough {
+    /// Lets the next ones go. While clients are paused only those whose command is not run.
+    pub(super) fn let_go(&self, lock: Lock<'_>, paused: bool) {
+        let slice = {
+            let mut state = self.state.write(lock);
+            let slice = state.pace.next();
+            slice.min(state.leaving.len())
+        };
+        if slice > 0 {
+            self.state.write(lock).pace.slices += 1;
+        }
+        for _ in 0..slice {
+            let next = self.state.write(lock).leaving.pop_front();
+            let Some((number, leave)) = next else { break };
+            match leave {
+                Leave::Reply(reply) => self.let_one_go(lock, number, Some(reply)),
+                leave if paused => self.state.write(lock).leaving.push_back((number, leave)),
+                Leave::Served if self.has_lost(lock, number) => {}
+                _ => self.let_one_go(lock, number, None),
+            }
+        }
+        if !paused && !self.state.read(lock).leaving.is_empty() {
+            self.wake();
+        }
+    }
+
+    /// True if a value for which somebody waited is gone, and may not be put back: he waits again.
+    fn has_lost(&self, lock: Lock<'_>, number: u64) -> bool {
+        let state = self.state.read(lock);
+        let keys = state.machine.lost_keys(number);
+        drop(state);
+        let gone: Vec<Key> = keys
+            .into_iter()
+            .filter(|key| {
+                key::life(lock, key.db, &key.name) == Life::Missing
+                    && store::is_local(lock, self.engine.features, key.db, &key.name)
+            })
+            .collect();
+        if gone.is_empty() || !self.engine.is_serving() {
+            return false;
+        }
+        let now = self.now();
+        let asks = self.asks_for(lock, now, &gone);
+        if asks.is_empty() {
+            return false;
+        }
+        self.state.write(lock).machine.ask_again(now, number, &asks);
+        true
+    }
+
+    fn let_one_go(&self, lock: Lock<'_>, number: u64, reply: Option<Reply>) {
+        let mut state = self.state.write(lock);
+        let Some((keys, purpose)) = state.machine.release(number) else {
+            return;
+        };
+        let Some(who) = state.clients.remove(&number) else {
+            return;
+        };
+        if let Who::Client(client) = &who {
+            state.numbers.remove(&(client.address() as u64));
+        }
+        state.pace.let_go += 1;
+        drop(state);
+        let (reply, writes) = match purpose {
+            Purpose::Command { writes } => (reply, writes),
+            Purpose::Refresh(count) => {
+                let count = Reply::Int(i64::try_from(count).unwrap_or(i64::MAX));
+                (Some(reply.unwrap_or(count)), false)
+            }
+        };
+        match who {
+            Who::Client(client) => client.let_go(
+                lock,
+                Note {
+                    reply,
+                    more: Box::new(Awaited { keys, writes }),
+                },
+            ),
+            Who::Told(told) => {
+                told(reply.unwrap_or(Reply::Null));
+                self.replied(lock, &keys);
+            }
+        }
+    }
+
+    /// Nobody waits for these keys behind this reply any more: whoever watches or caches them hears of what was loaded.
+    fn replied(&self, lock: Lock<'_>, keys: &[Key]) {
+        for key in keys {
+            if self.state.write(lock).machine.replied(key) {
+                store::signal_modified(lock, key.db, &key.name);
+            }
+        }
+    }
+
+    /// Sees to it that the values are there which the command waited for; those that are to be taken away after it.
+    fn provide<'a>(&self, lock: Lock<'_>, awaited: &'a Awaited) -> Vec<&'a Key> {
+        let mut guests = Vec::new();
+        for key in &awaited.keys {
+            let state = self.state.read(lock);
+            let loaded = state.machine.landed(key).and_then(|landed| landed.value.clone());
+            let rule = state.served_for(&key.name);
+            drop(state);
+            let Some(loaded) = loaded else { continue };
+            let Some(content) = &loaded.content else { continue };
+            if key::life(lock, key.db, &key.name) != Life::Missing {
+                continue;
+            }
+            if let (true, Some(rule)) = (awaited.writes, rule) {
+                let kept = Loaded {
+                    lifetime: match loaded.lifetime {
+                        Lifetime::NotKept => Lifetime::Default,
+                        other => other,
+                    },
+                    ..Loaded::clone(&loaded)
+                };
+                self.store(lock, rule, key, &kept);
+                continue;
+            }
+            self.quietly(lock, || store::put_quietly(lock, key.db, &key.name, content));
+            guests.push(key);
+        }
+        guests
+    }
+}
+
+impl Waiting for ReadThrough {
+    fn answer(&self, command: &Command<'_>, note: Option<&Note>) {
+        if let Some(reply) = note.and_then(|note| note.reply.as_ref()) {
+            command.send(reply);
+            return;
+        }
+        let begun = Instant::now();
+        let lock = command.lock();
+        let awaited = note.and_then(|note| note.more.downcast_ref::<Awaited>());
+        let guests = awaited.map_or_else(Vec::new, |awaited| self.provide(lock, awaited));
+        match self.hooks.run_awaited(command) {
+            Ok(reply) if reply.is_foreign() => {
+                let slot = self.hooks.first_key(command).map(slot_of);
+                let redirection = store::redirection(lock, self.engine.features, slot.unwrap_or(0));
+                command.send(&redirection);
+            }
+            Ok(reply) => reply.forward(command),
+            Err(_) => {
+                let name = command.argv().get(1).unwrap_or_default().to_ascii_lowercase();
+                command.send(&Error::NotPermitted(String::from_utf8_lossy(&name).into_owned()).into());
+            }
+        }
+        for key in guests {
+            self.quietly(lock, || store::take_quietly(lock, key.db, &key.name));
+        }
+        self.state.write(lock).pace.spent += begun.elapsed();
+    }
+
+    fn gone(&self, lock: Lock<'_>, address: usize) {
+        let mut state = self.state.write(lock);
+        let Some(number) = state.numbers.remove(&(address as u64)) else {
+            return;
+        };
+        let client = state.clients.remove(&number);
+        let released = state.machine.release(number);
+        drop(state);
+        if let Some((keys, _)) = released {
+            self.replied(lock, &keys);
+        }
+        if let Some(Who::Client(client)) = client {
+            client.forget(lock);
+        }
+    }
+
+    fn answered(&self, lock: Lock<'_>, note: Note) {
+        if let Ok(awaited) = note.more.downcast::<Awaited>() {
+            self.replied(lock, &awaited.keys);
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Somebody wants keys: he joins the loads that are under way, or new ones begin.
+
+use super::{Action, Ask, Change, Due, Flight, Load, Machine, Purpose, Stage, Time, Waiter, Wanted, Why};
+use crate::{
+    engine::id::Id,
+    read_through::{keys::Key, rule::Rule},
+};
+
+impl<V> Machine<V> {
+    /// Somebody waits for these keys, which are distinct. His number.
+    ///
+    /// # Errors
+    /// It is refused, on behalf of a registration; nothing has changed then but its counter.
+    pub fn ask(&mut self, now: Time, asks: &[Ask], purpose: Purpose) -> Result<u64, (Id, Why)> {
+        if let Err((rule, why)) = self.check(now, asks, purpose, true) {
+            self.count(rule, |counts| counts.refusals += 1);
+            return Err((rule, why));
+        }
+        self.last_waiter += 1;
+        let number = self.last_waiter;
+        let mut rules: Vec<Id> = asks.iter().map(|ask| ask.rule).collect();
+        rules.sort_unstable();
+        rules.dedup();
+        let command = purpose.is_command();
+        for &rule in &rules {
+            self.count(rule, |counts| {
+                counts.waiting += 1;
+                counts.misses += u64::from(command);
+            });
+        }
+        let timeouts = rules
+            .iter()
+            .filter_map(|rule| self.rules.get(rule)?.limits.timeout);
+        let deadline = timeouts.min().map(|timeout| now.saturating_add(timeout));
+        if let Some(deadline) = deadline {
+            self.due.insert((deadline, Due::Waiter(number)));
+        }
+        self.waiters.insert(
+            number,
+            Waiter {
+                wanted: Vec::with_capacity(asks.len()),
+                open: 0,
+                rules,
+                purpose,
+                deadline,
+            },
+        );
+        let shared = self.join(now, number, asks, &[]);
+        if let Some(first) = asks.first().filter(|_| shared && command) {
+            self.count(first.rule, |counts| counts.shared += 1);
+        }
+        Ok(number)
+    }
+
+    /// Somebody who waits is to wait for these keys anew: what he waited for has gone. Keys that nobody loads any more are
+    /// left out by the caller.
+    pub fn ask_again(&mut self, now: Time, number: u64, asks: &[Ask]) {
+        let Some(waiter) = self.waiters.get_mut(&number) else {
+            return;
+        };
+        let purpose = waiter.purpose;
+        if let Err((rule, why)) = self.check(now, asks, purpose, false) {
+            self.refuse(number, rule, why);
+            return;
+        }
+        let Some(waiter) = self.waiters.get_mut(&number) else {
+            return;
+        };
+        // What is not asked for again is decided; the loads of the others count on.
+        let mut used = Vec::with_capacity(asks.len());
+        for ask in asks {
+            let before = waiter.wanted.iter().position(|wanted| wanted.key == ask.key);
+            used.push(before.map_or(0, |place| waiter.wanted[place].used.saturating_add(1)));
+        }
+        let gone: Vec<Wanted> = std::mem::take(&mut waiter.wanted);
+        let (again, rest): (Vec<_>, Vec<_>) = gone
+            .into_iter()
+            .partition(|wanted| asks.iter().any(|ask| ask.key == wanted.key));
+        waiter.wanted = rest;
+        for wanted in &mut waiter.wanted {
+            wanted.settled = true;
+        }
+        waiter.open = 0;
+        for ask in asks {
+            if !waiter.rules.contains(&ask.rule) {
+                waiter.rules.push(ask.rule);
+                if let Some(rule) = self.rules.get_mut(&ask.rule) {
+                    rule.counts.waiting += 1;
+                }
+            }
+        }
+        for wanted in again.iter().filter(|wanted| wanted.landed) {
+            self.replied_one(&wanted.key);
+        }
+        self.join(now, number, asks, &used);
+        if self.waiters.get(&number).is_some_and(|waiter| waiter.open == 0) {
+            self.actions.push(Action::Ready { waiter: number });
+        }
+    }
+
+    /// A hit shows that the value of a key will soon be too old. True if a load begins for it.
+    pub fn refresh(&mut self, now: Time, rule: Id, key: &Key) -> bool {
+        let ask = [Ask {
+            rule,
+            key: key.clone(),
+            present: true,
+        }];
+        if self.flights.get(key.db, &key.name).is_some()
+            || self
+                .check(now, &ask, Purpose::Command { writes: false }, false)
+                .is_err()
+        {
+            return false;
+        }
+        self.flights.insert(key, Flight::new(rule, true, true));
+        self.count(rule, |counts| counts.refreshes += 1);
+        self.enqueue(now, rule, vec![key.clone()]);
+        true
+    }
+
+    pub(super) fn check(
+        &self,
+        now: Time,
+        asks: &[Ask],
+        purpose: Purpose,
+        is_new: bool,
+    ) -> Result<(), (Id, Why)> {
+        for ask in asks {
+            let Some(rule) = self.rules.get(&ask.rule) else {
+                continue;
+            };
+            let refuse = |why| Err((ask.rule, why));
+            if is_new && rule.counts.waiting >= rule.limits.max_waiting as u64 {
+                return refuse(Why::TooManyWaiting);
+            }
+            if self.flights.get(ask.key.db, &ask.key.name).is_some() {
+                continue;
+            }
+            if !rule.breaker.allows(now) {
+                return refuse(Why::BreakerOpen);
+            }
+            let backoff = self.backoffs.get(ask.key.db, &ask.key.name);
+            if purpose.is_command() && backoff.is_some_and(|(_, backoff)| !backoff.is_over(now)) {
+                return refuse(Why::BackingOff);
+            }
+            if rule.queued() as u64 + rule.counts.loading + asks.len() as u64 > self.bounds.loads as u64 {
+                return refuse(Why::TooManyLoads);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a waiter to the flights of keys. True if all of them were under way already.
+    pub(super) fn join(&mut self, now: Time, number: u64, asks: &[Ask], used: &[u8]) -> bool {
+        let mut fresh: Vec<(Id, Vec<Key>)> = Vec::new();
+        let refresh = self
+            .waiters
+            .get(&number)
+            .is_some_and(|waiter| !waiter.purpose.is_command());
+        for (place, ask) in asks.iter().enumerate() {
+            let mut after = 0;
+            if let Some(flight) = self.flights.of(&ask.key) {
+                if let Stage::Loading(load) = flight.stage {
+                    if refresh {
+                        flight.touched = Some(Change::Removed);
+                    }
+                    if flight.touched == Some(Change::Removed) {
+                        after = load;
+                    }
+                }
+                flight.present &= ask.present;
+                flight.forced |= refresh;
+                flight.waiters.push(number);
+                flight.live += 1;
+            } else {
+                let mut flight = Flight::new(ask.rule, ask.present, false);
+                flight.forced = refresh;
+                flight.waiters.push(number);
+                flight.live = 1;
+                self.flights.insert(&ask.key, flight);
+                match fresh.iter_mut().find(|(rule, _)| *rule == ask.rule) {
+                    Some((_, keys)) => keys.push(ask.key.clone()),
+                    None => fresh.push((ask.rule, vec![ask.key.clone()])),
+                }
+            }
+            if let Some(waiter) = self.waiters.get_mut(&number) {
+                waiter.open += 1;
+                waiter.wanted.push(Wanted {
+                    key: ask.key.clone(),
+                    rule: ask.rule,
+                    after,
+                    used: used.get(place).copied().unwrap_or(0),
+                    settled: false,
+                    landed: false,
+                });
+            }
+        }
+        let shared = fresh.is_empty();
+        for (rule, keys) in fresh {
+            self.enqueue(now, rule, keys);
+        }
+        shared
+    }
+
+    pub(super) fn enqueue(&mut self, now: Time, id: Id, keys: Vec<Key>) {
+        let Some(rule) = self.rules.get_mut(&id) else {
+            return;
+        };
+        if let Some(due) = rule.enqueue(now, keys) {
+            self.due.insert((due, Due::Batch(id)));
+        }
+        self.begin_loads(now, id);
+    }
+
+    /// Begins what may begin.
+    pub(super) fn begin_loads(&mut self, now: Time, id: Id) {
+        while let Some(rule) = self.rules.get_mut(&id) {
+            let Some(chunk) = rule.next_chunk(now) else { break };
+            let mut keys = Vec::with_capacity(chunk.keys.len());
+            for key in chunk.keys {
+                match self.flights.of(&key) {
+                    Some(flight) if flight.stage != Stage::Queued => {}
+                    Some(flight) if flight.live > 0 || flight.background => keys.push(key),
+                    Some(_) => drop(self.flights.remove(key.db, &key.name)),
+                    None => {}
+                }
+            }
+            if keys.is_empty() {
+                continue;
+            }
+            let Some(rule) = self.rules.get_mut(&id) else {
+                break;
+            };
+            if !rule.breaker.allows(now) {
+                for key in keys {
+                    self.fail(&key, &Why::BreakerOpen);
+                }
+                continue;
+            }
+            self.last_load += 1;
+            let load = self.last_load;
+            rule.breaker.begun(load);
+            rule.counts.loading += 1;
+            rule.counts.batches += 1;
+            rule.counts.loads += keys.len() as u64;
+            let deadline = now.saturating_add(rule.limits.max_load_time);
+            for key in &keys {
+                if let Some(flight) = self.flights.of(key) {
+                    flight.stage = Stage::Loading(load);
+                    flight.touched = None;
+                }
+            }
+            self.due.insert((deadline, Due::Load(load)));
+            self.loads.insert(
+                load,
+                Load {
+                    rule: id,
+                    keys: keys.clone(),
+                    deadline,
+                    failed: false,
+                },
+            );
+            self.actions.push(Action::Begin { load, rule: id, keys });
+        }
+        if let Some(due) = self.rules.get(&id).and_then(Rule::next_due) {
+            self.due.insert((due.max(now), Due::Batch(id)));
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What happens from outside: keys change, time passes, clients and registrations go.
+
+use std::collections::BTreeMap;
+
+use super::{Action, Change, Due, MAX_LOADS, Machine, Purpose, Stage, Time, Wanted, Why};
+use crate::{engine::id::Id, read_through::keys::Key};
+
+impl<V> Machine<V> {
+    /// Whoever waits is let go. His keys, each of which [`Machine::replied`] is to be told of, and what he waited for.
+    pub fn release(&mut self, number: u64) -> Option<(Vec<Key>, Purpose)> {
+        let waiter = self.waiters.remove(&number)?;
+        if let Some(deadline) = waiter.deadline {
+            self.due.remove(&(deadline, Due::Waiter(number)));
+        }
+        for &rule in &waiter.rules {
+            self.count(rule, |counts| counts.waiting = counts.waiting.saturating_sub(1));
+        }
+        let mut keys = Vec::with_capacity(waiter.wanted.len());
+        for wanted in waiter.wanted {
+            if wanted.settled {
+                if wanted.landed {
+                    keys.push(wanted.key);
+                }
+                continue;
+            }
+            if let Some(flight) = self.flights.of(&wanted.key) {
+                flight.live = flight.live.saturating_sub(1);
+            }
+        }
+        Some((keys, waiter.purpose))
+    }
+
+    /// Keys for which somebody has waited, and whose value, should it be gone by now, may not be put back: it was a newer one, or
+    /// something has happened to the key since.
+    pub fn lost_keys(&self, number: u64) -> Vec<Key> {
+        let Some(waiter) = self.waiters.get(&number) else {
+            return Vec::new();
+        };
+        let is_lost = |wanted: &&Wanted| {
+            let landed = self.landed.get(wanted.key.db, &wanted.key.name);
+            wanted.settled
+                && wanted.used < MAX_LOADS
+                && !landed.is_some_and(|landed| wanted.landed && !landed.void)
+        };
+        waiter
+            .wanted
+            .iter()
+            .filter(is_lost)
+            .map(|wanted| wanted.key.clone())
+            .collect()
+    }
+
+    /// The load of a key that runs.
+    pub fn loading(&self, db: i32, name: &[u8]) -> Option<u64> {
+        match self.flights.get(db, name)?.stage {
+            Stage::Loading(load) => Some(load),
+            Stage::Queued => None,
+        }
+    }
+
+    pub fn has_actions(&self) -> bool {
+        !self.actions.is_empty()
+    }
+
+    /// Somebody who waited for a key has his reply. True if he was the last one, and a loaded value was there.
+    pub fn replied(&mut self, key: &Key) -> bool {
+        self.replied_one(key)
+    }
+
+    pub(super) fn replied_one(&mut self, key: &Key) -> bool {
+        let Some(landed) = self.landed.of(key) else {
+            return false;
+        };
+        landed.left = landed.left.saturating_sub(1);
+        if landed.left > 0 {
+            return false;
+        }
+        let landed = self.landed.remove(key.db, &key.name);
+        landed.is_some_and(|landed| landed.value.is_some())
+    }
+
+    /// Something happened to a key.
+    pub fn changed(&mut self, db: i32, name: &[u8], change: Change) {
+        self.absent.remove(db, name);
+        if change == Change::Aged {
+            return;
+        }
+        if let Some(landed) = self.landed.get_mut(db, name) {
+            landed.void = true;
+        }
+        let Some(flight) = self.flights.get_mut(db, name) else {
+            return;
+        };
+        flight.touched = Some(change);
+        // A newer value than any that could be loaded for those who wait.
+        if flight.stage == Stage::Queued && change == Change::Written && !flight.forced {
+            self.settle_all(&Key::new(db, name), false);
+        }
+    }
+
+    /// All keys of a database, or of all databases, were removed or are others now.
+    pub fn flushed(&mut self, db: Option<i32>) {
+        self.absent.clear(db);
+        for landed in self.landed.values_mut(db) {
+            landed.void = true;
+        }
+        for flight in self.flights.values_mut(db) {
+            flight.touched = Some(Change::Removed);
+        }
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Time) {
+        while let Some(&(time, due)) = self.due.first() {
+            if time > now {
+                break;
+            }
+            self.due.pop_first();
+            match due {
+                Due::Waiter(number) => self.waited_too_long(number),
+                Due::Load(load) => self.loaded_too_long(now, load),
+                Due::Batch(rule) => self.begin_loads(now, rule),
+            }
+        }
+    }
+
+    pub(super) fn waited_too_long(&mut self, number: u64) {
+        let Some(waiter) = self.waiters.get_mut(&number).filter(|waiter| waiter.open > 0) else {
+            return;
+        };
+        let late = waiter
+            .wanted
+            .iter()
+            .find(|wanted| !wanted.settled)
+            .map(|late| late.rule);
+        let Some(rule) = late else { return };
+        let keys: Vec<Key> = waiter.open_keys().cloned().collect();
+        for key in keys {
+            if let Some(flight) = self.flights.of(&key) {
+                // It goes on, and fills the cache.
+                flight.background = true;
+            }
+        }
+        self.count(rule, |counts| counts.timeouts += 1);
+        self.refuse(number, rule, Why::TimedOut);
+    }
+
+    pub(super) fn loaded_too_long(&mut self, now: Time, load: u64) {
+        let Some(known) = self.loads.get(&load) else {
+            return;
+        };
+        for key in known.keys.clone() {
+            self.land(now, load, &key, Err(Why::LoadTimedOut), false, false);
+        }
+        self.ended(now, load);
+        self.actions.push(Action::Stop { load });
+    }
+
+    /// A registration has gone. What its loads bring is dropped; those who wait for them ask again.
+    pub fn remove_rule(&mut self, id: Id) {
+        self.rules.remove(&id);
+        // What it found out is nothing that the next loader has to go by.
+        self.absent.retain(|&(rule, _)| rule != id);
+        self.backoffs.retain(|&(rule, _)| rule != id);
+        let loads: Vec<u64> = self
+            .loads
+            .iter()
+            .filter(|(_, load)| load.rule == id)
+            .map(|(&number, _)| number)
+            .collect();
+        for number in loads {
+            if let Some(load) = self.loads.remove(&number) {
+                self.due.remove(&(load.deadline, Due::Load(number)));
+            }
+        }
+        self.due.retain(|(_, due)| *due != Due::Batch(id));
+        let keys: Vec<Key> = self
+            .flights
+            .iter()
+            .filter(|(_, flight)| flight.rule == id)
+            .map(|(key, _)| key)
+            .collect();
+        let mut lost: BTreeMap<u64, Vec<Key>> = BTreeMap::new();
+        for key in keys {
+            let Some(flight) = self.flights.remove(key.db, &key.name) else {
+                continue;
+            };
+            for number in flight.waiters {
+                let waiter = self.waiters.get_mut(&number);
+                if waiter.is_some_and(|waiter| waiter.open_for(&key).is_some()) {
+                    lost.entry(number).or_default().push(key.clone());
+                }
+            }
+        }
+        for (waiter, keys) in lost {
+            self.actions.push(Action::Again { waiter, keys });
+        }
+        for waiter in self.waiters.values_mut() {
+            waiter.rules.retain(|&rule| rule != id);
+        }
+    }
+
+    /// Everybody is let go with whatever there is: the server takes no loads any more.
+    pub fn let_all_go(&mut self) {
+        let mut waiting: Vec<u64> = Vec::new();
+        for (&number, waiter) in &mut self.waiters {
+            if waiter.open > 0 {
+                waiting.push(number);
+                waiter.open = 0;
+                for wanted in &mut waiter.wanted {
+                    wanted.settled = true;
+                }
+            }
+        }
+        waiting.sort_unstable();
+        let ready = waiting.into_iter().map(|waiter| Action::Ready { waiter });
+        self.actions.extend(ready);
+        self.flights.clear(None);
+        self.absent.clear(None);
+        for (number, load) in self.loads.drain() {
+            self.due.remove(&(load.deadline, Due::Load(number)));
+            if let Some(rule) = self.rules.get_mut(&load.rule) {
+                rule.counts.loading -= 1;
+                rule.breaker.forget(number);
+            }
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! Loads that have ended: what becomes of their values, and of those who wait for them.
+
+use std::sync::Arc;
+
+use super::{Action, Change, Due, Landed, Landing, MAX_LOADS, Machine, Purpose, Stage, Time, Why};
+use crate::{
+    engine::id::Id,
+    read_through::{keys::Key, pace::Backoff},
+};
+
+impl<V> Machine<V> {
+    /// The keys of a load whose result has come, if anybody still knows it: each of them is to land, then it has ended
+    /// ([`Machine::ended`]).
+    pub fn keys_of(&self, load: u64) -> Option<(Id, Vec<Key>)> {
+        let load = self.loads.get(&load)?;
+        Some((load.rule, load.keys.clone()))
+    }
+
+    /// The value of one key of a load has come. `keep`: it is to be stored if nothing speaks against it; `present`: the key is
+    /// there now.
+    pub fn land(
+        &mut self,
+        now: Time,
+        load: u64,
+        key: &Key,
+        value: Result<Option<Arc<V>>, Why>,
+        keep: bool,
+        present: bool,
+    ) -> Landing {
+        let Some(known) = self.loads.get_mut(&load) else {
+            return Landing::Nothing;
+        };
+        known.keys.retain(|other| other != key);
+        let rule = known.rule;
+        let value = match value {
+            Ok(value) => value,
+            Err(why) => {
+                known.failed = true;
+                self.load_failed(now, rule, key);
+                if self.is_loading(key, load) {
+                    self.fail(key, &why);
+                }
+                return Landing::Nothing;
+            }
+        };
+        self.backoffs.remove(key.db, &key.name);
+        if !self.is_loading(key, load) {
+            return Landing::Nothing;
+        }
+        let Some(flight) = self.flights.of(key) else {
+            return Landing::Nothing;
+        };
+        let newer = match flight.touched {
+            Some(Change::Written) => present,
+            Some(_) => false,
+            // Whatever put it there did so without a word.
+            None => present && !flight.present,
+        };
+        let touched = flight.touched.is_some();
+        if newer {
+            self.count(rule, |counts| counts.dropped_by_lease += 1);
+            self.settle_all(key, false);
+            return Landing::Nothing;
+        }
+        if touched {
+            self.count(rule, |counts| counts.dropped_by_lease += 1);
+            self.lease_lost(now, load, key, value);
+            return Landing::Nothing;
+        }
+        let delete = value.is_none() && present;
+        let keep = keep && value.is_some();
+        if value.is_none() {
+            self.remember_absent(now, rule, key);
+        }
+        self.put_landed(key, value);
+        self.settle_all(key, true);
+        match (keep, delete) {
+            (true, _) => Landing::Store,
+            (_, true) => Landing::Delete,
+            _ => Landing::Nothing,
+        }
+    }
+
+    /// All keys of a load have landed; or it ended without telling of some, which is a failure of those.
+    pub fn ended(&mut self, now: Time, load: u64) {
+        let Some(known) = self.loads.remove(&load) else {
+            return;
+        };
+        self.due.remove(&(known.deadline, Due::Load(load)));
+        if let Some(rule) = self.rules.get_mut(&known.rule) {
+            rule.counts.loading -= 1;
+            if let Some(limit) = rule.limits.breaker {
+                rule.breaker.ended(load, known.failed, now, limit);
+            }
+        }
+        self.begin_loads(now, known.rule);
+    }
+
+    /// The key of a load is another server's by now: whoever waits for it is told so when his command runs.
+    pub fn moved_away(&mut self, load: u64, key: &Key) {
+        if let Some(known) = self.loads.get_mut(&load) {
+            known.keys.retain(|other| other != key);
+        }
+        if self.is_loading(key, load) {
+            self.settle_all(key, false);
+        }
+    }
+
+    pub(super) fn is_loading(&self, key: &Key, load: u64) -> bool {
+        self.flights
+            .get(key.db, &key.name)
+            .is_some_and(|flight| flight.stage == Stage::Loading(load))
+    }
+
+    pub(super) fn load_failed(&mut self, now: Time, id: Id, key: &Key) {
+        let jitter = self.chance();
+        let Some(rule) = self.rules.get_mut(&id) else {
+            return;
+        };
+        rule.counts.load_failures += 1;
+        if rule.limits.backoff.is_zero() {
+            return;
+        }
+        let before = self.backoffs.get(key.db, &key.name).map(|&(_, backoff)| backoff);
+        let (first, most) = (rule.limits.backoff, rule.limits.max_backoff);
+        let backoff = Backoff::after_failure(before, now, first, most, jitter);
+        self.forgotten += self.backoffs.insert(key, (id, backoff), self.bounds.backoffs);
+    }
+
+    /// Something happened to the key while the load ran. It is loaded again for those who wait, or answers without being kept
+    /// for whom it was loaded often enough.
+    pub(super) fn lease_lost(&mut self, now: Time, load: u64, key: &Key, value: Option<Arc<V>>) {
+        let Some(flight) = self.flights.of(key) else {
+            return;
+        };
+        let id = flight.rule;
+        let waiters = std::mem::take(&mut flight.waiters);
+        let mut tired = Vec::new();
+        let mut rest = Vec::new();
+        for number in waiters {
+            let Some(wanted) = self
+                .waiters
+                .get_mut(&number)
+                .and_then(|waiter| waiter.open_for(key))
+            else {
+                continue;
+            };
+            let may_have_it = load > wanted.after;
+            wanted.used += u8::from(may_have_it);
+            if may_have_it && wanted.used >= MAX_LOADS {
+                tired.push(number);
+            } else {
+                rest.push(number);
+            }
+        }
+        let again = !rest.is_empty();
+        if let Some(flight) = self.flights.of(key) {
+            flight.live = rest.len();
+            flight.waiters = rest;
+            flight.stage = Stage::Queued;
+            flight.background = false;
+            flight.present = false;
+        }
+        if !tired.is_empty() {
+            self.put_landed(key, value);
+            for number in tired {
+                self.settle(number, key, true);
+            }
+        }
+        if again {
+            self.enqueue(now, id, vec![key.clone()]);
+        } else {
+            self.flights.remove(key.db, &key.name);
+        }
+    }
+
+    pub(super) fn remember_absent(&mut self, now: Time, id: Id, key: &Key) {
+        let Some(rule) = self.rules.get(&id) else { return };
+        if !rule.limits.negative_ttl.is_zero() {
+            let until = now.saturating_add(rule.limits.negative_ttl);
+            self.forgotten += self.absent.insert(key, (id, until), self.bounds.absent);
+        }
+    }
+
+    pub(super) fn put_landed(&mut self, key: &Key, value: Option<Arc<V>>) {
+        let left = self.landed.get(key.db, &key.name).map_or(0, |landed| landed.left);
+        self.landed.insert(
+            key,
+            Landed {
+                value,
+                void: false,
+                left,
+            },
+        );
+    }
+
+    /// All who wait for the key are served. `landed`: by what was loaded.
+    pub(super) fn settle_all(&mut self, key: &Key, landed: bool) {
+        let Some(flight) = self.flights.remove(key.db, &key.name) else {
+            return;
+        };
+        for number in flight.waiters {
+            self.settle(number, key, landed);
+        }
+        if self.landed.of(key).is_some_and(|landed| landed.left == 0) {
+            self.landed.remove(key.db, &key.name);
+        }
+    }
+
+    pub(super) fn settle(&mut self, number: u64, key: &Key, landed: bool) {
+        let Some(waiter) = self.waiters.get_mut(&number) else {
+            return;
+        };
+        let Some(wanted) = waiter.open_for(key) else {
+            return;
+        };
+        wanted.settled = true;
+        wanted.landed = landed;
+        waiter.open -= 1;
+        if let (true, Purpose::Refresh(count)) = (landed, &mut waiter.purpose) {
+            *count += 1;
+        }
+        if waiter.open == 0 {
+            self.actions.push(Action::Ready { waiter: number });
+        }
+        if landed {
+            if let Some(landed) = self.landed.of(key) {
+                landed.left += 1;
+            }
+        }
+    }
+
+    /// Nobody gets a value for this key.
+    pub(super) fn fail(&mut self, key: &Key, why: &Why) {
+        let Some(flight) = self.flights.remove(key.db, &key.name) else {
+            return;
+        };
+        for number in flight.waiters {
+            let Some(waiter) = self.waiters.get_mut(&number) else {
+                continue;
+            };
+            if waiter.open_for(key).is_none() {
+                continue;
+            }
+            if waiter.purpose.is_command() {
+                self.refuse(number, flight.rule, why.clone());
+            } else {
+                self.settle(number, key, false);
+            }
+        }
+    }
+
+    pub(super) fn refuse(&mut self, number: u64, rule: Id, why: Why) {
+        if let Some(waiter) = self.waiters.get_mut(&number) {
+            // Nothing else decides about it any more.
+            waiter.open = 0;
+            for wanted in waiter.wanted.iter_mut().filter(|wanted| !wanted.settled) {
+                wanted.settled = true;
+                if let Some(flight) = self.flights.of(&wanted.key) {
+                    flight.live = flight.live.saturating_sub(1);
+                }
+            }
+            self.actions.push(Action::Refuse {
+                waiter: number,
+                rule,
+                why,
+            });
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! The state of all loads as one machine: who waits for which key, which loads run, what is known to be absent, what backs
+//! off. Inputs are events with a time, outputs are [`Action`]s. It needs neither server nor Python, neither clock nor thread.
+//!
+//! A key has one *flight* at a time: its load is queued or runs, and clients wait for it. When a load has ended it *lands*: its
+//! value stays at hand until the last of those who waited has its reply. Contract: docs/contract/read-through.md chapter 3.
+
+mod asking;
+mod changes;
+mod landing;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    bounded::Bounded,
+    keys::{ByKey, ByNumber, Key},
+    pace::Backoff,
+    rule::{Counts, Limits, Rule},
+};
+use crate::engine::id::Id;
+
+/// A moment: how long after the start.
+pub type Time = Duration;
+
+/// Loads for one wait, before the value answers without being kept.
+const MAX_LOADS: u8 = 3;
+
+/// Why somebody gets no value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The load failed; with the type of what was raised.
+    Failed(Arc<str>),
+    /// It took longer than `max_load_time`.
+    LoadTimedOut,
+    /// The client has waited for `timeout`.
+    TimedOut,
+    BackingOff,
+    BreakerOpen,
+    TooManyWaiting,
+    TooManyLoads,
+}
+
+impl Why {
+    /// The word behind LOADFAILED.
+    pub fn kind(&self) -> &str {
+        match self {
+            Self::Failed(kind) => kind,
+            Self::LoadTimedOut => "LoadTimedOut",
+            Self::TimedOut => "TimedOut",
+            Self::BackingOff => "BackingOff",
+            Self::BreakerOpen => "BreakerOpen",
+            Self::TooManyWaiting => "TooManyWaiting",
+            Self::TooManyLoads => "TooManyLoads",
+        }
+    }
+}
+
+/// What is to be done, in this order.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The loader is to be called with these keys.
+    Begin {
+        load: u64,
+        rule: Id,
+        keys: Vec<Key>,
+    },
+    /// Its time is over: whatever it brings is dropped.
+    Stop {
+        load: u64,
+    },
+    /// Everything that this one waited for is decided.
+    Ready {
+        waiter: u64,
+    },
+    Refuse {
+        waiter: u64,
+        rule: Id,
+        why: Why,
+    },
+    /// The registration that was to load these keys has gone: perhaps another one has them ([`Machine::ask_again`]).
+    Again {
+        waiter: u64,
+        keys: Vec<Key>,
+    },
+}
+
+/// What is to be done about a key whose load has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Landing {
+    /// Nobody knows the load any more, or what it brought is not to be stored.
+    Nothing,
+    Store,
+    /// There is no such value any more, but an old one in the cache.
+    Delete,
+}
+
+/// What happened to a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    Written,
+    /// Deleted, renamed, invalidated.
+    Removed,
+    /// Expired or evicted: its value is as true as before.
+    Aged,
+}
+
+/// A key that somebody waits for.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    pub rule: Id,
+    pub key: Key,
+    /// The key is there now: a load takes the place of its value.
+    pub present: bool,
+}
+
+/// What somebody waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To run a command, a writing one or not.
+    Command { writes: bool },
+    /// RG.REFRESH: nothing that began before will do. With the number of keys that were loaded.
+    Refresh(u64),
+}
+
+impl Purpose {
+    fn is_command(self) -> bool {
+        matches!(self, Self::Command { .. })
+    }
+}
+
+/// A value that was loaded, as long as somebody who waited for it has no reply.
+pub struct Landed<V> {
+    /// `None`: there is no such value.
+    pub value: Option<Arc<V>>,
+    /// Something has happened to the key since.
+    pub void: bool,
+    left: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Queued,
+    Loading(u64),
+}
+
+struct Flight {
+    rule: Id,
+    stage: Stage,
+    /// Perhaps also some who wait no longer.
+    waiters: Vec<u64>,
+    /// How many of them wait.
+    live: usize,
+    /// It goes on although nobody waits.
+    background: bool,
+    /// The key was there when the load was asked for.
+    present: bool,
+    /// Somebody asked for a load whatever is there.
+    forced: bool,
+    /// The last thing that happened to the key since the load began.
+    touched: Option<Change>,
+}
+
+struct Wanted {
+    key: Key,
+    rule: Id,
+    /// Loads up to this one began too early.
+    after: u64,
+    /// Loads that came to nothing.
+    used: u8,
+    settled: bool,
+    /// One of those that [`Landed`] counts.
+    landed: bool,
+}
+
+struct Waiter {
+    wanted: Vec<Wanted>,
+    open: usize,
+    rules: Vec<Id>,
+    purpose: Purpose,
+    deadline: Option<Time>,
+}
+
+struct Load {
+    rule: Id,
+    /// Those that have not landed.
+    keys: Vec<Key>,
+    deadline: Time,
+    failed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    Waiter(u64),
+    Load(u64),
+    Batch(Id),
+}
+
+/// The bounds of the whole machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub absent: usize,
+    pub backoffs: usize,
+    /// Loads of one registration, queued and running.
+    pub loads: usize,
+}
+
+/// See the module.
+pub struct Machine<V> {
+    pub bounds: Bounds,
+    rules: BTreeMap<Id, Rule>,
+    flights: ByKey<Flight>,
+    landed: ByKey<Landed<V>>,
+    /// Until when keys are known to be absent, by the registration that found out.
+    absent: Bounded<(Id, Time)>,
+    backoffs: Bounded<(Id, Backoff)>,
+    waiters: ByNumber<Waiter>,
+    loads: ByNumber<Load>,
+    due: BTreeSet<(Time, Due)>,
+    last_load: u64,
+    last_waiter: u64,
+    /// Entries that had to be forgotten because there was no room for more.
+    pub forgotten: u64,
+    actions: Vec<Action>,
+    random: u64,
+}
+
+impl<V> Machine<V> {
+    /// `seed`: of the jitter.
+    pub fn new(bounds: Bounds, seed: u64) -> Self {
+        Self {
+            bounds,
+            rules: BTreeMap::new(),
+            flights: ByKey::default(),
+            landed: ByKey::default(),
+            absent: Bounded::default(),
+            backoffs: Bounded::default(),
+            waiters: ByNumber::default(),
+            loads: ByNumber::default(),
+            due: BTreeSet::new(),
+            last_load: 0,
+            last_waiter: 0,
+            forgotten: 0,
+            actions: Vec::new(),
+            random: seed | 1,
+        }
+    }
+
+    /// A number from 0 to 1 (xorshift).
+    pub fn chance(&mut self) -> f64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    pub fn add_rule(&mut self, id: Id, limits: Limits) {
+        self.rules.insert(id, Rule::new(limits));
+    }
+
+    pub fn rule(&self, id: Id) -> Option<&Rule> {
+        self.rules.get(&id)
+    }
+
+    /// Forgets what [`Counts`] counts, but not what is under way.
+    pub fn clear_counts(&mut self, id: Id) {
+        if let Some(rule) = self.rules.get_mut(&id) {
+            rule.counts = Counts {
+                waiting: rule.counts.waiting,
+                loading: rule.counts.loading,
+                ..Counts::default()
+            };
+        }
+    }
+
+    /// True if what happens to keys is of interest.
+    pub fn is_idle(&self) -> bool {
+        self.flights.is_empty() && self.landed.is_empty() && self.absent.is_empty()
+    }
+
+    /// True if what happens to this key is.
+    pub fn concerns(&self, db: i32, name: &[u8]) -> bool {
+        !self.is_idle()
+            && (self.flights.get(db, name).is_some()
+                || self.landed.get(db, name).is_some()
+                || self.absent.get(db, name).is_some())
+    }
+
+    /// Whether the key is known to be absent.
+    pub fn is_absent(&mut self, now: Time, db: i32, name: &[u8]) -> bool {
+        let Some((_, until)) = self.absent.get(db, name) else {
+            return false;
+        };
+        let known = now < *until;
+        if !known {
+            self.absent.remove(db, name);
+        }
+        known
+    }
+
+    pub fn absent_count(&self) -> usize {
+        self.absent.len()
+    }
+
+    pub fn backoff_count(&self) -> usize {
+        self.backoffs.len()
+    }
+
+    /// What was loaded for a key, while somebody waits for his reply.
+    pub fn landed(&self, key: &Key) -> Option<&Landed<V>> {
+        self.landed.get(key.db, &key.name)
+    }
+
+    /// What is to be done; nothing is left behind.
+    pub fn take_actions(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    /// When [`Machine::tick`] is to be called next.
+    pub fn next_due(&self) -> Option<Time> {
+        self.due.first().map(|&(time, _)| time)
+    }
+
+    fn count(&mut self, rule: Id, change: impl FnOnce(&mut Counts)) {
+        if let Some(rule) = self.rules.get_mut(&rule) {
+            change(&mut rule.counts);
+        }
+    }
+}
+
+impl Flight {
+    fn new(rule: Id, present: bool, background: bool) -> Self {
+        Self {
+            rule,
+            stage: Stage::Queued,
+            waiters: Vec::new(),
+            live: 0,
+            background,
+            present,
+            forced: false,
+            touched: None,
+        }
+    }
+}
+
+impl Waiter {
+    fn open_for(&mut self, key: &Key) -> Option<&mut Wanted> {
+        self.wanted
+            .iter_mut()
+            .find(|wanted| !wanted.settled && wanted.key == *key)
+    }
+
+    fn open_keys(&self) -> impl Iterator<Item = &Key> {
+        self.wanted
+            .iter()
+            .filter(|wanted| !wanted.settled)
+            .map(|wanted| &wanted.key)
+    }
+}

@@ -1,0 +1,510 @@
+//! The machine alone: what it decides in each case, and a long random run against what must hold whatever happens.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::engine::id::ShardId;
+
+fn rule(number: u64) -> Id {
+    Id {
+        number,
+        shard: ShardId::STANDALONE,
+    }
+}
+
+fn key(name: &str) -> Key {
+    Key::new(0, name.as_bytes())
+}
+
+fn ms(ms: u64) -> Time {
+    Time::from_millis(ms)
+}
+
+const COMMAND: Purpose = Purpose::Command { writes: false };
+
+fn machine(limits: Limits) -> Machine<u32> {
+    let bounds = Bounds {
+        absent: 100,
+        backoffs: 100,
+        loads: 100,
+    };
+    let mut machine = Machine::new(bounds, 7);
+    machine.add_rule(rule(1), limits);
+    machine
+}
+
+fn ask(machine: &mut Machine<u32>, now: u64, names: &[&str]) -> Result<u64, Why> {
+    let asks: Vec<Ask> = names
+        .iter()
+        .map(|name| Ask {
+            rule: rule(1),
+            key: key(name),
+            present: false,
+        })
+        .collect();
+    machine.ask(ms(now), &asks, COMMAND).map_err(|(_, why)| why)
+}
+
+/// The load that begins, and its keys.
+fn begun(machine: &mut Machine<u32>) -> (u64, Vec<Key>) {
+    match machine.take_actions().as_slice() {
+        [Action::Begin { load, keys, .. }] => (*load, keys.clone()),
+        other => panic!("one load begins, not {other:?}"),
+    }
+}
+
+fn land(machine: &mut Machine<u32>, load: u64, name: &str, value: Option<u32>, present: bool) -> Landing {
+    let value = Ok(value.map(Arc::new));
+    let landing = machine.land(ms(1), load, &key(name), value, true, present);
+    machine.ended(ms(1), load);
+    landing
+}
+
+fn ready(machine: &mut Machine<u32>) -> Vec<u64> {
+    let actions = machine.take_actions();
+    let ready = actions.iter().map(|action| match action {
+        Action::Ready { waiter } => *waiter,
+        other => panic!("somebody is ready, not {other:?}"),
+    });
+    ready.collect()
+}
+
+#[test]
+fn one_load_serves_all_who_wait() {
+    let mut machine = machine(Limits::default());
+    let first = ask(&mut machine, 0, &["a"]);
+    let (load, keys) = begun(&mut machine);
+    let second = ask(&mut machine, 0, &["a", "b"]);
+    let (other, _) = begun(&mut machine);
+    assert_eq!(keys, [key("a")]);
+    assert_eq!(land(&mut machine, load, "a", Some(1), false), Landing::Store);
+    assert_eq!(ready(&mut machine), [first.clone().unwrap_or(0)]);
+    assert_eq!(land(&mut machine, other, "b", None, false), Landing::Nothing);
+    assert_eq!(ready(&mut machine), [second.clone().unwrap_or(0)]);
+    for waiter in [first, second] {
+        let (keys, _) = machine
+            .release(waiter.unwrap_or(0))
+            .unwrap_or_else(|| panic!("it waited"));
+        for key in keys {
+            machine.replied(&key);
+        }
+    }
+    assert!(machine.is_idle() && machine.next_due().is_none());
+}
+
+#[test]
+fn the_key_is_signalled_behind_the_last_reply() {
+    let mut machine = machine(Limits::default());
+    let waiters: Vec<u64> = (0..3).filter_map(|_| ask(&mut machine, 0, &["a"]).ok()).collect();
+    let (load, _) = begun(&mut machine);
+    land(&mut machine, load, "a", Some(1), false);
+    let mut last = Vec::new();
+    for waiter in waiters {
+        let (keys, _) = machine.release(waiter).unwrap_or_else(|| panic!("it waited"));
+        last.extend(keys.iter().map(|key| machine.replied(key)));
+    }
+    assert_eq!(last, [false, false, true]);
+}
+
+#[test]
+fn a_background_load_is_written_over_by_nothing_older() {
+    let mut machine = machine(Limits::default());
+    assert!(machine.refresh(ms(0), rule(1), &key("a")));
+    assert!(!machine.refresh(ms(0), rule(1), &key("a")), "one at a time");
+    let (load, _) = begun(&mut machine);
+    assert_eq!(land(&mut machine, load, "a", Some(1), true), Landing::Store);
+    machine.refresh(ms(0), rule(1), &key("a"));
+    let (load, _) = begun(&mut machine);
+    machine.changed(0, b"a", Change::Written);
+    assert_eq!(land(&mut machine, load, "a", Some(1), true), Landing::Nothing);
+    machine.refresh(ms(0), rule(1), &key("a"));
+    let (load, _) = begun(&mut machine);
+    assert_eq!(land(&mut machine, load, "a", None, true), Landing::Delete);
+    assert!(machine.is_idle());
+}
+
+#[test]
+fn a_load_whose_time_is_over_is_known_to_nobody() {
+    let mut machine = machine(Limits {
+        max_load_time: ms(10),
+        backoff: ms(100),
+        ..Limits::default()
+    });
+    let waiter = ask(&mut machine, 0, &["a"]).unwrap_or(0);
+    let (load, _) = begun(&mut machine);
+    machine.tick(ms(10));
+    assert_eq!(
+        machine.take_actions(),
+        [
+            Action::Refuse {
+                waiter,
+                rule: rule(1),
+                why: Why::LoadTimedOut
+            },
+            Action::Stop { load }
+        ]
+    );
+    assert_eq!(land(&mut machine, load, "a", Some(1), false), Landing::Nothing);
+    assert_eq!(ask(&mut machine, 20, &["a"]), Err(Why::BackingOff));
+    machine.release(waiter);
+    assert!(ask(&mut machine, 200, &["a"]).is_ok());
+}
+
+#[test]
+fn what_is_queued_goes_on_only_for_those_who_wait() {
+    let mut machine = machine(Limits {
+        max_loads: 1,
+        ..Limits::default()
+    });
+    ask(&mut machine, 0, &["a"]).unwrap_or(0);
+    let gone = ask(&mut machine, 0, &["b"]).unwrap_or(0);
+    let written = ask(&mut machine, 0, &["c"]).unwrap_or(0);
+    let (load, _) = begun(&mut machine);
+    machine.release(gone);
+    machine.changed(0, b"c", Change::Written);
+    assert_eq!(ready(&mut machine), [written]);
+    land(&mut machine, load, "a", Some(1), false);
+    assert!(
+        !machine
+            .take_actions()
+            .iter()
+            .any(|action| matches!(action, Action::Begin { .. }))
+    );
+}
+
+#[test]
+fn a_removed_rule_hands_on_who_waits() {
+    let mut machine = machine(Limits::default());
+    let waiter = ask(&mut machine, 0, &["a", "b"]).unwrap_or(0);
+    let actions = machine.take_actions();
+    let loads: Vec<u64> = actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Begin { load, .. } => Some(*load),
+            _ => None,
+        })
+        .collect();
+    land(&mut machine, loads[0], "a", Some(1), false);
+    machine.remove_rule(rule(1));
+    let keys = vec![key("b")];
+    assert_eq!(machine.take_actions(), [Action::Again { waiter, keys }]);
+    assert_eq!(
+        land(&mut machine, loads[1], "b", Some(1), false),
+        Landing::Nothing
+    );
+    machine.add_rule(rule(2), Limits::default());
+    let asks = [Ask {
+        rule: rule(2),
+        key: key("b"),
+        present: false,
+    }];
+    machine.ask_again(ms(2), waiter, &asks);
+    let (load, _) = begun(&mut machine);
+    assert_eq!(land(&mut machine, load, "b", Some(2), false), Landing::Store);
+    assert_eq!(ready(&mut machine), [waiter]);
+    let (keys, _) = machine.release(waiter).unwrap_or_default_keys();
+    assert_eq!(keys.len(), 2, "what had landed before is still at hand");
+    assert_eq!(machine.rule(rule(2)).map(|rule| rule.counts.waiting), Some(0));
+}
+
+trait OrNone {
+    fn unwrap_or_default_keys(self) -> (Vec<Key>, Purpose);
+}
+
+impl OrNone for Option<(Vec<Key>, Purpose)> {
+    fn unwrap_or_default_keys(self) -> (Vec<Key>, Purpose) {
+        self.unwrap_or_else(|| panic!("it waited"))
+    }
+}
+
+/// A world around the machine: a source whose version only grows, a cache, clients.
+struct World {
+    machine: Machine<u32>,
+    random: u64,
+    now: u64,
+    version: u32,
+    cache: BTreeMap<Key, u32>,
+    /// The version that a reader must get at least who asks now.
+    oldest: BTreeMap<Key, u32>,
+    /// What each client that waits must get at least, for each of his keys.
+    waiting: BTreeMap<u64, BTreeMap<Key, u32>>,
+    /// Loads that run, with the version that they have read.
+    loads: BTreeMap<u64, (Vec<Key>, u32)>,
+    ready: BTreeSet<u64>,
+    rules: u64,
+    answered: usize,
+}
+
+impl World {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % limit
+    }
+
+    fn some_key(&mut self) -> Key {
+        Key::new(self.below(2) as i32, &[b'a' + self.below(4) as u8])
+    }
+
+    fn asks(&self, keys: &BTreeSet<Key>) -> Vec<Ask> {
+        keys.iter()
+            .map(|key| Ask {
+                rule: rule(self.rules),
+                key: key.clone(),
+                present: self.cache.contains_key(key),
+            })
+            .collect()
+    }
+
+    fn step(&mut self) {
+        self.now += self.below(20);
+        let now = ms(self.now);
+        match self.below(14) {
+            0..=3 => {
+                let db = self.below(2) as i32;
+                let count = 1 + self.below(3);
+                let mut keys: BTreeSet<Key> = (0..count)
+                    .map(|_| Key::new(db, &[b'a' + self.below(4) as u8]))
+                    .collect();
+                keys.retain(|key| !self.cache.contains_key(key));
+                let refresh = self.below(6) == 0;
+                let purpose = if refresh { Purpose::Refresh(0) } else { COMMAND };
+                if keys.is_empty() {
+                    return;
+                }
+                if let Ok(waiter) = self.machine.ask(now, &self.asks(&keys), purpose) {
+                    // RG.REFRESH wants what is there from now on.
+                    let wanted = keys.into_iter().map(|key| {
+                        let oldest = self.oldest.get(&key).copied().unwrap_or(0);
+                        (key, if refresh { self.version } else { oldest })
+                    });
+                    self.waiting.insert(waiter, wanted.collect());
+                }
+            }
+            4..=6 => {
+                let Some(&load) = self.loads.keys().next() else {
+                    return;
+                };
+                self.land(load);
+            }
+            7 => self.version += 1,
+            8 => {
+                let key = self.some_key();
+                self.version += 1;
+                self.cache.insert(key.clone(), self.version);
+                self.oldest.insert(key.clone(), self.version);
+                self.machine.changed(key.db, &key.name, Change::Written);
+            }
+            9 => {
+                let key = self.some_key();
+                self.cache.remove(&key);
+                self.oldest.insert(key.clone(), self.version);
+                self.machine.changed(key.db, &key.name, Change::Removed);
+            }
+            10 => {
+                let key = self.some_key();
+                if self.cache.remove(&key).is_some() {
+                    self.machine.changed(key.db, &key.name, Change::Aged);
+                }
+            }
+            11 => {
+                let key = self.some_key();
+                if self.cache.contains_key(&key) {
+                    self.machine.refresh(now, rule(self.rules), &key);
+                }
+            }
+            12 if self.below(4) == 0 => {
+                let db = self.below(2) as i32;
+                self.cache.retain(|key, _| key.db != db);
+                for name in [b"a", b"b", b"c", b"d"] {
+                    self.oldest.insert(Key::new(db, name), self.version);
+                }
+                self.machine.flushed(Some(db));
+            }
+            12 if self.below(4) == 0 => {
+                self.machine.remove_rule(rule(self.rules));
+                self.rules += 1;
+                self.machine.add_rule(rule(self.rules), limits(self.rules));
+            }
+            12 => {
+                let count = self.waiting.len() as u64;
+                if count == 0 {
+                    return;
+                }
+                let place = self.below(count) as usize;
+                let waiter = self.waiting.keys().nth(place).copied().unwrap_or(0);
+                self.answer(waiter, false);
+            }
+            _ => {
+                let next: Vec<u64> = self.ready.iter().copied().take(2).collect();
+                for waiter in next {
+                    self.answer(waiter, true);
+                }
+            }
+        }
+        self.machine.tick(ms(self.now));
+        self.act();
+    }
+
+    fn land(&mut self, load: u64) {
+        let Some((keys, version)) = self.loads.remove(&load) else {
+            return;
+        };
+        let fails = self.below(5) == 0;
+        for key in keys {
+            let absent = self.below(6) == 0;
+            let value = match (fails, absent) {
+                (true, _) => Err(Why::Failed("Error".into())),
+                (_, true) => Ok(None),
+                _ => Ok(Some(Arc::new(version))),
+            };
+            let present = self.cache.contains_key(&key);
+            let now = ms(self.now);
+            match self.machine.land(now, load, &key, value, true, present) {
+                Landing::Store => {
+                    let oldest = self.oldest.get(&key).copied().unwrap_or(0);
+                    assert!(version >= oldest, "a lost update of {key:?}");
+                    self.cache.insert(key, version);
+                }
+                Landing::Delete => drop(self.cache.remove(&key)),
+                Landing::Nothing => {}
+            }
+        }
+        self.machine.ended(ms(self.now), load);
+    }
+
+    fn act(&mut self) {
+        loop {
+            let actions = self.machine.take_actions();
+            if actions.is_empty() {
+                return;
+            }
+            for action in actions {
+                match action {
+                    Action::Begin { load, keys, .. } => {
+                        for key in &keys {
+                            let twice = self.loads.iter().any(|(other, (keys, _))| {
+                                keys.contains(key) && self.machine.keys_of(*other).is_some()
+                            });
+                            assert!(!twice || self.machine.loading(key.db, &key.name) == Some(load));
+                        }
+                        self.loads.insert(load, (keys, self.version));
+                    }
+                    Action::Stop { .. } => {}
+                    Action::Ready { waiter } => {
+                        assert!(self.ready.insert(waiter), "ready twice");
+                    }
+                    Action::Refuse { waiter, .. } => self.answer(waiter, false),
+                    Action::Again { waiter, keys } => {
+                        let keys: BTreeSet<Key> = keys
+                            .into_iter()
+                            .filter(|key| !self.cache.contains_key(key))
+                            .collect();
+                        let asks = self.asks(&keys);
+                        self.machine.ask_again(ms(self.now), waiter, &asks);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Somebody gets his reply, or has gone.
+    fn answer(&mut self, waiter: u64, served: bool) {
+        self.ready.remove(&waiter);
+        if served {
+            let lost: BTreeSet<Key> = self
+                .machine
+                .lost_keys(waiter)
+                .into_iter()
+                .filter(|key| !self.cache.contains_key(key))
+                .collect();
+            if !lost.is_empty() {
+                let asks = self.asks(&lost);
+                self.machine.ask_again(ms(self.now), waiter, &asks);
+                return;
+            }
+        }
+        let Some(wanted) = self.waiting.remove(&waiter) else {
+            return;
+        };
+        let (keys, _) = self.machine.release(waiter).unwrap_or_default_keys();
+        for (key, oldest) in wanted.iter().filter(|_| served) {
+            let landed = self.machine.landed(key).filter(|_| keys.contains(key));
+            let at_hand = landed.and_then(|landed| landed.value.as_deref().copied());
+            let found = self.cache.get(key).copied().or(at_hand);
+            if let Some(found) = found {
+                assert!(found >= *oldest, "{key:?} is {found}, older than {oldest}");
+            }
+        }
+        for key in &keys {
+            self.machine.replied(key);
+        }
+        self.answered += 1;
+    }
+}
+
+fn limits(number: u64) -> Limits {
+    Limits {
+        timeout: number.is_multiple_of(2).then(|| ms(150)),
+        negative_ttl: ms(30),
+        max_waiting: 30,
+        max_loads: 2 + (number % 3) as usize,
+        max_load_time: ms(400),
+        backoff: ms(5),
+        max_backoff: ms(40),
+        breaker: number.is_multiple_of(3).then(|| (4, ms(50))),
+        batch: 1 + (number % 3) as usize,
+        batch_wait: ms(5),
+    }
+}
+
+#[test]
+fn whatever_happens_nobody_gets_what_is_too_old_and_nothing_stays() {
+    for seed in 1..200_u64 {
+        let mut world = World {
+            machine: machine(limits(1)),
+            random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            now: 0,
+            version: 1,
+            cache: BTreeMap::new(),
+            oldest: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            loads: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            rules: 1,
+            answered: 0,
+        };
+        for _ in 0..400 {
+            world.step();
+        }
+        // Everything comes to its end.
+        for _ in 0..200 {
+            world.now += 50;
+            while let Some(&load) = world.loads.keys().next() {
+                world.land(load);
+                world.act();
+            }
+            world.machine.tick(ms(world.now));
+            world.act();
+            for waiter in world.ready.clone() {
+                world.answer(waiter, true);
+            }
+            world.act();
+        }
+        assert!(
+            world.waiting.is_empty(),
+            "seed {seed}: {:?} wait for ever",
+            world.waiting
+        );
+        assert!(world.answered > 20, "seed {seed}");
+        let counts = world.machine.rule(rule(world.rules)).map(|rule| rule.counts);
+        assert!(
+            counts.is_some_and(|counts| counts.waiting == 0 && counts.loading == 0),
+            "seed {seed}: {counts:?}"
+        );
+        world.machine.absent.clear(None);
+        assert!(world.machine.is_idle(), "seed {seed}: flights or values are left");
+        assert!(world.machine.next_due().is_none(), "seed {seed}: a time is left");
+    }
+}

@@ -1,0 +1,432 @@
+//! `read_through`: values that are loaded when a client misses them. Contract: docs/contract/read-through.md; the way of a load is in
+//! `docs/architecture.md`.
+//!
+//! `machine.rs` decides, and `keys.rs`, `bounded.rs`, `rule.rs`, `pace.rs`, `life.rs` are its parts: pure, without server or
+//! Python. `options.rs` is what a script says, `trigger.rs` makes a registration of it. This file is where the server comes in;
+//! `pump.rs` does what the machine says, `answer.rs` answers the clients that waited.
+//!
+//! All state lives under the server's lock, but for the inbox of what loaders have brought.
+
+mod answer;
+mod bounded;
+mod figures;
+mod keys;
+mod life;
+mod machine;
+pub mod options;
+mod pace;
+mod pump;
+mod refresh;
+mod rule;
+mod trigger;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+pub use keys::Key;
+pub use life::Lifetime;
+
+use self::{
+    bounded::Bounded,
+    figures::Figures,
+    keys::ByNumber,
+    life::Age,
+    machine::{Ask, Bounds, Change, Machine, Purpose, Time, Why},
+    options::{OnError, Options},
+    pump::Brought,
+};
+use crate::{
+    config::Number,
+    engine::{
+        Engine,
+        id::Id,
+        language::{Failure, Function},
+        prefix::Pattern,
+        record::Record,
+        registration::Registration,
+        scope,
+    },
+    hooks::{Hooks, Hot, Loads, Missing, Wait},
+    mutex::Mutex,
+    server::{
+        command::Command,
+        events::{Class, KeyEvent},
+        guarded::Guarded,
+        lock::Lock,
+        reply::Reply,
+        store::Content,
+        waiting::{self, WaitingClient},
+    },
+};
+
+/// What a loader brought for one key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// `None`: there is no such value.
+    pub content: Option<Content>,
+    pub lifetime: Lifetime,
+}
+
+/// Why a load failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// The type of what was raised: what clients see.
+    pub kind: String,
+    /// All of it, for the log.
+    pub text: Failure,
+}
+
+/// Makes plain values of what a function of the language returned. Called attached to it.
+pub trait Unpack: Send + Sync {
+    /// One value for each key, in their order. `batch`: the loader got the list of them. `ttl`: what tells how long a value is
+    /// fresh.
+    ///
+    /// # Errors
+    /// What was returned is not what is expected; none of the keys has a value then.
+    fn unpack(
+        &self,
+        keys: &[Key],
+        returned: Record,
+        batch: bool,
+        ttl: Option<&dyn Function>,
+    ) -> Result<Vec<Result<Loaded, Failed>>, Failed>;
+}
+
+/// All loads of this server.
+pub struct ReadThrough {
+    this: Weak<Self>,
+    engine: Arc<Engine>,
+    hooks: Arc<Hooks>,
+    unpack: Arc<dyn Unpack>,
+    subscribe: fn(Lock<'_>, Class),
+    started: Instant,
+    state: Guarded<State>,
+    inbox: Mutex<Vec<Brought>>,
+    /// The server was asked to come to [`ReadThrough::pump`] and has not come yet.
+    awake: AtomicBool,
+}
+
+struct State {
+    machine: Machine<Loaded>,
+    served: BTreeMap<Id, Served>,
+    /// Those who wait, by their number in the machine.
+    clients: ByNumber<Who>,
+    /// Their numbers by their address.
+    numbers: ByNumber<u64>,
+    /// Those that are to be let go.
+    leaving: VecDeque<(u64, Leave)>,
+    /// The executions of loads.
+    running: ByNumber<Running>,
+    /// How long values are fresh that are not kept as long as their registration says.
+    lives: Bounded<f64>,
+    /// What happens to this key is our own doing.
+    storing: bool,
+    subscribed: bool,
+    pace: answer::Pace,
+    /// When the next wake-up comes.
+    armed: Option<Time>,
+}
+
+/// How somebody is let go.
+enum Leave {
+    /// What he waited for is there: his command runs.
+    Served,
+    /// His command runs, whatever it finds.
+    Plain,
+    Reply(Reply),
+}
+
+/// Somebody who waits.
+enum Who {
+    Client(WaitingClient),
+    /// A function of ours or of the language.
+    Told(Box<dyn FnOnce(Reply) + Send>),
+}
+
+/// The execution of a load.
+struct Running {
+    execution: Id,
+}
+
+/// One registration as it serves.
+struct Served {
+    registration: Arc<Registration>,
+    options: Arc<Options>,
+    pattern: Pattern,
+    hot: Arc<Hot>,
+    figures: Figures,
+}
+
+impl ReadThrough {
+    pub fn new(
+        engine: Arc<Engine>,
+        hooks: Arc<Hooks>,
+        unpack: Arc<dyn Unpack>,
+        subscribe: fn(Lock<'_>, Class),
+    ) -> Arc<Self> {
+        let bounds = bounds(&engine);
+        let seed = std::process::id().into();
+        let loads = Arc::new_cyclic(|this| Self {
+            this: Weak::clone(this),
+            engine,
+            hooks,
+            unpack,
+            subscribe,
+            started: Instant::now(),
+            state: Guarded::new(State {
+                machine: Machine::new(bounds, seed),
+                served: BTreeMap::new(),
+                clients: ByNumber::default(),
+                numbers: ByNumber::default(),
+                leaving: VecDeque::new(),
+                running: ByNumber::default(),
+                lives: Bounded::default(),
+                storing: false,
+                subscribed: false,
+                pace: answer::Pace::default(),
+                armed: None,
+            }),
+            inbox: Mutex::default(),
+            awake: AtomicBool::new(false),
+        });
+        loads.hooks.connect(Arc::clone(&loads) as _);
+        waiting::connect(Arc::clone(&loads) as _);
+        loads
+    }
+
+    fn now(&self) -> Time {
+        self.started.elapsed()
+    }
+
+    /// A glance at a key, which calls nothing of the server: most changes end here.
+    pub fn concerns(&self, lock: Lock<'_>, name: &[u8]) -> bool {
+        let state = self.state.read(lock);
+        let loads = |served: &Served| served.pattern.matches(name);
+        !state.storing && !state.machine.is_idle() && state.served.values().any(loads)
+    }
+
+    /// One notification of the server.
+    pub fn notify(&self, event: &KeyEvent<'_>) {
+        let change = match event.name {
+            b"expire" | b"persist" | b"hexpire" | b"hpersist" => return,
+            b"del" | b"rename_from" | b"move_from" => Change::Removed,
+            b"expired" | b"evicted" | b"hexpired" => Change::Aged,
+            _ => Change::Written,
+        };
+        self.changed(event.lock, event.db, event.key, change);
+    }
+
+    fn changed(&self, lock: Lock<'_>, db: i32, name: &[u8], change: Change) {
+        let mut state = self.state.write(lock);
+        let load = state.machine.loading(db, name);
+        let execution = load
+            .and_then(|load| state.running.get(&load))
+            .map(|running| running.execution);
+        // What a loader does to its own key does not break its lease.
+        if execution.is_some() && execution == scope::acting() {
+            return;
+        }
+        state.machine.changed(db, name, change);
+    }
+
+    /// All keys of a database are others now, or those of all databases.
+    pub fn flushed(&self, lock: Lock<'_>, db: Option<i32>) {
+        let mut state = self.state.write(lock);
+        state.machine.flushed(db);
+        state.lives.clear(db);
+    }
+}
+
+/// What the options of the module allow.
+fn bounds(engine: &Engine) -> Bounds {
+    let count = |option| usize::try_from(engine.config.number(option)).unwrap_or(0);
+    Bounds {
+        absent: count(Number::ReadThroughMaxAbsent),
+        backoffs: count(Number::ReadThroughMaxBackoffs),
+        loads: count(Number::ReadThroughMaxLoads),
+    }
+}
+
+impl State {
+    /// The registration that loads a key.
+    fn served_for(&self, name: &[u8]) -> Option<Id> {
+        let matching = self
+            .served
+            .iter()
+            .filter(|(_, served)| served.pattern.matches(name));
+        let nearest = matching.max_by_key(|(_, served)| crate::hooks::nearness(&served.pattern));
+        nearest.map(|(&id, _)| id)
+    }
+}
+
+impl Loads for ReadThrough {
+    fn ageing(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8], at_ms: i64, left_ms: i64) {
+        if !life::is_marked(at_ms) {
+            return;
+        }
+        let mut state = self.state.write(lock);
+        let chance = state.machine.chance();
+        let stored = state.lives.get(db, name).copied();
+        let Some(served) = state.served.get_mut(&registration) else {
+            return;
+        };
+        let fresh = match served.options.ttl {
+            options::Ttl::Seconds(seconds) => Some(stored.unwrap_or(seconds)),
+            _ => stored,
+        };
+        let load_s = served.figures.mean_load_s();
+        let age = life::age(&served.options, left_ms, fresh, load_s, 1.0 - chance);
+        if age == Age::Fresh {
+            return;
+        }
+        served.figures.stale_hits += u64::from(age == Age::Stale);
+        let now = self.now();
+        let began = state.machine.refresh(now, registration, &Key::new(db, name));
+        drop(state);
+        if began {
+            self.wake();
+        }
+    }
+
+    fn is_absent(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8]) -> bool {
+        let mut state = self.state.write(lock);
+        if state.machine.absent_count() == 0 {
+            return false;
+        }
+        let absent = state.machine.is_absent(self.now(), db, name);
+        if let Some(served) = state.served.get_mut(&registration).filter(|_| absent) {
+            served.figures.negative_hits += 1;
+        }
+        absent
+    }
+
+    fn minds(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
+        self.state.read(lock).machine.concerns(db, name)
+    }
+
+    fn removed(&self, lock: Lock<'_>, db: i32, name: &[u8]) {
+        if self.minds(lock, db, name) {
+            self.changed(lock, db, name, Change::Removed);
+        }
+    }
+
+    fn wait(&self, command: &Command<'_>, missing: &[Missing<'_>], writes: bool) -> Wait {
+        if !self.engine.is_serving() {
+            return Wait::No;
+        }
+        let lock = command.lock();
+        let mut state = self.state.write(lock);
+        state.machine.bounds = bounds(&self.engine);
+        let db = command.db();
+        let asks: Vec<Ask> = missing
+            .iter()
+            .map(|missing| Ask {
+                rule: missing.registration,
+                key: Key::new(db, missing.name),
+                present: false,
+            })
+            .collect();
+        let asked = state.machine.ask(self.now(), &asks, Purpose::Command { writes });
+        match asked {
+            Ok(number) => {
+                drop(state);
+                self.block(command, number)
+            }
+            Err((rule, why)) => match state.refusal(rule, &why) {
+                Some(reply) => Wait::Refused(reply.into()),
+                None => Wait::No,
+            },
+        }
+    }
+
+    fn count_plain(&self, lock: Lock<'_>, registration: Id) {
+        let mut state = self.state.write(lock);
+        if let Some(served) = state.served.get_mut(&registration) {
+            served.figures.plain += 1;
+        }
+    }
+}
+
+impl ReadThrough {
+    /// The counters of all registrations together, for INFO.
+    pub fn totals(&self, lock: Lock<'_>) -> Vec<(&'static str, u64)> {
+        let state = self.state.read(lock);
+        let mut totals = figures::Totals::default();
+        for (&id, served) in &state.served {
+            if let Some(rule) = state.machine.rule(id) {
+                totals.add(&served.hot, rule, &served.figures);
+            }
+        }
+        totals.shown(
+            state.served.len(),
+            state.machine.absent_count(),
+            state.machine.backoff_count(),
+            state.pace.slices,
+            state.machine.forgotten,
+        )
+    }
+
+    /// Lets the client of a command wait under its number in the machine.
+    fn block(&self, command: &Command<'_>, number: u64) -> Wait {
+        let lock = command.lock();
+        let client = command.wait();
+        let mut state = self.state.write(lock);
+        let Some(client) = client else {
+            state.machine.release(number);
+            return Wait::No;
+        };
+        state.numbers.insert(client.address() as u64, number);
+        state.clients.insert(number, Who::Client(client));
+        drop(state);
+        self.come();
+        Wait::Waits
+    }
+
+    /// Something is to be done. Where the server does not tell when it sleeps, it is asked to come.
+    fn come(&self) {
+        if !waiting::tells_when_it_sleeps() {
+            self.wake();
+        }
+    }
+
+    /// The server comes to [`ReadThrough::pump`] soon. From any thread.
+    pub(self) fn wake(&self) {
+        if self.awake.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if !waiting::wake() {
+            let this = Weak::clone(&self.this);
+            self.engine.timers.after(Duration::ZERO, move |_| {
+                if let Some(this) = this.upgrade() {
+                    crate::server::lock::with_lock(|lock| this.pump(lock));
+                }
+            });
+        }
+    }
+}
+
+impl State {
+    /// What somebody gets who gets no value; `None`: the command's own reply.
+    fn refusal(&self, rule: Id, why: &Why) -> Option<Reply> {
+        let on_error = self
+            .served
+            .get(&rule)
+            .map_or(OnError::Error, |served| served.options.on_error);
+        match on_error {
+            OnError::Error => Some(why.clone().into()),
+            OnError::Miss => None,
+        }
+    }
+}
+
+impl From<Why> for Reply {
+    fn from(why: Why) -> Self {
+        Self::error(format!("LOADFAILED {}", why.kind()))
+    }
+}

@@ -1,0 +1,363 @@
+//! Does what the machine says: begins loads, lands what they brought, lets clients go. On the server's thread, before it sleeps.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Failed, Key, Leave, Lifetime, Loaded, ReadThrough, Running, life,
+    machine::{Action, Ask, Landing, Time, Why},
+};
+use crate::{
+    engine::{
+        execution::Start,
+        id::Id,
+        record::{Record, Value},
+        registration::Registration,
+        scope::Scope,
+        source::Once,
+    },
+    mutex::Mutex,
+    server::{
+        key::{self, Life},
+        lock::Lock,
+        store,
+    },
+};
+
+/// What a load has brought, or why it brought nothing.
+pub(super) struct Brought {
+    load: u64,
+    values: Result<Vec<Result<Loaded, Failed>>, Failed>,
+    took: Duration,
+}
+
+impl ReadThrough {
+    /// Does whatever is to be done now. Called in each turn of the server's loop: most of the time that is nothing.
+    pub fn pump(&self, lock: Lock<'_>) {
+        if self.awake.swap(false, Ordering::AcqRel) || self.is_due(lock) {
+            self.pump_now(lock);
+        }
+    }
+
+    fn is_due(&self, lock: Lock<'_>) -> bool {
+        let state = self.state.read(lock);
+        if state.machine.has_actions() || !state.leaving.is_empty() {
+            return true;
+        }
+        state.machine.next_due().is_some_and(|due| due <= self.now())
+    }
+
+    fn pump_now(&self, lock: Lock<'_>) {
+        let paused = !lock.may_write();
+        if !self.engine.is_serving() {
+            self.state.write(lock).machine.let_all_go();
+        }
+        if !paused {
+            let brought = std::mem::take(&mut *self.inbox.lock());
+            for brought in brought {
+                self.land(lock, brought);
+            }
+        }
+        let now = self.now();
+        self.state.write(lock).machine.tick(now);
+        loop {
+            let actions = self.state.write(lock).machine.take_actions();
+            if actions.is_empty() {
+                break;
+            }
+            for action in actions {
+                self.act(lock, now, action);
+            }
+        }
+        self.let_go(lock, paused);
+        if paused {
+            // Nothing is stored meanwhile; the next turn of the loop looks again.
+            self.awake.store(true, Ordering::Release);
+        }
+        self.arm(lock, now);
+    }
+
+    fn act(&self, lock: Lock<'_>, now: Time, action: Action) {
+        let mut state = self.state.write(lock);
+        match action {
+            Action::Begin { load, rule, keys } => {
+                let registration = state
+                    .served
+                    .get(&rule)
+                    .map(|served| Arc::clone(&served.registration));
+                drop(state);
+                match registration {
+                    Some(registration) => self.begin(lock, load, &registration, keys),
+                    None => self.state.write(lock).machine.ended(now, load),
+                }
+            }
+            Action::Stop { load } => {
+                let running = state.running.remove(&load);
+                drop(state);
+                if let Some(running) = running {
+                    // One that has ended in this moment is not there any more.
+                    let _ = self.engine.abort(running.execution, || {});
+                }
+            }
+            Action::Ready { waiter } => state.leaving.push_back((waiter, Leave::Served)),
+            Action::Refuse { waiter, rule, why } => {
+                let leave = state.refusal(rule, &why).map_or(Leave::Plain, Leave::Reply);
+                state.leaving.push_back((waiter, leave));
+            }
+            Action::Again { waiter, keys } => {
+                drop(state);
+                let asks = self.asks_for(lock, now, &keys);
+                self.state.write(lock).machine.ask_again(now, waiter, &asks);
+            }
+        }
+    }
+
+    /// Keys of a client that waits have nobody who loads them any more, or their values are gone: whoever has them now does.
+    pub(super) fn asks_for(&self, lock: Lock<'_>, now: Time, keys: &[Key]) -> Vec<Ask> {
+        let missing: Vec<&Key> = keys
+            .iter()
+            .filter(|key| key::life(lock, key.db, &key.name) == Life::Missing)
+            .collect();
+        let mut state = self.state.write(lock);
+        let mut asks = Vec::with_capacity(missing.len());
+        for key in missing {
+            if state.machine.is_absent(now, key.db, &key.name) {
+                continue;
+            }
+            if let Some(rule) = state.served_for(&key.name) {
+                asks.push(Ask {
+                    rule,
+                    key: key.clone(),
+                    present: false,
+                });
+            }
+        }
+        asks
+    }
+
+    /// Calls the loader, as an execution like any other.
+    fn begin(&self, lock: Lock<'_>, load: u64, registration: &Arc<Registration>, keys: Vec<Key>) {
+        let Some(db) = keys.first().map(|key| key.db) else {
+            return;
+        };
+        let options = self
+            .state
+            .read(lock)
+            .served
+            .get(&registration.id)
+            .map(|served| Arc::clone(&served.options));
+        let Some(options) = options else { return };
+        let batch = options.batch > 1;
+        let name = |key: &Key| Value::Key(key.name.to_vec());
+        let argument = if batch {
+            Value::List(keys.iter().map(name).collect())
+        } else {
+            keys.first().map_or(Value::None, name)
+        };
+        if !self.engine.has_room(registration) {
+            self.bring(
+                load,
+                Duration::ZERO,
+                Err(Failed::of("TooManyPending", "too many executions are pending")),
+            );
+            return;
+        }
+        let source = Once(Some(Record::Native(argument)));
+        let mut start = Start::of_registration(registration, db, Box::new(source));
+        start.transient = true;
+        let begun = Instant::now();
+        let (this, unpack) = (self.this.clone(), Arc::clone(&self.unpack));
+        let ttl = match options.ttl {
+            super::options::Ttl::Function => registration.plan.functions.get(1).cloned(),
+            _ => None,
+        };
+        // Brought when the execution is counted, so that whoever has a reply sees it counted.
+        let made = Arc::new(Mutex::new(None));
+        let values = Arc::clone(&made);
+        start.collector = Some(Box::new(move |results, errors| {
+            let unpacked = match (errors.first(), results.into_iter().next()) {
+                (None, Some(returned)) => unpack.unpack(&keys, returned, batch, ttl.as_deref()),
+                (error, _) => Err(Failed::of(
+                    &raised(),
+                    error.map_or("the load was aborted", String::as_str),
+                )),
+            };
+            let wrong = wrong(errors.is_empty(), &unpacked);
+            *made.lock() = Some(unpacked);
+            wrong
+        }));
+        start.waiter = Some(Box::new(move |_| {
+            let values = values.lock().take();
+            let values = values.unwrap_or_else(|| Err(Failed::of("Aborted", "the load was aborted")));
+            if let Some(this) = this.upgrade() {
+                this.bring(load, begun.elapsed(), values);
+            }
+        }));
+        let execution = self.engine.submit(start, None);
+        let running = Running {
+            execution: execution.id,
+        };
+        self.state.write(lock).running.insert(load, running);
+    }
+
+    /// A load has ended, on any thread.
+    fn bring(&self, load: u64, took: Duration, values: Result<Vec<Result<Loaded, Failed>>, Failed>) {
+        self.inbox.lock().push(Brought { load, values, took });
+        self.wake();
+    }
+
+    /// A load has ended: its values are stored, or not, and whoever waited for them is served.
+    fn land(&self, lock: Lock<'_>, brought: Brought) {
+        let Brought { load, values, took } = brought;
+        let now = self.now();
+        let mut state = self.state.write(lock);
+        state.running.remove(&load);
+        let Some((rule, keys)) = state.machine.keys_of(load) else {
+            return;
+        };
+        if let Some(served) = state.served.get_mut(&rule).filter(|_| values.is_ok()) {
+            served.figures.loaded(took);
+            let below = life::interesting_below_ms(&served.options, served.figures.mean_load_s());
+            served.hot.set_below(below);
+        }
+        drop(state);
+        let values: Vec<Result<Loaded, Failed>> = match values {
+            Ok(values) => values,
+            Err(failed) => vec![Err(failed); keys.len()],
+        };
+        for (key, value) in keys.iter().zip(values) {
+            self.land_one(lock, now, load, rule, key, value);
+        }
+        self.state.write(lock).machine.ended(now, load);
+    }
+
+    fn land_one(
+        &self,
+        lock: Lock<'_>,
+        now: Time,
+        load: u64,
+        rule: Id,
+        key: &Key,
+        value: Result<Loaded, Failed>,
+    ) {
+        let present = key::life(lock, key.db, &key.name) != Life::Missing;
+        if !present && !store::is_local(lock, self.engine.features, key.db, &key.name) {
+            self.state.write(lock).machine.moved_away(load, key);
+            return;
+        }
+        let (value, keep) = match value {
+            Ok(loaded) if loaded.content.is_none() => (Ok(None), false),
+            Ok(loaded) => {
+                let keep = loaded.lifetime != Lifetime::NotKept;
+                (Ok(Some(Arc::new(loaded))), keep)
+            }
+            Err(failed) => (Err(Why::Failed(failed.kind.into())), false),
+        };
+        let loaded = value.as_ref().ok().and_then(Option::clone);
+        let landing = self
+            .state
+            .write(lock)
+            .machine
+            .land(now, load, key, value, keep, present);
+        match (landing, loaded) {
+            (Landing::Store, Some(loaded)) => {
+                // Where it cannot be stored, it answers without being kept.
+                self.store(lock, rule, key, &loaded);
+            }
+            (Landing::Delete, _) => {
+                self.quietly(lock, || store::delete(lock, key.db, &key.name));
+                store::signal_modified(lock, key.db, &key.name);
+            }
+            _ => {}
+        }
+    }
+
+    /// Stores a value with its lifetime; false if the memory limit forbids it.
+    pub(super) fn store(&self, lock: Lock<'_>, rule: Id, key: &Key, loaded: &Loaded) -> bool {
+        let now_ms = key::now_ms(lock);
+        let mut state = self.state.write(lock);
+        if !store::has_room(lock, self.engine.features) {
+            if let Some(served) = state.served.get_mut(&rule) {
+                served.figures.not_stored += 1;
+            }
+            return false;
+        }
+        let chance = state.machine.chance();
+        let Some(options) = state.served.get(&rule).map(|served| Arc::clone(&served.options)) else {
+            return false;
+        };
+        let fresh = loaded.lifetime.fresh_s(&options);
+        if let (Lifetime::Seconds(seconds), true) = (loaded.lifetime, life::marks(&options)) {
+            let limit = state.machine.bounds.absent;
+            state.lives.insert(key, seconds, limit);
+        }
+        let unwaited = state.machine.landed(key).is_none();
+        drop(state);
+        let expires = fresh.map(|fresh| life::expires_ms(&options, fresh, now_ms, chance));
+        if let Some(content) = &loaded.content {
+            self.quietly(lock, || store::put(lock, key.db, &key.name, content, expires));
+        }
+        if unwaited {
+            store::signal_modified(lock, key.db, &key.name);
+        }
+        true
+    }
+
+    /// Does something to a key that is our own doing.
+    pub(super) fn quietly(&self, lock: Lock<'_>, work: impl FnOnce()) {
+        let before = std::mem::replace(&mut self.state.write(lock).storing, true);
+        work();
+        self.state.write(lock).storing = before;
+    }
+
+    /// Sees to it that the server comes when the next time is over.
+    fn arm(&self, lock: Lock<'_>, now: Time) {
+        let mut state = self.state.write(lock);
+        let Some(due) = state.machine.next_due() else {
+            return;
+        };
+        if state.armed.is_some_and(|armed| armed > now && armed <= due) {
+            return;
+        }
+        state.armed = Some(due);
+        drop(state);
+        let this = self.this.clone();
+        let delay = due.saturating_sub(now);
+        self.engine.timers.after(delay, move |_| {
+            if let Some(this) = this.upgrade() {
+                this.wake();
+            }
+        });
+    }
+}
+
+impl Failed {
+    pub fn of(kind: &str, text: &str) -> Self {
+        Self {
+            kind: kind.to_owned(),
+            text: text.to_owned(),
+        }
+    }
+}
+
+/// The type of what the function raised whose execution ends on this thread.
+fn raised() -> String {
+    let scope = Scope::current();
+    let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
+    let kind = execution.and_then(|execution| execution.error_kind());
+    kind.unwrap_or("Aborted").to_owned()
+}
+
+/// What the execution has to answer for besides what its function raised: values that are none.
+fn wrong(ended_well: bool, values: &Result<Vec<Result<Loaded, Failed>>, Failed>) -> Vec<String> {
+    match values {
+        _ if !ended_well => Vec::new(),
+        Err(failed) => vec![failed.text.clone()],
+        Ok(values) => values
+            .iter()
+            .filter_map(|value| value.as_ref().err().map(|failed| failed.text.clone()))
+            .collect(),
+    }
+}

@@ -1,0 +1,223 @@
+//! What the machine knows of one registration: its limits, its counters, and the keys whose loads have not begun.
+
+use std::{collections::VecDeque, time::Duration};
+
+use super::{keys::Key, machine::Time, pace::Breaker};
+
+/// The limits of a registration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    pub timeout: Option<Duration>,
+    pub negative_ttl: Duration,
+    pub max_waiting: usize,
+    pub max_loads: usize,
+    pub max_load_time: Duration,
+    /// Zero: none.
+    pub backoff: Duration,
+    pub max_backoff: Duration,
+    pub breaker: Option<(u32, Duration)>,
+    pub batch: usize,
+    pub batch_wait: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            timeout: None,
+            negative_ttl: Duration::ZERO,
+            max_waiting: 2000,
+            max_loads: usize::MAX,
+            max_load_time: Duration::from_secs(30),
+            backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(10),
+            breaker: None,
+            batch: 1,
+            batch_wait: Duration::from_millis(1),
+        }
+    }
+}
+
+/// What has happened so far. All but the last two only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Commands that waited.
+    pub misses: u64,
+    /// Keys that were loaded, or were to be.
+    pub loads: u64,
+    /// Calls of the loader.
+    pub batches: u64,
+    pub load_failures: u64,
+    pub timeouts: u64,
+    pub refusals: u64,
+    pub shared: u64,
+    pub refreshes: u64,
+    /// Values that were not stored, because something happened to the key.
+    pub dropped_by_lease: u64,
+    pub waiting: u64,
+    pub loading: u64,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: &Self) {
+        self.misses += other.misses;
+        self.loads += other.loads;
+        self.batches += other.batches;
+        self.load_failures += other.load_failures;
+        self.timeouts += other.timeouts;
+        self.refusals += other.refusals;
+        self.shared += other.shared;
+        self.refreshes += other.refreshes;
+        self.dropped_by_lease += other.dropped_by_lease;
+        self.waiting += other.waiting;
+        self.loading += other.loading;
+    }
+}
+
+/// Keys that go to the loader together.
+pub struct Chunk {
+    pub db: i32,
+    pub keys: Vec<Key>,
+    /// When it goes although there is room for more.
+    pub due: Time,
+}
+
+/// One registration.
+pub struct Rule {
+    pub limits: Limits,
+    pub counts: Counts,
+    pub breaker: Breaker,
+    queue: VecDeque<Chunk>,
+    queued: usize,
+}
+
+impl Rule {
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            counts: Counts::default(),
+            breaker: Breaker::default(),
+            queue: VecDeque::new(),
+            queued: 0,
+        }
+    }
+
+    /// Keys whose load has not begun.
+    pub fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// Adds keys that are missed by one command, of one database. The time at which they go, if that is not now.
+    pub fn enqueue(&mut self, now: Time, keys: Vec<Key>) -> Option<Time> {
+        let db = keys.first()?.db;
+        self.queued += keys.len();
+        let batch = self.limits.batch.max(1);
+        let room = |chunk: &&mut Chunk| chunk.db == db && chunk.keys.len() + keys.len() <= batch;
+        if let Some(chunk) = self.queue.back_mut().filter(room) {
+            chunk.keys.extend(keys);
+            return (chunk.keys.len() < batch).then_some(chunk.due);
+        }
+        // One that has no room for them waits for no more.
+        if let Some(chunk) = self.queue.iter_mut().rfind(|chunk| chunk.db == db) {
+            chunk.due = now;
+        }
+        let due = if batch == 1 {
+            now
+        } else {
+            now.saturating_add(self.limits.batch_wait)
+        };
+        let mut keys = keys.into_iter().peekable();
+        while keys.peek().is_some() {
+            self.queue.push_back(Chunk {
+                db,
+                keys: keys.by_ref().take(batch).collect(),
+                due,
+            });
+        }
+        (due > now).then_some(due)
+    }
+
+    /// The next keys that go now, if another load may run.
+    pub fn next_chunk(&mut self, now: Time) -> Option<Chunk> {
+        if self.counts.loading >= self.limits.max_loads as u64 {
+            return None;
+        }
+        let batch = self.limits.batch.max(1);
+        let place = self
+            .queue
+            .iter()
+            .position(|chunk| chunk.keys.len() >= batch || chunk.due <= now)?;
+        let chunk = self.queue.remove(place)?;
+        self.queued -= chunk.keys.len();
+        Some(chunk)
+    }
+
+    /// When a chunk that waits for more keys goes.
+    pub fn next_due(&self) -> Option<Time> {
+        if self.counts.loading >= self.limits.max_loads as u64 {
+            return None;
+        }
+        self.queue.iter().map(|chunk| chunk.due).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(names: &str) -> Vec<Key> {
+        names
+            .chars()
+            .map(|name| Key::new(0, name.to_string().as_bytes()))
+            .collect()
+    }
+
+    fn sizes(rule: &mut Rule, now: u64) -> Vec<usize> {
+        let now = Duration::from_millis(now);
+        std::iter::from_fn(|| rule.next_chunk(now))
+            .map(|chunk| chunk.keys.len())
+            .collect()
+    }
+
+    #[test]
+    fn keys_gather_until_a_batch_is_full_or_its_time_has_come() {
+        let ms = Duration::from_millis;
+        let limits = Limits {
+            batch: 4,
+            batch_wait: ms(10),
+            ..Limits::default()
+        };
+        let mut rule = Rule::new(limits);
+        assert_eq!(rule.enqueue(ms(0), keys("a")), Some(ms(10)));
+        assert_eq!(rule.enqueue(ms(5), keys("b")), Some(ms(10)));
+        assert_eq!(sizes(&mut rule, 9), [0; 0]);
+        assert_eq!(rule.next_due(), Some(ms(10)));
+        assert_eq!(sizes(&mut rule, 10), [2]);
+        rule.enqueue(ms(20), keys("ab"));
+        // The three of one command go together: the two before them wait no longer.
+        rule.enqueue(ms(21), keys("cde"));
+        assert_eq!(sizes(&mut rule, 21), [2]);
+        rule.enqueue(ms(22), keys("f"));
+        assert_eq!(sizes(&mut rule, 22), [4]);
+        rule.enqueue(ms(30), keys("abcdefghij"));
+        assert_eq!(sizes(&mut rule, 30), [4, 4]);
+        assert_eq!(sizes(&mut rule, 40), [2]);
+        assert_eq!(rule.queued(), 0);
+    }
+
+    #[test]
+    fn what_has_no_free_load_gathers_meanwhile() {
+        let limits = Limits {
+            batch: 3,
+            max_loads: 1,
+            ..Limits::default()
+        };
+        let mut rule = Rule::new(limits);
+        rule.counts.loading = 1;
+        for name in ["a", "b", "c", "d"] {
+            rule.enqueue(Duration::ZERO, keys(name));
+        }
+        assert_eq!(sizes(&mut rule, 1000), [0; 0]);
+        rule.counts.loading = 0;
+        assert_eq!(sizes(&mut rule, 1000), [3, 1]);
+    }
+}

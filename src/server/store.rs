@@ -1,0 +1,316 @@
+//! Storing whole values natively: without the way of a command, and without the signal that a key was modified, which whoever
+//! stores gives when it is time for it ([`signal_modified`]). Under the server's lock.
+
+use std::{
+    ffi::{CStr, c_int},
+    ptr,
+};
+
+use redis_module::raw;
+
+use super::{
+    api::Features,
+    call::call,
+    events::Mute,
+    lock::Lock,
+    reply::Reply,
+    room::{self, Room},
+    string::RString,
+};
+
+/// A value as a key can hold it. Containers are not empty.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Content {
+    String(Vec<u8>),
+    /// In its order; fields are distinct.
+    Hash(Vec<(Vec<u8>, Vec<u8>)>),
+    List(Vec<Vec<u8>>),
+    Set(Vec<Vec<u8>>),
+    /// Members are distinct, scores are numbers.
+    Sorted(Vec<(Vec<u8>, f64)>),
+}
+
+impl Content {
+    /// The command that makes it, the class and the name of its event.
+    fn made_by(&self) -> (&'static CStr, c_int, &'static CStr) {
+        match self {
+            Self::String(_) => (c"SET", raw::REDISMODULE_NOTIFY_STRING, c"set"),
+            Self::Hash(_) => (c"HSET", raw::REDISMODULE_NOTIFY_HASH, c"hset"),
+            Self::List(_) => (c"RPUSH", raw::REDISMODULE_NOTIFY_LIST, c"rpush"),
+            Self::Set(_) => (c"SADD", raw::REDISMODULE_NOTIFY_SET, c"sadd"),
+            Self::Sorted(_) => (c"ZADD", raw::REDISMODULE_NOTIFY_ZSET, c"zadd"),
+        }
+    }
+
+    /// The words of that command behind the key.
+    fn words(&self) -> Vec<Vec<u8>> {
+        match self {
+            Self::String(text) => vec![text.clone()],
+            Self::Hash(fields) => fields
+                .iter()
+                .flat_map(|(name, value)| [name.clone(), value.clone()])
+                .collect(),
+            Self::List(items) | Self::Set(items) => items.clone(),
+            Self::Sorted(members) => members
+                .iter()
+                .flat_map(|(member, score)| [score_text(*score), member.clone()])
+                .collect(),
+        }
+    }
+}
+
+fn score_text(score: f64) -> Vec<u8> {
+    if score.is_infinite() {
+        return if score > 0.0 {
+            b"inf".to_vec()
+        } else {
+            b"-inf".to_vec()
+        };
+    }
+    // The shortest text that reads back as the same number.
+    format!("{score:?}").into_bytes()
+}
+
+/// Puts a value in the place of whatever the key holds, with the moment (Unix time in milliseconds) at which it expires. It
+/// goes to replicas and files as one step, and fires its usual events.
+pub fn put(lock: Lock<'_>, db: i32, name: &[u8], content: &Content, expires_ms: Option<i64>) {
+    let key = RString::new(lock, name);
+    let existed = place(lock, db, &key, content, expires_ms);
+    let (command, class, event) = content.made_by();
+    let words: Vec<RString<'_>> = content
+        .words()
+        .iter()
+        .map(|word| RString::new(lock, word))
+        .collect();
+    let mut argv = vec![key.as_raw()];
+    argv.extend(words.iter().map(RString::as_raw));
+    let expires = expires_ms.map(|ms| RString::new(lock, ms.to_string().as_bytes()));
+    let is_string = matches!(content, Content::String(_));
+    if existed && !is_string {
+        replicate(lock, db, c"DEL", &argv[..1]);
+    }
+    if let (true, Some(expires)) = (is_string, &expires) {
+        let option = RString::new(lock, b"PXAT");
+        argv.extend([option.as_raw(), expires.as_raw()]);
+        replicate(lock, db, command, &argv);
+    } else {
+        replicate(lock, db, command, &argv);
+        if let Some(expires) = &expires {
+            replicate(lock, db, c"PEXPIREAT", &[key.as_raw(), expires.as_raw()]);
+        }
+    }
+    if !matches!(content, Content::Set(_)) {
+        notify(lock, db, class, event, &key);
+    }
+    if expires.is_some() {
+        notify(lock, db, raw::REDISMODULE_NOTIFY_GENERIC, c"expire", &key);
+    }
+}
+
+/// Puts a value there for a moment: nobody else hears of it, but for what the server tells of a set, which has no native way.
+pub fn put_quietly(lock: Lock<'_>, db: i32, name: &[u8], content: &Content) {
+    let _mute = Mute::new();
+    place(lock, db, &RString::new(lock, name), content, None);
+}
+
+/// Takes away what [`put_quietly`] put there.
+pub fn take_quietly(lock: Lock<'_>, db: i32, name: &[u8]) {
+    let _mute = Mute::new();
+    let key = RString::new(lock, name);
+    // SAFETY: the key is open for writing while it is used.
+    unsafe {
+        let opened = open(lock, db, &key);
+        api!(RedisModule_DeleteKey(opened));
+        api!(RedisModule_CloseKey(opened));
+    }
+}
+
+/// Takes a value away for good.
+pub fn delete(lock: Lock<'_>, db: i32, name: &[u8]) {
+    let key = RString::new(lock, name);
+    take_quietly(lock, db, name);
+    replicate(lock, db, c"DEL", &[key.as_raw()]);
+    notify(lock, db, raw::REDISMODULE_NOTIFY_GENERIC, c"del", &key);
+}
+
+/// Tells clients that watch or cache the key that it was modified.
+pub fn signal_modified(lock: Lock<'_>, db: i32, name: &[u8]) {
+    let key = RString::new(lock, name);
+    // SAFETY: the context is selected under the lock; the name is alive.
+    unsafe { api!(RedisModule_SignalModifiedKey(lock.call_context(db), key.as_raw())) };
+}
+
+/// Whether a value may be stored now: not above `maxmemory`, unless the server evicts.
+pub fn has_room(lock: Lock<'_>, features: Features) -> bool {
+    let room = room::check(lock, features, lock.server_flags(), b"SET");
+    matches!(room, Room::Enough | Room::AfterEviction)
+}
+
+/// False if the key's slot is served by another node of the cluster. For keys that are not there.
+pub fn is_local(lock: Lock<'_>, features: Features, db: i32, name: &[u8]) -> bool {
+    if lock.server_flags() & raw::REDISMODULE_CTX_FLAGS_CLUSTER == 0 {
+        return true;
+    }
+    // Does nothing to a key that is not there, and is not counted as a look at it.
+    let words = [b"PERSIST".to_vec(), name.to_vec()];
+    !matches!(call(lock, features, db, &words), Reply::Error(_))
+}
+
+/// What a client hears whose key is served elsewhere by now: where, or that it is on the way. The server says that to no client
+/// that a module blocks.
+pub fn redirection(lock: Lock<'_>, features: Features, slot: u16) -> Reply {
+    const ON_ITS_WAY: &str = "TRYAGAIN Multiple keys request during rehashing of slot";
+    let ask = |word: &[u8]| call(lock, features, 0, &[b"CLUSTER".to_vec(), word.to_vec()]);
+    let me = match ask(b"MYID") {
+        Reply::Bulk(id) | Reply::Status(id) => id,
+        _ => Vec::new(),
+    };
+    let Reply::Array(ranges) = ask(b"SLOTS") else {
+        return Reply::error(ON_ITS_WAY);
+    };
+    for range in &ranges {
+        let Reply::Array(range) = range else { continue };
+        let [Reply::Int(first), Reply::Int(last), Reply::Array(owner), ..] = range.as_slice() else {
+            continue;
+        };
+        if !(*first..=*last).contains(&i64::from(slot)) {
+            continue;
+        }
+        let [host, Reply::Int(port), Reply::Bulk(id), ..] = owner.as_slice() else {
+            break;
+        };
+        if *id == me {
+            break;
+        }
+        let host = match host {
+            Reply::Bulk(host) => String::from_utf8_lossy(host).into_owned(),
+            _ => String::new(),
+        };
+        return Reply::error(format!("MOVED {slot} {host}:{port}"));
+    }
+    Reply::error(ON_ITS_WAY)
+}
+
+/// True if the key held something before.
+fn place(lock: Lock<'_>, db: i32, key: &RString<'_>, content: &Content, expires_ms: Option<i64>) -> bool {
+    let string = |bytes: &[u8]| RString::new(lock, bytes);
+    let knows_moments = has_api!(RedisModule_SetAbsExpire);
+    // SAFETY: the key is open for writing while it is used, the strings outlive the calls, which copy them or count their
+    // references.
+    unsafe {
+        let mut opened = open(lock, db, key);
+        let existed = api!(RedisModule_KeyType(opened)) as isize != raw::REDISMODULE_KEYTYPE_EMPTY;
+        api!(RedisModule_DeleteKey(opened));
+        match content {
+            Content::String(text) => {
+                api!(RedisModule_StringSet(opened, string(text).as_raw()));
+            }
+            Content::Hash(fields) => {
+                for (name, value) in fields {
+                    api!(RedisModule_HashSet(
+                        opened,
+                        raw::REDISMODULE_HASH_NONE as c_int,
+                        string(name).as_raw(),
+                        string(value).as_raw(),
+                        ptr::null_mut::<raw::RedisModuleString>()
+                    ));
+                }
+            }
+            Content::List(items) => {
+                for item in items {
+                    api!(RedisModule_ListPush(
+                        opened,
+                        raw::REDISMODULE_LIST_TAIL as c_int,
+                        string(item).as_raw()
+                    ));
+                }
+            }
+            Content::Sorted(members) => {
+                for (member, score) in members {
+                    api!(RedisModule_ZsetAdd(
+                        opened,
+                        *score,
+                        string(member).as_raw(),
+                        ptr::null_mut()
+                    ));
+                }
+            }
+            Content::Set(members) => {
+                // The module API has no access to sets.
+                api!(RedisModule_CloseKey(opened));
+                add_members(lock, db, key, members);
+                opened = open(lock, db, key);
+            }
+        }
+        if let Some(ms) = expires_ms {
+            if knows_moments {
+                api!(RedisModule_SetAbsExpire(opened, ms));
+            } else {
+                api!(RedisModule_SetExpire(
+                    opened,
+                    ms - api!(RedisModule_Milliseconds())
+                ));
+            }
+        }
+        api!(RedisModule_CloseKey(opened));
+        existed
+    }
+}
+
+/// # Safety
+/// As of `RM_OpenKey`.
+unsafe fn open(lock: Lock<'_>, db: i32, key: &RString<'_>) -> *mut raw::RedisModuleKey {
+    // SAFETY: by the caller's promise; the context is selected under the lock.
+    unsafe {
+        api!(RedisModule_OpenKey(
+            lock.call_context(db),
+            key.as_raw(),
+            (raw::REDISMODULE_READ | raw::REDISMODULE_WRITE) as c_int
+        ))
+        .cast()
+    }
+}
+
+fn add_members(lock: Lock<'_>, db: i32, key: &RString<'_>, members: &[Vec<u8>]) {
+    let members: Vec<RString<'_>> = members.iter().map(|member| RString::new(lock, member)).collect();
+    let mut words = vec![key.as_raw()];
+    words.extend(members.iter().map(RString::as_raw));
+    // SAFETY: the context is selected under the lock; without `!` nothing is replicated.
+    unsafe {
+        let reply = api!(RedisModule_Call(
+            lock.call_context(db),
+            c"SADD".as_ptr(),
+            c"v".as_ptr(),
+            words.as_ptr(),
+            words.len()
+        ));
+        if !reply.is_null() {
+            api!(RedisModule_FreeCallReply(reply));
+        }
+    }
+}
+
+fn replicate(lock: Lock<'_>, db: i32, command: &CStr, words: &[*mut raw::RedisModuleString]) {
+    // SAFETY: the context is selected under the lock; the strings are alive.
+    unsafe {
+        api!(RedisModule_Replicate(
+            lock.call_context(db),
+            command.as_ptr(),
+            c"v".as_ptr(),
+            words.as_ptr(),
+            words.len()
+        ));
+    }
+}
+
+fn notify(lock: Lock<'_>, db: i32, class: c_int, event: &CStr, key: &RString<'_>) {
+    // SAFETY: the context is selected under the lock; the texts are alive.
+    unsafe {
+        api!(RedisModule_NotifyKeyspaceEvent(
+            lock.call_context(db),
+            class,
+            event.as_ptr(),
+            key.as_raw()
+        ));
+    }
+}

@@ -1,0 +1,173 @@
+//! A client that waits until its own command can be run: the server calls back with the client's arguments, and the command
+//! runs there as the client, with its rights, in its database and protocol.
+//!
+//! All of it happens under the server's lock, the callbacks on the server's thread.
+
+use std::{
+    any::Any,
+    ffi::{c_int, c_void},
+    panic::{AssertUnwindSafe, catch_unwind},
+    ptr,
+    sync::OnceLock,
+};
+
+use redis_module::raw;
+
+use super::{
+    command::Command,
+    lock::{Entered, Lock},
+    reply::Reply,
+};
+
+/// What is told of clients that wait. Set once.
+pub trait Waiting: Send + Sync {
+    /// The client's command is to be answered now; `note` is what it was let go with, if that is something.
+    fn answer(&self, command: &Command<'_>, note: Option<&Note>);
+
+    /// The client with this address went away before it was let go.
+    fn gone(&self, lock: Lock<'_>, address: usize);
+
+    /// The client has its reply, or is gone.
+    fn answered(&self, lock: Lock<'_>, note: Note);
+}
+
+/// What a client is let go with.
+pub struct Note {
+    /// The reply; without one the command is run.
+    pub reply: Option<Reply>,
+    /// What is to be known then.
+    pub more: Box<dyn Any + Send>,
+}
+
+static WAITING: OnceLock<std::sync::Arc<dyn Waiting>> = OnceLock::new();
+
+/// To be called once, while the module loads.
+pub fn connect(waiting: std::sync::Arc<dyn Waiting>) {
+    // A second call cannot happen: the module cannot be loaded twice.
+    let _ = WAITING.set(waiting);
+}
+
+/// A client that waits. Let go once, by [`WaitingClient::let_go`].
+pub struct WaitingClient(*mut raw::RedisModuleBlockedClient);
+
+// SAFETY: only used under the server's lock.
+unsafe impl Send for WaitingClient {}
+
+impl WaitingClient {
+    /// # Safety
+    /// `ctx` is the context of a running command that may block and has not replied.
+    pub(super) unsafe fn block(ctx: *mut raw::RedisModuleCtx) -> Option<Self> {
+        // SAFETY: by the caller's promise. Without a timeout callback, CLIENT UNBLOCK leaves the client alone.
+        unsafe {
+            let client = api!(RedisModule_BlockClient(
+                ctx,
+                Some(on_reply),
+                None,
+                Some(on_free),
+                0
+            ));
+            if client.is_null() {
+                return None;
+            }
+            api!(RedisModule_SetDisconnectCallback(client, Some(on_disconnect)));
+            Some(Self(client))
+        }
+    }
+
+    /// Tells this client from others, for as long as it waits.
+    pub fn address(&self) -> usize {
+        self.0 as usize
+    }
+
+    /// It gets its reply when the server comes to it: in this turn of its loop, or the next.
+    pub fn let_go(self, _lock: Lock<'_>, note: Note) {
+        // SAFETY: the handle is unblocked once, because it is moved. `on_free` owns the box.
+        unsafe {
+            api!(RedisModule_UnblockClient(
+                self.0,
+                Box::into_raw(Box::new(note)).cast()
+            ))
+        };
+    }
+}
+
+unsafe extern "C" fn on_reply(
+    ctx: *mut raw::RedisModuleCtx,
+    argv: *mut *mut raw::RedisModuleString,
+    argc: c_int,
+) -> c_int {
+    // SAFETY: the server calls this with the data that `let_go` gave, before it calls `on_free`, and with the arguments of the
+    // client's command.
+    unsafe {
+        let note = api!(RedisModule_GetBlockedClientPrivateData(ctx)).cast::<Note>();
+        run(ctx, argv, argc, note.as_ref());
+    }
+    raw::REDISMODULE_OK as c_int
+}
+
+/// Answers a client that has waited by its own command.
+///
+/// # Safety
+/// To be called by a reply callback with the server's own arguments.
+pub(super) unsafe fn run(
+    ctx: *mut raw::RedisModuleCtx,
+    argv: *mut *mut raw::RedisModuleString,
+    argc: c_int,
+    note: Option<&Note>,
+) {
+    let Some(waiting) = WAITING.get() else { return };
+    // SAFETY: by the caller's promise; the server holds its lock.
+    let entered = unsafe { Entered::new() };
+    // SAFETY: as above.
+    let command = unsafe { Command::of(ctx, argv, argc, entered.lock()) };
+    if catch_unwind(AssertUnwindSafe(|| waiting.answer(&command, note))).is_err() {
+        command.send(&Reply::error("ERR internal error, see the server's log"));
+    }
+}
+
+unsafe extern "C" fn on_free(_ctx: *mut raw::RedisModuleCtx, data: *mut c_void) {
+    if data.is_null() {
+        return;
+    }
+    // SAFETY: made by `let_go`, freed here once; the server holds its lock.
+    let (note, entered) = unsafe { (Box::from_raw(data.cast::<Note>()), Entered::new()) };
+    if let Some(waiting) = WAITING.get() {
+        let _ = catch_unwind(AssertUnwindSafe(|| waiting.answered(entered.lock(), *note)));
+    }
+}
+
+unsafe extern "C" fn on_disconnect(
+    _ctx: *mut raw::RedisModuleCtx,
+    client: *mut raw::RedisModuleBlockedClient,
+) {
+    // SAFETY: the server holds its lock.
+    let entered = unsafe { Entered::new() };
+    let Some(waiting) = WAITING.get() else { return };
+    let _ = catch_unwind(AssertUnwindSafe(|| waiting.gone(entered.lock(), client as usize)));
+}
+
+impl WaitingClient {
+    /// The client is gone: the handle is given back.
+    pub fn forget(self, _lock: Lock<'_>) {
+        // SAFETY: as in `let_go`; without data nothing is called back.
+        unsafe { api!(RedisModule_UnblockClient(self.0, ptr::null_mut())) };
+    }
+}
+
+/// True if the server tells when it is about to sleep (7.0).
+pub fn tells_when_it_sleeps() -> bool {
+    has_api!(RedisModule_EventLoopAddOneShot)
+}
+
+/// The server comes out of its sleep, and tells so before the next one. From any thread; false if it has no such thing (6.2).
+pub fn wake() -> bool {
+    if !tells_when_it_sleeps() {
+        return false;
+    }
+    // SAFETY: the presence of the function was just checked; the server lets any thread call it, and it needs no data.
+    unsafe { api!(RedisModule_EventLoopAddOneShot(Some(on_wake), ptr::null_mut())) };
+    true
+}
+
+/// Nothing: the server is awake.
+unsafe extern "C" fn on_wake(_data: *mut c_void) {}

@@ -1,0 +1,142 @@
+"""The arguments of `read_through`: a wrong one is an error of the script that names it.
+
+Contract: docs/contract/read-through.md chapter 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import redis
+
+from helpers import Server
+from read_through import figures
+
+SECONDS = "a number of seconds that is not negative"
+POSITIVE = "a number of seconds above 0"
+WHOLE = "a whole number from 1 on"
+SHARE = "a number from 0 to 1"
+
+
+def errors(server: Server, script: str) -> str:
+    """What a script is told."""
+    try:
+        return str(server.run(script))
+    except redis.ResponseError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        ("read_through('', f)", "prefix: expected a str that is not empty, got ''"),
+        ("read_through(b'k', f)", "prefix: expected a str that is not empty, got b'k'"),
+        ("read_through(None, f)", "prefix: expected a str that is not empty, got None"),
+        ("read_through('k', 'f')", "loader: expected a function, got 'f'"),
+        ("read_through('k', ttl=5)(7)", "loader: expected a function, got 7"),
+        ("read_through('k', f, tll=5)", "tll: expected one of commands, ttl,"),
+        ("read_through('k', f, ttl=0)", f"ttl: expected {POSITIVE} or a function, got 0"),
+        ("read_through('k', f, ttl=-1)", "ttl: expected"),
+        ("read_through('k', f, ttl='5')", "ttl: expected"),
+        ("read_through('k', f, ttl=True)", "ttl: expected"),
+        ("read_through('k', f, ttl=float('nan'))", "ttl: expected"),
+        ("read_through('k', f, ttl=float('inf'))", "ttl: expected"),
+        ("read_through('k', f, ttl=10**400)", "ttl: expected"),
+        ("read_through('k', f, ttl=5, jitter=1.1)", f"jitter: expected {SHARE}, got 1.1"),
+        ("read_through('k', f, jitter=0.1)", "jitter: expected ttl beside it, got none"),
+        ("read_through('k', f, stale=1)", "stale: expected ttl beside it, got none"),
+        ("read_through('k', f, refresh_ahead=0.1)", "refresh_ahead: expected ttl beside it, got none"),
+        ("read_through('k', f, negative_ttl=-1)", f"negative_ttl: expected {SECONDS}, got -1"),
+        ("read_through('k', f, ttl=5, stale='1')", f"stale: expected {SECONDS}, got '1'"),
+        ("read_through('k', f, ttl=5, refresh_ahead=2)", f"refresh_ahead: expected {SHARE} or 'xfetch', got 2"),
+        ("read_through('k', f, ttl=5, refresh_ahead='x')", "refresh_ahead: expected"),
+        ("read_through('k', f, timeout=0)", f"timeout: expected {POSITIVE}, got 0"),
+        ("read_through('k', f, on_error='raise')", "on_error: expected 'error' or 'miss', got 'raise'"),
+        ("read_through('k', f, on_error=1)", "on_error: expected"),
+        ("read_through('k', f, max_waiting=0)", f"max_waiting: expected {WHOLE}, got 0"),
+        ("read_through('k', f, max_waiting=1.5)", "max_waiting: expected"),
+        ("read_through('k', f, max_loads=True)", f"max_loads: expected {WHOLE}, got True"),
+        ("read_through('k', f, max_loads=2**70)", "max_loads: expected"),
+        ("read_through('k', f, max_load_time=-5)", f"max_load_time: expected {POSITIVE}, got -5"),
+        ("read_through('k', f, backoff=[])", f"backoff: expected {SECONDS}, got []"),
+        ("read_through('k', f, max_backoff=-1)", f"max_backoff: expected {SECONDS}, got -1"),
+        ("read_through('k', f, breaker=5)", "breaker: expected a pair of failures (a whole number from 1 on) and seconds above 0, got 5"),
+        ("read_through('k', f, breaker=(0, 1))", "breaker: expected"),
+        ("read_through('k', f, breaker=(1, 0))", "breaker: expected"),
+        ("read_through('k', f, breaker=(1, 1, 1))", "breaker: expected"),
+        ("read_through('k', f, batch=0)", f"batch: expected {WHOLE}, got 0"),
+        ("read_through('k', f, batch_wait=-1)", f"batch_wait: expected {SECONDS}, got -1"),
+        ("read_through('k', f, commands='get')", "commands: expected a list of names of commands (str), at least one, got 'get'"),
+        ("read_through('k', f, commands=[])", "commands: expected"),
+        ("read_through('k', f, commands=[1])", "commands: expected"),
+        ("read_through('k', f, commands=5)", "commands: expected"),
+        ("read_through('k', f, commands=['nosuch'])", "bad reply on COMMAND command"),
+        ("read_through('k', f, commands=['subscribe'])", "Can not hook a command"),
+        ("read_through('k', f, commands=['ping'])", "none positive first key"),
+        ("read_through('*', f, commands=['ping'])", "none positive first key"),
+        ("read_through('k', f, commands=['incr', 'get'], on_error='miss')", "on_error: expected 'error' where writing commands wait, got 'miss' with 'incr'"),
+        ("read_through('k', f, desc=5)", "desc: expected a str, got 5"),
+        ("read_through('k', f, onRegistered='f')", "onRegistered: expected a function, got 'f'"),
+        ("read_through('k*', f); read_through('k*', f)", "prefix: expected one that has no loader yet, but a registration loads 'k*' already"),
+        ("read_through()", "missing 1 required positional argument: 'prefix'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_named(server: Server, call: str, said: str) -> None:
+    error = errors(server, f"f = lambda key: None\nread_through('other', f)\n{call}")
+    assert said in error.replace("\\'", "'"), error
+    assert server.registrations() == [], "the script registers nothing"
+
+
+def test_an_equal_prefix_of_another_script_is_an_error_unless_it_is_replaced(server: Server) -> None:
+    server.run("read_through('k*', lambda key: 'one')", "ID", "first")
+    assert "a registration loads 'k*' already" in errors(server, "read_through('k*', lambda key: 'two')").replace("\\'", "'")
+    assert server.client().get("k1") == "one"
+    server.run("read_through('k*', lambda key: 'two')", "ID", "first", "UPGRADE")
+    assert server.client().get("k2") == "two"
+    server.run("read_through('k', lambda key: 'exactly')")
+    assert server.client().get("k") == "exactly"
+
+
+def test_all_options_are_shown(server: Server) -> None:
+    server.run("""
+        read_through('k:*', lambda key: None, ttl=5, jitter=0.5, negative_ttl=1.5, stale=60, refresh_ahead='xfetch', timeout=2,
+                     on_error='miss', max_waiting=7, max_loads=3, max_load_time=9, backoff=0.25, max_backoff=4, breaker=(5, 30),
+                     batch=100, batch_wait=0.01, commands=['GET', 'hget'], desc='what it does')
+        read_through('plain:*', lambda key: None)
+        readThrough = __import__('redisgears').readThrough
+        readThrough('f:*', lambda key: None, ttl=lambda key, value: 5)
+    """)
+    registration = server.registrations()[0]
+    assert (registration["reader"], registration["desc"]) == ("ReadThrough", "what it does")
+    expected: dict[str, Any] = {
+        "prefix": "k:*", "commands": ["get", "hget"], "ttl": "5", "jitter": "0.5", "negative_ttl": "1.5", "stale": "60",
+        "refresh_ahead": "xfetch", "timeout": "2", "on_error": "miss", "max_waiting": 7, "max_loads": 3, "max_load_time": "9",
+        "backoff": "0.25", "max_backoff": "4", "breaker": [5, "30"], "batch": 100, "batch_wait": "0.01",
+    }  # fmt: skip
+    assert figures(server)["args"] == expected
+    plain = figures(server, 1)["args"]
+    assert "zrange" in plain["commands"] and "exists" not in plain["commands"] and "scan" not in plain["commands"]
+    assert (plain["ttl"], plain["timeout"], plain["max_loads"], plain["breaker"]) == (None, None, None, None)
+    assert figures(server, 2)["args"]["ttl"] == "function"
+
+
+def test_nothing_is_registered_unless_the_script_ends_well(server: Server) -> None:
+    assert "ZeroDivisionError" in errors(server, "read_through('k:*', lambda key: 'v')\n1 / 0")
+    assert server.registrations() == []
+    assert server.client().get("k:1") is None
+
+
+def test_a_loader_must_be_able_to_travel(server: Server) -> None:
+    error = errors(server, "values = (value for value in [1])\nread_through('k:*', lambda key: next(values))")
+    assert "cannot pickle" in error
+
+
+def test_on_registered_is_called_when_it_is_in_force(server: Server) -> None:
+    server.run("""
+        def connect():
+            global table
+            table = {'k:1': 'one'}
+        read_through('k:*', lambda key: table.get(key), onRegistered=connect)
+    """)
+    assert server.client().mget("k:1", "k:2") == ["one", None]
