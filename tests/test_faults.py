@@ -85,7 +85,8 @@ def check_kills(start_server: Callable[..., Server], kills: int, args: list[str]
         changes = Changes(server, chance, known)
         wanted = chance.randrange(1, 25)
         changes.thread.start()
-        wait_until(lambda: changes.done >= wanted or not changes.thread.is_alive(), interval=chance.random() / 500)
+        done = lambda: changes.done >= wanted or not changes.thread.is_alive()
+        wait_until(done, 60, interval=chance.random() / 500)
         if rewrites and chance.random() < 0.3:
             server.client().bgrewriteaof()
         server.process.kill()
