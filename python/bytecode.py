@@ -134,6 +134,11 @@ def _make_code(*arguments):
     parts = len(arguments)
     if parts != _parts(_HERE) and parts in (16, 18):
         code, name = arguments[6], arguments[11]
+        if isinstance(code, bytes) and is_own(code):
+            raise ValueError(
+                f'the code of {name!r} was pickled by a cloudpickle that does not know Python {_HERE[0]}.{_HERE[1]}: '
+                'whoever sends it needs a newer one (for 3.11: 2.1 or later)'
+            )
         raise refusal(name, _makers(code, parts) if isinstance(code, bytes) else [])
     return types.CodeType(*arguments)
 

@@ -1,8 +1,12 @@
 """A process that starts programs for the server's functions and waits for them. Run by `children.py`, with the number of its
 socket as the only argument. It ends when the server has ended and with it the last program.
+
+Each message on that socket brings a connection. On it: `+` when it was taken, the order, the id of the process or the negative
+number of an error, at the end its status. The ended process stays a zombie until the other side has taken that.
 """
 
 import errno
+import fcntl
 import os
 import pickle
 import select
@@ -13,17 +17,28 @@ import sys
 
 _SIGNALS = ('SIGPIPE', 'SIGXFZ', 'SIGXFSZ')
 connection = socket.socket(fileno=int(sys.argv[1]))
+# Whatever else the server has open is none of ours.
+for name in os.listdir('/proc/self/fd'):
+    if int(name) > 2 and int(name) != connection.fileno():
+        try:
+            os.close(int(name))
+        except OSError:
+            pass  # it was that of the folder
 connection.set_inheritable(False)
 wake, waken = os.pipe()
 for fd in (wake, waken):
     os.set_blocking(fd, False)
-pipes = {}
+# By the ids of programs that have not been waited for: who asked, and whether they were told the status.
+callers, told = {}, set()
+by_descriptor = {}
+# The server may have thousands of descriptors open: select() takes no such numbers.
+look = select.poll()
 
 
-def receive(length):
+def receive(caller, length):
     data = b''
     while len(data) < length:
-        more = connection.recv(length - len(data))
+        more = caller.recv(length - len(data))
         if not more:
             raise EOFError
         data += more
@@ -31,7 +46,7 @@ def receive(length):
 
 
 def start(order, report, fds):
-    """The process id of the program, or the negative number of an error. `fds`: what was sent, by its place."""
+    """The process id of the program, or the negative number of an error. `fds`: what was sent, by its place, without `report`."""
     try:
         pid = os.fork()
     except OSError as error:
@@ -40,7 +55,7 @@ def start(order, report, fds):
         return pid
     stage = 'noexec'
     try:
-        places = {place: fds[number - 2] for place, number in order['places'].items()}
+        places = {place: fds[number - 1] for place, number in order['places'].items()}
         # Out of the way of all places first.
         top = max([2, *places]) + 1
         report = high(report, top)
@@ -86,66 +101,98 @@ def start(order, report, fds):
 
 
 def high(fd, top):
-    import fcntl
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, top)
 
 
-def bury():
+def serve(caller):
+    """Starts what a new caller orders."""
+    fds, pid = [], 0
+    try:
+        caller.sendall(b'+')
+        head, fds, _, _ = socket.recv_fds(caller, 4, 253)
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        head += receive(caller, 4 - len(head))
+        order = pickle.loads(receive(caller, *struct.unpack('I', head)))
+        pid = start(order, *fds[:1], fds[1:])
+        caller.sendall(struct.pack('i', pid))
+    except (EOFError, OSError, struct.error):
+        pass  # nobody is there any more; a program that runs is waited for
+    finally:
+        for fd in fds:
+            os.close(fd)
+    if pid > 0:
+        callers[pid] = caller
+        by_descriptor[caller.fileno()] = pid
+        look.register(caller, select.POLLIN)
+    else:
+        caller.close()
+
+
+def tell():
     """Tells the status of those that have ended."""
-    while pipes:
+    for pid, caller in list(callers.items()):
+        if pid in told:
+            continue
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        if ended is None:
+            continue
+        status = ended.si_status
+        if ended.si_code == os.CLD_EXITED:
+            status <<= 8
+        elif ended.si_code == os.CLD_DUMPED:
+            status |= 0x80
+        told.add(pid)
+        if caller is None:
+            bury(pid)
+            continue
         try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
-            return
-        if pid == 0:
-            return
-        pipe = pipes.pop(pid, None)
-        if pipe is not None:
-            try:
-                os.write(pipe, struct.pack('i', status))
-            except OSError:
-                pass  # nobody wants to know
-            os.close(pipe)
+            caller.sendall(struct.pack('i', status))
+        except OSError:
+            pass  # nobody wants to know: the end of the connection comes next
+
+
+def answered(fd):
+    """The other side has taken the status, or has gone."""
+    pid = by_descriptor.pop(fd)
+    look.unregister(fd)
+    callers[pid].close()
+    callers[pid] = None
+    if pid in told:
+        bury(pid)
+
+
+def bury(pid):
+    os.waitpid(pid, 0)
+    del callers[pid]
+    told.discard(pid)
 
 
 signal.pthread_sigmask(signal.SIG_SETMASK, [])
 signal.signal(signal.SIGCHLD, lambda *_: None)
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.set_wakeup_fd(waken, warn_on_full_buffer=False)
-# The server may have thousands of descriptors open: select() takes no such numbers.
-look = select.poll()
 listening = True
 for fd in (connection.fileno(), wake):
     look.register(fd, select.POLLIN)
-while pipes or listening:
+while callers or listening:
     ready = {fd for fd, _ in look.poll()}
     if wake in ready:
         try:
             os.read(wake, 1000)
         except BlockingIOError:
             pass
-    bury()
-    if connection.fileno() not in ready:
-        continue
-    try:
-        head, fds, _, _ = socket.recv_fds(connection, 4, 250)
+        tell()
+    for fd in ready & by_descriptor.keys():
+        answered(fd)
+    if connection.fileno() in ready:
+        try:
+            message, fds, _, _ = socket.recv_fds(connection, 1, 1)
+        except OSError:
+            message, fds = b'', []
+        if not message:
+            listening = False
+            look.unregister(connection)
         for fd in fds:
             os.set_inheritable(fd, False)
-        if not head:
-            raise EOFError
-        head += receive(4 - len(head))
-        order = pickle.loads(receive(*struct.unpack('I', head)))
-    except (EOFError, OSError):
-        listening = False
-        look.unregister(connection)
-        continue
-    report, tell, *others = fds
-    pid = start(order, report, others)
-    if pid > 0:
-        pipes[pid] = tell
-    for fd in (report, *others, *([] if pid > 0 else [tell])):
-        os.close(fd)
-    try:
-        connection.sendall(struct.pack('i', pid))
-    except OSError:
-        pass  # the next look tells that nobody is there any more
+            serve(socket.socket(fileno=fd))

@@ -11,8 +11,12 @@ import pickle
 import sys
 import types
 
+import pinion_bytecode
 import pinion_cloudpickle as cloudpickle
 import pinion_portable as portable
+
+# What `Reader` finds in it by itself, nobody else looks at.
+pinion_bytecode.guard(cloudpickle)
 
 # Code objects fit one minor version of Python only; in another one they could crash it.
 HEADER = b'py%d.%d\n' % sys.version_info[:2]

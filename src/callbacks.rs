@@ -5,6 +5,7 @@ use std::ffi::{c_char, c_int, c_void};
 
 use crate::{
     module::Pinion,
+    python,
     readers::time_events,
     report,
     server::{
@@ -82,6 +83,7 @@ pub unsafe extern "C" fn on_server_event(
                 return;
             }
             match event {
+                ServerEvent::PortsChanged => return python::note_places(lock, pinion.engine.features),
                 ServerEvent::Flushed(db) => return pinion.loads.flushed(lock, db),
                 ServerEvent::Swapped(first, second) => {
                     pinion.loads.flushed(lock, Some(first));
@@ -107,7 +109,10 @@ pub unsafe extern "C" fn on_server_event(
                 ServerEvent::RoleChanged => pinion
                     .cluster
                     .forget_shape("this server has just got another role"),
-                ServerEvent::BeforeSleep | ServerEvent::Flushed(_) | ServerEvent::Swapped(..) => {}
+                ServerEvent::BeforeSleep
+                | ServerEvent::PortsChanged
+                | ServerEvent::Flushed(_)
+                | ServerEvent::Swapped(..) => {}
             }
             if begins {
                 // Not in the middle of REPLICAOF: it would count what is written as its own, and replicas would get it.

@@ -31,7 +31,8 @@ class Lender:
         if server is None:
             server = self._start()
             self._fresh[server.port] = fingerprint(server)
-        server.mark_log()
+        else:
+            server.mark_log()
         return server
 
     def take_back(self, server: Server) -> None:

@@ -132,7 +132,17 @@ def test_the_records_of_a_step_are_read_only_as_far_as_they_are_wanted(server: S
 
 
 def test_the_error_of_a_coroutine_is_its_text(server: Server) -> None:
-    setup = "async def f(r):\n    await asyncio.sleep(0)\n    if r: raise ValueError('no %s' % r)\n    return r"
+    # An error ends the reading: all of them begin before.
+    setup = """
+    begun = []
+    async def f(r):
+        begun.append(r)
+        while len(begun) < 3:
+            await asyncio.sleep(0.001)
+        if r:
+            raise ValueError('no %s' % r)
+        return r
+    """
     assert outcome(server, ".map(f)", [0, 1, 2], setup) == ([0], ["no 1", "no 2"])
 
 

@@ -9,9 +9,11 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+import redis
 
 from helpers import HOST, Server, wait_until
 from probes import in_script, in_step
@@ -253,3 +255,194 @@ def test_children_end_with_their_own_time(start_server: Callable[..., Server], t
     server.stop()
     assert time.monotonic() - began < 20
     wait_until(mark.exists, timeout=20)
+
+
+def test_a_thousand_programs_in_a_row(server: Server) -> None:
+    body = """
+    import os, subprocess
+    before = len(os.listdir('/proc/self/fd'))
+    ended = [subprocess.run(['sh', '-c', f'exit {n % 5}'], close_fds=False).returncode for n in range(1000)]
+    return ended == [n % 5 for n in range(1000)], len(os.listdir('/proc/self/fd')) - before < 10
+    """
+    assert in_step(server, body) == (True, True)
+
+
+def test_many_programs_that_nobody_has_waited_for_yet(server: Server) -> None:
+    """Their ids stay theirs until then."""
+    body = """
+    import os, subprocess
+    programs = [subprocess.Popen(['sh', '-c', f'exit {n % 7}']) for n in range(100)]
+    handles = []
+    for p in programs:
+        with open(f'/proc/{p.pid}/stat') as file:
+            while file.read().rpartition(')')[2].split()[0] != 'Z':
+                file.seek(0)
+        handles.append(os.pidfd_open(p.pid))
+    for fd in handles:
+        os.close(fd)
+    return [p.wait() for p in programs] == [n % 7 for n in range(100)], len({p.pid for p in programs})
+    """
+    assert in_step(server, body) == (True, 100)
+
+
+def test_threads_that_wait_for_one_child(server: Server) -> None:
+    """One of them gets the status, the others an error, as usual."""
+    body = """
+    import os, subprocess, threading
+    from concurrent.futures import ThreadPoolExecutor
+    def wait(pid):
+        try:
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        except ChildProcessError:
+            return 'none'
+    seen = []
+    for number in range(20):
+        p = subprocess.Popen(['cat'], stdin=subprocess.PIPE)
+        with ThreadPoolExecutor(4) as pool:
+            waiting = [pool.submit(wait, p.pid) for _ in range(4)]
+            p.stdin.close()
+        seen.append(sorted(str(future.result()) for future in waiting))
+        p.wait()
+    return all(each == ['0', 'none', 'none', 'none'] for each in seen)
+    """
+    assert in_step(server, body)
+
+
+def test_objects_that_start_programs_when_they_die(server: Server) -> None:
+    """The garbage collector runs them in the middle of starting another one."""
+    body = """
+    import gc, subprocess
+    ended = []
+    class Last:
+        def __init__(self): self.me = self
+        def __del__(self): ended.append(subprocess.run(['sh', '-c', 'exit 4']).returncode)
+    gc.set_threshold(5)
+    try:
+        for _ in range(30):
+            Last()
+            assert subprocess.run(['sh', '-c', 'exit 3']).returncode == 3
+    finally:
+        gc.set_threshold(700)
+    gc.collect()
+    return ended == [4] * 30
+    """
+    assert in_step(server, body)
+
+
+def test_forking_while_other_threads_hold_locks(server: Server) -> None:
+    """Those that start programs and wait for them."""
+    body = """
+    import os, subprocess, threading
+    end = threading.Event()
+    def busy():
+        while not end.is_set():
+            subprocess.run(['true'])
+    threads = [threading.Thread(target=busy) for _ in range(3)]
+    for thread in threads: thread.start()
+    codes = []
+    try:
+        for number in range(30):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(subprocess.run(['sh', '-c', f'exit {number}']).returncode)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    finally:
+        end.set()
+        for thread in threads: thread.join()
+    return codes == list(range(30))
+    """
+    assert in_step(server, body)
+
+
+@pytest.mark.parametrize("killed", ["Popen", "os.fork"])
+def test_a_status_that_nobody_can_tell(server: Server, killed: str) -> None:
+    """Whoever waits for the child was killed: it is alive until it ends, and the status is no success."""
+    start = {
+        "Popen": "pid = subprocess.Popen(['sleep', '0.5']).pid",
+        "os.fork": "pid = os.fork()\nif pid == 0:\n    time.sleep(0.5)\n    os._exit(0)",
+    }[killed].replace("\n", "\n    ")
+    body = f"""
+    import os, signal, subprocess, time
+    {start}
+    with open(f'/proc/{{pid}}/stat') as file:
+        os.kill(int(file.read().rpartition(')')[2].split()[1]), signal.SIGKILL)
+    alive = os.waitpid(pid, os.WNOHANG)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return alive, code, subprocess.run(['sh', '-c', 'exit 6']).returncode
+    """
+    assert in_step(server, body) == ((0, 0), 255, 6)
+
+
+def test_without_the_process_that_starts_others(server: Server) -> None:
+    """Where no Python program can be started, programs are the server's own children."""
+    body = """
+    import subprocess, sys
+    import pinion_children
+    kept, sys.executable = sys.executable, '/nowhere/python'
+    pinion_children._nursery = None
+    try:
+        return subprocess.run(['sh', '-c', 'exit 9']).returncode
+    finally:
+        sys.executable = kept
+    """
+    assert in_step(server, body) == 9
+    assert "programs are started by the server itself" in server.log()
+
+
+def test_other_ways_to_start_programs(saving: Server) -> None:
+    body = """
+    import os
+    started = os.spawnvp(os.P_WAIT, 'sh', ['sh', '-c', 'exit 8'])
+    return os.system('exit 3'), os.system('kill -9 $$'), started
+    """
+    assert in_step(saving, body) == (3 * 256, 9, 8)
+    assert still_saving(saving)
+
+
+def test_more_descriptors_than_one_message_carries(server: Server) -> None:
+    body = """
+    import os, subprocess
+    ends = [os.pipe() for _ in range(300)]
+    try:
+        shown = subprocess.run(['ls', '/proc/self/fd'], pass_fds=[w for _, w in ends], stdout=subprocess.PIPE).stdout.split()
+    finally:
+        for fd in sum(ends, ()): os.close(fd)
+    return all(b'%d' % w in shown for _, w in ends)
+    """
+    assert in_step(server, body)
+
+
+def descriptors(pid: int | str) -> set[str]:
+    """What a process has open."""
+    return {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+
+
+def test_a_port_that_the_server_got_later(server: Server) -> None:
+    """Functions that were registered before know it, too."""
+    server.run("""
+        import os, time
+        def start(_):
+            pid = os.fork()
+            if pid == 0:
+                time.sleep(30)
+                os._exit(0)
+            return pid
+        GB('CommandReader').map(start).register(trigger='start', mode='sync')
+        """)
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = probe.getsockname()[1]
+    try:
+        server.client().config_set("port", port)
+    except redis.ResponseError:
+        pytest.skip("this server keeps its port")
+    client = redis.Redis(HOST, port, decode_responses=True)
+    [pid] = client.execute_command("RG.TRIGGER", "start")
+    try:
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+        listening = {f"socket:[{line[9]}]" for line in lines if line[1].endswith(f":{port:04X}") and line[3] == "0A"}
+        assert listening & descriptors(server.process.pid)
+        wait_until(lambda: not listening & descriptors(pid), 10, "the forked process has closed them")
+    finally:
+        os.kill(int(pid), signal.SIGKILL)
+        client.config_set("port", server.port)

@@ -248,13 +248,13 @@ def test_a_failing_shard_does_not_stop_the_others(cluster: Cluster) -> None:
 
 
 def test_what_cannot_be_pickled_is_refused_at_run(cluster: Cluster) -> None:
-    script = "import threading\nlock = threading.Lock()\nGB().map(lambda r: lock).run()"
+    script = "import sys\nlock = sys._getframe()\nGB().map(lambda r: lock).run()"
     with pytest.raises(redis.ResponseError, match="Error occured when serialized a python callback, callback=<lambda>"):
         cluster[0].run(script)
-    generator = "import threading\nlock = threading.Lock()\ndef g():\n    yield str(lock)\nGB('PythonReader').run(g)"
+    generator = "import sys\nlock = sys._getframe()\ndef g():\n    yield str(lock)\nGB('PythonReader').run(g)"
     with pytest.raises(redis.ResponseError, match="Error occured when serialized a python callback, callback=g"):
         cluster[0].run(generator)
-    assert results(cluster[0].run("import threading\nlock = threading.Lock()\nGB('ShardsIDReader').map(lambda r: lock and 1).run(mode='async_local')")) == ["1"]
+    assert results(cluster[0].run("import sys\nlock = sys._getframe()\nGB('ShardsIDReader').map(lambda r: lock and 1).run(mode='async_local')")) == ["1"]
 
 
 def test_what_does_not_load_elsewhere_is_told(cluster: Cluster, tmp_path: Any) -> None:

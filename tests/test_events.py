@@ -178,7 +178,7 @@ def test_key_types(server: Server) -> None:
     assert shown == [["hash", "list"], ["empty"], ["stream"], []]
 
 
-@pytest.mark.parametrize("argument", ["eventTypes=[]", "keyTypes=()", "eventTypes='set'"])
+@pytest.mark.parametrize("argument", ["eventTypes=[]", "keyTypes=()"])
 def test_lists_that_match_nothing(server: Server, argument: str) -> None:
     record(server, f"{argument}, ")
     server.client().set("k", "v")

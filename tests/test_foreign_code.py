@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import redis
 
 from helpers import Server
 
@@ -71,6 +72,22 @@ def test_the_text(server: Server) -> None:
     assert f"the code of 'comprehension' {shown(version, own)}" in attempt(
         server, SAMPLES[version]["comprehension"], "cloudpickle"
     )
+
+
+@pytest.mark.parametrize("loader", ["pickle.loads", "loads"])
+def test_a_cloudpickle_that_does_not_know_this_python(server: Server, loader: str) -> None:
+    """As 1.6 writes functions on 3.11, which gearsclient brings: with the parts that code objects had before."""
+    script = f"""
+        import pickle, sys
+        c = (lambda x: x + 1).__code__
+        parts = (1, 0, 0, c.co_nlocals, c.co_stacksize, c.co_flags, c.co_code, c.co_consts, (), ('x',), 'f', 'f', 1, b'', (), ())
+        image = b'\\x80\\x02ccloudpickle.cloudpickle\\n_builtin_type\\n' + pickle.dumps(('CodeType',), 2)[2:-1] + b'R'
+        image += pickle.dumps(parts, 2)[2:-1] + b'R.'
+        if sys.version_info < (3, 11): raise ValueError('pickled by a cloudpickle that does not know Python')
+        {loader}(image)
+        """
+    with pytest.raises(redis.ResponseError, match="pickled by a cloudpickle that does not know Python"):
+        server.run(script)
 
 
 def test_inside_a_function_and_in_a_coroutine(server: Server) -> None:

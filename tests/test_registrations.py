@@ -82,7 +82,6 @@ def test_what_is_not_given_is_nil(server):
     [
         ("eventTypes=('a', 'B')", {"eventTypes": ["a", "B"]}),
         ("eventTypes=(name for name in ['a'])", {"eventTypes": ["a"]}),
-        ("eventTypes='ab'", {"eventTypes": ["a", "b"]}),
         ("eventTypes=[]", {"eventTypes": []}),
         ("keyTypes=[]", {"keyTypes": []}),
         ("keyTypes=['stream']", {"keyTypes": ["stream"]}),
@@ -295,27 +294,27 @@ def test_on_registered_must_be_a_function(server, value):
 # --- serialisation and the end of a session ---
 
 
-LOCKED = """
-import threading
+BOUND_TO_A_FRAME = """
+import sys
 def make():
-    lock = threading.Lock()
+    frame = sys._getframe()
     def guarded(record):
-        return str(lock.locked())
+        return str(frame is None)
     return guarded
 """
 
 
 def test_a_closure_that_cannot_be_serialised_cannot_be_registered(server):
-    error = raised(server, f"{LOCKED}\nGB('KeysReader').map(make()).register('x*')")
+    error = raised(server, f"{BOUND_TO_A_FRAME}\nGB('KeysReader').map(make()).register('x*')")
     assert error.startswith(
         "gears.error: Error occured when serialized a python callback, callback=guarded error="
     )
-    assert "lock' object" in error
+    assert "frame" in error
     assert server.registrations() == []
 
 
 def test_a_run_serialises_nothing(server):
-    assert server.run(f"{LOCKED}\nGB('KeysReader').map(make()).run('k', noScan=True)") == [["False"], []]
+    assert server.run(f"{BOUND_TO_A_FRAME}\nGB('KeysReader').map(make()).run('k', noScan=True)") == [["False"], []]
 
 
 @pytest.mark.parametrize("script", ["GB('KeysReader').register('x*')", "kept = GB('KeysReader')\nkept.register('x*')"])

@@ -18,6 +18,9 @@ from clusters import Cluster, make_cluster
 from helpers import Server, wait_until
 from probes import error_of, in_script, in_step
 
+# The folder of packages is in the environment that a server starts with.
+pytestmark = pytest.mark.own_server
+
 SAVED = ["--appendonly", "yes", "--appendfsync", "always"]
 # A closure, a class, an accumulator: each needs other functions of cloudpickle.
 REGISTER = """

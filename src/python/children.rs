@@ -44,7 +44,7 @@ pub fn end_if_forked<T>(py: Python<'_>, ended: &PyResult<T>) {
     unsafe { libc::_exit(i32::from(ended.is_err())) };
 }
 
-/// Tells Python where the server listens, which may change: forked processes close those sockets.
+/// Tells Python where the server listens, at the start and when that changes: forked processes close those sockets.
 pub fn note_places(lock: Lock<'_>, features: Features) {
     let ask = |pattern: &str| {
         let words: [&[u8]; 3] = [b"CONFIG", b"GET", pattern.as_bytes()];

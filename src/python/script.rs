@@ -35,10 +35,6 @@ pub fn run(
     replaces: Option<Arc<Session>>,
 ) -> Result<Prepared, Failure> {
     let scope = Scope::of_script(session, replaces);
-    children::note_places(
-        lock,
-        runtime().map_err(|error| error.to_string())?.engine.features,
-    );
     let engine = &runtime().map_err(|error| error.to_string())?.engine;
     let entered = scope.clone().enter();
     let mut ran = Ok(());

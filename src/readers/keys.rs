@@ -18,7 +18,7 @@ use crate::{
         prefix::Pattern,
         record::{self, Record},
         registration::{Mode, Peers, Registration, Trigger},
-        source::{Reading, Source},
+        source::{Once, Reading, Source},
     },
     error::Error,
     hooks::Hooks,
@@ -197,7 +197,7 @@ impl KeysWatch {
             read_value: watch.conditions.read_value,
         };
         let source: Box<dyn Source> = if sync {
-            Box::new(Ready(Some(occurred.record(Some(event.lock)))))
+            Box::new(Once(Some(occurred.record(Some(event.lock)))))
         } else {
             Box::new(Pending {
                 occurred: Some(occurred),
@@ -370,23 +370,6 @@ impl Occurred {
     fn record_looked_at(self, lock: Lock<'_>) -> Record {
         let content = key::read(lock, self.db, &self.key);
         Record::Native(key_record(self.key, Some(self.event), Some(content)))
-    }
-}
-
-/// Delivers a record that was made at the notification.
-struct Ready(Option<Record>);
-
-impl Source for Ready {
-    fn next(&mut self, _reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
-        Ok(self.0.take())
-    }
-
-    fn buffered(&mut self) -> Option<Record> {
-        self.0.take()
-    }
-
-    fn is_at_end(&self) -> bool {
-        self.0.is_none()
     }
 }
 

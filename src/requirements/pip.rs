@@ -215,13 +215,36 @@ fn run(mut command: Command) -> Result<(), Failed> {
             }
         }
     });
-    ended(&mut child).map_err(|status| reason::of(last_words.make_contiguous(), status))
+    let last_words = last_words.make_contiguous();
+    ended(&mut child, last_words).map_err(|status| reason::of(last_words, status))
 }
 
-fn ended(child: &mut Child) -> Result<(), String> {
+fn ended(child: &mut Child, last_words: &[String]) -> Result<(), String> {
     match child.wait() {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(format!("it ended with {status}")),
+        // The server waits for any child while it saves, and has taken the status: what pip said tells.
+        Err(error) if error.raw_os_error() == Some(libc::ECHILD) && !reason::tells(last_words) => Ok(()),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How a program that says this ended, whose status somebody else has taken, as the server does while it saves.
+    fn ended_unseen(words: &str) -> Result<(), String> {
+        let mut child = Command::new("true").spawn().map_err(|error| error.to_string())?;
+        // SAFETY: a child of ours; no status is wanted.
+        unsafe { libc::waitpid(child.id() as libc::pid_t, std::ptr::null_mut(), 0) };
+        ended(&mut child, &[words.to_owned()])
+    }
+
+    #[test]
+    fn without_a_status_its_words_count() {
+        assert_eq!(ended_unseen("Saved ./x.whl"), Ok(()));
+        assert!(ended_unseen("  ERROR: no such thing").is_err());
+        assert!(ended_unseen("Error: no venv").is_err());
     }
 }

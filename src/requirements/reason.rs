@@ -80,9 +80,14 @@ fn not_found(lines: &[String]) -> Option<String> {
 
 /// The package, and the first line of its build that tells what is wrong.
 fn not_built(lines: &[String]) -> Option<String> {
-    let package = lines
-        .iter()
-        .find_map(|line| error(line)?.strip_prefix("Failed building wheel for "));
+    let named = |line: &'_ String| {
+        Some(
+            error(line)?
+                .strip_prefix("Failed building wheel for ")?
+                .to_owned(),
+        )
+    };
+    let package = lines.iter().find_map(named).or_else(|| looked_at(lines));
     let says = |line: &&String| line.contains(": error: ") || line.contains("fatal error: ");
     let compiler = lines.iter().find(says);
     // Otherwise an exception of its setup.py, or what that said last.
@@ -95,8 +100,29 @@ fn not_built(lines: &[String]) -> Option<String> {
     })
 }
 
+/// Whether the lines tell that something failed.
+pub fn tells(lines: &[String]) -> bool {
+    lines
+        .iter()
+        .any(|line| error(line).is_some() || line.starts_with("Error: "))
+}
+
+/// The package, or its file, that pip began with last: it learns of one after the other what they need.
+fn looked_at(lines: &[String]) -> Option<String> {
+    lines.iter().rev().find_map(|line| {
+        let line = line.trim_start();
+        let named = line.strip_prefix("Collecting ");
+        let named = named.or_else(|| line.strip_prefix("Processing ")?.rsplit('/').next());
+        Some(named?.split(' ').next()?.to_owned())
+    })
+}
+
+/// An exception in pip itself comes with a traceback, and stands at its end.
 fn last_error(lines: &[String]) -> Option<String> {
-    lines.iter().rev().find_map(|line| error(line)).map(str::to_owned)
+    match lines.iter().rev().find_map(|line| error(line))? {
+        "Exception:" => lines.iter().rfind(|line| !line.trim().is_empty()).cloned(),
+        said => Some(said.to_owned()),
+    }
 }
 
 fn error(line: &str) -> Option<&str> {
@@ -175,6 +201,31 @@ mod tests {
              error: metadata-generation-failed",
         );
         assert_eq!(failed.reason, "it could not be built: RuntimeError: no pg_config");
+    }
+
+    #[test]
+    fn the_one_that_another_one_needs() {
+        let end = "\n    RuntimeError: no pg_config\n    [end of output]\nerror: metadata-generation-failed";
+        for (line, name) in [
+            ("Collecting inner>=2 (from outer)", "inner>=2"),
+            (
+                "Processing /packages/inner-1.0.tar.gz (from outer)",
+                "inner-1.0.tar.gz",
+            ),
+        ] {
+            assert_eq!(
+                of_text(&format!("Collecting outer\n{line}{end}")).reason,
+                format!("{name} could not be built: RuntimeError: no pg_config")
+            );
+        }
+    }
+
+    #[test]
+    fn an_exception_of_pip_itself() {
+        let failed = of_text(
+            "ERROR: Exception:\nTraceback (most recent call last):\n  File\nBackendUnavailable: nowhere\n",
+        );
+        assert_eq!(failed.reason, "BackendUnavailable: nowhere");
     }
 
     #[test]

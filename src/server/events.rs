@@ -202,6 +202,8 @@ pub enum ServerEvent {
     Flushed(Option<i32>),
     /// Two databases have changed places.
     Swapped(i32, i32),
+    /// It listens elsewhere than before.
+    PortsChanged,
     /// The server has done what its clients asked for and is about to wait for more.
     BeforeSleep,
 }
@@ -222,6 +224,8 @@ pub unsafe fn subscribe_server(ctx: *mut raw::RedisModuleCtx, function: ServerFu
     subscribe(raw::REDISMODULE_EVENT_PERSISTENCE);
     subscribe(raw::REDISMODULE_EVENT_FLUSHDB);
     subscribe(raw::REDISMODULE_EVENT_SWAPDB);
+    // Before 7.0 nobody tells.
+    subscribe(raw::REDISMODULE_EVENT_CONFIG);
     has_api!(RedisModule_EventLoopAdd) && subscribe(raw::REDISMODULE_EVENT_EVENTLOOP)
 }
 
@@ -253,6 +257,8 @@ pub unsafe fn run_server_event(
             }
             _ => ServerEvent::WritingEnded,
         },
+        // SAFETY: that is what the server gives with this event.
+        raw::REDISMODULE_EVENT_CONFIG if unsafe { names_a_port(data.cast()) } => ServerEvent::PortsChanged,
         raw::REDISMODULE_EVENT_EVENTLOOP if sub_event == raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP => {
             ServerEvent::BeforeSleep
         }
@@ -275,4 +281,21 @@ pub unsafe fn run_server_event(
     // SAFETY: the server holds its lock while it fires events.
     let entered = unsafe { Entered::new() };
     let _ = catch_unwind(AssertUnwindSafe(|| work(entered.lock(), what)));
+}
+
+/// Whether one of the options that changed is a port.
+///
+/// # Safety
+/// `changed` is null, or what the server gives with a change of its configuration.
+unsafe fn names_a_port(changed: *const raw::RedisModuleConfigChange) -> bool {
+    // SAFETY: by the caller's promise; the names live as long as the event.
+    unsafe {
+        changed.as_ref().is_some_and(|changed| {
+            (0..changed.num_changes as usize).any(|at| {
+                CStr::from_ptr(*changed.config_names.add(at))
+                    .to_bytes()
+                    .ends_with(b"port")
+            })
+        })
+    }
 }
