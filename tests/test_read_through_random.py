@@ -42,6 +42,7 @@ class Reads(RuleBasedStateMachine):
     server: Server
     source: Server
     options = "backoff=0, max_waiting=100"
+    examples = 0
 
     @initialize()
     def begin(self) -> None:
@@ -50,6 +51,9 @@ class Reads(RuleBasedStateMachine):
             self.client.execute_command("RG.UNREGISTER", registration["id"])
         self.client.flushall()
         self.origin.flushall()
+        # Loads of the example before may still be under way, and keep its session.
+        Reads.examples += 1
+        self.session = f"model-{Reads.examples}"
         self.version = 1
         self.origin.set("version", self.version)
         self.oldest = dict.fromkeys(KEYS, 0)
@@ -60,7 +64,7 @@ class Reads(RuleBasedStateMachine):
 
     def register(self, *more: str) -> None:
         script = SCRIPT.format(port=self.source.port, options=self.options)
-        assert self.client.execute_command("RG.PYEXECUTE", script, "ID", "model", *more) == "OK"
+        assert self.client.execute_command("RG.PYEXECUTE", script, "ID", self.session, *more) == "OK"
 
     @rule(key=keys, command=st.sampled_from(["GET", "STRLEN", "MGET", "GETRANGE"]))
     @precondition(lambda self: len(self.readers) < 12)
@@ -126,7 +130,7 @@ class Reads(RuleBasedStateMachine):
         self.register("UPGRADE")
 
     def teardown(self) -> None:
-        if not hasattr(self, "origin"):
+        if not hasattr(self, "upgrades"):
             return
         # Every load that is to come goes on at once.
         self.origin.rpush("go", *["x"] * 200)
