@@ -41,7 +41,7 @@ SUM_RUN = (
 SLOW_RUN = "import time\nGB('KeysReader').foreach(lambda r: time.sleep(0.005)).count().run('key:*')"
 DEPLOYED = """
 GB('CommandReader').map(lambda r: '{version} ' + r[1]).register(trigger='version', mode='sync')
-GB('CommandReader').map(lambda r: hashtag() + ' ' + r[1]).register(trigger='everywhere')
+GB('CommandReader').map(lambda r: execute('CLUSTER', 'MYID') + ' ' + r[1]).register(trigger='everywhere')
 """
 
 

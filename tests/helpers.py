@@ -232,12 +232,12 @@ class Server:
 
     def client(self, **options: Any) -> redis.Redis:
         """A client of its own: RESP2, text replies, no retries (a test sees each error), closed after the test."""
-        defaults = {"decode_responses": True, "protocol": 2, "socket_timeout": 30, "retry": Retry(NoBackoff(), 0)}
+        defaults = {"decode_responses": True, "protocol": 2, "socket_timeout": 60, "retry": Retry(NoBackoff(), 0)}
         client = redis.Redis(host=self.host, port=self.port, **{**defaults, **self.credentials, **options})
         self._clients.append(client)
         return client
 
-    def raw(self, timeout: float = 10) -> RawClient:
+    def raw(self, timeout: float = 60) -> RawClient:
         """A bare connection, for asserts on the exact bytes of a reply."""
         raw = RawClient(self.host, self.port, timeout)
         self._raws.append(raw)

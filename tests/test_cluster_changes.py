@@ -340,7 +340,7 @@ def test_runs_of_others_around_a_failover(start_server: Callable[..., Server]) -
     with Load(cluster.masters[1:], KEYS) as load:
         for new, old in [(replica, master), (master, replica)] * 2:
             fail_over(new)
-            wait_until(lambda: all(is_linked(server, 3) for server in (new, *cluster.masters[1:])), 20)
+            wait_until(lambda: all(is_linked(server, 3) for server in (new, *cluster.masters[1:])), 60)
             wait_until(lambda: old.client().info("replication").get("master_link_status") == "up", 30)
     for found, seconds in load.outcomes:
         assert found == TOTAL or is_error(found), found
