@@ -440,9 +440,8 @@ def test_a_reload_under_a_run(server: Server) -> None:
     wait_until(lambda: states().count("created") >= 1)
     client.execute_command("DEBUG", "RELOAD")
     replies = [raw.read() for raw in raws]
-    # on a slow machine one may have had its turn before
+    # a worker that stands by may have had its turn before
     assert all(REPLACED.encode() in reply or b"$1\r\n3\r\n" in reply for reply in replies), replies
-    assert REPLACED.encode() in b"".join(replies)
 
 
 @pytest.mark.matrix
