@@ -12,8 +12,6 @@ use std::{
     time::Instant,
 };
 
-use parking_lot::Mutex;
-
 use super::{
     Cluster,
     topology::{Topology, moving_slot, owners},
@@ -21,6 +19,7 @@ use super::{
 use crate::{
     engine::{Shape, id::ShardId, language::Failure, members::Members},
     error::Error,
+    mutex::Mutex,
     server::{
         call::call,
         lock::{self, Lock},

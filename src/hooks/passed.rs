@@ -5,9 +5,10 @@
 
 use std::collections::VecDeque;
 
-use parking_lot::Mutex;
-
-use crate::server::{call::Forms, reply::Reply};
+use crate::{
+    mutex::Mutex,
+    server::{call::Forms, reply::Reply},
+};
 
 /// How many replies are remembered, in case that the function passes on another one than the last.
 const REMEMBERED: usize = 8;
