@@ -37,6 +37,7 @@ pub enum Number {
     ReadThroughMaxAbsent,
     ReadThroughMaxBackoffs,
     ReadThroughMaxLoads,
+    ScriptingEngine,
 }
 
 /// Who an option belongs to: core names are matched in any letter case and are invisible to `configGet`.
@@ -68,6 +69,18 @@ const fn core(name: &'static str, default: i64, min: i64, runtime: bool) -> Defi
     }
 }
 
+/// `yes` or `no`.
+const fn switch(name: &'static str, default: bool) -> Definition {
+    Definition {
+        name,
+        owner: Owner::Core,
+        default: default as i64,
+        min: i64::MIN,
+        boolean: true,
+        runtime: true,
+    }
+}
+
 const fn python(name: &'static str, default: i64, boolean: bool, runtime: bool) -> Definition {
     let min = if boolean { i64::MIN } else { 1 };
     Definition {
@@ -80,7 +93,7 @@ const fn python(name: &'static str, default: i64, boolean: bool, runtime: bool) 
     }
 }
 
-const NUMBERS: [Definition; 17] = [
+const NUMBERS: [Definition; 18] = [
     core("MaxExecutions", 1000, i64::MIN, true),
     core("MaxExecutionsPerRegistration", 100, i64::MIN, true),
     core("ProfileExecutions", 0, i64::MIN, true),
@@ -98,6 +111,7 @@ const NUMBERS: [Definition; 17] = [
     core("ReadThroughMaxAbsent", 100_000, 0, true),
     core("ReadThroughMaxBackoffs", 100_000, 0, true),
     core("ReadThroughMaxLoads", 10_000, 1, true),
+    switch("ScriptingEngine", true),
 ];
 
 /// Options with a text: name and default. None changes at run time.
@@ -403,6 +417,13 @@ enum BadNumber {
 
 impl Definition {
     fn parse(&self, value: &[u8]) -> Result<i64, BadNumber> {
+        if self.boolean && self.owner == Owner::Core {
+            match value.to_ascii_lowercase().as_slice() {
+                b"yes" => return Ok(1),
+                b"no" => return Ok(0),
+                _ => {}
+            }
+        }
         let number: i64 = std::str::from_utf8(value)
             .ok()
             .and_then(|text| text.parse().ok())
