@@ -33,9 +33,10 @@ def load(server: Server | redis.Redis, code: str, name: str = "lib") -> None:
     assert client.execute_command("FUNCTION", "LOAD", "REPLACE", library(code, name)) in (name, name.encode())
 
 
-def evaluate(client: redis.Redis, body: str, keys: tuple[str, ...] = (), args: tuple[Arg, ...] = (), command: str = "EVAL") -> Any:
-    """EVAL of a function's body."""
-    return client.execute_command(command, "#!python\n" + textwrap.dedent(body), len(keys), *keys, *args)
+def evaluate(client: redis.Redis, body: str, keys: tuple[Arg, ...] = (), args: tuple[Arg, ...] = (), command: str = "EVAL") -> Any:
+    """EVAL of a function's body. EVAL_RO, and EVAL on replicas, take only scripts that say that they do not write."""
+    flags = " flags=no-writes" if command == "EVAL_RO" else ""
+    return client.execute_command(command, f"#!python{flags}\n{textwrap.dedent(body)}", len(keys), *keys, *args)
 
 
 def error_of(call: Any, *args: Any, **kwargs: Any) -> str:

@@ -221,7 +221,7 @@ def test_commands_run_in_the_caller_s_database(server: Server) -> None:
 def test_events_and_hooks_see_what_scripts_do(server: Server) -> None:
     client = server.client()
     server.run("GB('KeysReader').foreach(lambda r: execute('LPUSH', 'seen', r['event'])).register(prefix='k', eventTypes=['set'], mode='sync')")
-    server.run("GB('CommandReader').map(lambda r: 'hooked ' + call_next(*r[1:])).register(hook='get', keyprefix='h')")
+    server.run("GB('CommandReader').map(lambda r: 'hooked ' + call_next(*r[1:])).register(hook='get', keyprefix='h', mode='sync')")
     load(client, "@register_function\ndef f(keys, args):\n    execute('SET', 'k', 1)\n    return execute('LRANGE', 'seen', 0, -1)")
     assert client.fcall("f", 1, "k") == ["set"], "a sync function runs before the script goes on"
     client.set("h1", "x")
