@@ -283,7 +283,10 @@ impl SyncWatch {
     }
 
     /// What is to end now, and the limit that it has passed, with its name; `None` there if somebody wants it to end.
-    fn late(&self, limit: Option<Duration>) -> Option<(Arc<dyn Stoppable>, Option<(&'static str, Duration)>)> {
+    fn late(
+        &self,
+        limit: Option<Duration>,
+    ) -> Option<(Arc<dyn Stoppable>, Option<(&'static str, Duration)>)> {
         let (code, elapsed) = self.longer_than(Duration::ZERO)?;
         let own = code.limit().map(|own| ("its limit", own));
         let limits = limit.map(|limit| ("SyncTimeout", limit)).into_iter().chain(own);

@@ -70,7 +70,8 @@ pub mod redisgears {
     }
 }
 
-const NO_COMMANDS: &str = "ERR a library runs no commands while FUNCTION LOAD loads it: only its functions do";
+const NO_COMMANDS: &str =
+    "ERR a library runs no commands while FUNCTION LOAD loads it: only its functions do";
 const NO_TIME_EVENTS: &str = "time events belong to sessions: use RG.PYEXECUTE";
 
 /// `executeCommand(command, *args)`: runs one command of the server and returns its reply.

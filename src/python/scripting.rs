@@ -71,9 +71,8 @@ extern "C" fn on_pending(work: *mut c_void) -> c_int {
 
 fn module(py: Python<'_>) -> PyResult<&Bound<'_, PyModule>> {
     static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
-    let module = MODULE.get_or_try_init(py, || {
-        PyModule::import(py, "pinion_scripting").map(Bound::unbind)
-    })?;
+    let module =
+        MODULE.get_or_try_init(py, || PyModule::import(py, "pinion_scripting").map(Bound::unbind))?;
     Ok(module.bind(py))
 }
 
@@ -102,8 +101,15 @@ fn function((name, description, flags, callable, size): Declaration<'_>) -> Func
 /// The text for the client, in words that Python's half finds. `name`: the function, empty if there is none yet.
 fn explain(py: Python<'_>, error: &PyErr, name: &str) -> Failure {
     let explained = module(py)
-        .and_then(|module| module.call_method1(intern!(py, "explain"), (error.value(py), error.traceback(py), name)))
-        .and_then(|text| Ok(String::from_utf8_lossy(&convert::utf8(text.cast()?, Surrogates::Escape)?).into_owned()));
+        .and_then(|module| {
+            module.call_method1(
+                intern!(py, "explain"),
+                (error.value(py), error.traceback(py), name),
+            )
+        })
+        .and_then(|text| {
+            Ok(String::from_utf8_lossy(&convert::utf8(text.cast()?, Surrogates::Escape)?).into_owned())
+        });
     explained.unwrap_or_else(|_| "ERR the script failed, and the text of its error cannot be made".to_owned())
 }
 

@@ -122,23 +122,23 @@ impl ScriptEngine for Scripting {
         let session = Arc::new(Session::new(String::new(), None, Needs::default()));
         let run = self.run("the code of FUNCTION LOAD".to_owned(), limit);
         let scope = Scope::of_server_script(&session, ServerScript::Loads, 0).enter();
-        let watched = self.engine
+        let watched = self
+            .engine
             .watch_sync(lock, Arc::clone(&run) as _, Instant::now());
         let mut made = Err(String::new());
-        self.engine
-            .language
-            .interruptible(&run.stop, &mut || {
-                made = match kind {
-                    Kind::Library => self.language.load_library(code, &session),
-                    Kind::Eval => self.language
-                        .load_body(code, &session)
-                        .map(|body| vec![body]),
-                };
-            });
+        self.engine.language.interruptible(&run.stop, &mut || {
+            made = match kind {
+                Kind::Library => self.language.load_library(code, &session),
+                Kind::Eval => self.language.load_body(code, &session).map(|body| vec![body]),
+            };
+        });
         drop((watched, scope));
         if run.stop.has_timed_out() {
             return Err(match limit {
-                Some(limit) => format!("FUNCTION LOAD timeout: the code ran longer than {} ms", limit.as_millis()),
+                Some(limit) => format!(
+                    "FUNCTION LOAD timeout: the code ran longer than {} ms",
+                    limit.as_millis()
+                ),
                 None => self.engine.sync_timeout_text(),
             });
         }

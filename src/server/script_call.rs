@@ -260,7 +260,9 @@ fn note(lock: Lock<'_>, features: Features, abi: Abi, argv: &[Vec<u8>]) {
         return;
     }
     // The server has selected it for a client of its own only.
-    let db = argv.get(1).and_then(|db| std::str::from_utf8(db).ok()?.parse().ok());
+    let db = argv
+        .get(1)
+        .and_then(|db| std::str::from_utf8(db).ok()?.parse().ok());
     if let (Some(db), Some(running)) = (db, *RUNNING.read(lock)) {
         // SAFETY: the context is alive while the script runs.
         unsafe { api!(RedisModule_SelectDb(running.ctx, db)) };

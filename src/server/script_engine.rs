@@ -365,8 +365,7 @@ unsafe extern "C" fn on_call(
             Argv::new(arguments, i32::try_from(argument_count).unwrap_or_default()),
         );
         let answered = catch_unwind(AssertUnwindSafe(|| function.call(&call)));
-        let reply =
-            answered.unwrap_or_else(|_| Reply::error("ERR internal error, see the server's log"));
+        let reply = answered.unwrap_or_else(|_| Reply::error("ERR internal error, see the server's log"));
         drop(call);
         reply.send(ctx);
     }
@@ -395,7 +394,6 @@ unsafe extern "C" fn on_memory(_ctx: Ctx, _engine: *mut c_void, kind: c_int) -> 
         overhead: size_of::<Arc<dyn ScriptEngine>>(),
     }
 }
-
 
 #[cfg(test)]
 mod tests {
