@@ -17,13 +17,14 @@ use super::{
     distributed_run::{
         self, DistributedRun, LaunchPayload, Listing, Loss, NextAction, Place, RunMessage, Shards, SharedPlan,
     },
-    execution::{Execution, Start, Status},
+    execution::{Execution, Status},
     id::{Id, ShardId},
     members::Members,
     plan::Plan,
     registration::{Mode, Registration},
     session::Session,
     source::Source,
+    start::Start,
 };
 use crate::{config::Number, error::Error, server::api};
 
@@ -269,10 +270,7 @@ impl Engine {
     /// which waits still, is gone with that.
     pub fn take_part(&self, initiator: ShardId, id: Id, shared: &SharedPlan, part: Participation) {
         let session = Arc::clone(&part.session);
-        let mut start = Start::of_run(part.plan, part.session, part.source);
-        start.db = shared.db;
-        start.transient = shared.transient;
-        start.skips_errors = shared.skips_errors;
+        let start = Start::of_part(part.plan, part.session, part.source, shared);
         if let Some(earlier) = self.registry.execution(id) {
             let attempt = earlier
                 .distributed

@@ -15,7 +15,7 @@ use crate::mutex::Mutex;
 
 use super::{
     Engine,
-    distributed_run::{DistributedRun, LaunchPayload, RunMessage},
+    distributed_run::{DistributedRun, RunMessage},
     id::{Id, ShardId},
     language::Failure,
     linked_command::{LinkedCommand, ReplyHold},
@@ -25,6 +25,7 @@ use super::{
     registration::Registration,
     session::Session,
     source::Source,
+    start::Start,
     stop::Stop,
 };
 use crate::{
@@ -185,64 +186,6 @@ pub trait Next: Send + Sync {
 
     /// True if `command` is the one that the function stands for.
     fn stands_for(&self, command: &[u8]) -> bool;
-}
-
-/// What makes an [`Execution`].
-pub struct Start {
-    pub plan: Arc<Plan>,
-    pub session: Arc<Session>,
-    pub registration: Option<Arc<Registration>>,
-    pub db: i32,
-    pub transient: bool,
-    pub source: Box<dyn Source>,
-    /// Lets go the client that waits for this execution, when it ends.
-    pub link: Option<ReplyHold>,
-    pub waiter: Option<Waiter>,
-    /// Of the client that the waiter answers.
-    pub meter: Option<Meter>,
-    pub next: Option<Arc<dyn Next>>,
-    pub skips_errors: bool,
-    pub may_wait: bool,
-    /// Gets the results in the place of those who look at the outcome.
-    pub collector: Option<Collector>,
-    /// What other shards need to take part; `None` if the run is this shard's alone.
-    pub payload: Option<LaunchPayload>,
-}
-
-impl Start {
-    /// A run of a plan that no registration asked for: nobody can read its results but whoever waits for it.
-    pub fn of_run(plan: Arc<Plan>, session: Arc<Session>, source: Box<dyn Source>) -> Self {
-        Self {
-            plan,
-            session,
-            registration: None,
-            db: 0,
-            transient: true,
-            source,
-            link: None,
-            waiter: None,
-            meter: None,
-            next: None,
-            skips_errors: false,
-            may_wait: true,
-            collector: None,
-            payload: None,
-        }
-    }
-
-    /// A run of a registration, for an event in database `db`; kept when it has ended.
-    pub fn of_registration(registration: &Arc<Registration>, db: i32, source: Box<dyn Source>) -> Self {
-        Self {
-            registration: Some(Arc::clone(registration)),
-            db,
-            transient: false,
-            ..Self::of_run(
-                Arc::clone(&registration.plan),
-                Arc::clone(&registration.session),
-                source,
-            )
-        }
-    }
 }
 
 /// What is to be done after a change of state, without any lock of the execution.

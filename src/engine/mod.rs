@@ -26,6 +26,7 @@ pub mod scope;
 pub mod session;
 mod shuffle;
 pub mod source;
+pub mod start;
 mod step_state;
 pub mod stop;
 #[cfg(test)]
@@ -54,13 +55,14 @@ pub use registry::Registry;
 use self::{
     distributed_run::DistributedRun,
     distribution::Distribution,
-    execution::{Execution, Outcome, Start, Status},
+    execution::{Execution, Outcome, Status},
     id::Id,
     language::Language,
     queue::{Job, Queue},
     registration::Registration,
     requirement::Requirements,
     run::Ran,
+    start::Start,
     stop::SyncWatch,
     timers::Timers,
 };

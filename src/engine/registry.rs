@@ -15,10 +15,11 @@ use parking_lot::RwLock;
 
 use super::{
     distributed_run::{DistributedRun, Listing},
-    execution::{Execution, Start},
+    execution::Execution,
     id::{Id, ShardId},
     registration::Registration,
     session::{Session, Sessions},
+    start::Start,
 };
 use crate::mutex::Mutex;
 

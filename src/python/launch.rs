@@ -23,7 +23,6 @@ use super::{
 use crate::{
     engine::{
         distributed_run::{Functions, LaunchPayload, SessionImage},
-        execution::Start,
         id::{STANDALONE_SHARD, ShardId},
         language::{self, Failure, Function},
         plan::{Plan, Step},
@@ -32,6 +31,7 @@ use crate::{
         scope::Scope,
         session::Session,
         source::{Once, Source},
+        start::Start,
     },
     error::Error,
     readers::{Reader, generator::Generator, keys_scan::Content, source::SourceImage},
@@ -96,12 +96,12 @@ pub fn start<'py>(
     } else {
         None
     };
-    let mut start = Start::of_run(
+    let start = Start::of_run(
         Arc::new(plan),
         Arc::clone(&scope.session),
         wanted.open(engine.registry.shard()),
-    );
-    start.payload = payload;
+    )
+    .distributed(payload);
     let event_loop = loop_module(py)?;
     let future = event_loop.call_method0("createFuture")?;
     if let Some(script) = &scope.script {
@@ -111,7 +111,7 @@ pub fn start<'py>(
         return Ok(future);
     }
     let awaited = ObjectRef::new(future.clone().unbind());
-    start.collector = Some(Box::new(move |results, errors| {
+    let start = start.collected(Box::new(move |results, errors| {
         attach(|py| {
             if let Err(error) = set_results(py, &awaited, results, errors) {
                 api::log_warning(&format!("the results of a run were lost: {error}"));
