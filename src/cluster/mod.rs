@@ -46,10 +46,10 @@ use self::{
 use crate::{
     engine::{
         Engine, Shape,
-        distributed_run::{RunMessage, Shards},
         id::{Id, ShardId},
         language::Failure,
         members::Members,
+        run_message::{RunMessage, Shards},
     },
     persistence::Persistence,
     requirements::Packages,

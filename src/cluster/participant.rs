@@ -9,11 +9,11 @@ use super::Cluster;
 use crate::{
     engine::{
         Participation, Shape,
-        distributed_run::{Functions, Listing, RunMessage, SessionImage, Shards, SharedPlan},
         id::{Id, ShardId},
         language::Function,
         members::Members,
         plan::Plan,
+        run_message::{Functions, Listing, RunMessage, SessionImage, Shards, SharedPlan},
         session::{Needs, Session},
         source::{Once, Source},
     },

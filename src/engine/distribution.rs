@@ -14,14 +14,13 @@ use parking_lot::RwLock;
 
 use super::{
     Engine,
-    distributed_run::{
-        self, DistributedRun, LaunchPayload, Listing, Loss, NextAction, Place, RunMessage, Shards, SharedPlan,
-    },
+    distributed_run::{self, DistributedRun, Loss, NextAction, Place},
     execution::{Execution, Status},
     id::{Id, ShardId},
     members::Members,
     plan::Plan,
     registration::{Mode, Registration},
+    run_message::{LaunchPayload, Listing, RunMessage, Shards, SharedPlan},
     session::Session,
     source::Source,
     start::Start,

@@ -15,7 +15,7 @@ use crate::mutex::Mutex;
 
 use super::{
     Engine,
-    distributed_run::{DistributedRun, RunMessage},
+    distributed_run::DistributedRun,
     id::{Id, ShardId},
     language::Failure,
     linked_command::{LinkedCommand, ReplyHold},
@@ -23,6 +23,7 @@ use super::{
     plan::Plan,
     record::Record,
     registration::Registration,
+    run_message::RunMessage,
     session::Session,
     source::Source,
     start::Start,

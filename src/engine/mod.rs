@@ -22,6 +22,7 @@ pub mod registration;
 mod registry;
 pub mod requirement;
 mod run;
+pub mod run_message;
 pub mod scope;
 pub mod session;
 mod shuffle;

@@ -14,10 +14,11 @@ use std::{
 use parking_lot::RwLock;
 
 use super::{
-    distributed_run::{DistributedRun, Listing},
+    distributed_run::DistributedRun,
     execution::Execution,
     id::{Id, ShardId},
     registration::Registration,
+    run_message::Listing,
     session::{Session, Sessions},
     start::Start,
 };

@@ -9,10 +9,11 @@ use std::{
 
 use super::{
     Engine,
-    distributed_run::{DistributedRun, RunMessage},
+    distributed_run::DistributedRun,
     execution::{Execution, Outcome, Parked, Status},
     language::Completion,
     pipeline::{Pipeline, PipelineState},
+    run_message::RunMessage,
     scope::Scope,
     shuffle::Shuffle,
     source::Reading,

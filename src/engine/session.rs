@@ -14,7 +14,7 @@ use std::{
 
 use crate::mutex::Mutex;
 
-use super::{distributed_run::Listing, id::Id, requirement::Requirement};
+use super::{id::Id, requirement::Requirement, run_message::Listing};
 
 /// One session. Listed in the registry while it has registrations, or kept executions of them.
 pub struct Session {

@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::{
-    distributed_run::{DistributedRun, Place, RunMessage, Shards},
+    distributed_run::{DistributedRun, Place},
     id::{Id, ShardId},
     language::{Failure, Language},
     plan::Routing,
     record::{Record, Value},
+    run_message::{RunMessage, Shards},
 };
 use crate::error::MAX_IDLE;
 

@@ -5,11 +5,11 @@
 use std::sync::Arc;
 
 use super::{
-    distributed_run::{LaunchPayload, SharedPlan},
     execution::{Collector, Next, Outcome, Waiter},
     linked_command::ReplyHold,
     plan::Plan,
     registration::Registration,
+    run_message::{LaunchPayload, SharedPlan},
     session::Session,
     source::Source,
 };

@@ -22,12 +22,12 @@ use super::{
 };
 use crate::{
     engine::{
-        distributed_run::{Functions, LaunchPayload, SessionImage},
         id::{STANDALONE_SHARD, ShardId},
         language::{self, Failure, Function},
         plan::{Plan, Step},
         record::Record,
         registration::{Images, Life, Mode, Peers, Registration, Trigger},
+        run_message::{Functions, LaunchPayload, SessionImage},
         scope::Scope,
         session::Session,
         source::{Once, Source},

@@ -9,9 +9,9 @@ use super::{image::Image, reachability, source::SourceImage};
 use crate::{
     engine::{
         Engine,
-        distributed_run::LaunchPayload,
         execution::{Next, Outcome},
         registration::{Claim, Mode, Peers, Registration, Trigger},
+        run_message::LaunchPayload,
         source::Once,
         start::Start,
     },
