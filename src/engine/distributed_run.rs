@@ -53,7 +53,7 @@ impl Place {
 enum Phase {
     /// The initiator's: not all shards have the plan.
     Launching {
-        payload: LaunchPayload,
+        payload: Box<LaunchPayload>,
         tries: Tries,
         /// Why it has not come further.
         obstacle: Option<Failure>,
@@ -133,7 +133,7 @@ impl DistributedRun {
             registered,
             owner: None,
             progress: Mutex::new(Progress::new(Phase::Launching {
-                payload,
+                payload: Box::new(payload),
                 tries: Tries::None,
                 obstacle: None,
             })),
@@ -208,7 +208,7 @@ impl DistributedRun {
         let Phase::Launching { payload, .. } = &progress.phase else {
             return None;
         };
-        let payload = payload.clone();
+        let payload = LaunchPayload::clone(payload);
         let earlier = progress.place.replace(place.clone());
         let left_out = earlier.map_or_else(Vec::new, |earlier| {
             let others = earlier.others();
