@@ -32,5 +32,5 @@ fi
 
 read -r version number path <<<"$found"
 [ "$number" -ge 309 ] || fail "Python 3.9 or newer is needed, $wanted is $version: choose another with PYTHON=/path/to/python3"
-# Worktrees may share one virtual environment by a link: it has one name for all of them, or each would make it anew.
-if [ "${1:-}" = venv ]; then echo "$(realpath -m "$root/.venv")/$version"; else echo "$path"; fi
+# Worktrees may share one .venv by a link: all of them call it by the same name.
+if [ "${1:-}" = venv ]; then echo "$(readlink -m "$root/.venv")/$version"; else echo "$path"; fi
