@@ -85,6 +85,9 @@ elif [ "$mode" != runtime ] && ! have redis-server; then
     missing+=(redis-server)
 fi
 have redis-cli || missing+=(redis-tools)
+if [ "$mode" != runtime ] && ! have postgres && ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
+    missing+=(postgresql)
+fi
 [ -e /usr/bin/python3 ] || scripts/python.sh >/dev/null 2>&1 || missing+=(python3 python3-dev python3-venv)
 
 if python=$(scripts/python.sh 2>/dev/null) && [[ $python == /usr/bin/python3* ]]; then
@@ -103,7 +106,8 @@ python_has library || fail "$python ($version) has no shared libpython: rebuild 
 python_has venv || fail "$python ($version) has no venv module: install it, or choose another with PYTHON=/path/to/python3"
 
 # A stamp holds the content of what it was made from; when that changes, the step is done again.
-base="$("$python" -E -c 'import sys; print(sys.version)') $python $venv"
+# (Work trees may share an environment by a link: each names it by another path.)
+base="$("$python" -E -c 'import sys; print(sys.version)') $python $(realpath -m "$venv")"
 if [ "$(cat "$venv/.stamp-base" 2>/dev/null)" != "$base" ]; then
     say "creating ${venv#"$PWD"/} with $python"
     "$python" -E -m venv --clear "$venv" || fail "could not create $venv with $python"
