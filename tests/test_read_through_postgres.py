@@ -145,7 +145,6 @@ def test_a_database_that_hangs(postgres: Postgres, server: Server) -> None:
             assert [client.hget(f"user:{number}", "name") for number in range(1, 11)] == old
         data = figures(server)
         assert data["loadFailures"] > 0 and data["timeouts"] == 1
-        assert "LoadTimedOut" in data["lastError"]
     finally:
         postgres.resume()
     postgres.execute("UPDATE users SET name = 'new ' || id")
