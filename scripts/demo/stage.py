@@ -13,7 +13,7 @@ from rich.table import Table
 
 from servers import HOST, Failed, Server
 
-QUERY_MS = 10
+QUERY_MS = 5
 """How long one query keeps the source busy."""
 
 WORK = """
@@ -37,7 +37,8 @@ def query(keys):
 
 def client(server: Server) -> Any:
     """A connection of redis-py, without its retries: each error is seen."""
-    return redis.asyncio.Redis(host=HOST, port=server.port, decode_responses=True, single_connection_client=True, retry=None)
+    options = {"decode_responses": True, "single_connection_client": True, "socket_timeout": 60, "retry": None}
+    return redis.asyncio.Redis(host=HOST, port=server.port, **options)
 
 
 class Work:
