@@ -15,13 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from servers import Server
-from stage import Checks, Work, announce, client
+from stage import Checks, Work, announce, client, end_picture
 
 KEYS = 10
 READERS = 10
 PAUSE = 0.01
 """Seconds between two reads of one client."""
-COLUMN = 0.12
+COLUMN = 0.16
 """Seconds that one column of the picture stands for."""
 PHASES = ((1.6, True), (3.2, False), (2.6, True))
 """Seconds, and whether the source is there."""
@@ -67,8 +67,8 @@ class Story:
         picture.add_row("replies", bars([column.good for column in columns], "green"))
         picture.add_row("errors", bars([column.errors for column in columns], "bold red"))
         picture.add_row("loads", bars([column.loads - column.failed_loads for column in columns], "cyan"))
-        picture.add_row("failed", bars([column.failed_loads for column in columns], "magenta"))
-        picture.add_row("age", bars([column.age for column in columns], "yellow"))
+        picture.add_row("failed loads", bars([column.failed_loads for column in columns], "magenta"))
+        picture.add_row("age of values", bars([column.age for column in columns], "yellow"))
         picture.add_row("", Text(self.now))
         return Panel(picture, title="ten clients read ten rates, all the time", border_style="cyan")
 
@@ -119,6 +119,7 @@ async def play(console: Console, cache: Server, source: Server) -> None:
                 await column(warm, story, up)
             if not up:
                 down = [await loads(warm) - down[0], time.perf_counter() - down[1]]
+    end_picture(console)
     ended.set()
     await asyncio.gather(*helpers)
     await warm.aclose()

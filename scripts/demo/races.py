@@ -16,11 +16,13 @@ from rich.panel import Panel
 from rich.text import Text
 
 from servers import Server
-from stage import QUERY_MS, Checks, Work, announce, client
+from stage import QUERY_MS, Checks, Work, announce, client, end_picture
 
 CLIENTS = 300
 ACROSS = 30
-WAITING, GOOD, WRONG, CALM = ("yellow", "green", "bold red", "grey42")
+CALM, WAITING, WRONG = ("●", "grey35"), ("○", "white"), ("✗", "bold red")
+SHADES = ((0.1, "green3"), (0.3, "chartreuse3"), (0.7, "gold3"), (1.5, "dark_orange3"), (60.0, "orange_red1"))
+"""How a dot looks whose client had its reply within so many seconds."""
 
 HERD = """
 @read_through('page:*', ttl=60)
@@ -41,6 +43,8 @@ class Lane:
     def __init__(self, title: str, work: Work) -> None:
         self.title = title
         self.dots = [CALM] * CLIENTS
+        self.wrong = CLIENTS
+        self.replies = 0
         self.seconds = 0.0
         self.queries = 0
         self._work = work
@@ -54,32 +58,44 @@ class Lane:
         async def one(number: int) -> None:
             self.dots[number] = WAITING
             right = await ask(number)
-            self.dots[number] = GOOD if right else WRONG
             self.seconds = time.perf_counter() - begun
+            self.replies += 1
+            self.wrong -= right
+            self.dots[number] = ("●", next(shade for limit, shade in SHADES if self.seconds <= limit)) if right else WRONG
 
         await asyncio.gather(*(one(number) for number in range(CLIENTS)))
         self.queries = self._work.asked() - self._before
 
-    def wrong(self) -> int:
-        return sum(dot != GOOD for dot in self.dots)
-
     def __rich__(self) -> Panel:
         picture = Text()
-        for number, dot in enumerate(self.dots):
+        for number, (dot, style) in enumerate(self.dots):
             if number and number % ACROSS == 0:
                 picture.append("\n")
-            picture.append("●", style=dot)
-        done = self.dots.count(GOOD)
-        line = Text.assemble((f"{done:>4}", "bold"), " replies", (f"{self.seconds:>8.2f} s", "bold"))
-        asked = Text.assemble((f"{self.queries:>4}", "bold magenta"), " queries" if self.queries else " queries ...")
-        return Panel(Group(picture, Text(), line, asked), title=self.title, border_style="cyan", width=ACROSS + 6)
+            picture.append(dot, style=style)
+        replies = Text.assemble((f"{self.replies:>5}", "bold"), " replies in ", (f"{self.seconds:.2f} s", "bold"))
+        queries = Text.assemble((f"{self.queries or '...':>5}", "bold magenta"), " query" if self.queries == 1 else " queries")
+        return Panel(Group(picture, Text(), replies, queries), title=self.title, border_style="cyan", width=ACROSS + 4)
+
+
+class Picture:
+    """Both lanes, and what the colours mean."""
+
+    def __init__(self, lanes: list[Lane]) -> None:
+        self.lanes = lanes
+
+    def __rich__(self) -> Group:
+        legend = Text("  reply within ")
+        for limit, shade in SHADES:
+            legend.append(f" ● {limit:g} s " if limit < 60 else " ● later", style=shade)
+        return Group(Columns(self.lanes, padding=(0, 2)), legend)
 
 
 async def race(console: Console, lanes: list[Lane], runs: list[Callable[[], Awaitable[None]]]) -> None:
     """One lane after the other, in one picture."""
-    with Live(Columns(lanes, padding=(0, 2)), console=console, refresh_per_second=20):
+    with Live(Picture(lanes), console=console, refresh_per_second=20):
         for run in runs:
             await run()
+    end_picture(console)
 
 
 @contextlib.asynccontextmanager
@@ -125,7 +141,7 @@ async def herd(console: Console, cache: Server, source: Server) -> None:
 
         await race(console, [left, right], [lambda: left.run(aside), second])
     checks = Checks()
-    checks.add("each client gets the page", f"{left.wrong() + right.wrong()} wrong replies", left.wrong() + right.wrong() == 0)
+    checks.add("each client gets the page", f"{left.wrong + right.wrong} wrong replies", left.wrong + right.wrong == 0)
     checks.add("one query, however many clients", f"{right.queries}, and {left.queries} without", right.queries == 1)
     checks.show(console)
 
@@ -157,7 +173,7 @@ async def batch(console: Console, cache: Server, source: Server) -> None:
 
         await race(console, [left, right], [lambda: left.run(ask("single")), lambda: right.run(ask("price"))])
     checks = Checks()
-    checks.add("each client gets its price", f"{left.wrong() + right.wrong()} wrong replies", left.wrong() + right.wrong() == 0)
+    checks.add("each client gets its price", f"{left.wrong + right.wrong} wrong replies", left.wrong + right.wrong == 0)
     few = CLIENTS // 10
     checks.add(f"at most {few} queries for {CLIENTS} keys", f"{right.queries}, and {left.queries} without", right.queries <= few)
     checks.show(console)

@@ -74,6 +74,12 @@ def announce(console: Console, title: str, text: str, loader: str) -> None:
     console.print(Panel(Syntax(loader.strip(), "python", theme="ansi_dark", background_color="default"), border_style="dim"))
 
 
+def end_picture(console: Console) -> None:
+    """Ends the line that a picture leaves open where it does not move."""
+    if not console.is_terminal:
+        console.print()
+
+
 class Checks:
     """What was promised, and what was seen."""
 
@@ -85,6 +91,7 @@ class Checks:
 
     def show(self, console: Console) -> None:
         """Shows all of them; raises `Failed` if one does not hold."""
+        console.print()
         table = Table(show_header=True, header_style="dim", box=None, padding=(0, 2))
         table.add_column("")
         table.add_column("promised")
