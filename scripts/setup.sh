@@ -106,6 +106,9 @@ python_has headers || fail "$python ($version) has no C headers: install them, o
 python_has library || fail "$python ($version) has no shared libpython: rebuild it with --enable-shared, or choose another with PYTHON=/path/to/python3"
 python_has venv || fail "$python ($version) has no venv module: install it, or choose another with PYTHON=/path/to/python3"
 
+# `python3` may be a shim of a tool like pyenv: what was taken in its place is said before anything is made with it.
+[ "${PYTHON:-/usr/bin/python3}" = "$python" ] || say "PYTHON=${PYTHON:-} is Python $version, $python"
+
 # A stamp holds the content of what it was made from; when that changes, the step is done again.
 # (Work trees may share an environment by a link: each names it by another path.)
 base="$("$python" -E -c 'import sys; print(sys.version)') $python $(realpath -m "$venv")"
