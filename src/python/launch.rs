@@ -324,12 +324,9 @@ pub fn listen(
 ) -> PyResult<String> {
     let runtime = runtime()?;
     let readers = &runtime.readers;
-    let scope = scope("Can only register execution on registered gears thread")?;
+    let scope = registering_scope()?;
     if !matches!(builder.reader, Reader::Keys | Reader::Stream | Reader::Command) {
         return Err(Error::NoEventSupport.into());
-    }
-    if scope.session.is_replaced() {
-        return Err(Error::SessionReplaced.into());
     }
     let given = Given::new("register", kwargs, &KNOWN_TO_REGISTER)?;
     let mode = given
