@@ -94,7 +94,7 @@ impl Outcome {
     /// How the counters see it.
     pub(super) fn ending(&self, status: Status) -> Ending {
         match (self.errors.first(), status) {
-            (Some(error), _) => Ending::Failure(error.clone()),
+            (Some(error), _) => Ending::Failure(error.to_string()),
             (None, Status::Aborted) => Ending::Aborted,
             (None, _) => Ending::Success,
         }
@@ -285,8 +285,8 @@ impl Execution {
     }
 
     /// It cannot come to a right result any more. The first reason counts.
-    pub(super) fn set_fate(&self, error: &str) {
-        let _ = self.fate.set(error.to_owned());
+    pub(super) fn set_fate(&self, error: Failure) {
+        let _ = self.fate.set(error);
     }
 
     pub(super) fn fate(&self) -> Option<&Failure> {

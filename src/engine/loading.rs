@@ -63,7 +63,7 @@ impl Engine {
 }
 
 fn failed(count: usize, reason: &str) -> Loaded {
-    (0..count).map(|_| Err(reason.to_owned())).collect()
+    (0..count).map(|_| Err(reason.into())).collect()
 }
 
 impl Loading {

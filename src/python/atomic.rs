@@ -128,7 +128,7 @@ impl Atomic {
                     .get_item(0)
                     .is_ok_and(|error| !error.is_none() && !is_force_stopped(&error));
                 if timed_out && !others {
-                    return Err(errors::gears_error(runtime()?.engine.sync_timeout_text()));
+                    return Err(runtime()?.engine.sync_timeout().into());
                 }
                 Ok(())
             }

@@ -145,7 +145,7 @@ impl StreamEntries {
             }
             Err(text) => {
                 self.ended = true;
-                Err(String::from_utf8_lossy(&text).into_owned())
+                Err(String::from_utf8_lossy(&text).into_owned().into())
             }
         }
     }
