@@ -72,6 +72,7 @@ rooms: ## which room of src/ knows which; fails unless knowledge flows one way
 lint: setup-test ## check the format, the rooms, and run clippy: warnings are errors
 	@cargo fmt --check
 	@scripts/rooms.py >/dev/null
+	@scripts/rules.py
 	@$(CARGO) clippy --all-targets -- -D warnings
 
 .PHONY: test-rust

@@ -8,7 +8,7 @@ use pyo3::{
     types::{PyList, PyType},
 };
 
-use super::{RUNTIME, interrupt};
+use super::{RUNTIME, attach, interrupt};
 use crate::{
     config::Number,
     engine::{language::Failure, scope::Scope},
@@ -80,7 +80,7 @@ pub fn force_stopped_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
 /// A `gears.error` with this text.
 pub fn gears_error(text: impl Into<String>) -> PyErr {
     let text = text.into();
-    Python::attach(|py| match gears_error_type(py) {
+    attach::bare(|py| match gears_error_type(py) {
         Ok(kind) => PyErr::from_type(kind, (text,)),
         Err(error) => error,
     })

@@ -16,6 +16,7 @@ pub mod client;
 pub mod command;
 pub mod current;
 pub mod datatype;
+mod entry;
 pub mod events;
 pub mod filter;
 pub mod guarded;
