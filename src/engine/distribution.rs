@@ -15,10 +15,11 @@ use parking_lot::RwLock;
 use super::{
     Engine,
     distributed_run::{self, DistributedRun, Loss, NextAction, Place},
-    execution::{Execution, Status},
+    execution::Execution,
     id::{Id, ShardId},
     language::Failure,
     members::Members,
+    phase::Status,
     plan::Plan,
     registration::{Mode, Registration},
     run_message::{LaunchPayload, Listing, RunMessage, Shards, SharedPlan},

@@ -13,6 +13,7 @@ pub mod linked_command;
 mod load;
 pub mod loading;
 pub mod members;
+pub mod phase;
 mod pipeline;
 pub mod plan;
 pub mod prefix;
@@ -57,9 +58,10 @@ pub use registry::Registry;
 use self::{
     distributed_run::DistributedRun,
     distribution::Distribution,
-    execution::{Execution, Outcome, Status},
+    execution::{Execution, Outcome},
     id::Id,
     language::{Failure, Language},
+    phase::Status,
     queue::{Job, Queue},
     registration::Registration,
     requirement::Requirements,

@@ -10,8 +10,9 @@ use std::{
 use super::{
     Engine,
     distributed_run::DistributedRun,
-    execution::{Execution, Outcome, Parked, Status},
+    execution::{Execution, Outcome},
     language::Completion,
+    phase::{Parked, Status},
     pipeline::{Pipeline, PipelineState},
     run_message::RunMessage,
     scope::Scope,
