@@ -87,13 +87,11 @@ impl Phase {
     /// # Errors
     /// It has ended meanwhile.
     pub fn park(&mut self, parked: Box<Parked>) -> Result<(), Box<Parked>> {
-        match self {
-            Self::Ended(..) => Err(parked),
-            _ => {
-                *self = Self::Parked(parked);
-                Ok(())
-            }
+        if self.status().is_final() {
+            return Err(parked);
         }
+        *self = Self::Parked(parked);
+        Ok(())
     }
 
     /// Something has come. True if a thread is to go on with it.
