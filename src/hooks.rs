@@ -29,7 +29,8 @@ use crate::{
         api::{self, Features},
         call::{CallReply, PAUSED, Refusal, SEVERAL_SLOTS, call_original, must_wait},
         client::{self, ClientState},
-        command::{self, Answer, Command},
+        command::{Answer, Command},
+        current::CurrentCommand,
         filter::{Function, Installed, Passing, ProxyName},
         guarded::Guarded,
         home,
@@ -81,48 +82,13 @@ pub struct Hooks {
     /// The client whose command the filter has just put behind a proxy command, having asked for its user's rights. The
     /// command runs next, unless the server refuses it; the next one that is put behind a proxy command takes this back.
     cleared: Guarded<Option<u64>>,
-    /// The linked command that runs now: whoever runs one holds the server's lock until it has run.
-    running: Guarded<Option<Running>>,
+    /// The linked command that runs now, and its link, made when the first event fires. Whoever runs one holds the server's
+    /// lock until it has run.
+    current: CurrentCommand<Option<Arc<LinkedCommand>>>,
     /// The next command is what `call_next` runs: it is left alone.
     bypass: Guarded<bool>,
     /// Who loads keys that are missed.
     loads: OnceLock<Arc<dyn Loads>>,
-}
-
-/// The linked command that runs now, which is the server's current one (`server::command`).
-#[derive(Default)]
-struct Running {
-    /// Made when the first event fires.
-    link: Option<Arc<LinkedCommand>>,
-}
-
-/// The time that a linked command runs; ends also if something fails.
-struct RunningGuard<'a> {
-    hooks: &'a Hooks,
-    lock: Lock<'a>,
-    before: Option<Running>,
-}
-
-impl<'a> RunningGuard<'a> {
-    fn enter(hooks: &'a Hooks, lock: Lock<'a>) -> Self {
-        Self {
-            hooks,
-            lock,
-            before: hooks.running.write(lock).replace(Running::default()),
-        }
-    }
-
-    /// The link of the command, if an event fired.
-    fn leave(self) -> Option<Arc<LinkedCommand>> {
-        let mut running = self.hooks.running.write(self.lock);
-        running.as_mut().and_then(|running| running.link.take())
-    }
-}
-
-impl Drop for RunningGuard<'_> {
-    fn drop(&mut self) {
-        *self.hooks.running.write(self.lock) = self.before.take();
-    }
 }
 
 impl Hooks {
@@ -135,7 +101,7 @@ impl Hooks {
             installed: Guarded::new(None),
             clients: Guarded::default(),
             cleared: Guarded::new(None),
-            running: Guarded::new(None),
+            current: CurrentCommand::default(),
             bypass: Guarded::new(false),
             loads: OnceLock::new(),
         })
@@ -143,26 +109,23 @@ impl Hooks {
 
     /// True while a linked command runs that `names` has, in any letter case.
     pub fn is_running_one_of(&self, lock: Lock<'_>, names: &[String]) -> bool {
-        self.running.read(lock).is_some() && command::current_is_one_of(lock, names)
+        self.current.is_one_of(lock, names)
     }
 
     /// True unless a linked command runs now whose caller cannot wait.
     pub fn may_wait(&self, lock: Lock<'_>) -> bool {
-        self.running.read(lock).is_none() || command::current_may_block(lock)
+        self.current.may_block(lock).unwrap_or(true)
     }
 
     /// A hold on the linked command that runs now. `None` if there is none, or if its caller cannot wait for an
     /// execution in the background.
     pub fn hold_running(&self, lock: Lock<'_>, sync: bool) -> Option<ReplyHold> {
-        let mut running = self.running.write(lock);
-        let running = running.as_mut()?;
-        if !sync && !command::current_may_block(lock) {
+        if !sync && !self.current.may_block(lock)? {
             return None;
         }
-        let link = running
-            .link
-            .get_or_insert_with(|| LinkedCommand::new(command::current_words(lock)));
-        Some(link.hold())
+        self.current.note(lock, |link, words| {
+            link.get_or_insert_with(|| LinkedCommand::new(words())).hold()
+        })
     }
 
     /// Asks the server about commands that a registration wants to link.
@@ -330,7 +293,7 @@ impl Hooks {
         if !entry.is_linked() {
             return;
         }
-        if !engine.is_serving() || self.running.read(lock).is_some() {
+        if !engine.is_serving() || self.current.is_running(lock) {
             return;
         }
         let client = native.then(|| passing.client_id());
@@ -455,10 +418,8 @@ impl Hooks {
         if let Some(answer) = self.wait_for_loads(command, cleared).map_err(refused)? {
             return Ok(answer);
         }
-        let (reply, link) = command.as_current(1, || {
-            let running = RunningGuard::enter(self, command.lock());
-            let reply = call_original(command, self.features, original, cleared);
-            (reply, running.leave())
+        let (reply, link) = self.current.during(command, 1, || {
+            call_original(command, self.features, original, cleared)
         });
         let reply = reply.map_err(refused)?;
         engine.stats.count_linked();

@@ -6,9 +6,6 @@
 
 use std::{
     collections::HashMap,
-    fmt::Write as _,
-    fs::File,
-    io::Read as _,
     time::{Duration, Instant},
 };
 
@@ -83,7 +80,7 @@ impl Secrets {
 
 /// The secret of a shard that RG.CLUSTERSET told of.
 pub fn of_password(shard: ShardId, password: &str) -> String {
-    hex(&Sha256::digest(format!("pinion {shard} {password}")))
+    hex::encode(Sha256::digest(format!("pinion {shard} {password}")))
 }
 
 /// Compares without telling by the time it takes where the difference is.
@@ -97,17 +94,8 @@ pub fn same(one: &[u8], other: &[u8]) -> bool {
 /// The operating system has no random numbers.
 pub fn random_hex(bytes: usize) -> std::io::Result<String> {
     let mut random = vec![0; bytes];
-    File::open("/dev/urandom")?.read_exact(&mut random)?;
-    Ok(hex(&random))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
+    getrandom::fill(&mut random).map_err(std::io::Error::other)?;
+    Ok(hex::encode(random))
 }
 
 #[cfg(test)]

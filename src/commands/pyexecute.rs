@@ -218,7 +218,7 @@ impl Pinion {
         let old = session_to_replace(&self.engine, &options)?;
         let id = options.id.unwrap_or_else(random_hex);
         let session = Arc::new(Session::new(id, options.description, needs));
-        let prepared = python::run_script(lock, script, &session, old).map_err(Error::Text)?;
+        let prepared = python::run_script(lock, script, &session, old)?;
         if prepared.is_idle() {
             api::log_warning(&format!(
                 "session {}: the script neither runs nor registers a function: end GB() with .run(...) or .register(...)",

@@ -291,7 +291,7 @@ impl DistributedRun {
                 obstacle: Some(obstacle),
                 ..
             } => obstacle.clone(),
-            _ => MAX_IDLE.to_owned(),
+            _ => MAX_IDLE.into(),
         }
     }
 
@@ -540,7 +540,7 @@ mod tests {
             distributed.lost(&BTreeSet::from([shard('d')]), None),
             Loss::Nothing
         );
-        assert_eq!(distributed.idle_error(), MAX_IDLE);
+        assert_eq!(distributed.idle_error().text(), MAX_IDLE);
     }
 
     #[test]
@@ -548,13 +548,13 @@ mod tests {
         let distributed = distributed();
         distributed.turn();
         assert!(distributed.hindered(None, "why".into()));
-        assert_eq!(distributed.idle_error(), "why");
+        assert_eq!(distributed.idle_error().text(), "why");
         distributed.launch(place(&[]));
         assert!(
             !distributed.hindered(Some(1), "late".into()),
             "a shard alone begins at once"
         );
-        assert_eq!(distributed.idle_error(), MAX_IDLE);
+        assert_eq!(distributed.idle_error().text(), MAX_IDLE);
     }
 
     #[test]

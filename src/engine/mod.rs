@@ -6,12 +6,14 @@
 pub mod distributed_run;
 mod distribution;
 pub mod execution;
+mod failure;
 pub mod id;
 pub mod language;
 pub mod linked_command;
 mod load;
 pub mod loading;
 pub mod members;
+pub mod phase;
 mod pipeline;
 pub mod plan;
 pub mod prefix;
@@ -56,9 +58,10 @@ pub use registry::Registry;
 use self::{
     distributed_run::DistributedRun,
     distribution::Distribution,
-    execution::{Execution, Outcome, Status},
+    execution::{Execution, Outcome},
     id::Id,
-    language::Language,
+    language::{Failure, Language},
+    phase::Status,
     queue::{Job, Queue},
     registration::Registration,
     requirement::Requirements,
@@ -376,12 +379,12 @@ impl Engine {
     }
 
     /// Ends an execution that no thread is at: one that has not begun, or that waits. `error`: why.
-    fn end_waiting(&self, execution: &Arc<Execution>, error: Option<&str>) {
+    fn end_waiting(&self, execution: &Arc<Execution>, error: Option<&Failure>) {
         if execution.status() == Status::Created {
             // A worker may begin it in this moment: then this changes nothing, and it stops as a running one does.
             if let Some(source) = execution.begin() {
                 drop(source);
-                let outcome = error.map(Outcome::of_error).unwrap_or_default();
+                let outcome = error.cloned().map(Outcome::of_error).unwrap_or_default();
                 self.finish(execution, Status::Aborted, outcome);
             }
         }
@@ -389,7 +392,7 @@ impl Engine {
             let mut parked = Some(parked);
             self.language.attached(&mut || {
                 let Some(mut parked) = parked.take() else { return };
-                parked.state.errors.extend(error.map(str::to_owned));
+                parked.state.errors.extend(error.cloned());
                 if let Ran::Ended(status, outcome) = run::ended(self, execution, &mut parked) {
                     let status = if error.is_some() { Status::Aborted } else { status };
                     self.finish(execution, status, outcome);
@@ -440,7 +443,7 @@ impl Engine {
         self.unprepared.lock().clear();
         for execution in self.registry.executions() {
             if execution.status() == Status::Created {
-                self.fail(&execution, &Error::DataReplaced.to_string());
+                self.fail(&execution, Error::DataReplaced.into());
             }
             drop(execution.release());
         }

@@ -3,9 +3,7 @@
 
 use std::{
     any::Any,
-    collections::{BTreeMap, hash_map::RandomState},
-    fmt::Write as _,
-    hash::{BuildHasher as _, Hasher as _},
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -207,15 +205,9 @@ impl Sessions {
 
 /// Forty lower-case hexadecimal digits, different each time.
 pub fn random_hex() -> String {
-    let mut id = String::with_capacity(48);
-    while id.len() < 40 {
-        // Each state is seeded by the operating system's random numbers, or differs from the last one by a counter.
-        let digits = RandomState::new().build_hasher().finish();
-        // Writing to a String cannot fail.
-        let _ = write!(id, "{digits:016x}");
-    }
-    id.truncate(40);
-    id
+    let mut bytes = [0; 20];
+    fastrand::fill(&mut bytes);
+    hex::encode(bytes)
 }
 
 #[cfg(test)]

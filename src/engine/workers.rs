@@ -139,7 +139,7 @@ mod tests {
             let said: Result<_, RecvTimeoutError> = errors.recv_timeout(Duration::from_secs(20));
             assert_eq!(
                 said,
-                Ok(vec!["ERR internal error, see the server's log".to_owned()])
+                Ok(vec![Failure::from("ERR internal error, see the server's log")])
             );
         }
         while engine.registry.execution_count() > 0 {

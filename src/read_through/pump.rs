@@ -12,6 +12,7 @@ use super::{
 use crate::{
     engine::{
         id::Id,
+        language::Failure,
         record::{Record, Value},
         registration::Registration,
         scope::Scope,
@@ -180,7 +181,7 @@ impl ReadThrough {
                 (None, Some(returned)) => unpack.unpack(&keys, returned, batch, ttl.as_deref()),
                 (error, _) => Err(Failed::of(
                     &raised(),
-                    error.map_or("the load was aborted", String::as_str),
+                    error.map_or("the load was aborted", Failure::text),
                 )),
             };
             let wrong = wrong(errors.is_empty(), &unpacked);
@@ -336,7 +337,7 @@ impl Failed {
     pub fn of(kind: &str, text: &str) -> Self {
         Self {
             kind: kind.to_owned(),
-            text: text.to_owned(),
+            text: text.into(),
         }
     }
 }
@@ -350,7 +351,7 @@ fn raised() -> String {
 }
 
 /// What the execution has to answer for besides what its function raised: values that are none.
-fn wrong(ended_well: bool, values: &Result<Vec<Result<Loaded, Failed>>, Failed>) -> Vec<String> {
+fn wrong(ended_well: bool, values: &Result<Vec<Result<Loaded, Failed>>, Failed>) -> Vec<Failure> {
     match values {
         _ if !ended_well => Vec::new(),
         Err(failed) => vec![failed.text.clone()],

@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 use super::{
     api,
     call::replicate,
+    entry::caught,
     lock::{Entered, Lock},
     store,
     string::RString,
@@ -206,18 +207,20 @@ fn digest(words: &[Vec<u8>]) -> Vec<u8> {
 }
 
 unsafe extern "C" fn on_save(io: *mut raw::RedisModuleIO, value: *mut c_void) {
-    // SAFETY: the server calls this with a value that we gave it.
-    unsafe {
-        let Some(value) = value.cast::<Kept>().as_ref() else {
-            return;
-        };
-        let words = value.words();
-        api!(RedisModule_SaveUnsigned(io, words.len() as u64));
-        let digest = digest(&words);
-        for word in words.into_iter().chain([digest]) {
-            api!(RedisModule_SaveStringBuffer(io, word.as_ptr().cast(), word.len()));
+    caught((), || {
+        // SAFETY: the server calls this with a value that we gave it.
+        unsafe {
+            let Some(value) = value.cast::<Kept>().as_ref() else {
+                return;
+            };
+            let words = value.words();
+            api!(RedisModule_SaveUnsigned(io, words.len() as u64));
+            let digest = digest(&words);
+            for word in words.into_iter().chain([digest]) {
+                api!(RedisModule_SaveStringBuffer(io, word.as_ptr().cast(), word.len()));
+            }
         }
-    }
+    });
 }
 
 unsafe extern "C" fn on_rewrite(
@@ -225,37 +228,41 @@ unsafe extern "C" fn on_rewrite(
     key: *mut raw::RedisModuleString,
     value: *mut c_void,
 ) {
-    // SAFETY: as above, with a live name. The server is a child process of its own here: nobody holds our locks.
-    unsafe {
-        let Some(value) = value.cast::<Kept>().as_ref() else {
-            return;
-        };
-        let words = value.words();
-        let strings: Vec<*mut raw::RedisModuleString> = words
-            .iter()
-            .map(|word| {
-                api!(RedisModule_CreateString(
-                    ptr::null_mut(),
-                    word.as_ptr().cast(),
-                    word.len()
-                ))
-            })
-            .collect();
-        api!(RedisModule_EmitAOF(
-            io,
-            value.command().as_ptr(),
-            c"sv".as_ptr(),
-            key,
-            strings.as_ptr(),
-            strings.len()
-        ));
-        for string in strings {
-            api!(RedisModule_FreeString(ptr::null_mut(), string));
+    caught((), || {
+        // SAFETY: as above, with a live name. The server is a child process of its own here: nobody holds our locks.
+        unsafe {
+            let Some(value) = value.cast::<Kept>().as_ref() else {
+                return;
+            };
+            let words = value.words();
+            let strings: Vec<*mut raw::RedisModuleString> = words
+                .iter()
+                .map(|word| {
+                    api!(RedisModule_CreateString(
+                        ptr::null_mut(),
+                        word.as_ptr().cast(),
+                        word.len()
+                    ))
+                })
+                .collect();
+            api!(RedisModule_EmitAOF(
+                io,
+                value.command().as_ptr(),
+                c"sv".as_ptr(),
+                key,
+                strings.as_ptr(),
+                strings.len()
+            ));
+            for string in strings {
+                api!(RedisModule_FreeString(ptr::null_mut(), string));
+            }
         }
-    }
+    });
 }
 
 unsafe extern "C" fn on_free(value: *mut c_void) {
-    // SAFETY: made by `put` or `on_load`, freed once.
-    drop(unsafe { Box::from_raw(value.cast::<Kept>()) });
+    caught((), || {
+        // SAFETY: made by `put` or `on_load`, freed once.
+        drop(unsafe { Box::from_raw(value.cast::<Kept>()) });
+    });
 }

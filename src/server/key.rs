@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     api::Features,
     call,
+    entry::caught,
     events::Mute,
     home,
     lock::Lock,
@@ -356,13 +357,15 @@ fn hash_value(opened: &Opened<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
         value: *mut raw::RedisModuleString,
         pairs: *mut c_void,
     ) {
-        // SAFETY: the server passes on the pointer given below, and live strings.
-        unsafe {
-            if let Some(pairs) = pairs.cast::<Vec<(Vec<u8>, Vec<u8>)>>().as_mut() {
-                let value = if value.is_null() { &[][..] } else { bytes(value) };
-                pairs.push((bytes(field).to_vec(), value.to_vec()));
+        caught((), || {
+            // SAFETY: the server passes on the pointer given below, and live strings.
+            unsafe {
+                if let Some(pairs) = pairs.cast::<Vec<(Vec<u8>, Vec<u8>)>>().as_mut() {
+                    let value = if value.is_null() { &[][..] } else { bytes(value) };
+                    pairs.push((bytes(field).to_vec(), value.to_vec()));
+                }
             }
-        }
+        });
     }
     let mut pairs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     // SAFETY: the cursor is freed below; the vector outlives the calls.
@@ -438,25 +441,27 @@ impl Walk {
             key: *mut raw::RedisModuleKey,
             visit: *mut c_void,
         ) {
-            // SAFETY: the server passes on the pointer given below, a live string, and a key that it closes itself.
-            unsafe {
-                let Some(visit) = visit.cast::<Visit<'_>>().as_mut() else {
-                    return;
-                };
-                if api!(RedisModule_GetExpire(key)) == 0 {
-                    return;
+            caught((), || {
+                // SAFETY: the server passes on the pointer given below, a live string, and a key that it closes itself.
+                unsafe {
+                    let Some(visit) = visit.cast::<Visit<'_>>().as_mut() else {
+                        return;
+                    };
+                    if api!(RedisModule_GetExpire(key)) == 0 {
+                        return;
+                    }
+                    if !text::can_peek() {
+                        visit.later.push(bytes(name).to_vec());
+                        return;
+                    }
+                    (visit.show)(&Found {
+                        lock: visit.lock,
+                        db: visit.db,
+                        name: bytes(name),
+                        key: Some(ManuallyDrop::new(Opened(key, std::marker::PhantomData))),
+                    });
                 }
-                if !text::can_peek() {
-                    visit.later.push(bytes(name).to_vec());
-                    return;
-                }
-                (visit.show)(&Found {
-                    lock: visit.lock,
-                    db: visit.db,
-                    name: bytes(name),
-                    key: Some(ManuallyDrop::new(Opened(key, std::marker::PhantomData))),
-                });
-            }
+            });
         }
         if self.ended {
             return false;

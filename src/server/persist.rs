@@ -19,11 +19,10 @@ use redis_module::raw;
 
 use super::{
     api::{self, Features},
-    call::call,
+    asking::config,
     events::Mute,
     guarded::Guarded,
     lock::{Entered, Lock},
-    reply::Reply,
     string::RString,
 };
 
@@ -142,14 +141,8 @@ pub fn ended(lock: Lock<'_>) {
 }
 
 fn has_preamble(lock: Lock<'_>) -> bool {
-    let words: [&[u8]; 3] = [b"CONFIG", b"GET", b"aof-use-rdb-preamble"];
-    let reply = call(lock, Features::probe(), 0, &words.map(<[u8]>::to_vec));
-    let is_yes = |reply: &Reply| matches!(reply, Reply::Bulk(text) if text == b"yes");
-    match reply {
-        Reply::Array(items) => items.iter().any(is_yes),
-        Reply::Map(pairs) => pairs.iter().any(|(_, value)| is_yes(value)),
-        _ => false,
-    }
+    let preamble = config(lock, Features::probe(), "aof-use-rdb-preamble");
+    preamble.iter().any(|(_, value)| value == "yes")
 }
 
 /// # Safety

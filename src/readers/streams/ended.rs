@@ -9,7 +9,7 @@ use super::{
     state::{Policy, Status, Stream, Taken},
 };
 use crate::{
-    engine::{execution::Outcome, language::PAUSE},
+    engine::{execution::Outcome, language::Failure},
     server::lock::Lock,
 };
 
@@ -27,7 +27,7 @@ impl StreamWatch {
     ) -> bool {
         let policy = watch.options.policy;
         let failed = !outcome.errors.is_empty();
-        let pauses = outcome.errors.iter().any(|error| error.starts_with(PAUSE));
+        let pauses = outcome.errors.iter().any(Failure::pauses);
         let finished = if failed {
             policy == Policy::Continue && !pauses
         } else {
