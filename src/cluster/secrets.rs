@@ -12,7 +12,14 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use sha2::{Digest, Sha256};
 
-use crate::engine::id::ShardId;
+use super::{Cluster, SECRET, WANTS_SECRET};
+use crate::{
+    engine::id::ShardId,
+    server::{
+        bus,
+        lock::{self, Lock},
+    },
+};
 
 /// How long one look for a secret takes at most; the link tries again later.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -74,6 +81,53 @@ impl Secrets {
             if !others.contains_key(&shard) {
                 self.came.wait_for(&mut others, ASK_AGAIN);
             }
+        }
+    }
+}
+
+impl Cluster {
+    /// What another shard must know to send messages to this one.
+    pub(super) fn own_secret(&self) -> String {
+        let known = self.known.lock();
+        let topology = known.topology.as_ref().filter(|_| known.told.is_some());
+        let own = topology.and_then(|topology| Some((topology.me, topology.shards.get(&topology.me)?)));
+        match own {
+            Some((me, shard)) => of_password(me, shard.address.password.as_deref().unwrap_or_default()),
+            None => self.secrets.own().to_owned(),
+        }
+    }
+
+    /// The secret of another shard; waits for it.
+    pub(super) fn secret_of(&self, shard: ShardId) -> Result<String, String> {
+        let password = {
+            let known = self.known.lock();
+            let other = known
+                .topology
+                .as_ref()
+                .and_then(|topology| topology.shards.get(&shard));
+            other.and_then(|other| other.address.password.clone())
+        };
+        match password {
+            Some(password) => Ok(of_password(shard, &password)),
+            None => self.secrets.of(shard, || {
+                lock::with_lock(|lock| bus::send(lock, &shard.to_string(), WANTS_SECRET, b"?"));
+            }),
+        }
+    }
+
+    pub(super) fn forget_secret(&self, shard: ShardId) {
+        self.secrets.forget(shard);
+    }
+
+    /// A message from the bus.
+    pub fn bus_message(&self, lock: Lock<'_>, kind: u8, sender: &[u8], message: &[u8]) {
+        let Some(shard) = ShardId::parse(sender) else {
+            return;
+        };
+        match kind {
+            WANTS_SECRET => bus::send(lock, &shard.to_string(), SECRET, self.secrets.own().as_bytes()),
+            SECRET => self.secrets.learn(shard, message),
+            _ => {}
         }
     }
 }

@@ -39,6 +39,7 @@ mod syntax;
 mod text;
 pub mod version;
 pub mod waiting;
+pub mod walk;
 
 /// The raw bindings, for signatures only: calls go through [`api!`].
 pub use redis_module::raw;
