@@ -111,7 +111,7 @@ pub(super) struct Entry {
     pub(super) rules: Vec<Rule>,
     /// Functions in its place, in the order of registration.
     pub(super) hooks: Vec<HookRule>,
-    /// The server may leave its client in another database (`redis::home`).
+    /// The server may leave its client in another database (`server::home`).
     pub(super) strays: bool,
     /// Registrations whose keys are loaded when this command misses them, the nearest pattern first.
     pub(super) loads: Vec<LoadRule>,
