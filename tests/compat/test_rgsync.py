@@ -12,9 +12,8 @@ from typing import Any, Callable, Iterator, NamedTuple
 
 import pytest
 
-from databases import Postgres
+from databases import MariaDB, Postgres
 from helpers import Server, wait_until
-from mariadb import MariaDB
 from sharing import Lender
 
 REQUIREMENTS = ["rgsync==1.2.0", "PyMySQL>=1.1", "psycopg2-binary>=2.9"]
@@ -199,11 +198,10 @@ def test_exactly_once_is_broken_by_itself(server: Server, sqlite: Backend) -> No
     sqlite.execute("DROP TABLE IF EXISTS persons")
     sqlite.execute("CREATE TABLE persons (person_id TEXT PRIMARY KEY, first TEXT, last TEXT, age INT)")
     sqlite.execute("CREATE TABLE IF NOT EXISTS exactly (id TEXT PRIMARY KEY, val TEXT)")
-    exact = sqlite._replace(connector="SQLiteConnector")
     script = f"""
 from rgsync import RGWriteBehind
 from rgsync.Connectors import SQLiteConnector, SQLiteConnection
-connector = SQLiteConnector({exact.connection}, 'persons', 'person_id', 'exactly')
+connector = SQLiteConnector({sqlite.connection}, 'persons', 'person_id', 'exactly')
 RGWriteBehind(GB, keysPrefix='person', mappings={{'age': 'age'}}, connector=connector, name='Exact', version='99.99.99', duration=20)
 """
     server.run(script, "REQUIREMENTS", *REQUIREMENTS)
