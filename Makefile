@@ -108,7 +108,7 @@ test-matrix: setup-test build ## the other servers of the matrix: Redis 8.2 whol
 .PHONY: test-compat
 test-compat: setup-compat build ## other people's clients, unmodified, on SERVERS (redis-7.0): gears-cli, redgrease, rgsync, ...; minutes
 	@for server in $(or $(SERVERS),$(TEST_SERVER)); do \
-		$(PYTEST) --server "$$server" -n 2 --dist loadfile -m compat $(ARGS) tests/compat; \
+		$(PYTEST) --server "$$server" -n 2 --dist loadfile -m compat $(ARGS) tests/compat tests/test_examples.py; \
 	done
 
 .PHONY: soak
