@@ -84,7 +84,7 @@ lint: setup-test ## check the format, the rooms, and run clippy: warnings are er
 
 .PHONY: test-rust
 test-rust: setup-test ## cargo test
-	@$(CARGO) test $(ARGS)
+	@$(CARGO) test --lib $(ARGS)
 
 .PHONY: test-python
 test-python: setup-test build ## pytest: all tests on SERVERS (default: redis-7.0); ARGS go to pytest

@@ -71,20 +71,31 @@ pub(super) unsafe fn create(ctx: *mut raw::RedisModuleCtx, load: Load) -> Result
     methods.rdb_save = Some(on_save);
     methods.aof_rewrite = Some(on_rewrite);
     methods.free = Some(on_free);
-    // SAFETY: by the caller's promise; the server copies the structure.
-    let made = unsafe {
-        api!(RedisModule_CreateDataType(
-            ctx,
-            NAME.as_ptr(),
-            VERSION,
-            &raw mut methods
-        ))
-    };
-    if made.is_null() {
-        return Err("the server refused the type rg_timeev".into());
-    }
+    // SAFETY: by the caller's promise.
+    let made = unsafe { create_type(ctx, NAME, VERSION, &mut methods)? };
     TYPE.store(made, Ordering::Release);
     Ok(())
+}
+
+/// A type of values, or of a section of files, by what the server calls for it.
+///
+/// # Errors
+/// The server refused it.
+///
+/// # Safety
+/// `ctx` is the context of `RedisModule_OnLoad`.
+pub(super) unsafe fn create_type(
+    ctx: *mut raw::RedisModuleCtx,
+    name: &CStr,
+    version: c_int,
+    methods: &mut raw::RedisModuleTypeMethods,
+) -> Result<*mut raw::RedisModuleType, String> {
+    // SAFETY: by the caller's promise; the server copies the structure.
+    let made = unsafe { api!(RedisModule_CreateDataType(ctx, name.as_ptr(), version, methods)) };
+    if made.is_null() {
+        return Err(format!("the server refused the type {}", name.to_string_lossy()));
+    }
+    Ok(made)
 }
 
 /// Makes a key of this value. False if there is such a key already.

@@ -20,6 +20,7 @@ use redis_module::raw;
 use super::{
     api::{self, Features},
     asking::config,
+    datatype::create_type,
     events::Mute,
     guarded::Guarded,
     lock::{Entered, Lock},
@@ -91,18 +92,8 @@ pub(super) unsafe fn create(ctx: *mut raw::RedisModuleCtx, saved: Arc<dyn Saved>
     methods.aux_load = Some(on_load);
     methods.aux_save2 = Some(on_save);
     methods.aux_save_triggers = raw::REDISMODULE_AUX_BEFORE_RDB as c_int;
-    // SAFETY: by the caller's promise; the server copies the structure.
-    let made = unsafe {
-        api!(RedisModule_CreateDataType(
-            ctx,
-            NAME.as_ptr(),
-            VERSION,
-            &raw mut methods
-        ))
-    };
-    if made.is_null() {
-        return Err("the server refused the section GEARS_DT0".into());
-    }
+    // SAFETY: by the caller's promise.
+    let made = unsafe { create_type(ctx, NAME, VERSION, &mut methods)? };
     TYPE.store(made, Ordering::Release);
     Ok(())
 }
