@@ -111,8 +111,3 @@ def test_page_of_valkey(page: Path, start_server: Callable[..., Server], request
     needs_engine(request.config)
     play(page, start_server)
 
-
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
-def test_example_registers(example: Path, server: Server) -> None:
-    assert server.run(example.read_text()) == "OK"
-    assert len(server.registrations()) == 1
