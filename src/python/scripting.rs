@@ -23,7 +23,7 @@ use super::{
     kept::kept,
 };
 use crate::{
-    engine::{language::Failure, session::Session},
+    engine::session::Session,
     scripting::{Body, Function, ScriptLanguage},
     server::{reply::Reply, script_engine::Flags, string::Argv},
 };
@@ -34,7 +34,7 @@ type Declaration<'py> = (String, Option<String>, u64, Bound<'py, PyAny>, usize);
 const ANSWERS_AT_ONCE: &str = "a script answers at once: it cannot return a coroutine";
 
 impl ScriptLanguage for CPython {
-    fn load_library(&self, code: &[u8], session: &Session) -> Result<Vec<Function>, Failure> {
+    fn load_library(&self, code: &[u8], session: &Session) -> Result<Vec<Function>, String> {
         attach(|py| {
             let declared = loaded(py, "load_library", code, session)
                 .and_then(|declared| declared.extract::<Vec<Declaration<'_>>>());
@@ -45,7 +45,7 @@ impl ScriptLanguage for CPython {
         })
     }
 
-    fn load_body(&self, code: &[u8], session: &Session) -> Result<Function, Failure> {
+    fn load_body(&self, code: &[u8], session: &Session) -> Result<Function, String> {
         attach(|py| {
             let declared = loaded(py, "load_body", code, session)
                 .and_then(|declared| declared.extract::<Declaration<'_>>());
@@ -99,7 +99,7 @@ fn function((name, description, flags, callable, size): Declaration<'_>) -> Func
 }
 
 /// The text for the client, in words that Python's half finds. `name`: the function, empty if there is none yet.
-fn explain(py: Python<'_>, error: &PyErr, name: &str) -> Failure {
+fn explain(py: Python<'_>, error: &PyErr, name: &str) -> String {
     let explained = module(py)
         .and_then(|module| {
             module.call_method1(
@@ -140,7 +140,7 @@ impl Script {
 }
 
 impl Body for Script {
-    fn call(&self, keys: Argv<'_>, arguments: Argv<'_>) -> Result<Reply, Failure> {
+    fn call(&self, keys: Argv<'_>, arguments: Argv<'_>) -> Result<Reply, String> {
         attach(|py| {
             self.answer(py, keys, arguments)
                 .map_err(|error| explain(py, &error, &self.name))

@@ -16,7 +16,6 @@ use crate::{
     config::Number,
     engine::{
         Engine,
-        language::Failure,
         scope::{Scope, ServerScript},
         session::{Needs, Session},
         stop::{Stop, Stoppable},
@@ -41,13 +40,13 @@ pub trait ScriptLanguage: Send + Sync {
     ///
     /// # Errors
     /// One line for the client: what is wrong, and in which line.
-    fn load_library(&self, code: &[u8], session: &Session) -> Result<Vec<Function>, Failure>;
+    fn load_library(&self, code: &[u8], session: &Session) -> Result<Vec<Function>, String>;
 
     /// Makes a function of the code of EVAL, which is its body.
     ///
     /// # Errors
     /// The same.
-    fn load_body(&self, code: &[u8], session: &Session) -> Result<Function, Failure>;
+    fn load_body(&self, code: &[u8], session: &Session) -> Result<Function, String>;
 
     /// Does `work` on the server's thread between two instructions of what runs there, detached. From any thread.
     fn between_instructions(&self, work: fn());
@@ -59,7 +58,7 @@ pub trait Body: Send + Sync {
     ///
     /// # Errors
     /// What the client gets as an error reply, with its code word.
-    fn call(&self, keys: Argv<'_>, arguments: Argv<'_>) -> Result<Reply, Failure>;
+    fn call(&self, keys: Argv<'_>, arguments: Argv<'_>) -> Result<Reply, String>;
 
     /// The memory that it takes, in bytes.
     fn size(&self) -> usize;
@@ -139,7 +138,7 @@ impl ScriptEngine for Scripting {
                     "FUNCTION LOAD timeout: the code ran longer than {} ms",
                     limit.as_millis()
                 ),
-                None => self.engine.sync_timeout_text(),
+                None => self.engine.sync_timeout().to_string(),
             });
         }
         let declare = |function: Function| Declared {
@@ -192,7 +191,7 @@ impl ScriptFunction for Callable {
             return Reply::error(format!("ERR Script killed by user with {command} KILL."));
         }
         if run.stop.has_timed_out() {
-            return Reply::error(engine.sync_timeout_text());
+            return engine.sync_timeout().into();
         }
         answer.unwrap_or_else(Reply::error)
     }
