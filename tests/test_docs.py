@@ -19,7 +19,7 @@ from clusters import make_cluster
 from helpers import Server, wait_until
 from servers import ROOT
 
-PAGES = sorted(path for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] if "contract" not in path.parts)
 BLOCK = re.compile(r"^```(python|redis)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROMPT = re.compile(r"^(\d{4})(?:\(TX\))?> (.*)$")
 
