@@ -98,6 +98,13 @@ GB('PythonReader').map(work).run(lambda: (n for n in [1]))
     assert len(lines(server, r"<[0-3]-\d+>$")) == 200
 
 
+def test_long_lines_are_whole(server: Server) -> None:
+    """The server cuts what is longer than a kilobyte, and texts at a NUL."""
+    server.run("print('ä' * 3000 + 'end')\nprint('a\\x00b')", "ID", "long")
+    parts = [line.partition("session long: ")[2] for line in lines(server, "session long: ")]
+    assert "".join(parts[:-1]) == "ä" * 3000 + "end" and parts[-1] == "a\\x00b"
+
+
 def test_a_forked_child_prints_to_the_servers_own_output(server: Server) -> None:
     script = """
 import os
