@@ -87,6 +87,7 @@ pub struct Engine {
     pub requirements: Requirements,
     pub language: Arc<dyn Language>,
     queue: Queue,
+    spares: Mutex<workers::Spares>,
     pub timers: Timers,
     stopper: crossbeam_channel::Sender<Arc<Execution>>,
     sync_watch: SyncWatch,
@@ -121,6 +122,7 @@ impl Engine {
             requirements: Requirements::default(),
             language,
             queue: Queue::default(),
+            spares: Mutex::default(),
             timers: Timers::default(),
             stopper,
             sync_watch: SyncWatch::default(),
@@ -361,6 +363,13 @@ impl Engine {
         self.abort_execution(&execution);
         execution.when_finished(Box::new(|_| done()));
         Ok(())
+    }
+
+    /// Ends an execution, if it has not ended yet, which counts as failed by that; `error` is why.
+    pub fn fail_execution(&self, id: Id, error: &str) {
+        if let Some(execution) = self.registry.execution(id) {
+            self.fail(&execution, error);
+        }
     }
 
     fn abort_execution(&self, execution: &Arc<Execution>) {
