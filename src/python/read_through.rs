@@ -112,7 +112,9 @@ pub fn refresh<'py>(py: Python<'py>, keys: &Bound<'py, PyTuple>) -> PyResult<Bou
         let engine = Arc::clone(&runtime.engine);
         ask_refresh(py, runtime, db, &keys, move |reply| {
             // Not here, where the server waits.
-            engine.timers.after(Duration::ZERO, move |_| tell(&awaited, reply));
+            engine
+                .timers
+                .after(Duration::ZERO, move |_| tell(&awaited, reply));
         })?;
         return Ok(future);
     }
@@ -145,7 +147,10 @@ fn tell(future: &ObjectRef, reply: Reply) {
         let told = loop_module(py).and_then(|event_loop| {
             let (method, value) = match convert::reply_object(py, reply) {
                 Ok(value) => ("setFutureResults", value),
-                Err(error) => ("setFutureException", error.into_value(py).into_bound(py).into_any()),
+                Err(error) => (
+                    "setFutureException",
+                    error.into_value(py).into_bound(py).into_any(),
+                ),
             };
             event_loop.call_method1(method, (future.bind(py), value))
         });

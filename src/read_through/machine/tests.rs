@@ -176,8 +176,16 @@ fn what_says_nothing_of_the_source_counts_for_neither_back_off_nor_breaker() {
     assert_eq!(ends_with(200, Why::TooManyPending), Ok((1, 2)));
     // The second failure in a row: what was between them was none, and no success.
     assert_eq!(ends_with(200, failed()), Ok((2, 2)));
-    assert_eq!(ends_with(5000, Why::Aborted), Ok((2, 2)), "a trial that told nothing");
-    assert_eq!(ends_with(5000, failed()), Ok((3, 2)), "makes room for another one");
+    assert_eq!(
+        ends_with(5000, Why::Aborted),
+        Ok((2, 2)),
+        "a trial that told nothing"
+    );
+    assert_eq!(
+        ends_with(5000, failed()),
+        Ok((3, 2)),
+        "makes room for another one"
+    );
     assert_eq!(ends_with(5001, failed()), Err(Why::BreakerOpen));
 }
 
@@ -448,7 +456,8 @@ impl World {
                 .machine
                 .lost_keys(waiter)
                 .into_iter()
-                .filter(|key| !self.cache.contains_key(key))
+                .filter(|(key, may_load)| *may_load && !self.cache.contains_key(key))
+                .map(|(key, _)| key)
                 .collect();
             if !lost.is_empty() {
                 let asks = self.asks(&lost);
