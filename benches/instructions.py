@@ -26,7 +26,7 @@ from client import Client  # noqa: E402
 from events import CONSTANT, CONSTANT_SHA, HOOK, TRIGGER  # noqa: E402
 from harness import Failure, free_port, wait_until  # noqa: E402
 from helpers import module_path  # noqa: E402
-from read_through import CONSTANT as COLD, HIT, TUTORIAL  # noqa: E402
+from read_through_rows import CONSTANT as COLD, HIT, TUTORIAL  # noqa: E402
 from report import as_markdown  # noqa: E402
 from scenarios import KEYMISS, OTHER_KEYS  # noqa: E402
 

@@ -35,7 +35,7 @@ from cluster import CLUSTER
 from events import EVENTS
 from harness import ROOT, Failure, module_path, progress
 from loaders import LOADERS
-from read_through import READ_THROUGH
+from read_through_rows import READ_THROUGH
 from resources import RESOURCES, Resource
 from scenarios import SCENARIOS, Scenario
 

@@ -176,8 +176,8 @@ def plain_readers(cache_port: int, _: Optional[int], requests: int, pipe: Connec
 
 
 @dataclass(frozen=True)
-class PopularLoader(Loader):
-    """Most reads are hits."""
+class Sharing(Loader):
+    """Not every read is an event."""
 
     def check(self, vanilla: Server, module: Server, events: Optional[int] = None, runs: int = 0) -> None:
         super().check(vanilla, module)
@@ -301,7 +301,7 @@ READ_THROUGH = {
             requests=50_000,
             goal=Goal.everywhere(1.5),
         ),
-        loader(
+        Sharing(
             "read-through-batch",
             "200 clients, distinct keys, a source that takes 5 ms: batch=100 against one key a call, default ExecutionThreads",
             vanilla=Fresh(200),
@@ -309,10 +309,11 @@ READ_THROUGH = {
             script=BATCH,
             other_script=ONE,
             slow=True,
+            fires=True,
             requests=2_000,
             goal=Goal.everywhere(10),
         ),
-        PopularLoader(
+        Sharing(
             "read-through-zipf",
             "popular keys (Zipf's law), 50 clients, against cache-aside with a lock key by redis-py from 8 threads",
             vanilla=Popular(locked_cache_aside),
