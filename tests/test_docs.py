@@ -88,12 +88,6 @@ def test_page(page: Path, start_server: Callable[..., Server]) -> None:
                 wait_until(lambda: cli(server, commands) == expected, message=f"{commands[0]} gives {expected}")
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
-def test_example_registers(example: Path, server: Server) -> None:
-    assert server.run(example.read_text()) == "OK"
-    assert len(server.registrations()) == 1
-
-
 def test_the_tests_that_pages_name_are_there() -> None:
     tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}

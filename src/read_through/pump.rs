@@ -11,12 +11,13 @@ use super::{
 };
 use crate::{
     engine::{
-        execution::Start,
         id::Id,
+        language::Failure,
         record::{Record, Value},
         registration::Registration,
         scope::Scope,
         source::Once,
+        start::Start,
     },
     mutex::Mutex,
     server::{
@@ -163,8 +164,7 @@ impl ReadThrough {
             return;
         }
         let source = Once(Some(Record::Native(argument)));
-        let mut start = Start::of_registration(registration, db, Box::new(source));
-        start.transient = true;
+        let start = Start::of_registration(registration, db, Box::new(source)).transient();
         let begun = Instant::now();
         let (this, unpack) = (self.this.clone(), Arc::clone(&self.unpack));
         let ttl = match options.ttl {
@@ -174,7 +174,7 @@ impl ReadThrough {
         // Brought when the execution is counted, so that whoever has a reply sees it counted.
         let made = Arc::new(Mutex::new(None));
         let values = Arc::clone(&made);
-        start.collector = Some(Box::new(move |results, errors| {
+        let start = start.collected(Box::new(move |results, errors| {
             let (unpacked, wrong) = match (errors.first(), results.into_iter().next()) {
                 (None, Some(returned)) => {
                     let unpacked = unpack.unpack(&keys, returned, batch, ttl.as_deref());
@@ -186,13 +186,13 @@ impl ReadThrough {
             *made.lock() = Some(unpacked);
             wrong
         }));
-        start.waiter = Some(Box::new(move |_| {
+        let start = start.told(move |_| {
             let values = values.lock().take();
             let values = values.unwrap_or(Err(Why::Aborted));
             if let Some(this) = this.upgrade() {
                 this.bring(load, begun.elapsed(), values);
             }
-        }));
+        });
         let execution = self.engine.submit(start, None);
         let running = Running {
             execution: execution.id,
@@ -347,7 +347,7 @@ fn raised() -> Why {
 }
 
 /// What the execution has to answer for besides what its function raised: values that are none.
-fn wrong(values: &Result<Vec<Result<Loaded, Failed>>, Failed>) -> Vec<String> {
+fn wrong(values: &Result<Vec<Result<Loaded, Failed>>, Failed>) -> Vec<Failure> {
     match values {
         Err(failed) => vec![failed.text.clone()],
         Ok(values) => values
