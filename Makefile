@@ -43,6 +43,10 @@ setup: ## install what is missing to build and run (apt, virtual environment)
 setup-test: ## the same for tests
 	@scripts/setup.sh test
 
+.PHONY: setup-compat
+setup-compat:
+	@scripts/setup.sh compat
+
 .PHONY: setup-bench
 setup-bench:
 	@scripts/setup.sh bench
@@ -99,6 +103,12 @@ test-matrix: setup-test build ## the other servers of the matrix: Redis 8.2 whol
 	done
 	@for server in $(SUBSET_SERVERS); do \
 		$(call run-tests,$$server,-m 'matrix and not soak'); \
+	done
+
+.PHONY: test-compat
+test-compat: setup-compat build ## other people's clients, unmodified, on SERVERS (redis-7.0): gears-cli, redgrease, rgsync, ...; minutes
+	@for server in $(or $(SERVERS),$(TEST_SERVER)); do \
+		$(PYTEST) --server "$$server" -n 2 --dist loadfile -m compat $(ARGS) tests/compat tests/test_examples.py; \
 	done
 
 .PHONY: soak
