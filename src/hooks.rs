@@ -10,17 +10,15 @@ mod filter;
 mod loads;
 mod passed;
 mod proxy;
-mod rules;
 mod table;
 
 use std::sync::{Arc, OnceLock};
 
+use chain::HookRule;
 use clients::ClientCache;
-pub use loads::{Loads, Missing, Wait, nearness};
-pub use rules::Hot;
-use rules::{HookRule, Rule};
+pub use loads::{Hot, Loads, Missing, Wait, nearness};
 pub use table::{CommandSpec, ProxyCommand};
-use table::{Entry, Table, look_up};
+use table::{Entry, Rule, Table, look_up};
 
 use crate::{
     engine::{

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Hooks, passed::Passed, rules::HookRule, table::Entry};
+use super::{Hooks, passed::Passed, table::Entry};
 use crate::{
     engine::{
         Engine, RanNow,
@@ -23,6 +23,13 @@ use crate::{
         reply::Reply,
     },
 };
+
+/// One function in the place of a command.
+pub(super) struct HookRule {
+    pub(super) registration: Arc<Registration>,
+    /// At least one key of the command must begin with it; bytewise, `*` is nothing special.
+    pub(super) prefix: Option<Vec<u8>>,
+}
 
 impl Entry {
     /// The newest function for a command of `len` words, of those older than `before`.

@@ -1,12 +1,14 @@
 //! Keys that are loaded when a command misses them: what the filter and the proxy command ask about them. Who loads is in the
 //! room `read_through`, behind [`Loads`].
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, AtomicU64, Ordering},
+};
 
 use super::{
     Hooks,
-    rules::{Hot, LoadRule, Rule},
-    table::{CommandSpec, Entry},
+    table::{CommandSpec, Entry, Rule},
 };
 use crate::{
     engine::{id::Id, prefix::Pattern},
@@ -22,6 +24,39 @@ use crate::{
         room,
     },
 };
+
+/// What a hit looks at. Changed and counted under the server's lock only, so that plain loads and stores do.
+#[derive(Default)]
+pub struct Hot {
+    hits: AtomicU64,
+    /// A value that lives for less than so many milliseconds is to be looked at.
+    below_ms: AtomicI64,
+}
+
+impl Hot {
+    pub fn set_below(&self, ms: i64) {
+        self.below_ms.store(ms, Ordering::Relaxed);
+    }
+
+    pub fn hits(&self) -> u64 {
+        self.hits.load(Ordering::Relaxed)
+    }
+
+    pub fn clear(&self) {
+        self.hits.store(0, Ordering::Relaxed);
+    }
+
+    fn count_hit(&self) {
+        self.hits.store(self.hits() + 1, Ordering::Relaxed);
+    }
+}
+
+/// One registration's interest in a command.
+pub(super) struct LoadRule {
+    pub(super) registration: Id,
+    pub(super) pattern: Pattern,
+    hot: Arc<Hot>,
+}
 
 /// A missing key of a command, and the registration that loads it.
 #[derive(Clone, Copy, Debug)]
@@ -183,7 +218,7 @@ impl Hooks {
             }
             Life::Until { at_ms, left_ms } => {
                 rule.hot.count_hit();
-                if rule.hot.is_below(left_ms) {
+                if left_ms < rule.hot.below_ms.load(Ordering::Relaxed) {
                     if let Some(loads) = loads {
                         loads.ageing(lock, rule.registration, db, key, at_ms, left_ms);
                     }

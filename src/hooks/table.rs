@@ -2,9 +2,9 @@
 
 use std::{ffi::CStr, sync::Arc};
 
-use super::rules::{HookRule, LoadRule, Rule};
+use super::{chain::HookRule, loads::LoadRule};
 use crate::{
-    engine::prefix::Pattern,
+    engine::{id::Id, prefix::Pattern},
     error::Error,
     server::{api::Features, asking::CommandInfo, filter::Passing, lock::Lock},
 };
@@ -97,6 +97,13 @@ impl CommandSpec {
             (position <= end).then_some(position as usize)
         })
     }
+}
+
+/// One registration's interest in a command.
+pub(super) struct Rule {
+    pub(super) registration: Id,
+    pub(super) pattern: Pattern,
+    pub(super) only_misses: bool,
 }
 
 pub(super) struct Entry {
