@@ -51,7 +51,7 @@ NOTES = {
     "Loaded": "What a loader returns for a value with a lifetime of its own.",
     "register_function": "Makes a function one that `FCALL` can call (Valkey); `from redisgears import register_function`. [More](scripting.md)",
     "readThrough": "Values that are loaded when a client misses them. [More](read-through.md)",
-    "refresh": "Loads keys anew, and returns how many. [More](read-through.md#changes-of-the-source-rgrefresh)",
+    "refresh": "Loads keys anew, and returns how many; in a coroutine, what is to be awaited for that. [More](read-through.md#changes-of-the-source-rgrefresh)",
     "PyExecutionSession": "A session, as `getGearsSession` gives it.",
     "PyFuture": "What `gearsFuture()` makes.",
     "PyAtomic": "Nobody else's command runs inside the block. [More](functions.md#what-functions-can-call)",
