@@ -15,7 +15,7 @@ use crate::{
     module::Pinion,
     python, requirements,
     server::{
-        client::BlockedClient,
+        client::WatchedClient,
         command::{Answer, Command},
         lock::{self, Lock},
         reply::Reply,
@@ -73,7 +73,7 @@ fn pyexecute(pinion: &'static Pinion, command: &Command<'_>) -> Result<Answer, E
     let lock = command.lock();
     if pinion.cluster.check_shape(lock).is_err() {
         // It will be known in a moment, usually.
-        let (client, script) = (command.block()?, script.to_vec());
+        let (client, script) = (command.block()?.watched(lock), script.to_vec());
         pinion.cluster.when_shape_known(move |known| match known {
             Ok(()) => lock::with_lock(|lock| pinion.begin(lock, script, options, client)),
             Err(error) => client.answer(error.into()),
@@ -85,13 +85,13 @@ fn pyexecute(pinion: &'static Pinion, command: &Command<'_>) -> Result<Answer, E
         return Ok(match pinion.run(lock, script, options, needs)? {
             Next::Reply(reply) => reply.into(),
             next => {
-                pinion.go_on(lock, next, command.block()?);
+                pinion.go_on(lock, next, command.block()?.watched(lock));
                 Answer::Done
             }
         });
     }
     pinion.packages.check(&options.requirements)?;
-    pinion.install_and_run(script.to_vec(), options, command.block()?);
+    pinion.install_and_run(script.to_vec(), options, command.block()?.watched(lock));
     Ok(Answer::Done)
 }
 
@@ -108,7 +108,7 @@ impl Pinion {
     }
 
     /// Runs the script of a client that waited until the shards were known.
-    fn begin(&'static self, lock: Lock<'_>, script: Vec<u8>, options: Options, client: BlockedClient) {
+    fn begin(&'static self, lock: Lock<'_>, script: Vec<u8>, options: Options, client: WatchedClient) {
         if let Some(needs) = self.ready_needs(lock, &options) {
             return self.run_blocked(lock, &script, options, needs, client);
         }
@@ -118,7 +118,7 @@ impl Pinion {
         }
     }
 
-    fn install_and_run(&'static self, script: Vec<u8>, options: Options, client: BlockedClient) {
+    fn install_and_run(&'static self, script: Vec<u8>, options: Options, client: WatchedClient) {
         self.packages.later(move || match self.install(&options) {
             Ok(needs) => self.run_on_all_shards(script, options, needs, client),
             Err(error) => client.answer(error.into()),
@@ -161,7 +161,7 @@ impl Pinion {
         script: Vec<u8>,
         options: Options,
         needs: Needs,
-        client: BlockedClient,
+        client: WatchedClient,
     ) {
         let requirements = needs.requirements.clone();
         self.cluster.ensure_requirements(requirements, move |ensured| {
@@ -172,14 +172,19 @@ impl Pinion {
         });
     }
 
+    /// Runs the script of a client that has waited, if it still does. Otherwise it knows that the script has failed, and what
+    /// it has deployed meanwhile must not be replaced.
     fn run_blocked(
         &'static self,
         lock: Lock<'_>,
         script: &[u8],
         options: Options,
         needs: Needs,
-        client: BlockedClient,
+        client: WatchedClient,
     ) {
+        if client.is_gone() {
+            return;
+        }
         match self.run(lock, script, options, needs) {
             Ok(next) => self.go_on(lock, next, client),
             Err(error) => client.answer(error.into()),
@@ -187,7 +192,7 @@ impl Pinion {
     }
 
     /// Does what follows a script whose client waits.
-    fn go_on(&'static self, lock: Lock<'_>, next: Next, client: BlockedClient) {
+    fn go_on(&'static self, lock: Lock<'_>, next: Next, client: WatchedClient) {
         match next {
             Next::Reply(reply) => client.answer(reply),
             Next::Wait(mut start) => {
@@ -201,6 +206,7 @@ impl Pinion {
             } => {
                 let registrations = std::mem::take(&mut prepared.registrations);
                 let old = prepared.replaces.take();
+                let wanted = client.still_waits();
                 let run = move |registered: Registered| match registered {
                     Ok(()) => {
                         self.start_run(prepared.run, true, unblocking);
@@ -208,7 +214,8 @@ impl Pinion {
                     }
                     Err(failures) => client.answer(Reply::Array(failures)),
                 };
-                self.cluster.register_on_all_shards(lock, old, registrations, run);
+                self.cluster
+                    .register_on_all_shards(lock, old, registrations, wanted, run);
             }
         }
     }
