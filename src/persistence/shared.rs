@@ -236,17 +236,15 @@ impl Persistence {
         if known {
             return Ok(());
         }
-        match self.replaced_by(&step) {
-            Ok(old) => step.replaces = old.map(|old| old.id.clone()),
-            Err(_) => {
-                api::log_notice(&format!(
-                    "a registration of session {} has come after it was replaced: it has ended",
-                    step.session.id
-                ));
-                self.note_gone(lock, &ids);
-                return Ok(());
-            }
-        }
+        let Ok(old) = self.replaced_by(&step) else {
+            api::log_notice(&format!(
+                "a registration of session {} has come after it was replaced: it has ended",
+                step.session.id
+            ));
+            self.note_gone(lock, &ids);
+            return Ok(());
+        };
+        step.replaces = old.map(|old| old.id.clone());
         let bytes = step.encode();
         self.apply_change(lock, step)?;
         replicate(lock, REGISTER, &[&bytes]);

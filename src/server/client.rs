@@ -141,8 +141,8 @@ impl BlockedClient {
                 api!(RedisModule_SetDisconnectCallback(
                     state.client,
                     Some(on_disconnect)
-                ))
-            };
+                ));
+            }
         }
         drop(state);
         WatchedClient {
