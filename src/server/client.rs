@@ -15,6 +15,7 @@ use crate::mutex::Mutex;
 use redis_module::raw;
 
 use super::{
+    entry::caught,
     lock::{Entered, Lock},
     reply::Reply,
     string::RString,
@@ -169,9 +170,9 @@ impl WatchedClient {
         self.client.answer(reply);
     }
 
-    /// See [`BlockedClient::meter`].
-    pub fn meter(&self) -> Meter {
-        self.client.meter()
+    /// The client, of which nobody needs to know any more whether it waits.
+    pub fn blocked(self) -> BlockedClient {
+        self.client
     }
 }
 
@@ -249,10 +250,12 @@ unsafe extern "C" fn on_reply(
 }
 
 unsafe extern "C" fn on_free(_ctx: *mut raw::RedisModuleCtx, data: *mut std::ffi::c_void) {
-    if !data.is_null() {
-        // SAFETY: made by `answer`, freed here once.
-        drop(unsafe { Box::from_raw(data.cast::<Reply>()) });
-    }
+    caught((), || {
+        if !data.is_null() {
+            // SAFETY: made by `answer`, freed here once.
+            drop(unsafe { Box::from_raw(data.cast::<Reply>()) });
+        }
+    });
 }
 
 /// What the filter needs to know of a client.
