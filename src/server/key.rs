@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     api::Features,
-    call,
+    call, closing,
     events::Mute,
     home,
     lock::Lock,
@@ -47,6 +47,7 @@ pub(super) fn init(lock: Lock<'_>, features: Features) {
     text::init(lock, version);
     home::init(version);
     call::init(version);
+    closing::init(version);
     if features.quiet_open {
         return;
     }

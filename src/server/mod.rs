@@ -12,6 +12,7 @@ pub mod alloc;
 pub mod bus;
 pub mod call;
 pub mod client;
+pub mod closing;
 pub mod command;
 pub mod datatype;
 pub mod events;
