@@ -184,12 +184,14 @@ impl Sessions {
 
     /// Lists a session as another shard does. Where its place is taken, it has been replaced.
     pub(super) fn list_as(&mut self, session: &Arc<Session>, listing: Listing) {
-        let live = self.live.get(&session.id);
-        let taken = live.is_some_and(|live| !Arc::ptr_eq(live, session));
+        let ended = match self.live.get(&session.id) {
+            Some(live) => !Arc::ptr_eq(live, session),
+            None => self.replaced.contains(&session.token),
+        };
         match listing {
             Listing::Unlisted => {}
             Listing::Dead => self.replace(session),
-            Listing::Live if taken || self.replaced.contains(&session.token) => self.replace(session),
+            Listing::Live if ended => self.replace(session),
             Listing::Live => self.list(session),
         }
     }
@@ -197,6 +199,8 @@ impl Sessions {
     /// Lists a session, unless another one has its id.
     pub(super) fn list(&mut self, session: &Arc<Session>) {
         if !session.is_replaced() {
+            // Data that are loaded bring back what was there before.
+            self.replaced.retain(|token| *token != session.token);
             let listed = self.live.entry(session.id.clone());
             listed.or_insert_with(|| Arc::clone(session));
         } else if !self.dead.iter().any(|dead| Arc::ptr_eq(dead, session)) {
