@@ -27,16 +27,19 @@ static CLOSING: AtomicBool = AtomicBool::new(false);
 /// How many threads are between their look at [`CLOSING`] and what came of their attempt.
 static TRYING: AtomicUsize = AtomicUsize::new(0);
 
+/// How often the lock has come free.
+static TURNS: AtomicUsize = AtomicUsize::new(0);
+
 /// How many threads wait for their turn.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 static TURN: Mutex<()> = Mutex::new(());
 static CAME: Condvar = Condvar::new();
 
 /// How often a thread tries before it waits: the lock comes right after it is told so.
-const ATTEMPTS: usize = 100;
+const ATTEMPTS: usize = 20;
 
 /// A pause between two attempts, less than a microsecond.
-const PAUSE: usize = 30;
+const PAUSE: usize = 10;
 
 /// A turn that nobody tells of comes after this time at the latest.
 const LONGEST: Duration = Duration::from_millis(1);
@@ -58,6 +61,7 @@ pub(super) fn take_lock() {
         return;
     }
     loop {
+        let seen = TURNS.load(Ordering::SeqCst);
         for _ in 0..ATTEMPTS {
             if try_lock() {
                 return;
@@ -66,8 +70,12 @@ pub(super) fn take_lock() {
                 hint::spin_loop();
             }
         }
+        let mut turn = TURN.lock();
         WAITING.fetch_add(1, Ordering::SeqCst);
-        CAME.wait_for(&mut TURN.lock(), LONGEST);
+        // One that has come since is not to be waited for.
+        if TURNS.load(Ordering::SeqCst) == seen {
+            CAME.wait_for(&mut turn, LONGEST);
+        }
         WAITING.fetch_sub(1, Ordering::SeqCst);
     }
 }
@@ -87,9 +95,14 @@ fn try_lock() -> bool {
     got
 }
 
-/// The lock is about to be released.
+/// The lock is about to be released, or has just been.
 pub fn lock_comes_free() {
-    if WAITING.load(Ordering::Relaxed) > 0 {
+    if !CAREFUL.load(Ordering::Relaxed) {
+        return;
+    }
+    TURNS.fetch_add(1, Ordering::SeqCst);
+    if WAITING.load(Ordering::SeqCst) > 0 {
+        drop(TURN.lock());
         CAME.notify_all();
     }
 }
