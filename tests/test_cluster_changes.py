@@ -92,8 +92,8 @@ def test_a_shard_loses_all_slots_and_gets_them_back(start_server: Callable[..., 
     all_work(cluster.masters)
     # one slot is enough to be a shard
     for server in reversed(cluster.masters):
-        server.client().execute_command("CLUSTER", "DELSLOTSRANGE", 8192, 16382)
-    cluster[0].client().execute_command("CLUSTER", "ADDSLOTSRANGE", 8192, 16382)
+        server.client().execute_command("CLUSTER", "DELSLOTS", *range(8192, 16383))
+    cluster[0].client().execute_command("CLUSTER", "ADDSLOTS", *range(8192, 16383))
     cluster.wait_linked()
     wait_until(lambda: outcome(cluster[1], SHARDS) == [["2"], []], 20)
     for _ in range(2):
