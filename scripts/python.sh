@@ -32,4 +32,5 @@ fi
 
 read -r version number path <<<"$found"
 [ "$number" -ge 309 ] || fail "Python 3.9 or newer is needed, $wanted is $version: choose another with PYTHON=/path/to/python3"
-if [ "${1:-}" = venv ]; then echo "$root/.venv/$version"; else echo "$path"; fi
+# Worktrees may share one .venv by a link: all of them call it by the same name.
+if [ "${1:-}" = venv ]; then echo "$(readlink -m "$root/.venv")/$version"; else echo "$path"; fi

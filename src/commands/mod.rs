@@ -53,6 +53,7 @@ pub mod registrations;
 pub mod requirements;
 pub mod sessions;
 pub mod small;
+mod stats;
 mod triggers;
 
 use std::ffi::c_int;
@@ -77,6 +78,7 @@ pub const ALL: &[&[Definition]] = &[
     requirements::COMMANDS,
     config::COMMANDS,
     cluster::COMMANDS,
+    stats::COMMANDS,
     small::COMMANDS,
     internal::COMMANDS,
 ];

@@ -115,9 +115,7 @@ fn check_venv(venv: &Path) -> Result<PathBuf, String> {
             "the virtual environment {shown} has no bin/python: {hint}"
         ));
     }
-    // SAFETY: returns a static text, also before Python is initialised.
-    let linked = unsafe { CStr::from_ptr(ffi::Py_GetVersion()) }.to_string_lossy();
-    let linked = minor_version(&linked);
+    let linked = minor_version(&version());
     let made_for = config
         .lines()
         .filter_map(|line| line.split_once('='))
@@ -132,6 +130,13 @@ fn check_venv(venv: &Path) -> Result<PathBuf, String> {
             "{shown}/pyvenv.cfg does not tell its Python version: {hint}"
         )),
     }
+}
+
+/// The version of the Python that runs, e.g. `3.11.2`.
+pub fn version() -> String {
+    // SAFETY: returns a static text, also before Python is initialised.
+    let text = unsafe { CStr::from_ptr(ffi::Py_GetVersion()) }.to_string_lossy();
+    text.split(' ').next().unwrap_or_default().to_owned()
 }
 
 /// `3.11` of `3.11.2 (main, ...)`.
@@ -283,9 +288,8 @@ fn prepare(py: Python<'_>, loop_kind: &str) -> PyResult<Started> {
         sys.call_method1("set_int_max_str_digits", (0,))?;
     }
     audit::install(py)?;
-    let version: String = sys.getattr("version")?.extract()?;
     Ok(Started {
-        version: version.split(' ').next().unwrap_or_default().to_owned(),
+        version: version(),
         prefix: sys.getattr("prefix")?.extract()?,
         base_prefix: sys.getattr("base_prefix")?.extract()?,
     })

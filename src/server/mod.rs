@@ -15,6 +15,7 @@ pub mod client;
 pub mod command;
 pub mod datatype;
 pub mod events;
+pub mod figures;
 pub mod filter;
 pub mod guarded;
 pub mod heap;
