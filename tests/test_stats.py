@@ -38,7 +38,7 @@ def test_a_registration_with_its_figures(server):
     client = server.client()
     for value in (1, 0, 1, 0):
         client.set("x", value)
-    server.wait_idle()
+        server.wait_idle()
     [entry] = stats(client)["registrations"]
     [session] = stats(client)["sessions"]
     assert [entry[name] for name in ("reader", "description", "session", "mode", "status")] == [
@@ -59,8 +59,7 @@ def test_it_says_what_may_never_fire(server):
 
 
 def test_the_backlog_shows_while_workers_are_busy(server):
-    server.run("GB('KeysReader').foreach(lambda r: execute('BLPOP', 'go', 0) if 0 else __import__('time').sleep(0.02))"
-               ".register('x*', mode='async_local')")
+    server.run("import time\nGB().foreach(lambda r: time.sleep(0.02)).register('x*', mode='async_local')")
     client = server.client()
     with client.pipeline(transaction=False) as pipe:
         for number in range(50):
