@@ -28,7 +28,7 @@ commands! {
         categories: c"read",
         syntax: "",
         summary: c"Shows all figures of this server as a JSON document.",
-        handler: |pinion, command| stats(pinion, command),
+        handler: stats,
     }
 }
 
