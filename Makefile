@@ -24,7 +24,10 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Asked for when first needed (after `setup`), then remembered.
 VENV = $(eval VENV := $$(shell PYTHON='$(PYTHON)' scripts/python.sh venv))$(VENV)
 INTERPRETER = $(eval INTERPRETER := $$(shell PYTHON='$(PYTHON)' scripts/python.sh))$(INTERPRETER)
-CARGO = PYO3_PYTHON='$(INTERPRETER)' PINION_VENV='$(VENV)' cargo
+CARGO = PYO3_PYTHON='$(INTERPRETER)' cargo
+# Programs of cargo find Python's library here; the module itself gets it from the loader.
+RUN_CARGO = LD_LIBRARY_PATH="$$('$(INTERPRETER)' -c 'import sysconfig; print(sysconfig.get_config_var("LIBDIR"))')$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" $(CARGO)
+LOADER = CARGO_TARGET_DIR='$(abspath $(or $(CARGO_TARGET_DIR),target))/loader' cargo
 VENV_PYTHON = '$(VENV)/bin/python'
 PYTEST = $(VENV_PYTHON) -m pytest
 # What fails while other tests take the machine's time is run once more by itself, and must pass then.
@@ -49,8 +52,8 @@ setup-bench:
 	@scripts/setup.sh bench
 
 .PHONY: build
-build: setup ## build target/release/libpinion.so
-	@$(CARGO) build --release
+build: setup ## build target/release/libpinion.so (the loader), and beside it the module for PYTHON
+	@PYTHON='$(PYTHON)' scripts/build.sh
 
 .PHONY: run
 run: build ## build, then run a server with the module on PORT
@@ -63,6 +66,7 @@ demo: build ## play the tutorial against two real servers and check every reply
 .PHONY: fmt
 fmt: ## format the Rust code
 	@cargo fmt
+	@cd loader && cargo fmt
 
 .PHONY: rooms
 rooms: ## which room of src/ knows which; fails unless knowledge flows one way
@@ -73,10 +77,12 @@ lint: setup-test ## check the format, the rooms, and run clippy: warnings are er
 	@cargo fmt --check
 	@scripts/rooms.py >/dev/null
 	@$(CARGO) clippy --all-targets -- -D warnings
+	@cd loader && cargo fmt --check && $(LOADER) clippy --release -- -D warnings
 
 .PHONY: test-rust
 test-rust: setup-test ## cargo test
-	@$(CARGO) test $(ARGS)
+	@$(RUN_CARGO) test $(ARGS)
+	@cd loader && $(LOADER) test --quiet
 
 .PHONY: test-python
 test-python: setup-test build ## pytest: all tests on SERVERS (default: redis-7.0); ARGS go to pytest
@@ -111,7 +117,7 @@ bench: setup-bench build ## benchmarks, a table and pictures in target/bench; AR
 
 .PHONY: bench-inner
 bench-inner: setup ## the inner loops by themselves
-	@$(CARGO) bench --features bench --bench inner
+	@$(RUN_CARGO) bench --features bench --bench inner
 
 .PHONY: bench-compare
 bench-compare: setup-bench ## what has changed between the kept results and those of the last `make bench`
