@@ -33,12 +33,25 @@ class Registration:
     def events(self) -> str:
         """What it waits for, on one line: `user:* get keymiss`."""
         shown = []
-        for name, value in self.arguments.items():
-            if value in (None, [], ""):
-                continue
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            shown.append(text if name in _PLAIN else f"{name}={text}")
+        for name in _EVENTS:
+            value = self.arguments.get(name)
+            if isinstance(value, list) and value:
+                more = f",… ({len(value)})" if len(value) > _MANY else ""
+                shown.append(",".join(map(str, value[:_MANY])) + more)
+            elif value not in (None, [], ""):
+                shown.append(str(value))
         return " ".join(shown)
+
+    def short_id(self) -> str:
+        """The id with as much of the shard's as tells it from others: `0000-7`. All commands take it."""
+        return short(self.id)
+
+    def is_named(self, name: str) -> bool:
+        """True if that is its id, whole or short, or its session's."""
+        shard, dash, number = self.id.rpartition("-")
+        begin, _, end = name.rpartition("-")
+        is_short = bool(begin) and len(begin) >= _SHORT and shard.startswith(begin) and number == end
+        return name in (self.id, self.session) or is_short
 
     def key(self) -> tuple[str, str, str, Optional[str]]:
         """What makes it the same one after an upgrade."""
@@ -49,7 +62,10 @@ class Registration:
         return self.succeeded + self.failed + self.aborted
 
 
-_PLAIN = {"regex", "prefix", "stream", "trigger", "eventTypes", "keyTypes", "hookCommands", "commands"}
+# The arguments of readers that tell when it fires, as they are shown.
+_EVENTS = ("trigger", "regex", "prefix", "stream", "keyprefix", "hookCommands", "commands", "eventTypes", "keyTypes")
+_MANY = 4
+_SHORT = 4
 _COUNTED = ("triggered", "succeeded", "failed", "aborted", "pending")
 
 
@@ -80,6 +96,12 @@ def _add_figures(total: dict[str, Any], more: dict[str, Any]) -> None:
             total[name] = max(known, value) if name.endswith(("US", "MS")) else known + value
         elif known is None or value not in (None, "closed", "OK"):
             total[name] = value
+
+
+def short(name: str) -> str:
+    """An id with the beginning of the shard's only."""
+    shard, _, number = name.rpartition("-")
+    return f"{shard[:_SHORT]}-{number}"
 
 
 def last_line(error: Optional[str]) -> str:

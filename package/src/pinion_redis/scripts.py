@@ -74,7 +74,9 @@ def _read_folder(folder: Path) -> Script:
     texts = [(path.name, _text(path)) for path in files]
     needed = [name for path, (_, text) in zip(files, texts) for name in _requirements(path, text)]
     text = _FOLDER.format(count=len(files), files=texts)
-    return Script(_id(folder.resolve().name), text, list(dict.fromkeys([*needed, *_listed(folder)])), files)
+    place = folder.resolve()
+    name = place.parent.name if place.name == "functions" else place.name  # a project's functions bear its name
+    return Script(_id(name), text, list(dict.fromkeys([*needed, *_listed(folder)])), files)
 
 
 def _text(path: Path) -> str:

@@ -9,6 +9,7 @@ import typer
 from pinion_redis.cli.options import Json, server_options
 from pinion_redis.cli.output import out, print_json
 from pinion_redis.connection import Server
+from pinion_redis.errors import NotFound
 
 
 @server_options
@@ -21,7 +22,10 @@ def command(
 ) -> None:
     """Call a function that was registered with trigger=NAME, and print its results, each on a line."""
     words = ["RG.TRIGGER", trigger] if key is None else ["RG.TRIGGERONKEY", trigger, key]
-    reply = server.call(*words, *(arguments or []))
+    try:
+        reply = server.call(*words, *(arguments or []))
+    except NotFound:
+        raise NotFound(f"no function is registered with trigger={trigger!r}: see `pinion list`") from None
     if as_json:
         print_json(reply)
         return

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from pinion_redis.figures import duration, last_line, registrations
+from pinion_redis.figures import duration, last_line, registrations, short
 from pinion_redis.cli.options import Json, server_options
 from pinion_redis.cli.output import escape, note, out, print_json
 from pinion_redis.connection import Server
@@ -33,13 +33,13 @@ def command(
         return
     table = Table(box=None, header_style="bold")
     for title in ("id", "session", "reader", "events", "mode"):
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", no_wrap=title != "events", min_width=4)
     for title in ("ok", "failed", "pending", "p50", "p99"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_column("last error", overflow="ellipsis", max_width=40, no_wrap=True)
     for entry in found:
         table.add_row(
-            entry.id,
+            entry.short_id(),
             *map(escape, (entry.session, entry.reader, entry.events(), entry.mode)),
             str(entry.succeeded),
             f"[red]{entry.failed}[/]" if entry.failed else "0",
@@ -51,8 +51,8 @@ def command(
     out.print(table, soft_wrap=False)
 
 
-def _sessions(shards: list[dict[str, object]], as_json: bool) -> None:
-    found: list[dict[str, object]] = list(shards[0]["sessions"])  # type: ignore[call-overload]
+def _sessions(shards: list[dict[str, Any]], as_json: bool) -> None:
+    found: list[dict[str, Any]] = shards[0]["sessions"]
     if as_json:
         print_json(found)
         return
@@ -60,11 +60,11 @@ def _sessions(shards: list[dict[str, object]], as_json: bool) -> None:
     for title in ("session", "description", "registrations", "requirements", ""):
         table.add_column(title, overflow="fold")
     for entry in found:
-        lists = (entry["registrations"], entry["requirements"])
         table.add_row(
-            escape(str(entry["id"])),
-            escape(str(entry["description"] or "")),
-            *(" ".join(value) for value in lists),  # type: ignore[misc]
+            escape(entry["id"]),
+            escape(entry["description"] or ""),
+            " ".join(map(short, entry["registrations"])),
+            escape(", ".join(entry["requirements"])),
             "replaced, still in use" if entry["replaced"] else "",
         )
     out.print(table, soft_wrap=False)

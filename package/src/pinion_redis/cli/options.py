@@ -79,7 +79,7 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
     with_server.__signature__ = signature.replace(parameters=[*parameters, address])  # type: ignore[attr-defined]
     with_server.__annotations__ = {**hints, "address": Address}
-    del with_server.__wrapped__  # type: ignore[attr-defined]
+    del with_server.__wrapped__
     return address_options(with_server)
 
 

@@ -10,7 +10,9 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
-out = Console(highlight=False, soft_wrap=True)
+# Lines that go into a file or a pipe are not folded at 80 columns.
+_PIPED = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+out = Console(highlight=False, soft_wrap=True, width=_PIPED)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 __all__ = ["err", "escape", "fail", "note", "out", "print_json", "warn"]

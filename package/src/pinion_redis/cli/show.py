@@ -31,7 +31,7 @@ def command(
 
 def named(server: Server, name: str) -> list[Registration]:
     """The registration `name`, or all of the session `name`. # Raises `NotFound`."""
-    found = [entry for entry in registrations(server.stats()) if name in (entry.id, entry.session)]
+    found = [entry for entry in registrations(server.stats()) if entry.is_named(name)]
     if not found:
         raise NotFound(f"there is neither a session nor a registration {name!r}: see `pinion list`")
     return found
