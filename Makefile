@@ -59,9 +59,13 @@ build: setup ## build target/release/libpinion.so (the loader), and beside it th
 run: build ## build, then run a server with the module on PORT
 	@scripts/run.sh
 
+.PHONY: setup-demo
+setup-demo:
+	@scripts/setup.sh demo
+
 .PHONY: demo
-demo: build ## play the tutorial against two real servers and check every reply
-	@$(VENV_PYTHON) scripts/demo.py --server '$(SERVER)' $(ARGS)
+demo: setup-demo build ## play the tutorial, a herd, an outage and a batch against real servers and check every reply
+	@$(VENV_PYTHON) scripts/demo --server '$(SERVER)' $(ARGS)
 
 .PHONY: fmt
 fmt: ## format the Rust code

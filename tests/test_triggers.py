@@ -259,7 +259,7 @@ def test_a_cluster_routes_by_the_key(start_server: Callable[..., Server]) -> Non
     ("arguments", "text"),
     [
         ("mode=None, onRegistered=1, trigger=1", "execution mode must be a string"),
-        ("mode='SYNC', onRegistered=1, trigger=1", "unknown execution mode"),
+        ("mode='SYNC', onRegistered=1, trigger=1", "unknown execution mode: expected sync, async_local or async, got SYNC"),
         ("onRegistered=1, trigger=1, inorder=1", "OnRegistered argument must be a function"),
         ("trigger=1, inorder=1, keyprefix=1, hook=1", "trigger argument is not string"),
         ("trigger=None, hook='get'", "trigger argument is not string"),

@@ -15,6 +15,7 @@ use crate::{
     module::Pinion,
     python, requirements,
     server::{
+        api,
         client::BlockedClient,
         command::{Answer, Command},
         lock::{self, Lock},
@@ -218,6 +219,12 @@ impl Pinion {
         let id = options.id.unwrap_or_else(random_hex);
         let session = Arc::new(Session::new(id, options.description, needs));
         let prepared = python::run_script(lock, script, &session, old).map_err(Error::Text)?;
+        if prepared.is_idle() {
+            api::log_warning(&format!(
+                "session {}: the script neither runs nor registers a function: end GB() with .run(...) or .register(...)",
+                session.id
+            ));
+        }
         let unblocking = options.unblocking;
         let changes = !prepared.registrations.is_empty() || prepared.replaces.is_some();
         if changes && self.cluster.has_others() {

@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -132,6 +132,8 @@ pub struct Execution {
     error_kind: OnceLock<String>,
     /// Forgotten when it ends; nobody else can know of it.
     unlisted: AtomicBool,
+    /// Records that its reader has given so far, on this shard.
+    records_read: AtomicU64,
     queued_at: OnceLock<Instant>,
     delayed: AtomicBool,
     /// There is something in [`ExecutionState::completions`] or [`ExecutionState::arrivals`].
@@ -272,6 +274,7 @@ impl Execution {
             error_kind: OnceLock::new(),
             unlisted: AtomicBool::new(unlisted),
             queued_at: OnceLock::new(),
+            records_read: AtomicU64::new(0),
             delayed: AtomicBool::new(false),
             completed: AtomicBool::new(false),
             state: Mutex::new(ExecutionState {
@@ -434,6 +437,17 @@ impl Execution {
 
     pub(super) fn take_collector(&self) -> Option<Collector> {
         self.state.lock().collector.take()
+    }
+
+    /// How many records its reader has given so far, on this shard.
+    pub fn records_read(&self) -> u64 {
+        self.records_read.load(Ordering::Relaxed)
+    }
+
+    /// One record more; only the thread that is at the run calls this.
+    pub(super) fn note_read(&self) {
+        self.records_read
+            .store(self.records_read() + 1, Ordering::Relaxed);
     }
 
     pub(super) fn mark_delayed(&self) {

@@ -43,6 +43,9 @@ pub trait Language: Send + Sync {
     /// Raises the "stop" error in the thread whose id stands in `stop`, unless none does by then, or it is inside an import.
     fn interrupt(&self, stop: &Stop) -> Interrupted;
 
+    /// What matters of an error string, in one short line.
+    fn in_one_line(&self, failure: &str) -> String;
+
     /// The language's text form of a record; a text stays the record it is.
     ///
     /// # Errors

@@ -74,7 +74,7 @@ use crate::{
         lock::Lock,
         reply::Reply,
     },
-    stats::ServerStats,
+    stats::{Ending, ServerStats},
 };
 
 /// Everything that lives as long as the module.
@@ -257,7 +257,7 @@ impl Engine {
         outcome.aborted = status == Status::Aborted;
         if let Some(aftermath) = execution.end(status, None) {
             if let Some(registration) = &execution.registration {
-                registration.stats.ended(outcome.ending(status), outcome.total);
+                self.count_end(registration, status, &outcome);
             }
             for waiter in aftermath.waiters {
                 guarded(|| waiter(&outcome));
@@ -265,6 +265,26 @@ impl Engine {
             drop(aftermath.link);
         }
         outcome
+    }
+
+    /// Counts how an execution of a registration ended. The log has a line about failures, at most once a second.
+    fn count_end(&self, registration: &Registration, status: Status, outcome: &Outcome) {
+        let ending = outcome.ending(status);
+        if let Ending::Failure(error) = &ending {
+            if let Some(failures) = registration.stats.failures_to_log(self.started.elapsed()) {
+                let (id, session) = (registration.id, &registration.session.id);
+                let line = self.language.in_one_line(error);
+                let number = if failures == 1 {
+                    String::new()
+                } else {
+                    format!(" {failures} times, at last")
+                };
+                api::log_warning(&format!(
+                    "registration {id} of session {session} failed{number}: {line}"
+                ));
+            }
+        }
+        registration.stats.ended(ending, outcome.total);
     }
 
     /// An event is not followed by an execution if too many of its registration are pending already.
@@ -305,7 +325,7 @@ impl Engine {
             return;
         };
         if let Some(registration) = &execution.registration {
-            registration.stats.ended(outcome.ending(status), outcome.total);
+            self.count_end(registration, status, &outcome);
         }
         self.tell_end(execution, status);
         if !execution.transient {

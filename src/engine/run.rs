@@ -103,6 +103,7 @@ fn pass_records(
             }
             let Some(source) = &mut parked.source else { break };
             if let Some(record) = source.buffered() {
+                execution.note_read();
                 pipeline.push(record);
                 continue;
             }
@@ -118,7 +119,10 @@ fn pass_records(
                 break;
             }
             match record {
-                Ok(Some(record)) => pipeline.push(record),
+                Ok(Some(record)) => {
+                    execution.note_read();
+                    pipeline.push(record);
+                }
                 Ok(None) => {
                     if let (true, Some(shuffle)) = (reads_keys, pipeline.shuffle()) {
                         if let Err(failure) = shuffle.confirm() {

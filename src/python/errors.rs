@@ -165,6 +165,44 @@ fn traceback_lines(py: Python<'_>, error: &PyErr) -> Option<Failure> {
     Some(lines.repr().ok()?.to_string_lossy().into_owned())
 }
 
+/// What matters of an error string, in one short line: of a traceback the last line.
+pub fn in_one_line(text: &str) -> String {
+    const LONGEST: usize = 300;
+    let last = last_element(text).unwrap_or_else(|| text.to_owned());
+    let mut line: String = last.lines().next().unwrap_or_default().into();
+    if let Some((end, _)) = line.char_indices().nth(LONGEST) {
+        line.truncate(end);
+        line.push_str("...");
+    }
+    line
+}
+
+/// The last text of a list of texts as Python writes it.
+fn last_element(text: &str) -> Option<String> {
+    let list = text.strip_prefix('[')?.strip_suffix(']')?;
+    let quote = list
+        .chars()
+        .next_back()
+        .filter(|quote| matches!(quote, '\'' | '"'))?;
+    let body = &list[..list.len() - 1];
+    let is_escaped = |at: usize| body[..at].chars().rev().take_while(|&c| c == '\\').count() % 2 == 1;
+    let start = body
+        .rmatch_indices(quote)
+        .map(|(at, _)| at)
+        .find(|&at| !is_escaped(at))?;
+    let mut plain = String::new();
+    let mut rest = body[start + 1..].chars();
+    while let Some(c) = rest.next() {
+        match (c, if c == '\\' { rest.next() } else { None }) {
+            (_, None) => plain.push(c),
+            (_, Some('n')) => plain.push('\n'),
+            (_, Some(escaped @ ('\'' | '"' | '\\'))) => plain.push(escaped),
+            (_, Some(other)) => plain.extend([c, other]),
+        }
+    }
+    Some(plain)
+}
+
 /// `str(object)`, whatever happens.
 pub fn describe(object: &Bound<'_, PyAny>) -> String {
     match object.str() {
@@ -173,5 +211,31 @@ pub fn describe(object: &Bound<'_, PyAny>) -> String {
             .get_type()
             .name()
             .map_or_else(|_| "<unprintable>".into(), |name| format!("<unprintable {name}>")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_traceback_the_last_line_matters() {
+        for (text, line) in [
+            (
+                r"['Traceback (most recent call last):\n', '  File <string>\n', 'ValueError: x\n']",
+                "ValueError: x",
+            ),
+            (r#"['a\n', "KeyError: 'it'\n"]"#, "KeyError: 'it'"),
+            (r#"['a\n', 'E: \'a\' "b", c\\\n']"#, r#"E: 'a' "b", c\"#),
+            (r"['E: one\n  two\n']", "E: one"),
+            ("plain [text]", "plain [text]"),
+            ("[", "["),
+            ("[]", "[]"),
+            ("[']", "[']"),
+            ("", ""),
+        ] {
+            assert_eq!(in_one_line(text), line, "{text}");
+        }
+        assert_eq!(in_one_line(&"ä".repeat(1000)).chars().count(), 303);
     }
 }

@@ -24,6 +24,7 @@ const BUILDER: &CStr = cstr(concat!(include_str!("../../python/builder.py"), "\0
 const INTERRUPT: &CStr = cstr(concat!(include_str!("../../python/interrupt.py"), "\0"));
 const LOOP: &CStr = cstr(concat!(include_str!("../../python/loop.py"), "\0"));
 const PROFILE: &CStr = cstr(concat!(include_str!("../../python/profile.py"), "\0"));
+const OUTPUT: &CStr = cstr(concat!(include_str!("../../python/output.py"), "\0"));
 const READ_THROUGH: &CStr = cstr(concat!(include_str!("../../python/read_through.py"), "\0"));
 const REDIS_AI: &CStr = cstr(concat!(include_str!("../../python/redisai.py"), "\0"));
 const SHIPPED: &CStr = cstr(concat!(include_str!("../../python/shipped.py"), "\0"));
@@ -227,6 +228,7 @@ fn prepare(py: Python<'_>, program: PathBuf, loop_kind: &str) -> PyResult<Starte
     let shipped = PyModule::from_code(py, SHIPPED, c"<pinion>/shipped.py", c"pinion_shipped")?;
     shipped.call_method1("install", (OWN.into_py_dict(py)?, FALLBACKS.into_py_dict(py)?))?;
     PyModule::from_code(py, NOT_MAIN, c"<pinion>/not_main.py", c"pinion_not_main")?;
+    PyModule::from_code(py, OUTPUT, c"<pinion>/output.py", c"pinion_output")?.call_method0("install")?;
     PyModule::from_code(py, BUILDER, c"<pinion>/builder.py", c"pinion_builder")?;
     let children = PyModule::from_code(py, CHILDREN, c"<pinion>/children.py", c"pinion_children")?;
     children.call_method1("install", (NURSERY,))?;

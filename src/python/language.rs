@@ -9,7 +9,8 @@ use std::{
 
 use pyo3::{
     prelude::*,
-    types::{PyDict, PyList, PySet, PyString},
+    sync::PyOnceLock,
+    types::{PyDict, PyList, PySet, PyString, PyType},
 };
 
 use super::{
@@ -45,6 +46,10 @@ impl Language for CPython {
 
     fn detached(&self, work: &mut (dyn FnMut() + Send)) {
         detached(work);
+    }
+
+    fn in_one_line(&self, failure: &str) -> String {
+        errors::in_one_line(failure)
     }
 
     fn to_text(&self, record: Record) -> Result<Record, Failure> {
@@ -184,13 +189,23 @@ fn plain_texts(records: &[Record]) -> Option<Vec<Vec<u8>>> {
     records.iter().map(text).collect()
 }
 
+/// There is at least one record.
 fn sort_objects(py: Python<'_>, records: Vec<Record>, descending: bool) -> PyResult<Vec<Record>> {
+    static KEYED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     let objects = records.into_iter().map(|record| record_object(py, record));
     let list = PyList::new(py, objects.collect::<PyResult<Vec<_>>>()?)?;
     let options = PyDict::new(py);
-    options.set_item("reverse", !descending)?;
-    list.call_method("sort", (), Some(&options))?;
-    list.reverse()?;
+    let keyed = KEYED.import(py, "pinion_builder", "Keyed")?;
+    if list.get_item(0)?.is_exact_instance(keyed) {
+        // As Python sorts with a key.
+        options.set_item("reverse", descending)?;
+        list.call_method("sort", (), Some(&options))?;
+    } else {
+        // As 1.2 sorts: equal records come in the reverse of their order.
+        options.set_item("reverse", !descending)?;
+        list.call_method("sort", (), Some(&options))?;
+        list.reverse()?;
+    }
     Ok(list.iter().map(object_record).collect())
 }
 

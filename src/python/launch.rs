@@ -12,7 +12,9 @@ use serde_bytes::ByteBuf;
 
 use super::{
     Runtime,
-    arguments::{Given, Place, command, conditions, mode_by_name, stream_options, string},
+    arguments::{
+        Given, MODE_TYPE, Place, command, conditions, mode_by_name, stream_options, string, unknown_mode,
+    },
     attach::{ObjectRef, attach, in_engine},
     builder::Builder,
     callback::{Callback, Code},
@@ -261,13 +263,12 @@ fn source(
 
 /// `mode`: all shards, or this one alone.
 fn run_mode(given: &Given<'_, '_>) -> PyResult<Mode> {
-    let mode = given
-        .get("mode")?
-        .map_or(Ok(Mode::Async), |mode| mode_by_name(&mode))?;
-    if mode == Mode::Sync {
-        return Err(errors::gears_error("unknown execution mode"));
-    }
-    Ok(mode)
+    let Some(given) = given.get("mode")? else {
+        return Ok(Mode::Async);
+    };
+    let name = string(&given, MODE_TYPE)?;
+    let mode = Mode::by_name(&name).filter(|&mode| mode != Mode::Sync);
+    mode.ok_or_else(|| unknown_mode(&name, "async_local or async"))
 }
 
 /// The arguments of the KeysOnlyReader (docs/contract/readers-and-events.md chapter 3), the only ones whose misspelling
@@ -365,6 +366,7 @@ pub fn listen(
         callbacks,
         trigger,
         on_registered,
+        doubts: given.doubt.into_iter().collect(),
     };
     enlist(runtime, &scope, wish)
 }
@@ -379,6 +381,8 @@ pub struct Wish {
     pub callbacks: Vec<Arc<Callback>>,
     pub trigger: Box<dyn Trigger>,
     pub on_registered: Option<Arc<Callback>>,
+    /// What was said of its arguments.
+    pub doubts: Vec<String>,
 }
 
 /// The scope of a script or a function that may register something.
@@ -434,6 +438,7 @@ pub fn enlist(runtime: &Runtime, scope: &Scope, wish: Wish) -> PyResult<String> 
         on_registered: wish.on_registered.map(|function| function as Arc<dyn Function>),
         images,
         disabled: None,
+        doubts: wish.doubts,
         stats: RunStats::default(),
         life: Life::default(),
     });

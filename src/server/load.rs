@@ -127,10 +127,16 @@ pub unsafe fn run(
     let entered = unsafe {
         let registered =
             raw::Export_RedisModule_Init(ctx, name.as_ptr(), version, raw::REDISMODULE_APIVER_1 as c_int);
+        let entered = Entered::new();
         if registered != raw::REDISMODULE_OK as c_int {
+            // The function table is there by now; what the server refuses is the name.
+            let name = name.to_string_lossy();
+            api::log_warning(&format!(
+                "a module named {name} is loaded already, so this one is not: Pinion is loaded once in a server"
+            ));
             return REFUSED;
         }
-        Entered::new()
+        entered
     };
     if let Err(missing) = api::check_required() {
         api::log_warning(&format!(
