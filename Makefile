@@ -55,6 +55,10 @@ setup-bench:
 build: setup ## build target/release/libpinion.so (the loader), and beside it the module for PYTHON
 	@PYTHON='$(PYTHON)' scripts/build.sh
 
+.PHONY: dist
+dist: setup ## wheels for all Pythons on this machine, and a .deb, into dist/ (ARGS=/path/to/python3 for one)
+	@scripts/dist.sh $(ARGS)
+
 .PHONY: run
 run: build ## build, then run a server with the module on PORT
 	@scripts/run.sh
@@ -143,5 +147,5 @@ bench-smoke: setup-test build ## every benchmark once, briefly: do they still wo
 
 .PHONY: clean
 clean: ## remove everything that was built or downloaded
-	rm -rf target .venv .cache .pytest_cache
+	rm -rf target dist .venv .cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

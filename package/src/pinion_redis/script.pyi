@@ -78,7 +78,7 @@ class GearsBuilder(PyFlatExecution):
 
     def __new__(cls, reader: str = "KeysReader", defaultArg: object = "*", desc: str | None = None) -> Self: ...
     def avg(self, extractor: Callable[[Any], float] = ...) -> Self: ...
-    def run(  # type: ignore[override]
+    def run(
         self,
         arg: str | Callable[[], Iterable[Any]] | None = None,
         convertToStr: bool = True,
@@ -91,7 +91,7 @@ class GearsBuilder(PyFlatExecution):
         count: int = 1000,
         patternGenerator: Callable[[], tuple[str, bool]] | None = None,
     ) -> Future[list[list[Any]]]: ...
-    def register(
+    def register(  # type: ignore[override]
         self,
         prefix: str = "*",
         convertToStr: bool = True,
