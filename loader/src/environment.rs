@@ -30,10 +30,8 @@ pub struct Choice {
 /// # Errors
 /// What is given is no virtual environment.
 pub fn choose(arguments: &[String], folder: &str) -> Result<Choice, String> {
-    let pairs = arguments.chunks(2);
-    let given = pairs
-        .filter(|pair| pair.first().is_some_and(|name| name == OPTION))
-        .next_back();
+    let mut pairs = arguments.chunks(2);
+    let given = pairs.rfind(|pair| pair.first().is_some_and(|name| name == OPTION));
     if let Some(venv) = given.and_then(|pair| pair.get(1)) {
         return environment(venv, "the module argument PythonVenv");
     }

@@ -63,13 +63,10 @@ def _server(server: Server) -> Iterator[Finding]:
 
 
 def _module(server: Server) -> Iterator[Finding]:
-    listed = server.call("COMMAND", "INFO", "RG.PYEXECUTE", "RG.STATS")
-    names = set(listed) if isinstance(listed, dict) else {entry[0] for entry in listed if entry}
-    names = {str(name).lower() for name in names}
-    if "rg.pyexecute" not in names:
+    if not server.knows("RG.PYEXECUTE"):
         advice = "start the server with --loadmodule $(pinion path), or write `loadmodule <path>` into its configuration"
         yield Finding("problem", "module", "Pinion is not loaded in this server", advice)
-    elif "rg.stats" not in names:
+    elif not server.knows("RG.STATS"):
         yield Finding("problem", "module", "this is an older Pinion, or RedisGears: it has no RG.STATS", "load the module that `pinion path` shows")
     else:
         yield Finding("ok", "module", "Pinion is loaded")

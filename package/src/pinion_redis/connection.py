@@ -88,9 +88,10 @@ class Server:
                 replies.append(client.execute_command(*words))
         return replies
 
-    def is_cluster(self) -> bool:
-        """True if the server runs in cluster mode."""
-        return bool(self.call("INFO", "cluster").get("cluster_enabled"))
+    def knows(self, command: str) -> bool:
+        """True if the server has the command."""
+        with speaking(self.address):
+            return bool(_plainly(self.client, "COMMAND", "INFO", command) != [None])
 
     def close(self) -> None:
         """Ends all connections."""
@@ -104,7 +105,7 @@ class Server:
         options = dict(self.client.connection_pool.connection_kwargs)
         options.pop("path", None)
         clients: dict[str, redis.Redis] = {}
-        for entry in _slots(self.client):
+        for entry in _plainly(self.client, "CLUSTER", "SLOTS"):
             host, port, name = entry[2][:3]
             if name == own:
                 clients[name] = self.client
@@ -163,12 +164,12 @@ def _patient(client: redis.Redis, timeout: float) -> Iterator[redis.Redis]:
         other.close()
 
 
-def _slots(client: redis.Redis) -> list[Any]:
-    """CLUSTER SLOTS as the server sends it: [first, last, [host, port, id, ...], ...]."""
+def _plainly(client: redis.Redis, *words: Word) -> Any:
+    """The reply as the server sends it, where the client library would make something else of it, or fail."""
     connection = client.connection_pool.get_connection()
     try:
-        connection.send_command("CLUSTER", "SLOTS")
-        return cast("list[Any]", connection.read_response())
+        connection.send_command(*words)
+        return connection.read_response()
     finally:
         client.connection_pool.release(connection)
 

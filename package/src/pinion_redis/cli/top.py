@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Optional
 
 import typer
+from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -92,9 +93,9 @@ def _head(server: Server, now: Look) -> RenderableType:
         looked = total["hits"] + total["misses"]
         cells["hit rate"] = f"{100 * total['hits'] / looked:.1f} %" if looked else "-"
         cells["clients waiting"] = str(sum(load["waiting_clients"] for load in loads))
-    figures = Text(" ")
-    for name, value in cells.items():
-        figures.append(f"{name} ", "dim").append(value, _alarm(name, value)).append("   ")
+    figures = Columns(
+        [Text.assemble((f" {name} ", "dim"), (value, _alarm(name, value))) for name, value in cells.items()], padding=(0, 2)
+    )
     return Group(line, figures, "")
 
 
