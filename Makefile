@@ -108,8 +108,13 @@ test-matrix: setup-test build ## the other servers of the matrix: Redis 8.2 whol
 		$(call run-tests,$$server,); \
 	done
 	@for server in $(SUBSET_SERVERS); do \
-		$(call run-tests,$$server,-m 'matrix and not soak'); \
+		$(call run-tests,$$server,-m 'matrix and not soak and not package'); \
 	done
+
+.PHONY: test-package
+test-package: setup-test ## build one wheel and the .deb, then play them: a newcomer's walk in an empty environment
+	@scripts/dist.sh '$(INTERPRETER)'
+	@$(PYTEST) -m package -s tests/test_packages.py $(ARGS)
 
 .PHONY: soak
 soak: setup-test build ## the long tests, an hour of chaos among them (SERVERS="..." for others than redis-7.0)

@@ -352,7 +352,7 @@ def test_exporter(server: Server, url: str, pinion: Pinion, script: Callable[...
     known = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")}
     asked = {target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])}
     for expression in asked:
-        import re
+
         for name in re.findall(r"pinion_\w+", expression):
             assert name in known, f"the dashboard asks for {name}"
 

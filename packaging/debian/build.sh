@@ -13,7 +13,7 @@ root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 chmod 755 "$root"
 
-install -D -m 644 -t "$root/usr/lib/pinion" "$files/libpinion.so" "$files"/pinion-cp*.so
+install -D -m 755 -t "$root/usr/lib/pinion" "$files/libpinion.so" "$files"/pinion-cp*.so
 for server in redis valkey; do
     install -d -m 755 "$root/lib/systemd/system/$server-server.service.d"
     sed "s/@SERVER@/$server/g" "$here/drop-in.conf" >"$root/lib/systemd/system/$server-server.service.d/pinion.conf"

@@ -36,8 +36,8 @@ class Registration:
         for name in _EVENTS:
             value = self.arguments.get(name)
             if isinstance(value, list) and value:
-                more = f",… ({len(value)})" if len(value) > _MANY else ""
-                shown.append(",".join(map(str, value[:_MANY])) + more)
+                listed = ",".join(map(str, value))
+                shown.append(listed if len(value) <= _MANY else f"{len(value)} {name}")
             elif value not in (None, [], ""):
                 shown.append(str(value))
         return " ".join(shown)

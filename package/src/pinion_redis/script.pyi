@@ -4,7 +4,7 @@ import asyncio as asyncio
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import redisgears
 import redisgears as rg
@@ -48,6 +48,8 @@ __all__ = [
     "call_next",
     "configGet",
     "createFuture",
+    "dump",
+    "dumps",
     "execute",
     "flat_error",
     "gearsConfigGet",
@@ -58,6 +60,8 @@ __all__ = [
     "hashtag",
     "isAsyncAllow",
     "isInAtomicBlock",
+    "load",
+    "loads",
     "log",
     "loop",
     "override_reply",
@@ -140,3 +144,7 @@ def setFutureException(f: Future[Any], error: object) -> None: ...
 def Log(*args: str, **kwargs: str) -> None: ...
 def ConfigGet(*args: str) -> str | bytearray | None: ...
 def GearsConfigGet(key: str, default: Any = None) -> Any: ...
+def dumps(value: object) -> bytes: ...
+def dump(value: object, file: BinaryIO) -> None: ...
+def loads(image: bytes) -> Any: ...
+def load(file: BinaryIO) -> Any: ...

@@ -145,7 +145,7 @@ def _table(before: Look, now: Look) -> RenderableType:
     return table
 
 
-_SHORT = {"KeysReader": "keys", "StreamReader": "stream", "CommandReader": "command"}
+_SHORT = {"KeysReader": "keys", "StreamReader": "stream", "CommandReader": "command", "ReadThrough": "loads"}
 
 
 def _work(entry: Registration) -> int:
