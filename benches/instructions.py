@@ -47,6 +47,8 @@ class Way(NamedTuple):
     plain: tuple[str, ...]  # what a server without the module is asked instead
 
 
+STREAM = "GB('StreamReader').foreach(lambda record: None).register(prefix='stream:*', mode='sync')"
+ADD = ("XADD", "stream:#", "*", "field", "value")
 GET, MISS = ("GET", "key:#"), ("GET", "missing:#")
 WAYS = (
     Way("hit", GET, KEYMISS.format(mode="async_local"), GET),
@@ -54,6 +56,7 @@ WAYS = (
     Way("sync", MISS, KEYMISS.format(mode="sync"), GET),
     Way("trigger-pipelined", ("RG.TRIGGER", "one"), TRIGGER.format(mode="sync"), ("EVALSHA", CONSTANT_SHA, "0")),
     Way("set-other-keys", ("SET", "key:#", "value"), OTHER_KEYS, ("SET", "key:#", "value")),
+    Way("stream-sync", ADD, STREAM, ADD),
     Way("hook-other-keys", ("HSET", "hash:#", "field", "value"), HOOK, ("HSET", "hash:#", "field", "value")),
 )
 

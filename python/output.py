@@ -53,6 +53,10 @@ class Log(io.TextIOBase):
         if rest:
             self._log(rest, '')
 
+    def __reduce__(self):
+        """A function that holds the stream, in a handler of `logging`, means the one of wherever it is loaded."""
+        return getattr, (sys, 'stderr' if self._is_error else 'stdout')
+
     def _log(self, line, end):
         if not redisgears.logPrinted(line, self._is_error):
             self._behind.write(line + end)

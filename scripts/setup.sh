@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Makes this machine able to build and run Pinion (`setup.sh runtime`), to play the demo (`setup.sh demo`), to test it as well
-# (`setup.sh test`), or to draw the benchmarks, too (`setup.sh bench`).
+# (`setup.sh test`), to run other people's clients against it (`setup.sh compat`), or to draw the benchmarks (`setup.sh bench`).
 # Installs only what is missing; a second run installs nothing and asks no registry. Whatever the project needs on a
 # machine is installed here or nowhere (the servers of the test matrix: tests/servers.py).
 # Environment: PYTHON (see python.sh), SERVER (the redis-server that `make run` will start).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:-runtime}
-case $mode in test | bench) testing=yes ;; *) testing= ;; esac
+case $mode in test | compat | bench) testing=yes ;; *) testing= ;; esac
 server=${SERVER:-redis-server}
 
 say() { printf 'pinion: %s\n' "$*"; }
@@ -89,6 +89,10 @@ fi
 have redis-cli || missing+=(redis-tools)
 if [ -n "$testing" ] && ! have postgres && ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
     missing+=(postgresql)
+fi
+if [ "$mode" = compat ]; then
+    have mariadbd || missing+=(mariadb-server)
+    have npm || missing+=(nodejs npm)
 fi
 [ -e /usr/bin/python3 ] || scripts/python.sh >/dev/null 2>&1 || missing+=(python3 python3-dev python3-venv)
 

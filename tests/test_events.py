@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from helpers import Server, wait_until
-from probes import error_of
+from probes import error_of, triggered
 
 MODES = ["sync", "async_local", "async"]
 
@@ -34,10 +34,6 @@ def records(server: Server, key: str = "", idle: bool = True) -> list[Any]:
 
 def events(server: Server, key: str = "") -> list[str]:
     return [value["event"] for value in records(server, key)]
-
-
-def triggered(server: Server) -> list[int]:
-    return [entry["RegistrationData"]["numTriggered"] for entry in server.registrations()]
 
 
 @pytest.mark.parametrize("mode", MODES)

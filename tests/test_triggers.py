@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from helpers import Arg, RawClient, Server, wait_until
-from probes import blocked_clients, error_of, executions, in_script, raised, refused
+from probes import begun, blocked_clients, error_of, executions, go, in_script, raised, refused
 
 MODES = ["sync", "async", "async_local"]
 BACKGROUND = ["async", "async_local"]
@@ -60,15 +60,6 @@ def ask(server: Server, word: Arg) -> RawClient:
     raw.send("RG.TRIGGER", "t", word)
     wait_until(lambda: blocked_clients(server) == before + 1)
     return raw
-
-
-def begun(server: Server, *words: str) -> None:
-    """Waits until exactly these calls have begun, in this order."""
-    wait_until(lambda: server.client().lrange("begun", 0, -1) == list(words), message=f"{words} have begun")
-
-
-def go(server: Server) -> None:
-    server.client().set("go", "1")
 
 
 def unfinished(server: Server) -> list[str]:

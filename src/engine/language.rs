@@ -18,12 +18,7 @@ use crate::server::{
     reply::Reply,
 };
 
-/// A failed callback: the text of the error record (docs/contract/commands.md 0.5).
-pub type Failure = String;
-
-/// The beginning of a failure by which a function pauses its registration: nothing more is read then, also where other
-/// failures are skipped.
-pub const PAUSE: &str = "PAUSE";
+pub use super::failure::Failure;
 
 /// One runtime of a language.
 pub trait Language: Send + Sync {

@@ -9,10 +9,12 @@ use std::{
 
 use super::{
     Engine,
-    distributed_run::{DistributedRun, RunMessage},
-    execution::{Execution, Outcome, Parked, Status},
+    distributed_run::DistributedRun,
+    execution::{Execution, Outcome},
     language::Completion,
+    phase::{Parked, Status},
     pipeline::{Pipeline, PipelineState},
+    run_message::RunMessage,
     scope::Scope,
     shuffle::Shuffle,
     source::Reading,
@@ -67,7 +69,7 @@ fn run_steps(engine: &Engine, execution: &Arc<Execution>, parked: &mut Parked, s
     });
     if let (true, Ran::Ended(status, outcome)) = (execution.stop.has_timed_out(), &mut ran) {
         *status = Status::Done;
-        outcome.errors.insert(0, engine.sync_timeout_text());
+        outcome.errors.insert(0, engine.sync_timeout().into());
     }
     ran
 }
@@ -115,7 +117,7 @@ fn pass_records(
             parked.reading += asked.elapsed();
             let reads_keys = source.reads_keys();
             if reads_keys && engine.loads() != parked.loads {
-                pipeline.fail(Error::DataReplaced.to_string());
+                pipeline.fail(Error::DataReplaced.into());
                 break;
             }
             match record {

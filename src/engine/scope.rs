@@ -9,12 +9,7 @@ use std::{
 
 use crate::mutex::Mutex;
 
-use super::{
-    execution::{Execution, Start},
-    id::Id,
-    registration::Registration,
-    session::Session,
-};
+use super::{execution::Execution, id::Id, registration::Registration, session::Session, start::Start};
 use crate::error::Error;
 
 thread_local! {

@@ -6,7 +6,7 @@ use super::{chain::HookRule, loads::LoadRule};
 use crate::{
     engine::{id::Id, prefix::Pattern},
     error::Error,
-    server::{api::Features, call::call, filter::Passing, lock::Lock, reply::Reply},
+    server::{api::Features, asking::CommandInfo, filter::Passing, lock::Lock},
 };
 
 /// The proxy command that stands for an original, chosen so that the server applies the original's checks to it.
@@ -111,7 +111,7 @@ pub(super) struct Entry {
     pub(super) rules: Vec<Rule>,
     /// Functions in its place, in the order of registration.
     pub(super) hooks: Vec<HookRule>,
-    /// The server may leave its client in another database (`redis::home`).
+    /// The server may leave its client in another database (`server::home`).
     pub(super) strays: bool,
     /// Registrations whose keys are loaded when this command misses them, the nearest pattern first.
     pub(super) loads: Vec<LoadRule>,
@@ -234,92 +234,26 @@ impl Entry {
     }
 }
 
-/// What COMMAND INFO says about a command.
-struct Described {
-    /// In lower case.
-    name: String,
-    flags: Vec<Vec<u8>>,
-    first: i64,
-    last: i64,
-    step: i64,
-    arity: i64,
-    /// Some subcommand cannot be run by scripts.
-    has_noscript_part: bool,
+/// Commands that scripts cannot run, and the module's own ones, stay as they are.
+fn is_untouchable(name: &str, info: &CommandInfo) -> bool {
+    info.has("noscript") || info.has_noscript_part || name.to_ascii_lowercase().starts_with("rg.")
 }
 
-impl Described {
-    /// `None` for an unknown command.
-    fn ask(lock: Lock<'_>, features: Features, name: &str) -> Option<Self> {
-        let argv = ["COMMAND", "INFO", name].map(|word| word.as_bytes().to_vec());
-        let Reply::Array(infos) = call(lock, features, 0, &argv) else {
-            return None;
-        };
-        let Some(Reply::Array(info)) = infos.into_iter().next() else {
-            return None;
-        };
-        let number = |index: usize| match info.get(index) {
-            Some(Reply::Int(number)) => *number,
-            _ => 0,
-        };
-        let flags = match info.get(2) {
-            Some(Reply::Array(flags) | Reply::Set(flags)) => flags.as_slice(),
-            _ => &[],
-        };
-        let text = |flag: &Reply| match flag {
-            Reply::Status(flag) | Reply::Bulk(flag) => Some(flag.clone()),
-            _ => None,
-        };
-        Some(Self {
-            name: name.to_ascii_lowercase(),
-            flags: flags.iter().filter_map(text).collect(),
-            first: number(3),
-            last: number(4),
-            step: number(5),
-            arity: number(1),
-            has_noscript_part: has_noscript_part(&info),
-        })
-    }
-
-    fn has(&self, flag: &str) -> bool {
-        self.flags.iter().any(|known| known == flag.as_bytes())
-    }
-
-    /// Commands that scripts cannot run, and the module's own ones, stay as they are.
-    fn is_untouchable(&self) -> bool {
-        self.has("noscript") || self.has_noscript_part || self.name.starts_with("rg.")
-    }
-
-    fn spec(self) -> CommandSpec {
-        let proxy = match (self.has("write"), self.has("denyoom")) {
-            (false, _) => ProxyCommand::Read,
-            (true, false) => ProxyCommand::Write,
-            (true, true) => ProxyCommand::WriteMore,
-        };
-        CommandSpec {
-            proxy,
-            first: if self.has("movablekeys") { 0 } else { self.first },
-            last: self.last,
-            step: self.step,
-            arity: self.arity,
-            name: self.name.into_bytes().into(),
-        }
-    }
-}
-
-/// Whether COMMAND INFO lists a subcommand that scripts cannot run; before 7.0 the command itself is marked then.
-fn has_noscript_part(info: &[Reply]) -> bool {
-    let items = |reply: &Reply| match reply {
-        Reply::Array(items) | Reply::Set(items) => items.clone(),
-        _ => Vec::new(),
+/// `name`: what clients call it, which need not be the server's own name.
+fn spec(name: &str, info: &CommandInfo) -> CommandSpec {
+    let proxy = match (info.has("write"), info.has("denyoom")) {
+        (false, _) => ProxyCommand::Read,
+        (true, false) => ProxyCommand::Write,
+        (true, true) => ProxyCommand::WriteMore,
     };
-    let is_noscript = |part: &Reply| {
-        let flags = items(part).get(2).map(items).unwrap_or_default();
-        flags
-            .iter()
-            .any(|flag| matches!(flag, Reply::Status(flag) | Reply::Bulk(flag) if flag == b"noscript"))
-    };
-    info.get(9)
-        .is_some_and(|parts| items(parts).iter().any(is_noscript))
+    CommandSpec {
+        proxy,
+        first: if info.has("movablekeys") { 0 } else { info.first },
+        last: info.last,
+        step: info.step,
+        arity: info.arity,
+        name: name.to_ascii_lowercase().into_bytes().into(),
+    }
 }
 
 /// Looks a command up that is to be linked for keys that match `pattern`.
@@ -329,22 +263,22 @@ pub(super) fn look_up(
     name: &str,
     pattern: &Pattern,
 ) -> Result<CommandSpec, Error> {
-    let described = Described::ask(lock, features, name).ok_or(Error::UnknownCommand)?;
-    if described.is_untouchable() {
+    let info = CommandInfo::ask(lock, features, name).ok_or(Error::UnknownCommand)?;
+    if is_untouchable(name, &info) {
         return Err(Error::CommandNotInScripts);
     }
     if *pattern != Pattern::Everything {
-        if described.has("movablekeys") {
+        if info.has("movablekeys") {
             return Err(Error::CommandMovesKeys);
         }
-        if described.first <= 0 {
+        if info.first <= 0 {
             return Err(Error::CommandWithoutKeys);
         }
-        if described.step <= 0 {
+        if info.step <= 0 {
             return Err(Error::CommandWithoutKeyStep);
         }
     }
-    Ok(described.spec())
+    Ok(spec(name, &info))
 }
 
 /// Looks a command up in whose place a function is to stand, for some keys only or for all.
@@ -354,22 +288,22 @@ pub(super) fn look_up_hook(
     name: &str,
     for_some_keys: bool,
 ) -> Result<CommandSpec, Error> {
-    let described = Described::ask(lock, features, name).ok_or(Error::UnknownHook)?;
-    if described.is_untouchable() {
+    let info = CommandInfo::ask(lock, features, name).ok_or(Error::UnknownHook)?;
+    if is_untouchable(name, &info) {
         return Err(Error::HookNotInScripts);
     }
     if for_some_keys {
-        if described.has("movablekeys") {
+        if info.has("movablekeys") {
             return Err(Error::HookMovesKeys);
         }
-        if described.first <= 0 {
+        if info.first <= 0 {
             return Err(Error::HookWithoutKeys);
         }
-        if described.step <= 0 {
+        if info.step <= 0 {
             return Err(Error::HookWithoutKeyStep);
         }
     }
-    Ok(described.spec())
+    Ok(spec(name, &info))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use pyo3::{
     types::{PyList, PyType},
 };
 
-use super::{RUNTIME, interrupt};
+use super::{RUNTIME, attach, interrupt};
 use crate::{
     config::Number,
     engine::{language::Failure, scope::Scope},
@@ -80,7 +80,7 @@ pub fn force_stopped_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
 /// A `gears.error` with this text.
 pub fn gears_error(text: impl Into<String>) -> PyErr {
     let text = text.into();
-    Python::attach(|py| match gears_error_type(py) {
+    attach::bare(|py| match gears_error_type(py) {
         Ok(kind) => PyErr::from_type(kind, (text,)),
         Err(error) => error,
     })
@@ -100,20 +100,21 @@ pub fn text_of_callback(py: Python<'_>, error: &PyErr) -> Failure {
     if let Some(execution) = execution {
         execution.note_error_kind(&kind(py, error));
     }
-    text(py, error)
+    text(py, error).into()
 }
 
 /// The error string of what ended a coroutine or a future: the text of `error` (docs/contract/python-api.md 4.6). Where that says
 /// nothing, because it is empty or cannot be made, it is the string that other exceptions have.
 pub fn text_of_ended(error: &Bound<'_, PyAny>) -> Failure {
     let said = error.str().ok().map(|text| text.to_string_lossy().into_owned());
-    match said.filter(|said| !said.is_empty()) {
+    let text = match said.filter(|said| !said.is_empty()) {
         Some(said) => said,
         None if error.is_instance_of::<PyBaseException>() => {
             text(error.py(), &PyErr::from_value(error.clone()))
         }
         None => describe(error),
-    }
+    };
+    text.into()
 }
 
 /// The name of the type of an exception.
@@ -123,7 +124,7 @@ pub fn kind(py: Python<'_>, error: &PyErr) -> String {
 }
 
 /// The error string of an exception that nobody caught.
-pub fn text(py: Python<'_>, error: &PyErr) -> Failure {
+pub fn text(py: Python<'_>, error: &PyErr) -> String {
     if flat_error_type(py).is_ok_and(|flat| error.is_instance(py, &flat)) {
         return describe(error.value(py).as_any());
     }
@@ -155,7 +156,7 @@ fn shortened(text: String) -> String {
 }
 
 /// The `repr` of the list of lines that the standard library makes; a valid Python literal.
-fn traceback_lines(py: Python<'_>, error: &PyErr) -> Option<Failure> {
+fn traceback_lines(py: Python<'_>, error: &PyErr) -> Option<String> {
     let traceback = error.traceback(py)?;
     let format = FORMAT_EXCEPTION.get(py)?.bind(py);
     let lines = format

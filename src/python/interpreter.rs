@@ -16,7 +16,7 @@ use pyo3::{
     types::{IntoPyDict, PyDict, PyModule},
 };
 
-use super::{api, audit, errors, memory};
+use super::{api, attach, audit, errors, memory};
 use crate::threads;
 
 /// Python's part of the module, embedded.
@@ -113,7 +113,7 @@ pub fn start(
     };
     pyo3::append_to_inittab!(redisgears);
     initialize(&program, server_memory)?;
-    let started = Python::attach(|py| prepare(py, program, loop_kind))
+    let started = attach::bare(|py| prepare(py, program, loop_kind))
         .map_err(|error| format!("Python did not start: {error}"));
     // SAFETY: this thread initialised Python and is attached; from here on everybody attaches when needed.
     unsafe { ffi::PyEval_SaveThread() };

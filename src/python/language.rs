@@ -106,7 +106,7 @@ impl Language for CPython {
     }
 
     fn use_packages(&self, folder: &Path, archives: &[PathBuf]) -> Result<(), Failure> {
-        attach(|py| installed::use_packages(py, folder, archives).map_err(|error| error.to_string()))
+        attach(|py| installed::use_packages(py, folder, archives).map_err(|error| error.to_string().into()))
     }
 
     fn load(&self, image: &[u8], session: &Session) -> Result<Arc<dyn Function>, Failure> {
@@ -116,7 +116,7 @@ impl Language for CPython {
             return load();
         };
         let code = Code::new("a function that is loaded", None);
-        let mut loaded = Err(String::new());
+        let mut loaded = Err(Failure::from(""));
         let watched = lock::with_lock(|lock| {
             let _watched = runtime
                 .engine
@@ -125,7 +125,7 @@ impl Language for CPython {
             code.stop.has_timed_out()
         });
         if watched {
-            return Err(runtime.engine.sync_timeout_text());
+            return Err(runtime.engine.sync_timeout().into());
         }
         loaded
     }
@@ -134,7 +134,7 @@ impl Language for CPython {
         let count = objects.len();
         attach(|py| {
             image::pack(py, objects).unwrap_or_else(|error| {
-                let failure = errors::text(py, &error);
+                let failure: Failure = errors::text(py, &error).into();
                 (
                     Vec::new(),
                     (0..count).map(|place| (place, failure.clone())).collect(),
@@ -144,7 +144,7 @@ impl Language for CPython {
     }
 
     fn unpack(&self, bytes: &[u8]) -> Result<Vec<Record>, Failure> {
-        attach(|py| image::unpack(py, bytes).map_err(|error| errors::text(py, &error)))
+        attach(|py| image::unpack(py, bytes).map_err(|error| errors::text(py, &error).into()))
     }
 
     fn parts(&self, record: Record) -> Vec<Record> {

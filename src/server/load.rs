@@ -12,7 +12,7 @@ use redis_module::raw;
 use super::{
     after,
     api::{self, Features},
-    call::call,
+    asking::config,
     command::Definition,
     datatype,
     events::{self, ServerFunction},
@@ -20,7 +20,6 @@ use super::{
     lock::{self, Entered, Lock},
     options::{self, ServerOption},
     persist,
-    reply::Reply,
     string::Argv,
 };
 
@@ -74,17 +73,9 @@ impl<'a> Loading<'a> {
 
     /// The port that this server listens on, for TLS if there is no other; 0 if neither is known.
     pub fn port(&self) -> u16 {
-        let of = |option: &str| {
-            let words = ["CONFIG", "GET", option].map(|word| word.as_bytes().to_vec());
-            let value = match call(self.lock, Features::probe(), 0, &words) {
-                Reply::Array(words) => words.into_iter().nth(1),
-                Reply::Map(pairs) => pairs.into_iter().next().map(|(_, value)| value),
-                _ => None,
-            };
-            match value {
-                Some(Reply::Bulk(port)) => std::str::from_utf8(&port).ok()?.parse().ok(),
-                _ => None,
-            }
+        let of = |option: &str| -> Option<u16> {
+            let (_, value) = config(self.lock, Features::probe(), option).pop()?;
+            value.parse().ok()
         };
         let port = of("port").filter(|&port| port != 0);
         port.or_else(|| of("tls-port")).unwrap_or_default()

@@ -15,6 +15,7 @@ use redis_module::raw;
 
 use super::{
     command::Command,
+    entry::caught,
     lock::{Entered, Lock},
     reply::Reply,
 };
@@ -132,7 +133,7 @@ unsafe extern "C" fn on_free(_ctx: *mut raw::RedisModuleCtx, data: *mut c_void) 
     // SAFETY: made by `let_go`, freed here once; the server holds its lock.
     let (note, entered) = unsafe { (Box::from_raw(data.cast::<Note>()), Entered::new()) };
     if let Some(waiting) = WAITING.get() {
-        let _ = catch_unwind(AssertUnwindSafe(|| waiting.answered(entered.lock(), *note)));
+        caught((), || waiting.answered(entered.lock(), *note));
     }
 }
 
@@ -143,7 +144,7 @@ unsafe extern "C" fn on_disconnect(
     // SAFETY: the server holds its lock.
     let entered = unsafe { Entered::new() };
     let Some(waiting) = WAITING.get() else { return };
-    let _ = catch_unwind(AssertUnwindSafe(|| waiting.gone(entered.lock(), client as usize)));
+    caught((), || waiting.gone(entered.lock(), client as usize));
 }
 
 impl WaitingClient {
