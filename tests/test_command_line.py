@@ -247,7 +247,7 @@ def test_unix_sockets_and_tls(start_server: Callable[..., Server], pinion: Pinio
     assert done.code == 3 and "certificate" in done.err
 
 
-def test_sentinel(server: Server, pinion: Pinion, tmp_path: Path) -> None:
+def test_sentinel(server: Server, pinion: Pinion, script: Callable[..., Path], tmp_path: Path) -> None:
     port = free_port()
     config = tmp_path / "sentinel.conf"
     config.write_text(f"port {port}\ndir {tmp_path}\nsentinel monitor cache 127.0.0.1 {server.port} 1\n")
@@ -256,6 +256,8 @@ def test_sentinel(server: Server, pinion: Pinion, tmp_path: Path) -> None:
         try:
             there = f"redis+sentinel://127.0.0.1:{port}"
             wait_until(lambda: pinion("list", "-u", f"{there}/cache", "--json").out == "[]\n", message="the sentinel knows the master")
+            assert pinion("deploy", script(TRIGGER), "-u", f"{there}/cache").code == 0
+            assert pinion("call", "shout", "x", "-u", f"{there}/cache").out == "X\n"
             done = pinion("list", "-u", f"{there}/other")
             assert done.code == 3 and "no Sentinel" in done.err
         finally:

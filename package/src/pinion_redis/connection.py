@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Optional, Union, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -62,8 +62,11 @@ class Server:
         with speaking(self.address):
             if timeout is None:
                 return self.client.execute_command(*words)
-            with _patient(self.client, timeout) as client:
+            client = _client(replace(self.address, timeout=timeout))
+            try:
                 return client.execute_command(*words)
+            finally:
+                client.close()
 
     def shards(self) -> list[redis.Redis]:
         """A client for each master of the cluster; the server itself where there is none."""
@@ -150,18 +153,6 @@ def speaking(address: Address) -> Iterator[None]:
         if "does not exist" in text or "is not registered" in text or "subcommand not found" in text:
             raise NotFound(text) from None
         raise PinionError(text) from None
-
-
-@contextmanager
-def _patient(client: redis.Redis, timeout: float) -> Iterator[redis.Redis]:
-    """The same server with another limit for replies."""
-    pool = client.connection_pool
-    options = {**pool.connection_kwargs, "socket_timeout": timeout or None}
-    other = redis.Redis(connection_pool=redis.ConnectionPool(connection_class=pool.connection_class, **options))
-    try:
-        yield other
-    finally:
-        other.close()
 
 
 def _plainly(client: redis.Redis, *words: Word) -> Any:
