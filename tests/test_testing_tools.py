@@ -114,7 +114,7 @@ def test_what_is_not_there_says_so(stub: Load) -> None:
 
 def test_the_fixtures(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """A project's own tests, with servers that are started for them and emptied in between."""
-    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p pinion_redis.pytest_plugin -p no:cacheprovider\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "test_mine.py").write_text(textwrap.dedent("""
         import pytest
 
@@ -152,6 +152,7 @@ def test_the_fixtures(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     server = binary(request.config.getoption("--server"))
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "PINION_MODULE": str(module_path())}
     environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
-    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "--gears-server", str(server), "--gears-option", "MaxExecutions=7"]
+    line = [sys.executable, "-m", "pytest", "-q", "-p", "pinion_redis.pytest_plugin", "-p", "no:cacheprovider"]
+    line += [f"--gears-server={server}", "--gears-option=MaxExecutions=7", str(tmp_path)]
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "6 passed" in done.stdout, done.stdout + done.stderr
