@@ -77,6 +77,11 @@ impl Session {
         self.attachment.lock().take()
     }
 
+    /// True while something that its functions need is to be installed.
+    pub fn awaits_requirements(&self) -> bool {
+        self.needs.requirements.iter().any(|needed| needed.is_wanted())
+    }
+
     /// True once another session has taken its place.
     pub fn is_replaced(&self) -> bool {
         self.replaced.load(Ordering::Relaxed)

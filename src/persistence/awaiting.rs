@@ -194,7 +194,7 @@ impl Persistence {
         for held in &kept.awaiting_requirements {
             let same = |other: &&Arc<Registration>| Arc::ptr_eq(&other.session, &held.session);
             // One after the other in a session; what is being loaded begins the rest.
-            if !awaits_requirements(&held.session) && !kept.loading.iter().any(|other| same(&other)) {
+            if !held.session.awaits_requirements() && !kept.loading.iter().any(|other| same(&other)) {
                 ready.push(Arc::clone(held));
             }
         }
@@ -301,13 +301,4 @@ fn images_of(registrations: &[Arc<Registration>]) -> Vec<Images> {
         .iter()
         .map(|registration| registration.images.clone());
     images.collect()
-}
-
-/// True while something that the session's functions need is to be installed.
-pub(super) fn awaits_requirements(session: &Session) -> bool {
-    session
-        .needs
-        .requirements
-        .iter()
-        .any(|requirement| requirement.is_wanted())
 }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::{
     Persistence,
-    awaiting::awaits_requirements,
     change::{RegistrationChange, SavedRegistration},
 };
 use crate::{
@@ -82,7 +81,7 @@ impl Persistence {
             .map(|saved| saved.images.clone())
             .collect();
         // Whatever is loaded for the session comes before.
-        let waits = awaits_requirements(&session) || self.has_held(lock, &session);
+        let waits = session.awaits_requirements() || self.has_held(lock, &session);
         let loading = (!waits).then(|| self.begin_loading(&images, &session));
         let loaded = loading
             .as_ref()
@@ -91,7 +90,7 @@ impl Persistence {
         let functions: Vec<Result<Functions, String>> = if let Some(loaded) = loaded {
             Functions::of_each(&images, loaded)
         } else {
-            let reason = if awaits_requirements(&session) {
+            let reason = if session.awaits_requirements() {
                 HELD
             } else {
                 LOADING
