@@ -89,6 +89,12 @@ def test_page(page: Path, start_server: Callable[..., Server]) -> None:
                 wait_until(lambda: cli(server, commands) == expected, message=f"{commands[0]} gives {expected}")
 
 
+def test_the_tests_that_pages_name_are_there() -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    assert named and not {name for name in named if f"def {name}(" not in tests}
+
+
 def test_the_page_of_the_python_api_is_what_the_stubs_say() -> None:
     done = subprocess.run([sys.executable, ROOT / "scripts/docs/api.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

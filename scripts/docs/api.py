@@ -50,7 +50,7 @@ NOTES = {
     "Sorted": "What a loader returns for a sorted set: members with scores.",
     "Loaded": "What a loader returns for a value with a lifetime of its own.",
     "readThrough": "Values that are loaded when a client misses them. [More](read-through.md)",
-    "refresh": "Loads keys anew, and returns how many. [More](read-through.md#changes-of-the-source-rgrefresh)",
+    "refresh": "Loads keys anew, and returns how many; in a coroutine, what is to be awaited for that. [More](read-through.md#changes-of-the-source-rgrefresh)",
     "PyExecutionSession": "A session, as `getGearsSession` gives it.",
     "PyFuture": "What `gearsFuture()` makes.",
     "PyAtomic": "Nobody else's command runs inside the block. [More](functions.md#what-functions-can-call)",

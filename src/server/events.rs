@@ -56,7 +56,7 @@ pub enum Class {
     Changes(Changes),
     /// Changes of streams.
     Stream,
-    /// Changes of keys that are loaded when they are missed.
+    /// Changes of keys that are loaded when they are missed, and misses.
     Loaded,
 }
 
@@ -127,7 +127,7 @@ pub fn subscribe(lock: Lock<'_>, class: Class, function: Function) {
         Class::KeyMiss => raw::REDISMODULE_NOTIFY_KEY_MISS,
         Class::Changes(changes) => changes.0,
         Class::Stream => raw::REDISMODULE_NOTIFY_STREAM,
-        Class::Loaded => raw::REDISMODULE_NOTIFY_ALL,
+        Class::Loaded => raw::REDISMODULE_NOTIFY_ALL | raw::REDISMODULE_NOTIFY_KEY_MISS,
     };
     // SAFETY: the context names our module; the function lives as long as the module.
     unsafe {
