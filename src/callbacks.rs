@@ -9,7 +9,7 @@ use crate::{
     readers::time_events,
     report,
     server::{
-        after, bus,
+        after, bus, closing,
         events::{self, Class, ServerEvent},
         filter, info,
         lock::Lock,
@@ -80,9 +80,11 @@ pub unsafe extern "C" fn on_server_event(
                 after::before_sleep(lock);
                 pinion.loads.pump(lock);
                 pinion.engine.about_to_sleep();
+                closing::lock_comes_free();
                 return;
             }
             match event {
+                ServerEvent::Closing => return closing::close(),
                 ServerEvent::PortsChanged => return python::note_places(lock, pinion.engine.features),
                 ServerEvent::Flushed(db) => return pinion.loads.flushed(lock, db),
                 ServerEvent::Swapped(first, second) => {
@@ -111,6 +113,7 @@ pub unsafe extern "C" fn on_server_event(
                     .forget_shape("this server has just got another role"),
                 ServerEvent::BeforeSleep
                 | ServerEvent::PortsChanged
+                | ServerEvent::Closing
                 | ServerEvent::Flushed(_)
                 | ServerEvent::Swapped(..) => {}
             }

@@ -1,5 +1,5 @@
-//! Registrations that are held: until requirements are installed that came without being so, and until functions are loaded that
-//! take their time.
+//! Registrations that are held: until requirements are installed that came without being so, until functions are loaded that
+//! take their time, and until another one ends that has their name.
 
 use std::{
     sync::{Arc, Weak},
@@ -289,6 +289,45 @@ impl Persistence {
         log_disabled(&registration);
         if registration.disabled.is_none() {
             self.engine.call_on_registered(&registration);
+        }
+    }
+}
+
+impl Persistence {
+    /// A registration has ended. Those that its name kept from running begin, a moment later.
+    pub(super) fn name_is_free(&self, lock: Lock<'_>) {
+        if self.refused(lock).is_empty() {
+            return;
+        }
+        let this = Weak::clone(&self.this);
+        self.engine.timers.after(Duration::ZERO, move |_| {
+            let Some(this) = this.upgrade() else { return };
+            lock::with_lock(|lock| this.begin_refused(lock));
+        });
+    }
+
+    /// Those whose functions are there, but whose trigger could not be started.
+    fn refused(&self, lock: Lock<'_>) -> Vec<Arc<Registration>> {
+        let kept = self.kept.read(lock);
+        let awaits = |one: &Arc<Registration>| {
+            let mut held = kept.awaiting_requirements.iter();
+            held.any(|held| Arc::ptr_eq(held, one))
+        };
+        let refused = |one: &&Arc<Registration>| {
+            one.disabled.is_some() && one.plan.is_complete() && !one.is_removed() && !awaits(one)
+        };
+        kept.registrations.iter().filter(refused).cloned().collect()
+    }
+
+    fn begin_refused(&self, lock: Lock<'_>) {
+        if self.engine.is_loading() {
+            return;
+        }
+        for one in self.refused(lock) {
+            // Functions of one that began before may have removed it.
+            if !one.is_removed() && one.trigger.check(lock, Peers::default()).is_ok() {
+                self.begin(lock, &one, Ok(Functions::of(&one)));
+            }
         }
     }
 }

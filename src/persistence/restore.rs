@@ -50,6 +50,14 @@ impl Functions {
         })
     }
 
+    /// Those that a registration has loaded.
+    pub(super) fn of(registration: &Registration) -> Self {
+        Self {
+            table: registration.plan.functions.clone(),
+            on_registered: registration.on_registered.clone(),
+        }
+    }
+
     /// Those of several registrations of one session.
     pub(super) fn of_each(images: &[Images], loaded: Loaded) -> Vec<Result<Self, String>> {
         let mut loaded = loaded.into_iter();
@@ -69,6 +77,8 @@ impl Persistence {
             }
         }
         let gone = step.gone.iter().filter_map(|id| Id::parse(id.as_bytes()));
+        let gone: Vec<_> = gone.collect();
+        self.saw_ids(&gone);
         self.kept.write(lock).tombstones.extend(gone);
         let live = |id: &str| self.engine.registry.sessions(|sessions| sessions.live(id));
         let old = step.replaces.as_deref().and_then(live);

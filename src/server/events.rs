@@ -204,6 +204,8 @@ pub enum ServerEvent {
     Flushed(Option<i32>),
     /// Two databases have changed places.
     Swapped(i32, i32),
+    /// The server ends, and does not come back.
+    Closing,
     /// The server has done what its clients asked for and is about to wait for more.
     BeforeSleep,
 }
@@ -226,6 +228,7 @@ pub unsafe fn subscribe_server(ctx: *mut raw::RedisModuleCtx, function: ServerFu
     subscribe(raw::REDISMODULE_EVENT_CONFIG);
     subscribe(raw::REDISMODULE_EVENT_FLUSHDB);
     subscribe(raw::REDISMODULE_EVENT_SWAPDB);
+    subscribe(raw::REDISMODULE_EVENT_SHUTDOWN);
     has_api!(RedisModule_EventLoopAdd) && subscribe(raw::REDISMODULE_EVENT_EVENTLOOP)
 }
 
@@ -262,6 +265,7 @@ pub unsafe fn run_server_event(
         raw::REDISMODULE_EVENT_EVENTLOOP if sub_event == raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP => {
             ServerEvent::BeforeSleep
         }
+        raw::REDISMODULE_EVENT_SHUTDOWN => ServerEvent::Closing,
         raw::REDISMODULE_EVENT_FLUSHDB => {
             // SAFETY: what the server passes on with this event; both its beginning and its end are of interest.
             let Some(info) = (unsafe { data.cast::<raw::RedisModuleFlushInfo>().as_ref() }) else {
