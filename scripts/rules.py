@@ -24,6 +24,9 @@ HARMLESS = {
     ("server/after.rs", "on_wake"),
     ("server/waiting.rs", "on_wake"),
     ("server/persist.rs", "on_free"),
+    ("server/script_engine.rs", "on_reset"),
+    # Two counters, and sums of them.
+    ("server/script_engine.rs", "on_memory"),
     # Python's memory: counters and the server's allocator.
     *(("python/memory.rs", name) for name in ("malloc", "calloc", "realloc", "free", "alloc_arena", "free_arena")),
 }

@@ -279,10 +279,7 @@ impl SyncWatch {
     }
 
     /// What is to end now, and the limit that it has passed, with its name; `None` there if somebody wants it to end.
-    fn late(
-        &self,
-        limit: Option<Duration>,
-    ) -> Option<(Arc<dyn Stoppable>, Option<(&'static str, Duration)>)> {
+    fn late(&self, limit: Option<Duration>) -> Option<(Arc<dyn Stoppable>, Option<Passed>)> {
         let (code, elapsed) = self.longer_than(Duration::ZERO)?;
         let own = code.limit().map(|own| ("its limit", own));
         let limits = limit.map(|limit| ("SyncTimeout", limit)).into_iter().chain(own);
@@ -356,6 +353,9 @@ impl Slow {
         is_new
     }
 }
+
+/// The name of a limit, and what it is.
+type Passed = (&'static str, Duration);
 
 /// While it lives, a run is watched.
 pub struct Watched<'a>(&'a SyncWatch);

@@ -88,9 +88,11 @@ fn try_lock() -> bool {
         && unsafe { api!(RedisModule_ThreadSafeContextTryLock(lock::log_context())) }
             == raw::REDISMODULE_OK as c_int;
     TRYING.fetch_sub(1, Ordering::SeqCst);
-    while closing {
+    if closing {
         // The process ends.
-        thread::park();
+        loop {
+            thread::park();
+        }
     }
     got
 }

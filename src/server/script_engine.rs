@@ -6,7 +6,6 @@
 
 use std::{
     ffi::{CStr, c_char, c_int, c_void},
-    panic::{AssertUnwindSafe, catch_unwind},
     ptr, slice,
     sync::{
         Arc, OnceLock,
@@ -18,6 +17,7 @@ use std::{
 use redis_module::raw;
 
 use super::{
+    entry::caught,
     lock::{Entered, Lock},
     reply::Reply,
     script_call::{self, Abi, ScriptCall},
@@ -251,11 +251,11 @@ unsafe extern "C" fn on_compile(
     let (entered, code) = unsafe { (Entered::new(), slice::from_raw_parts(code.cast::<u8>(), len)) };
     let kind = if kind == EVAL { Kind::Eval } else { Kind::Library };
     let limit = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms as u64));
-    let compiled = catch_unwind(AssertUnwindSafe(|| match ENGINE.get() {
+    let panicked = Err("internal error, see the server's log".to_owned());
+    let compiled = caught(panicked, || match ENGINE.get() {
         Some(engine) => engine.compile(entered.lock(), kind, code, limit),
         None => Err("the module is still loading".to_owned()),
-    }));
-    let compiled = compiled.unwrap_or_else(|_| Err("internal error, see the server's log".to_owned()));
+    });
     // SAFETY: the places are the server's; what is put there is its own to free.
     unsafe {
         *count = 0;
@@ -335,7 +335,7 @@ unsafe extern "C" fn on_free(_ctx: Ctx, _engine: *mut c_void, kind: c_int, compi
     };
     let used = &USED[usize::from(kind == FUNCTION)];
     used.fetch_sub(kept.function.size(), Ordering::Relaxed);
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(kept)));
+    caught((), || drop(kept));
 }
 
 unsafe extern "C" fn on_call(
@@ -364,8 +364,8 @@ unsafe extern "C" fn on_call(
             Argv::new(keys, i32::try_from(key_count).unwrap_or_default()),
             Argv::new(arguments, i32::try_from(argument_count).unwrap_or_default()),
         );
-        let answered = catch_unwind(AssertUnwindSafe(|| function.call(&call)));
-        let reply = answered.unwrap_or_else(|_| Reply::error("ERR internal error, see the server's log"));
+        let panicked = Reply::error("ERR internal error, see the server's log");
+        let reply = caught(panicked, || function.call(&call));
         drop(call);
         reply.send(ctx);
     }
@@ -374,7 +374,9 @@ unsafe extern "C" fn on_call(
 unsafe extern "C" fn on_function_overhead(_ctx: Ctx, compiled: *mut CompiledFunction) -> usize {
     // SAFETY: `keep` made it.
     let kept = unsafe { &*(*compiled).function.cast::<Kept>() };
-    size_of::<CompiledFunction>() + size_of::<Kept>() + kept.function.size()
+    caught(0, || {
+        size_of::<CompiledFunction>() + size_of::<Kept>() + kept.function.size()
+    })
 }
 
 /// The functions are freed one by one; nothing else is kept for them.
