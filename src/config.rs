@@ -37,6 +37,7 @@ pub enum Number {
     ReadThroughMaxAbsent,
     ReadThroughMaxBackoffs,
     ReadThroughMaxLoads,
+    WriteBehindMaxSaveTime,
 }
 
 /// Who an option belongs to: core names are matched in any letter case and are invisible to `configGet`.
@@ -80,7 +81,7 @@ const fn python(name: &'static str, default: i64, boolean: bool, runtime: bool) 
     }
 }
 
-const NUMBERS: [Definition; 17] = [
+const NUMBERS: [Definition; 18] = [
     core("MaxExecutions", 1000, i64::MIN, true),
     core("MaxExecutionsPerRegistration", 100, i64::MIN, true),
     core("ProfileExecutions", 0, i64::MIN, true),
@@ -98,6 +99,7 @@ const NUMBERS: [Definition; 17] = [
     core("ReadThroughMaxAbsent", 100_000, 0, true),
     core("ReadThroughMaxBackoffs", 100_000, 0, true),
     core("ReadThroughMaxLoads", 10_000, 1, true),
+    core("WriteBehindMaxSaveTime", 60_000, 1, true),
 ];
 
 /// Options with a text: name and default. None changes at run time.

@@ -8,6 +8,7 @@ mod chain;
 mod loads;
 mod passed;
 mod table;
+mod writes;
 
 use std::sync::{Arc, OnceLock};
 
@@ -15,6 +16,7 @@ use chain::HookRule;
 pub use loads::{Hot, Loads, Missing, Wait, nearness};
 pub use table::{CommandSpec, ProxyCommand};
 use table::{Entry, Rule, Table, changes_state, length_bit, look_up};
+pub use writes::Writes;
 
 use crate::{
     engine::{
@@ -87,6 +89,8 @@ pub struct Hooks {
     bypass: Guarded<bool>,
     /// Who loads keys that are missed.
     loads: OnceLock<Arc<dyn Loads>>,
+    /// Who saves changes of keys.
+    writes: OnceLock<Arc<dyn Writes>>,
 }
 
 /// The linked command that runs now, which is the server's current one (`server::command`).
@@ -138,6 +142,7 @@ impl Hooks {
             running: Guarded::new(None),
             bypass: Guarded::new(false),
             loads: OnceLock::new(),
+            writes: OnceLock::new(),
         })
     }
 
@@ -285,13 +290,18 @@ impl Hooks {
 
     /// Undoes [`Hooks::link`]; the last one removes the filter.
     pub fn unlink(&self, lock: Lock<'_>, registration: Id) {
-        let mut table = self.table.write(lock);
-        for entry in &mut table.entries {
+        self.take_out(lock, |entry| {
             entry.rules.retain(|rule| rule.registration != registration);
             entry.hooks.retain(|rule| rule.registration.id != registration);
             entry.loads.retain(|rule| rule.registration != registration);
             entry.removers.retain(|rule| rule.registration != registration);
-        }
+            entry.writes.retain(|rule| rule.registration != registration);
+        });
+    }
+
+    fn take_out(&self, lock: Lock<'_>, change: impl Fn(&mut Entry)) {
+        let mut table = self.table.write(lock);
+        table.entries.iter_mut().for_each(change);
         table.recompute();
         if table.entries.is_empty() {
             if let Some(installed) = self.installed.write(lock).take() {
@@ -455,14 +465,31 @@ impl Hooks {
         if let Some(answer) = self.wait_for_loads(command, cleared).map_err(refused)? {
             return Ok(answer);
         }
+        if let Some(answer) = self.wait_for_room(command, cleared).map_err(refused)? {
+            return Ok(answer);
+        }
+        let behind = self.begin_write(command);
+        let absent = self.absent_removals(command);
         let (reply, link) = command.as_current(1, || {
             let running = RunningGuard::enter(self, command.lock());
             let reply = call_original(command, self.features, original, cleared);
             (reply, running.leave())
         });
-        let reply = reply.map_err(refused)?;
+        let reply = match reply {
+            Ok(reply) => self.end_write(command, behind, reply),
+            Err(refusal) => {
+                // Nothing was changed, so nobody waits.
+                return Err(refused(refusal));
+            }
+        };
         engine.stats.count_linked();
         self.tell_removed(command);
+        let Some(reply) = reply else {
+            return Ok(Answer::Done);
+        };
+        if !reply.is_error() {
+            self.tell_writes_removed(command, &absent);
+        }
         match link.as_ref().map_or(Ok(None), |link| link.close_if_free()) {
             Ok(None) => reply.forward(command),
             Ok(Some(replacement)) => command.send(&replacement),

@@ -20,6 +20,7 @@ mod requirements;
 mod server;
 mod stats;
 mod threads;
+mod write_behind;
 
 use std::ffi::{CStr, c_int};
 

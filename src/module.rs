@@ -30,6 +30,7 @@ use crate::{
         load::Loading,
     },
     threads,
+    write_behind::WriteBehind,
 };
 
 /// The handle that the server's calls start from. Set once, while the module loads.
@@ -41,6 +42,7 @@ pub struct Pinion {
     pub hooks: Arc<Hooks>,
     pub keys: Arc<KeysWatch>,
     pub loads: Arc<ReadThrough>,
+    pub behind: Arc<WriteBehind>,
     pub commands: Arc<Commands>,
     pub streams: Arc<StreamWatch>,
     pub cluster: Arc<Cluster>,
@@ -100,8 +102,15 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks) -> Result<(), String>
         Arc::new(CPython),
         callbacks.subscribe,
     );
+    let behind = WriteBehind::new(
+        Arc::clone(&engine),
+        Arc::clone(&hooks),
+        Arc::clone(&loads),
+        callbacks.subscribe,
+    );
     let readers = Arc::new(Readers {
         loads: Arc::clone(&loads),
+        behind: Arc::clone(&behind),
         keys: Arc::clone(&keys),
         commands: Arc::clone(&commands),
         streams: Arc::clone(&streams),
@@ -156,6 +165,7 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks) -> Result<(), String>
             hooks,
             keys,
             loads,
+            behind,
             commands,
             streams,
             cluster,

@@ -22,6 +22,8 @@ use crate::{
         key::{self, Life},
         lock::Lock,
         room,
+        slots::slot_of,
+        store,
     },
 };
 
@@ -183,6 +185,9 @@ impl Hooks {
             let Some(key) = passing.arg(position) else {
                 return false;
             };
+            if !entry.writes.is_empty() && self.wants_write_proxy(entry, passing, client.db, position, key) {
+                return true;
+            }
             let linked = entry.links(key);
             if linked && !entry.only_misses {
                 return true;
@@ -306,7 +311,7 @@ impl Hooks {
     }
 
     /// The first key of the command behind the proxy command.
-    pub fn first_key<'a>(&self, command: &Command<'a>) -> Option<&'a [u8]> {
+    fn first_key<'a>(&self, command: &Command<'a>) -> Option<&'a [u8]> {
         let original = command.argv().skip(1);
         let table = self.table.read(command.lock());
         let entry = table.find(original.get(0)?)?;
@@ -314,11 +319,27 @@ impl Hooks {
         original.get(place)
     }
 
+    /// Answers a client that has waited by its own command, in whose place the server calls us back.
+    pub fn answer_awaited(&self, command: &Command<'_>) {
+        match self.run_awaited(command) {
+            Ok(reply) if reply.is_foreign() => {
+                let slot = self.first_key(command).map(slot_of);
+                let redirection = store::redirection(command.lock(), self.features, slot.unwrap_or(0));
+                command.send(&redirection);
+            }
+            Ok(reply) => reply.forward(command),
+            Err(_) => {
+                let name = command.argv().get(1).unwrap_or_default().to_ascii_lowercase();
+                command.send(&Error::NotPermitted(String::from_utf8_lossy(&name).into_owned()).into());
+            }
+        }
+    }
+
     /// Runs the command of a client that has waited, in whose place the server calls us back.
     ///
     /// # Errors
     /// The user may not run it any more.
-    pub fn run_awaited(&self, command: &Command<'_>) -> Result<CallReply, Refusal> {
+    fn run_awaited(&self, command: &Command<'_>) -> Result<CallReply, Refusal> {
         let original = command.argv().skip(1);
         command.as_current(1, || {
             // The filter leaves it alone: it has waited.

@@ -25,6 +25,7 @@ const INTERRUPT: &CStr = cstr(concat!(include_str!("../../python/interrupt.py"),
 const LOOP: &CStr = cstr(concat!(include_str!("../../python/loop.py"), "\0"));
 const PROFILE: &CStr = cstr(concat!(include_str!("../../python/profile.py"), "\0"));
 const READ_THROUGH: &CStr = cstr(concat!(include_str!("../../python/read_through.py"), "\0"));
+const WRITE_BEHIND: &CStr = cstr(concat!(include_str!("../../python/write_behind.py"), "\0"));
 const REDIS_AI: &CStr = cstr(concat!(include_str!("../../python/redisai.py"), "\0"));
 const SHIPPED: &CStr = cstr(concat!(include_str!("../../python/shipped.py"), "\0"));
 const CHILDREN: &CStr = cstr(concat!(include_str!("../../python/children.py"), "\0"));
@@ -271,6 +272,12 @@ fn prepare(py: Python<'_>, loop_kind: &str) -> PyResult<Started> {
         READ_THROUGH,
         c"<pinion>/read_through.py",
         c"pinion_read_through",
+    )?;
+    PyModule::from_code(
+        py,
+        WRITE_BEHIND,
+        c"<pinion>/write_behind.py",
+        c"pinion_write_behind",
     )?;
     PyModule::from_code(py, REDIS_AI, c"<pinion>/redisai.py", c"redisAI")?;
     let main = PyModule::import(py, "__main__")?.dict();

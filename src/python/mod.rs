@@ -20,6 +20,7 @@ mod installed;
 pub mod interpreter;
 mod interrupt;
 mod kept;
+mod keywords;
 mod language;
 mod launch;
 mod loaded;
@@ -29,6 +30,7 @@ mod read_through;
 mod script;
 mod text;
 mod watchdog;
+mod write_behind;
 
 use std::sync::{Arc, OnceLock};
 

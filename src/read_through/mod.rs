@@ -10,7 +10,7 @@
 mod answer;
 mod bounded;
 mod figures;
-mod keys;
+pub mod keys;
 mod life;
 mod machine;
 pub mod options;
@@ -31,6 +31,7 @@ use std::{
 
 pub use keys::Key;
 pub use life::Lifetime;
+pub use pump::raised;
 
 use self::{
     bounded::Bounded,
@@ -196,7 +197,7 @@ impl ReadThrough {
             awake: AtomicBool::new(false),
         });
         loads.hooks.connect(Arc::clone(&loads) as _);
-        waiting::connect(Arc::clone(&loads) as _);
+        waiting::connect(waiting::Why::Load, Arc::clone(&loads) as _);
         loads
     }
 
@@ -209,6 +210,11 @@ impl ReadThrough {
         let state = self.state.read(lock);
         let loads = |served: &Served| served.pattern.matches(name);
         !state.storing && !state.machine.is_idle() && state.served.values().any(loads)
+    }
+
+    /// True while a value is stored that was loaded: that is no change.
+    pub fn is_storing(&self, lock: Lock<'_>) -> bool {
+        self.state.read(lock).storing
     }
 
     /// One notification of the server.
@@ -375,7 +381,7 @@ impl ReadThrough {
     /// Lets the client of a command wait under its number in the machine.
     fn block(&self, command: &Command<'_>, number: u64) -> Wait {
         let lock = command.lock();
-        let client = command.wait();
+        let client = command.wait(waiting::Why::Load);
         let mut state = self.state.write(lock);
         let Some(client) = client else {
             state.machine.release(number);

@@ -343,7 +343,7 @@ impl Failed {
 }
 
 /// The type of what the function raised whose execution ends on this thread.
-fn raised() -> String {
+pub fn raised() -> String {
     let scope = Scope::current();
     let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
     let kind = execution.and_then(|execution| execution.error_kind());

@@ -95,7 +95,7 @@ impl Kind {
             .map_or("unknown", |&(name, _)| name)
     }
 
-    fn of(opened: &Opened<'_>) -> Self {
+    pub(super) fn of(opened: &Opened<'_>) -> Self {
         // SAFETY: the key is open; the server answers "empty" for null.
         match unsafe { api!(RedisModule_KeyType(opened.0)) } as isize {
             raw::REDISMODULE_KEYTYPE_EMPTY => Self::Empty,
@@ -132,7 +132,13 @@ impl Value {
 }
 
 /// An open key; closed on drop.
-struct Opened<'a>(*mut raw::RedisModuleKey, std::marker::PhantomData<Lock<'a>>);
+pub(super) struct Opened<'a>(*mut raw::RedisModuleKey, std::marker::PhantomData<Lock<'a>>);
+
+impl Opened<'_> {
+    pub(super) fn as_raw(&self) -> *mut raw::RedisModuleKey {
+        self.0
+    }
+}
 
 impl Drop for Opened<'_> {
     fn drop(&mut self) {
@@ -145,7 +151,7 @@ impl Drop for Opened<'_> {
 
 /// # Safety
 /// `name` is alive.
-unsafe fn open(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleString) -> Opened<'_> {
+pub(super) unsafe fn open(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleString) -> Opened<'_> {
     // SAFETY: by the caller's promise, under the lock.
     let key = unsafe {
         api!(RedisModule_OpenKey(

@@ -29,6 +29,7 @@ mod refused;
 pub mod reply;
 pub mod room;
 pub mod slots;
+pub mod snapshot;
 pub mod store;
 pub mod string;
 mod syntax;
