@@ -102,11 +102,12 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks) -> Result<(), String>
         Arc::new(CPython),
         callbacks.subscribe,
     );
+    let subscribe = callbacks.subscribe;
     let behind = WriteBehind::new(
         Arc::clone(&engine),
         Arc::clone(&hooks),
         Arc::clone(&loads),
-        callbacks.subscribe,
+        subscribe,
     );
     let readers = Arc::new(Readers {
         loads: Arc::clone(&loads),
@@ -148,17 +149,7 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks) -> Result<(), String>
     }
     engine.gather_jobs(loading.subscribe(callbacks.server_event, callbacks.info));
     engine.update_serving(lock);
-    api::log_notice(&format!(
-        "Pinion {}, compatible with RedisGears 1.2",
-        env!("CARGO_PKG_VERSION")
-    ));
-    api::log_notice(&format!(
-        "Python {} with the virtual environment {} on {}",
-        python.version, python.prefix, python.base_prefix
-    ));
-    for line in &lines {
-        api::log_notice(line);
-    }
+    greet(&python, &lines);
     PINION
         .set(Pinion {
             engine,
@@ -173,4 +164,19 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks) -> Result<(), String>
             packages,
         })
         .map_err(|_| "the module is loaded already".to_owned())
+}
+
+/// Says in the log what was started.
+fn greet(python: &interpreter::Started, lines: &[String]) {
+    api::log_notice(&format!(
+        "Pinion {}, compatible with RedisGears 1.2",
+        env!("CARGO_PKG_VERSION")
+    ));
+    api::log_notice(&format!(
+        "Python {} with the virtual environment {} on {}",
+        python.version, python.prefix, python.base_prefix
+    ));
+    for line in lines {
+        api::log_notice(line);
+    }
 }

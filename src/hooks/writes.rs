@@ -25,6 +25,12 @@ pub trait Writes: Send + Sync {
     /// A key was to be deleted, and was not there.
     fn removed(&self, lock: Lock<'_>, db: i32, name: &[u8]);
 
+    /// Whether there is a registration.
+    fn is_any(&self, lock: Lock<'_>) -> bool;
+
+    /// Whether changes of the key are saved.
+    fn saves(&self, lock: Lock<'_>, name: &[u8]) -> bool;
+
     /// Whether a command that changes the key has to wait now, before it runs or behind that.
     fn minds_write(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> bool;
 
@@ -59,6 +65,11 @@ impl Hooks {
     pub fn connect_writes(&self, writes: Arc<dyn Writes>) {
         // A second call cannot happen: the module cannot be loaded twice.
         let _ = self.writes.set(writes);
+    }
+
+    /// Whether changes of any keys are saved.
+    pub fn saves_writes(&self, lock: Lock<'_>) -> bool {
+        self.writes.get().is_some_and(|writes| writes.is_any(lock))
     }
 
     /// The commands that change keys at fixed places and do not wait by themselves.

@@ -8,6 +8,7 @@
 //! All state lives under the server's lock, but for the inbox of what loaders have brought.
 
 mod answer;
+mod behind;
 mod bounded;
 mod figures;
 pub mod keys;
@@ -23,12 +24,13 @@ mod trigger;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
+pub use behind::{Newest, Unsaved};
 pub use keys::Key;
 pub use life::Lifetime;
 pub use pump::raised;
@@ -107,6 +109,7 @@ pub struct ReadThrough {
     unpack: Arc<dyn Unpack>,
     subscribe: fn(Lock<'_>, Class),
     started: Instant,
+    behind: OnceLock<Arc<dyn Unsaved>>,
     state: Guarded<State>,
     inbox: Mutex<Vec<Brought>>,
     /// The server was asked to come to [`ReadThrough::pump`] and has not come yet.
@@ -162,6 +165,8 @@ struct Served {
     pattern: Pattern,
     hot: Arc<Hot>,
     figures: Figures,
+    /// Commands that change a part of a value are linked.
+    meets_writes: bool,
 }
 
 impl ReadThrough {
@@ -180,6 +185,7 @@ impl ReadThrough {
             unpack,
             subscribe,
             started: Instant::now(),
+            behind: OnceLock::new(),
             state: Guarded::new(State {
                 machine: Machine::new(bounds, seed),
                 served: BTreeMap::new(),
@@ -273,7 +279,8 @@ impl State {
 
 impl Loads for ReadThrough {
     fn ageing(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8], at_ms: i64, left_ms: i64) {
-        if !life::is_marked(at_ms) {
+        // What is not saved yet would come back as it was.
+        if !life::is_marked(at_ms) || self.unsaved(lock, db, name).is_some() {
             return;
         }
         let mut state = self.state.write(lock);
@@ -312,6 +319,10 @@ impl Loads for ReadThrough {
         absent
     }
 
+    fn restore(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8]) -> bool {
+        self.restore_unsaved(lock, registration, db, name)
+    }
+
     fn minds(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
         self.state.read(lock).machine.concerns(db, name)
     }
@@ -344,7 +355,7 @@ impl Loads for ReadThrough {
                 drop(state);
                 self.block(command, number)
             }
-            Err((rule, why)) => match state.refusal(rule, &why) {
+            Err((rule, why)) => match state.refusal(rule, &why, writes) {
                 Some(reply) => Wait::Refused(reply.into()),
                 None => Wait::No,
             },
@@ -419,14 +430,14 @@ impl ReadThrough {
 
 impl State {
     /// What somebody gets who gets no value; `None`: the command's own reply.
-    fn refusal(&self, rule: Id, why: &Why) -> Option<Reply> {
+    fn refusal(&self, rule: Id, why: &Why, writes: bool) -> Option<Reply> {
         let on_error = self
             .served
             .get(&rule)
             .map_or(OnError::Error, |served| served.options.on_error);
         match on_error {
-            OnError::Error => Some(why.clone().into()),
-            OnError::Miss => None,
+            OnError::Miss if !writes => None,
+            _ => Some(why.clone().into()),
         }
     }
 }

@@ -100,7 +100,7 @@ impl Snapshot {
     pub fn of_bytes(given: &[u8], damaged: bool) -> Self {
         let snapshot = Self(given.into());
         let known = snapshot.is_gone() || snapshot.kind().is_some() || snapshot.is_damaged();
-        if !damaged && known && read(given).is_some() {
+        if !damaged && known && read(given).is_ok() {
             return snapshot;
         }
         Self([&[DAMAGED], given].concat().into())
@@ -108,7 +108,7 @@ impl Snapshot {
 
     /// The value as a key can hold it; `None` if there is none, or none that could be stored.
     pub fn content(&self) -> Option<Content> {
-        read(&self.0).flatten()
+        read(&self.0).ok().flatten()
     }
 
     /// The bytes that are damaged.
@@ -117,35 +117,42 @@ impl Snapshot {
     }
 }
 
-/// `None`: the bytes are damaged.
-fn read(given: &[u8]) -> Option<Option<Content>> {
-    let (&tag, mut rest) = given.split_first()?;
+/// The bytes end early, or are none of a value.
+struct Damaged;
+
+fn read(given: &[u8]) -> Result<Option<Content>, Damaged> {
+    let (&tag, rest) = given.split_first().ok_or(Damaged)?;
     let Some((_, kind)) = KINDS.iter().find(|(known, _)| *known == tag) else {
-        return Some(None);
+        return Ok(None);
     };
-    Some(Some(match kind {
-        Kind::String => Content::String(rest.to_vec()),
-        Kind::List => Content::List(items(rest)?),
-        Kind::Set => Content::Set(items(rest)?),
-        Kind::Hash => {
-            let mut fields = Vec::new();
-            while !rest.is_empty() {
-                let name = next(&mut rest)?;
-                fields.push((name.to_vec(), next(&mut rest)?.to_vec()));
-            }
-            Content::Hash(fields)
-        }
-        Kind::Zset => {
-            let mut members = Vec::new();
-            while !rest.is_empty() {
-                let (score, more) = rest.split_first_chunk::<8>()?;
-                rest = more;
-                members.push((next(&mut rest)?.to_vec(), f64::from_le_bytes(*score)));
-            }
-            Content::Sorted(members)
-        }
-        _ => return Some(None),
-    }))
+    let content = match kind {
+        Kind::String => Some(Content::String(rest.to_vec())),
+        Kind::List => items(rest).map(Content::List),
+        Kind::Set => items(rest).map(Content::Set),
+        Kind::Hash => fields(rest).map(Content::Hash),
+        Kind::Zset => members(rest).map(Content::Sorted),
+        _ => return Ok(None),
+    };
+    content.map(Some).ok_or(Damaged)
+}
+
+fn fields(mut rest: &[u8]) -> Option<Vec<(Vec<u8>, Vec<u8>)>> {
+    let mut fields = Vec::new();
+    while !rest.is_empty() {
+        let name = next(&mut rest)?;
+        fields.push((name.to_vec(), next(&mut rest)?.to_vec()));
+    }
+    Some(fields)
+}
+
+fn members(mut rest: &[u8]) -> Option<Vec<(Vec<u8>, f64)>> {
+    let mut members = Vec::new();
+    while !rest.is_empty() {
+        let (score, more) = rest.split_first_chunk::<8>()?;
+        rest = more;
+        members.push((next(&mut rest)?.to_vec(), f64::from_le_bytes(*score)));
+    }
+    Some(members)
 }
 
 fn items(mut rest: &[u8]) -> Option<Vec<Vec<u8>>> {

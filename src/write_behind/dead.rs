@@ -1,11 +1,11 @@
 //! Changes that cannot be saved go into a stream, with whatever is known of them.
 
-use std::sync::Arc;
+use std::{fmt::Write as _, sync::Arc};
 
 use super::{
     WriteBehind,
     frame::Frames,
-    machine::{Change, Failed, Queue, Time},
+    machine::{Change, Failed, Queue},
     saved,
     source::{type_name, value},
 };
@@ -16,7 +16,7 @@ use crate::{
 
 impl WriteBehind {
     /// Puts a change away that is given up. If that fails it stays.
-    pub(super) fn put_away(&self, lock: Lock<'_>, now: Time, token: u64, place: u64, why: &Arc<Failed>) {
+    pub(super) fn put_away(&self, lock: Lock<'_>, token: u64, place: u64, why: &Arc<Failed>) {
         let mut state = self.state.write(lock);
         let Some(sink) = state.token(token) else { return };
         let Some(entry) = sink.queue.entry(place) else {
@@ -55,7 +55,6 @@ impl WriteBehind {
         frames.gone(&prefix, &[Queue::gone_with(&entry)]);
         drop(state);
         saved::send(lock, &frames);
-        let _ = now;
     }
 
     fn append(&self, lock: Lock<'_>, stream: &str, words: Vec<Vec<u8>>) -> Result<(), String> {
@@ -145,7 +144,10 @@ fn quoted(text: &str) -> String {
         match letter {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
-            letter if letter < ' ' => out.push_str(&format!("\\u{:04x}", u32::from(letter))),
+            letter if letter < ' ' => {
+                // Writing to a String cannot fail.
+                let _ = write!(out, "\\u{:04x}", u32::from(letter));
+            }
             letter => out.push(letter),
         }
     }

@@ -283,6 +283,7 @@ pub fn event_name(name: &[u8]) -> Cow<'static, str> {
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used)] // a test may panic
 mod tests {
     use super::*;
 

@@ -4,7 +4,7 @@
 use super::{Sink, State, WriteBehind, options::OnFull};
 use crate::{
     hooks::{Wait, Writes},
-    read_through::options::seconds,
+    read_through::{Newest, Unsaved, options::seconds},
     server::{
         call::CallReply,
         client::BlockedClient,
@@ -72,6 +72,14 @@ impl State {
 impl Writes for WriteBehind {
     fn removed(&self, lock: Lock<'_>, db: i32, name: &[u8]) {
         self.note_removal(lock, db, name);
+    }
+
+    fn is_any(&self, lock: Lock<'_>) -> bool {
+        !self.state.read(lock).sinks.is_empty()
+    }
+
+    fn saves(&self, lock: Lock<'_>, name: &[u8]) -> bool {
+        self.concerns(lock, name)
     }
 
     fn minds_write(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
@@ -155,6 +163,15 @@ impl Writes for WriteBehind {
         self.state.write(lock).waiting.insert(number, waits);
         self.come();
         None
+    }
+}
+
+impl Unsaved for WriteBehind {
+    fn unsaved(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> Option<Newest> {
+        let state = self.state.read(lock);
+        let newest = state.sinks.iter().filter_map(|sink| sink.queue.newest(db, name));
+        let newest = newest.max_by_key(|change| change.id)?;
+        Some(newest.payload.content().map_or(Newest::Gone, Newest::Value))
     }
 }
 

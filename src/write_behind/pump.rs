@@ -70,7 +70,7 @@ impl WriteBehind {
             loop {
                 let begun = self.state.write(lock).begin(now);
                 let Some(begun) = begun else { break };
-                self.call(lock, now, begun);
+                self.call(lock, begun);
             }
             self.unlink_where_not_full(lock);
             self.let_in(lock);
@@ -106,7 +106,7 @@ impl WriteBehind {
         self.let_all_in(lock);
     }
 
-    fn call(&self, lock: Lock<'_>, now: Time, begun: Begun) {
+    fn call(&self, lock: Lock<'_>, begun: Begun) {
         let Begun {
             sink,
             call,
@@ -119,7 +119,7 @@ impl WriteBehind {
                 kind: "Damaged".into(),
                 text: "the bytes of this change are damaged".into(),
             });
-            self.put_away(lock, now, sink, place, &why);
+            self.put_away(lock, sink, place, &why);
         }
         if changes.is_empty() {
             if let Some(sink) = self.state.write(lock).token(sink) {
@@ -201,7 +201,7 @@ impl WriteBehind {
                 sink.complain(now, &why);
                 drop(state);
                 if let Some(place) = place {
-                    self.put_away(lock, now, brought.sink, place, &why);
+                    self.put_away(lock, brought.sink, place, &why);
                 }
             }
         }
@@ -217,22 +217,19 @@ impl WriteBehind {
             hung.push((sink.token, call, sink.running.take()));
         }
         for (sink, call, running) in hung {
-            match running {
-                Some(execution) => {
-                    api::log_warning(&format!(
-                        "write_behind: a call of save has taken longer than WriteBehindMaxSaveTime and is stopped ({execution})"
-                    ));
-                    // One that has ended in this moment is not there any more.
-                    let _ = self.engine.abort(execution, || {});
-                }
-                None => {
-                    let failed = Failed {
-                        kind: "SaveTimedOut".into(),
-                        text: "save could not be stopped".into(),
-                    };
-                    self.bring(sink, call, Duration::ZERO, Err(failed));
-                }
+            if let Some(execution) = running {
+                api::log_warning(&format!(
+                    "write_behind: a call of save has taken longer than WriteBehindMaxSaveTime and is stopped ({execution})"
+                ));
+                // One that has ended in this moment is not there any more.
+                let _ = self.engine.abort(execution, || {});
+                continue;
             }
+            let failed = Failed {
+                kind: "SaveTimedOut".into(),
+                text: "save could not be stopped".into(),
+            };
+            self.bring(sink, call, Duration::ZERO, Err(failed));
         }
     }
 
@@ -347,10 +344,8 @@ impl State {
             .sinks
             .iter()
             .filter(|sink| waits.sinks & (1 << sink.number) != 0);
-        let failed = theirs.filter_map(|sink| sink.queue.trouble());
-        failed
-            .filter_map(|(entry, _)| Some(entry.failed.as_ref()?.kind.clone()))
-            .next()
+        let mut failed = theirs.filter_map(|sink| sink.queue.trouble());
+        failed.find_map(|(entry, _)| Some(entry.failed.as_ref()?.kind.clone()))
     }
 }
 

@@ -68,6 +68,7 @@ impl WriteBehind {
             self.hooks.link_removals(lock, owner.id, &options.pattern());
         }
         self.link_where_full(lock);
+        self.loads.meet_writes(lock);
         self.subscribe_wanted(lock);
         self.come();
     }

@@ -64,7 +64,6 @@ impl<P> Queue<P> {
     }
 
     /// The newest change of a key.
-    #[allow(dead_code)] // halves
     pub fn newest(&self, db: i32, name: &[u8]) -> Option<&Change<P>> {
         let place = self.chains.get(db, name)?.places.back()?;
         self.entries.get(place).map(|entry| &entry.change)

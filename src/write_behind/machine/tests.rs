@@ -1,9 +1,13 @@
 //! The machine by itself: a queue, a clock that the test sets, and a `save` that it plays.
+#![allow(clippy::expect_used, clippy::unchecked_time_subtraction)] // a test may panic
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{Change, ChangeId, Failed, Gone, Ids, Limits, Queue, Settled};
 use crate::read_through::keys::Key;
+
+/// A change of a call: its place, its key and its value.
+type Called = (u64, String, u32);
 
 /// A queue of numbers with its clock.
 struct Bench {
@@ -44,7 +48,7 @@ impl Bench {
     }
 
     /// The changes of the next call, if one begins now.
-    fn begin(&mut self) -> Option<(u64, Vec<(u64, String, u32)>)> {
+    fn begin(&mut self) -> Option<(u64, Vec<Called>)> {
         let (call, places) = self.queue.begin(self.now)?;
         self.calls += 1;
         let shown = places.into_iter().map(|place| {
@@ -72,7 +76,7 @@ impl Bench {
     }
 
     /// Plays `save` until nothing is due before `end`, or the queue is empty. True from `save`: it ends well.
-    fn run(&mut self, end: Duration, mut save: impl FnMut(Duration, &[(u64, String, u32)]) -> bool) {
+    fn run(&mut self, end: Duration, mut save: impl FnMut(Duration, &[Called]) -> bool) {
         while let Some(due) = self.queue.next_due().filter(|due| *due <= end) {
             self.now = self.now.max(due);
             let Some((call, changes)) = self.begin() else {
@@ -263,8 +267,7 @@ fn without_a_place_for_it_it_is_tried_for_ever_while_the_others_go_on() {
     for number in 0..10 {
         bench.add(&format!("k{number}"), number);
     }
-    let poison =
-        |_: Duration, changes: &[(u64, String, u32)]| changes.iter().all(|(_, name, _)| name != "k4");
+    let poison = |_: Duration, changes: &[Called]| changes.iter().all(|(_, name, _)| name != "k4");
     bench.run(Duration::from_secs(60), poison);
     assert_eq!((bench.saved.len(), bench.queue.len()), (9, 1));
     // Others are not held up by it, and its own later changes wait behind it.

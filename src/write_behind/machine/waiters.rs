@@ -22,7 +22,7 @@ struct Waiter {
 /// See the module.
 #[derive(Default)]
 pub struct Waiters {
-    waiters: ByNumber<Waiter>,
+    known: ByNumber<Waiter>,
     due: BTreeSet<(Time, u64)>,
     last: u64,
 }
@@ -31,26 +31,26 @@ impl Waiters {
     /// Somebody who waits until `deadline` at most, for no change so far. His number.
     pub fn add(&mut self, deadline: Time) -> u64 {
         self.last += 1;
-        self.waiters.insert(self.last, Waiter { open: 0, deadline });
+        self.known.insert(self.last, Waiter { open: 0, deadline });
         self.due.insert((deadline, self.last));
         self.last
     }
 
     /// He waits for one more change.
     pub fn expect(&mut self, number: u64) {
-        if let Some(waiter) = self.waiters.get_mut(&number) {
+        if let Some(waiter) = self.known.get_mut(&number) {
             waiter.open += 1;
         }
     }
 
     /// For how many changes he waits.
     pub fn open(&self, number: u64) -> usize {
-        self.waiters.get(&number).map_or(0, |waiter| waiter.open)
+        self.known.get(&number).map_or(0, |waiter| waiter.open)
     }
 
     /// One of the changes is decided. `Some`: his waiting has an end.
     pub fn settle(&mut self, number: u64, settled: Settled) -> Option<Settled> {
-        let waiter = self.waiters.get_mut(&number)?;
+        let waiter = self.known.get_mut(&number)?;
         waiter.open = waiter.open.saturating_sub(1);
         if settled == Settled::Saved && waiter.open > 0 {
             return None;
@@ -60,7 +60,7 @@ impl Waiters {
     }
 
     pub fn forget(&mut self, number: u64) {
-        if let Some(waiter) = self.waiters.remove(&number) {
+        if let Some(waiter) = self.known.remove(&number) {
             self.due.remove(&(waiter.deadline, number));
         }
     }
@@ -78,7 +78,7 @@ impl Waiters {
 
     #[cfg(test)]
     pub fn len(&self) -> usize {
-        self.waiters.len()
+        self.known.len()
     }
 }
 
