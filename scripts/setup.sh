@@ -85,6 +85,11 @@ elif [ "$mode" != runtime ] && ! have redis-server; then
     missing+=(redis-server)
 fi
 have redis-cli || missing+=(redis-tools)
+if [ "$mode" = test ]; then
+    # Databases that tests start by themselves.
+    ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=(postgresql)
+    [ -x /usr/sbin/mariadbd ] || have mariadbd || missing+=(mariadb-server)
+fi
 [ -e /usr/bin/python3 ] || scripts/python.sh >/dev/null 2>&1 || missing+=(python3 python3-dev python3-venv)
 
 if python=$(scripts/python.sh 2>/dev/null) && [[ $python == /usr/bin/python3* ]]; then

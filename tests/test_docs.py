@@ -74,7 +74,7 @@ def test_page(page: Path, start_server: Callable[..., Server]) -> None:
     for kind, block in BLOCK.findall(page.read_text()):
         if kind == "python":
             for registration in cache.registrations():
-                cache.client().execute_command("RG.UNREGISTER", registration["id"])
+                cache.client().execute_command("RG.UNREGISTER", registration["id"], "ABORTPENDING")
             reply = cache.run(block)
             assert reply == "OK" or reply[1] == [], reply
             continue
