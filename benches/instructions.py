@@ -27,6 +27,7 @@ from events import CONSTANT, CONSTANT_SHA, HOOK, TRIGGER  # noqa: E402
 from harness import Failure, free_port, wait_until  # noqa: E402
 from helpers import module_path  # noqa: E402
 from report import as_markdown  # noqa: E402
+from savers import FIELDS, SAVE, VALUE  # noqa: E402
 from scenarios import KEYMISS, OTHER_KEYS  # noqa: E402
 
 OUT = ROOT / "target" / "bench" / "profile"
@@ -51,6 +52,8 @@ WAYS = (
     Way("sync", MISS, KEYMISS.format(mode="sync"), GET),
     Way("trigger-pipelined", ("RG.TRIGGER", "one"), TRIGGER.format(mode="sync"), ("EVALSHA", CONSTANT_SHA, "0")),
     Way("set-other-keys", ("SET", "key:#", "value"), OTHER_KEYS, ("SET", "key:#", "value")),
+    Way("set-saved", ("SET", "key:#", VALUE), SAVE.format(prefix="key"), ("SET", "key:#", VALUE)),
+    Way("hset-saved", ("HSET", "hash:#", *FIELDS), SAVE.format(prefix="hash"), ("HSET", "hash:#", *FIELDS)),
     Way("hook-other-keys", ("HSET", "hash:#", "field", "value"), HOOK, ("HSET", "hash:#", "field", "value")),
 )
 

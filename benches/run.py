@@ -36,6 +36,7 @@ from events import EVENTS
 from harness import ROOT, Failure, module_path, progress
 from loaders import LOADERS
 from resources import RESOURCES, Resource
+from savers import SAVERS
 from scenarios import SCENARIOS, Scenario
 
 sys.path.append(str(ROOT / "tests"))
@@ -43,7 +44,7 @@ import servers  # noqa: E402  the binaries are those of the tests
 
 AnyScenario = Union[Scenario, Work, Stall, Resource, AtLimit]
 
-EVERY: dict[str, AnyScenario] = {**SCENARIOS, **EVENTS, **LOADERS, **BATCH, **RESOURCES, **AT_LIMIT, **CLUSTER}
+EVERY: dict[str, AnyScenario] = {**SCENARIOS, **EVENTS, **LOADERS, **SAVERS, **BATCH, **RESOURCES, **AT_LIMIT, **CLUSTER}
 GROUPS = list(dict.fromkeys(scenario.group for scenario in EVERY.values()))
 DEFAULT_SERVERS = ["redis-7.0", "redis-8.2"]
 DEFAULT_REPEAT = 5

@@ -87,6 +87,8 @@ pub struct Hooks {
     running: Guarded<Option<Running>>,
     /// The next command is what `call_next` runs: it is left alone.
     bypass: Guarded<bool>,
+    /// The command that runs moves keys between the shards of a cluster.
+    moving: Guarded<bool>,
     /// Who loads keys that are missed.
     loads: OnceLock<Arc<dyn Loads>>,
     /// Who saves changes of keys.
@@ -141,6 +143,7 @@ impl Hooks {
             cleared: Guarded::new(None),
             running: Guarded::new(None),
             bypass: Guarded::new(false),
+            moving: Guarded::new(false),
             loads: OnceLock::new(),
             writes: OnceLock::new(),
         })
@@ -314,6 +317,7 @@ impl Hooks {
     pub fn filter(&self, engine: &Engine, passing: Passing<'_>) {
         let Some(name) = passing.arg(0) else { return };
         let lock = passing.lock();
+        *self.moving.write(lock) = writes::moves_keys(name);
         let table = self.table.read(lock);
         if table.lengths & length_bit(name) == 0 && !name.contains(&b'.') {
             return;

@@ -60,7 +60,21 @@ pub(super) struct WriteRule {
     pub(super) interest: Interest,
 }
 
+/// Commands by which a key comes to another shard as it is.
+pub(super) fn moves_keys(name: &[u8]) -> bool {
+    match name.len() {
+        7 => name.eq_ignore_ascii_case(b"migrate"),
+        14 => name.eq_ignore_ascii_case(b"restore-asking"),
+        _ => false,
+    }
+}
+
 impl Hooks {
+    /// True while such a command runs; known while the filter is installed.
+    pub fn is_moving(&self, lock: Lock<'_>) -> bool {
+        *self.moving.read(lock)
+    }
+
     /// Told once who saves changes.
     pub fn connect_writes(&self, writes: Arc<dyn Writes>) {
         // A second call cannot happen: the module cannot be loaded twice.

@@ -141,7 +141,8 @@ impl WriteBehind {
                 waits |= sink.options.wait;
             }
         }
-        if sinks == 0 || state.quiet || self.loads.is_storing(lock) || self.is_saving(state) {
+        let ours = || state.quiet || self.loads.is_storing(lock) || self.is_saving(state);
+        if sinks == 0 || self.hooks.is_moving(lock) || ours() {
             return;
         }
         let waiter = state.notes.waiter.filter(|_| waits);
@@ -188,6 +189,9 @@ impl WriteBehind {
                 // The cache has forgotten it since; that is no deletion.
                 continue;
             }
+            if payload.is_gone() && self.has_lost_slot(lock, &note.key) {
+                continue;
+            }
             let mut state = self.state.write(lock);
             let id = state.ids.next(now_ms);
             let change = Change {
@@ -206,6 +210,16 @@ impl WriteBehind {
         saved::send(lock, &frames);
         self.link_where_full(lock);
         self.come();
+    }
+
+    /// True if the key's slot belongs to another shard by now: what the server takes away for that is there.
+    fn has_lost_slot(&self, lock: Lock<'_>, key: &Key) -> bool {
+        let features = self.engine.features;
+        if store::is_local(lock, features, key.db, &key.name) {
+            return false;
+        }
+        let redirection = store::redirection(lock, features, slot_of(&key.name));
+        matches!(redirection, Reply::Error(text) if text.starts_with(b"MOVED"))
     }
 
     /// Whoever waits for no change after all has his reply.

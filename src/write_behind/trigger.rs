@@ -64,9 +64,8 @@ impl WriteBehind {
         }
         drop(state);
         self.hooks.unlink(lock, owner.id);
-        if options.wants_removals() {
-            self.hooks.link_removals(lock, owner.id, &options.pattern());
-        }
+        // Also where removals are of no interest: the filter knows when keys move between shards.
+        self.hooks.link_removals(lock, owner.id, &options.pattern());
         self.link_where_full(lock);
         self.loads.meet_writes(lock);
         self.subscribe_wanted(lock);
