@@ -13,7 +13,9 @@ use super::{
 use crate::{
     engine::scope,
     read_through::keys::{ByKey, Key},
-    server::{after, events::KeyEvent, key, lock::Lock, snapshot::Snapshot},
+    server::{
+        after, events::KeyEvent, key, lock::Lock, reply::Reply, slots::slot_of, snapshot::Snapshot, store,
+    },
 };
 
 /// So many keys are looked for one by one.
