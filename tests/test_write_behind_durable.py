@@ -137,3 +137,25 @@ def test_a_master_that_becomes_a_replica_saves_no_more(start_server: Callable[..
     two.client().set("user:2", "b")
     wait_until(lambda: one.client().get("user:2") == "b")
     assert "user:2" not in database.rows()
+
+
+def test_damaged_changes_come_to_light(start_server: Callable[..., Server], source: Server) -> None:
+    server = start_server(args=AOF)
+    database = register(server, source, "max_tries=1, dead_letter='dead'")
+    database.fail(1_000_000)
+    client = server.client()
+    client.set("user:1", "precious")
+    client.set("user:2", "fine")
+    wait_for(server, queued=2)
+    server.stop(kill=True)
+    (file,) = server.dir.glob("appendonlydir/*.incr.aof")
+    content = file.read_bytes()
+    at = content.index(b"precious", content.index(b"PINIONQ"))
+    file.write_bytes(content[:at] + b"PRECIOUS" + content[at + 8 :])
+    database.fail(0)
+    server.start()
+    drained(server)
+    assert database.rows() == {"user:2": "fine"}
+    ((_, letter),) = server.client().xrange("dead")
+    assert (letter["key"], letter["type"], letter["error"]) == ("user:1", "damaged", "Damaged")
+    assert "PRECIOUS" in letter["value"]
