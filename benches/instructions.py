@@ -45,6 +45,8 @@ class Way(NamedTuple):
     plain: tuple[str, ...]  # what a server without the module is asked instead
 
 
+STREAM = "GB('StreamReader').foreach(lambda record: None).register(prefix='stream:*', mode='sync')"
+ADD = ("XADD", "stream:#", "*", "field", "value")
 GET, MISS = ("GET", "key:#"), ("GET", "missing:#")
 WAYS = (
     Way("hit", GET, KEYMISS.format(mode="async_local"), GET),
@@ -54,6 +56,7 @@ WAYS = (
     Way("set-other-keys", ("SET", "key:#", "value"), OTHER_KEYS, ("SET", "key:#", "value")),
     Way("set-saved", ("SET", "key:#", VALUE), SAVE.format(prefix="key"), ("SET", "key:#", VALUE)),
     Way("hset-saved", ("HSET", "hash:#", *FIELDS), SAVE.format(prefix="hash"), ("HSET", "hash:#", *FIELDS)),
+    Way("stream-sync", ADD, STREAM, ADD),
     Way("hook-other-keys", ("HSET", "hash:#", "field", "value"), HOOK, ("HSET", "hash:#", "field", "value")),
 )
 

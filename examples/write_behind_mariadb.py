@@ -1,5 +1,6 @@
 # Users are kept in MariaDB or MySQL: hashes `user:<number>` become rows of the table users, deleted keys leave it.
-# Where: RG.CONFIGSET mariadbSocket <path>, or mariadbHost <host> mariadbPort <port>; mariadbUser, mariadbDatabase. Needs the package pymysql.
+# Where: RG.CONFIGSET mariadbHost <host> mariadbPort <port> mariadbUser <user> mariadbPassword <password> mariadbDatabase <database>.
+# Needs the package pymysql.
 #
 #   create table users (`key` varbinary(255) primary key, name text, city text, last_id varchar(30) character set ascii not null, gone bool not null);
 import pymysql
@@ -34,8 +35,8 @@ def row(change):
 def save(changes):
     global connection
     if connection is None:
-        connection = pymysql.connect(unix_socket=gearsConfigGet('mariadbSocket', None), host=gearsConfigGet('mariadbHost', '127.0.0.1'),
-                                     port=int(gearsConfigGet('mariadbPort', '3306')), user=gearsConfigGet('mariadbUser', 'shop'),
+        connection = pymysql.connect(host=gearsConfigGet('mariadbHost', '127.0.0.1'), port=int(gearsConfigGet('mariadbPort', '3306')),
+                                     user=gearsConfigGet('mariadbUser', 'shop'), password=gearsConfigGet('mariadbPassword', ''),
                                      database=gearsConfigGet('mariadbDatabase', 'shop'), charset='utf8mb4', connect_timeout=5)
     try:
         with connection.cursor() as cursor:

@@ -4,7 +4,9 @@ Embedded into the module and imported as `pinion_builder`. Contract: docs/contra
 docs/contract/python-api.md chapter 3.
 """
 
-from redisgears import PyFlatExecution
+from operator import attrgetter
+
+from redisgears import GearsError, PyFlatExecution
 
 __all__ = ['GearsBuilder']
 
@@ -41,9 +43,35 @@ class GearsBuilder(PyFlatExecution):
         kargs['prefix'] = prefix
         return self._register(bool(convertToStr), bool(collect), kargs)
 
+    def sort(self, reverse=True, *, key=None):
+        """All records in ascending order, with `reverse=False` in descending order (so it is in RedisGears 1.2).
+
+        `key`: a function of the record; records are compared by what it returns, and equal ones keep their order. Without
+        it they must be comparable themselves. Raises `gears.error` if `key` cannot be called.
+        """
+        if key is None:
+            return super().sort(reverse)
+        if not callable(key):
+            raise GearsError(f'sort key argument must be a function, got {key!r}')
+        keyed = self.map(lambda record: Keyed(key(record), record))
+        return super(GearsBuilder, keyed).sort(reverse).map(attrgetter('record'))
+
     def avg(self, extractor=float):
         """All records become the mean (float) of `extractor(record)`; no record if there was none."""
         return self.map(extractor).aggregate((0, 0), _add_value, _add_partial).map(_mean)
+
+
+class Keyed:
+    """A record that is compared by a key."""
+
+    __slots__ = ('key', 'record')
+
+    def __init__(self, key, record):
+        self.key = key
+        self.record = record
+
+    def __lt__(self, other):
+        return self.key < other.key
 
 
 def _add_value(total, value):

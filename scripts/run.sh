@@ -27,7 +27,7 @@ Pinion runs on port $port; Ctrl-C ends it. In other terminals, in this directory
     redis-cli -p $port -x RG.PYEXECUTE < examples/miss_read_through.py
     redis-cli -p $port GET x
 
-  The same as a play that checks itself: make demo
+  The same as a play that checks itself, and more, in pictures: make demo
 
 TEXT
 "$server" --port "$port" --dir "$dir" --save '' --appendonly no --loadmodule "$module" &

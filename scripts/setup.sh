@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Makes this machine able to build and run Pinion (`setup.sh runtime`), to test it as well (`setup.sh test`), or to draw the
-# benchmarks, too (`setup.sh bench`).
+# Makes this machine able to build and run Pinion (`setup.sh runtime`), to play the demo (`setup.sh demo`), to test it as well
+# (`setup.sh test`), to run other people's clients against it (`setup.sh compat`), or to draw the benchmarks (`setup.sh bench`).
 # Installs only what is missing; a second run installs nothing and asks no registry. Whatever the project needs on a
 # machine is installed here or nowhere (the servers of the test matrix: tests/servers.py).
 # Environment: PYTHON (see python.sh), SERVER (the redis-server that `make run` will start).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:-runtime}
+case $mode in test | compat | bench) testing=yes ;; *) testing= ;; esac
 server=${SERVER:-redis-server}
 
 say() { printf 'pinion: %s\n' "$*"; }
@@ -81,14 +82,16 @@ have cc || missing+=(build-essential)
 if ! have "$server"; then
     [ "$server" = redis-server ] || fail "SERVER=$server was not found"
     missing+=(redis-server)
-elif [ "$mode" != runtime ] && ! have redis-server; then
+elif [ -n "$testing" ] && ! have redis-server; then
     missing+=(redis-server)
 fi
 have redis-cli || missing+=(redis-tools)
-if [ "$mode" = test ]; then
-    # Databases that tests start by themselves.
-    ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=(postgresql)
-    [ -x /usr/sbin/mariadbd ] || have mariadbd || missing+=(mariadb-server)
+if [ -n "$testing" ] && ! have postgres && ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
+    missing+=(postgresql)
+fi
+if [ "$mode" = compat ]; then
+    have mariadbd || missing+=(mariadb-server)
+    have npm || missing+=(nodejs npm)
 fi
 [ -e /usr/bin/python3 ] || scripts/python.sh >/dev/null 2>&1 || missing+=(python3 python3-dev python3-venv)
 
@@ -107,15 +110,20 @@ python_has headers || fail "$python ($version) has no C headers: install them, o
 python_has library || fail "$python ($version) has no shared libpython: rebuild it with --enable-shared, or choose another with PYTHON=/path/to/python3"
 python_has venv || fail "$python ($version) has no venv module: install it, or choose another with PYTHON=/path/to/python3"
 
+# `python3` may be a shim of a tool like pyenv: what was taken in its place is said before anything is made with it.
+[ "${PYTHON:-/usr/bin/python3}" = "$python" ] || say "PYTHON=${PYTHON:-} is Python $version, $python"
+
 # A stamp holds the content of what it was made from; when that changes, the step is done again.
-base="$("$python" -E -c 'import sys; print(sys.version)') $python $venv"
+# (Work trees may share an environment by a link: each names it by another path.)
+base="$("$python" -E -c 'import sys; print(sys.version)') $python $(realpath -m "$venv")"
 if [ "$(cat "$venv/.stamp-base" 2>/dev/null)" != "$base" ]; then
     say "creating ${venv#"$PWD"/} with $python"
     "$python" -E -m venv --clear "$venv" || fail "could not create $venv with $python"
     printf '%s\n' "$base" >"$venv/.stamp-base"
 fi
 files=(requirements.txt)
-[ "$mode" = runtime ] || files+=(requirements-test.txt)
+[ "$mode" = runtime ] || files+=(requirements-demo.txt)
+[ -z "$testing" ] || files+=(requirements-test.txt)
 [ "$mode" != bench ] || files+=(requirements-bench.txt)
 for file in "${files[@]}"; do
     stamp="$venv/.stamp-$file"

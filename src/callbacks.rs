@@ -1,5 +1,5 @@
 //! What the server calls besides commands: the filter, notifications, server events, messages of the bus, INFO. Each is one
-//! line into the room that it is for; the frames that catch panics are in `redis`.
+//! line into the room that it is for; the frames that catch panics are in `server`.
 
 use std::ffi::{c_char, c_int, c_void};
 

@@ -77,6 +77,8 @@ pub enum Error {
     NotTriggered(&'static str),
     NotOneResult,
     NoHookContext,
+    /// `SyncTimeout`, in milliseconds.
+    RanTooLong(i64),
 
     // requirements
     /// Which one, and why.
@@ -232,6 +234,7 @@ impl Error {
             Self::ClientCannotWait => CLIENT_CANNOT_WAIT,
             Self::NotTriggered(reason) => return format!("ERR Could not trigger execution, {reason}").into(),
             Self::NotOneResult => "Command hook must return exactly one result",
+            Self::RanTooLong(limit) => return ran_too_long(*limit).into(),
             Self::NoHookContext => "Can not get CommandHook ctx",
             Self::RequirementsNotFetched(why) => {
                 let beginning = "Could not satisfy requirements (look at redis log file for more information)";
@@ -275,6 +278,10 @@ impl Error {
         }
         .into()
     }
+}
+
+fn ran_too_long(limit: i64) -> String {
+    format!("ERR the function ran longer than SyncTimeout ({limit} ms) and was stopped")
 }
 
 /// A text of 1.2, and behind it what only we tell, if it is known.

@@ -87,6 +87,10 @@ pub struct RunStats {
     pending: AtomicU64,
     /// The last second in which a dropped event was logged.
     logged_second: AtomicU64,
+    /// The last second in which a failure was logged.
+    failure_second: AtomicU64,
+    /// Failures that were not logged since.
+    unlogged_failures: AtomicU64,
 }
 
 #[derive(Default)]
@@ -127,6 +131,15 @@ impl RunStats {
         // 0 stands for "never".
         let second = now.as_secs() + 1;
         self.logged_second.swap(second, Ordering::Relaxed) != second
+    }
+
+    /// An execution failed. How many did since the last line about that, if one is to be logged: once per second.
+    pub fn failures_to_log(&self, now: Duration) -> Option<u64> {
+        self.unlogged_failures.fetch_add(1, Ordering::Relaxed);
+        // 0 stands for "never".
+        let second = now.as_secs() + 1;
+        let is_due = self.failure_second.swap(second, Ordering::Relaxed) != second;
+        is_due.then(|| self.unlogged_failures.swap(0, Ordering::Relaxed))
     }
 
     /// An execution ended after running for `duration`.

@@ -17,6 +17,8 @@ const MOST: libc::rlim_t = 64 << 20;
 /// # Errors
 /// The operating system gave none.
 pub fn spawn(name: String, life: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    // The one place.
+    #[allow(clippy::disallowed_methods)]
     Builder::new().name(name).stack_size(stack_size()).spawn(life)
 }
 

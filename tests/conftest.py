@@ -12,6 +12,7 @@ from typing import Any, Callable, Generator, Sequence
 import pytest
 
 from clusters import Cluster, make_cluster
+from databases import Postgres
 from helpers import Arg, Server, module_path
 from servers import ServerUnavailable, binary, version_line
 from sharing import Lender
@@ -136,3 +137,22 @@ def server(request: pytest.FixtureRequest, shared_servers: Lender) -> Generator[
 def source(start_server: Callable[..., Server]) -> Server:
     """A fresh plain server, without the module."""
     return start_server(module=False)
+
+
+@pytest.fixture(scope="module")
+def shared_postgres() -> Generator[Postgres, None, None]:
+    """One PostgreSQL for all tests of a file: see `postgres`."""
+    database = Postgres()
+    try:
+        yield database.start()
+    finally:
+        database.cleanup()
+
+
+@pytest.fixture
+def postgres(shared_postgres: Postgres) -> Postgres:
+    """A running PostgreSQL with an empty database. Tests may kill it: it is started again for the next one."""
+    if not shared_postgres.alive():
+        shared_postgres.start()
+    shared_postgres.new_database("pinion")
+    return shared_postgres

@@ -1,135 +1,209 @@
-"""Databases that tests start: PostgreSQL and MariaDB, each in a folder of its own, on a free port or a socket."""
+"""Real databases for tests: `Postgres` and `MariaDB`, each started in a private folder on a free port.
+
+The programs come from Debian's package `postgresql` (scripts/setup.sh test), the client is psycopg. Fixtures are in
+conftest.py: `postgres` is shared by the tests of a file, each of which has a database of its own.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
-from helpers import free_port, wait_until
+import psycopg
 
+from helpers import HOST, free_port, wait_until
 
-def _binary(name: str) -> str:
-    found = shutil.which(name) or next(map(str, sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))), None)
-    assert found, f"{name} is not installed: scripts/setup.sh test"
-    return found
-
-
-class _Process:
-    """A server in a folder that is its own. As root it runs as another user, since databases refuse to run as root."""
-
-    user = "nobody"
-
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="pinion-db-"))
-        self._process: subprocess.Popen[bytes] | None = None
-        if os.getuid() == 0:
-            owner = pwd.getpwnam(self.user)
-            os.chown(self.folder, owner.pw_uid, owner.pw_gid)
-
-    def _as_user(self) -> dict[str, Any]:
-        return {"user": self.user, "group": pwd.getpwnam(self.user).pw_gid, "extra_groups": []} if os.getuid() == 0 else {}
-
-    def _run(self, *words: str) -> None:
-        done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, **self._as_user())
-        assert done.returncode == 0, f"{words[0]}: {done.stdout}{done.stderr}"
-
-    def command_line(self) -> list[str]:
-        raise NotImplementedError
-
-    def answers(self) -> bool:
-        raise NotImplementedError
-
-    def start(self) -> None:
-        with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                self.command_line(), cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, **self._as_user()
-            )
-        wait_until(self.answers, 60, f"{type(self).__name__} answers: {(self.folder / 'server.log').read_text()}")
-
-    def kill(self) -> None:
-        """Ends it as a crash does, with all of its processes."""
-        if self._process is not None and self._process.poll() is None:
-            os.killpg(self._process.pid, 9)
-            self._process.wait()
-
-    def cleanup(self) -> None:
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
+DURABILITY = ["fsync=off", "full_page_writes=off"]
+"""What a test kills is the process, and what the kernel has got survives that: a commit does, a crash of the machine not."""
 
 
-class PostgreSQL(_Process):
-    """Its database and user are `postgres`; `dsn` is what psycopg connects to."""
+def postgres_programs() -> Path:
+    """The folder of the newest PostgreSQL's `initdb` and `postgres`."""
+    found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/postgres")]
+    if beside := shutil.which("postgres"):
+        found.append(Path(beside).parent)
+    assert found, "PostgreSQL is not on this machine: make setup-test"
+    return max(found, key=lambda path: [int(part) for part in path.parts if part.isdigit()])
 
-    user = "postgres"
+
+def unprivileged() -> dict[str, Any]:
+    """What `subprocess` needs to run a program as somebody else than root, whom PostgreSQL does not serve."""
+    if os.getuid() != 0:
+        return {}
+    with contextlib.suppress(KeyError):
+        entry = pwd.getpwnam("postgres")
+        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    entry = pwd.getpwnam("nobody")
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+
+
+class Postgres:
+    """A PostgreSQL server in a folder of its own; the user is `pinion`, who may do everything.
+
+    `database` is the one that `dsn()` and `connect()` mean.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
         self.port = free_port()
-        self.dsn = f"host=127.0.0.1 port={self.port} user=postgres dbname=postgres"
-        self._run(_binary("initdb"), "-D", str(self.folder / "data"), "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8")
-        self.start()
+        self.database = "postgres"
+        self.dir = Path(tempfile.mkdtemp(prefix="pinion-postgres."))
+        self._as = unprivileged()
+        self._process: subprocess.Popen[bytes] | None = None
+        if self._as:
+            os.chown(self.dir, self._as["user"], self._as["group"])
+        initdb = [postgres_programs() / "initdb", "--pgdata", self.dir / "data", "--username=pinion"]
+        self._run([*initdb, "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"])
 
-    def command_line(self) -> list[str]:
-        return [_binary("postgres"), "-D", str(self.folder / "data"), "-p", str(self.port), "-h", "127.0.0.1", "-k", str(self.folder),
-                "-c", "shared_buffers=16MB", "-c", "max_connections=20"]  # fmt: skip
+    def start(self) -> Postgres:
+        """Starts it, after a crash as well, and waits until it takes connections."""
+        options = [f"listen_addresses={HOST}", f"port={self.port}", f"unix_socket_directories={self.dir}", *DURABILITY]
+        line: list[Any] = [postgres_programs() / "postgres", "-D", self.dir / "data"]
+        for option in options:
+            line += ["-c", option]
+        with (self.dir / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                line, cwd=self.dir, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, **self._as
+            )
+        wait_until(self._answers, 60, "PostgreSQL takes connections")
+        return self
 
-    def answers(self) -> bool:
-        import psycopg
+    def stop(self, *, kill: bool = False) -> None:
+        """Ends it: orderly, or as a crash does, with all of its processes at once."""
+        if self._process is None:
+            return
+        if kill:
+            self._signal(signal.SIGKILL)
+        else:
+            self._process.send_signal(signal.SIGINT)
+        self._process.wait(60)
+        self._process = None
 
-        try:
-            with psycopg.connect(self.dsn, connect_timeout=2) as connection:
-                return connection.execute("select 1").fetchone() == (1,)
-        except psycopg.OperationalError:
-            return False
+    def pause(self) -> None:
+        """Stops all of its processes: connections stay open, and nothing answers."""
+        self._signal(signal.SIGSTOP)
 
-    def query(self, text: str) -> list[tuple[Any, ...]]:
-        """What a statement returns; none for those that return nothing."""
-        import psycopg
+    def resume(self) -> None:
+        """Ends a pause."""
+        self._signal(signal.SIGCONT)
 
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
-            cursor = connection.execute(text)
+    def dsn(self) -> str:
+        """What `psycopg.connect` and functions in a server need to connect."""
+        return f"host={HOST} port={self.port} user=pinion dbname={self.database}"
+
+    def connect(self, **options: Any) -> psycopg.Connection[Any]:
+        """A connection that commits each statement; the caller closes it."""
+        return psycopg.connect(self.dsn(), **{"autocommit": True, **options})
+
+    def execute(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Runs one statement and returns its rows, none if it has no result."""
+        with self.connect() as connection:
+            cursor = connection.execute(statement, parameters or None)
             return cursor.fetchall() if cursor.description else []
 
+    def new_database(self, name: str) -> None:
+        """Makes an empty database and connects to it from now on."""
+        self.database = "postgres"
+        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+        self.execute(f'CREATE DATABASE "{name}"')
+        self.database = name
 
-class MariaDB(_Process):
-    """With the database `shop` and its user, who needs no password."""
+    def cleanup(self) -> None:
+        """Ends it and removes its folder."""
+        if self._process is not None:
+            self.resume()
+            self.stop(kill=True)
+        shutil.rmtree(self.dir, ignore_errors=True)
 
-    user = "mysql"
+    def alive(self) -> bool:
+        """True while it runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def log_tail(self, lines: int = 40) -> str:
+        """The end of its log."""
+        path = self.dir / "log"
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+
+    def _answers(self) -> bool:
+        assert self.alive(), f"PostgreSQL ended by itself; its log:\n{self.log_tail()}"
+        try:
+            self.execute("SELECT 1")
+        except psycopg.OperationalError:
+            return False  # not listening yet, or recovering
+        return True
+
+    def _run(self, line: Sequence[Any]) -> None:
+        done = subprocess.run(line, cwd=self.dir, stdin=subprocess.DEVNULL, capture_output=True, text=True, **self._as)
+        assert done.returncode == 0, f"{line[0]} failed: {done.stdout}{done.stderr}"
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Each of its processes is the leader of a session of its own, so there is no group to signal."""
+        assert self._process is not None, "PostgreSQL does not run"
+        pid = self._process.pid
+        # The first one goes first: what it cannot see dying, it does not answer by a restart.
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for process in (pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
+
+class MariaDB:
+    """A server with the database `test` and the user `pinion` with the password `secret`."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.socket = str(self.folder / "socket")
-        self._run(_binary("mariadb-install-db"), "--no-defaults", f"--datadir={self.folder}/data", "--auth-root-authentication-method=normal")
-        self.start()
-        self.query("create database shop")
-        self.query("create user shop@localhost")
-        self.query("grant all on shop.* to shop@localhost")
+        self.port = free_port()
+        self.dir = Path(tempfile.mkdtemp(prefix="pinion-mariadb."))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._user = "mysql" if os.getuid() == 0 else pwd.getpwuid(os.getuid()).pw_name
+        if os.getuid() == 0:
+            os.chown(self.dir, pwd.getpwnam("mysql").pw_uid, pwd.getpwnam("mysql").pw_gid)
+        assert shutil.which("mariadbd"), "MariaDB is not on this machine: make setup-compat"
+        install = ["mariadb-install-db", "--no-defaults", f"--datadir={self.dir}/data", f"--user={self._user}"]
+        done = subprocess.run([*install, "--auth-root-authentication-method=normal", "--skip-test-db"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
-    def command_line(self) -> list[str]:
-        return [shutil.which("mariadbd") or "/usr/sbin/mariadbd", "--no-defaults", f"--datadir={self.folder}/data", f"--socket={self.socket}",
-                "--skip-networking", f"--pid-file={self.folder}/pid", "--innodb-buffer-pool-size=16M"]  # fmt: skip
+    def start(self) -> MariaDB:
+        """Starts it and waits until it answers."""
+        line = ["mariadbd", "--no-defaults", f"--datadir={self.dir}/data", f"--user={self._user}", f"--port={self.port}"]
+        line += [f"--bind-address={HOST}", f"--socket={self.socket}", f"--pid-file={self.dir}/pid", "--innodb-flush-log-at-trx-commit=0"]
+        with (self.dir / "log").open("ab") as log:
+            self._process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        wait_until(lambda: self._client("SELECT 1", check=False).returncode == 0, 60, "MariaDB answers")
+        self._client(
+            "CREATE DATABASE IF NOT EXISTS test; CREATE USER IF NOT EXISTS pinion@'%' IDENTIFIED BY 'secret';"
+            "CREATE USER IF NOT EXISTS pinion@localhost IDENTIFIED BY 'secret'; GRANT ALL ON test.* TO pinion@'%';"
+            "GRANT ALL ON test.* TO pinion@localhost"
+        )
+        return self
 
-    def answers(self) -> bool:
-        import pymysql
+    @property
+    def socket(self) -> Path:
+        return self.dir / "socket"
 
-        try:
-            return self.query("select 1") == [(1,)]
-        except pymysql.MySQLError:
-            return False
+    def execute(self, statement: str) -> list[tuple[str, ...]]:
+        """Runs statements in the database `test`; the rows of the result as texts."""
+        return [tuple(line.split("\t")) for line in self._client(statement, "test").stdout.splitlines()]
 
-    def query(self, text: str) -> list[tuple[Any, ...]]:
-        """What a statement returns."""
-        import pymysql
+    def stop(self) -> None:
+        """Ends it at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
 
-        connection = pymysql.connect(unix_socket=self.socket, user="root", autocommit=True, connect_timeout=2)
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute(text)
-                return list(cursor.fetchall())
-        finally:
-            connection.close()
+    def cleanup(self) -> None:
+        """Ends it and removes its folder."""
+        self.stop()
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    def _client(self, statement: str, *database: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        line: list[Any] = ["mariadb", "--no-defaults", f"--socket={self.socket}", "--user=root", "--batch", "--skip-column-names"]
+        done = subprocess.run([*line, "--execute", statement, *database], capture_output=True, text=True)
+        assert done.returncode == 0 or not check, done.stderr
+        return done

@@ -14,6 +14,9 @@ import redis
 
 from helpers import Arg, Server, as_dict, wait_until
 
+# A server that loses nothing when it is killed.
+AOF = ["--appendonly", "yes", "--appendfsync", "always"]
+
 # Occupies a worker until the key `go` exists.
 BUSY = """
 import time
@@ -101,3 +104,38 @@ def refused(client: redis.Redis, *words: Arg) -> str:
     with pytest.raises(redis.ResponseError) as caught:
         client.execute_command(*words)
     return str(caught.value)
+
+
+def data(server: Server) -> dict[str, Any]:
+    """RegistrationData of the first registration."""
+    return server.registrations()[0]["RegistrationData"]
+
+
+def session(server: Server) -> dict[str, Any]:
+    """PD of the only registration."""
+    [entry] = server.registrations()
+    return ast.literal_eval(entry["PD"])
+
+
+def triggered(server: Server) -> list[int]:
+    """`numTriggered` of all registrations."""
+    return [entry["RegistrationData"]["numTriggered"] for entry in server.registrations()]
+
+
+def begun(server: Server, *words: str) -> None:
+    """Waits until exactly these calls have begun, in this order: functions that hold note them in the list `begun`."""
+    wait_until(lambda: server.client().lrange("begun", 0, -1) == list(words), message=f"{words} have begun")
+
+
+def go(server: Server) -> None:
+    """Lets functions end that hold until the key `go` exists."""
+    server.client().set("go", "1")
+
+
+def attach(replica: Server, master: Server) -> None:
+    """Makes a server the replica of another one, and waits until it has its data, also in its AOF file."""
+    replica.client().execute_command("REPLICAOF", master.host, master.port)
+    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up", timeout=20)
+    # Until its AOF file is rewritten, a replica with new data keeps nothing.
+    info = lambda: replica.client().info("persistence")  # noqa: E731
+    wait_until(lambda: not info()["aof_rewrite_in_progress"] and not info()["aof_rewrite_scheduled"], timeout=20)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from helpers import Arg, RawClient, Server, wait_until
-from probes import blocked_clients, error_of, executions
+from probes import blocked_clients, data, error_of, executions
 
 IMPORTS = "import asyncio, threading, time\n"
 NIL = b"$-1\r\n"
@@ -56,10 +56,6 @@ def outcome(server: Server, steps: str, setup: str, records: Any = (0,)) -> tupl
     script = f"{setup}\ndef source():\n    yield from {list(records)!r}\nGB('PythonReader'){steps}.run(source)"
     results, errors = server.run(script)
     return results, errors
-
-
-def data(server: Server) -> dict[str, Any]:
-    return server.registrations()[0]["RegistrationData"]
 
 
 def assert_well(server: Server) -> None:

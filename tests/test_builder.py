@@ -204,15 +204,15 @@ def test_limit_refuses_numbers_out_of_range(server, args):
         ("GB('Nothing', desc=2)", "desc argument must be a string"),
         ("GB('Nothing')", "The given reader does not exists"),
         ("GB('keysreader')", "The given reader does not exists"),
-        ("GB().run(mode='sync')", "unknown execution mode"),
-        ("GB().run(mode='later')", "unknown execution mode"),
+        ("GB().run(mode='sync')", "unknown execution mode: expected async_local or async, got sync"),
+        ("GB().run(mode='later')", "unknown execution mode: expected async_local or async, got later"),
         ("GB().run(mode=1)", "execution mode must be a string"),
         ("GB().run(5)", "regex argument must be a string"),
         ("GB().run(5, mode=1)", "regex argument must be a string"),
         ("GB().run(noScan=1, mode=1)", "execution mode must be a string"),
         ("GB().register(mode=None)", "execution mode must be a string"),
-        ("GB().register(mode='later')", "unknown execution mode"),
-        ("GB().register(mode='later', onRegistered=1)", "unknown execution mode"),
+        ("GB().register(mode='later')", "unknown execution mode: expected sync, async_local or async, got later"),
+        ("GB().register(mode='later', onRegistered=1)", "unknown execution mode: expected sync, async_local or async, got later"),
         ("GB().register(5, onRegistered=1)", "OnRegistered argument must be a function"),
         ("GB().register(5, eventTypes=1)", "regex argument must be a string"),
         ("GB().register(eventTypes=1, keyTypes=1)", "given eventTypes is not iterable"),
@@ -248,7 +248,7 @@ def test_register_never_looks_at_the_default_argument(server):
 def test_the_old_name_of_prefix_is_accepted_with_a_warning(server):
     server.run("GB('KeysReader').register('new*', regex='old*')")
     assert server.registrations()[0]["RegistrationData"]["args"]["regex"] == "old*"
-    warning = "Using regex argument with register is deprecated and missleading, use prefix instead."
+    warning = "Using regex argument with register is deprecated and misleading, use prefix instead."
     wait_until(lambda: warning in server.log())
 
 

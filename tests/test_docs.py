@@ -86,9 +86,3 @@ def test_page(page: Path, start_server: Callable[..., Server]) -> None:
                 assert cli(server, commands) == expected
             else:  # what a function stores may come a moment later
                 wait_until(lambda: cli(server, commands) == expected, message=f"{commands[0]} gives {expected}")
-
-
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
-def test_example_registers(example: Path, server: Server) -> None:
-    assert server.run(example.read_text()) == "OK"
-    assert len(server.registrations()) == 1

@@ -7,6 +7,7 @@ from typing import Any, Callable
 import pytest
 
 from helpers import Server, wait_until
+from probes import data
 
 pytestmark = pytest.mark.matrix
 
@@ -31,10 +32,6 @@ def last_error(server: Server, script: str) -> str:
     server.client().get("missing")
     wait_until(lambda: data(server)["numFailures"] == 1, 10, "the loader has failed")
     return str(data(server)["lastError"])
-
-
-def data(server: Server) -> dict[str, Any]:
-    return server.registrations()[0]["RegistrationData"]
 
 
 @pytest.mark.parametrize("kind", SILENT)

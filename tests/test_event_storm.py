@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterable
 import pytest
 
 from helpers import Arg, RawClient, Server, as_dict, wait_until
-from probes import blocked_clients, error_of, executions
+from probes import blocked_clients, error_of, executions, go
 
 LIMIT = 5
 DROPPED = "(MaxPendingPerRegistration): new events are dropped"
@@ -67,10 +67,6 @@ def ask(server: Server, *words: Arg) -> RawClient:
     raw.send(*words)
     wait_until(lambda: blocked_clients(server) == before + 1)
     return raw
-
-
-def go(server: Server) -> None:
-    server.client().set("go", "1")
 
 
 def counters(server: Server) -> tuple[int, ...]:

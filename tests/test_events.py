@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from helpers import Server, wait_until
-from probes import error_of
+from probes import error_of, triggered
 
 MODES = ["sync", "async_local", "async"]
 
@@ -34,10 +34,6 @@ def records(server: Server, key: str = "", idle: bool = True) -> list[Any]:
 
 def events(server: Server, key: str = "") -> list[str]:
     return [value["event"] for value in records(server, key)]
-
-
-def triggered(server: Server) -> list[int]:
-    return [entry["RegistrationData"]["numTriggered"] for entry in server.registrations()]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -115,7 +111,7 @@ def test_the_prefix_rule(server: Server, prefix: str, fires: list[str], silent: 
 
 def test_regex_is_the_old_name_and_takes_precedence(server: Server) -> None:
     record(server, "prefix='a*', regex='b*', ")
-    assert "Using regex argument with register is deprecated and missleading, use prefix instead." in server.log()
+    assert "Using regex argument with register is deprecated and misleading, use prefix instead." in server.log()
     server.client().mset({"a1": "v", "b1": "v"})
     assert [r["key"] for r in records(server)] == ["b1"]
 
@@ -201,7 +197,7 @@ def test_lists_that_match_nothing(server: Server, argument: str) -> None:
         ("commands=1", "given commands is not iterable"),
         ("commands=[1]", "given command type is not string"),
         ("mode=None", "execution mode must be a string"),
-        ("mode='later'", "unknown execution mode"),
+        ("mode='later'", "unknown execution mode: expected sync, async_local or async, got later"),
         ("inorder=1", "inorder argument must be boolean"),
         # The first wrong one is named.
         ("commands=1, readValue=1, keyTypes=1, eventTypes=1, prefix=1", "regex argument must be a string"),
@@ -209,7 +205,7 @@ def test_lists_that_match_nothing(server: Server, argument: str) -> None:
         ("commands=1, readValue=1, keyTypes=['x']", "unknown key type"),
         ("commands=1, readValue=1", "readValue is not boolean"),
         ("onRegistered=1, prefix=1", "OnRegistered argument must be a function"),
-        ("mode='x', onRegistered=1", "unknown execution mode"),
+        ("mode='x', onRegistered=1", "unknown execution mode: expected sync, async_local or async, got x"),
     ],
 )
 def test_wrong_arguments(server: Server, arguments: str, text: str) -> None:

@@ -62,7 +62,7 @@ def test_unknown_ids(server, command, error):
     [
         ("RG.GETRESULTS", [0]),
         ("RG.GETRESULTSBLOCKING", [0, 2]),
-        ("RG.GETEXECUTION", [0, 3]),
+        ("RG.GETEXECUTION", [0, 4]),
         ("RG.DROPEXECUTION", [0, 2]),
         ("RG.ABORTEXECUTION", [0, 2]),
     ],

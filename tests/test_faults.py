@@ -15,8 +15,8 @@ import pytest
 import redis
 
 from helpers import Server, wait_until
+from probes import AOF
 
-AOF = ["--appendonly", "yes", "--appendfsync", "always"]
 # Session id to the prefixes of its registrations, in their order.
 State = dict[str, list[str]]
 

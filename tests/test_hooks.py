@@ -11,7 +11,7 @@ from typing import Any, Callable
 import pytest
 
 from helpers import Arg, RawClient, Server, wait_until
-from probes import blocked_clients, error_of, executions, raised
+from probes import begun, blocked_clients, error_of, executions, go, raised
 
 MODES = ["sync", "async_local"]
 CANNOT_WAIT = "ERR can not run a non-sync execution inside a MULTI/LUA (blocking is not allowed) or on loading."
@@ -64,14 +64,6 @@ def ask(server: Server, key: str) -> RawClient:
     raw.send("GET", key)
     wait_until(lambda: blocked_clients(server) == before + 1)
     return raw
-
-
-def begun(server: Server, *keys: str) -> None:
-    wait_until(lambda: server.client().lrange("begun", 0, -1) == list(keys), message=f"{keys} have begun")
-
-
-def go(server: Server) -> None:
-    server.client().set("go", "1")
 
 
 def bulk(text: str) -> bytes:

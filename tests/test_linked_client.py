@@ -11,6 +11,7 @@ from typing import Callable
 import pytest
 
 from helpers import Server, wait_until
+from probes import blocked_clients
 
 pytestmark = pytest.mark.matrix
 
@@ -37,10 +38,6 @@ def held(server: Server, prefix: str = "hold:*", commands: str = "['get']", body
                                                 mode='async_local')
     """
     assert server.run(script) == "OK"
-
-
-def blocked(server: Server) -> int:
-    return server.client().info("clients")["blocked_clients"]
 
 
 CONVERSIONS = [
@@ -150,13 +147,13 @@ def test_others_are_served_while_one_waits_and_the_pipeline_keeps_its_order(serv
     raw.send("GET", "hold:1")
     raw.send("SET", "after", "1")
     raw.send("GET", "after")
-    wait_until(lambda: blocked(server) == 1)
+    wait_until(lambda: blocked_clients(server) == 1)
     other = server.client()
     assert other.get("after") is None
     assert other.get("hold:x".replace("hold", "free")) is None
     other.set("go", "1")
     assert [raw.read() for _ in range(3)] == [b"$4\r\nlate\r\n", b"+OK\r\n", b"$1\r\n1\r\n"]
-    assert blocked(server) == 0
+    assert blocked_clients(server) == 0
 
 
 def test_the_prefix_chooses_the_keys(server: Server) -> None:
@@ -208,7 +205,7 @@ def test_the_reply_waits_for_all_registrations_and_the_first_override_wins(serve
     """)
     raw = server.raw()
     raw.send("GeT", "hold:1")
-    wait_until(lambda: blocked(server) == 1)
+    wait_until(lambda: blocked_clients(server) == 1)
     failures = lambda: [entry["RegistrationData"]["numFailures"] for entry in server.registrations()]
     wait_until(lambda: failures() == [0, 1, 0])
     client = server.client()
@@ -381,7 +378,7 @@ def test_misses_of_different_keys_run_in_parallel_and_of_one_key_in_order(server
     slow = [server.raw() for _ in range(5)]
     for number, client in enumerate(slow):
         client.send("GET", "slow")
-        wait_until(lambda: blocked(server) == number + 1)
+        wait_until(lambda: blocked_clients(server) == number + 1)
     assert server.client().get("quick") == "empty 1"
     server.client().set("go", "1")
     assert [client.read() for client in slow] == [b"$7\r\nempty %d\r\n" % number for number in range(1, 6)]
@@ -406,7 +403,7 @@ def test_a_queued_execution_sees_what_the_one_before_stored(server: Server) -> N
     clients = [server.raw() for _ in range(3)]
     for number, client in enumerate(clients):
         client.send("GET", "k")
-        wait_until(lambda: blocked(server) == number + 1)
+        wait_until(lambda: blocked_clients(server) == number + 1)
     server.client().set("go", "1")
     found = b"$13\r\nfound fetched\r\n"
     assert [client.read() for client in clients] == [b"$7\r\nfetched\r\n", found, found]

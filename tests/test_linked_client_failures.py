@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from helpers import RawClient, Server, as_dict, wait_until
+from probes import blocked_clients, data, go
 
 HOLD = """
 import time
@@ -32,16 +33,12 @@ def hold(server: Server, body: str = "override_reply('late')", inorder: bool = F
     assert server.run(HOLD.format(body=body, inorder=inorder)) == "OK"
 
 
-def blocked(server: Server) -> int:
-    return server.client().info("clients")["blocked_clients"]
-
-
 def ask(server: Server, key: str = "hold:1") -> RawClient:
     """A client that waits for its reply, its execution begun or queued."""
-    before = blocked(server)
+    before = blocked_clients(server)
     raw = server.raw()
     raw.send("GET", key)
-    wait_until(lambda: blocked(server) == before + 1)
+    wait_until(lambda: blocked_clients(server) == before + 1)
     return raw
 
 
@@ -49,18 +46,10 @@ def begun(server: Server, count: int = 1) -> None:
     wait_until(lambda: server.client().get("begun") == str(count))
 
 
-def go(server: Server) -> None:
-    server.client().set("go", "1")
-
-
 def unfinished(server: Server) -> list[str]:
     """The executions that are not finished, oldest first."""
     entries = [as_dict(entry) for entry in server.client().execute_command("RG.DUMPEXECUTIONS")]
     return [entry["executionId"] for entry in entries if entry["status"] in ("created", "running")]
-
-
-def counters(server: Server) -> dict[str, Any]:
-    return server.registrations()[0]["RegistrationData"]
 
 
 def test_a_function_that_fails_gives_the_commands_reply(server: Server) -> None:
@@ -76,7 +65,7 @@ def test_a_function_that_fails_gives_the_commands_reply(server: Server) -> None:
     assert client.get("before") is None
     assert client.get("after") == "kept"
     server.wait_idle()
-    assert counters(server)["numFailures"] == 2
+    assert data(server)["numFailures"] == 2
 
 
 def test_a_source_that_times_out(server: Server) -> None:
@@ -94,7 +83,7 @@ def test_a_source_that_times_out(server: Server) -> None:
     """)
     assert server.client().get("x") is None
     server.wait_idle()
-    assert "timed out" in counters(server)["lastError"]
+    assert "timed out" in data(server)["lastError"]
 
 
 def test_abort_of_a_running_one_lets_the_client_go_at_once(server: Server) -> None:
@@ -105,7 +94,7 @@ def test_abort_of_a_running_one_lets_the_client_go_at_once(server: Server) -> No
     assert server.client().execute_command("RG.ABORTEXECUTION", execution) == "OK"
     assert raw.read() == NIL
     server.wait_idle()
-    assert "gears.forcestopped" in counters(server)["lastError"]
+    assert "gears.forcestopped" in data(server)["lastError"]
 
 
 def test_abort_of_a_queued_one(server: Server) -> None:
@@ -118,7 +107,7 @@ def test_abort_of_a_queued_one(server: Server) -> None:
     go(server)
     assert first.read() == LATE
     server.wait_idle()
-    assert (counters(server)["numSuccess"], counters(server)["numAborted"]) == (1, 1)
+    assert (data(server)["numSuccess"], data(server)["numAborted"]) == (1, 1)
 
 
 def test_unregister_lets_executions_go_on(server: Server) -> None:
@@ -149,15 +138,15 @@ def test_the_client_goes_meanwhile(server: Server, how: str) -> None:
     raw = server.raw()
     number = int(raw.call("CLIENT", "ID")[1:])
     raw.send("GET", "hold:1")
-    wait_until(lambda: blocked(server) == 1)
+    wait_until(lambda: blocked_clients(server) == 1)
     if how == "close":
         raw.close()
     else:
         assert server.client().execute_command("CLIENT", "KILL", "ID", number) == 1
-    wait_until(lambda: blocked(server) == 0)
+    wait_until(lambda: blocked_clients(server) == 0)
     go(server)
     server.wait_idle()
-    assert counters(server)["numSuccess"] == 1
+    assert data(server)["numSuccess"] == 1
     assert server.client().ping()
 
 
@@ -166,7 +155,7 @@ def test_client_unblock_has_no_effect(server: Server) -> None:
     raw = server.raw()
     number = int(raw.call("CLIENT", "ID")[1:])
     raw.send("GET", "hold:1")
-    wait_until(lambda: blocked(server) == 1)
+    wait_until(lambda: blocked_clients(server) == 1)
     assert server.client().execute_command("CLIENT", "UNBLOCK", number) == 0
     assert server.client().execute_command("CLIENT", "UNBLOCK", number, "ERROR") == 0
     go(server)
@@ -179,7 +168,7 @@ def test_a_client_that_wants_no_replies(server: Server) -> None:
     raw.send("CLIENT", "REPLY", "SKIP")
     raw.send("GET", "hold:1")
     raw.send("PING")
-    wait_until(lambda: blocked(server) == 1)
+    wait_until(lambda: blocked_clients(server) == 1)
     go(server)
     assert raw.read() == b"+PONG\r\n"
 
@@ -202,7 +191,7 @@ def test_a_reload_meanwhile_gives_the_commands_reply(server: Server) -> None:
     assert [raw.read() for raw in clients] == [NIL, NIL]
     go(server)
     server.wait_idle()
-    assert blocked(server) == 0
+    assert blocked_clients(server) == 0
     raw = server.raw()
     assert raw.call("GET", "hold:3") == LATE  # the registration is in force
 
@@ -228,7 +217,7 @@ def test_a_replica_links_nobody_and_a_promoted_one_does(start_server: Callable[.
     client.execute_command("REPLICAOF", master.host, master.port)
     wait_until(lambda: client.info("replication")["master_link_status"] == "up")
     assert client.get("hold:1") is None
-    assert counters(server)["numTriggered"] == 0
+    assert data(server)["numTriggered"] == 0
     client.execute_command("REPLICAOF", "NO", "ONE")
     go(server)
     assert client.get("hold:1") == "late"
@@ -274,7 +263,7 @@ def test_a_transaction_with_linked_commands_here_and_on_a_replica(
     assert raw.call("EVAL", calls + "return 1", 0) == b":1\r\n"
     master.wait_idle()
     wait_until(lambda: replica.client().get("p:1") == "a")
-    assert counters(replica)["numTriggered"] == 0
+    assert data(replica)["numTriggered"] == 0
 
 
 def test_more_clients_than_workers(server: Server) -> None:
@@ -291,15 +280,15 @@ def test_many_clients_killed_in_flight(server: Server) -> None:
         raws = [server.raw() for _ in range(30)]
         for number, raw in enumerate(raws):
             raw.send("GET", f"hold:{number}")
-        wait_until(lambda: blocked(server) == 30)
+        wait_until(lambda: blocked_clients(server) == 30)
         for raw in raws[::2]:
             raw.close()
-        wait_until(lambda: blocked(server) == 15)
+        wait_until(lambda: blocked_clients(server) == 15)
         go(server)
         assert [raw.read() for raw in raws[1::2]] == [LATE] * 15
         server.wait_idle()
         server.client().delete("go")
-    assert blocked(server) == 0
+    assert blocked_clients(server) == 0
     wait_until(lambda: server.client().info("rg")["rg_queued_executions"] == 0)
 
 
@@ -307,7 +296,7 @@ def test_the_server_stops_while_clients_wait(server: Server) -> None:
     hold(server)
     raw = server.raw()
     raw.send("GET", "hold:1")
-    wait_until(lambda: blocked(server) == 1)
+    wait_until(lambda: blocked_clients(server) == 1)
     server.process.terminate()
     assert server.wait_exit(20) == 0
 

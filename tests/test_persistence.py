@@ -15,10 +15,9 @@ import pytest
 import redis
 
 from helpers import Server, ServerDied, as_dict, wait_until
-from probes import error_of
+from probes import AOF, error_of
 
 ZEROS = "0" * 40
-AOF = ["--appendonly", "yes", "--appendfsync", "always"]
 NO_PREAMBLE = [*AOF, "--aof-use-rdb-preamble", "no"]
 
 # One registration of each kind, with every argument.

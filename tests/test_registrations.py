@@ -10,7 +10,7 @@ import re
 import pytest
 
 from helpers import wait_until
-from probes import BUSY, error_of, executions, raised, start
+from probes import BUSY, error_of, executions, raised, session, start
 
 FIRST = "0" * 40 + "-1"
 COUNT = "GB('KeysReader').foreach(lambda record: execute('INCR', 'handled')).register('x*', mode='{}')"
@@ -20,12 +20,6 @@ def data(server):
     """RegistrationData of the only registration."""
     [entry] = server.registrations()
     return entry["RegistrationData"]
-
-
-def session(server):
-    """PD of the only registration."""
-    [entry] = server.registrations()
-    return ast.literal_eval(entry["PD"])
 
 
 def unregister(server, *words):

@@ -11,7 +11,7 @@ from typing import Any, Callable
 import pytest
 
 from helpers import Server, wait_until
-from probes import error_of
+from probes import AOF, attach, error_of, triggered
 
 pytestmark = pytest.mark.matrix
 
@@ -20,15 +20,6 @@ GB('KeysReader').foreach(lambda record: execute('INCR', 'events')).register('k:*
 GB('StreamReader').foreach(lambda record: execute('INCR', 'entries')).register('s:*', mode='async_local')
 GB('CommandReader').map(lambda words: 'mine').register(trigger='mine', mode='sync')
 """
-AOF = ["--appendonly", "yes", "--appendfsync", "always"]
-
-
-def attach(replica: Server, master: Server) -> None:
-    replica.client().execute_command("REPLICAOF", master.host, master.port)
-    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up", timeout=20)
-    # Until its AOF file is rewritten, a replica with new data keeps nothing.
-    info = lambda: replica.client().info("persistence")  # noqa: E731
-    wait_until(lambda: not info()["aof_rewrite_in_progress"] and not info()["aof_rewrite_scheduled"], timeout=20)
 
 
 def promote(replica: Server) -> None:
@@ -53,10 +44,6 @@ def listed(server: Server) -> list[Any]:
         del session["refCount"]
         described.append([entry["id"], entry["reader"], entry["desc"], entry["RegistrationData"]["args"], session])
     return described
-
-
-def triggered(server: Server) -> list[int]:
-    return [entry["RegistrationData"]["numTriggered"] for entry in server.registrations()]
 
 
 @pytest.mark.parametrize("mode", ["sync", "async_local", "async"])

@@ -20,12 +20,11 @@ from typing import Any, Callable
 import pytest
 
 from helpers import Server, as_dict, wait_until
-from probes import blocked_clients, error_of
+from probes import AOF, attach, blocked_clients, error_of
 
 # The folder of packages is in the environment that a server starts with.
 pytestmark = pytest.mark.own_server
 
-AOF = ["--appendonly", "yes", "--appendfsync", "always"]
 VERSION = "import pinion_demo\nGB('ShardsIDReader').map(lambda _: pinion_demo.VERSION).run()"
 # A function that needs the package, also where it is loaded.
 NEEDY = """
@@ -108,13 +107,6 @@ def archive_of(name: str, *wheels: Path | tuple[str, bytes]) -> bytes:
     content = b"PINREQ" + number(1) + part(name.encode()) + part(b"linux-x86_64") + number(len(files))
     content += b"".join(part(file.encode()) + part(data) for file, data in files)
     return content + hashlib.sha256(content).digest()
-
-
-def attach(replica: Server, master: Server) -> None:
-    replica.client().execute_command("REPLICAOF", master.host, master.port)
-    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up", timeout=20)
-    info = lambda: replica.client().info("persistence")  # noqa: E731
-    wait_until(lambda: not info()["aof_rewrite_in_progress"] and not info()["aof_rewrite_scheduled"], timeout=20)
 
 
 @pytest.mark.matrix

@@ -9,7 +9,7 @@ import ast
 import pytest
 
 from helpers import as_dict, wait_until
-from probes import blocked_clients, error_of, executions, script_error, start
+from probes import blocked_clients, error_of, executions, script_error, session, start
 
 REPLACING = pytest.mark.parametrize(
     "options", [["ID", "s", "UPGRADE"], ["ID", "t", "REPLACE_WITH", "s"]], ids=["UPGRADE", "REPLACE_WITH"]
@@ -46,12 +46,6 @@ def ids(server, *words):
 def registered(server):
     """The ids of all registrations."""
     return [entry["id"] for entry in server.registrations()]
-
-
-def session(server):
-    """PD of the only registration."""
-    [entry] = server.registrations()
-    return ast.literal_eval(entry["PD"])
 
 
 def unregister_all(server):

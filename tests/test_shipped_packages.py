@@ -16,12 +16,11 @@ import pytest
 
 from clusters import Cluster, make_cluster
 from helpers import Server, wait_until
-from probes import error_of, in_script, in_step
+from probes import AOF, error_of, in_script, in_step
 
 # The folder of packages is in the environment that a server starts with.
 pytestmark = pytest.mark.own_server
 
-SAVED = ["--appendonly", "yes", "--appendfsync", "always"]
 # A closure, a class, an accumulator: each needs other functions of cloudpickle.
 REGISTER = """
 class Counter:
@@ -84,7 +83,7 @@ def running(server: Server) -> bool:
 @pytest.mark.matrix
 @pytest.mark.parametrize("requirement", ["cloudpickle==1.6", "cloudpickle==3.1", "pinion-hostile"])
 def test_requirements_break_nothing(start_server: Callable[..., Server], requirement: str) -> None:
-    server, replica = start_server(args=SAVED), start_server()
+    server, replica = start_server(args=AOF), start_server()
     server.run(REGISTER.format("before"))
     server.run("log('installed')", "REQUIREMENTS", requirement)
     server.run(REGISTER.format("after"), "REQUIREMENTS", requirement)

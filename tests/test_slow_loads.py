@@ -14,8 +14,8 @@ import pytest
 
 from clusters import Cluster, make_cluster
 from helpers import Server, wait_until
+from probes import AOF
 
-SAVED = ["--appendonly", "yes", "--appendfsync", "always"]
 LOADING = "its functions are being loaded"
 # A module that is imported fast where the file `slow` is not, and waits for the file's end otherwise.
 MODULE = """
@@ -64,7 +64,7 @@ def trigger(server: Server, name: str) -> Any:
 
 @pytest.mark.matrix
 def test_a_restart_does_not_wait_for_a_slow_import(start_server: Callable[..., Server], folder: Path) -> None:
-    server = start_server(args=SAVED)
+    server = start_server(args=AOF)
     register(server, folder, "first", "one")
     register(server, folder, "second", "two")
     server.run("GB('CommandReader').map(lambda _: 'at once').register(trigger='fast', mode='sync')")
@@ -86,7 +86,7 @@ def test_a_restart_does_not_wait_for_a_slow_import(start_server: Callable[..., S
 
 
 def test_sync_timeout_does_not_break_the_import(start_server: Callable[..., Server], folder: Path) -> None:
-    server = start_server(args=SAVED)
+    server = start_server(args=AOF)
     register(server, folder, "first")
     server.module_args += ["SyncTimeout", "100"]
     (folder / "slow").touch()
@@ -121,7 +121,7 @@ def test_replicas_and_promotion(start_server: Callable[..., Server], folder: Pat
 
 
 def test_a_module_that_raises_is_told_and_may_be_mended(start_server: Callable[..., Server], folder: Path) -> None:
-    server = start_server(args=SAVED)
+    server = start_server(args=AOF)
     register(server, folder, "first")
     register(server, folder, "second")
     known = [entry["id"] for entry in server.registrations()]
@@ -139,7 +139,7 @@ def test_a_module_that_raises_is_told_and_may_be_mended(start_server: Callable[.
 
 
 def test_one_that_hangs_can_be_removed_and_replaced(start_server: Callable[..., Server], folder: Path) -> None:
-    server = start_server(args=SAVED)
+    server = start_server(args=AOF)
     register(server, folder, "first", "one")
     server.run("GB('CommandReader').map(lambda _: 'other').register(trigger='other', mode='sync')", "ID", "two")
     (folder / "slow").touch()
@@ -158,7 +158,7 @@ def test_one_that_hangs_can_be_removed_and_replaced(start_server: Callable[..., 
 
 def test_events_meanwhile_go_by(start_server: Callable[..., Server], folder: Path) -> None:
     """As for requirements: what is not there yet does not see them. A stream keeps its entries."""
-    server = start_server(args=SAVED)
+    server = start_server(args=AOF)
     body = SCRIPT.format(folder=str(folder), name="t")
     body += "GB('KeysReader').foreach(lambda r: (slow_module, execute('RPUSH', '{l}', r['key']))).register('k*', mode='sync')\n"
     body += "GB('StreamReader').foreach(lambda r: (slow_module, execute('RPUSH', '{s}', r['value']['x']))).register('s', trimStream=False)\n"
@@ -198,7 +198,7 @@ def test_other_shards_prepare_in_the_background(start_server: Callable[..., Serv
 
 
 def test_time_events_load_in_the_background(start_server: Callable[..., Server], folder: Path) -> None:
-    server = start_server(args=SAVED)
+    server = start_server(args=AOF)
     script = SCRIPT.format(folder=str(folder), name="t")
     server.run(script + "registerTE(1, lambda: (slow_module, execute('INCR', 'ticks')), 'event')")
     wait_until(lambda: server.client().get("ticks"))

@@ -426,8 +426,11 @@ def test_a_renamed_stream_is_read_from_its_beginning(server: Server, batch: int,
         server.wait_idle()
     first = seen(server)
     add(server, *(f"old{number}" for number in range(1, 6)), key="other")
-    client.rename("other", "q")
-    add(server, "new", key="q")
+    # In one: the scan that follows a registration may be late, and is not to see the stream without its last entry.
+    pipe = client.pipeline(transaction=True)
+    pipe.rename("other", "q")
+    pipe.xadd("q", {"n": "new"})
+    pipe.execute()
     expected = [*first, "old1", "old2", "old3", "old4", "old5", "new"]
     wait_until(lambda: seen(server) == expected)
     server.wait_idle()

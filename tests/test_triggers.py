@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from helpers import Arg, RawClient, Server, wait_until
-from probes import blocked_clients, error_of, executions, in_script, raised, refused
+from probes import begun, blocked_clients, error_of, executions, go, in_script, raised, refused
 
 MODES = ["sync", "async", "async_local"]
 BACKGROUND = ["async", "async_local"]
@@ -60,15 +60,6 @@ def ask(server: Server, word: Arg) -> RawClient:
     raw.send("RG.TRIGGER", "t", word)
     wait_until(lambda: blocked_clients(server) == before + 1)
     return raw
-
-
-def begun(server: Server, *words: str) -> None:
-    """Waits until exactly these calls have begun, in this order."""
-    wait_until(lambda: server.client().lrange("begun", 0, -1) == list(words), message=f"{words} have begun")
-
-
-def go(server: Server) -> None:
-    server.client().set("go", "1")
 
 
 def unfinished(server: Server) -> list[str]:
@@ -259,7 +250,7 @@ def test_a_cluster_routes_by_the_key(start_server: Callable[..., Server]) -> Non
     ("arguments", "text"),
     [
         ("mode=None, onRegistered=1, trigger=1", "execution mode must be a string"),
-        ("mode='SYNC', onRegistered=1, trigger=1", "unknown execution mode"),
+        ("mode='SYNC', onRegistered=1, trigger=1", "unknown execution mode: expected sync, async_local or async, got SYNC"),
         ("onRegistered=1, trigger=1, inorder=1", "OnRegistered argument must be a function"),
         ("trigger=1, inorder=1, keyprefix=1, hook=1", "trigger argument is not string"),
         ("trigger=None, hook='get'", "trigger argument is not string"),

@@ -6,11 +6,11 @@ Contract: docs/tutorial-key-miss.md. The page in our own words is played by test
 from __future__ import annotations
 
 import ast
-from typing import Any
 
 import pytest
 
 from helpers import Server, wait_until
+from probes import data
 from servers import ROOT
 
 pytestmark = pytest.mark.matrix
@@ -19,10 +19,6 @@ pytestmark = pytest.mark.matrix
 def send(server: Server, source: Server, example: str) -> None:
     server.client().execute_command("RG.CONFIGSET", "sourcePort", source.port)
     assert server.run((ROOT / "examples" / example).read_text()) == "OK"
-
-
-def data(server: Server) -> dict[str, Any]:
-    return server.registrations()[0]["RegistrationData"]
 
 
 def test_a_miss_is_logged(server: Server, source: Server) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Callable, Iterator
 import pytest
 import redis
 
-from databases import MariaDB, PostgreSQL
+from databases import MariaDB, Postgres
 from helpers import Server, wait_until
 from write_behind import drained, figures
 
@@ -26,16 +26,9 @@ TABLE = """create table users (key text primary key, name text, city text, last_
 
 
 @pytest.fixture
-def postgresql() -> Iterator[PostgreSQL]:
-    database = PostgreSQL()
-    yield database
-    database.cleanup()
-
-
-@pytest.fixture
 def mariadb() -> Iterator[MariaDB]:
     database = MariaDB()
-    yield database
+    yield database.start()
     database.cleanup()
 
 
@@ -51,36 +44,38 @@ def change_users(server: Server) -> dict[str, tuple[str | None, str | None]]:
     return {f"user:{number}": (f"name {number}", "Thun" if number % 5 == 0 else "Bern") for number in range(50) if number % 10}
 
 
-def test_postgresql(server: Server, postgresql: PostgreSQL) -> None:
-    postgresql.query(TABLE)
-    server.client().execute_command("RG.CONFIGSET", "database", postgresql.dsn)
+def test_postgresql(server: Server, postgres: Postgres) -> None:
+    postgres.execute(TABLE)
+    server.client().execute_command("RG.CONFIGSET", "database", postgres.dsn())
     server.run((EXAMPLES / "write_behind_postgresql.py").read_text())
     expected = change_users(server)
-    assert {key: (name, city) for key, name, city in postgresql.query("select key, name, city from users where not gone")} == expected
+    assert {key: (name, city) for key, name, city in postgres.execute("select key, name, city from users where not gone")} == expected
     # An older change that comes late changes nothing.
-    assert postgresql.query("select count(*) from users where gone") == [(6,)]
-    postgresql.kill()
+    assert postgres.execute("select count(*) from users where gone") == [(6,)]
+    postgres.stop(kill=True)
     server.client().hset("user:1", "city", "Chur")
     wait_until(lambda: figures(server)["saveFailures"] > 0)
-    postgresql.start()
+    postgres.start()
     drained(server)
-    assert postgresql.query("select city from users where key = 'user:1'") == [("Chur",)]
+    assert postgres.execute("select city from users where key = 'user:1'") == [("Chur",)]
 
 
+@pytest.mark.compat
 def test_mariadb(server: Server, mariadb: MariaDB) -> None:
-    mariadb.query("create table shop.users (`key` varbinary(255) primary key, name text, city text,"
-                  " last_id varchar(30) character set ascii not null, gone bool not null)")  # fmt: skip
-    server.client().execute_command("RG.CONFIGSET", "mariadbSocket", mariadb.socket)
+    mariadb.execute("create table users (`key` varbinary(255) primary key, name text, city text,"
+                    " last_id varchar(30) character set ascii not null, gone bool not null)")  # fmt: skip
+    for name, value in (("mariadbPort", mariadb.port), ("mariadbUser", "pinion"), ("mariadbPassword", "secret"), ("mariadbDatabase", "test")):
+        server.client().execute_command("RG.CONFIGSET", name, value)
     server.run((EXAMPLES / "write_behind_mariadb.py").read_text())
     expected = change_users(server)
-    rows = mariadb.query("select `key`, name, city from shop.users where not gone")
-    assert {key.decode(): (name, city) for key, name, city in rows} == expected
-    mariadb.kill()
+    rows = mariadb.execute("select `key`, name, city from users where not gone")
+    assert {key: (name, city) for key, name, city in rows} == expected
+    mariadb.stop()
     server.client().hset("user:1", "city", "Chur")
     wait_until(lambda: figures(server)["saveFailures"] > 0)
     mariadb.start()
     drained(server)
-    assert mariadb.query("select city from shop.users where `key` = 'user:1'") == [("Chur",)]
+    assert mariadb.execute("select city from users where `key` = 'user:1'") == [("Chur",)]
 
 
 def test_sqlite(server: Server, tmp_path: Path) -> None:
@@ -137,12 +132,12 @@ def save(changes):
 """
 
 
-def test_nothing_is_lost_when_everything_fails(start_server: Callable[..., Server], postgresql: PostgreSQL) -> None:
+def test_nothing_is_lost_when_everything_fails(start_server: Callable[..., Server], postgres: Postgres) -> None:
     """The server is killed (AOF always), the database is killed, `save` fails at random, one row never works."""
-    postgresql.query("create table users (key text primary key, n text, last_id text collate \"C\")")
-    postgresql.query("create table log (key text, id text collate \"C\", n text)")
+    postgres.execute("create table users (key text primary key, n text, last_id text collate \"C\")")
+    postgres.execute("create table log (key text, id text collate \"C\", n text)")
     server = start_server(args=["--appendonly", "yes", "--appendfsync", "always"])
-    server.run(FAULTY.format(dsn=postgresql.dsn))
+    server.run(FAULTY.format(dsn=postgres.dsn()))
     chance = random.Random(4)
     acknowledged: dict[str, str | None] = {}
     doubtful: dict[str, set[str | None]] = {}
@@ -151,8 +146,8 @@ def test_nothing_is_lost_when_everything_fails(start_server: Callable[..., Serve
     for number in range(CHANGES):
         if number in steps:
             if steps.index(number) % 2:
-                postgresql.kill()
-                restart = threading.Timer(0.3, postgresql.start)
+                postgres.stop(kill=True)
+                restart = threading.Timer(0.3, postgres.start)
                 restart.start()
                 restart.join()
             else:
@@ -186,13 +181,13 @@ def test_nothing_is_lost_when_everything_fails(start_server: Callable[..., Serve
     for key, value in acknowledged.items():
         if key not in doubtful:
             assert cache.get(key) == value, f"the server's own loss of {key}"
-    rows = {key: n for key, n in postgresql.query("select key, n from users") if n is not None}
+    rows = {key: n for key, n in postgres.execute("select key, n from users") if n is not None}
     assert rows == cache, {key: (rows.get(key), cache.get(key)) for key in rows.keys() | cache.keys() if rows.get(key) != cache.get(key)}
     dead = [fields for _, fields in client.xrange("dead")]
     assert {letter["key"] for letter in dead} == {"user:poison"} and dead[0]["error"] == "LookupError"
     # The first time that a change was saved, it was behind all older ones of its key.
     first: dict[tuple[str, str], int] = {}
-    for place, (key, change) in enumerate(postgresql.query("select key, id from log order by ctid")):
+    for place, (key, change) in enumerate(postgres.execute("select key, id from log order by ctid")):
         first.setdefault((key, change), place)
     newest: dict[str, str] = {}
     for (key, change), _ in sorted(first.items(), key=lambda item: item[1]):

@@ -45,7 +45,7 @@ impl Cluster {
     }
 
     /// RG.GETEXECUTION with CLUSTER: `done` gets the entries of all shards that know it and answer.
-    pub fn describe_everywhere(&self, execution: &Execution, done: impl FnOnce(Reply) + Send + 'static) {
+    pub fn describe_everywhere(&self, execution: &Execution, done: impl FnOnce(Vec<Reply>) + Send + 'static) {
         let own = local::describe(&self.engine, execution);
         let question = Question::Describe(execution.id);
         self.ask_all(&question, self.engine.max_idle(), move |_, answers| {
@@ -53,7 +53,7 @@ impl Cluster {
                 Some(Ok(Said::Description(entry))) => Some(entry),
                 _ => None,
             });
-            done(Reply::Array(std::iter::once(own).chain(entries).collect()));
+            done(std::iter::once(own).chain(entries).collect());
         });
     }
 

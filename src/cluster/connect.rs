@@ -9,7 +9,7 @@ use redis::{
 };
 
 use super::{Cluster, topology::Address};
-use crate::server::{call::call, lock, reply::Reply};
+use crate::server::{asking::config, lock};
 
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -22,21 +22,7 @@ impl Settings {
         let mut settings = HashMap::new();
         lock::with_lock(|lock| {
             for pattern in ["tls-*", "master*", "port"] {
-                let command = ["CONFIG", "GET", pattern].map(|word| word.as_bytes().to_vec());
-                let pairs = match call(lock, cluster.engine.features, 0, &command) {
-                    Reply::Array(items) => items,
-                    Reply::Map(pairs) => pairs
-                        .into_iter()
-                        .flat_map(|(name, value)| [name, value])
-                        .collect(),
-                    _ => Vec::new(),
-                };
-                for pair in pairs.chunks(2) {
-                    if let [Reply::Bulk(name), Reply::Bulk(value)] = pair {
-                        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-                        settings.insert(text(name), text(value));
-                    }
-                }
+                settings.extend(config(lock, cluster.engine.features, pattern));
             }
         });
         Self(settings)

@@ -23,7 +23,20 @@ pub fn describe(engine: &Engine, execution: &Execution) -> Reply {
         Reply::bulk(engine.registry.shard().to_string()),
         Reply::bulk("execution_plan"),
         plan(execution),
+        Reply::bulk("records_read"),
+        Reply::Int(i64::try_from(execution.records_read()).unwrap_or(i64::MAX)),
     ])
+}
+
+/// The same without what 1.2 does not have.
+pub fn brief(entry: Reply) -> Reply {
+    match entry {
+        Reply::Array(mut fields) => {
+            fields.truncate(4);
+            Reply::Array(fields)
+        }
+        other => other,
+    }
 }
 
 fn plan(execution: &Execution) -> Reply {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use crate::{
-    engine::{distributed_run::RunMessage, id::Id, requirement::Digest},
+    engine::{id::Id, requirement::Digest, run_message::RunMessage},
     server::reply::Reply,
 };
 

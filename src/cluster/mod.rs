@@ -13,6 +13,7 @@ pub mod local;
 mod message;
 mod participant;
 mod questions;
+mod receiving;
 mod registrations;
 mod secrets;
 mod shape;
@@ -46,10 +47,7 @@ use self::{
 use crate::{
     engine::{
         Engine, Shape,
-        distributed_run::{RunMessage, Shards},
         id::{Id, ShardId},
-        language::Failure,
-        members::Members,
     },
     persistence::Persistence,
     requirements::Packages,
@@ -380,55 +378,6 @@ impl Cluster {
         self.set_shape(self.engine.shape(), &BTreeSet::from([shard]));
     }
 
-    // --- secrets ---
-
-    /// What another shard must know to send messages to this one.
-    fn own_secret(&self) -> String {
-        let known = self.known.lock();
-        let topology = known.topology.as_ref().filter(|_| known.told.is_some());
-        let own = topology.and_then(|topology| Some((topology.me, topology.shards.get(&topology.me)?)));
-        match own {
-            Some((me, shard)) => {
-                secrets::of_password(me, shard.address.password.as_deref().unwrap_or_default())
-            }
-            None => self.secrets.own().to_owned(),
-        }
-    }
-
-    /// The secret of another shard; waits for it.
-    fn secret_of(&self, shard: ShardId) -> Result<String, String> {
-        let password = {
-            let known = self.known.lock();
-            let other = known
-                .topology
-                .as_ref()
-                .and_then(|topology| topology.shards.get(&shard));
-            other.and_then(|other| other.address.password.clone())
-        };
-        match password {
-            Some(password) => Ok(secrets::of_password(shard, &password)),
-            None => self.secrets.of(shard, || {
-                lock::with_lock(|lock| bus::send(lock, &shard.to_string(), WANTS_SECRET, b"?"));
-            }),
-        }
-    }
-
-    fn forget_secret(&self, shard: ShardId) {
-        self.secrets.forget(shard);
-    }
-
-    /// A message from the bus.
-    pub fn bus_message(&self, lock: Lock<'_>, kind: u8, sender: &[u8], message: &[u8]) {
-        let Some(shard) = ShardId::parse(sender) else {
-            return;
-        };
-        match kind {
-            WANTS_SECRET => bus::send(lock, &shard.to_string(), SECRET, self.secrets.own().as_bytes()),
-            SECRET => self.secrets.learn(shard, message),
-            _ => {}
-        }
-    }
-
     /// The other shard has lost its topology: gets this one's, if that comes from RG.CLUSTERSET.
     fn send_topology(&self, shard: ShardId, connection: &mut Connection) {
         let Some(mut words) = self.known.lock().told.clone() else {
@@ -442,83 +391,5 @@ impl Cluster {
         }
         // The next greeting shows whether it was of use.
         let _ = command.query::<Value>(connection);
-    }
-
-    // --- what comes ---
-
-    fn has_plan(&self, id: Id) -> bool {
-        let plans = self.plans.lock();
-        !plans.is_empty() && plans.contains_key(&id)
-    }
-
-    fn plan_taken(&self, id: Id) {
-        let mut plans = self.plans.lock();
-        if let Some(count) = plans.get_mut(&id) {
-            *count -= 1;
-            if *count == 0 {
-                plans.remove(&id);
-            }
-        }
-    }
-
-    /// A message of another shard. On the server's thread.
-    fn receive(&self, lock: Lock<'_>, from: ShardId, message: Message) {
-        match message {
-            Message::Run(id, RunMessage::Plan(plan)) => {
-                *self.plans.lock().entry(id).or_default() += 1;
-                self.later(move |cluster| {
-                    cluster.take_part(from, id, *plan);
-                    cluster.plan_taken(id);
-                });
-            }
-            // What is about a run goes behind its plan.
-            Message::Run(id, message) if self.has_plan(id) => {
-                self.later(move |cluster| cluster.engine.hear(from, id, message));
-            }
-            Message::Run(id, message) => self.engine.hear(from, id, message),
-            Message::Ask(number, question) => self.answer(lock, from, number, question),
-            Message::Answer(number, answer) => self.answered(from, number, answer),
-            Message::Unregister { id, abort_pending } => {
-                self.persistence.end(lock, id, abort_pending);
-                self.persistence.note_gone(lock, &[id]);
-            }
-            Message::Drop(id) if self.has_plan(id) => {
-                self.later(move |cluster| Engine::drop_when_finished(&cluster.engine, id));
-            }
-            Message::Drop(id) => Engine::drop_when_finished(&self.engine, id),
-            Message::Registered(step) => self.take_over(lock, from, &step),
-            Message::Digest(digest) => self.compare_with(lock, from, &digest),
-            Message::Inventory { live, gone } => self.make_good(lock, from, live, &gone),
-            Message::Wanted(ids) => self.give(lock, from, &ids),
-            Message::Given(steps) => {
-                for step in steps {
-                    self.take_over(lock, from, &step);
-                }
-            }
-        }
-    }
-}
-
-impl Shards for Cluster {
-    fn tell(&self, to: ShardId, id: Id, message: RunMessage) {
-        self.tell_shard(to, &Message::Run(id, message));
-    }
-
-    fn is_full(&self, to: ShardId) -> bool {
-        self.link(to).is_some_and(|link| link.is_full())
-    }
-
-    fn wait_for_room(&self, to: ShardId, limit: Duration) -> bool {
-        self.link(to).is_none_or(|link| link.wait_for_room(limit))
-    }
-
-    fn look(&self) {
-        if self.node {
-            self.later(Self::look);
-        }
-    }
-
-    fn confirm(&self, members: &Members) -> Result<(), Failure> {
-        self.confirm_members(members)
     }
 }

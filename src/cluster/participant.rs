@@ -9,11 +9,11 @@ use super::Cluster;
 use crate::{
     engine::{
         Participation, Shape,
-        distributed_run::{Functions, Listing, RunMessage, SessionImage, Shards, SharedPlan},
         id::{Id, ShardId},
-        language::Function,
+        language::{Failure, Function},
         members::Members,
         plan::Plan,
+        run_message::{Functions, Listing, RunMessage, SessionImage, Shards, SharedPlan},
         session::{Needs, Session},
         source::{Once, Source},
     },
@@ -46,7 +46,7 @@ impl Cluster {
     ///
     /// # Errors
     /// What is different.
-    fn agree(&self, members: &Members) -> Result<(), String> {
+    fn agree(&self, members: &Members) -> Result<(), Failure> {
         if !self.engine.is_serving() {
             return Err("it is no master, or loads its data".into());
         }
@@ -57,12 +57,12 @@ impl Cluster {
         self.look();
         match self.engine.shape() {
             _ if sees() => Ok(()),
-            Shape::Unknown(reason) => Err(reason),
+            Shape::Unknown(reason) => Err(reason.into()),
             Shape::Alone | Shape::Known(_) => Err("it sees other shards, or other slots of theirs".into()),
         }
     }
 
-    fn part(&self, shared: &SharedPlan) -> Result<Participation, String> {
+    fn part(&self, shared: &SharedPlan) -> Result<Participation, Failure> {
         let me = self.identity().shard;
         let mut listing = Listing::Unlisted;
         let mut owner = None;
@@ -131,8 +131,8 @@ impl Cluster {
         })
     }
 
-    fn load(&self, image: &[u8], session: &Session) -> Result<Arc<dyn Function>, String> {
+    fn load(&self, image: &[u8], session: &Session) -> Result<Arc<dyn Function>, Failure> {
         let loaded = self.engine.language.load(image, session);
-        loaded.map_err(|error| format!("Failed deserializing flat execution, {error}"))
+        loaded.map_err(|error| format!("Failed deserializing flat execution, {error}").into())
     }
 }

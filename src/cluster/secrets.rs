@@ -6,16 +6,20 @@
 
 use std::{
     collections::HashMap,
-    fmt::Write as _,
-    fs::File,
-    io::Read as _,
     time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex};
 use sha2::{Digest, Sha256};
 
-use crate::engine::id::ShardId;
+use super::{Cluster, SECRET, WANTS_SECRET};
+use crate::{
+    engine::id::ShardId,
+    server::{
+        bus,
+        lock::{self, Lock},
+    },
+};
 
 /// How long one look for a secret takes at most; the link tries again later.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -81,9 +85,56 @@ impl Secrets {
     }
 }
 
+impl Cluster {
+    /// What another shard must know to send messages to this one.
+    pub(super) fn own_secret(&self) -> String {
+        let known = self.known.lock();
+        let topology = known.topology.as_ref().filter(|_| known.told.is_some());
+        let own = topology.and_then(|topology| Some((topology.me, topology.shards.get(&topology.me)?)));
+        match own {
+            Some((me, shard)) => of_password(me, shard.address.password.as_deref().unwrap_or_default()),
+            None => self.secrets.own().to_owned(),
+        }
+    }
+
+    /// The secret of another shard; waits for it.
+    pub(super) fn secret_of(&self, shard: ShardId) -> Result<String, String> {
+        let password = {
+            let known = self.known.lock();
+            let other = known
+                .topology
+                .as_ref()
+                .and_then(|topology| topology.shards.get(&shard));
+            other.and_then(|other| other.address.password.clone())
+        };
+        match password {
+            Some(password) => Ok(of_password(shard, &password)),
+            None => self.secrets.of(shard, || {
+                lock::with_lock(|lock| bus::send(lock, &shard.to_string(), WANTS_SECRET, b"?"));
+            }),
+        }
+    }
+
+    pub(super) fn forget_secret(&self, shard: ShardId) {
+        self.secrets.forget(shard);
+    }
+
+    /// A message from the bus.
+    pub fn bus_message(&self, lock: Lock<'_>, kind: u8, sender: &[u8], message: &[u8]) {
+        let Some(shard) = ShardId::parse(sender) else {
+            return;
+        };
+        match kind {
+            WANTS_SECRET => bus::send(lock, &shard.to_string(), SECRET, self.secrets.own().as_bytes()),
+            SECRET => self.secrets.learn(shard, message),
+            _ => {}
+        }
+    }
+}
+
 /// The secret of a shard that RG.CLUSTERSET told of.
 pub fn of_password(shard: ShardId, password: &str) -> String {
-    hex(&Sha256::digest(format!("pinion {shard} {password}")))
+    hex::encode(Sha256::digest(format!("pinion {shard} {password}")))
 }
 
 /// Compares without telling by the time it takes where the difference is.
@@ -97,17 +148,8 @@ pub fn same(one: &[u8], other: &[u8]) -> bool {
 /// The operating system has no random numbers.
 pub fn random_hex(bytes: usize) -> std::io::Result<String> {
     let mut random = vec![0; bytes];
-    File::open("/dev/urandom")?.read_exact(&mut random)?;
-    Ok(hex(&random))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
+    getrandom::fill(&mut random).map_err(std::io::Error::other)?;
+    Ok(hex::encode(random))
 }
 
 #[cfg(test)]

@@ -151,9 +151,9 @@ impl Cluster {
         }
     }
 
-    /// See [`crate::engine::distributed_run::Shards::confirm`].
+    /// See [`crate::engine::run_message::Shards::confirm`].
     pub(super) fn confirm_members(&self, members: &Members) -> Result<(), Failure> {
-        let moved = || Err(Error::SlotsMoved.to_string());
+        let moved = || Err(Error::SlotsMoved.into());
         if self.known.lock().told.is_some() || !self.node {
             let known = self.engine.members();
             return match known {

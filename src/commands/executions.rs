@@ -34,7 +34,7 @@ commands! {
         name: c"rg.getexecution",
         flags: c"readonly",
         categories: c"read",
-        syntax: "<execution id> [SHARD|CLUSTER]",
+        syntax: "<execution id> [SHARD|CLUSTER] [VERBOSE]",
         summary: c"Shows the status, the durations and the steps of an execution.",
         handler: |pinion, command| get_execution(&pinion.cluster, command),
     }
@@ -90,34 +90,42 @@ fn get_results_blocking(engine: &Engine, command: &Command<'_>) -> Result<Answer
     Ok(Answer::Done)
 }
 
-/// `RG.GETEXECUTION <execution id> [SHARD|CLUSTER]`
+/// `RG.GETEXECUTION <execution id> [SHARD|CLUSTER] [VERBOSE]`
 ///
 /// # Errors
 /// No such execution, an unknown word, or CLUSTER where there is none.
 fn get_execution(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
-    check_length(command, 2..=3)?;
+    check_length(command, 2..=4)?;
     let engine = &cluster.engine;
     let execution = find(engine, command)?;
-    let only_here = command
-        .argv()
-        .get(2)
-        .is_some_and(|word| word.eq_ignore_ascii_case(b"SHARD"));
+    let mut words: Vec<&[u8]> = command.argv().iter().skip(2).collect();
+    let is_verbose = words
+        .pop_if(|word| word.eq_ignore_ascii_case(b"VERBOSE"))
+        .is_some();
+    if words.len() > 1 {
+        return Err(Error::UnknownSubcommand);
+    }
+    let place = words.first().copied();
+    let only_here = place.is_some_and(|word| word.eq_ignore_ascii_case(b"SHARD"));
     if !only_here {
         cluster.check_place(command.lock())?;
     }
-    let everywhere = match command.argv().get(2) {
+    let everywhere = match place {
         None => cluster.has_others(),
         Some(word) if word.eq_ignore_ascii_case(b"SHARD") => false,
         Some(word) if word.eq_ignore_ascii_case(b"CLUSTER") && cluster.has_others() => true,
         Some(word) if word.eq_ignore_ascii_case(b"CLUSTER") => return Err(Error::NoCluster),
         Some(_) => return Err(Error::UnknownSubcommand),
     };
+    let shown = move |entry: Reply| if is_verbose { entry } else { local::brief(entry) };
     if !everywhere {
-        return Ok(Reply::Array(vec![local::describe(engine, &execution)]).into());
+        return Ok(Reply::Array(vec![shown(local::describe(engine, &execution))]).into());
     }
     check_may_block(command)?;
     let client = command.block()?;
-    cluster.describe_everywhere(&execution, move |reply| client.answer(reply));
+    cluster.describe_everywhere(&execution, move |entries| {
+        client.answer(Reply::Array(entries.into_iter().map(shown).collect()));
+    });
     Ok(Answer::Done)
 }
 

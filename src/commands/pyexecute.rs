@@ -6,15 +6,17 @@ use crate::{
     cluster::Registered,
     engine::{
         Engine,
-        execution::Start,
+        execution::Outcome,
         requirement::Requirement,
         scope::Prepared,
         session::{Needs, Session, random_hex},
+        start::Start,
     },
     error::Error,
     module::Pinion,
     python, requirements,
     server::{
+        api,
         client::BlockedClient,
         command::{Answer, Command},
         lock::{self, Lock},
@@ -190,10 +192,9 @@ impl Pinion {
     fn go_on(&'static self, lock: Lock<'_>, next: Next, client: BlockedClient) {
         match next {
             Next::Reply(reply) => client.answer(reply),
-            Next::Wait(mut start) => {
-                start.meter = Some(client.meter());
-                start.waiter = Some(Box::new(move |outcome| client.answer(outcome.to_reply())));
-                self.engine.submit(start, None);
+            Next::Wait(start) => {
+                self.engine
+                    .submit(start.answering(client, Outcome::to_reply), None);
             }
             Next::OnAllShards {
                 mut prepared,
@@ -217,7 +218,13 @@ impl Pinion {
         let old = session_to_replace(&self.engine, &options)?;
         let id = options.id.unwrap_or_else(random_hex);
         let session = Arc::new(Session::new(id, options.description, needs));
-        let prepared = python::run_script(lock, script, &session, old).map_err(Error::Text)?;
+        let prepared = python::run_script(lock, script, &session, old)?;
+        if prepared.is_idle() {
+            api::log_warning(&format!(
+                "session {}: the script neither runs nor registers a function: end GB() with .run(...) or .register(...)",
+                session.id
+            ));
+        }
         let unblocking = options.unblocking;
         let changes = !prepared.registrations.is_empty() || prepared.replaces.is_some();
         if changes && self.cluster.has_others() {
@@ -230,14 +237,13 @@ impl Pinion {
 
     /// `registered`: the script has registered something, so that its run is nobody's to wait for.
     fn start_run(&self, run: Option<Start>, registered: bool, unblocking: bool) -> Next {
-        let Some(mut start) = run else {
+        let Some(start) = run else {
             return Next::Reply(Reply::ok());
         };
         if !registered && !unblocking {
             return Next::Wait(start);
         }
-        start.transient = false;
-        let execution = self.engine.submit(start, None);
+        let execution = self.engine.submit(start.kept(), None);
         Next::Reply(if registered {
             Reply::ok()
         } else {

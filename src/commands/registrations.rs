@@ -31,6 +31,14 @@ commands! {
         summary: c"Removes a registered function.",
         handler: |pinion, command| unregister(&pinion.cluster, command),
     }
+    unregister_session_command {
+        name: c"rg.unregistersession",
+        flags: c"write",
+        categories: c"write admin dangerous",
+        syntax: "<session id> [ABORTPENDING]",
+        summary: c"Removes the registered functions of a session.",
+        handler: |pinion, command| unregister_session(&pinion.cluster, command),
+    }
     pause_command {
         name: c"rg.pauseregistrations",
         flags: c"readonly may-replicate deny-script",
@@ -103,7 +111,7 @@ fn details(registration: &Registration) -> [Reply; 8] {
         Reply::bulk("waitTimeUS"),
         spread(waiting),
         Reply::bulk("warnings"),
-        Reply::bulks(registration.trigger.doubts()),
+        Reply::bulks(registration.doubts()),
     ]
 }
 
@@ -172,6 +180,32 @@ fn unregister(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error>
     cluster.check_place(command.lock())?;
     cluster.unregister(command.lock(), id, abort_pending)?;
     Ok(Reply::ok().into())
+}
+
+/// `RG.UNREGISTERSESSION <session id> [ABORTPENDING]`: RG.UNREGISTER of all that the session has registered.
+///
+/// # Errors
+/// No such session; this is a replica.
+fn unregister_session(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
+    let argv = command.argv();
+    if !(2..=3).contains(&argv.len()) {
+        return Err(Error::WrongArity);
+    }
+    let id = String::from_utf8_lossy(argv.get(1).unwrap_or_default()).into_owned();
+    let abort_pending = match argv.get(2) {
+        Some(word) if !word.eq_ignore_ascii_case(b"ABORTPENDING") => {
+            return Err(Error::UnknownArgument(String::from_utf8_lossy(word).into_owned()));
+        }
+        word => word.is_some(),
+    };
+    let session = cluster.engine.registry.sessions(|sessions| sessions.live(&id));
+    let session = session.ok_or(Error::NoSuchSession)?;
+    cluster.check_place(command.lock())?;
+    let registrations = session.registrations();
+    for id in &registrations {
+        cluster.unregister(command.lock(), *id, abort_pending)?;
+    }
+    Ok(Reply::Int(i64::try_from(registrations.len()).unwrap_or(i64::MAX)).into())
 }
 
 /// `RG.PAUSEREGISTRATIONS [ABORTPENDING] <id> [<id> ...]`, and RG.UNPAUSEREGISTRATIONS: all or none.

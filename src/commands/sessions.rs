@@ -214,7 +214,7 @@ fn profile(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
         return Ok(Reply::ok().into());
     }
     let order = argv.get(3).map_or(DEFAULT_ORDER.into(), String::from_utf8_lossy);
-    let text = profile::report(&session, &order).map_err(Error::Text)?;
+    let text = profile::report(&session, &order)?;
     Ok(Reply::Bulk(text).into())
 }
 

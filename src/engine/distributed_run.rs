@@ -1,9 +1,9 @@
-//! A run that is distributed over several shards: what this shard knows of it, and what the shards tell each other about it.
+//! A run that is distributed over several shards: what this shard knows of it.
 //!
 //! One shard is the initiator; the others take part. `created -> pending_receive -> running -> pending_cluster -> done`
 //! there, `pending_run -> running -> pending_termination -> done` here. The plan may go out several times, as attempts, until
 //! all shards have it: to others, when the cluster has changed meanwhile. Contract: docs/contract/commands.md 3.1, 3.5 and
-//! 8.3. What is said travels by [`Shards`]; the steps that move records are in `shuffle.rs`.
+//! 8.3. What the shards tell each other is in `run_message.rs`; the steps that move records are in `shuffle.rs`.
 
 use std::{
     collections::BTreeSet,
@@ -12,153 +12,17 @@ use std::{
 };
 
 use crate::mutex::Mutex;
-use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::{
     execution::Execution,
-    id::{Id, ShardId},
+    id::ShardId,
     language::Failure,
     members::Members,
-    plan,
     registration::Registration,
-    session::Session,
+    run_message::{Functions, LaunchPayload, Listing, SharedPlan},
 };
 use crate::error::MAX_IDLE;
-
-/// What one shard tells another one about a run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum RunMessage {
-    /// To those who take part: what it is about. They wait for [`RunMessage::Go`].
-    Plan(Box<SharedPlan>),
-    /// To the initiator: the plan of this attempt is there.
-    Received { attempt: u32 },
-    /// To the initiator: this shard sees another cluster than the plan of this attempt. It may be sent again.
-    NotYet { attempt: u32, reason: Failure },
-    /// To the initiator: this shard cannot do its part, and why.
-    Refused(Failure),
-    /// To those who take part: all of them have the plan.
-    Go,
-    /// Records for a step.
-    Records { step: usize, batch: ByteBuf },
-    /// This shard has no more records for a step.
-    Ended { step: usize },
-    /// To the initiator: errors of this shard.
-    Failures(Vec<Failure>),
-    /// To the initiator: this shard has done its part.
-    Completed,
-    /// To those who took part: all have done their part.
-    Finish,
-    /// To those who take part: the run has ended before its end.
-    Abort,
-    /// The same, and it is of no interest any more.
-    Forget,
-}
-
-/// What those who take part need to know.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SharedPlan {
-    pub attempt: u32,
-    pub members: Members,
-    pub max_idle_ms: u64,
-    pub db: i32,
-    /// It is forgotten when it has ended.
-    pub transient: bool,
-    /// A registration started it.
-    pub registered: bool,
-    pub skips_errors: bool,
-    /// What the readers make the source of records of; `None` where only the initiator has some.
-    pub source: Option<ByteBuf>,
-    pub functions: Functions,
-}
-
-/// Where the functions of a plan are.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Functions {
-    /// Everybody has them with this registration.
-    Registered(Id),
-    Sent {
-        session: SessionImage,
-        steps: Vec<plan::Step>,
-        images: Vec<ByteBuf>,
-    },
-}
-
-/// What tells a session from others, and makes it where it is not known.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SessionImage {
-    pub id: String,
-    /// The same on all shards; another session may have the id by now.
-    pub token: String,
-    pub description: Option<String>,
-    /// The names of its requirements.
-    pub requirements: Vec<String>,
-    pub installed: bool,
-    /// Where the initiator lists it when the plan is sent.
-    pub listing: Listing,
-}
-
-/// In which list of sessions one stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Listing {
-    #[default]
-    Unlisted,
-    Live,
-    Dead,
-}
-
-impl SessionImage {
-    pub fn of(session: &Session) -> Self {
-        let needed = session.needs.requirements.iter();
-        Self {
-            id: session.id.clone(),
-            token: session.token.clone(),
-            description: session.description.clone(),
-            requirements: needed.map(|needed| needed.name.clone()).collect(),
-            installed: session.needs.installed,
-            listing: Listing::default(),
-        }
-    }
-}
-
-/// What the initiator sends, until all shards have it.
-#[derive(Clone)]
-pub struct LaunchPayload {
-    pub source: Option<Vec<u8>>,
-    pub functions: Functions,
-}
-
-impl LaunchPayload {
-    /// For a run of a registration, which all shards have.
-    pub fn of_registration(registration: &Registration, source: Option<Vec<u8>>) -> Self {
-        Self {
-            source,
-            functions: Functions::Registered(registration.id),
-        }
-    }
-}
-
-/// The way to other shards.
-pub trait Shards: Send + Sync {
-    /// Queues a message about a run for another shard; they arrive in order and once, or not at all. Waits for nothing.
-    fn tell(&self, to: ShardId, id: Id, message: RunMessage);
-
-    /// True if so much is queued for another shard that more records should wait.
-    fn is_full(&self, to: ShardId) -> bool;
-
-    /// Waits until that is false; true if it is, false when `limit` is over. The caller is detached from the language.
-    fn wait_for_room(&self, to: ShardId, limit: Duration) -> bool;
-
-    /// Looks at the cluster soon.
-    fn look(&self);
-
-    /// Whether each key is still where `members` say, and none of this shard's slots is on its way: then a walk over the keys
-    /// that ends now has left none out and counted none twice. The caller is detached from the language.
-    ///
-    /// # Errors
-    /// What has changed.
-    fn confirm(&self, members: &Members) -> Result<(), Failure>;
-}
 
 /// What this shard knows of a distributed run.
 pub struct DistributedRun {
@@ -185,27 +49,47 @@ impl Place {
     }
 }
 
-#[derive(Default)]
+/// How far a run has come on this shard.
+enum Phase {
+    /// The initiator's: not all shards have the plan.
+    Launching {
+        payload: Box<LaunchPayload>,
+        tries: Tries,
+        /// Why it has not come further.
+        obstacle: Option<Failure>,
+    },
+    /// Of those who take part: the plan is here, but not with all shards.
+    Prepared,
+    /// All shards have the plan.
+    Running,
+    /// This shard has done its part.
+    PartDone,
+    /// Of those who took part: the initiator says that all have done their part.
+    Finished,
+}
+
+/// How often the plan was sent, and whether it is to be sent again.
+#[derive(Clone, Copy)]
+enum Tries {
+    None,
+    /// It was sent, the first time then; now the others are asked for.
+    Sent {
+        first: Instant,
+    },
+    /// It is to be sent again.
+    Due {
+        first: Instant,
+    },
+}
+
 struct Progress {
+    phase: Phase,
     /// `None` until the initiator knows the shards.
     place: Option<Place>,
     /// How often the plan was sent.
     attempt: u32,
-    /// The initiator's, until all shards have it.
-    payload: Option<LaunchPayload>,
-    /// The plan is to be sent, for the first time or again.
-    to_send: bool,
-    /// Since when the initiator tries, and why it has not come further.
-    tried_since: Option<Instant>,
-    obstacle: Option<Failure>,
     received: BTreeSet<ShardId>,
     completed: BTreeSet<ShardId>,
-    /// All shards have the plan.
-    begun: bool,
-    /// This shard has done its part.
-    part_done: bool,
-    /// The initiator says that all have done their part.
-    finished: bool,
     /// Since when it has waited for other shards; `None` while it does something else.
     idle_since: Option<Instant>,
 }
@@ -248,11 +132,11 @@ impl DistributedRun {
             max_idle,
             registered,
             owner: None,
-            progress: Mutex::new(Progress {
-                payload: Some(payload),
-                to_send: true,
-                ..Progress::default()
-            }),
+            progress: Mutex::new(Progress::new(Phase::Launching {
+                payload: Box::new(payload),
+                tries: Tries::None,
+                obstacle: None,
+            })),
         }
     }
 
@@ -273,7 +157,7 @@ impl DistributedRun {
                 place: Some(Place { me, members }),
                 attempt: plan.attempt,
                 idle_since: Some(Instant::now()),
-                ..Progress::default()
+                ..Progress::new(Phase::Prepared)
             }),
         }
     }
@@ -295,24 +179,36 @@ impl DistributedRun {
     /// What the thread that has taken it up is to do.
     pub(super) fn turn(&self) -> NextAction {
         let mut progress = self.progress.lock();
-        if progress.begun {
-            progress.idle_since = None;
-            return NextAction::Run;
-        }
-        if !std::mem::take(&mut progress.to_send) {
-            return NextAction::TooEarly;
-        }
         let now = Instant::now();
+        let first = match &mut progress.phase {
+            Phase::Running | Phase::PartDone | Phase::Finished => {
+                progress.idle_since = None;
+                return NextAction::Run;
+            }
+            Phase::Launching { tries, .. } => match *tries {
+                Tries::None => {
+                    *tries = Tries::Sent { first: now };
+                    true
+                }
+                Tries::Due { first } => {
+                    *tries = Tries::Sent { first };
+                    false
+                }
+                Tries::Sent { .. } => return NextAction::TooEarly,
+            },
+            Phase::Prepared => return NextAction::TooEarly,
+        };
         progress.idle_since = Some(now);
-        let first = progress.tried_since.is_none();
-        progress.tried_since.get_or_insert(now);
         NextAction::Launch { first }
     }
 
     /// Begins an attempt at this place. `None` if all shards have a plan already.
     pub(super) fn launch(&self, place: Place) -> Option<Launch> {
         let mut progress = self.progress.lock();
-        let payload = progress.payload.clone()?;
+        let Phase::Launching { payload, .. } = &progress.phase else {
+            return None;
+        };
+        let payload = LaunchPayload::clone(payload);
         let earlier = progress.place.replace(place.clone());
         let left_out = earlier.map_or_else(Vec::new, |earlier| {
             let others = earlier.others();
@@ -339,13 +235,13 @@ impl DistributedRun {
     /// Which attempt of another shard this is a part of, if it has not begun yet.
     pub(super) fn attempt_waiting(&self) -> Option<u32> {
         let progress = self.progress.lock();
-        (self.begun_by.is_some() && !progress.begun).then_some(progress.attempt)
+        matches!(progress.phase, Phase::Prepared).then_some(progress.attempt)
     }
 
     /// Another shard has the plan. True if it was the last one.
     pub(super) fn received(&self, from: ShardId, attempt: u32) -> bool {
         let mut progress = self.progress.lock();
-        if progress.begun || progress.attempt != attempt {
+        if !progress.is_launching() || progress.attempt != attempt {
             return false;
         }
         progress.idle_since = progress.idle_since.map(|_| Instant::now());
@@ -365,27 +261,38 @@ impl DistributedRun {
     pub(super) fn hindered(&self, attempt: Option<u32>, reason: Failure) -> bool {
         let mut progress = self.progress.lock();
         let is_old = attempt.is_some_and(|attempt| progress.attempt != attempt);
-        if progress.begun || is_old {
-            return false;
+        match &mut progress.phase {
+            Phase::Launching { obstacle, .. } if !is_old => {
+                *obstacle = Some(reason);
+                true
+            }
+            _ => false,
         }
-        progress.obstacle = Some(reason);
-        true
     }
 
     /// The plan is to be sent anew, if it is not with all shards. True if a thread is to do it.
     pub(super) fn send_again(&self) -> bool {
-        let mut progress = self.progress.lock();
-        if progress.begun || progress.payload.is_none() || progress.tried_since.is_none() {
-            return false;
+        match &mut self.progress.lock().phase {
+            Phase::Launching { tries, .. } => match *tries {
+                Tries::Sent { first } => {
+                    *tries = Tries::Due { first };
+                    true
+                }
+                Tries::None | Tries::Due { .. } => false,
+            },
+            _ => false,
         }
-        !std::mem::replace(&mut progress.to_send, true)
     }
 
     /// The error of one that has waited too long.
     pub(super) fn idle_error(&self) -> Failure {
-        let progress = self.progress.lock();
-        let obstacle = progress.obstacle.clone().filter(|_| !progress.begun);
-        obstacle.unwrap_or_else(|| MAX_IDLE.to_owned())
+        match &self.progress.lock().phase {
+            Phase::Launching {
+                obstacle: Some(obstacle),
+                ..
+            } => obstacle.clone(),
+            _ => MAX_IDLE.into(),
+        }
     }
 
     /// The cluster consists of other shards now: `present`, without those in `gone`, to which there is no way any more.
@@ -394,7 +301,7 @@ impl DistributedRun {
         let Some(place) = &progress.place else {
             return Loss::SendAgain;
         };
-        if self.is_initiator() && !progress.begun {
+        if progress.is_launching() {
             let same = present.is_some_and(|present| *present == *place.members);
             let lost = place.others().any(|shard| gone.contains(&shard));
             return if same && !lost {
@@ -405,7 +312,7 @@ impl DistributedRun {
         }
         // Those who take part leave it to the initiator what becomes of the run, as long as there is one.
         let is_lost = match self.begun_by {
-            Some(initiator) => gone.contains(&initiator) && !progress.finished,
+            Some(initiator) => gone.contains(&initiator) && !matches!(progress.phase, Phase::Finished),
             // One that has done its part has sent all that it had to send.
             None => place
                 .others()
@@ -418,7 +325,11 @@ impl DistributedRun {
     pub(super) fn go(&self) -> bool {
         let mut progress = self.progress.lock();
         progress.idle_since = None;
-        !std::mem::replace(&mut progress.begun, true)
+        let waited = matches!(progress.phase, Phase::Prepared);
+        if waited {
+            progress.phase = Phase::Running;
+        }
+        waited
     }
 
     /// Something came from another shard.
@@ -432,12 +343,17 @@ impl DistributedRun {
     }
 
     pub(super) fn finish(&self) {
-        self.progress.lock().finished = true;
+        self.progress.lock().phase = Phase::Finished;
     }
 
     /// This shard has done its part. True the first time.
     pub(super) fn part_done(&self) -> bool {
-        !std::mem::replace(&mut self.progress.lock().part_done, true)
+        let mut progress = self.progress.lock();
+        let first = matches!(progress.phase, Phase::Running);
+        if first {
+            progress.phase = Phase::PartDone;
+        }
+        first
     }
 
     /// True when all shards have done their part.
@@ -447,7 +363,7 @@ impl DistributedRun {
             Some(place) if self.is_initiator() => {
                 place.others().all(|shard| progress.completed.contains(&shard))
             }
-            _ => progress.finished,
+            _ => matches!(progress.phase, Phase::Finished),
         }
     }
 
@@ -460,10 +376,13 @@ impl DistributedRun {
     /// first attempt counts.
     pub(super) fn patience(&self) -> Option<Duration> {
         let progress = self.progress.lock();
-        let since = if progress.begun || progress.obstacle.is_none() {
-            progress.idle_since?
-        } else {
-            progress.tried_since?
+        let since = match progress.phase {
+            Phase::Launching {
+                obstacle: Some(_),
+                tries,
+                ..
+            } => tries.first()?,
+            _ => progress.idle_since?,
         };
         Some(self.max_idle.saturating_sub(since.elapsed()))
     }
@@ -477,21 +396,48 @@ impl DistributedRun {
     /// The name of the state that only distributed runs have. `begun`: a thread has begun it.
     pub(super) fn state(&self, begun: bool) -> Option<&'static str> {
         let progress = self.progress.lock();
-        match (self.is_initiator(), begun) {
-            (true, false) if progress.tried_since.is_some() => Some("pending_receive"),
-            (false, false) => Some("pending_run"),
-            (true, true) if progress.part_done => Some("pending_cluster"),
-            (false, true) if progress.part_done => Some("pending_termination"),
-            _ => None,
+        match (&progress.phase, begun) {
+            (Phase::Launching { tries, .. }, false) => tries.first().map(|_| "pending_receive"),
+            (_, false) if self.is_initiator() => Some("pending_receive"),
+            (_, false) => Some("pending_run"),
+            (Phase::PartDone | Phase::Finished, true) if self.is_initiator() => Some("pending_cluster"),
+            (Phase::PartDone | Phase::Finished, true) => Some("pending_termination"),
+            (_, true) => None,
         }
     }
 }
 
 impl Progress {
+    fn new(phase: Phase) -> Self {
+        Self {
+            phase,
+            place: None,
+            attempt: 0,
+            received: BTreeSet::new(),
+            completed: BTreeSet::new(),
+            idle_since: None,
+        }
+    }
+
+    /// True until all shards have the initiator's plan.
+    fn is_launching(&self) -> bool {
+        matches!(self.phase, Phase::Launching { .. })
+    }
+
+    /// All shards have the plan.
     fn begin(&mut self) {
-        self.begun = true;
+        self.phase = Phase::Running;
         self.idle_since = None;
-        self.payload = None;
+    }
+}
+
+impl Tries {
+    /// When the plan was sent for the first time.
+    fn first(self) -> Option<Instant> {
+        match self {
+            Self::None => None,
+            Self::Sent { first } | Self::Due { first } => Some(first),
+        }
     }
 }
 
@@ -520,93 +466,4 @@ pub(super) fn shared(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shard(digit: char) -> ShardId {
-        ShardId::parse(digit.to_string().repeat(40).as_bytes()).unwrap_or(ShardId::STANDALONE)
-    }
-
-    fn distributed() -> DistributedRun {
-        let payload = LaunchPayload {
-            source: None,
-            functions: Functions::Registered(Id {
-                number: 1,
-                shard: shard('a'),
-            }),
-        };
-        DistributedRun::initiate(Duration::from_secs(5), payload)
-    }
-
-    fn place(others: &[char]) -> Place {
-        let all = std::iter::once(&'a').chain(others);
-        let slots = (0..).zip(all).map(|(slot, &digit)| (shard(digit), (slot, slot)));
-        Place {
-            me: shard('a'),
-            members: Arc::new(Members::new(slots)),
-        }
-    }
-
-    #[test]
-    fn the_initiator_waits_for_all_twice() {
-        let (b, c) = (shard('b'), shard('c'));
-        let distributed = distributed();
-        assert_eq!(distributed.state(false), None);
-        assert!(matches!(distributed.turn(), NextAction::Launch { first: true }));
-        assert_eq!(distributed.state(false), Some("pending_receive"));
-        assert!(matches!(distributed.turn(), NextAction::TooEarly));
-        assert!(distributed.launch(place(&['b', 'c'])).is_some());
-        assert!(!distributed.received(b, 1) && !distributed.received(b, 1) && !distributed.received(c, 2));
-        assert!(distributed.received(c, 1) && !distributed.received(c, 1));
-        assert!(matches!(distributed.turn(), NextAction::Run));
-        assert!(distributed.patience().is_none() && distributed.launch(place(&['b', 'c'])).is_none());
-        distributed.completed(b);
-        assert!(distributed.part_done() && !distributed.part_done() && !distributed.may_end());
-        distributed.completed(c);
-        assert!(distributed.may_end());
-        assert_eq!(distributed.counts(), (2, 2));
-    }
-
-    #[test]
-    fn what_has_not_begun_goes_to_those_who_are_there() {
-        let distributed = distributed();
-        assert!(!distributed.send_again(), "nobody has tried yet");
-        assert!(matches!(distributed.turn(), NextAction::Launch { .. }));
-        distributed.launch(place(&['b', 'c']));
-        distributed.received(shard('b'), 1);
-        let now = place(&['b', 'd']);
-        let gone = BTreeSet::from([shard('c')]);
-        assert_eq!(distributed.lost(&gone, Some(&now.members)), Loss::SendAgain);
-        assert!(distributed.send_again() && !distributed.send_again());
-        assert!(matches!(distributed.turn(), NextAction::Launch { first: false }));
-        let launch = distributed.launch(now.clone());
-        assert_eq!(
-            launch.map(|launch| (launch.attempt, launch.left_out)),
-            Some((2, vec![shard('c')]))
-        );
-        assert!(!distributed.received(shard('b'), 1) && !distributed.received(shard('d'), 2));
-        assert!(distributed.received(shard('b'), 2));
-        assert!(!distributed.send_again(), "all have it");
-        assert_eq!(distributed.lost(&BTreeSet::from([shard('d')]), None), Loss::Fatal);
-        distributed.completed(shard('d'));
-        assert_eq!(
-            distributed.lost(&BTreeSet::from([shard('d')]), None),
-            Loss::Nothing
-        );
-        assert_eq!(distributed.idle_error(), MAX_IDLE);
-    }
-
-    #[test]
-    fn why_it_could_not_begin_is_told() {
-        let distributed = distributed();
-        distributed.turn();
-        assert!(distributed.hindered(None, "why".into()));
-        assert_eq!(distributed.idle_error(), "why");
-        distributed.launch(place(&[]));
-        assert!(
-            !distributed.hindered(Some(1), "late".into()),
-            "a shard alone begins at once"
-        );
-        assert_eq!(distributed.idle_error(), MAX_IDLE);
-    }
-}
+mod tests;

@@ -14,16 +14,18 @@ use parking_lot::RwLock;
 
 use super::{
     Engine,
-    distributed_run::{
-        self, DistributedRun, LaunchPayload, Listing, Loss, NextAction, Place, RunMessage, Shards, SharedPlan,
-    },
-    execution::{Execution, Start, Status},
+    distributed_run::{self, DistributedRun, Loss, NextAction, Place},
+    execution::Execution,
     id::{Id, ShardId},
+    language::Failure,
     members::Members,
+    phase::Status,
     plan::Plan,
     registration::{Mode, Registration},
+    run_message::{LaunchPayload, Listing, RunMessage, Shards, SharedPlan},
     session::Session,
     source::Source,
+    start::Start,
 };
 use crate::{config::Number, error::Error, server::api};
 
@@ -104,7 +106,7 @@ impl Engine {
             match distributed.lost(gone, members.as_deref()) {
                 Loss::Nothing => {}
                 Loss::SendAgain => self.send_again(&execution, distributed),
-                Loss::Fatal => self.fail(&execution, &Error::ShardsChanged.to_string()),
+                Loss::Fatal => self.fail(&execution, Error::ShardsChanged.into()),
             }
         }
     }
@@ -141,12 +143,12 @@ impl Engine {
             Shape::Alone if self.is_serving() => Arc::new(Members::alone(me)),
             // It has an id of a server on its own, or this is no shard any more.
             Shape::Known(_) | Shape::Alone => {
-                self.fail(execution, &Error::ShardsChanged.to_string());
+                self.fail(execution, Error::ShardsChanged.into());
                 return false;
             }
             Shape::Unknown(reason) => {
                 // Whoever learns it begins the run.
-                distributed.hindered(None, Error::ShardsUnknown(reason).to_string());
+                distributed.hindered(None, Error::ShardsUnknown(reason).into());
                 return false;
             }
         };
@@ -228,7 +230,7 @@ impl Engine {
     }
 
     /// Ends an execution that cannot come to a right result any more. One that runs is stopped.
-    pub(super) fn fail(&self, execution: &Arc<Execution>, error: &str) {
+    pub(super) fn fail(&self, execution: &Arc<Execution>, error: Failure) {
         if !execution.status().is_final() {
             execution.set_fate(error);
             self.abort_execution(execution);
@@ -269,10 +271,7 @@ impl Engine {
     /// which waits still, is gone with that.
     pub fn take_part(&self, initiator: ShardId, id: Id, shared: &SharedPlan, part: Participation) {
         let session = Arc::clone(&part.session);
-        let mut start = Start::of_run(part.plan, part.session, part.source);
-        start.db = shared.db;
-        start.transient = shared.transient;
-        start.skips_errors = shared.skips_errors;
+        let start = Start::of_part(part.plan, part.session, part.source, shared);
         if let Some(earlier) = self.registry.execution(id) {
             let attempt = earlier
                 .distributed
@@ -308,7 +307,7 @@ impl Engine {
             }
             RunMessage::NotYet { attempt, reason } => {
                 let reason = Error::ShardsUnknown(format!("shard {from}: {reason}"));
-                if distributed.hindered(Some(attempt), reason.to_string()) {
+                if distributed.hindered(Some(attempt), reason.into()) {
                     let again = Arc::downgrade(&execution);
                     self.timers.after(TRY_AGAIN, move |engine| {
                         let Some(execution) = again.upgrade() else { return };
@@ -327,7 +326,7 @@ impl Engine {
                 }
             }
             RunMessage::Refused(reason) => {
-                self.fail(&execution, &format!("ERR shard-{from}: {reason}"));
+                self.fail(&execution, format!("ERR shard-{from}: {reason}").into());
             }
             RunMessage::Abort => self.abort_execution(&execution),
             RunMessage::Forget => {

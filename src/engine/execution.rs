@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -15,16 +15,18 @@ use crate::mutex::Mutex;
 
 use super::{
     Engine,
-    distributed_run::{DistributedRun, LaunchPayload, RunMessage},
+    distributed_run::DistributedRun,
     id::{Id, ShardId},
     language::Failure,
     linked_command::{LinkedCommand, ReplyHold},
-    pipeline::PipelineState,
+    phase::{Parked, Phase, Status},
     plan::Plan,
     record::Record,
     registration::Registration,
+    run_message::RunMessage,
     session::Session,
     source::Source,
+    start::Start,
     stop::Stop,
 };
 use crate::{
@@ -35,30 +37,6 @@ use crate::{
     },
     stats::Ending,
 };
-
-/// The states of an execution on this shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
-    Created,
-    Running,
-    Done,
-    Aborted,
-}
-
-impl Status {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Running => "running",
-            Self::Done => "done",
-            Self::Aborted => "aborted",
-        }
-    }
-
-    pub const fn is_final(self) -> bool {
-        matches!(self, Self::Done | Self::Aborted)
-    }
-}
 
 /// What an execution has when it is finished.
 #[derive(Clone, Debug, Default)]
@@ -92,7 +70,7 @@ impl Outcome {
     /// How the counters see it.
     pub(super) fn ending(&self, status: Status) -> Ending {
         match (self.errors.first(), status) {
-            (Some(error), _) => Ending::Failure(error.clone()),
+            (Some(error), _) => Ending::Failure(error.to_string()),
             (None, Status::Aborted) => Ending::Aborted,
             (None, _) => Ending::Success,
         }
@@ -132,6 +110,8 @@ pub struct Execution {
     error_kind: OnceLock<String>,
     /// Forgotten when it ends; nobody else can know of it.
     unlisted: AtomicBool,
+    /// Records that its reader has given so far, on this shard.
+    records_read: AtomicU64,
     queued_at: OnceLock<Instant>,
     delayed: AtomicBool,
     /// There is something in [`ExecutionState::completions`] or [`ExecutionState::arrivals`].
@@ -140,16 +120,10 @@ pub struct Execution {
 }
 
 struct ExecutionState {
-    status: Status,
-    source: Option<Box<dyn Source>>,
-    outcome: Option<Arc<Outcome>>,
+    phase: Phase,
     waiters: Vec<Waiter>,
     link: Option<ReplyHold>,
     collector: Option<Collector>,
-    /// The run, while it waits and no thread is at it.
-    parked: Option<Box<Parked>>,
-    /// A job that goes on with it stands in the queue.
-    resuming: bool,
     /// What it waited for and nobody has taken yet.
     completions: Vec<Completed>,
     /// What other shards have told and nobody has looked at yet.
@@ -161,18 +135,6 @@ pub type Arrival = (ShardId, RunMessage);
 
 /// A value that was waited for: the step, the place in the order of that step, and what came.
 pub type Completed = (usize, u64, Result<Record, Failure>);
-
-/// A run that waits: where it goes on.
-#[derive(Default)]
-pub struct Parked {
-    pub(super) source: Option<Box<dyn Source>>,
-    pub(super) state: PipelineState,
-    /// How often data had been loaded when it began, see [`Engine::loads`].
-    pub(super) loads: u64,
-    /// How long it has run so far, and how much of that it read.
-    pub(super) total: Duration,
-    pub(super) reading: Duration,
-}
 
 /// Takes the results as the objects that they are, and gives what is wrong with them, which the execution then ended with.
 /// Called once, attached, on the thread that finished the execution.
@@ -187,69 +149,11 @@ pub trait Next: Send + Sync {
     fn stands_for(&self, command: &[u8]) -> bool;
 }
 
-/// What makes an [`Execution`].
-pub struct Start {
-    pub plan: Arc<Plan>,
-    pub session: Arc<Session>,
-    pub registration: Option<Arc<Registration>>,
-    pub db: i32,
-    pub transient: bool,
-    pub source: Box<dyn Source>,
-    /// Lets go the client that waits for this execution, when it ends.
-    pub link: Option<ReplyHold>,
-    pub waiter: Option<Waiter>,
-    /// Of the client that the waiter answers.
-    pub meter: Option<Meter>,
-    pub next: Option<Arc<dyn Next>>,
-    pub skips_errors: bool,
-    pub may_wait: bool,
-    /// Gets the results in the place of those who look at the outcome.
-    pub collector: Option<Collector>,
-    /// What other shards need to take part; `None` if the run is this shard's alone.
-    pub payload: Option<LaunchPayload>,
-}
-
-impl Start {
-    /// A run of a plan that no registration asked for: nobody can read its results but whoever waits for it.
-    pub fn of_run(plan: Arc<Plan>, session: Arc<Session>, source: Box<dyn Source>) -> Self {
-        Self {
-            plan,
-            session,
-            registration: None,
-            db: 0,
-            transient: true,
-            source,
-            link: None,
-            waiter: None,
-            meter: None,
-            next: None,
-            skips_errors: false,
-            may_wait: true,
-            collector: None,
-            payload: None,
-        }
-    }
-
-    /// A run of a registration, for an event in database `db`; kept when it has ended.
-    pub fn of_registration(registration: &Arc<Registration>, db: i32, source: Box<dyn Source>) -> Self {
-        Self {
-            registration: Some(Arc::clone(registration)),
-            db,
-            transient: false,
-            ..Self::of_run(
-                Arc::clone(&registration.plan),
-                Arc::clone(&registration.session),
-                source,
-            )
-        }
-    }
-}
-
 /// What is to be done after a change of state, without any lock of the execution.
 pub(super) struct Aftermath {
     pub waiters: Vec<Waiter>,
     pub link: Option<ReplyHold>,
-    _dropped: (Option<Box<dyn Source>>, Vec<Completed>, Vec<Arrival>),
+    _dropped: (Phase, Vec<Completed>, Vec<Arrival>),
 }
 
 impl Execution {
@@ -272,17 +176,14 @@ impl Execution {
             error_kind: OnceLock::new(),
             unlisted: AtomicBool::new(unlisted),
             queued_at: OnceLock::new(),
+            records_read: AtomicU64::new(0),
             delayed: AtomicBool::new(false),
             completed: AtomicBool::new(false),
             state: Mutex::new(ExecutionState {
-                status: Status::Created,
-                source: Some(start.source),
-                outcome: None,
+                phase: Phase::Created(start.source),
                 waiters: start.waiter.into_iter().collect(),
                 link: start.link,
                 collector: start.collector,
-                parked: None,
-                resuming: false,
                 completions: Vec::new(),
                 arrivals: Vec::new(),
             }),
@@ -315,7 +216,7 @@ impl Execution {
     }
 
     pub fn status(&self) -> Status {
-        self.state.lock().status
+        self.state.lock().phase.status()
     }
 
     /// The name of its state as clients see it.
@@ -338,8 +239,8 @@ impl Execution {
     }
 
     /// It cannot come to a right result any more. The first reason counts.
-    pub(super) fn set_fate(&self, error: &str) {
-        let _ = self.fate.set(error.to_owned());
+    pub(super) fn set_fate(&self, error: Failure) {
+        let _ = self.fate.set(error);
     }
 
     pub(super) fn fate(&self) -> Option<&Failure> {
@@ -357,7 +258,7 @@ impl Execution {
 
     /// The outcome, once finished.
     pub fn outcome(&self) -> Option<Arc<Outcome>> {
-        self.state.lock().outcome.clone()
+        self.state.lock().phase.outcome().cloned()
     }
 
     /// Nobody else can know of it: it is forgotten when it ends.
@@ -371,28 +272,22 @@ impl Execution {
 
     /// Something that it waited for has come. True if a thread is to go on with it.
     pub(super) fn complete(&self, completed: Completed) -> bool {
-        let mut state = self.state.lock();
-        if state.status.is_final() {
-            return false;
-        }
-        state.completions.push(completed);
-        self.completed.store(true, Ordering::Release);
-        let wake = state.parked.is_some() && !state.resuming;
-        state.resuming |= wake;
-        wake
+        self.note(|state| state.completions.push(completed))
     }
 
     /// Another shard has told something. True if a thread is to go on with it.
     pub(super) fn arrive(&self, arrival: Arrival) -> bool {
+        self.note(|state| state.arrivals.push(arrival))
+    }
+
+    fn note(&self, note: impl FnOnce(&mut ExecutionState)) -> bool {
         let mut state = self.state.lock();
-        if state.status.is_final() {
+        if state.phase.status().is_final() {
             return false;
         }
-        state.arrivals.push(arrival);
+        note(&mut state);
         self.completed.store(true, Ordering::Release);
-        let wake = state.parked.is_some() && !state.resuming;
-        state.resuming |= wake;
-        wake
+        state.phase.wake()
     }
 
     /// True if [`Execution::take_news`] has something.
@@ -419,21 +314,30 @@ impl Execution {
     pub(super) fn park(&self, parked: Box<Parked>) -> Result<(), Box<Parked>> {
         let mut state = self.state.lock();
         let message = !state.completions.is_empty() || !state.arrivals.is_empty();
-        if message || self.stop.is_asked() || state.status.is_final() {
+        if message || self.stop.is_asked() {
             return Err(parked);
         }
-        state.parked = Some(parked);
-        state.resuming = false;
-        Ok(())
+        state.phase.park(parked)
     }
 
     /// Takes a run that waits, to go on with it or to end it.
     pub(super) fn unpark(&self) -> Option<Box<Parked>> {
-        self.state.lock().parked.take()
+        self.state.lock().phase.unpark()
     }
 
     pub(super) fn take_collector(&self) -> Option<Collector> {
         self.state.lock().collector.take()
+    }
+
+    /// How many records its reader has given so far, on this shard.
+    pub fn records_read(&self) -> u64 {
+        self.records_read.load(Ordering::Relaxed)
+    }
+
+    /// One record more; only the thread that is at the run calls this.
+    pub(super) fn note_read(&self) {
+        self.records_read
+            .store(self.records_read() + 1, Ordering::Relaxed);
     }
 
     pub(super) fn mark_delayed(&self) {
@@ -447,7 +351,7 @@ impl Execution {
     /// Calls `waiter` when finished, now if it is already.
     pub fn when_finished(&self, waiter: Waiter) {
         let mut state = self.state.lock();
-        match state.outcome.clone() {
+        match state.phase.outcome().cloned() {
             None => state.waiters.push(waiter),
             Some(outcome) => {
                 drop(state);
@@ -458,30 +362,20 @@ impl Execution {
 
     /// `created -> running`. `None` if it was aborted before.
     pub(super) fn begin(&self) -> Option<Box<dyn Source>> {
-        let mut state = self.state.lock();
-        if state.status != Status::Created {
-            return None;
-        }
-        state.status = Status::Running;
-        let source = state.source.take();
-        drop(state);
+        let source = self.state.lock().phase.begin()?;
         self.leave_queue();
-        source
+        Some(source)
     }
 
     /// To the final status, with an outcome if anybody can ask for it. `None` if it is finished already.
     pub(super) fn end(&self, status: Status, outcome: Option<&Arc<Outcome>>) -> Option<Aftermath> {
         let mut state = self.state.lock();
-        if state.status.is_final() {
-            return None;
-        }
-        state.status = status;
-        state.outcome = outcome.cloned();
+        let before = state.phase.end(status, outcome)?;
         Some(Aftermath {
             waiters: std::mem::take(&mut state.waiters),
             link: state.link.take(),
             _dropped: (
-                state.source.take(),
+                before,
                 std::mem::take(&mut state.completions),
                 std::mem::take(&mut state.arrivals),
             ),

@@ -18,12 +18,7 @@ use crate::server::{
     reply::Reply,
 };
 
-/// A failed callback: the text of the error record (docs/contract/commands.md 0.5).
-pub type Failure = String;
-
-/// The beginning of a failure by which a function pauses its registration: nothing more is read then, also where other
-/// failures are skipped.
-pub const PAUSE: &str = "PAUSE";
+pub use super::failure::Failure;
 
 /// One runtime of a language.
 pub trait Language: Send + Sync {
@@ -42,6 +37,9 @@ pub trait Language: Send + Sync {
 
     /// Raises the "stop" error in the thread whose id stands in `stop`, unless none does by then, or it is inside an import.
     fn interrupt(&self, stop: &Stop) -> Interrupted;
+
+    /// What matters of an error string, in one short line.
+    fn in_one_line(&self, failure: &str) -> String;
 
     /// The language's text form of a record; a text stays the record it is.
     ///

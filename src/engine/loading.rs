@@ -4,7 +4,6 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -15,7 +14,7 @@ use super::{
     language::{Failure, Function},
     session::Session,
 };
-use crate::{config::Number, server::api};
+use crate::{config::Number, server::api, threads};
 
 /// How long the server waits for functions: nearly all are there in a few milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -48,7 +47,7 @@ impl Engine {
             let loaded = catch_unwind(AssertUnwindSafe(|| images.iter().map(load).collect()));
             this.end(loaded.unwrap_or_else(|_| failed(count, "loading it failed")));
         };
-        if let Err(error) = thread::Builder::new().name("pinion-load".into()).spawn(work) {
+        if let Err(error) = threads::spawn("pinion-load".into(), work) {
             api::log_warning(&format!("could not start a thread to load functions: {error}"));
             loading.end(failed(count, &format!("there was no thread to load it: {error}")));
         }
@@ -63,7 +62,7 @@ impl Engine {
 }
 
 fn failed(count: usize, reason: &str) -> Loaded {
-    (0..count).map(|_| Err(reason.to_owned())).collect()
+    (0..count).map(|_| Err(reason.into())).collect()
 }
 
 impl Loading {

@@ -5,13 +5,16 @@
 
 pub mod distributed_run;
 mod distribution;
+mod ending;
 pub mod execution;
+mod failure;
 pub mod id;
 pub mod language;
 pub mod linked_command;
 mod load;
 pub mod loading;
 pub mod members;
+pub mod phase;
 mod pipeline;
 pub mod plan;
 pub mod prefix;
@@ -22,10 +25,13 @@ pub mod registration;
 mod registry;
 pub mod requirement;
 mod run;
+pub mod run_message;
+mod running_now;
 pub mod scope;
 pub mod session;
 mod shuffle;
 pub mod source;
+pub mod start;
 mod step_state;
 pub mod stop;
 #[cfg(test)]
@@ -35,7 +41,6 @@ mod waiting;
 mod workers;
 
 use std::{
-    cell::Cell,
     collections::BTreeSet,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -50,17 +55,20 @@ use crate::mutex::Mutex;
 pub use distribution::{Participation, Shape};
 pub use queue::Lane;
 pub use registry::Registry;
+pub use running_now::RanNow;
 
 use self::{
     distributed_run::DistributedRun,
     distribution::Distribution,
-    execution::{Execution, Outcome, Start, Status},
+    execution::{Execution, Outcome},
     id::Id,
     language::Language,
+    phase::Status,
     queue::{Job, Queue},
     registration::Registration,
     requirement::Requirements,
     run::Ran,
+    start::Start,
     stop::SyncWatch,
     timers::Timers,
 };
@@ -70,9 +78,7 @@ use crate::{
     server::{
         api::{self, Features},
         client::Meter,
-        command::{Answer, Command},
         lock::Lock,
-        reply::Reply,
     },
     stats::ServerStats,
 };
@@ -212,61 +218,6 @@ impl Engine {
         }
     }
 
-    /// Creates an execution and runs it on this thread. Watched by SyncTimeout.
-    pub fn run_now(&self, start: Start) -> RanNow {
-        if let Some(registration) = &start.registration {
-            registration.stats.triggered();
-        }
-        let execution = if start.transient {
-            self.registry.create_unlisted(start)
-        } else {
-            let limit = self.config.limit(Number::MaxExecutions);
-            self.registry.create(start, None, limit)
-        };
-        let mut ran = None;
-        if let Some(_depth) = Depth::enter() {
-            let now = Instant::now();
-            let _watched = self.sync_watch.enter(Arc::clone(&execution) as _, now);
-            self.language
-                .attached(&mut || ran = Some(run::run(self, &execution, now)));
-        }
-        match ran.unwrap_or_else(|| Ran::Ended(Status::Done, Outcome::of_error(TOO_DEEP))) {
-            Ran::Ended(status, outcome) if execution.is_unlisted() => {
-                RanNow::Ended(self.finish_unlisted(&execution, status, outcome))
-            }
-            Ran::Ended(status, outcome) => {
-                self.finish(&execution, status, outcome);
-                RanNow::Kept
-            }
-            Ran::Gone => RanNow::Kept,
-            Ran::Waits => {
-                if execution.is_unlisted() {
-                    self.registry.list(&execution);
-                    // It may have gone on and ended before it was listed.
-                    if execution.status().is_final() {
-                        self.registry.drop_execution(execution.id);
-                    }
-                }
-                RanNow::Waits(execution)
-            }
-        }
-    }
-
-    /// [`Engine::finish`] for an execution that nobody could know of.
-    fn finish_unlisted(&self, execution: &Execution, status: Status, mut outcome: Outcome) -> Outcome {
-        outcome.aborted = status == Status::Aborted;
-        if let Some(aftermath) = execution.end(status, None) {
-            if let Some(registration) = &execution.registration {
-                registration.stats.ended(outcome.ending(status), outcome.total);
-            }
-            for waiter in aftermath.waiters {
-                guarded(|| waiter(&outcome));
-            }
-            drop(aftermath.link);
-        }
-        outcome
-    }
-
     /// An event is not followed by an execution if too many of its registration are pending already.
     pub fn has_room(&self, registration: &Registration) -> bool {
         let Some(limit) = self.config.limit(Number::MaxPendingPerRegistration) else {
@@ -294,117 +245,6 @@ impl Engine {
             .create(start, distributed, self.config.limit(Number::MaxExecutions))
     }
 
-    /// Brings an execution to its end and does what follows: counters, retention, waiters, and last the client.
-    fn finish(&self, execution: &Arc<Execution>, status: Status, mut outcome: Outcome) {
-        outcome.aborted = status == Status::Aborted;
-        if let Some(fate) = execution.fate() {
-            outcome.errors.insert(0, fate.clone());
-        }
-        let outcome = Arc::new(outcome);
-        let Some(aftermath) = execution.end(status, Some(&outcome)) else {
-            return;
-        };
-        if let Some(registration) = &execution.registration {
-            registration.stats.ended(outcome.ending(status), outcome.total);
-        }
-        self.tell_end(execution, status);
-        if !execution.transient {
-            let limit = self.config.limit(Number::MaxExecutionsPerRegistration);
-            self.registry.keep(execution, limit);
-        }
-        if let Some(collector) = execution.take_collector() {
-            // It never came to its results.
-            let mut collector = Some(collector);
-            guarded(|| {
-                self.language.attached(&mut || {
-                    if let Some(collector) = collector.take() {
-                        drop(collector(Vec::new(), &outcome.errors));
-                    }
-                });
-            });
-        }
-        for waiter in aftermath.waiters {
-            guarded(|| waiter(&outcome));
-        }
-        if execution.transient {
-            self.registry.drop_execution(execution.id);
-        }
-        drop(aftermath.link);
-    }
-
-    /// Asks for the end of an execution; `done` is called when it is finished, which may be now.
-    ///
-    /// # Errors
-    /// There is no such execution.
-    pub fn abort(&self, id: Id, done: impl FnOnce() + Send + 'static) -> Result<(), Error> {
-        let execution = self.registry.execution(id).ok_or(Error::NoSuchExecution)?;
-        self.abort_execution(&execution);
-        execution.when_finished(Box::new(|_| done()));
-        Ok(())
-    }
-
-    fn abort_execution(&self, execution: &Arc<Execution>) {
-        drop(execution.stop());
-        self.end_waiting(execution, None);
-        if !execution.status().is_final() {
-            // The receiver lives as long as the process.
-            let _ = self.stopper.send(Arc::clone(execution));
-        }
-    }
-
-    /// Ends an execution that no thread is at: one that has not begun, or that waits. `error`: why.
-    fn end_waiting(&self, execution: &Arc<Execution>, error: Option<&str>) {
-        if execution.status() == Status::Created {
-            // A worker may begin it in this moment: then this changes nothing, and it stops as a running one does.
-            if let Some(source) = execution.begin() {
-                drop(source);
-                let outcome = error.map(Outcome::of_error).unwrap_or_default();
-                self.finish(execution, Status::Aborted, outcome);
-            }
-        }
-        if let Some(parked) = execution.unpark() {
-            let mut parked = Some(parked);
-            self.language.attached(&mut || {
-                let Some(mut parked) = parked.take() else { return };
-                parked.state.errors.extend(error.map(str::to_owned));
-                if let Ran::Ended(status, outcome) = run::ended(self, execution, &mut parked) {
-                    let status = if error.is_some() { Status::Aborted } else { status };
-                    self.finish(execution, status, outcome);
-                }
-            });
-        }
-    }
-
-    /// Forgets a finished execution.
-    ///
-    /// # Errors
-    /// There is none, or it is not finished.
-    pub fn drop_execution(&self, id: Id) -> Result<(), Error> {
-        let execution = self.registry.execution(id).ok_or(Error::NoSuchPlan)?;
-        if !execution.status().is_final() {
-            return Err(Error::NotFinished);
-        }
-        self.registry.drop_execution(id);
-        Ok(())
-    }
-
-    fn abort_queued(&self, concerns: impl Fn(&Execution) -> bool) {
-        for execution in self.registry.executions() {
-            if execution.status() == Status::Created && concerns(&execution) {
-                self.abort_execution(&execution);
-            }
-        }
-    }
-
-    /// Forgets an execution as soon as it is finished.
-    pub fn drop_when_finished(engine: &Arc<Self>, id: Id) {
-        let Some(execution) = engine.registry.execution(id) else {
-            return;
-        };
-        let engine = Arc::clone(engine);
-        execution.when_finished(Box::new(move |_| engine.registry.drop_execution(id)));
-    }
-
     /// Changes when the data are replaced.
     fn loads(&self) -> u64 {
         self.loads.load(Ordering::Acquire)
@@ -417,77 +257,11 @@ impl Engine {
         self.unprepared.lock().clear();
         for execution in self.registry.executions() {
             if execution.status() == Status::Created {
-                self.fail(&execution, &Error::DataReplaced.to_string());
+                self.fail(&execution, Error::DataReplaced.into());
             }
             drop(execution.release());
         }
         self.registry.drop_finished();
-    }
-}
-
-/// Tells one of those who wait for an execution: a panic there, which the panic hook logs, is not the others' loss.
-fn guarded(tell: impl FnOnce()) {
-    let _ = catch_unwind(AssertUnwindSafe(tell));
-}
-
-/// What became of an execution that was run at once.
-pub enum RanNow {
-    Ended(Outcome),
-    /// It waits, and ends in the background.
-    Waits(Arc<Execution>),
-    /// It has ended, and its outcome is where those of others are.
-    Kept,
-}
-
-impl RanNow {
-    /// Answers the client that asked for it, now or when it has ended in the background.
-    ///
-    /// # Errors
-    /// It goes on in the background, and the server does not let the client wait for it.
-    pub fn answer(
-        self,
-        command: &Command<'_>,
-        reply: impl Fn(Outcome) -> Reply + Send + 'static,
-    ) -> Result<Answer, Error> {
-        Ok(match self {
-            Self::Ended(outcome) => reply(outcome).into(),
-            Self::Waits(execution) => {
-                let client = command.block()?;
-                execution.measure_for(&client);
-                execution.when_finished(Box::new(move |outcome| client.answer(reply(outcome.clone()))));
-                Answer::Done
-            }
-            // It ended in this moment, and was dropped with its outcome.
-            Self::Kept => Reply::error("ERR the execution was lost before it could reply").into(),
-        })
-    }
-}
-
-/// How deep functions that run at once may call each other; each level takes room on the stack of its thread.
-const MAX_DEPTH: u32 = 100;
-const TOO_DEEP: &str = "ERR functions call each other too deeply (does one call itself?)";
-
-thread_local! {
-    static DEPTH: Cell<u32> = const { Cell::new(0) };
-}
-
-/// One level of functions that run at once.
-struct Depth;
-
-impl Depth {
-    fn enter() -> Option<Self> {
-        let depth = DEPTH.get();
-        if depth >= MAX_DEPTH {
-            return None;
-        }
-        DEPTH.set(depth + 1);
-        Some(Self)
-    }
-}
-
-impl Drop for Depth {
-    fn drop(&mut self) {
-        DEPTH.set(DEPTH.get() - 1);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Engine, id::Id, registration::Registration, scope::Scope, session::Session};
+use super::{Engine, id::Id, language::Failure, registration::Registration, scope::Scope, session::Session};
 use crate::{
     error::Error,
     server::{
@@ -85,7 +85,7 @@ impl Engine {
         let mut prepare = || ran = function.run();
         let session = &registration.session;
         let watched = lock::with_lock(|lock| self.run_watched(lock, "onRegistered", session, &mut prepare));
-        if let Err(error) = watched.and(ran) {
+        if let Err(error) = watched.map_err(Failure::from).and(ran) {
             api::log_warning(&format!(
                 "Error occured on RedisGearsPy_OnRegistered of {}, error='{error}'",
                 registration.id

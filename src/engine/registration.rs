@@ -39,6 +39,9 @@ impl Mode {
             .find(|mode| mode.name() == name)
     }
 
+    /// The names, for messages.
+    pub const NAMES: &str = "sync, async_local or async";
+
     pub const fn name(self) -> &'static str {
         match self {
             Self::Sync => "sync",
@@ -182,6 +185,8 @@ pub struct Registration {
     pub images: Images,
     /// Why it does not run although it is there: what was saved cannot be loaded here.
     pub disabled: Option<String>,
+    /// What was said of the arguments when it was made; not kept in files.
+    pub doubts: Vec<String>,
     pub stats: RunStats,
     pub life: Life,
 }
@@ -205,6 +210,12 @@ pub struct Life {
 }
 
 impl Registration {
+    /// Why it may never fire, or not for what it seems to be about: each a sentence.
+    pub fn doubts(&self) -> Vec<String> {
+        let of_trigger = self.trigger.doubts();
+        self.doubts.iter().cloned().chain(of_trigger).collect()
+    }
+
     /// Where its executions wait for each other; `None` if they do not.
     pub fn lane(&self) -> Option<Lane> {
         self.in_order.then_some(Lane::Registration(self.id))

@@ -14,11 +14,13 @@ use std::{
 use parking_lot::RwLock;
 
 use super::{
-    distributed_run::{DistributedRun, Listing},
-    execution::{Execution, Start},
+    distributed_run::DistributedRun,
+    execution::Execution,
     id::{Id, ShardId},
     registration::Registration,
+    run_message::Listing,
     session::{Session, Sessions},
+    start::Start,
 };
 use crate::mutex::Mutex;
 

@@ -9,10 +9,12 @@ use std::{
 
 use super::{
     Engine,
-    distributed_run::{DistributedRun, RunMessage},
-    execution::{Execution, Outcome, Parked, Status},
+    distributed_run::DistributedRun,
+    execution::{Execution, Outcome},
     language::Completion,
+    phase::{Parked, Status},
     pipeline::{Pipeline, PipelineState},
+    run_message::RunMessage,
     scope::Scope,
     shuffle::Shuffle,
     source::Reading,
@@ -67,7 +69,7 @@ fn run_steps(engine: &Engine, execution: &Arc<Execution>, parked: &mut Parked, s
     });
     if let (true, Ran::Ended(status, outcome)) = (execution.stop.has_timed_out(), &mut ran) {
         *status = Status::Done;
-        outcome.errors.insert(0, engine.sync_timeout_text());
+        outcome.errors.insert(0, engine.sync_timeout().into());
     }
     ran
 }
@@ -103,6 +105,7 @@ fn pass_records(
             }
             let Some(source) = &mut parked.source else { break };
             if let Some(record) = source.buffered() {
+                execution.note_read();
                 pipeline.push(record);
                 continue;
             }
@@ -114,11 +117,14 @@ fn pass_records(
             parked.reading += asked.elapsed();
             let reads_keys = source.reads_keys();
             if reads_keys && engine.loads() != parked.loads {
-                pipeline.fail(Error::DataReplaced.to_string());
+                pipeline.fail(Error::DataReplaced.into());
                 break;
             }
             match record {
-                Ok(Some(record)) => pipeline.push(record),
+                Ok(Some(record)) => {
+                    execution.note_read();
+                    pipeline.push(record);
+                }
                 Ok(None) => {
                     if let (true, Some(shuffle)) = (reads_keys, pipeline.shuffle()) {
                         if let Err(failure) = shuffle.confirm() {

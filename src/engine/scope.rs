@@ -9,12 +9,7 @@ use std::{
 
 use crate::mutex::Mutex;
 
-use super::{
-    execution::{Execution, Start},
-    id::Id,
-    registration::Registration,
-    session::Session,
-};
+use super::{execution::Execution, id::Id, registration::Registration, session::Session, start::Start};
 use crate::error::Error;
 
 thread_local! {
@@ -63,6 +58,10 @@ pub struct Prepared {
     pub registrations: Vec<Arc<Registration>>,
     /// The session whose place the script's one takes, if it ends well.
     pub replaces: Option<Arc<Session>>,
+    /// It made a builder.
+    pub has_builder: bool,
+    /// It did something by itself: ran a command, wrote to the log, began a coroutine.
+    pub has_acted: bool,
 }
 
 impl Scope {
@@ -105,6 +104,14 @@ impl Scope {
         Entered(CURRENT.replace(Some(self)))
     }
 
+    /// Notes something about the script that runs on this thread, if one does.
+    pub fn note_of_script(note: impl FnOnce(&mut Prepared)) {
+        let script = CURRENT.with_borrow(|scope| scope.as_ref().and_then(|scope| scope.script.clone()));
+        if let Some(script) = script {
+            note(&mut script.lock());
+        }
+    }
+
     /// Makes another one the scope of this thread, for as long as the present one would be.
     pub fn replace_current(scope: Option<Self>) {
         CURRENT.set(scope);
@@ -125,6 +132,12 @@ impl Scope {
 }
 
 impl Prepared {
+    /// True if nothing comes of the script, which is hardly what was meant.
+    pub fn is_idle(&self) -> bool {
+        let leaves = self.run.is_some() || !self.registrations.is_empty();
+        !leaves && (self.has_builder || !self.has_acted)
+    }
+
     /// Notes the run of a script.
     ///
     /// # Errors

@@ -3,9 +3,7 @@
 
 use std::{
     any::Any,
-    collections::{BTreeMap, hash_map::RandomState},
-    fmt::Write as _,
-    hash::{BuildHasher as _, Hasher as _},
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +12,7 @@ use std::{
 
 use crate::mutex::Mutex;
 
-use super::{distributed_run::Listing, id::Id, requirement::Requirement};
+use super::{id::Id, requirement::Requirement, run_message::Listing};
 
 /// One session. Listed in the registry while it has registrations, or kept executions of them.
 pub struct Session {
@@ -207,15 +205,9 @@ impl Sessions {
 
 /// Forty lower-case hexadecimal digits, different each time.
 pub fn random_hex() -> String {
-    let mut id = String::with_capacity(48);
-    while id.len() < 40 {
-        // Each state is seeded by the operating system's random numbers, or differs from the last one by a counter.
-        let digits = RandomState::new().build_hasher().finish();
-        // Writing to a String cannot fail.
-        let _ = write!(id, "{digits:016x}");
-    }
-    id.truncate(40);
-    id
+    let mut bytes = [0; 20];
+    fastrand::fill(&mut bytes);
+    hex::encode(bytes)
 }
 
 #[cfg(test)]

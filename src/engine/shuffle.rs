@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
 use super::{
-    distributed_run::{DistributedRun, Place, RunMessage, Shards},
+    distributed_run::{DistributedRun, Place},
     id::{Id, ShardId},
     language::{Failure, Language},
     plan::Routing,
     record::{Record, Value},
+    run_message::{RunMessage, Shards},
 };
 use crate::error::MAX_IDLE;
 
@@ -124,7 +125,7 @@ impl Shuffle<'_> {
             self.language
                 .detached(&mut || room = self.shards.wait_for_room(to, self.distributed.max_idle));
             if !room {
-                failures.push(MAX_IDLE.to_owned());
+                failures.push(MAX_IDLE.into());
                 return Err(failures);
             }
         }
@@ -290,8 +291,9 @@ fn pack_one(record: Record, objects: &mut Vec<Record>) -> Packed {
 /// # Errors
 /// They cannot be read here.
 pub fn unpack(language: &dyn Language, bytes: &[u8]) -> Result<Vec<Record>, Failure> {
-    let damaged =
-        |error: &dyn std::fmt::Display| format!("ERR records of another shard cannot be read: {error}");
+    let damaged = |error: &dyn std::fmt::Display| {
+        Failure::from(format!("ERR records of another shard cannot be read: {error}"))
+    };
     let batch: Batch = rmp_serde::from_slice(bytes).map_err(|error| damaged(&error))?;
     let objects = if batch.objects.is_empty() {
         Vec::new()

@@ -16,14 +16,10 @@ use std::{
 
 use crate::mutex::Mutex;
 
-use super::{
-    Engine,
-    execution::Execution,
-    language::{Failure, Language},
-    session::Session,
-};
+use super::{Engine, execution::Execution, language::Language, session::Session};
 use crate::{
     config::Number,
+    error::Error,
     server::{api, lock::Lock},
 };
 
@@ -373,20 +369,19 @@ impl Engine {
         what: &'static str,
         session: &Arc<Session>,
         work: &mut dyn FnMut(),
-    ) -> Result<(), Failure> {
+    ) -> Result<(), Error> {
         let code = Code::new(what, Some(session));
         let watched = self.watch_sync(lock, Arc::clone(&code) as _, Instant::now());
         self.language.interruptible(&code.stop, work);
         drop(watched);
         if code.stop.has_timed_out() {
-            return Err(self.sync_timeout_text());
+            return Err(self.sync_timeout());
         }
         Ok(())
     }
 
     /// The error of code that ran longer than SyncTimeout.
-    pub fn sync_timeout_text(&self) -> Failure {
-        let limit = self.config.number(Number::SyncTimeout);
-        format!("ERR the function ran longer than SyncTimeout ({limit} ms) and was stopped")
+    pub fn sync_timeout(&self) -> Error {
+        Error::RanTooLong(self.config.number(Number::SyncTimeout))
     }
 }

@@ -27,6 +27,9 @@ impl Language for Plain {
     fn detached(&self, work: &mut (dyn FnMut() + Send)) {
         work();
     }
+    fn in_one_line(&self, failure: &str) -> String {
+        failure.to_owned()
+    }
     fn to_text(&self, record: Record) -> Result<Record, Failure> {
         Ok(Record::text(number(&record).to_string()))
     }

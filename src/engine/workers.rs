@@ -82,12 +82,13 @@ mod tests {
     use crate::{
         config::Config,
         engine::{
-            execution::{Outcome, Start},
+            execution::Outcome,
             language::Failure,
             plan::Plan,
             record::Record,
             session::{Needs, Session},
             source::{Reading, Source},
+            start::Start,
             testing::Plain,
         },
         server::api::Features,
@@ -115,9 +116,7 @@ mod tests {
             functions: Vec::new(),
         });
         let session = Arc::new(Session::new("session".into(), None, Needs::default()));
-        let mut start = Start::of_run(plan, session, source);
-        start.waiter = Some(Box::new(waiter));
-        start
+        Start::of_run(plan, session, source).told(waiter)
     }
 
     #[test]
@@ -140,7 +139,7 @@ mod tests {
             let said: Result<_, RecvTimeoutError> = errors.recv_timeout(Duration::from_secs(20));
             assert_eq!(
                 said,
-                Ok(vec!["ERR internal error, see the server's log".to_owned()])
+                Ok(vec![Failure::from("ERR internal error, see the server's log")])
             );
         }
         while engine.registry.execution_count() > 0 {

@@ -9,10 +9,11 @@ use super::{Hooks, passed::Passed, table::Entry};
 use crate::{
     engine::{
         Engine, RanNow,
-        execution::{Next, Outcome, Start},
+        execution::{Next, Outcome},
         id::Id,
         registration::{Mode, Registration},
         source::Once,
+        start::Start,
     },
     error::Error,
     server::{
@@ -78,10 +79,7 @@ impl Hooks {
             forms.resp3.unwrap_or(forms.resp2)
         };
         if registration.mode == Mode::Sync {
-            let start = Start {
-                may_wait: command.may_block(),
-                ..start
-            };
+            let start = start.waiting(command.may_block());
             return engine.run_now(start).answer(command, reply);
         }
         if !command.may_block() {
@@ -90,15 +88,9 @@ impl Hooks {
         if !engine.has_room(registration) {
             return Err(Error::NotTriggered("too many executions are pending"));
         }
-        let client = command.block()?;
-        let meter = client.meter();
-        let waiter = move |outcome: &Outcome| client.answer(reply(outcome.clone()));
-        let start = Start {
-            waiter: Some(Box::new(waiter)),
-            payload: engine.payload(registration),
-            meter: Some(meter),
-            ..start
-        };
+        let start = start
+            .distributed(engine.payload(registration))
+            .answering(command.block()?, move |outcome| reply(outcome.clone()));
         engine.submit(start, registration.lane());
         Ok(Answer::Done)
     }
@@ -128,11 +120,8 @@ struct Behind {
 
 impl Behind {
     fn start<'a>(self: &Arc<Self>, words: impl Iterator<Item = &'a [u8]>) -> Start {
-        Start {
-            transient: true,
-            next: Some(Arc::clone(self) as _),
-            ..Start::of_registration(&self.registration, self.db, Box::new(Once::of_words(words)))
-        }
+        let record = Box::new(Once::of_words(words));
+        Start::of_call(&self.registration, self.db, record, Arc::clone(self) as _)
     }
 
     /// What the function sees of a reply.
@@ -176,10 +165,7 @@ impl Next for Behind {
                 db: self.db,
                 resp3: self.resp3.as_ref().map(|_| Passed::default()),
             });
-            let start = Start {
-                may_wait: false,
-                ..behind.start(argv.iter().map(Vec::as_slice))
-            };
+            let start = behind.start(argv.iter().map(Vec::as_slice)).waiting(false);
             return match engine.run_now(start) {
                 RanNow::Ended(outcome) => self.note(behind.forms_of(outcome)),
                 // It may not wait, and nobody keeps it.

@@ -7,7 +7,7 @@ use std::sync::{
 };
 
 use super::{
-    Hooks, RunningGuard,
+    Hooks,
     table::{CommandSpec, Entry, Rule},
 };
 use crate::{
@@ -396,12 +396,12 @@ impl Hooks {
     /// The user may not run it any more.
     fn run_awaited(&self, command: &Command<'_>) -> Result<CallReply, Refusal> {
         let original = command.argv().skip(1);
-        command.as_current(1, || {
-            // The filter leaves it alone: it has waited.
-            let _running = RunningGuard::enter(self, command.lock());
+        // The filter leaves it alone: it has waited.
+        let (reply, _) = self.current.during(command, 1, || {
             let _bypass = self.bypass(command.lock());
             call_original(command, self.features, original, false)
-        })
+        });
+        reply
     }
 }
 

@@ -6,7 +6,7 @@ use super::{chain::HookRule, loads::LoadRule, writes::WriteRule};
 use crate::{
     engine::{id::Id, prefix::Pattern},
     error::Error,
-    server::{api::Features, call::call, filter::Passing, lock::Lock, reply::Reply},
+    server::{api::Features, asking::CommandInfo, call::call, filter::Passing, lock::Lock, reply::Reply},
 };
 
 /// The proxy command that stands for an original, chosen so that the server applies the original's checks to it.
@@ -111,7 +111,7 @@ pub(super) struct Entry {
     pub(super) rules: Vec<Rule>,
     /// Functions in its place, in the order of registration.
     pub(super) hooks: Vec<HookRule>,
-    /// The server may leave its client in another database (`redis::home`).
+    /// The server may leave its client in another database (`server::home`).
     pub(super) strays: bool,
     /// Registrations whose keys are loaded when this command misses them, the nearest pattern first.
     pub(super) loads: Vec<LoadRule>,
@@ -246,110 +246,39 @@ impl Entry {
 /// The server's commands that write keys at fixed places and wait for nothing. None where it cannot list them (before 7.0).
 pub(super) fn look_up_writers(lock: Lock<'_>, features: Features) -> Vec<CommandSpec> {
     let words = ["COMMAND", "LIST", "FILTERBY", "ACLCAT", "write"];
-    let Reply::Array(names) = call(lock, features, 0, &words.map(|word| word.as_bytes().to_vec())) else {
-        return Vec::new();
-    };
-    let described = names.iter().filter_map(|name| match name {
-        Reply::Bulk(name) | Reply::Status(name) => {
-            Described::ask(lock, features, &String::from_utf8_lossy(name))
-        }
-        _ => None,
-    });
-    described
-        .filter(|described| {
-            let fixed = described.first > 0 && described.step > 0 && !described.has("movablekeys");
-            fixed && described.has("write") && !described.has("blocking") && !described.is_untouchable()
+    let listed = call(lock, features, 0, &words.map(|word| word.as_bytes().to_vec()));
+    let names = listed.items().iter().filter_map(Reply::as_text);
+    names
+        .filter_map(|name| {
+            let name = String::from_utf8_lossy(name).into_owned();
+            let info = CommandInfo::ask(lock, features, &name)?;
+            let fixed = info.first > 0 && info.step > 0 && !info.has("movablekeys");
+            let plain = info.has("write") && !info.has("blocking") && !is_untouchable(&name, &info);
+            (fixed && plain).then(|| spec(&name, &info))
         })
-        .map(Described::spec)
         .collect()
 }
 
-/// What COMMAND INFO says about a command.
-struct Described {
-    /// In lower case.
-    name: String,
-    flags: Vec<Vec<u8>>,
-    first: i64,
-    last: i64,
-    step: i64,
-    arity: i64,
-    /// Some subcommand cannot be run by scripts.
-    has_noscript_part: bool,
+/// Commands that scripts cannot run, and the module's own ones, stay as they are.
+fn is_untouchable(name: &str, info: &CommandInfo) -> bool {
+    info.has("noscript") || info.has_noscript_part || name.to_ascii_lowercase().starts_with("rg.")
 }
 
-impl Described {
-    /// `None` for an unknown command.
-    fn ask(lock: Lock<'_>, features: Features, name: &str) -> Option<Self> {
-        let argv = ["COMMAND", "INFO", name].map(|word| word.as_bytes().to_vec());
-        let Reply::Array(infos) = call(lock, features, 0, &argv) else {
-            return None;
-        };
-        let Some(Reply::Array(info)) = infos.into_iter().next() else {
-            return None;
-        };
-        let number = |index: usize| match info.get(index) {
-            Some(Reply::Int(number)) => *number,
-            _ => 0,
-        };
-        let flags = match info.get(2) {
-            Some(Reply::Array(flags) | Reply::Set(flags)) => flags.as_slice(),
-            _ => &[],
-        };
-        let text = |flag: &Reply| match flag {
-            Reply::Status(flag) | Reply::Bulk(flag) => Some(flag.clone()),
-            _ => None,
-        };
-        Some(Self {
-            name: name.to_ascii_lowercase(),
-            flags: flags.iter().filter_map(text).collect(),
-            first: number(3),
-            last: number(4),
-            step: number(5),
-            arity: number(1),
-            has_noscript_part: has_noscript_part(&info),
-        })
-    }
-
-    fn has(&self, flag: &str) -> bool {
-        self.flags.iter().any(|known| known == flag.as_bytes())
-    }
-
-    /// Commands that scripts cannot run, and the module's own ones, stay as they are.
-    fn is_untouchable(&self) -> bool {
-        self.has("noscript") || self.has_noscript_part || self.name.starts_with("rg.")
-    }
-
-    fn spec(self) -> CommandSpec {
-        let proxy = match (self.has("write"), self.has("denyoom")) {
-            (false, _) => ProxyCommand::Read,
-            (true, false) => ProxyCommand::Write,
-            (true, true) => ProxyCommand::WriteMore,
-        };
-        CommandSpec {
-            proxy,
-            first: if self.has("movablekeys") { 0 } else { self.first },
-            last: self.last,
-            step: self.step,
-            arity: self.arity,
-            name: self.name.into_bytes().into(),
-        }
-    }
-}
-
-/// Whether COMMAND INFO lists a subcommand that scripts cannot run; before 7.0 the command itself is marked then.
-fn has_noscript_part(info: &[Reply]) -> bool {
-    let items = |reply: &Reply| match reply {
-        Reply::Array(items) | Reply::Set(items) => items.clone(),
-        _ => Vec::new(),
+/// `name`: what clients call it, which need not be the server's own name.
+fn spec(name: &str, info: &CommandInfo) -> CommandSpec {
+    let proxy = match (info.has("write"), info.has("denyoom")) {
+        (false, _) => ProxyCommand::Read,
+        (true, false) => ProxyCommand::Write,
+        (true, true) => ProxyCommand::WriteMore,
     };
-    let is_noscript = |part: &Reply| {
-        let flags = items(part).get(2).map(items).unwrap_or_default();
-        flags
-            .iter()
-            .any(|flag| matches!(flag, Reply::Status(flag) | Reply::Bulk(flag) if flag == b"noscript"))
-    };
-    info.get(9)
-        .is_some_and(|parts| items(parts).iter().any(is_noscript))
+    CommandSpec {
+        proxy,
+        first: if info.has("movablekeys") { 0 } else { info.first },
+        last: info.last,
+        step: info.step,
+        arity: info.arity,
+        name: name.to_ascii_lowercase().into_bytes().into(),
+    }
 }
 
 /// Looks a command up that is to be linked for keys that match `pattern`.
@@ -359,22 +288,22 @@ pub(super) fn look_up(
     name: &str,
     pattern: &Pattern,
 ) -> Result<CommandSpec, Error> {
-    let described = Described::ask(lock, features, name).ok_or(Error::UnknownCommand)?;
-    if described.is_untouchable() {
+    let info = CommandInfo::ask(lock, features, name).ok_or(Error::UnknownCommand)?;
+    if is_untouchable(name, &info) {
         return Err(Error::CommandNotInScripts);
     }
     if *pattern != Pattern::Everything {
-        if described.has("movablekeys") {
+        if info.has("movablekeys") {
             return Err(Error::CommandMovesKeys);
         }
-        if described.first <= 0 {
+        if info.first <= 0 {
             return Err(Error::CommandWithoutKeys);
         }
-        if described.step <= 0 {
+        if info.step <= 0 {
             return Err(Error::CommandWithoutKeyStep);
         }
     }
-    Ok(described.spec())
+    Ok(spec(name, &info))
 }
 
 /// Looks a command up in whose place a function is to stand, for some keys only or for all.
@@ -384,22 +313,22 @@ pub(super) fn look_up_hook(
     name: &str,
     for_some_keys: bool,
 ) -> Result<CommandSpec, Error> {
-    let described = Described::ask(lock, features, name).ok_or(Error::UnknownHook)?;
-    if described.is_untouchable() {
+    let info = CommandInfo::ask(lock, features, name).ok_or(Error::UnknownHook)?;
+    if is_untouchable(name, &info) {
         return Err(Error::HookNotInScripts);
     }
     if for_some_keys {
-        if described.has("movablekeys") {
+        if info.has("movablekeys") {
             return Err(Error::HookMovesKeys);
         }
-        if described.first <= 0 {
+        if info.first <= 0 {
             return Err(Error::HookWithoutKeys);
         }
-        if described.step <= 0 {
+        if info.step <= 0 {
             return Err(Error::HookWithoutKeyStep);
         }
     }
-    Ok(described.spec())
+    Ok(spec(name, &info))
 }
 
 #[cfg(test)]

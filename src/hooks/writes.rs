@@ -40,6 +40,9 @@ pub trait Writes: Send + Sync {
     /// It runs now. A number, if its client is to wait for what it changes.
     fn begin(&self, command: &Command<'_>, keys: &[&[u8]]) -> Option<u64>;
 
+    /// It was not run after all.
+    fn cancel(&self, lock: Lock<'_>, number: u64);
+
     /// It has run. `Some`: its client does not wait.
     fn end(&self, command: &Command<'_>, number: u64, reply: CallReply) -> Option<CallReply>;
 }
@@ -231,6 +234,13 @@ impl Hooks {
         match (self.writes.get(), number) {
             (Some(writes), Some(number)) => writes.end(command, number, reply),
             _ => Some(reply),
+        }
+    }
+
+    /// It was refused.
+    pub(super) fn cancel_write(&self, command: &Command<'_>, number: Option<u64>) {
+        if let (Some(writes), Some(number)) = (self.writes.get(), number) {
+            writes.cancel(command.lock(), number);
         }
     }
 

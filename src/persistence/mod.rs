@@ -39,7 +39,8 @@ use crate::{
     server::{
         after::when_writes_are_allowed,
         api::{self, Features},
-        call::{call, replicate},
+        asking::config,
+        call::replicate,
         command::{Answer, Command},
         guarded::Guarded,
         lock::{self, Lock},
@@ -338,12 +339,8 @@ const SWEEP_DELAY: Duration = Duration::from_secs(1);
 
 /// Tells this server from others that may use the same folder for requirements.
 fn own_name(lock: Lock<'_>) -> String {
-    let words: [&[u8]; 3] = [b"CONFIG", b"GET", b"*port"];
     // In no order that stays.
-    let mut ports = match call(lock, Features::probe(), 0, &words.map(<[u8]>::to_vec)) {
-        Reply::Array(words) => words.iter().map(|word| format!("{word:?}")).collect(),
-        _ => Vec::new(),
-    };
+    let mut ports = config(lock, Features::probe(), "*port");
     ports.sort();
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let here = std::env::current_dir().unwrap_or_default();

@@ -195,6 +195,7 @@ impl Persistence {
             on_registered: functions.on_registered,
             images: saved.images,
             disabled,
+            doubts: Vec::new(),
             stats: RunStats::default(),
             life: Life::default(),
         })

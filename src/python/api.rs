@@ -45,7 +45,8 @@ pub mod redisgears {
     use super::{
         call_next, config_get, execute, flat_error, gears_config_get, gears_future, get_command,
         get_gears_session, hashtag, hold_client, is_async_allow, is_in_atomic_block, leave_atomic, let_out,
-        log, override_reply, register_gears_thread, register_time_event, set_gears_session, watch_loop,
+        log, log_printed, override_reply, register_gears_thread, register_time_event, set_gears_session,
+        watch_loop,
     };
     #[pymodule_export]
     use crate::python::read_through::{refresh, register_read_through};
@@ -99,6 +100,7 @@ fn execute<'py>(
         .map(|arg| convert::argument(&arg))
         .collect::<PyResult<Vec<_>>>()?;
     let scope = current::scope();
+    note_act();
     // A function in the place of a command that runs this command means what stands behind itself.
     if let (Some(next), Some((command, arguments))) = (next_of(scope.as_ref()), argv.split_first()) {
         if next.stands_for(command) {
@@ -140,6 +142,11 @@ fn go_on<'py>(py: Python<'py>, next: &Arc<dyn Next>, arguments: Vec<Vec<u8>>) ->
     let engine = &runtime()?.engine;
     let reply = on_the_server(py, || with_lock(|lock| next.call(engine, lock, arguments)));
     convert::reply_object(py, reply)
+}
+
+/// A script has done something by itself.
+fn note_act() {
+    Scope::note_of_script(|script| script.has_acted = true);
 }
 
 /// Waiting for the server happens detached; where it is held already there is nothing to wait for.
@@ -186,8 +193,29 @@ fn log(args: &Bound<'_, PyTuple>, kwargs: Option<&Bound<'_, PyDict>>) -> PyResul
             "Specify log level as the first argument to log function is depricated, use key argument 'level' instead",
         );
     }
+    note_act();
     api::log(level, &format!("GEARS: {}", message.to_string_lossy()));
     Ok(())
+}
+
+/// For `print`: writes a line to the server's log, with the name of the session. False in a forked process, which is not the
+/// server.
+#[pyfunction(name = "logPrinted")]
+fn log_printed(line: &Bound<'_, PyString>, is_error: bool) -> bool {
+    if children::is_forked() {
+        return false;
+    }
+    note_act();
+    let level = if is_error { Level::Warning } else { Level::Notice };
+    let line = line.to_string_lossy();
+    api::log(
+        level,
+        &match Scope::current() {
+            Some(scope) => format!("session {}: {line}", scope.session.id),
+            None => format!("GEARS: {line}"),
+        },
+    );
+    true
 }
 
 fn level_by_name(name: &str) -> Option<Level> {
@@ -322,6 +350,7 @@ fn register_time_event(py: Python<'_>, args: &Bound<'_, PyTuple>) -> PyResult<bo
         .ok_or_else(|| errors::gears_error("time argument must be a positive number of seconds"))?;
     let scope = current::scope()
         .ok_or_else(|| errors::gears_error("can not create time event on a python created thread"))?;
+    note_act();
     // Anything else than a text is ignored, as in 1.2.
     let key = args
         .get_item(2)
@@ -342,6 +371,7 @@ fn register_gears_thread(_args: &Bound<'_, PyTuple>) {}
 /// For the event loop: keeps the client of the running code waiting.
 #[pyfunction(name = "holdClient")]
 fn hold_client() -> Option<ClientHold> {
+    note_act();
     current::hold_client()
 }
 

@@ -17,8 +17,15 @@ use crate::{
     server::{api, key::Kind},
 };
 
+/// The error for a `mode` that is no text.
+pub const MODE_TYPE: &str = "execution mode must be a string";
+
 /// Keyword arguments, with a warning for those that nobody knows.
-pub struct Given<'a, 'py>(Option<&'a Bound<'py, PyDict>>);
+pub struct Given<'a, 'py> {
+    arguments: Option<&'a Bound<'py, PyDict>>,
+    /// What is said about those that nobody knows.
+    pub doubt: Option<String>,
+}
 
 impl<'a, 'py> Given<'a, 'py> {
     pub fn new(method: &str, kwargs: Option<&'a Bound<'py, PyDict>>, known: &[&str]) -> PyResult<Self> {
@@ -29,17 +36,19 @@ impl<'a, 'py> Given<'a, 'py> {
                 unknown.push(name);
             }
         }
-        if !unknown.is_empty() {
-            api::log_warning(&format!(
-                "{method}: unknown arguments are ignored: {}",
-                unknown.join(", ")
-            ));
+        let doubt = (!unknown.is_empty())
+            .then(|| format!("{method}: unknown arguments are ignored: {}", unknown.join(", ")));
+        if let Some(doubt) = &doubt {
+            api::log_warning(doubt);
         }
-        Ok(Self(kwargs))
+        Ok(Self {
+            arguments: kwargs,
+            doubt,
+        })
     }
 
     pub fn get(&self, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
-        self.0.map_or(Ok(None), |kwargs| kwargs.get_item(name))
+        self.arguments.map_or(Ok(None), |kwargs| kwargs.get_item(name))
     }
 
     /// A real `bool`.
@@ -131,7 +140,7 @@ fn prefix(given: &Given<'_, '_>) -> PyResult<String> {
     match (given.get("regex")?, given.get("prefix")?) {
         (Some(regex), _) => {
             api::log_warning(
-                "Using regex argument with register is deprecated and missleading, use prefix instead.",
+                "Using regex argument with register is deprecated and misleading, use prefix instead.",
             );
             string(&regex, PREFIX_TYPE)
         }
@@ -237,8 +246,15 @@ pub fn string(object: &Bound<'_, PyAny>, otherwise: &str) -> PyResult<String> {
 }
 
 pub fn mode_by_name(mode: &Bound<'_, PyAny>) -> PyResult<Mode> {
-    let name = string(mode, "execution mode must be a string")?;
-    Mode::by_name(&name).ok_or_else(|| errors::gears_error("unknown execution mode"))
+    let name = string(mode, MODE_TYPE)?;
+    Mode::by_name(&name).ok_or_else(|| unknown_mode(&name, Mode::NAMES))
+}
+
+/// The error for a `mode` that is none; `expected`: those that are.
+pub fn unknown_mode(given: &str, expected: &str) -> PyErr {
+    errors::gears_error(format!(
+        "unknown execution mode: expected {expected}, got {given}"
+    ))
 }
 
 /// A count of records: `bool` and `int`, not negative, 64 bit.

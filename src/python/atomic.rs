@@ -5,7 +5,7 @@ use std::{cell::RefCell, sync::Arc, time::Instant};
 
 use pyo3::{ffi, prelude::*, types::PyTuple};
 
-use super::{children, current, errors, interrupt, runtime};
+use super::{attach, children, current, errors, interrupt, runtime};
 use crate::{
     engine::stop::{Code, Stoppable, Watched},
     server::{api, lock, lock::LockGuard},
@@ -32,7 +32,7 @@ impl Drop for Own {
     fn drop(&mut self) {
         // SAFETY: needs no state of Python. A thread that ends in its block is detached for good.
         if unsafe { ffi::PyGILState_Check() } == 1 {
-            Python::attach(|py| interrupt::end(py, &self.0.stop));
+            attach::bare(|py| interrupt::end(py, &self.0.stop));
         }
     }
 }
@@ -128,7 +128,7 @@ impl Atomic {
                     .get_item(0)
                     .is_ok_and(|error| !error.is_none() && !is_force_stopped(&error));
                 if timed_out && !others {
-                    return Err(errors::gears_error(runtime()?.engine.sync_timeout_text()));
+                    return Err(runtime()?.engine.sync_timeout().into());
                 }
                 Ok(())
             }

@@ -6,6 +6,9 @@
 //! the engine that runs on an attached thread ([`in_engine`]) ends no object: what it drops waits until Python's side
 //! goes on.
 
+// The one place where threads attach.
+#![allow(clippy::disallowed_methods)]
+
 use std::{
     cell::{Cell, RefCell},
     ffi::c_int,
@@ -61,6 +64,12 @@ pub fn attach<R>(work: impl for<'py> FnOnce(Python<'py>) -> R) -> R {
         end_later();
         work(py)
     })
+}
+
+/// Does `work` attached, where no code of users can run: it looks at objects of ours only, and ends none. Costs less than
+/// [`attach`], and may be done while a mutex is held.
+pub fn bare<R>(work: impl for<'py> FnOnce(Python<'py>) -> R) -> R {
+    Python::attach(work)
 }
 
 /// Does `work`, which is the engine's or the server's, on a thread that may be attached.

@@ -44,6 +44,7 @@ unsafe extern "C" fn on_event(event: *const c_char, arguments: *mut ffi::PyObjec
     };
     let looked = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: Python tells these events attached.
+        #[allow(clippy::disallowed_methods)]
         let py = unsafe { Python::assume_attached() };
         // SAFETY: Python gives the arguments as a tuple, which outlives the call.
         let arguments = unsafe { Bound::from_borrowed_ptr(py, arguments) };

@@ -15,7 +15,10 @@ use super::{
     current, errors, launch, runtime,
 };
 use crate::{
-    engine::plan::{FunctionIndex, Step},
+    engine::{
+        plan::{FunctionIndex, Step},
+        scope::Scope,
+    },
     readers::Reader,
 };
 
@@ -72,6 +75,7 @@ impl Builder {
         };
         let reader = Reader::by_name(&reader)
             .ok_or_else(|| errors::gears_error("The given reader does not exists"))?;
+        Scope::note_of_script(|script| script.has_builder = true);
         // Each builder uses up a registration number (docs/contract/commands.md chapter 2).
         runtime()?.engine.registry.next_registration_id();
         Ok(Self {

@@ -143,6 +143,7 @@ impl Function for Callback {
                     self.name,
                     errors::text(py, &error)
                 )
+                .into()
             })
         })
     }

@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::{prelude::*, types::PyList};
 
+use super::attach;
 use crate::server::{
     api::{self, Features},
-    call::call,
+    asking::config,
     lock::Lock,
-    reply::Reply,
 };
 
 /// This process is a child of the server: it has none of its threads, and must not act as the server.
@@ -47,24 +47,20 @@ pub fn end_if_forked<T>(py: Python<'_>, ended: &PyResult<T>) {
 /// Tells Python where the server listens, at the start and when that changes: forked processes close those sockets.
 pub fn note_places(lock: Lock<'_>, features: Features) {
     let ask = |pattern: &str| {
-        let words: [&[u8]; 3] = [b"CONFIG", b"GET", pattern.as_bytes()];
-        match call(lock, features, 0, &words.map(<[u8]>::to_vec)) {
-            Reply::Array(words) => words.iter().skip(1).step_by(2).filter_map(text).collect(),
-            _ => Vec::new(),
-        }
+        config(lock, features, pattern)
+            .into_iter()
+            .map(|(_, value)| value)
     };
-    let ports = ask("*port")
-        .into_iter()
-        .filter_map(|port| port.parse::<u32>().ok());
+    let ports = ask("*port").filter_map(|port| port.parse::<u32>().ok());
     // The bus of a cluster has a port of its own, by default 10000 above.
     let ports: Vec<u32> = ports
         .filter(|&port| port > 0)
         .flat_map(|port| [port, port + 10_000])
         .collect();
-    let sockets = ask("unixsocket").into_iter().filter(|path| !path.is_empty());
-    Python::attach(|py| {
+    let mut sockets = ask("unixsocket").filter(|path| !path.is_empty());
+    attach::bare(|py| {
         let told = PyList::new(py, ports).and_then(|places| {
-            sockets.into_iter().try_for_each(|path| places.append(path))?;
+            sockets.try_for_each(|path| places.append(path))?;
             py.import("pinion_children")?.call_method1("listen_at", (places,))
         });
         if let Err(error) = told {
@@ -73,11 +69,4 @@ pub fn note_places(lock: Lock<'_>, features: Features) {
             ));
         }
     });
-}
-
-fn text(reply: &Reply) -> Option<String> {
-    match reply {
-        Reply::Bulk(bytes) | Reply::Status(bytes) => String::from_utf8(bytes.clone()).ok(),
-        _ => None,
-    }
 }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     engine::{
         execution::Execution,
-        language::{Awaitable, Completion},
+        language::{Awaitable, Completion, Failure},
         record::Record,
         scope::Scope,
     },
@@ -227,7 +227,7 @@ enum FutureState {
     /// Not returned yet.
     Made,
     /// Resolved before it was returned.
-    Early(Result<Record, String>),
+    Early(Result<Record, Failure>),
     Awaited(Completion),
     Continued,
 }

@@ -12,7 +12,11 @@ use std::{
 use crate::mutex::Mutex;
 use pyo3::{ffi, prelude::*, sync::PyOnceLock, types::PyTuple};
 
-use super::{attach::in_engine, coroutine::loop_module, errors, interrupt};
+use super::{
+    attach::{self, in_engine},
+    coroutine::loop_module,
+    errors, interrupt,
+};
 use crate::engine::{execution::Execution, linked_command::ReplyHold, scope::Scope};
 
 thread_local! {
@@ -36,7 +40,7 @@ pub fn loop_thread() -> u64 {
 
 /// The session of the running code, with its command.
 pub fn scope() -> Option<Scope> {
-    Scope::current().or_else(|| Python::attach(|py| Some(of_context(py)?.get().0.clone())))
+    Scope::current().or_else(|| attach::bare(|py| Some(of_context(py)?.get().0.clone())))
 }
 
 /// True in a coroutine of a session.

@@ -8,7 +8,7 @@ use pyo3::{
     types::{PyList, PyType},
 };
 
-use super::{RUNTIME, interrupt};
+use super::{RUNTIME, attach, interrupt};
 use crate::{
     config::Number,
     engine::{language::Failure, scope::Scope},
@@ -80,7 +80,7 @@ pub fn force_stopped_type(py: Python<'_>) -> PyResult<Bound<'_, PyType>> {
 /// A `gears.error` with this text.
 pub fn gears_error(text: impl Into<String>) -> PyErr {
     let text = text.into();
-    Python::attach(|py| match gears_error_type(py) {
+    attach::bare(|py| match gears_error_type(py) {
         Ok(kind) => PyErr::from_type(kind, (text,)),
         Err(error) => error,
     })
@@ -100,20 +100,21 @@ pub fn text_of_callback(py: Python<'_>, error: &PyErr) -> Failure {
     if let Some(execution) = execution {
         execution.note_error_kind(&kind(py, error));
     }
-    text(py, error)
+    text(py, error).into()
 }
 
 /// The error string of what ended a coroutine or a future: the text of `error` (docs/contract/python-api.md 4.6). Where that says
 /// nothing, because it is empty or cannot be made, it is the string that other exceptions have.
 pub fn text_of_ended(error: &Bound<'_, PyAny>) -> Failure {
     let said = error.str().ok().map(|text| text.to_string_lossy().into_owned());
-    match said.filter(|said| !said.is_empty()) {
+    let text = match said.filter(|said| !said.is_empty()) {
         Some(said) => said,
         None if error.is_instance_of::<PyBaseException>() => {
             text(error.py(), &PyErr::from_value(error.clone()))
         }
         None => describe(error),
-    }
+    };
+    text.into()
 }
 
 /// The name of the type of an exception.
@@ -123,7 +124,7 @@ pub fn kind(py: Python<'_>, error: &PyErr) -> String {
 }
 
 /// The error string of an exception that nobody caught.
-pub fn text(py: Python<'_>, error: &PyErr) -> Failure {
+pub fn text(py: Python<'_>, error: &PyErr) -> String {
     if flat_error_type(py).is_ok_and(|flat| error.is_instance(py, &flat)) {
         return describe(error.value(py).as_any());
     }
@@ -155,7 +156,7 @@ fn shortened(text: String) -> String {
 }
 
 /// The `repr` of the list of lines that the standard library makes; a valid Python literal.
-fn traceback_lines(py: Python<'_>, error: &PyErr) -> Option<Failure> {
+fn traceback_lines(py: Python<'_>, error: &PyErr) -> Option<String> {
     let traceback = error.traceback(py)?;
     let format = FORMAT_EXCEPTION.get(py)?.bind(py);
     let lines = format
@@ -163,6 +164,44 @@ fn traceback_lines(py: Python<'_>, error: &PyErr) -> Option<Failure> {
         .ok()?;
     let lines = PyList::new(py, lines.try_iter().ok()?.collect::<PyResult<Vec<_>>>().ok()?).ok()?;
     Some(lines.repr().ok()?.to_string_lossy().into_owned())
+}
+
+/// What matters of an error string, in one short line: of a traceback the last line.
+pub fn in_one_line(text: &str) -> String {
+    const LONGEST: usize = 300;
+    let last = last_element(text).unwrap_or_else(|| text.to_owned());
+    let mut line: String = last.lines().next().unwrap_or_default().into();
+    if let Some((end, _)) = line.char_indices().nth(LONGEST) {
+        line.truncate(end);
+        line.push_str("...");
+    }
+    line
+}
+
+/// The last text of a list of texts as Python writes it.
+fn last_element(text: &str) -> Option<String> {
+    let list = text.strip_prefix('[')?.strip_suffix(']')?;
+    let quote = list
+        .chars()
+        .next_back()
+        .filter(|quote| matches!(quote, '\'' | '"'))?;
+    let body = &list[..list.len() - 1];
+    let is_escaped = |at: usize| body[..at].chars().rev().take_while(|&c| c == '\\').count() % 2 == 1;
+    let start = body
+        .rmatch_indices(quote)
+        .map(|(at, _)| at)
+        .find(|&at| !is_escaped(at))?;
+    let mut plain = String::new();
+    let mut rest = body[start + 1..].chars();
+    while let Some(c) = rest.next() {
+        match (c, if c == '\\' { rest.next() } else { None }) {
+            (_, None) => plain.push(c),
+            (_, Some('n')) => plain.push('\n'),
+            (_, Some(escaped @ ('\'' | '"' | '\\'))) => plain.push(escaped),
+            (_, Some(other)) => plain.extend([c, other]),
+        }
+    }
+    Some(plain)
 }
 
 /// `str(object)`, whatever happens.
@@ -173,5 +212,31 @@ pub fn describe(object: &Bound<'_, PyAny>) -> String {
             .get_type()
             .name()
             .map_or_else(|_| "<unprintable>".into(), |name| format!("<unprintable {name}>")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_traceback_the_last_line_matters() {
+        for (text, line) in [
+            (
+                r"['Traceback (most recent call last):\n', '  File <string>\n', 'ValueError: x\n']",
+                "ValueError: x",
+            ),
+            (r#"['a\n', "KeyError: 'it'\n"]"#, "KeyError: 'it'"),
+            (r#"['a\n', 'E: \'a\' "b", c\\\n']"#, r#"E: 'a' "b", c\"#),
+            (r"['E: one\n  two\n']", "E: one"),
+            ("plain [text]", "plain [text]"),
+            ("[", "["),
+            ("[]", "[]"),
+            ("[']", "[']"),
+            ("", ""),
+        ] {
+            assert_eq!(in_one_line(text), line, "{text}");
+        }
+        assert_eq!(in_one_line(&"ä".repeat(1000)).chars().count(), 303);
     }
 }

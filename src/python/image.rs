@@ -67,6 +67,7 @@ pub fn load(image: &[u8], session: &Session) -> Result<Arc<dyn Function>, Failur
                     "Error occured when deserialized a python callback, error={}",
                     errors::text(py, &error)
                 )
+                .into()
             })
     })
 }
@@ -89,7 +90,7 @@ pub fn pack(py: Python<'_>, records: Vec<Record>) -> PyResult<Packed> {
     let packed = serial(py)?.call_method1("pack", (objects,))?;
     let (bytes, refused): (Bound<'_, PyBytes>, Vec<(usize, Bound<'_, PyAny>)>) = packed.extract()?;
     let refused = refused.into_iter().map(|(place, error)| {
-        let failure = errors::text(py, &PyErr::from_value(error));
+        let failure = errors::text(py, &PyErr::from_value(error)).into();
         (place, failure)
     });
     Ok((bytes.as_bytes().to_vec(), refused.collect()))

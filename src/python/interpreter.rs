@@ -16,7 +16,7 @@ use pyo3::{
     types::{IntoPyDict, PyDict, PyModule},
 };
 
-use super::{api, audit, errors, memory};
+use super::{api, attach, audit, errors, memory};
 use crate::threads;
 
 /// Python's part of the module, embedded.
@@ -24,6 +24,7 @@ const BUILDER: &CStr = cstr(concat!(include_str!("../../python/builder.py"), "\0
 const INTERRUPT: &CStr = cstr(concat!(include_str!("../../python/interrupt.py"), "\0"));
 const LOOP: &CStr = cstr(concat!(include_str!("../../python/loop.py"), "\0"));
 const PROFILE: &CStr = cstr(concat!(include_str!("../../python/profile.py"), "\0"));
+const OUTPUT: &CStr = cstr(concat!(include_str!("../../python/output.py"), "\0"));
 const READ_THROUGH: &CStr = cstr(concat!(include_str!("../../python/read_through.py"), "\0"));
 const WRITE_BEHIND: &CStr = cstr(concat!(include_str!("../../python/write_behind.py"), "\0"));
 const REDIS_AI: &CStr = cstr(concat!(include_str!("../../python/redisai.py"), "\0"));
@@ -96,7 +97,7 @@ pub fn start(venv: &str, server_memory: bool, loop_kind: &str) -> Result<Started
     pyo3::append_to_inittab!(redisgears);
     initialize(&program, server_memory)?;
     let started =
-        Python::attach(|py| prepare(py, loop_kind)).map_err(|error| format!("Python did not start: {error}"));
+        attach::bare(|py| prepare(py, loop_kind)).map_err(|error| format!("Python did not start: {error}"));
     // SAFETY: this thread initialised Python and is attached; from here on everybody attaches when needed.
     unsafe { ffi::PyEval_SaveThread() };
     started
@@ -260,6 +261,7 @@ fn prepare(py: Python<'_>, loop_kind: &str) -> PyResult<Started> {
     let shipped = PyModule::from_code(py, SHIPPED, c"<pinion>/shipped.py", c"pinion_shipped")?;
     shipped.call_method1("install", (OWN.into_py_dict(py)?, FALLBACKS.into_py_dict(py)?))?;
     PyModule::from_code(py, NOT_MAIN, c"<pinion>/not_main.py", c"pinion_not_main")?;
+    PyModule::from_code(py, OUTPUT, c"<pinion>/output.py", c"pinion_output")?.call_method0("install")?;
     PyModule::from_code(py, BUILDER, c"<pinion>/builder.py", c"pinion_builder")?;
     let children = PyModule::from_code(py, CHILDREN, c"<pinion>/children.py", c"pinion_children")?;
     children.call_method1("install", (NURSERY,))?;

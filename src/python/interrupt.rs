@@ -11,7 +11,7 @@ use std::{
 
 use pyo3::{ffi, prelude::*, sync::PyOnceLock};
 
-use super::{coroutine::loop_module, current, errors, imports};
+use super::{attach, coroutine::loop_module, current, errors, imports};
 use crate::engine::{
     execution::Execution,
     stop::{Interrupted, Stop, Stoppable, Watched},
@@ -79,7 +79,7 @@ impl Drop for Armed {
         stop.thread.store(self.before, Ordering::Release);
         // SAFETY: needs no state of Python.
         if unsafe { ffi::PyGILState_Check() } == 1 {
-            Python::attach(|py| take_back(py, stop));
+            attach::bare(|py| take_back(py, stop));
         }
     }
 }

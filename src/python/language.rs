@@ -9,7 +9,8 @@ use std::{
 
 use pyo3::{
     prelude::*,
-    types::{PyDict, PyList, PySet, PyString},
+    sync::PyOnceLock,
+    types::{PyDict, PyList, PySet, PyString, PyType},
 };
 
 use super::{
@@ -45,6 +46,10 @@ impl Language for CPython {
 
     fn detached(&self, work: &mut (dyn FnMut() + Send)) {
         detached(work);
+    }
+
+    fn in_one_line(&self, failure: &str) -> String {
+        errors::in_one_line(failure)
     }
 
     fn to_text(&self, record: Record) -> Result<Record, Failure> {
@@ -101,7 +106,7 @@ impl Language for CPython {
     }
 
     fn use_packages(&self, folder: &Path, archives: &[PathBuf]) -> Result<(), Failure> {
-        attach(|py| installed::use_packages(py, folder, archives).map_err(|error| error.to_string()))
+        attach(|py| installed::use_packages(py, folder, archives).map_err(|error| error.to_string().into()))
     }
 
     fn load(&self, image: &[u8], session: &Session) -> Result<Arc<dyn Function>, Failure> {
@@ -111,7 +116,7 @@ impl Language for CPython {
             return load();
         };
         let code = Code::new("a function that is loaded", None);
-        let mut loaded = Err(String::new());
+        let mut loaded = Err(Failure::from(""));
         let watched = lock::with_lock(|lock| {
             let _watched = runtime
                 .engine
@@ -120,7 +125,7 @@ impl Language for CPython {
             code.stop.has_timed_out()
         });
         if watched {
-            return Err(runtime.engine.sync_timeout_text());
+            return Err(runtime.engine.sync_timeout().into());
         }
         loaded
     }
@@ -129,7 +134,7 @@ impl Language for CPython {
         let count = objects.len();
         attach(|py| {
             image::pack(py, objects).unwrap_or_else(|error| {
-                let failure = errors::text(py, &error);
+                let failure: Failure = errors::text(py, &error).into();
                 (
                     Vec::new(),
                     (0..count).map(|place| (place, failure.clone())).collect(),
@@ -139,7 +144,7 @@ impl Language for CPython {
     }
 
     fn unpack(&self, bytes: &[u8]) -> Result<Vec<Record>, Failure> {
-        attach(|py| image::unpack(py, bytes).map_err(|error| errors::text(py, &error)))
+        attach(|py| image::unpack(py, bytes).map_err(|error| errors::text(py, &error).into()))
     }
 
     fn parts(&self, record: Record) -> Vec<Record> {
@@ -184,13 +189,23 @@ fn plain_texts(records: &[Record]) -> Option<Vec<Vec<u8>>> {
     records.iter().map(text).collect()
 }
 
+/// There is at least one record.
 fn sort_objects(py: Python<'_>, records: Vec<Record>, descending: bool) -> PyResult<Vec<Record>> {
+    static KEYED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     let objects = records.into_iter().map(|record| record_object(py, record));
     let list = PyList::new(py, objects.collect::<PyResult<Vec<_>>>()?)?;
     let options = PyDict::new(py);
-    options.set_item("reverse", !descending)?;
-    list.call_method("sort", (), Some(&options))?;
-    list.reverse()?;
+    let keyed = KEYED.import(py, "pinion_builder", "Keyed")?;
+    if list.get_item(0)?.is_exact_instance(keyed) {
+        // As Python sorts with a key.
+        options.set_item("reverse", descending)?;
+        list.call_method("sort", (), Some(&options))?;
+    } else {
+        // As 1.2 sorts: equal records come in the reverse of their order.
+        options.set_item("reverse", !descending)?;
+        list.call_method("sort", (), Some(&options))?;
+        list.reverse()?;
+    }
     Ok(list.iter().map(object_record).collect())
 }
 

@@ -12,7 +12,9 @@ use serde_bytes::ByteBuf;
 
 use super::{
     Runtime,
-    arguments::{Given, Place, command, conditions, mode_by_name, stream_options, string},
+    arguments::{
+        Given, MODE_TYPE, Place, command, conditions, mode_by_name, stream_options, string, unknown_mode,
+    },
     attach::{ObjectRef, attach, in_engine},
     builder::Builder,
     callback::{Callback, Code},
@@ -22,16 +24,16 @@ use super::{
 };
 use crate::{
     engine::{
-        distributed_run::{Functions, LaunchPayload, SessionImage},
-        execution::Start,
         id::{STANDALONE_SHARD, ShardId},
         language::{self, Failure, Function},
         plan::{Plan, Step},
         record::Record,
         registration::{Images, Life, Mode, Peers, Registration, Trigger},
+        run_message::{Functions, LaunchPayload, SessionImage},
         scope::Scope,
         session::Session,
         source::{Once, Source},
+        start::Start,
     },
     error::Error,
     readers::{Reader, generator::Generator, keys_scan::Content, source::SourceImage},
@@ -96,12 +98,12 @@ pub fn start<'py>(
     } else {
         None
     };
-    let mut start = Start::of_run(
+    let start = Start::of_run(
         Arc::new(plan),
         Arc::clone(&scope.session),
         wanted.open(engine.registry.shard()),
-    );
-    start.payload = payload;
+    )
+    .distributed(payload);
     let event_loop = loop_module(py)?;
     let future = event_loop.call_method0("createFuture")?;
     if let Some(script) = &scope.script {
@@ -111,7 +113,7 @@ pub fn start<'py>(
         return Ok(future);
     }
     let awaited = ObjectRef::new(future.clone().unbind());
-    start.collector = Some(Box::new(move |results, errors| {
+    let start = start.collected(Box::new(move |results, errors| {
         attach(|py| {
             if let Err(error) = set_results(py, &awaited, results, errors) {
                 api::log_warning(&format!("the results of a run were lost: {error}"));
@@ -127,7 +129,7 @@ pub fn start<'py>(
 fn set_results(py: Python<'_>, future: &ObjectRef, results: Vec<Record>, errors: &[Failure]) -> PyResult<()> {
     let results = results.into_iter().map(|record| record_object(py, record));
     let results = PyList::new(py, results.collect::<PyResult<Vec<_>>>()?)?;
-    let errors = PyList::new(py, errors)?;
+    let errors = PyList::new(py, errors.iter().map(Failure::text))?;
     let both = PyList::new(py, [results, errors])?;
     loop_module(py)?
         .call_method1("setFutureResults", (future.bind(py), both))
@@ -152,7 +154,7 @@ impl Wanted {
             (SourceImage::Generator(_), Some(function)) => Box::new(Generator::Waiting(function)),
             (image, function) => {
                 let generator = function.map(|function| function as Arc<dyn Function>);
-                let load = |_: &[u8]| generator.clone().ok_or_else(Failure::new);
+                let load = |_: &[u8]| generator.clone().ok_or_else(|| "".into());
                 // Only a function that is missing could fail, and there is one where it is asked for.
                 image.open(me, &load).unwrap_or_else(|_| Box::new(Once(None)))
             }
@@ -261,13 +263,12 @@ fn source(
 
 /// `mode`: all shards, or this one alone.
 fn run_mode(given: &Given<'_, '_>) -> PyResult<Mode> {
-    let mode = given
-        .get("mode")?
-        .map_or(Ok(Mode::Async), |mode| mode_by_name(&mode))?;
-    if mode == Mode::Sync {
-        return Err(errors::gears_error("unknown execution mode"));
-    }
-    Ok(mode)
+    let Some(given) = given.get("mode")? else {
+        return Ok(Mode::Async);
+    };
+    let name = string(&given, MODE_TYPE)?;
+    let mode = Mode::by_name(&name).filter(|&mode| mode != Mode::Sync);
+    mode.ok_or_else(|| unknown_mode(&name, "async_local or async"))
 }
 
 /// The arguments of the KeysOnlyReader (docs/contract/readers-and-events.md chapter 3), the only ones whose misspelling
@@ -323,12 +324,9 @@ pub fn listen(
 ) -> PyResult<String> {
     let runtime = runtime()?;
     let readers = &runtime.readers;
-    let scope = scope("Can only register execution on registered gears thread")?;
+    let scope = registering_scope()?;
     if !matches!(builder.reader, Reader::Keys | Reader::Stream | Reader::Command) {
         return Err(Error::NoEventSupport.into());
-    }
-    if scope.session.is_replaced() {
-        return Err(Error::SessionReplaced.into());
     }
     let given = Given::new("register", kwargs, &KNOWN_TO_REGISTER)?;
     let mode = given
@@ -365,6 +363,7 @@ pub fn listen(
         callbacks,
         trigger,
         on_registered,
+        doubts: given.doubt.into_iter().collect(),
     };
     enlist(runtime, &scope, wish)
 }
@@ -379,6 +378,8 @@ pub struct Wish {
     pub callbacks: Vec<Arc<Callback>>,
     pub trigger: Box<dyn Trigger>,
     pub on_registered: Option<Arc<Callback>>,
+    /// What was said of its arguments.
+    pub doubts: Vec<String>,
 }
 
 /// The scope of a script or a function that may register something.
@@ -434,6 +435,7 @@ pub fn enlist(runtime: &Runtime, scope: &Scope, wish: Wish) -> PyResult<String> 
         on_registered: wish.on_registered.map(|function| function as Arc<dyn Function>),
         images,
         disabled: None,
+        doubts: wish.doubts,
         stats: RunStats::default(),
         life: Life::default(),
     });

@@ -20,7 +20,8 @@ use super::{
 };
 use crate::{
     config::Number,
-    engine::{language::Failure, scope::Scope, session::Session},
+    engine::{scope::Scope, session::Session},
+    error::Error,
     mutex::Mutex,
 };
 
@@ -79,7 +80,7 @@ fn profiler<'py>(py: Python<'py>, session: &Session) -> PyResult<Bound<'py, PyAn
 ///
 /// # Errors
 /// The error string of what Python raised, e.g. for an unknown order.
-pub fn report(session: &Session, order: &str) -> Result<Vec<u8>, Failure> {
+pub fn report(session: &Session, order: &str) -> Result<Vec<u8>, Error> {
     let kept = kept(session);
     attach(|py| {
         let profilers: Vec<_> = kept
@@ -94,7 +95,7 @@ pub fn report(session: &Session, order: &str) -> Result<Vec<u8>, Failure> {
         });
         report
             .map(String::into_bytes)
-            .map_err(|error| errors::text(py, &error))
+            .map_err(|error| Error::Text(errors::text(py, &error)))
     })
 }
 

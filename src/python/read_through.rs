@@ -68,6 +68,7 @@ pub fn register_read_through(
             callbacks,
             trigger: runtime.readers.loads.trigger(options),
             on_registered: on_registered.map(|code| Arc::new(Callback::new(py, code))),
+            doubts: Vec::new(),
         },
     )
 }

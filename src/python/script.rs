@@ -17,10 +17,10 @@ use super::{
 };
 use crate::{
     engine::{
-        language::Failure,
         scope::{Prepared, Scope},
         session::Session,
     },
+    error::Error,
     server::lock::Lock,
 };
 
@@ -33,16 +33,16 @@ pub fn run(
     source: &[u8],
     session: &Arc<Session>,
     replaces: Option<Arc<Session>>,
-) -> Result<Prepared, Failure> {
+) -> Result<Prepared, Error> {
     let scope = Scope::of_script(session, replaces);
-    let engine = &runtime().map_err(|error| error.to_string())?.engine;
+    let engine = &runtime().map_err(|error| Error::Text(error.to_string()))?.engine;
     let entered = scope.clone().enter();
     let mut ran = Ok(());
     let watched = engine.run_watched(lock, "the script", session, &mut || {
         ran = attach(|py| {
             let executed = execute(py, source, session);
             children::end_if_forked(py, &executed);
-            executed.map_err(|error| errors::text(py, &error))
+            executed.map_err(|error| Error::Text(errors::text(py, &error)))
         });
     });
     drop(entered);

@@ -11,12 +11,13 @@ use super::{
 };
 use crate::{
     engine::{
-        execution::Start,
         id::Id,
+        language::Failure,
         record::{Record, Value},
         registration::Registration,
         scope::Scope,
         source::Once,
+        start::Start,
     },
     mutex::Mutex,
     server::{
@@ -173,8 +174,7 @@ impl ReadThrough {
             .cloned()
             .collect();
         let source = Once(Some(Record::Native(argument)));
-        let mut start = Start::of_registration(registration, db, Box::new(source));
-        start.transient = true;
+        let start = Start::of_registration(registration, db, Box::new(source)).transient();
         let begun = Instant::now();
         let (this, unpack) = (self.this.clone(), Arc::clone(&self.unpack));
         let ttl = match options.ttl {
@@ -184,25 +184,25 @@ impl ReadThrough {
         // Brought when the execution is counted, so that whoever has a reply sees it counted.
         let made = Arc::new(Mutex::new(None));
         let values = Arc::clone(&made);
-        start.collector = Some(Box::new(move |results, errors| {
+        let start = start.collected(Box::new(move |results, errors| {
             let unpacked = match (errors.first(), results.into_iter().next()) {
                 (None, Some(returned)) => unpack.unpack(&keys, returned, batch, ttl.as_deref()),
                 (error, _) => Err(Failed::of(
                     &raised(),
-                    error.map_or("the load was aborted", String::as_str),
+                    error.map_or("the load was aborted", Failure::text),
                 )),
             };
             let wrong = wrong(errors.is_empty(), &unpacked);
             *made.lock() = Some(unpacked);
             wrong
         }));
-        start.waiter = Some(Box::new(move |_| {
+        let start = start.told(move |_| {
             let values = values.lock().take();
             let values = values.unwrap_or_else(|| Err(Failed::of("Aborted", "the load was aborted")));
             if let Some(this) = this.upgrade() {
                 this.bring(load, begun.elapsed(), values);
             }
-        }));
+        });
         let execution = self.engine.submit(start, None);
         let running = Running {
             execution: execution.id,
@@ -347,7 +347,7 @@ impl Failed {
     pub fn of(kind: &str, text: &str) -> Self {
         Self {
             kind: kind.to_owned(),
-            text: text.to_owned(),
+            text: text.into(),
         }
     }
 }
@@ -361,7 +361,7 @@ pub fn raised() -> String {
 }
 
 /// What the execution has to answer for besides what its function raised: values that are none.
-fn wrong(ended_well: bool, values: &Result<Vec<Result<Loaded, Failed>>, Failed>) -> Vec<String> {
+fn wrong(ended_well: bool, values: &Result<Vec<Result<Loaded, Failed>>, Failed>) -> Vec<Failure> {
     match values {
         _ if !ended_well => Vec::new(),
         Err(failed) => vec![failed.text.clone()],

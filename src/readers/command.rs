@@ -9,10 +9,11 @@ use super::{image::Image, reachability, source::SourceImage};
 use crate::{
     engine::{
         Engine,
-        distributed_run::LaunchPayload,
-        execution::{Next, Outcome, Start},
+        execution::{Next, Outcome},
         registration::{Claim, Mode, Peers, Registration, Trigger},
+        run_message::LaunchPayload,
         source::Once,
+        start::Start,
     },
     error::Error,
     hooks::Hooks,
@@ -82,11 +83,10 @@ impl Commands {
             .get(name)
             .cloned()
             .ok_or(Error::NoSuchTrigger)?;
-        let mut start = Start::of_registration(&registration, 0, Box::new(Once::of_words(words.iter())));
-        start.transient = true;
-        start.next = Some(Arc::clone(&self.nothing));
+        let record = Box::new(Once::of_words(words.iter()));
+        let start = Start::of_call(&registration, 0, record, Arc::clone(&self.nothing));
         if registration.mode == Mode::Sync {
-            start.may_wait = command.may_block();
+            let start = start.waiting(command.may_block());
             return self.engine.run_now(start).answer(command, all_results);
         }
         if !command.may_block() {
@@ -95,22 +95,23 @@ impl Commands {
         if !self.engine.has_room(&registration) {
             return Err(Error::NotTriggered("too many executions are pending"));
         }
-        if registration.mode == Mode::Async && self.engine.is_distributed(&registration.plan, true) {
+        let distributed =
+            registration.mode == Mode::Async && self.engine.is_distributed(&registration.plan, true);
+        let payload = distributed.then(|| {
             let words = SourceImage::of_words(words.iter()).to_bytes();
-            start.payload = Some(LaunchPayload::of_registration(&registration, Some(words)));
-        }
-        let client = command.block()?;
-        start.meter = Some(client.meter());
+            LaunchPayload::of_registration(&registration, Some(words))
+        });
         let owner = Arc::clone(&registration);
-        start.waiter = Some(Box::new(move |outcome| {
+        let reply = move |outcome: &Outcome| {
             // Otherwise it would look as if the function had nothing to say.
             let removed = outcome.aborted && outcome.errors.is_empty() && owner.is_removed();
-            client.answer(if removed {
+            if removed {
                 Error::NotTriggered("its registration was removed before it began").into()
             } else {
                 all_results(outcome.clone())
-            });
-        }));
+            }
+        };
+        let start = start.distributed(payload).answering(command.block()?, reply);
         self.engine.submit(start, registration.lane());
         Ok(Answer::Done)
     }

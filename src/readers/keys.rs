@@ -12,13 +12,13 @@ use super::{image::Image, reachability};
 use crate::{
     engine::{
         Engine, Lane,
-        execution::Start,
         language::{Failure, with_lock},
         linked_command::LinkedCommand,
         prefix::Pattern,
         record::{self, Record},
         registration::{Mode, Peers, Registration, Trigger},
         source::{Once, Reading, Source},
+        start::Start,
     },
     error::Error,
     hooks::Hooks,
@@ -207,15 +207,14 @@ impl KeysWatch {
                     .map(|hold| Arc::clone(hold.link())),
             })
         };
-        let mut start = Start::of_registration(registration, event.db, source);
-        start.link = link;
+        let start = Start::of_registration(registration, event.db, source).linked(link);
         if sync {
-            start.may_wait = self.hooks.may_wait(event.lock);
+            let start = start.waiting(self.hooks.may_wait(event.lock));
             let engine = Arc::clone(&self.engine);
             after_command(event.lock, move |lock| run_sync(&engine, lock, start));
             return;
         }
-        start.payload = self.engine.payload(registration);
+        let start = start.distributed(self.engine.payload(registration));
         let lane = if registration.in_order {
             Lane::Registration(registration.id)
         } else {

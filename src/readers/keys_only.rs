@@ -131,8 +131,8 @@ mod tests {
             generator: None,
             looked_at: true,
         };
-        assert_eq!(names("many").begin().err().as_deref(), Some(NO_NUMBER));
-        assert_eq!(names("0").begin().err().as_deref(), Some(NO_COUNT));
+        assert_eq!(names("many").begin().err(), Some(NO_NUMBER.into()));
+        assert_eq!(names("0").begin().err(), Some(NO_COUNT.into()));
         assert!(names("10").begin().is_ok());
     }
 }

@@ -19,8 +19,9 @@ use crate::{
         source::{Reading, Source},
     },
     server::{
-        key::{self, Found, Kind, Walk},
+        key::{self, Kind},
         lock::Lock,
+        walk::{self, Found, Walk},
     },
 };
 
@@ -93,7 +94,7 @@ impl KeysScan {
                 return;
             }
             if self.everything && self.scan.content == Content::Unseen {
-                if let Some(count) = key::count_of_lasting(lock, DB) {
+                if let Some(count) = walk::count_of_lasting(lock, DB) {
                     self.unseen = count;
                     return;
                 }

@@ -21,7 +21,7 @@ use crate::mutex::Mutex;
 use crate::{
     engine::{
         Engine,
-        language::{Function, with_lock},
+        language::{Failure, Function, with_lock},
         loading::Loading,
         scope::Scope,
         session::{Needs, Session},
@@ -217,7 +217,7 @@ fn run(engine: &Engine, lock: Lock<'_>, event: &TimeEvent, image: Option<&[u8]>)
     let _scope = Scope::of_session(&session).enter();
     let mut ran = Ok(());
     let watched = engine.run_watched(lock, "a time event", &session, &mut || ran = function.tick());
-    if let Err(error) = watched.and(ran) {
+    if let Err(error) = watched.map_err(Failure::from).and(ran) {
         api::log_warning(&format!("Error occured on TimeEvent_Callback, error={error}"));
         return false;
     }

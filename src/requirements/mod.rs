@@ -12,7 +12,6 @@ mod specifier;
 mod sweep;
 
 use std::{
-    fmt::Write as _,
     fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -229,7 +228,7 @@ impl Packages {
 
     /// A requirement that comes as bytes. Its files may be on the disk already, or not yet.
     pub fn requirement(&self, header: &Header) -> Requirement {
-        let folder = short_name(&header.name) + "_" + &hexadecimal(&header.digest[..FOLDER_DIGEST]);
+        let folder = short_name(&header.name) + "_" + &hex::encode(&header.digest[..FOLDER_DIGEST]);
         Requirement::new(
             header.name.clone(),
             self.places.take(self.base.join(folder)),
@@ -314,14 +313,6 @@ impl Packages {
 
 /// How much of a requirement's digest is in the name of its folder.
 const FOLDER_DIGEST: usize = 5;
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
-}
 
 /// Whether the files of a requirement are on the disk, as they should be.
 fn has_files(requirement: &Requirement, files: &Files) -> bool {

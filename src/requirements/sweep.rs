@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::engine::requirement::Places;
 
-use super::{FOLDER_DIGEST, hexadecimal};
+use super::FOLDER_DIGEST;
 
 /// The folder with one file for each server.
 const OWNERS: &str = ".servers";
@@ -40,7 +40,7 @@ impl Owner {
     /// What the operating system says.
     pub fn sweep(&self, base: &Path, owner: &str, places: &Places) -> io::Result<Vec<PathBuf>> {
         // Told once.
-        let _ = self.name.set(hexadecimal(&Sha256::digest(owner)[..8]));
+        let _ = self.name.set(hex::encode(&Sha256::digest(owner)[..8]));
         if base.is_dir() {
             sweep_folder(base, self.announce(base)?, places)
         } else {

@@ -20,6 +20,7 @@ use std::{
 use redis_module::raw;
 
 use super::{
+    entry::caught,
     filter::Installed,
     guarded::Guarded,
     lock::{self, Entered, Lock},
@@ -121,8 +122,7 @@ pub fn at_end_of_unit(lock: Lock<'_>) -> bool {
 unsafe extern "C" fn on_end_of_unit(_ctx: *mut raw::RedisModuleCtx, _data: *mut c_void) {
     // SAFETY: the server holds its lock when it calls this.
     let entered = unsafe { Entered::new() };
-    // A panic loses what this unit brought; the panic hook has logged it.
-    let _ = catch_unwind(AssertUnwindSafe(|| end_unit(entered.lock())));
+    caught((), || end_unit(entered.lock()));
 }
 
 fn end_unit(lock: Lock<'_>) {
@@ -283,16 +283,18 @@ fn run_from(lock: Lock<'_>, first: usize) {
 }
 
 unsafe extern "C" fn on_job(_ctx: *mut raw::RedisModuleCtx, _data: *mut c_void) {
-    // SAFETY: the server holds its lock when it calls this.
-    let entered = unsafe { Entered::new() };
-    let lock = entered.lock();
-    QUEUE.write(lock).asked = false;
-    // What is not due now comes before the server sleeps.
-    if is_due(lock) {
-        run_from(lock, 0);
-    } else if !lock.may_write() && !QUEUE.read(lock).jobs.is_empty() {
-        look_again(lock);
-    }
+    caught((), || {
+        // SAFETY: the server holds its lock when it calls this.
+        let entered = unsafe { Entered::new() };
+        let lock = entered.lock();
+        QUEUE.write(lock).asked = false;
+        // What is not due now comes before the server sleeps.
+        if is_due(lock) {
+            run_from(lock, 0);
+        } else if !lock.may_write() && !QUEUE.read(lock).jobs.is_empty() {
+            look_again(lock);
+        }
+    });
 }
 
 /// Nothing: the server is awake, and comes to [`before_sleep`].
@@ -305,7 +307,12 @@ unsafe extern "C" fn on_command(_passing: *mut raw::RedisModuleCommandFilterCtx)
     if QUEUE.read(lock).jobs.is_empty() || lock::is_held() || !is_due(lock) {
         return;
     }
-    // SAFETY: the same; what runs now may ask whether the lock is held.
+    caught((), || run_inner(lock));
+}
+
+/// Runs the command that runs the jobs.
+fn run_inner(lock: Lock<'_>) {
+    // SAFETY: under the server's lock; what runs now may ask whether it is held.
     let entered = unsafe { Entered::new() };
     QUEUE.write(lock).filtering = true;
     // SAFETY: the context is selected under the lock; the command has no arguments. Without `!` nothing that runs inside

@@ -29,9 +29,7 @@ const REFUSED_WRITE: &[u8] = b"ERR Write command '";
 const READONLY: &str = "READONLY You can't write against a read only replica.";
 /// What a function hears that cannot wait until clients are not paused any more.
 pub const PAUSED: &str = "ERR clients are paused: nothing can be written now, and this function cannot wait";
-/// How everything begins that a function hears of a key of another shard.
-pub const NOT_LOCAL: &str = "Operation not permitted";
-/// What it hears: in the server's words where a module asks.
+/// What it hears of a key of another shard: in the server's words where a module asks.
 const FOREIGN: &str = "Operation not permitted: Attempted to access a non local key in a cluster node";
 const FOREIGN_KEY: &[u8] = b"Attempted to access a non local key in a cluster node";
 /// What it hears of keys of several slots, in the server's words for a client.
@@ -191,7 +189,7 @@ fn send(
 
 /// The server has one text for keys of other shards and for those of several slots.
 fn explained(lock: Lock<'_>, argv: &[Vec<u8>], reply: Reply) -> Reply {
-    if !matches!(&reply, Reply::Error(text) if text == FOREIGN.as_bytes()) {
+    if !is_foreign(&reply) {
         return reply;
     }
     let strings: Vec<RString<'_>> = argv.iter().map(|word| RString::new(lock, word)).collect();
@@ -442,6 +440,11 @@ impl Drop for CallReply {
             unsafe { api!(RedisModule_FreeCallReply(self.0)) };
         }
     }
+}
+
+/// True if the command was about a key of another shard.
+pub fn is_foreign(reply: &Reply) -> bool {
+    reply.as_error() == Some(FOREIGN.as_bytes())
 }
 
 /// Servers before 7.0 say only by `errno` why they did not run a command.

@@ -6,6 +6,7 @@ use crate::mutex::Mutex;
 use redis_module::raw;
 
 use super::{
+    entry::caught,
     lock::{Entered, Lock},
     reply::Reply,
     string::RString,
@@ -154,10 +155,12 @@ unsafe extern "C" fn on_reply(
 }
 
 unsafe extern "C" fn on_free(_ctx: *mut raw::RedisModuleCtx, data: *mut std::ffi::c_void) {
-    if !data.is_null() {
-        // SAFETY: made by `answer`, freed here once.
-        drop(unsafe { Box::from_raw(data.cast::<Reply>()) });
-    }
+    caught((), || {
+        if !data.is_null() {
+            // SAFETY: made by `answer`, freed here once.
+            drop(unsafe { Box::from_raw(data.cast::<Reply>()) });
+        }
+    });
 }
 
 /// What the filter needs to know of a client.

@@ -14,7 +14,6 @@ use super::{
     api::{self, Features},
     call,
     client::{BlockedClient, User},
-    guarded::Guarded,
     lock::{Entered, Lock},
     reply::Reply,
     string::{Argv, RString},
@@ -186,25 +185,6 @@ impl<'a> Command<'a> {
         id != 0 && id < INTERNAL_CLIENTS && !call::is_under_way(self.lock)
     }
 
-    /// Does `work`, in the middle of which [`current_words`] and the others tell of this command, from argument `start` on.
-    pub fn as_current<R>(&self, start: usize, work: impl FnOnce() -> R) -> R {
-        struct Restore<'a>(Lock<'a>, Option<Current>);
-        impl Drop for Restore<'_> {
-            fn drop(&mut self) {
-                *CURRENT.write(self.0) = self.1.take();
-            }
-        }
-        let argv = self.argv.skip(start).as_raw();
-        let current = Current {
-            ctx: self.ctx,
-            argv: argv.as_ptr(),
-            len: argv.len(),
-        };
-        let before = CURRENT.write(self.lock).replace(current);
-        let _restore = Restore(self.lock, before);
-        work()
-    }
-
     /// True when the user who sent this command may run the one that stands in `argv`. Functions and other modules
     /// have no user and may run everything.
     pub fn sender_may_run(&self, argv: Argv<'_>) -> bool {
@@ -228,7 +208,7 @@ impl<'a> Command<'a> {
     }
 }
 
-fn allow_blocking(flags: u32) -> bool {
+pub(super) fn allow_blocking(flags: u32) -> bool {
     let denied = raw::REDISMODULE_CTX_FLAGS_MULTI
         | raw::REDISMODULE_CTX_FLAGS_LUA
         | raw::REDISMODULE_CTX_FLAGS_DENY_BLOCKING;
@@ -237,55 +217,6 @@ fn allow_blocking(flags: u32) -> bool {
 
 /// The ids of clients that the server uses by itself begin here: they count down from the highest.
 const INTERNAL_CLIENTS: u64 = u64::MAX - 0xffff;
-
-/// A command that runs now, as those see it who are called in the middle of it.
-struct Current {
-    ctx: *mut raw::RedisModuleCtx,
-    argv: *const *mut raw::RedisModuleString,
-    len: usize,
-}
-
-// SAFETY: only touched under the server's lock, while the command runs.
-unsafe impl Send for Current {}
-
-/// The command of [`Command::as_current`], on the thread that has the server's lock.
-static CURRENT: Guarded<Option<Current>> = Guarded::new(None);
-
-impl Current {
-    fn argv(&self) -> Argv<'_> {
-        // SAFETY: the command runs for as long as this is in `CURRENT`, and the server keeps its arguments until then.
-        unsafe { Argv::new(self.argv.cast_mut(), self.len as c_int) }
-    }
-}
-
-/// Copies of the words of the current command.
-pub fn current_words(lock: Lock<'_>) -> Vec<Vec<u8>> {
-    let current = CURRENT.read(lock);
-    current
-        .as_ref()
-        .map(|current| current.argv().to_vecs())
-        .unwrap_or_default()
-}
-
-/// True if one of `names` is the current command's, in any letter case.
-pub fn current_is_one_of(lock: Lock<'_>, names: &[String]) -> bool {
-    let current = CURRENT.read(lock);
-    let name = current.as_ref().and_then(|current| current.argv().get(0));
-    name.is_some_and(|name| {
-        names
-            .iter()
-            .any(|known| known.as_bytes().eq_ignore_ascii_case(name))
-    })
-}
-
-/// As [`Command::may_block`], of the current command; true if there is none.
-pub fn current_may_block(lock: Lock<'_>) -> bool {
-    let current = CURRENT.read(lock);
-    current.as_ref().is_none_or(|current| {
-        // SAFETY: as in `Current::argv`.
-        allow_blocking(unsafe { api!(RedisModule_GetContextFlags(current.ctx)) as u32 })
-    })
-}
 
 /// The frame around every handler: proof of the lock, reply, errors, panics.
 ///

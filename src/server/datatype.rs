@@ -20,6 +20,7 @@ use sha2::{Digest, Sha256};
 use super::{
     api,
     call::replicate,
+    entry::caught,
     lock::{Entered, Lock},
     store,
     string::RString,
@@ -70,20 +71,31 @@ pub(super) unsafe fn create(ctx: *mut raw::RedisModuleCtx, load: Load) -> Result
     methods.rdb_save = Some(on_save);
     methods.aof_rewrite = Some(on_rewrite);
     methods.free = Some(on_free);
-    // SAFETY: by the caller's promise; the server copies the structure.
-    let made = unsafe {
-        api!(RedisModule_CreateDataType(
-            ctx,
-            NAME.as_ptr(),
-            VERSION,
-            &raw mut methods
-        ))
-    };
-    if made.is_null() {
-        return Err("the server refused the type rg_timeev".into());
-    }
+    // SAFETY: by the caller's promise.
+    let made = unsafe { create_type(ctx, NAME, VERSION, &mut methods)? };
     TYPE.store(made, Ordering::Release);
     Ok(())
+}
+
+/// A type of values, or of a section of files, by what the server calls for it.
+///
+/// # Errors
+/// The server refused it.
+///
+/// # Safety
+/// `ctx` is the context of `RedisModule_OnLoad`.
+pub(super) unsafe fn create_type(
+    ctx: *mut raw::RedisModuleCtx,
+    name: &CStr,
+    version: c_int,
+    methods: &mut raw::RedisModuleTypeMethods,
+) -> Result<*mut raw::RedisModuleType, String> {
+    // SAFETY: by the caller's promise; the server copies the structure.
+    let made = unsafe { api!(RedisModule_CreateDataType(ctx, name.as_ptr(), version, methods)) };
+    if made.is_null() {
+        return Err(format!("the server refused the type {}", name.to_string_lossy()));
+    }
+    Ok(made)
 }
 
 /// Makes a key of this value. False if there is such a key already.
@@ -206,18 +218,20 @@ fn digest(words: &[Vec<u8>]) -> Vec<u8> {
 }
 
 unsafe extern "C" fn on_save(io: *mut raw::RedisModuleIO, value: *mut c_void) {
-    // SAFETY: the server calls this with a value that we gave it.
-    unsafe {
-        let Some(value) = value.cast::<Kept>().as_ref() else {
-            return;
-        };
-        let words = value.words();
-        api!(RedisModule_SaveUnsigned(io, words.len() as u64));
-        let digest = digest(&words);
-        for word in words.into_iter().chain([digest]) {
-            api!(RedisModule_SaveStringBuffer(io, word.as_ptr().cast(), word.len()));
+    caught((), || {
+        // SAFETY: the server calls this with a value that we gave it.
+        unsafe {
+            let Some(value) = value.cast::<Kept>().as_ref() else {
+                return;
+            };
+            let words = value.words();
+            api!(RedisModule_SaveUnsigned(io, words.len() as u64));
+            let digest = digest(&words);
+            for word in words.into_iter().chain([digest]) {
+                api!(RedisModule_SaveStringBuffer(io, word.as_ptr().cast(), word.len()));
+            }
         }
-    }
+    });
 }
 
 unsafe extern "C" fn on_rewrite(
@@ -225,37 +239,41 @@ unsafe extern "C" fn on_rewrite(
     key: *mut raw::RedisModuleString,
     value: *mut c_void,
 ) {
-    // SAFETY: as above, with a live name. The server is a child process of its own here: nobody holds our locks.
-    unsafe {
-        let Some(value) = value.cast::<Kept>().as_ref() else {
-            return;
-        };
-        let words = value.words();
-        let strings: Vec<*mut raw::RedisModuleString> = words
-            .iter()
-            .map(|word| {
-                api!(RedisModule_CreateString(
-                    ptr::null_mut(),
-                    word.as_ptr().cast(),
-                    word.len()
-                ))
-            })
-            .collect();
-        api!(RedisModule_EmitAOF(
-            io,
-            value.command().as_ptr(),
-            c"sv".as_ptr(),
-            key,
-            strings.as_ptr(),
-            strings.len()
-        ));
-        for string in strings {
-            api!(RedisModule_FreeString(ptr::null_mut(), string));
+    caught((), || {
+        // SAFETY: as above, with a live name. The server is a child process of its own here: nobody holds our locks.
+        unsafe {
+            let Some(value) = value.cast::<Kept>().as_ref() else {
+                return;
+            };
+            let words = value.words();
+            let strings: Vec<*mut raw::RedisModuleString> = words
+                .iter()
+                .map(|word| {
+                    api!(RedisModule_CreateString(
+                        ptr::null_mut(),
+                        word.as_ptr().cast(),
+                        word.len()
+                    ))
+                })
+                .collect();
+            api!(RedisModule_EmitAOF(
+                io,
+                value.command().as_ptr(),
+                c"sv".as_ptr(),
+                key,
+                strings.as_ptr(),
+                strings.len()
+            ));
+            for string in strings {
+                api!(RedisModule_FreeString(ptr::null_mut(), string));
+            }
         }
-    }
+    });
 }
 
 unsafe extern "C" fn on_free(value: *mut c_void) {
-    // SAFETY: made by `put` or `on_load`, freed once.
-    drop(unsafe { Box::from_raw(value.cast::<Kept>()) });
+    caught((), || {
+        // SAFETY: made by `put` or `on_load`, freed once.
+        drop(unsafe { Box::from_raw(value.cast::<Kept>()) });
+    });
 }

@@ -1,10 +1,10 @@
-//! Looking at keys: type, value, existence, and the walk over a whole database.
+//! Looking at keys: type, value, existence, life.
 //!
 //! Nothing here is seen from outside, and no key changes its encoding. On servers before 7.2 a look deletes an expired key,
 //! as any look there does. Redis 6.2 is asked for strings and lists by command, which it counts.
 
 use std::{
-    ffi::{CStr, CString, c_int, c_void},
+    ffi::{c_int, c_void},
     mem::ManuallyDrop,
     sync::atomic::{AtomicI32, Ordering},
 };
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     api::Features,
     call,
+    entry::caught,
     events::Mute,
     home,
     lock::Lock,
@@ -137,6 +138,14 @@ pub(super) struct Opened<'a>(*mut raw::RedisModuleKey, std::marker::PhantomData<
 impl Opened<'_> {
     pub(super) fn as_raw(&self) -> *mut raw::RedisModuleKey {
         self.0
+    }
+
+    /// A key that the server shows, and closes itself.
+    ///
+    /// # Safety
+    /// The key is open for as long as this is used, under the server's lock.
+    pub(super) unsafe fn shown(key: *mut raw::RedisModuleKey) -> ManuallyDrop<Self> {
+        ManuallyDrop::new(Self(key, std::marker::PhantomData))
     }
 }
 
@@ -266,7 +275,7 @@ pub fn read(lock: Lock<'_>, db: i32, name: &[u8]) -> (Kind, Value) {
 }
 
 /// The value of an open key; `None` if the server must be asked by command.
-fn value(lock: Lock<'_>, kind: Kind, opened: &Opened<'_>) -> Option<Value> {
+pub(super) fn value(lock: Lock<'_>, kind: Kind, opened: &Opened<'_>) -> Option<Value> {
     match kind {
         // SAFETY: the key is open and a string.
         Kind::String if text::can_peek() => unsafe { text::peek(opened.0) }.map(Value::String),
@@ -289,7 +298,7 @@ fn list_value(lock: Lock<'_>, opened: &Opened<'_>) -> Vec<Vec<u8>> {
 /// For servers that give modules no access to elements of lists (before 7.0), or to strings without changing them
 /// ([`text`]). No value if the server does not answer: the key belongs to another shard by now, or the command has
 /// another name.
-fn by_command(lock: Lock<'_>, db: i32, name: &[u8], kind: Kind) -> Value {
+pub(super) fn by_command(lock: Lock<'_>, db: i32, name: &[u8], kind: Kind) -> Value {
     let use_before = Use::of(lock, db, name);
     let words: &[&[u8]] = match kind {
         Kind::String => &[b"GET", name],
@@ -362,13 +371,15 @@ fn hash_value(opened: &Opened<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
         value: *mut raw::RedisModuleString,
         pairs: *mut c_void,
     ) {
-        // SAFETY: the server passes on the pointer given below, and live strings.
-        unsafe {
-            if let Some(pairs) = pairs.cast::<Vec<(Vec<u8>, Vec<u8>)>>().as_mut() {
-                let value = if value.is_null() { &[][..] } else { bytes(value) };
-                pairs.push((bytes(field).to_vec(), value.to_vec()));
+        caught((), || {
+            // SAFETY: the server passes on the pointer given below, and live strings.
+            unsafe {
+                if let Some(pairs) = pairs.cast::<Vec<(Vec<u8>, Vec<u8>)>>().as_mut() {
+                    let value = if value.is_null() { &[][..] } else { bytes(value) };
+                    pairs.push((bytes(field).to_vec(), value.to_vec()));
+                }
             }
-        }
+        });
     }
     let mut pairs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
     // SAFETY: the cursor is freed below; the vector outlives the calls.
@@ -384,148 +395,4 @@ fn hash_value(opened: &Opened<'_>) -> Vec<(Vec<u8>, Vec<u8>)> {
         api!(RedisModule_ScanCursorDestroy(cursor));
     }
     pairs
-}
-
-/// How many keys a database has, if none of them expires: then the server knows it without a walk.
-pub fn count_of_lasting(lock: Lock<'_>, db: i32) -> Option<u64> {
-    if !has_api!(RedisModule_DbSize) {
-        return None;
-    }
-    // SAFETY: under the lock; the information is freed below.
-    unsafe {
-        let info = api!(RedisModule_GetServerInfo(
-            lock.look_context(db),
-            c"keyspace".as_ptr()
-        ));
-        let field = CString::new(format!("db{db}")).unwrap_or_default();
-        let keys = api!(RedisModule_ServerInfoGetFieldC(info, field.as_ptr()));
-        // E.g. `keys=12,expires=0,avg_ttl=0`; nothing at all for an empty database.
-        let expires = keys.is_null() || !CStr::from_ptr(keys).to_string_lossy().contains("expires=0,");
-        api!(RedisModule_FreeServerInfo(lock.look_context(db), info));
-        (!expires).then(|| api!(RedisModule_DbSize(lock.look_context(db))))
-    }
-}
-
-/// A walk over all keys of a database, with SCAN's guarantees.
-pub struct Walk {
-    cursor: *mut raw::RedisModuleScanCursor,
-    db: i32,
-    ended: bool,
-}
-
-// SAFETY: the cursor is plain data of ours, used by one thread at a time and only under the server's lock.
-unsafe impl Send for Walk {}
-
-impl Walk {
-    pub fn new(db: i32) -> Self {
-        // SAFETY: takes no argument; freed on drop.
-        let cursor = unsafe { api!(RedisModule_ScanCursorCreate()) };
-        Self {
-            cursor,
-            db,
-            ended: false,
-        }
-    }
-
-    /// Takes one step and shows `visit` the keys found, but for expired ones. False when the walk has ended.
-    ///
-    /// `visit` must not call the server but through what it is shown.
-    pub fn step(&mut self, lock: Lock<'_>, visit: &mut dyn FnMut(&Found<'_>)) -> bool {
-        struct Visit<'a> {
-            lock: Lock<'a>,
-            db: i32,
-            show: &'a mut dyn FnMut(&Found<'_>),
-            /// Keys that are looked at when the server has shown all of this step: commands must not run in the middle.
-            later: Vec<Vec<u8>>,
-        }
-        unsafe extern "C" fn on_key(
-            _ctx: *mut raw::RedisModuleCtx,
-            name: *mut raw::RedisModuleString,
-            key: *mut raw::RedisModuleKey,
-            visit: *mut c_void,
-        ) {
-            // SAFETY: the server passes on the pointer given below, a live string, and a key that it closes itself.
-            unsafe {
-                let Some(visit) = visit.cast::<Visit<'_>>().as_mut() else {
-                    return;
-                };
-                if api!(RedisModule_GetExpire(key)) == 0 {
-                    return;
-                }
-                if !text::can_peek() {
-                    visit.later.push(bytes(name).to_vec());
-                    return;
-                }
-                (visit.show)(&Found {
-                    lock: visit.lock,
-                    db: visit.db,
-                    name: bytes(name),
-                    key: Some(ManuallyDrop::new(Opened(key, std::marker::PhantomData))),
-                });
-            }
-        }
-        if self.ended {
-            return false;
-        }
-        let _mute = Mute::new();
-        let mut visit = Visit {
-            lock,
-            db: self.db,
-            show: visit,
-            later: Vec::new(),
-        };
-        // SAFETY: under the lock; the structure outlives the call.
-        let more = unsafe {
-            api!(RedisModule_Scan(
-                lock.look_context(self.db),
-                self.cursor,
-                Some(on_key),
-                (&raw mut visit).cast()
-            ))
-        };
-        for name in &visit.later {
-            (visit.show)(&Found {
-                lock,
-                db: self.db,
-                name,
-                key: None,
-            });
-        }
-        self.ended = more == 0;
-        !self.ended
-    }
-}
-
-/// One key that a walk has come to.
-pub struct Found<'a> {
-    lock: Lock<'a>,
-    db: i32,
-    pub name: &'a [u8],
-    /// Open for as long as it is shown, where that is enough to read it.
-    key: Option<ManuallyDrop<Opened<'a>>>,
-}
-
-impl Found<'_> {
-    pub fn kind(&self) -> Kind {
-        match &self.key {
-            Some(opened) => Kind::of(opened),
-            None => kind(self.lock, self.db, self.name),
-        }
-    }
-
-    /// Its type and its value.
-    pub fn read(&self) -> (Kind, Value) {
-        let shown = self.key.as_ref().and_then(|opened| {
-            let kind = Kind::of(opened);
-            value(self.lock, kind, opened).map(|value| (kind, value))
-        });
-        shown.unwrap_or_else(|| read(self.lock, self.db, self.name))
-    }
-}
-
-impl Drop for Walk {
-    fn drop(&mut self) {
-        // SAFETY: created by us, destroyed once; the server only frees memory here.
-        unsafe { api!(RedisModule_ScanCursorDestroy(self.cursor)) };
-    }
 }

@@ -12,7 +12,7 @@ use redis_module::raw;
 use super::{
     after,
     api::{self, Features},
-    call::call,
+    asking::config,
     command::Definition,
     datatype,
     events::{self, ServerFunction},
@@ -20,7 +20,6 @@ use super::{
     lock::{self, Entered, Lock},
     options::{self, ServerOption},
     persist,
-    reply::Reply,
     string::Argv,
 };
 
@@ -74,17 +73,9 @@ impl<'a> Loading<'a> {
 
     /// The port that this server listens on, for TLS if there is no other; 0 if neither is known.
     pub fn port(&self) -> u16 {
-        let of = |option: &str| {
-            let words = ["CONFIG", "GET", option].map(|word| word.as_bytes().to_vec());
-            let value = match call(self.lock, Features::probe(), 0, &words) {
-                Reply::Array(words) => words.into_iter().nth(1),
-                Reply::Map(pairs) => pairs.into_iter().next().map(|(_, value)| value),
-                _ => None,
-            };
-            match value {
-                Some(Reply::Bulk(port)) => std::str::from_utf8(&port).ok()?.parse().ok(),
-                _ => None,
-            }
+        let of = |option: &str| -> Option<u16> {
+            let (_, value) = config(self.lock, Features::probe(), option).pop()?;
+            value.parse().ok()
         };
         let port = of("port").filter(|&port| port != 0);
         port.or_else(|| of("tls-port")).unwrap_or_default()
@@ -127,10 +118,16 @@ pub unsafe fn run(
     let entered = unsafe {
         let registered =
             raw::Export_RedisModule_Init(ctx, name.as_ptr(), version, raw::REDISMODULE_APIVER_1 as c_int);
+        let entered = Entered::new();
         if registered != raw::REDISMODULE_OK as c_int {
+            // The function table is there by now; what the server refuses is the name.
+            let name = name.to_string_lossy();
+            api::log_warning(&format!(
+                "a module named {name} is loaded already, so this one is not: Pinion is loaded once in a server"
+            ));
             return REFUSED;
         }
-        Entered::new()
+        entered
     };
     if let Err(missing) = api::check_required() {
         api::log_warning(&format!(

@@ -9,11 +9,14 @@ pub mod api;
 pub mod after;
 #[cfg(not(any(test, feature = "bench")))]
 pub mod alloc;
+pub mod asking;
 pub mod bus;
 pub mod call;
 pub mod client;
 pub mod command;
+pub mod current;
 pub mod datatype;
+mod entry;
 pub mod events;
 pub mod filter;
 pub mod guarded;
@@ -24,6 +27,7 @@ pub mod key;
 pub mod load;
 pub mod lock;
 pub mod options;
+mod parts;
 pub mod persist;
 mod refused;
 pub mod reply;
@@ -36,6 +40,7 @@ mod syntax;
 mod text;
 pub mod version;
 pub mod waiting;
+pub mod walk;
 
 /// The raw bindings, for signatures only: calls go through [`api!`].
 pub use redis_module::raw;

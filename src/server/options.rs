@@ -11,6 +11,8 @@ use std::{
 
 use redis_module::raw;
 
+use super::entry::caught;
+
 /// One option. `fixed` ones can be given at start only.
 pub struct ServerOption {
     /// Without the module's prefix.
@@ -145,8 +147,10 @@ fn leak<T>(value: T) -> *mut c_void {
 }
 
 unsafe extern "C" fn get_number(_name: *const c_char, option: *mut c_void) -> c_longlong {
-    // SAFETY: the pointer that was registered with this function.
-    unsafe { option.cast::<Accessors<i64>>().as_ref() }.map_or(0, |option| (option.get)())
+    caught(0, || {
+        // SAFETY: the pointer that was registered with this function.
+        unsafe { option.cast::<Accessors<i64>>().as_ref() }.map_or(0, |option| (option.get)())
+    })
 }
 
 unsafe extern "C" fn set_number(
@@ -155,16 +159,20 @@ unsafe extern "C" fn set_number(
     option: *mut c_void,
     _error: *mut *mut raw::RedisModuleString,
 ) -> c_int {
-    // SAFETY: as above.
-    if let Some(option) = unsafe { option.cast::<Accessors<i64>>().as_ref() } {
-        (option.set)(value);
-    }
-    raw::REDISMODULE_OK as c_int
+    caught(raw::REDISMODULE_OK as c_int, || {
+        // SAFETY: as above.
+        if let Some(option) = unsafe { option.cast::<Accessors<i64>>().as_ref() } {
+            (option.set)(value);
+        }
+        raw::REDISMODULE_OK as c_int
+    })
 }
 
 unsafe extern "C" fn get_switch(_name: *const c_char, option: *mut c_void) -> c_int {
-    // SAFETY: as above.
-    unsafe { option.cast::<Accessors<bool>>().as_ref() }.map_or(0, |option| c_int::from((option.get)()))
+    caught(0, || {
+        // SAFETY: as above.
+        unsafe { option.cast::<Accessors<bool>>().as_ref() }.map_or(0, |option| c_int::from((option.get)()))
+    })
 }
 
 unsafe extern "C" fn set_switch(
@@ -173,35 +181,39 @@ unsafe extern "C" fn set_switch(
     option: *mut c_void,
     _error: *mut *mut raw::RedisModuleString,
 ) -> c_int {
-    // SAFETY: as above.
-    if let Some(option) = unsafe { option.cast::<Accessors<bool>>().as_ref() } {
-        (option.set)(value != 0);
-    }
-    raw::REDISMODULE_OK as c_int
+    caught(raw::REDISMODULE_OK as c_int, || {
+        // SAFETY: as above.
+        if let Some(option) = unsafe { option.cast::<Accessors<bool>>().as_ref() } {
+            (option.set)(value != 0);
+        }
+        raw::REDISMODULE_OK as c_int
+    })
 }
 
 unsafe extern "C" fn get_text(_name: *const c_char, option: *mut c_void) -> *mut raw::RedisModuleString {
-    // SAFETY: as above.
-    let Some(option) = (unsafe { option.cast::<Text>().as_ref() }) else {
-        return ptr::null_mut();
-    };
-    let text = (option.accessors.get)();
-    let mut shown = option.shown.borrow_mut();
-    if let Some((made_for, string)) = shown.as_ref() {
-        if *made_for == text {
-            return *string;
+    caught(ptr::null_mut(), || {
+        // SAFETY: as above.
+        let Some(option) = (unsafe { option.cast::<Text>().as_ref() }) else {
+            return ptr::null_mut();
+        };
+        let text = (option.accessors.get)();
+        let mut shown = option.shown.borrow_mut();
+        if let Some((made_for, string)) = shown.as_ref() {
+            if *made_for == text {
+                return *string;
+            }
         }
-    }
-    // SAFETY: a null context leaves the string to us; it is kept for ever.
-    let string = unsafe {
-        api!(RedisModule_CreateString(
-            ptr::null_mut(),
-            text.as_ptr().cast(),
-            text.len()
-        ))
-    };
-    *shown = Some((text, string));
-    string
+        // SAFETY: a null context leaves the string to us; it is kept for ever.
+        let string = unsafe {
+            api!(RedisModule_CreateString(
+                ptr::null_mut(),
+                text.as_ptr().cast(),
+                text.len()
+            ))
+        };
+        *shown = Some((text, string));
+        string
+    })
 }
 
 unsafe extern "C" fn set_text(
@@ -210,12 +222,14 @@ unsafe extern "C" fn set_text(
     option: *mut c_void,
     _error: *mut *mut raw::RedisModuleString,
 ) -> c_int {
-    // SAFETY: as above; the string is alive.
-    unsafe {
-        if let Some(option) = option.cast::<Text>().as_ref() {
-            let text = super::string::bytes(value);
-            (option.accessors.set)(String::from_utf8_lossy(text).into_owned());
+    caught(raw::REDISMODULE_OK as c_int, || {
+        // SAFETY: as above; the string is alive.
+        unsafe {
+            if let Some(option) = option.cast::<Text>().as_ref() {
+                let text = super::string::bytes(value);
+                (option.accessors.set)(String::from_utf8_lossy(text).into_owned());
+            }
         }
-    }
-    raw::REDISMODULE_OK as c_int
+        raw::REDISMODULE_OK as c_int
+    })
 }

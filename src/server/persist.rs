@@ -19,11 +19,11 @@ use redis_module::raw;
 
 use super::{
     api::{self, Features},
-    call::call,
+    asking::config,
+    datatype::create_type,
     events::Mute,
     guarded::Guarded,
     lock::{Entered, Lock},
-    reply::Reply,
     string::RString,
 };
 
@@ -92,18 +92,8 @@ pub(super) unsafe fn create(ctx: *mut raw::RedisModuleCtx, saved: Arc<dyn Saved>
     methods.aux_load = Some(on_load);
     methods.aux_save2 = Some(on_save);
     methods.aux_save_triggers = raw::REDISMODULE_AUX_BEFORE_RDB as c_int;
-    // SAFETY: by the caller's promise; the server copies the structure.
-    let made = unsafe {
-        api!(RedisModule_CreateDataType(
-            ctx,
-            NAME.as_ptr(),
-            VERSION,
-            &raw mut methods
-        ))
-    };
-    if made.is_null() {
-        return Err("the server refused the section GEARS_DT0".into());
-    }
+    // SAFETY: by the caller's promise.
+    let made = unsafe { create_type(ctx, NAME, VERSION, &mut methods)? };
     TYPE.store(made, Ordering::Release);
     Ok(())
 }
@@ -142,14 +132,8 @@ pub fn ended(lock: Lock<'_>) {
 }
 
 fn has_preamble(lock: Lock<'_>) -> bool {
-    let words: [&[u8]; 3] = [b"CONFIG", b"GET", b"aof-use-rdb-preamble"];
-    let reply = call(lock, Features::probe(), 0, &words.map(<[u8]>::to_vec));
-    let is_yes = |reply: &Reply| matches!(reply, Reply::Bulk(text) if text == b"yes");
-    match reply {
-        Reply::Array(items) => items.iter().any(is_yes),
-        Reply::Map(pairs) => pairs.iter().any(|(_, value)| is_yes(value)),
-        _ => false,
-    }
+    let preamble = config(lock, Features::probe(), "aof-use-rdb-preamble");
+    preamble.iter().any(|(_, value)| value == "yes")
 }
 
 /// # Safety

@@ -7,6 +7,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use super::{
     api::Features,
+    asking::CommandInfo,
     call,
     guarded::Guarded,
     lock::{self, Lock},
@@ -203,22 +204,8 @@ pub(super) fn question(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<
 
 /// `None` for an unknown command, and where COMMAND itself is unknown.
 fn ask(lock: Lock<'_>, features: Features, name: &[u8]) -> Option<Known> {
-    let argv = [b"COMMAND".to_vec(), b"INFO".to_vec(), name.to_vec()];
-    let Reply::Array(commands) = question(lock, features, 0, &argv) else {
-        return None;
-    };
-    let Some(Reply::Array(command)) = commands.first() else {
-        return None;
-    };
-    let text = |word: &Reply| match word {
-        Reply::Status(word) | Reply::Bulk(word) => word.to_ascii_lowercase(),
-        _ => Vec::new(),
-    };
-    let flags = match command.get(2) {
-        Some(Reply::Array(flags) | Reply::Set(flags)) => flags.as_slice(),
-        _ => &[],
-    };
-    let name = text(command.first()?);
-    let has = |wanted: &[u8]| flags.iter().any(|flag| text(flag) == wanted);
-    Some(Known::new(Kind::of(&name), &name, has))
+    let info = CommandInfo::ask_quietly(lock, features, name)?;
+    Some(Known::new(Kind::of(&info.name), &info.name, |flag| {
+        info.has(flag)
+    }))
 }

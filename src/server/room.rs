@@ -17,6 +17,7 @@ use redis_module::raw;
 use super::{
     after,
     api::{self, Features},
+    asking::config_quietly,
     guarded::Guarded,
     lock::{self, Lock},
     refused,
@@ -167,8 +168,8 @@ fn can_evict(lock: Lock<'_>, features: Features) -> bool {
 
 /// Whether the policy leaves keys alone that do not expire.
 fn only_expiring(lock: Lock<'_>, features: Features) -> bool {
-    let policy = config(lock, features, b"maxmemory-policy");
-    policy.is_some_and(|policy| policy.starts_with(b"volatile"))
+    let policy = config_quietly(lock, features, "maxmemory-policy");
+    policy.is_some_and(|policy| policy.starts_with("volatile"))
 }
 
 /// Lets the server's own eviction begin, which goes on until memory is below the limit. False if that cannot be done.
@@ -180,9 +181,7 @@ fn ask_server(lock: Lock<'_>, features: Features) -> bool {
         return asked.could == Some(true);
     }
     drop(asked);
-    let limit = config(lock, features, b"maxmemory")
-        .and_then(|text| String::from_utf8(text).ok())
-        .and_then(|text| text.parse::<u64>().ok());
+    let limit = config_quietly(lock, features, "maxmemory").and_then(|text| text.parse::<u64>().ok());
     let set = |limit: u64| {
         let limit = limit.to_string();
         let words: [&[u8]; 4] = [b"CONFIG", b"SET", b"maxmemory", limit.as_bytes()];
@@ -205,16 +204,6 @@ fn ask_server(lock: Lock<'_>, features: Features) -> bool {
     }
     after::wake(lock);
     could
-}
-
-fn config(lock: Lock<'_>, features: Features, name: &[u8]) -> Option<Vec<u8>> {
-    match ask(lock, features, &[b"CONFIG", b"GET", name]) {
-        Reply::Array(mut words) => match words.pop() {
-            Some(Reply::Bulk(value) | Reply::Status(value)) => Some(value),
-            _ => None,
-        },
-        _ => None,
-    }
 }
 
 fn ask(lock: Lock<'_>, features: Features, words: &[&[u8]]) -> Reply {

@@ -11,6 +11,7 @@ use std::{
 use redis_module::raw;
 
 use super::{
+    entry::caught,
     events::Mute,
     key::{self, Kind, Opened, Value},
     lock::Lock,
@@ -189,7 +190,7 @@ fn scan(opened: &Opened<'_>, kind: Kind, out: &mut Vec<u8>) {
         scan: *mut c_void,
     ) {
         // SAFETY: the server passes on the pointer given below, and live strings.
-        unsafe {
+        caught((), || unsafe {
             let Some(scan) = scan.cast::<Scan<'_>>().as_mut() else {
                 return;
             };
@@ -204,7 +205,7 @@ fn scan(opened: &Opened<'_>, kind: Kind, out: &mut Vec<u8>) {
             if scan.kind == Kind::Hash {
                 put(scan.out, value);
             }
-        }
+        });
     }
     let mut scan = Scan { kind, out };
     // SAFETY: the cursor is freed below; the structure outlives the calls.

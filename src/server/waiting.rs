@@ -15,6 +15,7 @@ use redis_module::raw;
 
 use super::{
     command::Command,
+    entry::caught,
     lock::{Entered, Lock},
     reply::Reply,
 };
@@ -164,7 +165,7 @@ unsafe extern "C" fn on_free<const WHY: usize>(_ctx: *mut raw::RedisModuleCtx, d
     // SAFETY: made by `let_go`, freed here once; the server holds its lock.
     let (note, entered) = unsafe { (Box::from_raw(data.cast::<Note>()), Entered::new()) };
     if let Some(waiting) = WAITING.get(WHY).and_then(OnceLock::get) {
-        let _ = catch_unwind(AssertUnwindSafe(|| waiting.answered(entered.lock(), *note)));
+        caught((), || waiting.answered(entered.lock(), *note));
     }
 }
 
@@ -177,7 +178,7 @@ unsafe extern "C" fn on_disconnect<const WHY: usize>(
     let Some(waiting) = WAITING.get(WHY).and_then(OnceLock::get) else {
         return;
     };
-    let _ = catch_unwind(AssertUnwindSafe(|| waiting.gone(entered.lock(), client as usize)));
+    caught((), || waiting.gone(entered.lock(), client as usize));
 }
 
 impl WaitingClient {

@@ -138,21 +138,23 @@ impl Writes for WriteBehind {
         Some(number)
     }
 
+    fn cancel(&self, lock: Lock<'_>, number: u64) {
+        let mut state = self.state.write(lock);
+        state.notes.waiter = None;
+        state.notes.forget_waiter(number);
+        state.waiters.forget(number);
+    }
+
     fn end(&self, command: &Command<'_>, number: u64, reply: CallReply) -> Option<CallReply> {
         let lock = command.lock();
         let mut state = self.state.write(lock);
         state.notes.waiter = None;
         let noted = state.notes.sinks_of(number);
-        if reply.is_error() || (noted == 0 && state.waiters.open(number) == 0) {
-            state.notes.forget_waiter(number);
-            state.waiters.forget(number);
-            return Some(reply);
-        }
+        let waits = !reply.is_error() && (noted != 0 || state.waiters.open(number) > 0);
         drop(state);
-        let Ok(client) = command.block() else {
-            let mut state = self.state.write(lock);
-            state.notes.forget_waiter(number);
-            state.waiters.forget(number);
+        let client = if waits { command.block().ok() } else { None };
+        let Some(client) = client else {
+            self.cancel(lock, number);
             return Some(reply);
         };
         let waits = Waits {

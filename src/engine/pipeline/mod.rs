@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     id::ShardId,
-    language::{Called, Completion, Failure, Language, PAUSE},
+    language::{Called, Completion, Failure, Language},
     plan::{Plan, Step},
     record::Record,
     shuffle::{self, Shuffle, Traffic},
@@ -175,7 +175,7 @@ impl<'a> Pipeline<'a> {
 
     /// Notes an error.
     pub fn fail(&mut self, failure: Failure) {
-        self.state.failed |= !self.skips_errors || failure.starts_with(PAUSE);
+        self.state.failed |= !self.skips_errors || failure.pauses();
         self.state.errors.push(failure);
     }
 

@@ -226,7 +226,7 @@ pub struct Machine<V> {
     /// Entries that had to be forgotten because there was no room for more.
     pub forgotten: u64,
     actions: Vec<Action>,
-    random: u64,
+    random: fastrand::Rng,
 }
 
 impl<V> Machine<V> {
@@ -246,16 +246,13 @@ impl<V> Machine<V> {
             last_waiter: 0,
             forgotten: 0,
             actions: Vec::new(),
-            random: seed | 1,
+            random: fastrand::Rng::with_seed(seed),
         }
     }
 
-    /// A number from 0 to 1 (xorshift).
+    /// A number from 0 to 1.
     pub fn chance(&mut self) -> f64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 11) as f64 / (1_u64 << 53) as f64
+        self.random.f64()
     }
 
     pub fn add_rule(&mut self, id: Id, limits: Limits) {

@@ -6,10 +6,10 @@ use super::{
     StreamWatch, Watch,
     entries::EntryId,
     group::{self, Groups, trim},
-    state::{Policy, Status, Taken},
+    state::{Policy, Status, Stream, Taken},
 };
 use crate::{
-    engine::{execution::Outcome, language::PAUSE},
+    engine::{execution::Outcome, language::Failure},
     server::lock::Lock,
 };
 
@@ -27,7 +27,7 @@ impl StreamWatch {
     ) -> bool {
         let policy = watch.options.policy;
         let failed = !outcome.errors.is_empty();
-        let pauses = outcome.errors.iter().any(|error| error.starts_with(PAUSE));
+        let pauses = outcome.errors.iter().any(Failure::pauses);
         let finished = if failed {
             policy == Policy::Continue && !pauses
         } else {
@@ -42,13 +42,11 @@ impl StreamWatch {
         if finished {
             // An execution that got a full batch is the last one only if nothing more is believed to be there.
             let stream = state.streams.get(key);
-            let unread = stream.map(|stream| stream.unread);
+            let unread = stream.map(Stream::unread);
             let seems_read =
                 taken.full && stream.is_some_and(|stream| stream.next(watch.options.batch).is_none());
             if let (Some(arrived), true) = (taken.arrived, serving && !taken.ids.is_empty()) {
-                let lag = arrived.elapsed();
-                state.last_lag = lag;
-                state.total_lag += lag;
+                state.note_lag(arrived.elapsed());
             }
             drop(state);
             if serving {
@@ -60,20 +58,13 @@ impl StreamWatch {
             return serving;
         }
         if let (Some(stream), false) = (state.streams.get_mut(key), taken.ids.is_empty()) {
-            stream.recovered = false;
+            stream.recover();
         }
         if !failed {
             // Aborted: its entries come again with the next recovery.
             return removed;
         }
-        if state.status == Status::Ok || pauses {
-            state.status = match policy {
-                _ if pauses => Status::Paused,
-                Policy::Retry => Status::WaitingForRetry,
-                _ => Status::Aborted,
-            };
-        }
-        let retries = state.status == Status::WaitingForRetry;
+        let retries = state.note_failed(policy, pauses) == Status::WaitingForRetry;
         drop(state);
         self.engine.abort_pending(watch.registration.id);
         if retries {

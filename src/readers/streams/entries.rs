@@ -13,7 +13,7 @@ use crate::{
         source::{Reading, Source},
     },
     server::{
-        call::{NOT_LOCAL, call},
+        call::{call, is_foreign},
         events::Mute,
         lock::Lock,
         reply::Reply,
@@ -132,27 +132,20 @@ impl StreamEntries {
             self.last = entries(newest).pop().and_then(|entry| EntryId::parse(&entry.id));
         }
         let portion = PORTION.as_bytes();
-        match run(&[b"XREAD", b"COUNT", portion, b"STREAMS", &self.key, &self.after]) {
-            Reply::Array(mut streams) => {
-                let stream = match streams.pop() {
-                    Some(Reply::Array(mut parts)) => parts.pop(),
-                    _ => None,
-                };
-                self.take(entries(stream.unwrap_or(Reply::Null)));
-                Ok(())
-            }
+        let reply = run(&[b"XREAD", b"COUNT", portion, b"STREAMS", &self.key, &self.after]);
+        if is_foreign(&reply) {
             // Its shard delivers it.
-            Reply::Error(text) if text.starts_with(NOT_LOCAL.as_bytes()) => {
-                self.ended = true;
+            self.ended = true;
+            return Ok(());
+        }
+        match entries_of_one(reply) {
+            Ok(entries) => {
+                self.take(entries);
                 Ok(())
             }
-            Reply::Error(text) => {
+            Err(text) => {
                 self.ended = true;
-                Err(String::from_utf8_lossy(&text).into_owned())
-            }
-            _ => {
-                self.ended = true;
-                Ok(())
+                Err(String::from_utf8_lossy(&text).into_owned().into())
             }
         }
     }
@@ -171,8 +164,20 @@ impl StreamEntries {
     }
 }
 
+/// The entries in a reply of XREAD or XREADGROUP about one stream; none where there was nothing to read.
+///
+/// # Errors
+/// The text of an error reply.
+pub fn entries_of_one(reply: Reply) -> Result<Vec<Entry>, Vec<u8>> {
+    if let Reply::Error(text) = reply {
+        return Err(text);
+    }
+    let stream = reply.into_items().pop().unwrap_or(Reply::Null);
+    Ok(entries(stream.into_items().pop().unwrap_or(Reply::Null)))
+}
+
 /// The entries of a reply; none for anything else.
-pub fn entries(reply: Reply) -> Vec<Entry> {
+fn entries(reply: Reply) -> Vec<Entry> {
     match reply {
         Reply::Array(entries) => entries.into_iter().filter_map(Entry::read).collect(),
         _ => Vec::new(),

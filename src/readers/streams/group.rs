@@ -5,7 +5,7 @@
 //! to read, is asked of the server each time: a key can hold another stream than it did a moment ago. Called under the
 //! server's lock.
 
-use super::entries::{Entry, EntryId, entries};
+use super::entries::{Entry, EntryId, entries_of_one};
 use crate::server::{
     api::{self, Features},
     call::perform,
@@ -67,7 +67,7 @@ impl Group {
         words.extend([&b"STREAMS"[..], key, from]);
         let mut reply = run(lock, features, &words);
         let mut made = None;
-        if is_error(&reply, b"NOGROUP") {
+        if reply.error_code() == Some(b"NOGROUP") {
             let created = run(lock, features, &[b"XGROUP", b"CREATE", key, &self.0, b"0"]);
             if let Reply::Error(_) = created {
                 return Read {
@@ -78,29 +78,19 @@ impl Group {
             made = Some(length(lock, features, key));
             reply = run(lock, features, &words);
         }
-        match reply {
-            Reply::Array(mut streams) => {
-                let stream = match streams.pop() {
-                    Some(Reply::Array(mut parts)) => parts.pop(),
-                    _ => None,
-                };
-                Read {
-                    entries: entries(stream.unwrap_or(Reply::Null)),
-                    gone: false,
-                    made,
-                }
-            }
-            Reply::Error(text) => {
+        match entries_of_one(reply) {
+            Ok(entries) => Read {
+                entries,
+                gone: false,
+                made,
+            },
+            Err(text) => {
                 log(key, "read", &text);
                 Read {
                     gone: true,
                     ..Read::default()
                 }
             }
-            _ => Read {
-                made,
-                ..Read::default()
-            },
         }
     }
 
@@ -113,25 +103,31 @@ impl Group {
         groups: &Groups,
     ) -> Option<Standing> {
         let about = groups.find(&self.0)?;
-        let delivered = text(about, b"last-delivered-id").and_then(EntryId::parse)?;
+        let number = |name| {
+            about
+                .field(name)?
+                .as_int()
+                .and_then(|number| u64::try_from(number).ok())
+        };
+        let delivered = about
+            .field(b"last-delivered-id")?
+            .as_text()
+            .and_then(EntryId::parse)?;
         let mut standing = Standing {
             delivered,
-            lag: number(about, b"lag"),
+            lag: number(b"lag"),
             unfinished: delivered.next(),
             left: false,
         };
-        if number(about, b"pending") != Some(0) {
+        if number(b"pending") != Some(0) {
             let Reply::Array(pending) = run(lock, features, &[b"XPENDING", key, &self.0]) else {
                 return None;
             };
-            if let Some(Reply::Bulk(first) | Reply::Status(first)) = pending.get(1) {
+            if let Some(first) = pending.get(1).and_then(Reply::as_text) {
                 standing.unfinished = EntryId::parse(first)?;
             }
-            let ours = |consumer: &Reply| {
-                matches!(consumer, Reply::Array(words)
-                    if matches!(words.first(), Some(Reply::Bulk(name) | Reply::Status(name)) if name == CONSUMER))
-            };
-            standing.left = matches!(pending.get(3), Some(Reply::Array(list)) if list.iter().any(ours));
+            let ours = |consumer: &Reply| consumer.items().first().and_then(Reply::as_text) == Some(CONSUMER);
+            standing.left = pending.get(3).is_some_and(|list| list.items().iter().any(ours));
         }
         Some(standing)
     }
@@ -171,14 +167,12 @@ pub struct Standing {
 
 impl Groups {
     pub fn of(lock: Lock<'_>, features: Features, key: &[u8]) -> Self {
-        match run(lock, features, &[b"XINFO", b"GROUPS", key]) {
-            Reply::Array(groups) => Self(groups),
-            _ => Self(Vec::new()),
-        }
+        Self(run(lock, features, &[b"XINFO", b"GROUPS", key]).into_items())
     }
 
     fn find(&self, name: &[u8]) -> Option<&Reply> {
-        self.0.iter().find(|group| text(group, b"name") == Some(name))
+        let named = |group: &&Reply| group.field(b"name").and_then(Reply::as_text) == Some(name);
+        self.0.iter().find(named)
     }
 }
 
@@ -198,34 +192,10 @@ impl Standing {
     }
 }
 
-/// The value of a field in a list of names and values.
-fn field<'a>(fields: &'a Reply, name: &[u8]) -> Option<&'a Reply> {
-    let Reply::Array(fields) = fields else { return None };
-    let named = |word: &Reply| matches!(word, Reply::Bulk(word) | Reply::Status(word) if word == name);
-    let place = fields.iter().step_by(2).position(named)?;
-    fields.get(2 * place + 1)
-}
-
-fn text<'a>(fields: &'a Reply, name: &[u8]) -> Option<&'a [u8]> {
-    match field(fields, name)? {
-        Reply::Bulk(text) | Reply::Status(text) => Some(text),
-        _ => None,
-    }
-}
-
-fn number(fields: &Reply, name: &[u8]) -> Option<u64> {
-    match field(fields, name)? {
-        Reply::Int(number) => u64::try_from(*number).ok(),
-        _ => None,
-    }
-}
-
 /// How many entries a stream holds; 0 if it is gone.
 pub fn length(lock: Lock<'_>, features: Features, key: &[u8]) -> u64 {
-    match run(lock, features, &[b"XLEN", key]) {
-        Reply::Int(length) => length.unsigned_abs(),
-        _ => 0,
-    }
+    let length = run(lock, features, &[b"XLEN", key]).as_int();
+    length.map_or(0, i64::unsigned_abs)
 }
 
 /// Removes all entries below `first`.
@@ -243,35 +213,10 @@ fn run(lock: Lock<'_>, features: Features, words: &[&[u8]]) -> Reply {
     perform(lock, features, DB, &argv)
 }
 
-fn is_error(reply: &Reply, code: &[u8]) -> bool {
-    matches!(reply, Reply::Error(text) if text.starts_with(code))
-}
-
 fn log(key: &[u8], action: &str, error: &[u8]) {
     api::log_warning(&format!(
         "could not {action} the stream {}: {}",
         String::from_utf8_lossy(key),
         String::from_utf8_lossy(error)
     ));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fields_are_found_by_their_names() {
-        let about = Reply::Array(vec![
-            Reply::bulk("name"),
-            Reply::bulk("pending"),
-            Reply::bulk("pending"),
-            Reply::Int(3),
-            Reply::bulk("lag"),
-            Reply::Null,
-        ]);
-        assert_eq!(text(&about, b"name"), Some(&b"pending"[..]));
-        assert_eq!(number(&about, b"pending"), Some(3));
-        assert_eq!(number(&about, b"lag"), None);
-        assert!(Groups(vec![about]).find(b"pending").is_some());
-    }
 }

@@ -15,7 +15,7 @@ mod trigger;
 
 use std::{
     sync::{Arc, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crate::mutex::Mutex;
@@ -31,10 +31,10 @@ use super::keys::Subscribe;
 use crate::{
     engine::{
         Engine,
-        execution::Start,
         language::with_lock,
         prefix::Pattern,
         registration::{Mode, Registration, Trigger},
+        start::Start,
     },
     server::{after::after_command, events::KeyEvent, guarded::Guarded, lock::Lock},
 };
@@ -111,13 +111,13 @@ impl StreamWatch {
     /// An entry was added to a stream.
     fn added(self: &Arc<Self>, lock: Lock<'_>, watch: &Arc<Watch>, key: &[u8]) {
         let mut state = watch.shared.lock();
-        if state.status != Status::Ok {
+        if state.status() != Status::Ok {
             // The scan finds it when the registration goes on.
             return;
         }
         let stream = state.stream(key);
         stream.note_added();
-        let begins_batch = watch.options.batch > 1 && stream.unread == 1 && stream.recovered && !stream.flush;
+        let begins_batch = stream.begins_batch(watch.options.batch);
         let taken = self.leases.is_taken(key, watch.place);
         drop(state);
         if begins_batch && !taken {
@@ -126,7 +126,7 @@ impl StreamWatch {
         }
         if watch.registration.mode != Mode::Sync {
             self.go_on(lock, watch, key);
-        } else if !taken && watch.shared.lock().needs_job(key) {
+        } else if !taken && watch.shared.lock().stream(key).queue_sync() {
             let (streams, watch, key) = (Arc::clone(self), Arc::clone(watch), key.to_vec());
             after_command(lock, move |lock| streams.run_sync(lock, &watch, &key));
         }
@@ -143,9 +143,8 @@ impl StreamWatch {
         let standing = watch.group.standing(lock, features, key, groups);
         let more = standing.is_some_and(|standing| standing.has_more_than(lock, features, key, believed));
         if let Some(stream) = watch.shared.lock().streams.get_mut(key) {
-            stream.flush |= more;
             // Nobody has the lease now: what is not acknowledged was left by an earlier life of another stream.
-            stream.recovered &= standing.is_some_and(|standing| !standing.left);
+            stream.note_standing(more, standing.is_none_or(|standing| standing.left));
         }
     }
 
@@ -156,7 +155,7 @@ impl StreamWatch {
         }
         let held = group::length(lock, self.engine.features, key);
         let mut state = watch.shared.lock();
-        if state.status != Status::Ok {
+        if state.status() != Status::Ok {
             return;
         }
         state.stream(key).note_found(held);
@@ -185,9 +184,14 @@ impl StreamWatch {
             self.go_on(lock, watch, key);
             return;
         }
-        let looping = |stream: &Stream| stream.looping;
         // Where one runs after the other, the next one comes by itself; not so after one that went to the background.
-        if !watch.shared.lock().streams.get(key).is_some_and(looping) {
+        let comes = watch
+            .shared
+            .lock()
+            .streams
+            .get(key)
+            .is_some_and(Stream::is_running_sync);
+        if !comes {
             self.run_sync(lock, watch, key);
         }
     }
@@ -203,21 +207,20 @@ impl StreamWatch {
 
     /// Runs what is to be run on a stream now, on this thread.
     fn run_sync(self: &Arc<Self>, lock: Lock<'_>, watch: &Arc<Watch>, key: &[u8]) {
-        let set_looping = |looping: bool| {
+        let set_running = |runs: bool| {
             if let Some(stream) = watch.shared.lock().streams.get_mut(key) {
-                stream.job = false;
-                stream.looping = looping;
+                stream.set_running_sync(runs);
             }
         };
-        set_looping(true);
+        set_running(true);
         for _ in 0..SYNC_RUNS {
             let Some(start) = self.next(watch, key) else {
-                set_looping(false);
+                set_running(false);
                 return self.time_batch(lock, watch, key);
             };
             self.engine.run_now(start);
         }
-        set_looping(false);
+        set_running(false);
         // A function that adds to its own stream must not keep the server for ever.
         let epoch = watch.shared.lock().epoch;
         self.later(Duration::ZERO, watch, key, epoch);
@@ -242,11 +245,11 @@ impl StreamWatch {
             epoch,
             entries: None,
         };
-        let mut start = Start::of_registration(&watch.registration, 0, Box::new(source));
-        start.skips_errors = watch.options.policy == Policy::Continue;
-        start.payload = self.engine.payload(&watch.registration);
+        let start = Start::of_registration(&watch.registration, 0, Box::new(source))
+            .skipping_errors(watch.options.policy == Policy::Continue)
+            .distributed(self.engine.payload(&watch.registration));
         let (streams, watch, key) = (Arc::clone(self), Arc::clone(watch), key.to_vec());
-        start.waiter = Some(Box::new(move |outcome| {
+        Some(start.told(move |outcome| {
             let language = Arc::clone(&streams.engine.language);
             let taken = std::mem::take(&mut *taken.lock());
             with_lock(language.as_ref(), |lock| {
@@ -256,8 +259,7 @@ impl StreamWatch {
                     streams.pass_on(lock, &watch, &key);
                 }
             });
-        }));
-        Some(start)
+        }))
     }
 
     /// Gives an incomplete batch its time.
@@ -272,13 +274,13 @@ impl StreamWatch {
         let Some(stream) = state.streams.get_mut(key) else {
             return;
         };
-        if stream.unread == 0 || stream.timed || self.leases.is_taken(key, watch.place) {
+        if self.leases.is_taken(key, watch.place) {
             return;
         }
-        stream.timed = true;
-        let came = stream.arrivals.front().map_or(Duration::ZERO, Instant::elapsed);
-        drop(state);
-        self.later(duration.saturating_sub(came), watch, key, epoch);
+        if let Some(left) = stream.start_timer(duration) {
+            drop(state);
+            self.later(left, watch, key, epoch);
+        }
     }
 
     /// Reads a stream to its end after `delay`, if nothing has begun again meanwhile.
@@ -296,8 +298,7 @@ impl StreamWatch {
                 let Some(stream) = state.streams.get_mut(&key) else {
                     return;
                 };
-                stream.timed = false;
-                stream.flush |= stream.unread > 0;
+                stream.note_time_over();
                 drop(state);
                 if watch.registration.mode == Mode::Sync {
                     streams.run_sync(lock, &watch, &key);
@@ -318,15 +319,10 @@ impl StreamWatch {
             if !engine.is_serving() || watch.registration.is_removed() {
                 return;
             }
-            let mut state = watch.shared.lock();
-            // Paused or begun again meanwhile.
-            if state.epoch != epoch || state.status != Status::WaitingForRetry {
-                return;
+            let goes_on = watch.shared.lock().retry(epoch);
+            if goes_on {
+                streams.scan(&watch);
             }
-            state.status = Status::Ok;
-            state.recover();
-            drop(state);
-            streams.scan(&watch);
         });
     }
 
@@ -349,6 +345,6 @@ impl StreamWatch {
 impl Watch {
     /// Whether it may start executions now.
     fn reads(&self, engine: &Engine, state: &RegistrationStreams) -> bool {
-        state.status == Status::Ok && !self.registration.is_removed() && engine.is_serving()
+        state.status() == Status::Ok && !self.registration.is_removed() && engine.is_serving()
     }
 }

@@ -16,8 +16,9 @@ use super::{StreamWatch, Watch};
 use crate::{
     engine::prefix::Pattern,
     server::{
-        key::{self, Kind, Walk},
+        key::{self, Kind},
         lock::{self, Lock},
+        walk::Walk,
     },
     threads,
 };

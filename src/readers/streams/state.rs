@@ -55,6 +55,7 @@ pub struct Options {
     pub trim: bool,
 }
 
+/// The state of a registration. Only [`RegistrationStreams`] changes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Status {
     #[default]
@@ -78,7 +79,7 @@ impl Status {
 /// What changes. Locked for a few moves only, never while the server or a function is called.
 #[derive(Default)]
 pub struct RegistrationStreams {
-    pub status: Status,
+    status: Status,
     /// Changes when everything begins again; what an older execution says is no longer true then.
     pub epoch: u64,
     pub streams: HashMap<Vec<u8>, Stream>,
@@ -86,26 +87,11 @@ pub struct RegistrationStreams {
     pub total_lag: Duration,
 }
 
-/// What is known of one stream.
-#[derive(Default)]
-pub struct Stream {
-    /// Entries that an earlier life has read and not finished have come again.
-    pub recovered: bool,
-    /// Entries that are believed to be unread.
-    pub unread: u64,
-    /// Read to the end, also an incomplete batch.
-    pub flush: bool,
-    /// When the unread entries came, as far as that was seen.
-    pub arrivals: VecDeque<Instant>,
-    /// An incomplete batch has its time.
-    pub timed: bool,
-    /// A job of a `sync` registration will look.
-    pub job: bool,
-    /// A thread runs one `sync` execution after the other.
-    pub looping: bool,
-}
-
 impl RegistrationStreams {
+    pub fn status(&self) -> Status {
+        self.status
+    }
+
     /// What is known of a stream, from now on if nothing was.
     pub fn stream(&mut self, key: &[u8]) -> &mut Stream {
         self.streams.entry(key.to_vec()).or_default()
@@ -124,25 +110,116 @@ impl RegistrationStreams {
             self.status = Status::Ok;
         }
         for stream in self.streams.values_mut() {
-            stream.timed = false;
+            stream.has_timer = false;
         }
         self.recover();
     }
 
-    /// True if a job is to look at the stream; it counts as under way then.
-    pub fn needs_job(&mut self, key: &[u8]) -> bool {
-        !std::mem::replace(&mut self.stream(key).job, true)
+    /// A client pauses it. False if it stands already.
+    pub fn pause(&mut self) -> bool {
+        let pauses = matches!(self.status, Status::Ok | Status::WaitingForRetry);
+        if pauses {
+            self.status = Status::Paused;
+        }
+        pauses
+    }
+
+    /// A client lets it go on. False if it does.
+    pub fn unpause(&mut self) -> bool {
+        self.status != Status::Ok && self.go_on()
+    }
+
+    /// The time to try again has come. False if somebody has paused it, or has begun again, meanwhile.
+    pub fn retry(&mut self, epoch: u64) -> bool {
+        self.epoch == epoch && self.status == Status::WaitingForRetry && self.go_on()
+    }
+
+    /// A batch has failed: what becomes of the registration. `pauses`: its function asks for a pause.
+    pub fn note_failed(&mut self, policy: Policy, pauses: bool) -> Status {
+        if pauses {
+            self.status = Status::Paused;
+        } else if self.status == Status::Ok {
+            self.status = match policy {
+                Policy::Retry => Status::WaitingForRetry,
+                Policy::Continue | Policy::Abort => Status::Aborted,
+            };
+        }
+        self.status
+    }
+
+    /// An execution has finished entries that came so long ago.
+    pub fn note_lag(&mut self, lag: Duration) {
+        self.last_lag = lag;
+        self.total_lag += lag;
+    }
+
+    fn go_on(&mut self) -> bool {
+        self.status = Status::Ok;
+        self.recover();
+        true
     }
 
     /// All entries that were read and not finished come again.
-    pub fn recover(&mut self) {
+    fn recover(&mut self) {
         for stream in self.streams.values_mut() {
-            stream.recovered = false;
+            stream.recover();
         }
     }
 }
 
+/// What of the new entries is to be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Extent {
+    /// Batches that are full; an incomplete one waits for more.
+    #[default]
+    FullBatches,
+    /// All of them, the last one also as an incomplete batch.
+    ToTheEnd,
+}
+
+/// What is read of a stream next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// The entries that an earlier life has read and not finished, then new ones.
+    Unfinished(Extent),
+    New(Extent),
+}
+
+impl Default for Next {
+    fn default() -> Self {
+        Self::Unfinished(Extent::default())
+    }
+}
+
+/// Whether a thread runs one `sync` execution after the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum SyncRuns {
+    #[default]
+    None,
+    /// A job will look when the command has ended.
+    Queued,
+    Running,
+}
+
+/// What is known of one stream.
+#[derive(Debug, Default)]
+pub struct Stream {
+    next: Next,
+    /// Entries that are believed to be unread.
+    unread: u64,
+    /// When the unread entries came, as far as that was seen.
+    arrivals: VecDeque<Instant>,
+    /// An incomplete batch has its time: a timer will say when it is over.
+    has_timer: bool,
+    sync_runs: SyncRuns,
+}
+
 impl Stream {
+    /// Entries that are believed to be unread.
+    pub fn unread(&self) -> u64 {
+        self.unread
+    }
+
     /// An entry was added.
     pub fn note_added(&mut self) {
         self.unread += 1;
@@ -151,11 +228,16 @@ impl Stream {
         }
     }
 
+    /// True if the entry that was just added is the first one of a batch that waits for more.
+    pub fn begins_batch(&self, batch: u64) -> bool {
+        batch > 1 && self.unread == 1 && self.next == Next::New(Extent::FullBatches)
+    }
+
     /// A scan has found the stream with that many entries. Those that came before anybody looked are read at once,
     /// also as an incomplete batch; those that were seen coming wait for their batch to be full.
     pub fn note_found(&mut self, held: u64) {
         if held > self.unread {
-            self.flush = true;
+            self.set_extent(Extent::ToTheEnd);
             self.unread = held;
         }
     }
@@ -166,18 +248,35 @@ impl Stream {
         self.unread = held;
     }
 
+    /// The server was asked how far the group is. `more`: it has more entries than were believed to be unread; `left`: some
+    /// were read and never finished.
+    pub fn note_standing(&mut self, more: bool, left: bool) {
+        if more {
+            self.set_extent(Extent::ToTheEnd);
+        }
+        if left {
+            self.recover();
+        }
+    }
+
+    /// What was read and not finished comes again.
+    pub fn recover(&mut self) {
+        self.next = Next::Unfinished(self.extent());
+    }
+
     /// What to read next, if it is time to read.
     pub fn next(&self, batch: u64) -> Option<Portion> {
-        if !self.recovered {
-            return Some(Portion::Recovery);
+        match self.next {
+            Next::Unfinished(_) => Some(Portion::Recovery),
+            Next::New(Extent::ToTheEnd) => Some(Portion::New(batch)),
+            Next::New(Extent::FullBatches) => (self.unread >= batch).then_some(Portion::New(batch)),
         }
-        (self.flush || self.unread >= batch).then_some(Portion::New(batch))
     }
 
     /// Entries were read: the time when the first one of them came.
     pub fn note_read(&mut self, portion: Portion, read: usize) -> Option<Instant> {
         let Portion::New(batch) = portion else {
-            self.recovered = true;
+            self.next = Next::New(self.extent());
             return None;
         };
         let first = self.arrivals.front().copied();
@@ -186,12 +285,61 @@ impl Stream {
         if read < batch {
             // That was all there is.
             self.unread = 0;
-            self.flush = false;
+            self.set_extent(Extent::FullBatches);
         }
         while self.arrivals.len() as u64 > self.unread {
             self.arrivals.pop_front();
         }
         first
+    }
+
+    /// Gives an incomplete batch its time, counted from its first entry: how much of it is left. `None` if there is no such
+    /// batch, or its time is running.
+    pub fn start_timer(&mut self, time: Duration) -> Option<Duration> {
+        if self.unread == 0 || std::mem::replace(&mut self.has_timer, true) {
+            return None;
+        }
+        let came = self.arrivals.front().map_or(Duration::ZERO, Instant::elapsed);
+        Some(time.saturating_sub(came))
+    }
+
+    /// The time of an incomplete batch is over: what has come is read.
+    pub fn note_time_over(&mut self) {
+        self.has_timer = false;
+        if self.unread > 0 {
+            self.set_extent(Extent::ToTheEnd);
+        }
+    }
+
+    /// True if a job is to look at the stream; it counts as queued then.
+    pub fn queue_sync(&mut self) -> bool {
+        let free = self.sync_runs == SyncRuns::None;
+        if free {
+            self.sync_runs = SyncRuns::Queued;
+        }
+        free
+    }
+
+    /// A thread begins to run one `sync` execution after the other, or has ended.
+    pub fn set_running_sync(&mut self, runs: bool) {
+        self.sync_runs = if runs { SyncRuns::Running } else { SyncRuns::None };
+    }
+
+    /// True while the next `sync` execution comes by itself.
+    pub fn is_running_sync(&self) -> bool {
+        self.sync_runs == SyncRuns::Running
+    }
+
+    fn extent(&self) -> Extent {
+        match self.next {
+            Next::Unfinished(extent) | Next::New(extent) => extent,
+        }
+    }
+
+    fn set_extent(&mut self, extent: Extent) {
+        match &mut self.next {
+            Next::Unfinished(known) | Next::New(known) => *known = extent,
+        }
     }
 }
 
@@ -209,55 +357,112 @@ pub struct Taken {
 mod tests {
     use super::*;
 
+    /// One whose earlier life is done with, and that many entries have come.
+    fn stream(unread: u64) -> Stream {
+        let mut stream = Stream::default();
+        stream.note_read(Portion::Recovery, 0);
+        for _ in 0..unread {
+            stream.note_added();
+        }
+        stream
+    }
+
     #[test]
     fn a_new_stream_is_recovered_first() {
-        let mut stream = Stream {
-            unread: 1,
-            ..Stream::default()
-        };
+        let mut stream = Stream::default();
+        stream.note_added();
         assert_eq!(stream.next(1), Some(Portion::Recovery));
         stream.note_read(Portion::Recovery, 0);
-        assert_eq!(stream.next(1), Some(Portion::New(1)));
-        assert_eq!(stream.next(2), None);
-        stream.flush = true;
+        assert_eq!((stream.next(1), stream.next(2)), (Some(Portion::New(1)), None));
+    }
+
+    #[test]
+    fn what_is_to_be_read_to_its_end_still_is_after_a_recovery() {
+        let mut stream = stream(1);
+        stream.note_standing(true, true);
+        assert_eq!(stream.next(2), Some(Portion::Recovery));
+        stream.note_read(Portion::Recovery, 3);
+        assert_eq!(stream.next(2), Some(Portion::New(2)));
+        stream.note_standing(false, false);
         assert_eq!(stream.next(2), Some(Portion::New(2)));
     }
 
     #[test]
     fn a_position_that_had_to_be_made_begins_anew() {
-        let mut stream = Stream::default();
-        stream.note_added();
+        let mut stream = stream(1);
         stream.note_made(1);
-        assert_eq!((stream.unread, stream.flush), (1, false));
+        assert_eq!((stream.unread(), stream.next(10)), (1, None));
         stream.note_made(6);
-        assert_eq!((stream.unread, stream.flush), (6, true));
+        assert_eq!((stream.unread(), stream.next(10)), (6, Some(Portion::New(10))));
     }
 
     #[test]
     fn a_scan_leaves_a_batch_that_fills_alone() {
-        let mut stream = Stream::default();
-        stream.note_added();
+        let mut stream = stream(1);
         stream.note_found(1);
-        assert!(!stream.flush);
+        assert!(stream.begins_batch(10) && !stream.begins_batch(1));
         stream.note_found(2);
-        assert_eq!((stream.unread, stream.flush), (2, true));
+        assert_eq!((stream.unread(), stream.next(10)), (2, Some(Portion::New(10))));
+        assert!(!stream.begins_batch(10));
     }
 
     #[test]
     fn an_incomplete_batch_is_the_end() {
-        let mut stream = Stream {
-            unread: 5,
-            flush: true,
-            recovered: true,
-            arrivals: (0..5).map(|_| Instant::now()).collect(),
-            ..Stream::default()
-        };
+        let mut stream = stream(5);
+        stream.note_time_over();
         assert!(stream.note_read(Portion::New(2), 2).is_some());
-        assert_eq!((stream.unread, stream.flush, stream.arrivals.len()), (3, true, 3));
+        assert_eq!((stream.unread(), stream.arrivals.len()), (3, 3));
+        assert_eq!(stream.next(10), Some(Portion::New(10)), "it goes on to the end");
         stream.note_read(Portion::New(2), 1);
         assert_eq!(
-            (stream.unread, stream.flush, stream.arrivals.len()),
-            (0, false, 0)
+            (stream.unread(), stream.arrivals.len(), stream.next(1)),
+            (0, 0, None)
         );
+    }
+
+    #[test]
+    fn one_timer_runs_at_a_time_and_only_for_entries() {
+        let time = Duration::from_secs(60);
+        assert_eq!(stream(0).start_timer(time), None);
+        let mut stream = stream(1);
+        assert!(stream.start_timer(time).is_some_and(|left| left <= time));
+        assert_eq!(stream.start_timer(time), None);
+        stream.note_time_over();
+        assert_eq!(stream.next(10), Some(Portion::New(10)));
+        assert!(stream.start_timer(time).is_some());
+    }
+
+    #[test]
+    fn one_job_looks_and_none_where_the_next_run_comes_by_itself() {
+        let mut stream = stream(1);
+        assert!(stream.queue_sync() && !stream.queue_sync() && !stream.is_running_sync());
+        stream.set_running_sync(true);
+        assert!(stream.is_running_sync() && !stream.queue_sync());
+        stream.set_running_sync(false);
+        assert!(stream.queue_sync());
+    }
+
+    #[test]
+    fn who_is_paused_stays_so_until_a_client_lets_it_go_on() {
+        let mut state = RegistrationStreams::default();
+        state.stream(b"s").note_read(Portion::Recovery, 0);
+        assert_eq!(state.note_failed(Policy::Retry, false), Status::WaitingForRetry);
+        assert!(state.pause() && !state.pause() && !state.retry(0));
+        assert_eq!(state.note_failed(Policy::Abort, false), Status::Paused);
+        assert!(state.unpause() && !state.unpause());
+        assert_eq!(state.stream(b"s").next(1), Some(Portion::Recovery));
+        assert_eq!(state.note_failed(Policy::Abort, false), Status::Aborted);
+        assert!(!state.pause(), "it stands already");
+        assert_eq!(state.note_failed(Policy::Continue, true), Status::Paused);
+    }
+
+    #[test]
+    fn a_retry_of_an_earlier_life_does_nothing() {
+        let mut state = RegistrationStreams::default();
+        state.note_failed(Policy::Retry, false);
+        state.begin_again();
+        assert_eq!((state.status(), state.retry(0)), (Status::Ok, false));
+        state.note_failed(Policy::Retry, false);
+        assert!(!state.retry(0) && state.retry(1));
     }
 }

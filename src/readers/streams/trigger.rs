@@ -10,7 +10,7 @@ use std::{
 
 use crate::mutex::Mutex;
 
-use super::{Group, Options, RegistrationStreams, Status, StreamWatch, Watch};
+use super::{Group, Options, RegistrationStreams, StreamWatch, Watch};
 use crate::{
     engine::{
         prefix::Pattern,
@@ -151,27 +151,21 @@ impl Trigger for StreamTrigger {
     }
 
     fn status(&self) -> Option<&'static str> {
-        Some(self.state.lock().status.name())
+        Some(self.state.lock().status().name())
     }
 
     fn pause(&self, _lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error> {
-        let mut state = self.state.lock();
-        if matches!(state.status, Status::Ok | Status::WaitingForRetry) {
-            state.status = Status::Paused;
-            drop(state);
+        let paused = self.state.lock().pause();
+        if paused {
             self.streams.engine.abort_pending(registration.id);
         }
         Ok(())
     }
 
     fn unpause(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error> {
-        let mut state = self.state.lock();
-        if state.status == Status::Ok {
+        if !self.state.lock().unpause() {
             return Ok(());
         }
-        state.status = Status::Ok;
-        state.recover();
-        drop(state);
         if let Some(watch) = self.watch(lock, registration) {
             self.streams.scan(&watch);
         }

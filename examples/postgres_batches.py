@@ -1,0 +1,25 @@
+"""Rows of PostgreSQL, many at a time: the users that an MGET or many clients miss together are one query.
+
+    redis-cli RG.CONFIGSET dsn 'host=127.0.0.1 dbname=shop user=app'
+    redis-cli -x RG.PYEXECUTE REQUIREMENTS 'psycopg[binary]' < postgres_batches.py
+"""
+
+import threading
+
+import psycopg
+
+connections = threading.local()
+
+
+def database():
+    connection = getattr(connections, 'one', None)
+    if connection is None or connection.closed:
+        connections.one = connection = psycopg.connect(gearsConfigGet('dsn', 'dbname=shop'), autocommit=True, connect_timeout=3)
+    return connection
+
+
+@read_through('name:*', ttl=300, batch=100, batch_wait=0.002, desc='names of PostgreSQL')
+def load(keys):
+    numbers = [int(key.partition(':')[2]) for key in keys]
+    rows = database().execute('SELECT id, name FROM users WHERE id = ANY(%s)', [numbers]).fetchall()
+    return {f'name:{number}': name for number, name in rows}  # what is not in it does not exist

@@ -1,0 +1,94 @@
+//! What comes from other shards is sorted out here, on the server's thread; and the way on which the engine talks to them.
+//! Contract: docs/contract/commands.md 8.3.
+
+use std::time::Duration;
+
+use super::{Cluster, message::Message};
+use crate::{
+    engine::{
+        Engine,
+        id::{Id, ShardId},
+        language::Failure,
+        members::Members,
+        run_message::{RunMessage, Shards},
+    },
+    server::lock::Lock,
+};
+
+impl Cluster {
+    fn has_plan(&self, id: Id) -> bool {
+        let plans = self.plans.lock();
+        !plans.is_empty() && plans.contains_key(&id)
+    }
+
+    fn plan_taken(&self, id: Id) {
+        let mut plans = self.plans.lock();
+        if let Some(count) = plans.get_mut(&id) {
+            *count -= 1;
+            if *count == 0 {
+                plans.remove(&id);
+            }
+        }
+    }
+
+    /// A message of another shard. On the server's thread.
+    pub(super) fn receive(&self, lock: Lock<'_>, from: ShardId, message: Message) {
+        match message {
+            Message::Run(id, RunMessage::Plan(plan)) => {
+                *self.plans.lock().entry(id).or_default() += 1;
+                self.later(move |cluster| {
+                    cluster.take_part(from, id, *plan);
+                    cluster.plan_taken(id);
+                });
+            }
+            // What is about a run goes behind its plan.
+            Message::Run(id, message) if self.has_plan(id) => {
+                self.later(move |cluster| cluster.engine.hear(from, id, message));
+            }
+            Message::Run(id, message) => self.engine.hear(from, id, message),
+            Message::Ask(number, question) => self.answer(lock, from, number, question),
+            Message::Answer(number, answer) => self.answered(from, number, answer),
+            Message::Unregister { id, abort_pending } => {
+                self.persistence.end(lock, id, abort_pending);
+                self.persistence.note_gone(lock, &[id]);
+            }
+            Message::Drop(id) if self.has_plan(id) => {
+                self.later(move |cluster| Engine::drop_when_finished(&cluster.engine, id));
+            }
+            Message::Drop(id) => Engine::drop_when_finished(&self.engine, id),
+            Message::Registered(step) => self.take_over(lock, from, &step),
+            Message::Digest(digest) => self.compare_with(lock, from, &digest),
+            Message::Inventory { live, gone } => self.make_good(lock, from, live, &gone),
+            Message::Wanted(ids) => self.give(lock, from, &ids),
+            Message::Given(steps) => {
+                for step in steps {
+                    self.take_over(lock, from, &step);
+                }
+            }
+        }
+    }
+}
+
+impl Shards for Cluster {
+    fn tell(&self, to: ShardId, id: Id, message: RunMessage) {
+        self.tell_shard(to, &Message::Run(id, message));
+    }
+
+    fn is_full(&self, to: ShardId) -> bool {
+        self.link(to).is_some_and(|link| link.is_full())
+    }
+
+    fn wait_for_room(&self, to: ShardId, limit: Duration) -> bool {
+        self.link(to).is_none_or(|link| link.wait_for_room(limit))
+    }
+
+    fn look(&self) {
+        if self.node {
+            self.later(Self::look);
+        }
+    }
+
+    fn confirm(&self, members: &Members) -> Result<(), Failure> {
+        self.confirm_members(members)
+    }
+}

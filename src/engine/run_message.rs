@@ -1,0 +1,152 @@
+//! What the shards of a distributed run tell each other, and the way on which it travels. Contract: docs/contract/commands.md
+//! 8.3.
+//!
+//! Data only: what follows from a message is in `distributed_run.rs` (the state) and `distribution.rs` (what is done).
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use super::{
+    id::{Id, ShardId},
+    language::Failure,
+    members::Members,
+    plan,
+    registration::Registration,
+    session::Session,
+};
+
+/// What one shard tells another one about a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum RunMessage {
+    /// To those who take part: what it is about. They wait for [`RunMessage::Go`].
+    Plan(Box<SharedPlan>),
+    /// To the initiator: the plan of this attempt is there.
+    Received { attempt: u32 },
+    /// To the initiator: this shard sees another cluster than the plan of this attempt. It may be sent again.
+    NotYet { attempt: u32, reason: Failure },
+    /// To the initiator: this shard cannot do its part, and why.
+    Refused(Failure),
+    /// To those who take part: all of them have the plan.
+    Go,
+    /// Records for a step.
+    Records { step: usize, batch: ByteBuf },
+    /// This shard has no more records for a step.
+    Ended { step: usize },
+    /// To the initiator: errors of this shard.
+    Failures(Vec<Failure>),
+    /// To the initiator: this shard has done its part.
+    Completed,
+    /// To those who took part: all have done their part.
+    Finish,
+    /// To those who take part: the run has ended before its end.
+    Abort,
+    /// The same, and it is of no interest any more.
+    Forget,
+}
+
+/// What those who take part need to know.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SharedPlan {
+    pub attempt: u32,
+    pub members: Members,
+    pub max_idle_ms: u64,
+    pub db: i32,
+    /// It is forgotten when it has ended.
+    pub transient: bool,
+    /// A registration started it.
+    pub registered: bool,
+    pub skips_errors: bool,
+    /// What the readers make the source of records of; `None` where only the initiator has some.
+    pub source: Option<ByteBuf>,
+    pub functions: Functions,
+}
+
+/// Where the functions of a plan are.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Functions {
+    /// Everybody has them with this registration.
+    Registered(Id),
+    Sent {
+        session: SessionImage,
+        steps: Vec<plan::Step>,
+        images: Vec<ByteBuf>,
+    },
+}
+
+/// What tells a session from others, and makes it where it is not known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionImage {
+    pub id: String,
+    /// The same on all shards; another session may have the id by now.
+    pub token: String,
+    pub description: Option<String>,
+    /// The names of its requirements.
+    pub requirements: Vec<String>,
+    pub installed: bool,
+    /// Where the initiator lists it when the plan is sent.
+    pub listing: Listing,
+}
+
+/// In which list of sessions one stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Listing {
+    #[default]
+    Unlisted,
+    Live,
+    Dead,
+}
+
+impl SessionImage {
+    pub fn of(session: &Session) -> Self {
+        let needed = session.needs.requirements.iter();
+        Self {
+            id: session.id.clone(),
+            token: session.token.clone(),
+            description: session.description.clone(),
+            requirements: needed.map(|needed| needed.name.clone()).collect(),
+            installed: session.needs.installed,
+            listing: Listing::default(),
+        }
+    }
+}
+
+/// What the initiator sends, until all shards have it.
+#[derive(Clone)]
+pub struct LaunchPayload {
+    pub source: Option<Vec<u8>>,
+    pub functions: Functions,
+}
+
+impl LaunchPayload {
+    /// For a run of a registration, which all shards have.
+    pub fn of_registration(registration: &Registration, source: Option<Vec<u8>>) -> Self {
+        Self {
+            source,
+            functions: Functions::Registered(registration.id),
+        }
+    }
+}
+
+/// The way to other shards.
+pub trait Shards: Send + Sync {
+    /// Queues a message about a run for another shard; they arrive in order and once, or not at all. Waits for nothing.
+    fn tell(&self, to: ShardId, id: Id, message: RunMessage);
+
+    /// True if so much is queued for another shard that more records should wait.
+    fn is_full(&self, to: ShardId) -> bool;
+
+    /// Waits until that is false; true if it is, false when `limit` is over. The caller is detached from the language.
+    fn wait_for_room(&self, to: ShardId, limit: Duration) -> bool;
+
+    /// Looks at the cluster soon.
+    fn look(&self);
+
+    /// Whether each key is still where `members` say, and none of this shard's slots is on its way: then a walk over the keys
+    /// that ends now has left none out and counted none twice. The caller is detached from the language.
+    ///
+    /// # Errors
+    /// What has changed.
+    fn confirm(&self, members: &Members) -> Result<(), Failure>;
+}

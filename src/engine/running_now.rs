@@ -1,0 +1,122 @@
+//! Executions that run at once, on the thread that starts them: those of `sync` registrations, and functions that they call.
+
+use std::{cell::Cell, sync::Arc, time::Instant};
+
+use super::{
+    Engine,
+    execution::{Execution, Outcome},
+    phase::Status,
+    run::{self, Ran},
+    start::Start,
+};
+use crate::{
+    config::Number,
+    error::Error,
+    server::{
+        command::{Answer, Command},
+        reply::Reply,
+    },
+};
+
+impl Engine {
+    /// Creates an execution and runs it on this thread. Watched by SyncTimeout.
+    pub fn run_now(&self, start: Start) -> RanNow {
+        if let Some(registration) = &start.registration {
+            registration.stats.triggered();
+        }
+        let execution = if start.transient {
+            self.registry.create_unlisted(start)
+        } else {
+            let limit = self.config.limit(Number::MaxExecutions);
+            self.registry.create(start, None, limit)
+        };
+        let mut ran = None;
+        if let Some(_depth) = Depth::enter() {
+            let now = Instant::now();
+            let _watched = self.sync_watch.enter(Arc::clone(&execution) as _, now);
+            self.language
+                .attached(&mut || ran = Some(run::run(self, &execution, now)));
+        }
+        match ran.unwrap_or_else(|| Ran::Ended(Status::Done, Outcome::of_error(TOO_DEEP))) {
+            Ran::Ended(status, outcome) if execution.is_unlisted() => {
+                RanNow::Ended(self.finish_unlisted(&execution, status, outcome))
+            }
+            Ran::Ended(status, outcome) => {
+                self.finish(&execution, status, outcome);
+                RanNow::Kept
+            }
+            Ran::Gone => RanNow::Kept,
+            Ran::Waits => {
+                if execution.is_unlisted() {
+                    self.registry.list(&execution);
+                    // It may have gone on and ended before it was listed.
+                    if execution.status().is_final() {
+                        self.registry.drop_execution(execution.id);
+                    }
+                }
+                RanNow::Waits(execution)
+            }
+        }
+    }
+}
+
+/// What became of an execution that was run at once.
+pub enum RanNow {
+    Ended(Outcome),
+    /// It waits, and ends in the background.
+    Waits(Arc<Execution>),
+    /// It has ended, and its outcome is where those of others are.
+    Kept,
+}
+
+impl RanNow {
+    /// Answers the client that asked for it, now or when it has ended in the background.
+    ///
+    /// # Errors
+    /// It goes on in the background, and the server does not let the client wait for it.
+    pub fn answer(
+        self,
+        command: &Command<'_>,
+        reply: impl Fn(Outcome) -> Reply + Send + 'static,
+    ) -> Result<Answer, Error> {
+        Ok(match self {
+            Self::Ended(outcome) => reply(outcome).into(),
+            Self::Waits(execution) => {
+                let client = command.block()?;
+                execution.measure_for(&client);
+                execution.when_finished(Box::new(move |outcome| client.answer(reply(outcome.clone()))));
+                Answer::Done
+            }
+            // It ended in this moment, and was dropped with its outcome.
+            Self::Kept => Reply::error("ERR the execution was lost before it could reply").into(),
+        })
+    }
+}
+
+/// How deep functions that run at once may call each other; each level takes room on the stack of its thread.
+const MAX_DEPTH: u32 = 100;
+const TOO_DEEP: &str = "ERR functions call each other too deeply (does one call itself?)";
+
+thread_local! {
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+}
+
+/// One level of functions that run at once.
+struct Depth;
+
+impl Depth {
+    fn enter() -> Option<Self> {
+        let depth = DEPTH.get();
+        if depth >= MAX_DEPTH {
+            return None;
+        }
+        DEPTH.set(depth + 1);
+        Some(Self)
+    }
+}
+
+impl Drop for Depth {
+    fn drop(&mut self) {
+        DEPTH.set(DEPTH.get() - 1);
+    }
+}

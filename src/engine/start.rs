@@ -1,0 +1,184 @@
+//! What makes an [`Execution`](super::execution::Execution): which plan runs over which records, and who gets the outcome.
+//!
+//! Each constructor says what is started; the methods behind it add what only some have. Only the engine looks inside.
+
+use std::sync::Arc;
+
+use super::{
+    execution::{Collector, Next, Outcome, Waiter},
+    linked_command::ReplyHold,
+    plan::Plan,
+    registration::Registration,
+    run_message::{LaunchPayload, SharedPlan},
+    session::Session,
+    source::Source,
+};
+use crate::server::{
+    client::{BlockedClient, Meter},
+    reply::Reply,
+};
+
+/// An execution that is to begin.
+pub struct Start {
+    pub(super) plan: Arc<Plan>,
+    pub(super) session: Arc<Session>,
+    pub(super) registration: Option<Arc<Registration>>,
+    pub(super) db: i32,
+    /// Forget it as soon as it is finished and its waiters are answered.
+    pub(super) transient: bool,
+    pub(super) source: Box<dyn Source>,
+    /// Lets go the client that waits for this execution, when it ends.
+    pub(super) link: Option<ReplyHold>,
+    pub(super) waiter: Option<Waiter>,
+    /// Of the client that the waiter answers.
+    pub(super) meter: Option<Meter>,
+    pub(super) next: Option<Arc<dyn Next>>,
+    pub(super) skips_errors: bool,
+    pub(super) may_wait: bool,
+    /// Gets the results in the place of those who look at the outcome.
+    pub(super) collector: Option<Collector>,
+    /// What other shards need to take part; `None` if the run is this shard's alone.
+    pub(super) payload: Option<LaunchPayload>,
+}
+
+/// What is started.
+impl Start {
+    /// A run of a plan that no registration asked for: nobody can read its results but whoever waits for it.
+    pub fn of_run(plan: Arc<Plan>, session: Arc<Session>, source: Box<dyn Source>) -> Self {
+        Self {
+            plan,
+            session,
+            registration: None,
+            db: 0,
+            transient: true,
+            source,
+            link: None,
+            waiter: None,
+            meter: None,
+            next: None,
+            skips_errors: false,
+            may_wait: true,
+            collector: None,
+            payload: None,
+        }
+    }
+
+    /// A run of a registration, for an event in database `db`; kept when it has ended.
+    pub fn of_registration(registration: &Arc<Registration>, db: i32, source: Box<dyn Source>) -> Self {
+        let (plan, session) = (Arc::clone(&registration.plan), Arc::clone(&registration.session));
+        Self {
+            registration: Some(Arc::clone(registration)),
+            db,
+            transient: false,
+            ..Self::of_run(plan, session, source)
+        }
+    }
+
+    /// A run of a registration whose function a client calls, by its name or in the place of a command: whoever called it gets
+    /// the results. `next`: what `call_next` does.
+    pub fn of_call(
+        registration: &Arc<Registration>,
+        db: i32,
+        source: Box<dyn Source>,
+        next: Arc<dyn Next>,
+    ) -> Self {
+        Self {
+            next: Some(next),
+            ..Self::of_registration(registration, db, source).transient()
+        }
+    }
+
+    /// This shard's part of a run that another shard has begun.
+    pub(super) fn of_part(
+        plan: Arc<Plan>,
+        session: Arc<Session>,
+        source: Box<dyn Source>,
+        shared: &SharedPlan,
+    ) -> Self {
+        Self {
+            db: shared.db,
+            transient: shared.transient,
+            skips_errors: shared.skips_errors,
+            ..Self::of_run(plan, session, source)
+        }
+    }
+}
+
+/// What some have besides.
+impl Start {
+    /// It is forgotten when it has ended and its waiter has been told.
+    #[must_use]
+    pub fn transient(self) -> Self {
+        Self {
+            transient: true,
+            ..self
+        }
+    }
+
+    /// It is kept when it has ended, for those who ask for its results.
+    #[must_use]
+    pub fn kept(self) -> Self {
+        Self {
+            transient: false,
+            ..self
+        }
+    }
+
+    /// It belongs to a linked command, whose client waits until it has ended.
+    #[must_use]
+    pub fn linked(self, link: Option<ReplyHold>) -> Self {
+        Self { link, ..self }
+    }
+
+    /// `waiter` gets the outcome.
+    #[must_use]
+    pub fn told(self, waiter: impl FnOnce(&Outcome) + Send + 'static) -> Self {
+        Self {
+            waiter: Some(Box::new(waiter)),
+            ..self
+        }
+    }
+
+    /// `client` waits for it; `reply` makes its reply of the outcome. What the execution works counts as the client's.
+    #[must_use]
+    pub fn answering(
+        self,
+        client: BlockedClient,
+        reply: impl FnOnce(&Outcome) -> Reply + Send + 'static,
+    ) -> Self {
+        Self {
+            meter: Some(client.meter()),
+            ..self.told(move |outcome| client.answer(reply(outcome)))
+        }
+    }
+
+    /// The reader goes on after an error, if `skips`.
+    #[must_use]
+    pub fn skipping_errors(self, skips: bool) -> Self {
+        Self {
+            skips_errors: skips,
+            ..self
+        }
+    }
+
+    /// Whether its functions may return something to wait for.
+    #[must_use]
+    pub fn waiting(self, may_wait: bool) -> Self {
+        Self { may_wait, ..self }
+    }
+
+    /// `collector` gets the results as objects.
+    #[must_use]
+    pub fn collected(self, collector: Collector) -> Self {
+        Self {
+            collector: Some(collector),
+            ..self
+        }
+    }
+
+    /// Other shards take part, if there is something that they need for that.
+    #[must_use]
+    pub fn distributed(self, payload: Option<LaunchPayload>) -> Self {
+        Self { payload, ..self }
+    }
+}

@@ -1,0 +1,117 @@
+//! The filter: sees each command of the server, and puts those behind a proxy command that somebody is to hear of. Contract:
+//! docs/contract/readers-and-events.md chapters 8 and 10. Under the server's lock; what is not linked must cost next to nothing.
+
+use super::{
+    Hooks, applies_hooks,
+    table::{ProxyCommand, changes_state, length_bit},
+    writes,
+};
+use crate::{
+    engine::Engine,
+    server::{
+        client::{self, ClientState},
+        filter::{Passing, ProxyName},
+        home,
+    },
+};
+
+impl Hooks {
+    /// Sees each command of the server while something is linked, and puts a proxy command in front where needed.
+    pub fn filter(&self, engine: &Engine, passing: Passing<'_>) {
+        let Some(name) = passing.arg(0) else { return };
+        let lock = passing.lock();
+        *self.moving.write(lock) = writes::moves_keys(name);
+        let table = self.table.read(lock);
+        if table.lengths & length_bit(name) == 0 && !name.contains(&b'.') {
+            return;
+        }
+        let native = self.features.filter_client_id && self.features.quiet_open;
+        let found = table.find(name);
+        if native && found.map_or_else(|| changes_state(name), |entry| entry.changes_state) {
+            self.clients.write(lock).forget(passing.client_id());
+        }
+        let Some(entry) = found else { return };
+        if std::mem::take(&mut *self.bypass.write(lock)) {
+            return;
+        }
+        let word = |position| passing.arg(position);
+        if entry.hook(None, passing.len(), word).is_some() && applies_hooks(engine, entry) {
+            let client = native.then(|| passing.client_id());
+            let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
+            self.rewrite(engine, passing, entry.spec.proxy, client, native);
+            return;
+        }
+        if entry.strays && self.keep_home(passing, &self.proxy[entry.spec.proxy as usize]) {
+            return;
+        }
+        if !entry.is_linked() {
+            return;
+        }
+        if !engine.is_serving() || self.current.is_running(lock) {
+            return;
+        }
+        let client = native.then(|| passing.client_id());
+        let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
+        let wanted = match client.filter(|client| !client.in_multi) {
+            Some(client) => self.wants_proxy(entry, passing, client),
+            // A script, a function, a transaction: that is decided when the command runs.
+            None => entry.concerns(passing, |_| true),
+        };
+        if wanted {
+            self.rewrite(engine, passing, entry.spec.proxy, client, native);
+        }
+    }
+
+    /// Sees to it that a COPY, which may name another database, leaves its client where it is ([`home`]). A client outside
+    /// of transactions is noted with its database. Of others that is not known yet: true if the command was put behind an
+    /// proxy one, whose call has a client of its own. Who may not run that is left to the server.
+    fn keep_home(&self, passing: Passing<'_>, proxy: &ProxyName) -> bool {
+        let lock = passing.lock();
+        if home::is_ours(lock) {
+            return false;
+        }
+        let is_db = |word: &[u8]| word.eq_ignore_ascii_case(b"db");
+        let leads_away = (3..passing.len()).any(|position| passing.arg(position).is_some_and(is_db));
+        let id = passing.client_id();
+        let client = if leads_away { client::state(lock, id) } else { None };
+        let client = client.filter(|client| !client.in_multi);
+        home::note(lock, client.map(|client| (client.id, client.db)));
+        let is_behind = leads_away && client.is_none() && passing.is_free_to_run(id, proxy);
+        if is_behind {
+            *self.cleared.write(lock) = None;
+            passing.rewrite(proxy);
+        }
+        is_behind
+    }
+
+    /// Puts the proxy command in front, unless the client's user may not run it. `client`: who sent the command; `None` for
+    /// scripts and functions, and where the server does not tell (`native` is false): then the proxy command checks the rights.
+    fn rewrite(
+        &self,
+        engine: &Engine,
+        passing: Passing<'_>,
+        proxy: ProxyCommand,
+        client: Option<ClientState>,
+        native: bool,
+    ) {
+        let lock = passing.lock();
+        *self.cleared.write(lock) = None;
+        let in_multi = client.is_some_and(|client| client.in_multi);
+        // A script cannot wait, and one that only reads is refused whatever may write.
+        let can_wait = || client.is_some() || !native && !lock.is_in_script();
+        let later = proxy == ProxyCommand::Read && (in_multi || !lock.may_write()) && can_wait();
+        let Some(client) = client else {
+            passing.rewrite(&self.proxy[if later { ProxyCommand::ReadLater } else { proxy } as usize]);
+            return;
+        };
+        let name = |proxy: ProxyCommand| &self.proxy[proxy as usize];
+        if later && passing.user_may_run(client.id, name(ProxyCommand::ReadLater)) {
+            passing.rewrite(name(ProxyCommand::ReadLater));
+        } else if passing.user_may_run(client.id, name(proxy)) {
+            passing.rewrite(name(proxy));
+            *self.cleared.write(lock) = (!in_multi).then_some(client.id);
+        } else {
+            engine.stats.count_acl_unlinked();
+        }
+    }
+}

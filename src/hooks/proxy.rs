@@ -1,0 +1,140 @@
+//! The proxy command: runs the function in the place of the original, or the original, and links the client to the executions
+//! that it started. Contract: docs/contract/readers-and-events.md chapters 8 and 10. Under the server's lock.
+
+use std::sync::Arc;
+
+use super::{Hooks, applies_hooks, table::ProxyCommand};
+use crate::{
+    engine::{
+        Engine,
+        linked_command::{LinkedCommand, StillHeld},
+        registration::Registration,
+    },
+    error::Error,
+    server::{
+        call::{CallReply, PAUSED, Refusal, SEVERAL_SLOTS, call_original, must_wait},
+        command::{Answer, Command},
+    },
+};
+
+impl Hooks {
+    /// The function that stands in the place of this command now.
+    fn hook_for(&self, engine: &Engine, command: &Command<'_>) -> Option<Arc<Registration>> {
+        let original = command.argv().skip(1);
+        let table = self.table.read(command.lock());
+        let entry = table.find(original.get(0)?)?;
+        if !applies_hooks(engine, entry) {
+            return None;
+        }
+        let word = |position| original.get(position);
+        entry.hook(None, original.len(), word).cloned()
+    }
+
+    /// Runs the command behind the proxy command and answers the client, now or when its executions have ended.
+    ///
+    /// # Errors
+    /// It was not the filter that put the proxy command there, or the user may not run the original.
+    pub fn run_proxy(
+        self: &Arc<Self>,
+        engine: &Engine,
+        command: &Command<'_>,
+        proxy: ProxyCommand,
+    ) -> Result<Answer, Error> {
+        let genuine = self.proxy[proxy as usize].leads(command.argv());
+        let original = command.argv().skip(1);
+        if command.asks_for_keys() {
+            if genuine {
+                self.declare_keys(command);
+            }
+            return Ok(Answer::Done);
+        }
+        if !genuine {
+            return Err(Error::InnerCommand);
+        }
+        let name = original.get(0).unwrap_or_default();
+        let cleared = self.cleared.write(command.lock()).take();
+        let cleared = cleared.is_some_and(|id| id == command.client_id());
+        let not_permitted = || {
+            let name = name.to_ascii_lowercase();
+            Error::NotPermitted(String::from_utf8_lossy(&name).into_owned())
+        };
+        if let Some(registration) = self.hook_for(engine, command) {
+            if !cleared && !command.sender_may_run(original) {
+                return Err(not_permitted());
+            }
+            return self.run_hook(engine, command, name, &registration);
+        }
+        // The server has looked at the others itself, and lets them through in a transaction that pauses clients.
+        if proxy == ProxyCommand::Read && must_wait(command.lock(), self.features, name) {
+            return Err(Error::Text(PAUSED.into()));
+        }
+        let refused = |refusal| match refusal {
+            Refusal::NotPermitted => not_permitted(),
+            Refusal::SeveralSlots => Error::Text(SEVERAL_SLOTS.into()),
+        };
+        if let Some(answer) = self.wait_for_loads(command, cleared).map_err(refused)? {
+            return Ok(answer);
+        }
+        if let Some(answer) = self.wait_for_room(command, cleared).map_err(refused)? {
+            return Ok(answer);
+        }
+        let behind = self.begin_write(command);
+        let absent = self.absent_removals(command);
+        let (reply, link) = self.current.during(command, 1, || {
+            call_original(command, self.features, original, cleared)
+        });
+        let reply = match reply {
+            Ok(reply) => self.end_write(command, behind, reply),
+            Err(refusal) => {
+                self.cancel_write(command, behind);
+                return Err(refused(refusal));
+            }
+        };
+        engine.stats.count_linked();
+        self.tell_removed(command);
+        let Some(reply) = reply else {
+            return Ok(Answer::Done);
+        };
+        if !reply.is_error() {
+            self.tell_writes_removed(command, &absent);
+        }
+        match link.as_ref().map_or(Ok(None), |link| link.close_if_free()) {
+            Ok(None) => reply.forward(command),
+            Ok(Some(replacement)) => command.send(&replacement),
+            // Functions wait until clients are not paused, and a script that only reads cannot wait for them.
+            Err(StillHeld) if !command.may_block() => reply.forward(command),
+            Err(StillHeld) => {
+                if let Some(link) = link {
+                    wait(command, &link, reply);
+                }
+            }
+        }
+        Ok(Answer::Done)
+    }
+
+    fn declare_keys(&self, command: &Command<'_>) {
+        if self.features.key_flags {
+            command.declare_keys_of(self.features, 1);
+            return;
+        }
+        let name = command.argv().get(1).unwrap_or_default();
+        let table = self.table.read(command.lock());
+        let Some(entry) = table.find(name) else {
+            return;
+        };
+        for position in entry.spec.key_positions(command.argv().len() - 1) {
+            command.declare_key(position + 1);
+        }
+    }
+}
+
+/// The client waits for whoever holds the link. One that the server does not let wait is answered at once.
+fn wait(command: &Command<'_>, link: &LinkedCommand, reply: CallReply) {
+    match command.block() {
+        Ok(client) => link.wait(client, reply.into_reply()),
+        Err(_) => match link.close() {
+            Some(replacement) => command.send(&replacement),
+            None => reply.forward(command),
+        },
+    }
+}

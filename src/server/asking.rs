@@ -1,0 +1,133 @@
+//! What the module asks the server by ordinary commands, read once: options (CONFIG GET) and commands (COMMAND INFO).
+
+use super::{api::Features, call::call, lock::Lock, refused::question, reply::Reply};
+
+/// The options of the server whose names match `pattern`, with their values, in the server's order. None where CONFIG is
+/// unknown.
+pub fn config(lock: Lock<'_>, features: Features, pattern: &str) -> Vec<(String, String)> {
+    pairs(&call(lock, features, 0, &config_get(pattern)))
+}
+
+/// The value of one option; filters do not see the question, and it may be asked wherever functions write.
+pub(super) fn config_quietly(lock: Lock<'_>, features: Features, name: &str) -> Option<String> {
+    let reply = question(lock, features, 0, &config_get(name));
+    pairs(&reply).pop().map(|(_, value)| value)
+}
+
+fn config_get(pattern: &str) -> [Vec<u8>; 3] {
+    ["CONFIG", "GET", pattern].map(|word| word.as_bytes().to_vec())
+}
+
+fn pairs(reply: &Reply) -> Vec<(String, String)> {
+    let text = |reply: &Reply| Some(String::from_utf8_lossy(reply.as_text()?).into_owned());
+    let pairs = reply.pairs().into_iter();
+    pairs
+        .filter_map(|(name, value)| Some((text(name)?, text(value)?)))
+        .collect()
+}
+
+/// What COMMAND INFO says about a command.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommandInfo {
+    /// The server's own name, in lower case.
+    pub name: Vec<u8>,
+    /// In lower case.
+    flags: Vec<Vec<u8>>,
+    /// The number of words, or less than the least one with a minus.
+    pub arity: i64,
+    /// The positions of keys; 0 if there are none.
+    pub first: i64,
+    pub last: i64,
+    pub step: i64,
+    /// Some subcommand cannot be run by scripts; before 7.0 the command itself is marked then.
+    pub has_noscript_part: bool,
+}
+
+impl CommandInfo {
+    /// `None` for an unknown command, and where COMMAND itself is unknown.
+    pub fn ask(lock: Lock<'_>, features: Features, name: &str) -> Option<Self> {
+        Self::read(&call(lock, features, 0, &command_info(name.as_bytes())))
+    }
+
+    /// The same; filters do not see the question, and it may be asked wherever functions run commands.
+    pub(super) fn ask_quietly(lock: Lock<'_>, features: Features, name: &[u8]) -> Option<Self> {
+        Self::read(&question(lock, features, 0, &command_info(name)))
+    }
+
+    fn read(reply: &Reply) -> Option<Self> {
+        let info = reply.items().first()?.items();
+        let number = |index: usize| info.get(index).and_then(Reply::as_int).unwrap_or(0);
+        let mut parts = info.get(9).map_or(&[][..], Reply::items).iter();
+        Some(Self {
+            name: info.first()?.as_text()?.to_ascii_lowercase(),
+            flags: flags(info),
+            arity: number(1),
+            first: number(3),
+            last: number(4),
+            step: number(5),
+            has_noscript_part: parts.any(|part| flags(part.items()).iter().any(|flag| flag == b"noscript")),
+        })
+    }
+
+    /// True if it has this flag.
+    pub fn has(&self, flag: impl AsRef<[u8]>) -> bool {
+        self.flags.iter().any(|known| known == flag.as_ref())
+    }
+}
+
+fn command_info(name: &[u8]) -> [Vec<u8>; 3] {
+    [b"COMMAND".to_vec(), b"INFO".to_vec(), name.to_vec()]
+}
+
+fn flags(info: &[Reply]) -> Vec<Vec<u8>> {
+    let flags = info.get(2).map_or(&[][..], Reply::items).iter();
+    flags
+        .filter_map(Reply::as_text)
+        .map(<[u8]>::to_ascii_lowercase)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_read_in_both_protocols() {
+        let expected = vec![
+            ("port".to_owned(), "1".to_owned()),
+            ("tls-port".to_owned(), "0".to_owned()),
+        ];
+        assert_eq!(pairs(&Reply::bulks(["port", "1", "tls-port", "0"])), expected);
+        let map = ["port", "tls-port"].into_iter().zip(["1", "0"]);
+        let map = map.map(|(name, value)| (Reply::bulk(name), Reply::bulk(value)));
+        assert_eq!(pairs(&Reply::Map(map.collect())), expected);
+        assert_eq!(pairs(&Reply::error("ERR unknown command")), []);
+    }
+
+    #[test]
+    fn commands_are_read_with_their_parts() {
+        let flags = |flags: &[&str]| Reply::Set(flags.iter().map(|flag| Reply::status(flag)).collect());
+        let part = Reply::Array(vec![
+            Reply::bulk("client|kill"),
+            Reply::Int(-3),
+            flags(&["NOSCRIPT"]),
+        ]);
+        let mut info = vec![
+            Reply::bulk("CLIENT"),
+            Reply::Int(-2),
+            flags(&["admin", "Loading"]),
+        ];
+        info.extend([0, 0, 0].map(Reply::Int));
+        info.extend([
+            Reply::Array(vec![]),
+            Reply::Array(vec![]),
+            Reply::Array(vec![]),
+            Reply::Array(vec![part]),
+        ]);
+        let read = CommandInfo::read(&Reply::Array(vec![Reply::Array(info)]));
+        let read = read.unwrap_or_default();
+        assert_eq!((&read.name[..], read.arity), (&b"client"[..], -2));
+        assert!(read.has("loading") && !read.has("noscript") && read.has_noscript_part);
+        assert_eq!(CommandInfo::read(&Reply::Array(vec![Reply::Null])), None);
+    }
+}
