@@ -221,10 +221,12 @@ impl<P> Queue<P> {
     }
 
     fn failed_alone(&mut self, now: Time, place: u64) -> Option<u64> {
-        let entry = self.entries.get(&place)?;
+        let entry = self.entries.get_mut(&place)?;
         let others_go_on = entry.first_failed.is_some_and(|then| then < self.successes);
-        let (key, tries) = (entry.change.key.clone(), entry.tries);
-        let enough = self.limits.max_tries.is_some_and(|most| tries >= most);
+        // What failed in an outage, or with another one, says nothing of this change.
+        entry.tries_alone += u32::from(others_go_on);
+        let (key, tries, tries_alone) = (entry.change.key.clone(), entry.tries, entry.tries_alone);
+        let enough = self.limits.max_tries.is_some_and(|most| tries_alone >= most);
         if self.limits.ordered {
             self.set_stage(place, Stage::Suspect);
             self.suspects.insert(place);

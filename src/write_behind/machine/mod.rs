@@ -135,6 +135,8 @@ pub struct Entry<P> {
     /// When the first change came that has this place.
     pub since: Time,
     pub tries: u32,
+    /// How often it failed by itself while others were saved.
+    tries_alone: u32,
     pub failed: Option<Arc<Failed>>,
     /// How many calls had ended well when it first failed.
     first_failed: Option<u64>,

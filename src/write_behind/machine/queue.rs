@@ -98,6 +98,7 @@ impl<P> Queue<P> {
                 entry.waiters.extend(waiter);
                 // It is another change than the one that failed.
                 entry.tries = 0;
+                entry.tries_alone = 0;
                 entry.first_failed = None;
                 entry.failed = None;
                 self.counts.coalesced += 1;
@@ -128,6 +129,7 @@ impl<P> Queue<P> {
                 change,
                 since: now,
                 tries: 0,
+                tries_alone: 0,
                 failed: None,
                 first_failed: None,
                 stage,
