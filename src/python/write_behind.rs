@@ -62,6 +62,7 @@ pub fn register_write_behind(
             callbacks: vec![callback],
             trigger: runtime.readers.behind.trigger(options),
             on_registered: on_registered.map(|code| Arc::new(Callback::new(py, code))),
+            doubts: Vec::new(),
         },
     )
 }

@@ -15,8 +15,6 @@ pub struct Figures {
     pub held: u64,
     /// Commands that were refused because there was none.
     pub refused: u64,
-    /// The type of what the last call that failed raised.
-    pub last_failure: String,
     times: Durations,
 }
 

@@ -14,7 +14,7 @@ use super::{
     source::Changes,
 };
 use crate::{
-    engine::{execution::Start, registration::Registration},
+    engine::{registration::Registration, start::Start},
     mutex::Mutex,
     read_through::raised,
     server::{api, lock::Lock, reply::Reply, snapshot::Snapshot},
@@ -134,18 +134,17 @@ impl WriteBehind {
             };
             return self.bring(sink, call, Duration::ZERO, Err(failed));
         }
-        let mut start = Start::of_registration(&saver, 0, Box::new(Changes(Some(changes))));
-        start.transient = true;
+        let start = Start::of_registration(&saver, 0, Box::new(Changes(Some(changes)))).transient();
         let begun = Instant::now();
         let this = self.this.clone();
         // Brought when the execution is counted, so that whoever has a reply sees it counted.
         let made = Arc::new(Mutex::new(None));
         let result = Arc::clone(&made);
-        start.collector = Some(Box::new(move |results, errors| {
+        let start = start.collected(Box::new(move |results, errors| {
             let result = match errors.first() {
                 Some(text) => Err(Failed {
                     kind: raised(),
-                    text: text.clone(),
+                    text: text.text().to_owned(),
                 }),
                 None if results.is_empty() => Err(aborted()),
                 None => Ok(()),
@@ -153,12 +152,12 @@ impl WriteBehind {
             *made.lock() = Some(result);
             Vec::new()
         }));
-        start.waiter = Some(Box::new(move |_| {
+        let start = start.told(move |_| {
             let result = result.lock().take().unwrap_or_else(|| Err(aborted()));
             if let Some(this) = this.upgrade() {
                 this.bring(sink, call, begun.elapsed(), result);
             }
-        }));
+        });
         let execution = self.engine.submit(start, None);
         if let Some(sink) = self.state.write(lock).token(sink) {
             sink.running = Some(execution.id);
@@ -189,7 +188,6 @@ impl WriteBehind {
             Ok(()) => {
                 let gone = sink.queue.saved(brought.call);
                 sink.figures.saved(brought.took);
-                sink.logged = sink.logged.filter(|_| sink.queue.trouble().is_some());
                 let mut frames = Frames::default();
                 frames.gone(&sink.options.prefix, &gone);
                 drop(state);
@@ -344,21 +342,20 @@ impl State {
             .sinks
             .iter()
             .filter(|sink| waits.sinks & (1 << sink.number) != 0);
-        let mut failed = theirs.filter_map(|sink| sink.queue.trouble());
-        failed.find_map(|(entry, _)| Some(entry.failed.as_ref()?.kind.clone()))
+        let mut failures = theirs.filter_map(|sink| sink.queue.last_failure());
+        failures.next().map(|failed| failed.kind.clone())
     }
 }
 
 impl Sink {
     /// Says in the log that changes cannot be saved, once a minute.
     fn complain(&mut self, now: Time, why: &Failed) {
-        self.figures.last_failure.clone_from(&why.kind);
         if self.logged.is_some_and(|logged| now < logged + LOG_EVERY) {
             return;
         }
         self.logged = Some(now);
         let waiting = self.queue.len();
-        let stuck = self.queue.trouble().map_or(0, |(_, count)| count);
+        let stuck = self.queue.failing();
         api::log_warning(&format!(
             "write_behind: registration {} cannot save {stuck} of {waiting} changes: {}",
             self.owner.id, why.text

@@ -134,6 +134,7 @@ impl<P> Queue<P> {
         self.counts.batches += 1;
         self.streak += 1;
         self.rests_until = None;
+        self.last_failure = None;
         if std::mem::take(&mut self.failures) > 0 {
             self.forgive(before);
         }
@@ -181,6 +182,7 @@ impl<P> Queue<P> {
             .filter(|place| self.entries.contains_key(place))
             .collect();
         self.counts.failures += 1;
+        self.last_failure = Some(Arc::clone(why));
         self.counts.retried += places.len() as u64;
         self.streak = 0;
         let mut most = 0;
@@ -188,7 +190,6 @@ impl<P> Queue<P> {
             if let Some(entry) = self.entries.get_mut(place) {
                 entry.tries = entry.tries.saturating_add(1);
                 entry.first_failed.get_or_insert(self.successes);
-                entry.failed = Some(Arc::clone(why));
                 most = most.max(entry.tries);
             }
         }
@@ -313,10 +314,13 @@ impl<P> Queue<P> {
         }
     }
 
-    /// Why changes fail now, if they do.
-    pub fn trouble(&self) -> Option<(&Entry<P>, usize)> {
-        let failing = || self.suspects.iter().chain(&self.alone);
-        let first = failing().find_map(|place| self.entries.get(place))?;
-        Some((first, failing().count()))
+    /// Why the last call failed, if it did.
+    pub fn last_failure(&self) -> Option<&Failed> {
+        self.last_failure.as_deref()
+    }
+
+    /// How many changes have failed so far.
+    pub fn failing(&self) -> usize {
+        self.suspects.len() + self.alone.len()
     }
 }

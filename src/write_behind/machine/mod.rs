@@ -137,7 +137,6 @@ pub struct Entry<P> {
     pub tries: u32,
     /// How often it failed by itself while others were saved.
     tries_alone: u32,
-    pub failed: Option<Arc<Failed>>,
     /// How many calls had ended well when it first failed.
     first_failed: Option<u64>,
     stage: Stage,
@@ -190,6 +189,8 @@ pub struct Queue<P> {
     rests_until: Option<Time>,
     /// Calls that ended well.
     successes: u64,
+    /// Why the last call failed; nothing after one that ended well.
+    last_failure: Option<Arc<Failed>>,
     turn: u8,
     random: u64,
     /// Who has what he waited for.

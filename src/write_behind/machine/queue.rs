@@ -25,6 +25,7 @@ impl<P> Queue<P> {
             streak: 0,
             rests_until: None,
             successes: 0,
+            last_failure: None,
             turn: 0,
             random: seed | 1,
             settled: Vec::new(),
@@ -100,7 +101,6 @@ impl<P> Queue<P> {
                 entry.tries = 0;
                 entry.tries_alone = 0;
                 entry.first_failed = None;
-                entry.failed = None;
                 self.counts.coalesced += 1;
                 self.let_in(place);
             }
@@ -130,7 +130,6 @@ impl<P> Queue<P> {
                 since: now,
                 tries: 0,
                 tries_alone: 0,
-                failed: None,
                 first_failed: None,
                 stage,
                 waiters: waiter.into_iter().collect(),
