@@ -124,7 +124,7 @@ def save(changes):
             if change['key'] == 'user:poison':
                 raise LookupError('poison')
             value = (change['value'] or {{}}).get('n')
-            cursor.execute('insert into log values (%s, %s, %s)', (change['key'], ordered(change['id']), value))
+            cursor.execute('insert into log (key, id, n) values (%s, %s, %s)', (change['key'], ordered(change['id']), value))
             cursor.execute('insert into users values (%s, %s, %s) on conflict (key) do update set n = excluded.n, last_id = excluded.last_id '
                            'where users.last_id < excluded.last_id', (change['key'], value, ordered(change['id'])))
     if random.random() < 0.02:
@@ -135,7 +135,7 @@ def save(changes):
 def test_nothing_is_lost_when_everything_fails(start_server: Callable[..., Server], postgres: Postgres) -> None:
     """The server is killed (AOF always), the database is killed, `save` fails at random, one row never works."""
     postgres.execute("create table users (key text primary key, n text, last_id text collate \"C\")")
-    postgres.execute("create table log (key text, id text collate \"C\", n text)")
+    postgres.execute("create table log (key text, id text collate \"C\", n text, place bigserial)")
     server = start_server(args=["--appendonly", "yes", "--appendfsync", "always"])
     server.run(FAULTY.format(dsn=postgres.dsn()))
     chance = random.Random(4)
@@ -187,7 +187,7 @@ def test_nothing_is_lost_when_everything_fails(start_server: Callable[..., Serve
     assert {letter["key"] for letter in dead} == {"user:poison"} and dead[0]["error"] == "LookupError"
     # The first time that a change was saved, it was behind all older ones of its key.
     first: dict[tuple[str, str], int] = {}
-    for place, (key, change) in enumerate(postgres.execute("select key, id from log order by ctid")):
+    for place, (key, change) in enumerate(postgres.execute("select key, id from log order by place")):
         first.setdefault((key, change), place)
     newest: dict[str, str] = {}
     for (key, change), _ in sorted(first.items(), key=lambda item: item[1]):
