@@ -56,8 +56,12 @@ ROWS: list[tuple[str, list[str], list[str], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("before, commands, captured", [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
-def test_what_is_captured(server: Server, source: Server, before: list[str], commands: list[str], captured: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name, before, commands, captured", ROWS, ids=[row[0] for row in ROWS])
+def test_what_is_captured(
+    server: Server, source: Server, name: str, before: list[str], commands: list[str], captured: dict[str, Any]
+) -> None:
+    if name == "expire in the past" and server.is_valkey and server.version >= (9,):
+        captured = {}  # there it is an expiry
     client, raw = server.client(), server.raw()
     for command in before:
         raw.call(*command.split())
