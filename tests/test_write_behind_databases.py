@@ -4,7 +4,6 @@ docs/contract/write-behind.md 2.1 and 2.3.
 
 from __future__ import annotations
 
-import os
 import random
 import sqlite3
 import threading
@@ -19,8 +18,6 @@ from helpers import Server, wait_until
 from write_behind import drained, figures
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-CHANGES = int(os.environ.get("PINION_SOAK_CHANGES", "5000"))
-KILLS = 10 if CHANGES > 50_000 else 3
 
 TABLE = """create table users (key text primary key, name text, city text, last_id text collate "C" not null, gone boolean not null)"""
 
@@ -132,7 +129,10 @@ def save(changes):
 """
 
 
-def test_nothing_is_lost_when_everything_fails(start_server: Callable[..., Server], postgres: Postgres) -> None:
+@pytest.mark.parametrize("changes, kills", [(5_000, 3), pytest.param(100_000, 10, marks=pytest.mark.soak)])
+def test_nothing_is_lost_when_everything_fails(
+    start_server: Callable[..., Server], postgres: Postgres, changes: int, kills: int
+) -> None:
     """The server is killed (AOF always), the database is killed, `save` fails at random, one row never works."""
     postgres.execute("create table users (key text primary key, n text, last_id text collate \"C\")")
     postgres.execute("create table log (key text, id text collate \"C\", n text, place bigserial)")
@@ -141,9 +141,9 @@ def test_nothing_is_lost_when_everything_fails(start_server: Callable[..., Serve
     chance = random.Random(4)
     acknowledged: dict[str, str | None] = {}
     doubtful: dict[str, set[str | None]] = {}
-    steps = sorted(chance.sample(range(CHANGES // 10, CHANGES), 2 * KILLS))
+    steps = sorted(chance.sample(range(changes // 10, changes), 2 * kills))
     server.client().hset("user:poison", "n", "x")
-    for number in range(CHANGES):
+    for number in range(changes):
         if number in steps:
             if steps.index(number) % 2:
                 postgres.stop(kill=True)

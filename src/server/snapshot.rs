@@ -24,6 +24,9 @@ use super::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot(Arc<[u8]>);
 
+/// About how long a value is.
+const USUAL: usize = 256;
+
 const GONE: u8 = 0;
 /// What is left of bytes that were damaged.
 const DAMAGED: u8 = 255;
@@ -52,7 +55,8 @@ impl Snapshot {
         // SAFETY: the string lives to the end of this function.
         let opened = unsafe { key::open(lock, db, string.as_raw()) };
         let kind = Kind::of(&opened);
-        let mut out = vec![tag_of(kind)];
+        let mut out = Vec::with_capacity(USUAL);
+        out.push(tag_of(kind));
         let taken = match kind {
             Kind::Empty | Kind::Stream | Kind::Module => true,
             // SAFETY: the key is open and a string.

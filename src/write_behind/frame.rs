@@ -13,6 +13,8 @@ use crate::{read_through::keys::Key, server::snapshot::Snapshot};
 const MAGIC: &[u8] = b"PINIONQ";
 const VERSION: u8 = 1;
 const HEAD: usize = 9;
+/// About how long a frame is.
+const USUAL: usize = 512;
 
 const CHANGE: u8 = 1;
 const GONE: u8 = 2;
@@ -92,6 +94,8 @@ impl Frames {
     fn frame(&mut self, kind: u8, body: impl FnOnce(&mut Vec<u8>)) {
         let out = &mut self.0;
         let start = out.len();
+        // Nearly always enough: one allocation in place of several.
+        out.reserve(USUAL);
         out.push(kind);
         out.extend([0; HEAD - 1]);
         body(out);
