@@ -47,6 +47,10 @@ setup-test: ## the same for tests
 setup-compat:
 	@scripts/setup.sh compat
 
+.PHONY: setup-docs
+setup-docs:
+	@scripts/setup.sh docs
+
 .PHONY: setup-bench
 setup-bench:
 	@scripts/setup.sh bench
@@ -110,6 +114,12 @@ test-compat: setup-compat build ## other people's clients, unmodified, on SERVER
 	@for server in $(or $(SERVERS),$(TEST_SERVER)); do \
 		$(PYTEST) --server "$$server" -n 2 --dist loadfile -m compat $(ARGS) tests/compat tests/test_examples.py; \
 	done
+
+.PHONY: docs
+docs: setup-docs ## build the site into target/site, check its links, and open each page in a headless browser
+	@$(VENV_PYTHON) scripts/docs/api.py --check
+	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs --quiet build --strict
+	@$(VENV_PYTHON) scripts/docs/browse.py $(ARGS)
 
 .PHONY: soak
 soak: setup-test build ## the long tests, an hour of chaos among them (SERVERS="..." for others than redis-7.0)

@@ -26,6 +26,7 @@ from client import Client  # noqa: E402
 from events import CONSTANT, CONSTANT_SHA, HOOK, TRIGGER  # noqa: E402
 from harness import Failure, free_port, wait_until  # noqa: E402
 from helpers import module_path  # noqa: E402
+from read_through_rows import CONSTANT as COLD, HIT, TUTORIAL  # noqa: E402
 from report import as_markdown  # noqa: E402
 from savers import FIELDS, SAVE, VALUE  # noqa: E402
 from scenarios import KEYMISS, OTHER_KEYS  # noqa: E402
@@ -37,7 +38,7 @@ OWNERS = {"libpinion": "the module", "libpython": "Python", "-server": "the serv
 
 
 class Way(NamedTuple):
-    """What is profiled; `#` stands for a number."""
+    """What is profiled; `#` stands for a number below 1,000, `@` for one that does not come again."""
 
     name: str
     command: tuple[str, ...]
@@ -50,6 +51,9 @@ ADD = ("XADD", "stream:#", "*", "field", "value")
 GET, MISS = ("GET", "key:#"), ("GET", "missing:#")
 WAYS = (
     Way("hit", GET, KEYMISS.format(mode="async_local"), GET),
+    Way("read-through-hit", GET, HIT, GET),
+    Way("read-through-cold", ("GET", "user:@"), COLD, GET),
+    Way("tutorial-cold", ("GET", "user:@"), TUTORIAL, GET),
     Way("miss", MISS, KEYMISS.format(mode="async_local"), GET),
     Way("sync", MISS, KEYMISS.format(mode="sync"), GET),
     Way("trigger-pipelined", ("RG.TRIGGER", "one"), TRIGGER.format(mode="sync"), ("EVALSHA", CONSTANT_SHA, "0")),
@@ -124,7 +128,7 @@ def ask(client: Client, command: tuple[str, ...], first: int, number: int) -> No
     """Sends the command, 16 at a time."""
     for begin in range(first, first + number, PIPELINE):
         client.pipeline(
-            [tuple(word.replace("#", f"{at % 1000:04}") for word in command) for at in range(begin, begin + PIPELINE)]
+            [tuple(word.replace("#", f"{at % 1000:04}").replace("@", f"{at:08}") for word in command) for at in range(begin, begin + PIPELINE)]
         )
 
 

@@ -154,7 +154,7 @@ def application(cache_port: int, source_port: Optional[int], threads: int, reque
 
 @contextlib.contextmanager
 def slow_source() -> Iterator[int]:
-    """A source that answers each GET with `value`, DELAY_S later; many at a time."""
+    """A source that answers each GET and MGET with `value`, DELAY_S later; many at a time."""
     port = free_port()
     process = multiprocessing.Process(target=serve_slowly, args=(port,), daemon=True)
     process.start()
@@ -186,9 +186,10 @@ def serve_slowly(port: int) -> None:
                 for _ in range(int(head[1:])):
                     size = int((await reader.readline())[1:])
                     words.append((await reader.readexactly(size + 2))[:-2])
-                if words[0].upper() == b"GET":
+                if words[0].upper() in (b"GET", b"MGET"):
                     await asyncio.sleep(DELAY_S)
-                    writer.write(b"$5\r\nvalue\r\n")
+                    values = b"$5\r\nvalue\r\n" * (len(words) - 1)
+                    writer.write(values if words[0].upper() == b"GET" else b"*%d\r\n%s" % (len(words) - 1, values))
                 else:
                     writer.write(b"+OK\r\n")
         writer.close()

@@ -1,7 +1,7 @@
 """The same by a coroutine: a thousand misses wait for a slow service on one thread, and no worker is occupied.
 
     redis-cli RG.CONFIGSET site http://127.0.0.1:8000
-    redis-cli -x RG.PYEXECUTE REQUIREMENTS aiohttp < http_async.py
+    redis-cli -X SCRIPT RG.PYEXECUTE SCRIPT ID http-async UPGRADE REQUIREMENTS aiohttp < http_async.py
 """
 
 import asyncio

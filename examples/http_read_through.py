@@ -1,7 +1,7 @@
 """Answers of an HTTP service: GET page:about waits for GET <site>/about. Only Python's standard library is needed.
 
     redis-cli RG.CONFIGSET site http://127.0.0.1:8000
-    redis-cli -x RG.PYEXECUTE < http_read_through.py
+    redis-cli -X SCRIPT RG.PYEXECUTE SCRIPT ID http-read-through UPGRADE < http_read_through.py
 """
 
 import urllib.error

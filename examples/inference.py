@@ -1,6 +1,6 @@
 """An inference server: a small model of scikit-learn is trained from examples in the database, and answers where they are.
 
-    redis-cli -x RG.PYEXECUTE ID inference UPGRADE REQUIREMENTS scikit-learn < inference.py
+    redis-cli -X SCRIPT RG.PYEXECUTE SCRIPT ID inference UPGRADE REQUIREMENTS scikit-learn < inference.py
     HSET example:1 features 5.1,3.5,1.4,0.2 label setosa     and so on
     RG.TRIGGER train                                         how many examples it has learned from
     RG.TRIGGER predict 5.0,3.4,1.5,0.2                       the label, and how sure the model is

@@ -1,7 +1,7 @@
 """Rows of PostgreSQL as hashes: HGETALL user:7 waits until the row with id 7 was read, and finds it in the cache from then on.
 
     redis-cli RG.CONFIGSET dsn 'host=127.0.0.1 dbname=shop user=app'
-    redis-cli -x RG.PYEXECUTE REQUIREMENTS 'psycopg[binary]' < postgres_read_through.py
+    redis-cli -X SCRIPT RG.PYEXECUTE SCRIPT ID postgres-read-through UPGRADE REQUIREMENTS 'psycopg[binary]' < postgres_read_through.py
 """
 
 import threading

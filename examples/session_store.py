@@ -11,7 +11,7 @@ SECONDS = 30 * 60
 
 
 def open_session(words):
-    user, session = words[1], secrets.token_urlsafe(24)
+    user, session = words[1], secrets.token_hex(24)  # a text that began with `-` would be an error reply
     execute('SET', f'session:{session}', user, 'EX', SECONDS)
     execute('SADD', f'sessions:{user}', session)
     execute('HSET', 'owners', session, user)

@@ -209,6 +209,14 @@ class _Bridge:
             redisgears.log(f'a coroutine of runCoroutine failed: {error!r}', level='warning')
 
 
+def runs_here():
+    """True in a coroutine of the server's loop."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
+
+
 def runCoroutine(cr, f=None, delay=0, s=None):
     """Runs the coroutine `cr` after `delay` seconds (float) in session `s` (default: the caller's).
 

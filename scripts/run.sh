@@ -24,7 +24,7 @@ Pinion runs on port $port; Ctrl-C ends it. In other terminals, in this directory
   A read-through cache (the database behind it is a plain server on port 6380):
     redis-server --port 6380 --save ''
     redis-cli -p 6380 SET x 1
-    redis-cli -p $port -x RG.PYEXECUTE < examples/miss_read_through.py
+    redis-cli -p $port -X SCRIPT RG.PYEXECUTE SCRIPT ID cache UPGRADE < examples/miss_read_through.py
     redis-cli -p $port GET x
 
   The same as a play that checks itself, and more, in pictures: make demo

@@ -9,7 +9,7 @@ use crate::{
     readers::time_events,
     report,
     server::{
-        after, bus,
+        after, bus, closing,
         events::{self, Class, ServerEvent},
         filter, info,
         lock::Lock,
@@ -83,9 +83,11 @@ pub unsafe extern "C" fn on_server_event(
                 pinion.loads.pump(lock);
                 pinion.behind.pump(lock);
                 pinion.engine.about_to_sleep();
+                closing::lock_comes_free();
                 return;
             }
             match event {
+                ServerEvent::Closing => return closing::close(),
                 ServerEvent::PortsChanged => return python::note_places(lock, pinion.engine.features),
                 ServerEvent::Flushed(db) => {
                     pinion.behind.flushed(lock, db);
@@ -121,6 +123,7 @@ pub unsafe extern "C" fn on_server_event(
                 }
                 ServerEvent::BeforeSleep
                 | ServerEvent::PortsChanged
+                | ServerEvent::Closing
                 | ServerEvent::Flushed(_)
                 | ServerEvent::Swapped(..) => {}
             }

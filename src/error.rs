@@ -22,6 +22,8 @@ pub enum Error {
     BadSessionId,
     UnknownArgument(String),
     SessionExists(String),
+    /// Of another shard, which this one has not heard of.
+    LaterSession(String),
     CannotReplaceExisting {
         id: String,
         old: String,
@@ -189,9 +191,10 @@ impl Error {
             Self::UnknownArgument(word) => {
                 return format!("Unknown arguments were given: {word}").into();
             }
-            Self::CannotReplaceExisting { .. } | Self::NothingToReplace(_) | Self::SessionExists(_) => {
-                return self.about_sessions();
-            }
+            Self::CannotReplaceExisting { .. }
+            | Self::NothingToReplace(_)
+            | Self::SessionExists(_)
+            | Self::LaterSession(_) => return self.about_sessions(),
             Self::SecondRun => "Can not run more then 1 executions in a single script",
             Self::NoSuchPlan => "execution plan does not exist",
             Self::NoSuchExecution => "execution does not exist",
@@ -303,6 +306,7 @@ impl Error {
                 format!("Can not replace with {old}, session does not exists.").into()
             }
             Self::SessionExists(id) => format!("Session {id} already exists").into(),
+            Self::LaterSession(id) => format!("a later session {id} is registered there, try again").into(),
             _ => "".into(),
         }
     }

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use crate::{
     cluster::Cluster,
-    commands::{requirements, sessions, small::PLUGIN},
+    commands::{requirements, session_literal, small::PLUGIN},
     engine::{Engine, registration::Registration, session::Session, whole_ms},
     python::memory,
     read_through::ReadThrough,
@@ -69,7 +69,7 @@ pub fn fill(info: &Info, engine: &Engine, cluster: &Cluster, loads: &ReadThrough
             .registry
             .sessions(|sessions| (sessions.all_live(), sessions.all_dead()));
         for session in live.iter().chain(&dead) {
-            info.text(&session.id, &escaped(&sessions::literal(session), false));
+            info.text(&session.id, &escaped(&session_literal::literal(session), false));
         }
     }
 }
@@ -151,7 +151,7 @@ fn registration_line(registration: &Registration) -> String {
 
 /// The commas of the literal are bars, as in 1.2.
 fn session_value(session: &Session) -> String {
-    escaped(&sessions::literal(session), false).replace(',', "|")
+    escaped(&session_literal::literal(session), false).replace(',', "|")
 }
 
 /// An argument of a reader: `None`, a number, a text, or `[a|b]`.

@@ -157,7 +157,7 @@ def make_cluster(
     cluster = Cluster(servers[:masters], servers[masters:])
     for number, server in enumerate(cluster.masters):
         first, last = round(number * SLOTS / masters), round((number + 1) * SLOTS / masters) - 1
-        server.client().execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+        server.client().execute_command("CLUSTER", "ADDSLOTS", *range(first, last + 1))
     for number, server in enumerate(servers):
         server.client().execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         if number > 0:

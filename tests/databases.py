@@ -44,6 +44,14 @@ def unprivileged() -> dict[str, Any]:
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process is there and not dead already."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 class Postgres:
     """A PostgreSQL server in a folder of its own; the user is `pinion`, who may do everything.
 
@@ -78,11 +86,15 @@ class Postgres:
         """Ends it: orderly, or as a crash does, with all of its processes at once."""
         if self._process is None:
             return
+        killed: list[int] = []
         if kill:
-            self._signal(signal.SIGKILL)
+            self._signal(signal.SIGSTOP)  # it makes no more of them
+            killed = self._signal(signal.SIGKILL)
         else:
             self._process.send_signal(signal.SIGINT)
         self._process.wait(60)
+        # What is left of one would keep the memory that they share from the next server.
+        wait_until(lambda: not any(map(is_running, killed)), 20, "all processes are gone")
         self._process = None
 
     def pause(self) -> None:
@@ -142,15 +154,17 @@ class Postgres:
         done = subprocess.run(line, cwd=self.dir, stdin=subprocess.DEVNULL, capture_output=True, text=True, **self._as)
         assert done.returncode == 0, f"{line[0]} failed: {done.stdout}{done.stderr}"
 
-    def _signal(self, number: signal.Signals) -> None:
-        """Each of its processes is the leader of a session of its own, so there is no group to signal."""
+    def _signal(self, number: signal.Signals) -> list[int]:
+        """Signals all of its processes, and gives their ids. Each is the leader of a session of its own, so there is no group."""
         assert self._process is not None, "PostgreSQL does not run"
         pid = self._process.pid
         # The first one goes first: what it cannot see dying, it does not answer by a restart.
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for process in (pid, *map(int, children)):
+        everybody = [pid, *map(int, children)]
+        for process in everybody:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, number)
+        return everybody
 
 
 class MariaDB:

@@ -4,6 +4,7 @@ docs/contract/commands.md 8.3 to 8.5; faults C7 to C10."""
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from typing import Any, Callable, Iterator
@@ -91,8 +92,8 @@ def test_a_shard_loses_all_slots_and_gets_them_back(start_server: Callable[..., 
     all_work(cluster.masters)
     # one slot is enough to be a shard
     for server in reversed(cluster.masters):
-        server.client().execute_command("CLUSTER", "DELSLOTSRANGE", 8192, 16382)
-    cluster[0].client().execute_command("CLUSTER", "ADDSLOTSRANGE", 8192, 16382)
+        server.client().execute_command("CLUSTER", "DELSLOTS", *range(8192, 16383))
+    cluster[0].client().execute_command("CLUSTER", "ADDSLOTS", *range(8192, 16383))
     cluster.wait_linked()
     wait_until(lambda: outcome(cluster[1], SHARDS) == [["2"], []], 20)
     for _ in range(2):
@@ -227,6 +228,31 @@ def test_a_cluster_that_is_down(start_server: Callable[..., Server]) -> None:
     cluster.wait_linked()
     for server in cluster.masters:
         wait_until(lambda: outcome(server, SHARDS) == [["3"], []], 20)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_script_whose_client_was_told_that_it_failed(start_server: Callable[..., Server], leaves: bool) -> None:
+    """The server itself answers those who wait while the cluster is down, and a client may leave. The script does not run when
+    the cluster is up again: what the client has deployed elsewhere meanwhile would be replaced by it (seed 812150048 of chaos)."""
+    cluster = make_cluster(start_server, module_args=["ExecutionMaxIdleTime", 60_000])
+    server, down = cluster[0], cluster[2]
+    down.process.send_signal(signal.SIGSTOP)
+    try:
+        wait_until(lambda: server.client().execute_command("CLUSTER INFO")["cluster_state"] == "fail", 20)
+        raw = server.raw(timeout=30)
+        raw.send("RG.PYEXECUTE", "GB('CommandReader').map(lambda r: 'late').register(trigger='t', mode='sync')", "ID", "app", "UPGRADE")
+        if leaves:
+            wait_until(lambda: server.client().info("clients")["blocked_clients"] == 1)
+            raw.close()
+            wait_until(lambda: server.client().info("clients")["blocked_clients"] == 0)
+        else:
+            assert b"The cluster is down" in raw.read()
+    finally:
+        down.process.send_signal(signal.SIGCONT)
+    cluster.wait_linked()
+    # who waited longer has had its turn before
+    assert server.run(TRIGGER.replace("'t'", "'u'")) == "OK"
+    assert [entry["RegistrationData"]["args"]["trigger"] for entry in server.registrations()] == ["u"]
 
 
 def test_two_masters_claim_a_slot(start_server: Callable[..., Server]) -> None:

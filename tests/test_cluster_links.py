@@ -36,7 +36,7 @@ def test_without_a_cluster(server: Server) -> None:
 
 def test_one_shard_is_no_cluster(start_server: Callable[..., Server]) -> None:
     server = start_server(args=["--cluster-enabled", "yes"])
-    server.client().execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    server.client().execute_command("CLUSTER", "ADDSLOTS", *range(16384))
     wait_until(lambda: server.client().execute_command("CLUSTER INFO")["cluster_state"] == "ok")
     assert server.client().execute_command("RG.REFRESHCLUSTER") == "OK"
     assert info_cluster(server) == {}

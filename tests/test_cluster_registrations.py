@@ -235,6 +235,83 @@ def test_a_shard_that_lost_its_data_gets_everything(start_server: Callable[..., 
     assert (session["ID"], session["sessionDescription"]) == ("app", "text")
 
 
+def with_an_older_registration(start_server: Callable[..., Server], older: str) -> tuple[Cluster, list[str]]:
+    """Two shards without registrations, and a backup of the second one in which session `older` has some, of which nobody knows.
+    The ids of those."""
+    cluster = make_cluster(start_server, masters=2, args=["--cluster-require-full-coverage", "no", "--save", ""])
+    assert cluster[0].run(TRIGGER.format(version=1), "ID", older) == "OK"
+    assert cluster[1].client().save()
+    kept = ids(cluster[1])
+    (cluster[1].dir / "dump.rdb").rename(cluster[1].dir / "backup.rdb")
+    for server in cluster.masters:
+        server.stop(kill=True)
+    for server in cluster.masters:
+        server.start()
+    cluster.wait_linked()
+    assert [ids(server) for server in cluster.masters] == [[], []]
+    return cluster, kept
+
+
+def bring_back(cluster: Cluster) -> None:
+    """The second shard starts with its backup."""
+    cluster[1].stop(kill=True)
+    (cluster[1].dir / "backup.rdb").rename(cluster[1].dir / "dump.rdb")
+    cluster[1].start()
+    cluster.wait_linked()
+
+
+def test_the_later_deployment_wins_wherever_two_meet(start_server: Callable[..., Server]) -> None:
+    """No shard knows that the older one has ended: the seed 812150048 of chaos brought it back."""
+    cluster, _ = with_an_older_registration(start_server, "app")
+    assert cluster[1].run(TRIGGER.format(version=2), "ID", "app", "UPGRADE") == "OK"
+    later = ids(cluster[1])
+    bring_back(cluster)
+    for server in cluster.masters:
+        wait_until(lambda: ids(server) == later and call(server) == ["v2"], 20)
+    # it has ended for good
+    for server in cluster.masters:
+        server.client().execute_command("DEBUG", "RELOAD")
+        wait_until(lambda: ids(server) == later and call(server) == ["v2"], 20)
+    cluster.wait_linked()
+    assert cluster[0].run(TRIGGER.format(version=3), "ID", "app", "UPGRADE") == "OK"
+    assert [call(server) for server in cluster.masters] == [["v3"]] * 2
+
+
+def test_what_was_refused_begins_when_its_name_is_free(start_server: Callable[..., Server]) -> None:
+    """Sessions with other ids take no place of each other: one of them waits, and says why."""
+    cluster, older = with_an_older_registration(start_server, "older")
+    assert cluster[1].run(TRIGGER.format(version=2), "ID", "later") == "OK"
+    later = ids(cluster[1])
+    bring_back(cluster)
+    for server in cluster.masters:
+        wait_until(lambda: sorted(ids(server)) == sorted(older + later), 20)
+    assert [call(server) for server in cluster.masters] == [["v2"], ["v1"]]
+    for registration in later:
+        assert cluster[0].client().execute_command("RG.UNREGISTER", registration) == "OK"
+    for server in cluster.masters:
+        wait_until(lambda: ids(server) == older, 20)
+        wait_until(lambda: server.registrations()[0]["RegistrationData"]["lastError"] in (None, ""), 20)
+        assert call(server) == ["v1"]
+
+
+def test_an_id_is_given_once(start_server: Callable[..., Server]) -> None:
+    """Also by a shard that has lost its data: others know that its first registrations have ended."""
+    cluster = make_cluster(start_server, masters=2, args=["--cluster-require-full-coverage", "no", "--save", ""])
+    assert cluster[0].run(TRIGGER.format(version=1)) == "OK"
+    [ended] = ids(cluster[0])
+    assert cluster[0].client().execute_command("RG.UNREGISTER", ended) == "OK"
+    wait_until(lambda: ids(cluster[1]) == [])
+    cluster[0].restart(kill=True)
+    cluster.wait_linked()
+    # refused as long as it has not heard of it
+    wait_until(lambda: cluster[0].run(TRIGGER.format(version=2)) == "OK", 20)
+    [new] = ids(cluster[0])
+    assert new != ended and ids(cluster[1]) == [new]
+    cluster[1].restart(kill=True)
+    wait_until(lambda: ids(cluster[1]) == [new], 20)
+    assert [call(server) for server in cluster.masters] == [["v2"]] * 2
+
+
 def test_a_shard_that_joins_later(start_server: Callable[..., Server]) -> None:
     cluster = make_cluster(start_server, masters=2)
     assert cluster[0].run(TRIGGER.format(version=1)) == "OK"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
@@ -19,7 +20,7 @@ from clusters import make_cluster
 from helpers import Server, wait_until
 from servers import ROOT
 
-PAGES = sorted(path for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] if "contract" not in path.parts)
 BLOCK = re.compile(r"^```(python|redis)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROMPT = re.compile(r"^(\d{4})(?:\(TX\))?> (.*)$")
 
@@ -86,3 +87,20 @@ def test_page(page: Path, start_server: Callable[..., Server]) -> None:
                 assert cli(server, commands) == expected
             else:  # what a function stores may come a moment later
                 wait_until(lambda: cli(server, commands) == expected, message=f"{commands[0]} gives {expected}")
+
+
+def test_the_tests_that_pages_name_are_there() -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    assert named and not {name for name in named if f"def {name}(" not in tests}
+
+
+def test_the_page_of_the_python_api_is_what_the_stubs_say() -> None:
+    done = subprocess.run([sys.executable, ROOT / "scripts/docs/api.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_each_page_is_in_the_contents_of_the_site() -> None:
+    contents = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f"{page.relative_to(ROOT / 'docs')}\n" in contents, f"mkdocs.yml does not name {page.name}"

@@ -12,6 +12,7 @@ from typing import Callable
 import pytest
 import redis
 
+from clusters import Cluster
 from helpers import Server, module_path, wait_until
 
 GEARS = "GB('PythonReader')"
@@ -95,6 +96,13 @@ GB('PythonReader').map(work).run(lambda: (n for n in [1]))
 """
     server.run(script)
     assert len(lines(server, r"<[0-3]-\d+>$")) == 200
+
+
+def test_long_lines_are_whole(server: Server) -> None:
+    """The server cuts what is longer than a kilobyte, and texts at a NUL."""
+    server.run("print('ä' * 3000 + 'end')\nprint('a\\x00b')", "ID", "long")
+    parts = [line.partition("session long: ")[2] for line in lines(server, "session long: ")]
+    assert "".join(parts[:-1]) == "ä" * 3000 + "end" and parts[-1] == "a\\x00b"
 
 
 def test_a_forked_child_prints_to_the_servers_own_output(server: Server) -> None:
@@ -225,3 +233,21 @@ def test_wrong_modes_are_answered_with_the_right_ones(server: Server) -> None:
     ]:
         with pytest.raises(redis.ResponseError, match=f"unknown execution mode: expected {expected}"):
             server.run(f"GB().{call}")
+
+
+def test_over_shards(cluster: Cluster) -> None:
+    """A key to sort by is made where the record is; sessions end everywhere; each shard tells how far it is."""
+    cluster.fill({f"k{number}": "x" * (number % 7) for number in range(40)})
+    script = "GB().map(lambda r: r['value']).sort(False, key=lambda v: (len(v), v)).run('k*')"
+    results, errors = cluster[0].run(script)
+    assert errors == [] and [len(result) for result in results] == sorted((n % 7 for n in range(40)), reverse=True)
+    execution = cluster[0].run(script, "UNBLOCKING")
+    client = cluster[0].client()
+    client.execute_command("RG.GETRESULTSBLOCKING", execution)
+    shards = client.execute_command("RG.GETEXECUTION", execution, "CLUSTER", "VERBOSE")
+    assert len(shards) == 3 and sum(shard[shard.index("records_read") + 1] for shard in shards) == 40
+    assert {len(shard) for shard in client.execute_command("RG.GETEXECUTION", execution)} == {4}
+    cluster[0].run("GB().register('a')\nGB().register('b')", "ID", "two")
+    assert [len(node.registrations()) for node in cluster.masters] == [2, 2, 2]
+    assert cluster[1].client().execute_command("RG.UNREGISTERSESSION", "two") == 2
+    wait_until(lambda: [len(node.registrations()) for node in cluster.masters] == [0, 0, 0])

@@ -9,7 +9,7 @@ from typing import Callable
 
 import pytest
 
-from helpers import Server, wait_until
+from helpers import Server, as_dict, wait_until
 from read_through import at_rest, figures, register, wait_for
 
 pytestmark = pytest.mark.matrix
@@ -69,6 +69,7 @@ def test_a_load_that_takes_too_long_has_failed_and_another_may_begin(server: Ser
     raw.send("GET", "user:1")
     origin.wait_for_loads(1)
     assert raw.read() == b"-LOADFAILED LoadTimedOut\r\n"
+    wait_until(lambda: "LoadTimedOut: the load took longer than max_load_time" in (figures(server)["lastError"] or ""))
     raw.send("GET", "user:1")
     origin.wait_for_loads(2)
     # Both of the loads get something: what the old one brings is dropped.
@@ -89,9 +90,35 @@ def test_a_coroutine_that_takes_too_long_is_stopped(server: Server) -> None:
     """)
     raw = server.raw()
     assert raw.call("GET", "k:slow") == b"-LOADFAILED LoadTimedOut\r\n"
+    wait_until(lambda: "LoadTimedOut" in (figures(server)["lastError"] or ""))
     assert raw.call("GET", "k:1") == b"$1\r\nv\r\n"
     at_rest(server)
     wait_until(lambda: server.client().execute_command("RG.DUMPEXECUTIONS") == [])
+    data = figures(server)
+    assert (data["loadFailures"], data["numFailures"], data["numAborted"]) == (1, 1, 0)
+
+
+def test_what_says_nothing_of_the_source_is_no_failure(start_server: Callable[..., Server], source: Server) -> None:
+    """A load that MaxPendingPerRegistration refuses, and one that somebody aborts: neither back-off nor breaker count them."""
+    server = start_server(module_args=["ExecutionThreads", "1", "MaxPendingPerRegistration", "1"])
+    origin = register(server, source, "backoff=60, max_backoff=60, breaker=(1, 60)")
+    raws = [server.raw() for _ in range(3)]
+    raws[0].send("GET", "user:0")
+    origin.wait_for_loads(1)
+    raws[1].send("GET", "user:1")
+    wait_for(server, waiting=2)
+    assert raws[2].call("GET", "user:2") == b"-LOADFAILED TooManyPending\r\n"
+    data = figures(server)
+    assert (data["refusals"], data["loadFailures"], data["breaker"]) == (1, 0, "closed")
+    for execution in map(as_dict, server.client().execute_command("RG.DUMPEXECUTIONS")):
+        server.client().execute_command("RG.ABORTEXECUTION", execution["executionId"])
+    assert [raw.read() for raw in raws[:2]] == [b"-LOADFAILED Aborted\r\n"] * 2
+    data = figures(server)
+    assert (data["loadFailures"], data["breaker"]) == (0, "closed")
+    for number, raw in enumerate(raws):
+        origin.give(f"user:{number}", "v")
+        assert raw.call("GET", f"user:{number}") == b"$1\r\nv\r\n"
+    at_rest(server)
 
 
 def test_after_a_failure_there_is_no_load_for_a_while(server: Server, source: Server) -> None:
@@ -257,7 +284,10 @@ def test_a_replica_answers_plainly(server: Server, source: Server, start_server:
     replica = start_server()
     replica.client().execute_command("REPLICAOF", server.host, server.port)
     wait_until(lambda: replica.registrations(), timeout=20)
-    assert replica.client().get("user:1") is None
+    assert replica.client().get("user:1") is None and replica.client().get("other") is None
+    # The server tells of the miss: a key of an MGET each.
+    assert replica.client().mget("user:1", "user:2") == [None, None]
+    assert figures(replica)["plainMisses"] == 3
     raw = server.raw()
     raw.send("GET", "user:1")
     origin.wait_for_loads(1)

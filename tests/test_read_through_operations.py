@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Callable
 
 import pytest
@@ -91,6 +92,63 @@ def test_functions_refresh(server: Server) -> None:
         client.execute_command("RG.TRIGGER", "sync", "k:1")
     with pytest.raises(redis.ResponseError, match="at least one key"):
         client.execute_command("RG.TRIGGER", "refresh")
+
+
+def test_coroutines_await_a_refresh(server: Server, source: Server) -> None:
+    """The loop goes on meanwhile; an error is raised where it is awaited."""
+    origin = register(server, source, prefix="user:*")
+    server.run("""
+        import asyncio
+        async def work(words):
+            ticks = 0
+            async def tick():
+                nonlocal ticks
+                while True:
+                    ticks += 1
+                    await asyncio.sleep(0.001)
+            ticking = asyncio.create_task(tick())
+            try:
+                loaded = await asyncio.gather(refresh(*words[1:]), refresh('user:2'), refresh('nobody:1'))
+            except Exception as error:
+                return repr(error)
+            finally:
+                ticking.cancel()
+            return [loaded, ticks > 5]
+        GB('CommandReader').map(work).register(trigger='work', mode='async_local')
+    """)
+    raw = server.raw()
+    raw.send("RG.TRIGGER", "work", "user:1", "user:1")
+    origin.wait_for_loads(2)
+    time.sleep(0.05)
+    for key in ("user:1", "user:2"):
+        origin.give(key, "new")
+    assert raw.read() == b"*1\r\n$17\r\n[[1, 1, 0], True]\r\n"
+    client = server.client()
+    assert client.mget("user:1", "user:2") == ["new", "new"]
+    assert client.execute_command("RG.CONFIGSET", "ReadThroughMaxLoads", 1) == ["OK"]
+    raw.send("RG.TRIGGER", "work", "user:3")
+    assert b"LOADFAILED TooManyLoads" in raw.read()
+    client.execute_command("RG.CONFIGSET", "ReadThroughMaxLoads", 10000)
+    wait_until(lambda: origin.loads() >= 3)
+    for key in ("user:2", "user:3"):
+        origin.give(key, "newer")
+    at_rest(server)
+
+
+@pytest.mark.own_server
+def test_more_functions_refresh_than_there_are_workers(server: Server) -> None:
+    """Each of them holds a worker, and all wait for loads that need one."""
+    server.run("""
+        read_through('k:*', lambda key: 'new', max_load_time=20)
+        GB('CommandReader').map(lambda words: refresh(words[1])).register(trigger='refresh', mode='async_local')
+    """)
+    raws = [server.raw() for _ in range(30)]
+    begun = time.monotonic()
+    for number, raw in enumerate(raws):
+        raw.send("RG.TRIGGER", "refresh", f"k:{number}")
+    assert {raw.read() for raw in raws} == {b"*1\r\n$1\r\n1\r\n"}
+    assert time.monotonic() - begun < 15
+    at_rest(server)
 
 
 # --- figures ---

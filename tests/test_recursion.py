@@ -8,6 +8,7 @@ from typing import Any, Callable
 import pytest
 
 from helpers import Server, wait_until
+from probes import AOF
 
 pytestmark = pytest.mark.matrix
 
@@ -100,3 +101,22 @@ def test_a_small_limit_of_the_server_is_raised(start_server: Callable[..., Serve
         resource.setrlimit(resource.RLIMIT_STACK, before)
     assert "RecursionError" in result(server, source("sorted") + PLACES["the server's thread"])
     assert "RecursionError" in result(server, source("sorted") + PLACES["a worker"])
+
+
+def test_where_functions_are_loaded(start_server: Callable[..., Server]) -> None:
+    server = start_server(args=AOF)
+    server.run(f"""{source('sorted')}
+def deep():
+    try:
+        f(1)
+    except RecursionError:
+        return 'RecursionError'
+
+class Deep:
+    def __reduce__(self):
+        return deep, ()
+
+GB('CommandReader').map(lambda x, it=Deep(): it).register(trigger='loaded', convertToStr=False)
+""")
+    server.restart()
+    assert server.client().execute_command("RG.TRIGGER", "loaded") == ["RecursionError"]

@@ -9,7 +9,7 @@ from typing import Any, Callable
 import pytest
 from redis import ResponseError
 
-from helpers import Server, wait_until
+from helpers import Server, free_port, wait_until
 
 pytestmark = pytest.mark.matrix
 
@@ -340,3 +340,16 @@ def test_an_object_that_only_its_session_keeps(server: Server, ending: str) -> N
 
     wait_until(ended, 10, "the object has ended and run its commands")
     assert "a mutex is held" not in server.log()
+
+
+def test_imports_by_the_server_are_watched_too(start_server: Callable[..., Server]) -> None:
+    """Who has replaced `__import__` sees those of Pinion: where the server listens is told to Python by one (7.0)."""
+    server = start_server(module_args=["SyncTimeout", 500])
+    if server.version < (7,):
+        pytest.skip("the server does not tell when its port changes")
+    script = LOOP + "import builtins\nbefore = builtins.__import__\n"
+    script += "def importing(name, *args, **kwargs):\n    if name == 'pinion_children':\n        mischief()\n"
+    script += "    return before(name, *args, **kwargs)\nbuiltins.__import__ = importing\n"
+    assert server.run(script) == "OK"
+    assert server.client(socket_timeout=20).config_set("port", free_port())
+    assert server.client().ping()

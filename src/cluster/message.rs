@@ -27,6 +27,8 @@ pub enum Message {
     Registered(ByteBuf),
     /// A digest of the registrations here. Whoever has others says so.
     Digest(ByteBuf),
+    /// The highest number of the receiver's registrations that the sender knows of. The receiver may have lost it.
+    Seen(u64),
     /// The registrations here, and those that have ended.
     Inventory {
         live: Vec<Id>,

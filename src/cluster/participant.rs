@@ -127,7 +127,7 @@ impl Cluster {
                 installed: image.installed,
             };
             let session = Session::new(image.id.clone(), image.description.clone(), needs);
-            Arc::new(session.with_token(image.token.clone()))
+            Arc::new(session.known_as(image.token.clone(), image.generation))
         })
     }
 

@@ -58,6 +58,7 @@ impl Cluster {
             Message::Drop(id) => Engine::drop_when_finished(&self.engine, id),
             Message::Registered(step) => self.take_over(lock, from, &step),
             Message::Digest(digest) => self.compare_with(lock, from, &digest),
+            Message::Seen(number) => self.engine.registry.saw_registration(number),
             Message::Inventory { live, gone } => self.make_good(lock, from, live, &gone),
             Message::Wanted(ids) => self.give(lock, from, &ids),
             Message::Given(steps) => {

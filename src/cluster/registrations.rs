@@ -58,12 +58,14 @@ impl Registrar for Cluster {
 }
 
 impl Cluster {
-    /// Puts what a script registered in force on all shards, all or none, in the place of session `old`.
+    /// Puts what a script registered in force on all shards, all or none, in the place of session `old`. `wanted`: whether it is
+    /// still to be done when all of them are ready.
     pub fn register_on_all_shards(
         &self,
         lock: Lock<'_>,
         old: Option<Arc<Session>>,
         registrations: Vec<Arc<Registration>>,
+        wanted: impl Fn() -> bool + Send + 'static,
         done: impl FnOnce(Registered) + Send + 'static,
     ) {
         let Some(step) = self.persistence.step(old.as_ref(), &registrations) else {
@@ -81,7 +83,7 @@ impl Cluster {
             limit,
             move |number, answers| {
                 let failures = failures(answers);
-                if !failures.is_empty() {
+                if !failures.is_empty() || !wanted() {
                     this.ask_all(&Question::Cancel(number), limit, |_, _| {});
                     return done(Err(failures));
                 }
@@ -224,11 +226,20 @@ impl Cluster {
 
     /// Tells all others, or one of them, what is registered here.
     pub(super) fn compare_registrations(&self, to: Option<ShardId>) {
-        let ids = lock::with_lock(|lock| lock.is_master().then(|| self.persistence.shared_ids(lock)));
-        let Some(ids) = ids else { return };
+        let told = lock::with_lock(|lock| {
+            let seen = to.and_then(|to| self.persistence.highest_number_of(lock, to));
+            let ids = lock.is_master().then(|| self.persistence.shared_ids(lock))?;
+            Some((ids, seen))
+        });
+        let Some((ids, seen)) = told else { return };
         let digest = digest(&ids);
         match to {
-            Some(shard) => self.tell_shard(shard, &Message::Digest(digest)),
+            Some(shard) => {
+                if let Some(number) = seen {
+                    self.tell_shard(shard, &Message::Seen(number));
+                }
+                self.tell_shard(shard, &Message::Digest(digest));
+            }
             None => self.tell_all(&Message::Digest(digest)),
         }
     }

@@ -51,6 +51,7 @@ pub mod pyexecute;
 pub mod refresh;
 pub mod registrations;
 pub mod requirements;
+pub mod session_literal;
 pub mod sessions;
 pub mod small;
 mod triggers;

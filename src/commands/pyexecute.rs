@@ -17,7 +17,7 @@ use crate::{
     python, requirements,
     server::{
         api,
-        client::BlockedClient,
+        client::WatchedClient,
         command::{Answer, Command},
         lock::{self, Lock},
         reply::Reply,
@@ -75,7 +75,7 @@ fn pyexecute(pinion: &'static Pinion, command: &Command<'_>) -> Result<Answer, E
     let lock = command.lock();
     if pinion.cluster.check_shape(lock).is_err() {
         // It will be known in a moment, usually.
-        let (client, script) = (command.block()?, script.to_vec());
+        let (client, script) = (command.block()?.watched(lock), script.to_vec());
         pinion.cluster.when_shape_known(move |known| match known {
             Ok(()) => lock::with_lock(|lock| pinion.begin(lock, script, options, client)),
             Err(error) => client.answer(error.into()),
@@ -87,13 +87,13 @@ fn pyexecute(pinion: &'static Pinion, command: &Command<'_>) -> Result<Answer, E
         return Ok(match pinion.run(lock, script, options, needs)? {
             Next::Reply(reply) => reply.into(),
             next => {
-                pinion.go_on(lock, next, command.block()?);
+                pinion.go_on(lock, next, command.block()?.watched(lock));
                 Answer::Done
             }
         });
     }
     pinion.packages.check(&options.requirements)?;
-    pinion.install_and_run(script.to_vec(), options, command.block()?);
+    pinion.install_and_run(script.to_vec(), options, command.block()?.watched(lock));
     Ok(Answer::Done)
 }
 
@@ -110,7 +110,7 @@ impl Pinion {
     }
 
     /// Runs the script of a client that waited until the shards were known.
-    fn begin(&'static self, lock: Lock<'_>, script: Vec<u8>, options: Options, client: BlockedClient) {
+    fn begin(&'static self, lock: Lock<'_>, script: Vec<u8>, options: Options, client: WatchedClient) {
         if let Some(needs) = self.ready_needs(lock, &options) {
             return self.run_blocked(lock, &script, options, needs, client);
         }
@@ -120,7 +120,7 @@ impl Pinion {
         }
     }
 
-    fn install_and_run(&'static self, script: Vec<u8>, options: Options, client: BlockedClient) {
+    fn install_and_run(&'static self, script: Vec<u8>, options: Options, client: WatchedClient) {
         self.packages.later(move || match self.install(&options) {
             Ok(needs) => self.run_on_all_shards(script, options, needs, client),
             Err(error) => client.answer(error.into()),
@@ -163,7 +163,7 @@ impl Pinion {
         script: Vec<u8>,
         options: Options,
         needs: Needs,
-        client: BlockedClient,
+        client: WatchedClient,
     ) {
         let requirements = needs.requirements.clone();
         self.cluster.ensure_requirements(requirements, move |ensured| {
@@ -174,14 +174,19 @@ impl Pinion {
         });
     }
 
+    /// Runs the script of a client that has waited, if it still does. Otherwise it knows that the script has failed, and what
+    /// it has deployed meanwhile must not be replaced.
     fn run_blocked(
         &'static self,
         lock: Lock<'_>,
         script: &[u8],
         options: Options,
         needs: Needs,
-        client: BlockedClient,
+        client: WatchedClient,
     ) {
+        if client.is_gone() {
+            return;
+        }
         match self.run(lock, script, options, needs) {
             Ok(next) => self.go_on(lock, next, client),
             Err(error) => client.answer(error.into()),
@@ -189,12 +194,12 @@ impl Pinion {
     }
 
     /// Does what follows a script whose client waits.
-    fn go_on(&'static self, lock: Lock<'_>, next: Next, client: BlockedClient) {
+    fn go_on(&'static self, lock: Lock<'_>, next: Next, client: WatchedClient) {
         match next {
             Next::Reply(reply) => client.answer(reply),
             Next::Wait(start) => {
                 self.engine
-                    .submit(start.answering(client, Outcome::to_reply), None);
+                    .submit(start.answering(client.blocked(), Outcome::to_reply), None);
             }
             Next::OnAllShards {
                 mut prepared,
@@ -202,6 +207,7 @@ impl Pinion {
             } => {
                 let registrations = std::mem::take(&mut prepared.registrations);
                 let old = prepared.replaces.take();
+                let wanted = client.still_waits();
                 let run = move |registered: Registered| match registered {
                     Ok(()) => {
                         self.start_run(prepared.run, true, unblocking);
@@ -209,7 +215,8 @@ impl Pinion {
                     }
                     Err(failures) => client.answer(Reply::Array(failures)),
                 };
-                self.cluster.register_on_all_shards(lock, old, registrations, run);
+                self.cluster
+                    .register_on_all_shards(lock, old, registrations, wanted, run);
             }
         }
     }

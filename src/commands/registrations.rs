@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{check_may_block, sessions::literal};
+use super::{check_may_block, session_literal::literal};
 use crate::{
     cluster::{Cluster, local},
     engine::{Engine, id::Id, registration::Registration, whole_ms},

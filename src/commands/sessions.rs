@@ -1,10 +1,10 @@
 //! The commands about sessions. Contract: docs/contract/commands.md 1.14 and 1.15.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::sync::Arc;
 
-use super::{registrations::describe, requirements};
+use super::{registrations::describe, requirements, session_literal::link};
 use crate::{
-    engine::{Engine, requirement::Requirement, session::Session},
+    engine::{Engine, session::Session},
     error::Error,
     python::profile,
     server::{
@@ -120,72 +120,6 @@ fn entry(engine: &Engine, lock: Lock<'_>, session: &Arc<Session>, verbose: bool)
     ])
 }
 
-/// A replaced session stands in no list.
-fn link(dead: bool) -> &'static str {
-    if dead { "None" } else { "primary" }
-}
-
-/// The session as a Python literal: clients evaluate it.
-pub fn literal(session: &Session) -> String {
-    let description = session
-        .description
-        .as_deref()
-        .map_or_else(|| "None".to_owned(), quoted);
-    let registrations: Vec<String> = session
-        .registrations()
-        .iter()
-        .map(|id| quoted(&id.to_string()))
-        .collect();
-    let requirements: Vec<String> = session
-        .needs
-        .requirements
-        .iter()
-        .map(|needed| dependency(needed))
-        .collect();
-    let dead = session.is_replaced();
-    format!(
-        "{{'sessionId':{id}, 'sessionName':{id}, 'sessionDescription':{description}, 'refCount': {count}, \
-         'linkedTo': '{link}', 'dead': {dead}, 'isInstallationNeeded':{installed}, 'registrationsList':[{registrations}], \
-         'depsList':[{requirements}]}}",
-        id = quoted(&session.id),
-        count = session.ref_count(),
-        link = link(dead),
-        dead = if dead { "True" } else { "False" },
-        installed = i32::from(session.needs.installed),
-        registrations = registrations.join(","),
-        requirements = requirements.join(","),
-    )
-}
-
-fn dependency(requirement: &Requirement) -> String {
-    let wheels: Vec<String> = requirement.wheels.iter().map(|wheel| quoted(wheel)).collect();
-    format!(
-        "{{'name':{}, 'basePath':{}, 'wheels':[{}]}}",
-        quoted(&requirement.name),
-        quoted(&requirement.directory().to_string_lossy()),
-        wheels.join(",")
-    )
-}
-
-/// A string literal of Python.
-fn quoted(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len() + 2);
-    quoted.push('\'');
-    for character in text.chars() {
-        match character {
-            '\'' | '\\' => quoted.extend(['\\', character]),
-            '\n' => quoted.push_str("\\n"),
-            '\r' => quoted.push_str("\\r"),
-            control if control.is_control() => {
-                let _ = write!(quoted, "\\u{:04x}", u32::from(control));
-            }
-            plain => quoted.push(plain),
-        }
-    }
-    quoted.push('\'');
-    quoted
-}
-
 /// `RG.PYPROFILE STATS <session id> [<order>]`, `RG.PYPROFILE RESET <session id>`
 ///
 /// # Errors
@@ -216,25 +150,4 @@ fn profile(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
     let order = argv.get(3).map_or(DEFAULT_ORDER.into(), String::from_utf8_lossy);
     let text = profile::report(&session, &order)?;
     Ok(Reply::Bulk(text).into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::session::Needs;
-
-    #[test]
-    fn literals_keep_quotes_and_line_ends() {
-        assert_eq!(quoted("it's a \\ \n\u{1}"), "'it\\'s a \\\\ \\n\\u0001'");
-    }
-
-    #[test]
-    fn a_session_has_the_documented_keys() {
-        let session = Session::new("s".into(), None, Needs::default());
-        assert_eq!(
-            literal(&session),
-            "{'sessionId':'s', 'sessionName':'s', 'sessionDescription':None, 'refCount': 0, 'linkedTo': 'primary', \
-             'dead': False, 'isInstallationNeeded':0, 'registrationsList':[], 'depsList':[]}"
-        );
-    }
 }

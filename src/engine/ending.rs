@@ -109,6 +109,13 @@ impl Engine {
         Ok(())
     }
 
+    /// Ends an execution, if it has not ended yet, which counts as failed by that; `error` is why.
+    pub fn fail_execution(&self, id: Id, error: &str) {
+        if let Some(execution) = self.registry.execution(id) {
+            self.fail(&execution, error.into());
+        }
+    }
+
     pub(super) fn abort_execution(&self, execution: &Arc<Execution>) {
         drop(execution.stop());
         self.end_waiting(execution, None);

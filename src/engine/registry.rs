@@ -241,13 +241,18 @@ impl Registry {
         self.next_id(&self.next_registration)
     }
 
+    /// There was a registration with this number, so the next ones have greater ones.
+    pub fn saw_registration(&self, number: u64) {
+        let above = number.saturating_add(1);
+        self.next_registration.fetch_max(above, Ordering::Relaxed);
+    }
+
     /// Adds a registration, and lists its session.
     pub fn add_registration(&self, registration: &Arc<Registration>) {
         let session = &registration.session;
         session.add_registration(registration.id);
         // One that was loaded has its number already.
-        self.next_registration
-            .fetch_max(registration.id.number.saturating_add(1), Ordering::Relaxed);
+        self.saw_registration(registration.id.number);
         self.registrations
             .lock()
             .insert(registration.id, Arc::clone(registration));

@@ -81,6 +81,7 @@ pub struct SessionImage {
     pub id: String,
     /// The same on all shards; another session may have the id by now.
     pub token: String,
+    pub generation: u64,
     pub description: Option<String>,
     /// The names of its requirements.
     pub requirements: Vec<String>,
@@ -104,6 +105,7 @@ impl SessionImage {
         Self {
             id: session.id.clone(),
             token: session.token.clone(),
+            generation: session.generation,
             description: session.description.clone(),
             requirements: needed.map(|needed| needed.name.clone()).collect(),
             installed: session.needs.installed,

@@ -3,11 +3,12 @@
 
 use std::{
     any::Any,
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use crate::mutex::Mutex;
@@ -19,6 +20,8 @@ pub struct Session {
     pub id: String,
     /// The same on all shards, in files and on replicas, and no other session's; empty if it comes from an earlier version.
     pub token: String,
+    /// Of two sessions with one id, the one with the greater generation takes the place of the other, on all shards.
+    pub generation: u64,
     pub description: Option<String>,
     pub needs: Needs,
     members: Mutex<Members>,
@@ -26,6 +29,18 @@ pub struct Session {
     replaced: AtomicBool,
     /// What the language keeps for it.
     attachment: Mutex<Option<Attachment>>,
+}
+
+/// The newest generation that was seen here or made here.
+static NEWEST: AtomicU64 = AtomicU64::new(0);
+
+/// Above all generations that were seen here, and by the clock, so that it is also above those that nobody has told of yet.
+fn next_generation() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = u64::try_from(now.as_micros()).unwrap_or(0);
+    let above = |newest: u64| newest.saturating_add(1).max(now);
+    let before = NEWEST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |newest| Some(above(newest)));
+    above(before.unwrap_or_else(|newest| newest))
 }
 
 /// What the language keeps for a session.
@@ -50,6 +65,7 @@ impl Session {
         Self {
             id,
             token: random_hex(),
+            generation: next_generation(),
             description,
             needs,
             members: Mutex::default(),
@@ -60,9 +76,16 @@ impl Session {
 
     /// The same session as elsewhere.
     #[must_use]
-    pub fn with_token(mut self, token: String) -> Self {
+    pub fn known_as(mut self, token: String, generation: u64) -> Self {
+        NEWEST.fetch_max(generation, Ordering::Relaxed);
         self.token = token;
+        self.generation = generation;
         self
+    }
+
+    /// Its place among sessions with its id; tokens only decide where clocks are equal.
+    pub fn rank(&self) -> (u64, &str) {
+        (self.generation, &self.token)
     }
 
     /// What the language keeps for this session; made by `make` when first asked for, always of the same type.
@@ -75,6 +98,11 @@ impl Session {
     /// Nothing refers to the session any more: what the language keeps for it is to be dropped, behind all locks.
     fn release(&self) -> Option<Attachment> {
         self.attachment.lock().take()
+    }
+
+    /// True while something that its functions need is to be installed.
+    pub fn awaits_requirements(&self) -> bool {
+        self.needs.requirements.iter().any(|needed| needed.is_wanted())
     }
 
     /// True once another session has taken its place.
@@ -122,7 +150,12 @@ pub struct Sessions {
     live: BTreeMap<String, Arc<Session>>,
     /// Replaced ones that something still refers to, oldest first.
     dead: Vec<Arc<Session>>,
+    /// The tokens of the last ones that were replaced: a run of theirs may come from another shard, where it began before.
+    replaced: VecDeque<String>,
 }
+
+/// How many tokens of replaced sessions are remembered.
+const REMEMBERED: usize = 1000;
 
 impl Sessions {
     pub fn live(&self, id: &str) -> Option<Arc<Session>> {
@@ -156,12 +189,14 @@ impl Sessions {
 
     /// Lists a session as another shard does. Where its place is taken, it has been replaced.
     pub(super) fn list_as(&mut self, session: &Arc<Session>, listing: Listing) {
-        let live = self.live.get(&session.id);
-        let taken = live.is_some_and(|live| !Arc::ptr_eq(live, session));
+        let ended = match self.live.get(&session.id) {
+            Some(live) => !Arc::ptr_eq(live, session),
+            None => self.replaced.contains(&session.token),
+        };
         match listing {
             Listing::Unlisted => {}
             Listing::Dead => self.replace(session),
-            Listing::Live if taken => self.replace(session),
+            Listing::Live if ended => self.replace(session),
             Listing::Live => self.list(session),
         }
     }
@@ -169,6 +204,8 @@ impl Sessions {
     /// Lists a session, unless another one has its id.
     pub(super) fn list(&mut self, session: &Arc<Session>) {
         if !session.is_replaced() {
+            // Data that are loaded bring back what was there before.
+            self.replaced.retain(|token| *token != session.token);
             let listed = self.live.entry(session.id.clone());
             listed.or_insert_with(|| Arc::clone(session));
         } else if !self.dead.iter().any(|dead| Arc::ptr_eq(dead, session)) {
@@ -180,6 +217,11 @@ impl Sessions {
     pub(super) fn replace(&mut self, session: &Arc<Session>) {
         self.unlist(session);
         session.replaced.store(true, Ordering::Relaxed);
+        if !session.token.is_empty() && !self.replaced.contains(&session.token) {
+            self.replaced.push_back(session.token.clone());
+            let surplus = self.replaced.len().saturating_sub(REMEMBERED);
+            self.replaced.drain(..surplus);
+        }
         if session.ref_count() > 0 {
             self.dead.push(Arc::clone(session));
         }
@@ -257,6 +299,31 @@ mod tests {
         let found = sessions.with_token(&other.token);
         assert!(found.is_some_and(|found| Arc::ptr_eq(&found, &other)));
         assert!(sessions.with_token("").is_none());
+    }
+
+    #[test]
+    fn a_run_of_a_replaced_session_may_come_later() {
+        let mut sessions = Sessions::default();
+        let old = Arc::new(Session::new("old".into(), None, Needs::default()));
+        sessions.list(&old);
+        // Another one with another id takes its place; nothing refers to it.
+        sessions.replace(&old);
+        let again = Session::new("old".into(), None, Needs::default());
+        let again = Arc::new(again.known_as(old.token.clone(), old.generation));
+        again.add_execution();
+        sessions.list_as(&again, Listing::Live);
+        assert_eq!(sessions.listing(&again), Listing::Dead);
+        assert!(sessions.live("old").is_none() && sessions.all_dead().len() == 1);
+    }
+
+    #[test]
+    fn later_sessions_rank_above_all_that_were_seen() {
+        let make = || Session::new("s".into(), None, Needs::default());
+        let (first, second) = (make(), make());
+        assert!(first.rank() < second.rank());
+        // Its server's clock is ahead of this one's.
+        let foreign = make().known_as("token".into(), second.generation + 3_600_000_000);
+        assert!(foreign.rank() < make().rank());
     }
 
     #[test]

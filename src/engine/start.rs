@@ -44,6 +44,7 @@ pub struct Start {
 /// What is started.
 impl Start {
     /// A run of a plan that no registration asked for: nobody can read its results but whoever waits for it.
+    #[inline]
     pub fn of_run(plan: Arc<Plan>, session: Arc<Session>, source: Box<dyn Source>) -> Self {
         Self {
             plan,
@@ -64,6 +65,7 @@ impl Start {
     }
 
     /// A run of a registration, for an event in database `db`; kept when it has ended.
+    #[inline]
     pub fn of_registration(registration: &Arc<Registration>, db: i32, source: Box<dyn Source>) -> Self {
         let (plan, session) = (Arc::clone(&registration.plan), Arc::clone(&registration.session));
         Self {
@@ -76,6 +78,7 @@ impl Start {
 
     /// A run of a registration whose function a client calls, by its name or in the place of a command: whoever called it gets
     /// the results. `next`: what `call_next` does.
+    #[inline]
     pub fn of_call(
         registration: &Arc<Registration>,
         db: i32,
@@ -104,81 +107,81 @@ impl Start {
     }
 }
 
-/// What some have besides.
+/// What some have besides. Inline, since one is large and is not to be moved for each of them.
 impl Start {
     /// It is forgotten when it has ended and its waiter has been told.
     #[must_use]
-    pub fn transient(self) -> Self {
-        Self {
-            transient: true,
-            ..self
-        }
+    #[inline]
+    pub fn transient(mut self) -> Self {
+        self.transient = true;
+        self
     }
 
     /// It is kept when it has ended, for those who ask for its results.
     #[must_use]
-    pub fn kept(self) -> Self {
-        Self {
-            transient: false,
-            ..self
-        }
+    #[inline]
+    pub fn kept(mut self) -> Self {
+        self.transient = false;
+        self
     }
 
     /// It belongs to a linked command, whose client waits until it has ended.
     #[must_use]
-    pub fn linked(self, link: Option<ReplyHold>) -> Self {
-        Self { link, ..self }
+    #[inline]
+    pub fn linked(mut self, link: Option<ReplyHold>) -> Self {
+        self.link = link;
+        self
     }
 
     /// `waiter` gets the outcome.
     #[must_use]
-    pub fn told(self, waiter: impl FnOnce(&Outcome) + Send + 'static) -> Self {
-        Self {
-            waiter: Some(Box::new(waiter)),
-            ..self
-        }
+    #[inline]
+    pub fn told(mut self, waiter: impl FnOnce(&Outcome) + Send + 'static) -> Self {
+        self.waiter = Some(Box::new(waiter));
+        self
     }
 
     /// `client` waits for it; `reply` makes its reply of the outcome. What the execution works counts as the client's.
     #[must_use]
+    #[inline]
     pub fn answering(
-        self,
+        mut self,
         client: BlockedClient,
         reply: impl FnOnce(&Outcome) -> Reply + Send + 'static,
     ) -> Self {
-        Self {
-            meter: Some(client.meter()),
-            ..self.told(move |outcome| client.answer(reply(outcome)))
-        }
+        self.meter = Some(client.meter());
+        self.told(move |outcome| client.answer(reply(outcome)))
     }
 
     /// The reader goes on after an error, if `skips`.
     #[must_use]
-    pub fn skipping_errors(self, skips: bool) -> Self {
-        Self {
-            skips_errors: skips,
-            ..self
-        }
+    #[inline]
+    pub fn skipping_errors(mut self, skips: bool) -> Self {
+        self.skips_errors = skips;
+        self
     }
 
     /// Whether its functions may return something to wait for.
     #[must_use]
-    pub fn waiting(self, may_wait: bool) -> Self {
-        Self { may_wait, ..self }
+    #[inline]
+    pub fn waiting(mut self, may_wait: bool) -> Self {
+        self.may_wait = may_wait;
+        self
     }
 
     /// `collector` gets the results as objects.
     #[must_use]
-    pub fn collected(self, collector: Collector) -> Self {
-        Self {
-            collector: Some(collector),
-            ..self
-        }
+    #[inline]
+    pub fn collected(mut self, collector: Collector) -> Self {
+        self.collector = Some(collector);
+        self
     }
 
     /// Other shards take part, if there is something that they need for that.
     #[must_use]
-    pub fn distributed(self, payload: Option<LaunchPayload>) -> Self {
-        Self { payload, ..self }
+    #[inline]
+    pub fn distributed(mut self, payload: Option<LaunchPayload>) -> Self {
+        self.payload = payload;
+        self
     }
 }

@@ -1,13 +1,54 @@
 //! The threads of the engine: workers that run executions, and one that stops those that somebody aborts.
 //!
-//! A worker stays attached to the language while there is work and waits detached. None of them ever ends.
+//! A worker stays attached to the language while there is work and waits detached. None of them ever ends. Where one waits for
+//! another execution ([`Engine::wait_on_worker`]), a spare one comes for it: else all of them could wait for what none is left to run.
 
 use std::{sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::{Engine, execution::Execution, stop::INTERRUPT_INTERVAL, timers::Timers};
-use crate::{config::Number, threads};
+use crate::{config::Number, server::api, threads};
+
+/// How many spare workers there are at most.
+const MOST_SPARES: usize = 64;
+
+/// Workers that wait for other executions, and those that came for them.
+#[derive(Default)]
+pub(super) struct Spares {
+    waiting: usize,
+    made: usize,
+}
+
+impl Spares {
+    /// One more waits. The number of the spare worker that is to come.
+    fn wait(&mut self) -> Option<usize> {
+        self.waiting += 1;
+        if self.waiting <= self.made || self.made >= MOST_SPARES {
+            return None;
+        }
+        self.made += 1;
+        Some(self.made)
+    }
+}
+
+impl Engine {
+    /// Does `wait`, which waits, detached from the language, for an execution that a worker has to run.
+    pub fn wait_on_worker<R>(self: &Arc<Self>, wait: impl FnOnce() -> R) -> R {
+        let spare = self.spares.lock().wait();
+        if let Some(number) = spare {
+            let engine = Arc::clone(self);
+            let life = move || engine.language.thread(&mut || work(&engine));
+            if let Err(error) = threads::spawn(format!("pinion-spare-{number}"), life) {
+                api::log_warning(&format!("no thread for a worker that waits: {error}"));
+                self.spares.lock().made -= 1;
+            }
+        }
+        let result = wait();
+        self.spares.lock().waiting -= 1;
+        result
+    }
+}
 
 /// Starts all threads.
 pub(super) fn spawn(engine: &Arc<Engine>, to_stop: Receiver<Arc<Execution>>) -> std::io::Result<()> {

@@ -1,5 +1,5 @@
-//! Registrations that are held: until requirements are installed that came without being so, and until functions are loaded that
-//! take their time.
+//! Registrations that are held: until requirements are installed that came without being so, until functions are loaded that
+//! take their time, and until another one ends that has their name.
 
 use std::{
     sync::{Arc, Weak},
@@ -197,7 +197,7 @@ impl Persistence {
         for held in &kept.awaiting_requirements {
             let same = |other: &&Arc<Registration>| Arc::ptr_eq(&other.session, &held.session);
             // One after the other in a session; what is being loaded begins the rest.
-            if !awaits_requirements(&held.session) && !kept.loading.iter().any(|other| same(&other)) {
+            if !held.session.awaits_requirements() && !kept.loading.iter().any(|other| same(&other)) {
                 ready.push(Arc::clone(held));
             }
         }
@@ -296,6 +296,45 @@ impl Persistence {
     }
 }
 
+impl Persistence {
+    /// A registration has ended. Those that its name kept from running begin, a moment later.
+    pub(super) fn name_is_free(&self, lock: Lock<'_>) {
+        if self.refused(lock).is_empty() {
+            return;
+        }
+        let this = Weak::clone(&self.this);
+        self.engine.timers.after(Duration::ZERO, move |_| {
+            let Some(this) = this.upgrade() else { return };
+            lock::with_lock(|lock| this.begin_refused(lock));
+        });
+    }
+
+    /// Those whose functions are there, but whose trigger could not be started.
+    fn refused(&self, lock: Lock<'_>) -> Vec<Arc<Registration>> {
+        let kept = self.kept.read(lock);
+        let awaits = |one: &Arc<Registration>| {
+            let mut held = kept.awaiting_requirements.iter();
+            held.any(|held| Arc::ptr_eq(held, one))
+        };
+        let refused = |one: &&Arc<Registration>| {
+            one.disabled.is_some() && one.plan.is_complete() && !one.is_removed() && !awaits(one)
+        };
+        kept.registrations.iter().filter(refused).cloned().collect()
+    }
+
+    fn begin_refused(&self, lock: Lock<'_>) {
+        if self.engine.is_loading() {
+            return;
+        }
+        for one in self.refused(lock) {
+            // Functions of one that began before may have removed it.
+            if !one.is_removed() && one.trigger.check(lock, Peers::default()).is_ok() {
+                self.begin(lock, &one, Ok(Functions::of(&one)));
+            }
+        }
+    }
+}
+
 /// How long after a look at data that are still loaded the next one comes.
 const AGAIN: Duration = Duration::from_millis(100);
 
@@ -304,13 +343,4 @@ fn images_of(registrations: &[Arc<Registration>]) -> Vec<Images> {
         .iter()
         .map(|registration| registration.images.clone());
     images.collect()
-}
-
-/// True while something that the session's functions need is to be installed.
-pub(super) fn awaits_requirements(session: &Session) -> bool {
-    session
-        .needs
-        .requirements
-        .iter()
-        .any(|requirement| requirement.is_wanted())
 }

@@ -34,7 +34,7 @@ pub struct RegistrationChange {
     pub gone: Vec<String>,
 }
 
-#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedSession {
     pub id: String,
     #[serde(default)]
@@ -48,9 +48,12 @@ pub struct SavedSession {
     /// What tells it from others with the same id; empty in files of earlier versions.
     #[serde(default)]
     pub token: String,
+    /// See [`Session::generation`]; 0 in files of earlier versions.
+    #[serde(default)]
+    pub generation: u64,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedRegistration {
     pub id: String,
     #[serde(default)]
@@ -76,7 +79,13 @@ impl SavedSession {
             requirements: names.collect(),
             installed: session.needs.installed,
             token: session.token.clone(),
+            generation: session.generation,
         }
+    }
+
+    /// See [`Session::rank`].
+    pub fn rank(&self) -> (u64, &str) {
+        (self.generation, &self.token)
     }
 }
 
@@ -153,6 +162,7 @@ mod tests {
                 requirements: vec!["demo".into()],
                 installed: true,
                 token: "token".into(),
+                generation: 7,
             },
             requirements: vec![ByteBuf::from(b"archive".to_vec())],
             registrations: vec![SavedRegistration {

@@ -155,6 +155,7 @@ impl Persistence {
         if let Some(old) = old {
             let sessions = self.engine.registry.sessions(Sessions::all_live);
             self.engine.requirements.forget_unused(lock, old, &sessions);
+            self.name_is_free(lock);
         }
         Ok(())
     }
@@ -198,6 +199,8 @@ impl Persistence {
         let mut kept = self.kept.write(lock);
         kept.tombstones.extend([id]);
         kept.registrations.retain(|registration| registration.id != id);
+        drop(kept);
+        self.name_is_free(lock);
         Ok(())
     }
 

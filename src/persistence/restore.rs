@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::{
     Persistence,
-    awaiting::awaits_requirements,
     change::{RegistrationChange, SavedRegistration},
 };
 use crate::{
@@ -51,6 +50,14 @@ impl Functions {
         })
     }
 
+    /// Those that a registration has loaded.
+    pub(super) fn of(registration: &Registration) -> Self {
+        Self {
+            table: registration.plan.functions.clone(),
+            on_registered: registration.on_registered.clone(),
+        }
+    }
+
     /// Those of several registrations of one session.
     pub(super) fn of_each(images: &[Images], loaded: Loaded) -> Vec<Result<Self, String>> {
         let mut loaded = loaded.into_iter();
@@ -70,6 +77,8 @@ impl Persistence {
             }
         }
         let gone = step.gone.iter().filter_map(|id| Id::parse(id.as_bytes()));
+        let gone: Vec<_> = gone.collect();
+        self.saw_ids(&gone);
         self.kept.write(lock).tombstones.extend(gone);
         let live = |id: &str| self.engine.registry.sessions(|sessions| sessions.live(id));
         let old = step.replaces.as_deref().and_then(live);
@@ -82,7 +91,7 @@ impl Persistence {
             .map(|saved| saved.images.clone())
             .collect();
         // Whatever is loaded for the session comes before.
-        let waits = awaits_requirements(&session) || self.has_held(lock, &session);
+        let waits = session.awaits_requirements() || self.has_held(lock, &session);
         let loading = (!waits).then(|| self.begin_loading(&images, &session));
         let loaded = loading
             .as_ref()
@@ -91,7 +100,7 @@ impl Persistence {
         let functions: Vec<Result<Functions, String>> = if let Some(loaded) = loaded {
             Functions::of_each(&images, loaded)
         } else {
-            let reason = if awaits_requirements(&session) {
+            let reason = if session.awaits_requirements() {
                 HELD
             } else {
                 LOADING

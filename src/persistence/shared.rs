@@ -1,5 +1,8 @@
 //! What the shards of a cluster do with each other's registrations: a step is prepared on all of them before any of them
 //! does it; a shard that missed some gets them later. Called by `cluster/registrations.rs`, under the server's lock.
+//!
+//! Shards may get the same steps in different orders, and some of them not at all. So what wins is not what comes last: of
+//! two sessions with one id the later one ([`Session::rank`]) stays, wherever they meet, and the other one has ended.
 
 use std::sync::Arc;
 
@@ -12,7 +15,7 @@ use super::{
 };
 use crate::{
     engine::{
-        id::Id,
+        id::{Id, ShardId},
         loading::{Loaded, Loading},
         registration::{Images, Peers, Registration},
         requirement::Digest,
@@ -29,18 +32,15 @@ use crate::{
 
 /// A step of another shard that can be done.
 pub struct Prepared {
-    step: Vec<u8>,
-    old: Option<Arc<Session>>,
+    step: RegistrationChange,
     pub registrations: Vec<Arc<Registration>>,
 }
 
 /// A step of another shard whose functions are being loaded.
 pub struct Preparing {
-    step: Vec<u8>,
-    old: Option<Arc<Session>>,
+    step: RegistrationChange,
     session: Arc<Session>,
     images: Vec<Images>,
-    saved: Vec<SavedRegistration>,
     pub loading: Loading,
 }
 
@@ -94,31 +94,27 @@ impl Persistence {
         if !lock.is_master() {
             return Err(Error::ReadOnly.to_string());
         }
-        let decoded = RegistrationChange::decode(&step)?;
-        let live = |id: &str| self.engine.registry.sessions(|sessions| sessions.live(id));
-        let old = decoded.replaces.as_deref().and_then(live);
-        let id = decoded.session.id.clone();
-        let same = live(&id).is_some_and(|same| !old.as_ref().is_some_and(|old| Arc::ptr_eq(old, &same)));
-        if same && !decoded.registrations.is_empty() {
-            return Err(Error::SessionExists(id).to_string());
+        let step = RegistrationChange::decode(&step)?;
+        self.replaced_by(&step).map_err(|error| error.to_string())?;
+        let replaces_it = step.replaces.as_ref() == Some(&step.session.id);
+        if !replaces_it && !step.registrations.is_empty() && self.live(&step.session.id).is_some() {
+            return Err(Error::SessionExists(step.session.id).to_string());
         }
-        for name in &decoded.session.requirements {
+        for name in &step.session.requirements {
             if !self.known(lock, name).is_some_and(|known| known.is_installed()) {
                 return Err(format!(
                     "Failed deserializing session, requirement {name} is not installed"
                 ));
             }
         }
-        let saved = decoded.registrations;
-        let images: Vec<_> = saved.iter().map(|saved| saved.images.clone()).collect();
-        let session = Arc::new(self.session_of(lock, decoded.session));
+        let saved = step.registrations.iter();
+        let images: Vec<_> = saved.map(|saved| saved.images.clone()).collect();
+        let session = Arc::new(self.session_of(lock, step.session.clone()));
         Ok(Preparing {
             step,
-            old,
             loading: self.begin_loading(&images, &session),
             session,
             images,
-            saved,
         })
     }
 
@@ -137,18 +133,20 @@ impl Persistence {
         if !lock.is_master() {
             return Err(Error::ReadOnly.to_string());
         }
-        let Preparing {
-            step, old, session, ..
-        } = preparing;
+        let Preparing { step, session, .. } = preparing;
+        let old = self.replaced_by(&step).map_err(|error| error.to_string())?;
         let mut registrations: Vec<Arc<Registration>> = Vec::new();
         let functions = Functions::of_each(&preparing.images, loaded);
-        for (saved, functions) in preparing.saved.into_iter().zip(functions) {
+        for (saved, functions) in step.registrations.iter().zip(functions) {
+            if Id::parse(saved.id.as_bytes()).is_some_and(|id| self.kept.read(lock).tombstones.contains(id)) {
+                return Err(format!("there was a registration {} already", saved.id));
+            }
             let prepared = [claimed, registrations.as_slice()].concat();
             let peers = Peers {
                 replaced: old.as_deref(),
                 prepared: &prepared,
             };
-            let restored = self.restore(lock, saved, &session, functions, peers)?;
+            let restored = self.restore(lock, saved.clone(), &session, functions, peers)?;
             if let Some(reason) = &restored.disabled {
                 return Err(if restored.plan.is_complete() {
                     reason.clone()
@@ -160,11 +158,25 @@ impl Persistence {
         }
         self.check_ends(lock, old.as_ref(), &registrations)
             .map_err(|error| error.to_string())?;
-        Ok(Prepared {
-            step,
-            old,
-            registrations,
-        })
+        Ok(Prepared { step, registrations })
+    }
+
+    fn live(&self, id: &str) -> Option<Arc<Session>> {
+        self.engine.registry.sessions(|sessions| sessions.live(id))
+    }
+
+    /// The session whose place that of a step takes here, whatever the script that made the step saw.
+    ///
+    /// # Errors
+    /// It is later than that of the step.
+    fn replaced_by(&self, step: &RegistrationChange) -> Result<Option<Arc<Session>>, Error> {
+        let new = &step.session;
+        let live = self.live(step.replaces.as_ref().unwrap_or(&new.id));
+        match live {
+            Some(live) if live.rank() > new.rank() => Err(Error::LaterSession(live.id.clone())),
+            // A step without registrations only ends the session that it names.
+            live => Ok(live.filter(|live| live.token != new.token || step.registrations.is_empty())),
+        }
     }
 
     /// The session that was saved or sent.
@@ -174,7 +186,7 @@ impl Persistence {
             requirements: saved.requirements.iter().filter_map(known).collect(),
             installed: saved.installed,
         };
-        Session::new(saved.id, saved.description, needs).with_token(saved.token)
+        Session::new(saved.id, saved.description, needs).known_as(saved.token, saved.generation)
     }
 
     /// Does a step that was prepared, here and on replicas. Nothing happens if it was done otherwise meanwhile.
@@ -185,17 +197,24 @@ impl Persistence {
         if !lock.is_master() {
             return Err(Error::ReadOnly.to_string());
         }
+        let Prepared {
+            mut step,
+            registrations,
+        } = prepared;
         let done =
             |registration: &Arc<Registration>| self.engine.registry.registration(registration.id).is_some();
-        if !prepared.registrations.is_empty() && prepared.registrations.iter().all(done) {
+        if !registrations.is_empty() && registrations.iter().all(done) {
             return Ok(());
         }
-        let put = self
-            .check_awaiting(lock, prepared.old.as_ref(), &prepared.registrations)
-            .and_then(|()| self.put_in_force(lock, prepared.old.as_ref(), &prepared.registrations));
-        put.map_err(|error| error.to_string())?;
-        replicate(lock, REGISTER, &[&prepared.step]);
-        for registration in &prepared.registrations {
+        // Meanwhile another one may have come, or the same one anew, when data were loaded.
+        let put = self.replaced_by(&step).and_then(|old| {
+            self.check_awaiting(lock, old.as_ref(), &registrations)?;
+            self.put_in_force(lock, old.as_ref(), &registrations)?;
+            Ok(old)
+        });
+        step.replaces = put.map_err(|error| error.to_string())?.map(|old| old.id.clone());
+        replicate(lock, REGISTER, &[&step.encode()]);
+        for registration in &registrations {
             self.engine.call_on_registered(registration);
         }
         Ok(())
@@ -210,20 +229,27 @@ impl Persistence {
         if !lock.is_master() {
             return Err(Error::ReadOnly.to_string());
         }
-        let decoded = RegistrationChange::decode(step)?;
-        let known = decoded
-            .registrations
-            .iter()
-            .filter_map(|saved| Id::parse(saved.id.as_bytes()))
-            .any(|id| {
-                self.engine.registry.registration(id).is_some()
-                    || self.kept.read(lock).tombstones.contains(id)
-            });
+        let mut step = RegistrationChange::decode(step)?;
+        let saved = step.registrations.iter();
+        let ids: Vec<_> = saved.filter_map(|saved| Id::parse(saved.id.as_bytes())).collect();
+        let known = ids.iter().any(|&id| {
+            self.engine.registry.registration(id).is_some() || self.kept.read(lock).tombstones.contains(id)
+        });
         if known {
             return Ok(());
         }
-        self.apply_change(lock, decoded)?;
-        replicate(lock, REGISTER, &[step]);
+        let Ok(old) = self.replaced_by(&step) else {
+            api::log_notice(&format!(
+                "a registration of session {} has come after it was replaced: it has ended",
+                step.session.id
+            ));
+            self.note_gone(lock, &ids);
+            return Ok(());
+        };
+        step.replaces = old.map(|old| old.id.clone());
+        let bytes = step.encode();
+        self.apply_change(lock, step)?;
+        replicate(lock, REGISTER, &[&bytes]);
         Ok(())
     }
 
@@ -239,9 +265,37 @@ impl Persistence {
         self.kept.read(lock).tombstones.iter().collect()
     }
 
-    /// Other shards know that these have ended; replicas learn it with the next file.
+    /// These have ended elsewhere: that is remembered here, on replicas and in files.
     pub fn note_gone(&self, lock: Lock<'_>, ids: &[Id]) {
-        self.kept.write(lock).tombstones.extend(ids.iter().copied());
+        let mut kept = self.kept.write(lock);
+        let new = ids.iter().filter(|id| !kept.tombstones.contains(**id));
+        let new: Vec<_> = new.copied().collect();
+        kept.tombstones.extend(new.iter().copied());
+        drop(kept);
+        if new.is_empty() {
+            return;
+        }
+        self.saw_ids(&new);
+        let step = RegistrationChange {
+            gone: new.iter().map(Id::to_string).collect(),
+            ..RegistrationChange::default()
+        };
+        replicate(lock, REGISTER, &[&step.encode()]);
+    }
+
+    /// What is registered here from now on has other numbers than these.
+    pub(super) fn saw_ids(&self, ids: &[Id]) {
+        if let Some(highest) = ids.iter().map(|id| id.number).max() {
+            self.engine.registry.saw_registration(highest);
+        }
+    }
+
+    /// The highest number of what that shard has registered, as far as it is known here.
+    pub fn highest_number_of(&self, lock: Lock<'_>, shard: ShardId) -> Option<u64> {
+        let kept = self.kept.read(lock);
+        let live = kept.registrations.iter().map(|registration| registration.id);
+        let all = live.chain(kept.tombstones.iter());
+        all.filter(|id| id.shard == shard).map(|id| id.number).max()
     }
 
     /// A step for each of these registrations, with whatever it needs.

@@ -207,15 +207,30 @@ fn log_printed(line: &Bound<'_, PyString>, is_error: bool) -> bool {
     }
     note_act();
     let level = if is_error { Level::Warning } else { Level::Notice };
-    let line = line.to_string_lossy();
-    api::log(
-        level,
-        &match Scope::current() {
-            Some(scope) => format!("session {}: {line}", scope.session.id),
-            None => format!("GEARS: {line}"),
-        },
-    );
+    let line = line.to_string_lossy().replace('\0', "\\x00");
+    let source = match Scope::current() {
+        Some(scope) => format!("session {}", scope.session.id),
+        None => "GEARS".to_owned(),
+    };
+    for part in parts_of(&line) {
+        api::log(level, &format!("{source}: {part}"));
+    }
     true
+}
+
+/// A text in parts that the server's log does not cut: it ends lines after 1024 bytes.
+fn parts_of(text: &str) -> Vec<&str> {
+    const LONGEST: usize = 900;
+    let mut parts = Vec::new();
+    let mut rest = text;
+    while rest.len() > LONGEST {
+        let end = (1..=LONGEST).rev().find(|&end| rest.is_char_boundary(end));
+        let (part, behind) = rest.split_at(end.unwrap_or(LONGEST));
+        parts.push(part);
+        rest = behind;
+    }
+    parts.push(rest);
+    parts
 }
 
 fn level_by_name(name: &str) -> Option<Level> {

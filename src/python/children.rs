@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::{prelude::*, types::PyList};
 
-use super::attach;
+use super::attach::attach;
 use crate::server::{
     api::{self, Features},
     asking::config,
@@ -58,7 +58,7 @@ pub fn note_places(lock: Lock<'_>, features: Features) {
         .flat_map(|port| [port, port + 10_000])
         .collect();
     let mut sockets = ask("unixsocket").filter(|path| !path.is_empty());
-    attach::bare(|py| {
+    attach(|py| {
         let told = PyList::new(py, ports).and_then(|places| {
             sockets.try_for_each(|path| places.append(path))?;
             py.import("pinion_children")?.call_method1("listen_at", (places,))

@@ -56,6 +56,14 @@ impl Pace {
     }
 }
 
+/// Why somebody's command does not run although all is decided.
+enum Hindrance {
+    /// He waits for another load.
+    WaitsAgain,
+    /// Another node serves his key: what he hears.
+    Elsewhere(Reply),
+}
+
 /// What a client is let go with.
 struct Awaited {
     /// Keys with a value at hand.
@@ -81,8 +89,12 @@ impl ReadThrough {
             match leave {
                 Leave::Reply(reply) => self.let_one_go(lock, number, Some(reply)),
                 leave if paused => self.state.write(lock).leaving.push_back((number, leave)),
-                Leave::Served if self.has_lost(lock, number) => {}
-                _ => self.let_one_go(lock, number, None),
+                Leave::Served => match self.hindrance(lock, number) {
+                    None => self.let_one_go(lock, number, None),
+                    Some(Hindrance::WaitsAgain) => {}
+                    Some(Hindrance::Elsewhere(reply)) => self.let_one_go(lock, number, Some(reply)),
+                },
+                Leave::Plain => self.let_one_go(lock, number, None),
             }
         }
         if !paused && !self.state.read(lock).leaving.is_empty() {
@@ -90,28 +102,37 @@ impl ReadThrough {
         }
     }
 
-    /// True if a value for which somebody waited is gone, and may not be put back: he waits again.
-    fn has_lost(&self, lock: Lock<'_>, number: u64) -> bool {
-        let state = self.state.read(lock);
-        let keys = state.machine.lost_keys(number);
-        drop(state);
-        let gone: Vec<Key> = keys
-            .into_iter()
-            .filter(|key| {
-                key::life(lock, key.db, &key.name) == Life::Missing
-                    && store::is_local(lock, self.engine.features, key.db, &key.name)
-            })
-            .collect();
+    /// What speaks against running a command now: a value for which somebody waited is gone, and may not be put back.
+    fn hindrance(&self, lock: Lock<'_>, number: u64) -> Option<Hindrance> {
+        let keys = self.state.read(lock).machine.lost_keys(number);
+        let mut gone = Vec::new();
+        for (key, may_load) in keys {
+            if key::life(lock, key.db, &key.name) != Life::Missing {
+                continue;
+            }
+            if !store::is_local(lock, self.engine.features, key.db, &key.name) {
+                // Decided now: when the command runs the key may be served here again, and nothing is there.
+                let slot = slot_of(&key.name);
+                return Some(Hindrance::Elsewhere(store::redirection(
+                    lock,
+                    self.engine.features,
+                    slot,
+                )));
+            }
+            if may_load {
+                gone.push(key);
+            }
+        }
         if gone.is_empty() || !self.engine.is_serving() {
-            return false;
+            return None;
         }
         let now = self.now();
         let asks = self.asks_for(lock, now, &gone);
         if asks.is_empty() {
-            return false;
+            return None;
         }
         self.state.write(lock).machine.ask_again(now, number, &asks);
-        true
+        Some(Hindrance::WaitsAgain)
     }
 
     fn let_one_go(&self, lock: Lock<'_>, number: u64, reply: Option<Reply>) {

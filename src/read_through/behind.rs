@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{Failed, Key, Lifetime, Loaded, ReadThrough, life, machine::Change, options::PARTIAL_WRITERS};
+use super::{
+    Key, Lifetime, Loaded, ReadThrough, life,
+    machine::{Change, Why},
+    options::PARTIAL_WRITERS,
+};
 use crate::{
     engine::id::Id,
     server::{
@@ -87,8 +91,8 @@ impl ReadThrough {
         rule: Id,
         load: u64,
         key: &Key,
-        value: Result<Loaded, Failed>,
-    ) -> Result<Loaded, Failed> {
+        value: Result<Loaded, Why>,
+    ) -> Result<Loaded, Why> {
         let Some(unsaved) = self.unsaved(lock, key.db, &key.name) else {
             return value;
         };

@@ -215,7 +215,8 @@ impl ReadThrough {
     pub fn concerns(&self, lock: Lock<'_>, name: &[u8]) -> bool {
         let state = self.state.read(lock);
         let loads = |served: &Served| served.pattern.matches(name);
-        !state.storing && !state.machine.is_idle() && state.served.values().any(loads)
+        let matters = !state.machine.is_idle() || !self.engine.is_serving();
+        matters && !state.storing && state.served.values().any(loads)
     }
 
     /// True while a value is stored that was loaded: that is no change.
@@ -227,11 +228,23 @@ impl ReadThrough {
     pub fn notify(&self, event: &KeyEvent<'_>) {
         let change = match event.name {
             b"expire" | b"persist" | b"hexpire" | b"hpersist" => return,
+            b"keymiss" => return self.missed(event.lock, event.key),
             b"del" | b"rename_from" | b"move_from" => Change::Removed,
             b"expired" | b"evicted" | b"hexpired" => Change::Aged,
             _ => Change::Written,
         };
         self.changed(event.lock, event.db, event.key, change);
+    }
+
+    /// Somebody found nothing. A replica loads nothing, and counts that; elsewhere those count who wait, or cannot.
+    fn missed(&self, lock: Lock<'_>, name: &[u8]) {
+        if self.engine.is_serving() {
+            return;
+        }
+        let rule = self.state.read(lock).served_for(name);
+        if let Some(rule) = rule {
+            self.count_plain(lock, rule);
+        }
     }
 
     fn changed(&self, lock: Lock<'_>, db: i32, name: &[u8], change: Change) {

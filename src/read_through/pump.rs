@@ -27,10 +27,13 @@ use crate::{
     },
 };
 
+/// What `lastError` says of a load that took too long.
+const LOAD_TIMED_OUT: &str = "LoadTimedOut: the load took longer than max_load_time";
+
 /// What a load has brought, or why it brought nothing.
 pub(super) struct Brought {
     load: u64,
-    values: Result<Vec<Result<Loaded, Failed>>, Failed>,
+    values: Result<Vec<Result<Loaded, Failed>>, Why>,
     took: Duration,
 }
 
@@ -98,8 +101,7 @@ impl ReadThrough {
                 let running = state.running.remove(&load);
                 drop(state);
                 if let Some(running) = running {
-                    // One that has ended in this moment is not there any more.
-                    let _ = self.engine.abort(running.execution, || {});
+                    self.engine.fail_execution(running.execution, LOAD_TIMED_OUT);
                 }
             }
             Action::Ready { waiter } => state.leaving.push_back((waiter, Leave::Served)),
@@ -160,11 +162,7 @@ impl ReadThrough {
             keys.first().map_or(Value::None, name)
         };
         if !self.engine.has_room(registration) {
-            self.bring(
-                load,
-                Duration::ZERO,
-                Err(Failed::of("TooManyPending", "too many executions are pending")),
-            );
+            self.bring(load, Duration::ZERO, Err(Why::TooManyPending));
             return;
         }
         // What is loaded of a key with a change that is not saved may be older than that.
@@ -185,20 +183,20 @@ impl ReadThrough {
         let made = Arc::new(Mutex::new(None));
         let values = Arc::clone(&made);
         let start = start.collected(Box::new(move |results, errors| {
-            let unpacked = match (errors.first(), results.into_iter().next()) {
-                (None, Some(returned)) => unpack.unpack(&keys, returned, batch, ttl.as_deref()),
-                (error, _) => Err(Failed::of(
-                    &raised(),
-                    error.map_or("the load was aborted", Failure::text),
-                )),
+            let (unpacked, wrong) = match (errors.first(), results.into_iter().next()) {
+                (None, Some(returned)) => {
+                    let unpacked = unpack.unpack(&keys, returned, batch, ttl.as_deref());
+                    let wrong = wrong(&unpacked);
+                    (unpacked.map_err(|failed| Why::Failed(failed.kind.into())), wrong)
+                }
+                _ => (Err(raised()), Vec::new()),
             };
-            let wrong = wrong(errors.is_empty(), &unpacked);
             *made.lock() = Some(unpacked);
             wrong
         }));
         let start = start.told(move |_| {
             let values = values.lock().take();
-            let values = values.unwrap_or_else(|| Err(Failed::of("Aborted", "the load was aborted")));
+            let values = values.unwrap_or(Err(Why::Aborted));
             if let Some(this) = this.upgrade() {
                 this.bring(load, begun.elapsed(), values);
             }
@@ -212,7 +210,7 @@ impl ReadThrough {
     }
 
     /// A load has ended, on any thread.
-    fn bring(&self, load: u64, took: Duration, values: Result<Vec<Result<Loaded, Failed>>, Failed>) {
+    fn bring(&self, load: u64, took: Duration, values: Result<Vec<Result<Loaded, Failed>>, Why>) {
         self.inbox.lock().push(Brought { load, values, took });
         self.wake();
     }
@@ -232,12 +230,18 @@ impl ReadThrough {
             served.hot.set_below(below);
         }
         drop(state);
-        let values: Vec<Result<Loaded, Failed>> = match values {
-            Ok(values) => values,
-            Err(failed) => vec![Err(failed); keys.len()],
-        };
-        for (key, value) in keys.iter().zip(values) {
-            self.land_one(lock, now, load, rule, key, value);
+        match values {
+            Ok(values) => {
+                for (key, value) in keys.iter().zip(values) {
+                    let value = value.map_err(|failed| Why::Failed(failed.kind.into()));
+                    self.land_one(lock, now, load, rule, key, value);
+                }
+            }
+            Err(why) => {
+                for key in &keys {
+                    self.land_one(lock, now, load, rule, key, Err(why.clone()));
+                }
+            }
         }
         self.state.write(lock).machine.ended(now, load);
     }
@@ -249,7 +253,7 @@ impl ReadThrough {
         load: u64,
         rule: Id,
         key: &Key,
-        value: Result<Loaded, Failed>,
+        value: Result<Loaded, Why>,
     ) {
         let value = self.newer_than(lock, rule, load, key, value);
         let present = key::life(lock, key.db, &key.name) != Life::Missing;
@@ -263,7 +267,7 @@ impl ReadThrough {
                 let keep = loaded.lifetime != Lifetime::NotKept;
                 (Ok(Some(Arc::new(loaded))), keep)
             }
-            Err(failed) => (Err(Why::Failed(failed.kind.into())), false),
+            Err(why) => (Err(why), false),
         };
         let loaded = value.as_ref().ok().and_then(Option::clone);
         let landing = self
@@ -343,27 +347,18 @@ impl ReadThrough {
     }
 }
 
-impl Failed {
-    pub fn of(kind: &str, text: &str) -> Self {
-        Self {
-            kind: kind.to_owned(),
-            text: text.into(),
-        }
-    }
-}
-
-/// The type of what the function raised whose execution ends on this thread.
-pub fn raised() -> String {
+/// What the function raised whose execution ends on this thread; nothing: it was ended by somebody.
+pub fn raised() -> Why {
     let scope = Scope::current();
     let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
-    let kind = execution.and_then(|execution| execution.error_kind());
-    kind.unwrap_or("Aborted").to_owned()
+    let own = execution.filter(|execution| !execution.stop.is_asked());
+    let kind = own.and_then(|execution| execution.error_kind());
+    kind.map_or(Why::Aborted, |kind| Why::Failed(kind.into()))
 }
 
 /// What the execution has to answer for besides what its function raised: values that are none.
-fn wrong(ended_well: bool, values: &Result<Vec<Result<Loaded, Failed>>, Failed>) -> Vec<Failure> {
+fn wrong(values: &Result<Vec<Result<Loaded, Failed>>, Failed>) -> Vec<Failure> {
     match values {
-        _ if !ended_well => Vec::new(),
         Err(failed) => vec![failed.text.clone()],
         Ok(values) => values
             .iter()

@@ -1,7 +1,7 @@
 //! Loads that somebody asks for whatever is there: RG.REFRESH, and `refresh` in functions.
 
 use super::{
-    Key, ReadThrough, Who,
+    Key, ReadThrough, Who, bounds,
     machine::{Ask, Purpose},
 };
 use crate::{
@@ -78,6 +78,7 @@ impl ReadThrough {
         if asks.is_empty() {
             return Ok(Asked::Decided(Reply::Int(0)));
         }
+        state.machine.bounds = bounds(&self.engine);
         let asked = state.machine.ask(self.now(), &asks, Purpose::Refresh(0));
         Ok(match asked {
             Ok(number) => Asked::Number(number),

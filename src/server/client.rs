@@ -1,6 +1,15 @@
 //! Clients: one that waits for a reply, and what can be asked about the one that sent a command.
 
-use std::{ffi::c_int, ptr, sync::Arc};
+use std::{
+    collections::HashMap,
+    ffi::c_int,
+    panic::{AssertUnwindSafe, catch_unwind},
+    ptr,
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use crate::mutex::Mutex;
 use redis_module::raw;
@@ -103,6 +112,92 @@ impl BlockedState {
             }
         }
     }
+}
+
+/// The clients that are looked after, by the server's handle.
+static WATCHED: LazyLock<Mutex<HashMap<usize, Arc<AtomicBool>>>> = LazyLock::new(Mutex::default);
+
+/// A client of which it is known whether it still waits: it may have left, and the server answers by itself, with an error, when
+/// its role changes or its cluster is down. What has no effect by then is to have none any more.
+pub struct WatchedClient {
+    client: BlockedClient,
+    watched: Watched,
+}
+
+struct Watched {
+    handle: usize,
+    gone: Arc<AtomicBool>,
+}
+
+impl BlockedClient {
+    /// To be called by the command that blocked the client.
+    pub fn watched(self, _lock: Lock<'_>) -> WatchedClient {
+        let gone = Arc::new(AtomicBool::new(false));
+        let state = self.0.0.lock();
+        let handle = state.client as usize;
+        WATCHED.lock().insert(handle, Arc::clone(&gone));
+        if !state.client.is_null() {
+            // SAFETY: the client is still blocked, see `BlockedState`.
+            unsafe {
+                api!(RedisModule_SetDisconnectCallback(
+                    state.client,
+                    Some(on_disconnect)
+                ));
+            }
+        }
+        drop(state);
+        WatchedClient {
+            client: self,
+            watched: Watched { handle, gone },
+        }
+    }
+}
+
+impl WatchedClient {
+    /// True if it has left, or has got an error of the server's.
+    pub fn is_gone(&self) -> bool {
+        self.watched.gone.load(Ordering::Acquire)
+    }
+
+    /// Tells the same as long as the client is not answered.
+    pub fn still_waits(&self) -> impl Fn() -> bool + Send + use<> {
+        let gone = Arc::clone(&self.watched.gone);
+        move || !gone.load(Ordering::Acquire)
+    }
+
+    /// See [`BlockedClient::answer`].
+    pub fn answer(self, reply: Reply) {
+        self.client.answer(reply);
+    }
+
+    /// The client, of which nobody needs to know any more whether it waits.
+    pub fn blocked(self) -> BlockedClient {
+        self.client
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let mut watched = WATCHED.lock();
+        // The server may have given the handle to another one.
+        if watched
+            .get(&self.handle)
+            .is_some_and(|gone| Arc::ptr_eq(gone, &self.gone))
+        {
+            watched.remove(&self.handle);
+        }
+    }
+}
+
+unsafe extern "C" fn on_disconnect(
+    _ctx: *mut raw::RedisModuleCtx,
+    client: *mut raw::RedisModuleBlockedClient,
+) {
+    let _ = catch_unwind(AssertUnwindSafe(|| {
+        if let Some(gone) = WATCHED.lock().get(&(client as usize)) {
+            gone.store(true, Ordering::Release);
+        }
+    }));
 }
 
 /// Tells the server how long the work for a client takes, without the time that it waits: for SLOWLOG, the statistics of

@@ -56,7 +56,7 @@ pub enum Class {
     Changes(Changes),
     /// Changes of streams.
     Stream,
-    /// Changes of keys that are loaded when they are missed.
+    /// Changes of keys that are loaded when they are missed, and misses.
     Loaded,
     /// Changes that are written behind.
     Captured(Changes),
@@ -133,7 +133,7 @@ pub fn subscribe(lock: Lock<'_>, class: Class, function: Function) {
         Class::KeyMiss => raw::REDISMODULE_NOTIFY_KEY_MISS,
         Class::Changes(changes) | Class::Captured(changes) => changes.0,
         Class::Stream => raw::REDISMODULE_NOTIFY_STREAM,
-        Class::Loaded => raw::REDISMODULE_NOTIFY_ALL,
+        Class::Loaded => raw::REDISMODULE_NOTIFY_ALL | raw::REDISMODULE_NOTIFY_KEY_MISS,
     };
     // SAFETY: the context names our module; the function lives as long as the module.
     unsafe {
@@ -210,6 +210,8 @@ pub enum ServerEvent {
     Flushed(Option<i32>),
     /// Two databases have changed places.
     Swapped(i32, i32),
+    /// The server ends, and does not come back.
+    Closing,
     /// The server has done what its clients asked for and is about to wait for more.
     BeforeSleep,
 }
@@ -232,6 +234,7 @@ pub unsafe fn subscribe_server(ctx: *mut raw::RedisModuleCtx, function: ServerFu
     subscribe(raw::REDISMODULE_EVENT_CONFIG);
     subscribe(raw::REDISMODULE_EVENT_FLUSHDB);
     subscribe(raw::REDISMODULE_EVENT_SWAPDB);
+    subscribe(raw::REDISMODULE_EVENT_SHUTDOWN);
     has_api!(RedisModule_EventLoopAdd) && subscribe(raw::REDISMODULE_EVENT_EVENTLOOP)
 }
 
@@ -268,6 +271,7 @@ pub unsafe fn run_server_event(
         raw::REDISMODULE_EVENT_EVENTLOOP if sub_event == raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP => {
             ServerEvent::BeforeSleep
         }
+        raw::REDISMODULE_EVENT_SHUTDOWN => ServerEvent::Closing,
         raw::REDISMODULE_EVENT_FLUSHDB => {
             // SAFETY: what the server passes on with this event; both its beginning and its end are of interest.
             let Some(info) = (unsafe { data.cast::<raw::RedisModuleFlushInfo>().as_ref() }) else {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     api::Features,
-    call,
+    call, closing,
     entry::caught,
     events::Mute,
     home,
@@ -48,6 +48,7 @@ pub(super) fn init(lock: Lock<'_>, features: Features) {
     text::init(lock, version);
     home::init(version);
     call::init(version);
+    closing::init(version);
     if features.quiet_open {
         return;
     }

@@ -17,6 +17,8 @@ use std::{
 
 use redis_module::raw;
 
+use super::closing;
+
 /// The context that every call made for functions goes through. It has a client of its own, so selecting a
 /// database on it disturbs nobody; it is only touched under the server's lock.
 static CALL_CONTEXT: AtomicPtr<raw::RedisModuleCtx> = AtomicPtr::new(ptr::null_mut());
@@ -106,14 +108,12 @@ impl LockGuard {
     /// says true.
     pub fn acquire() -> Self {
         if DEPTH.get() == 0 {
-            // SAFETY: the context lives as long as the process; this thread does not hold the lock.
-            unsafe { api!(RedisModule_ThreadSafeContextLock(log_context())) };
+            closing::take_lock();
             while clients_are_paused() {
                 // SAFETY: this thread holds the lock, and takes it again.
                 unsafe { api!(RedisModule_ThreadSafeContextUnlock(log_context())) };
                 thread::sleep(WHILE_PAUSED);
-                // SAFETY: as above.
-                unsafe { api!(RedisModule_ThreadSafeContextLock(log_context())) };
+                closing::take_lock();
             }
         }
         // SAFETY: the lock is held now, by us or by the entry point below us.
@@ -131,6 +131,7 @@ impl Drop for LockGuard {
         if DEPTH.get() == 1 {
             // SAFETY: this guard took the lock on this thread (it is not `Send`).
             unsafe { api!(RedisModule_ThreadSafeContextUnlock(log_context())) };
+            closing::lock_comes_free();
         }
     }
 }

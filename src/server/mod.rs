@@ -13,6 +13,7 @@ pub mod asking;
 pub mod bus;
 pub mod call;
 pub mod client;
+pub mod closing;
 pub mod command;
 pub mod current;
 pub mod datatype;

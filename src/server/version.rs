@@ -53,6 +53,11 @@ impl Version {
         }
     }
 
+    /// It releases its lock while it ends, where threads of modules must not get it.
+    pub(super) const fn gives_its_lock_away_at_its_end(self) -> bool {
+        matches!(self, Self::Valkey(9.., ..))
+    }
+
     /// A call by a module with keys of several slots spoils the server's next calls by modules.
     pub(super) const fn is_spoiled_by_several_slots(self) -> bool {
         matches!(self, Self::Valkey(9.., ..))

@@ -143,7 +143,7 @@ impl WriteBehind {
         let start = start.collected(Box::new(move |results, errors| {
             let result = match errors.first() {
                 Some(text) => Err(Failed {
-                    kind: raised(),
+                    kind: raised().kind().to_owned(),
                     text: text.text().to_owned(),
                 }),
                 None if results.is_empty() => Err(aborted()),

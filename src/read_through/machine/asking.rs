@@ -257,7 +257,7 @@ impl<V> Machine<V> {
                     rule: id,
                     keys: keys.clone(),
                     deadline,
-                    failed: false,
+                    failed: None,
                 },
             );
             self.actions.push(Action::Begin { load, rule: id, keys });

@@ -31,22 +31,20 @@ impl<V> Machine<V> {
     }
 
     /// Keys for which somebody has waited, and whose value, should it be gone by now, may not be put back: it was a newer one, or
-    /// something has happened to the key since.
-    pub fn lost_keys(&self, number: u64) -> Vec<Key> {
+    /// something has happened to the key since. With each whether it may be loaded again for him.
+    pub fn lost_keys(&self, number: u64) -> Vec<(Key, bool)> {
         let Some(waiter) = self.waiters.get(&number) else {
             return Vec::new();
         };
         let is_lost = |wanted: &&Wanted| {
             let landed = self.landed.get(wanted.key.db, &wanted.key.name);
-            wanted.settled
-                && wanted.used < MAX_LOADS
-                && !landed.is_some_and(|landed| wanted.landed && !landed.void)
+            wanted.settled && !landed.is_some_and(|landed| wanted.landed && !landed.void)
         };
         waiter
             .wanted
             .iter()
             .filter(is_lost)
-            .map(|wanted| wanted.key.clone())
+            .map(|wanted| (wanted.key.clone(), wanted.used < MAX_LOADS))
             .collect()
     }
 

@@ -35,14 +35,17 @@ impl<V> Machine<V> {
         let value = match value {
             Ok(value) => value,
             Err(why) => {
-                known.failed = true;
-                self.load_failed(now, rule, key);
+                if why.blames_the_source() {
+                    known.failed = Some(true);
+                    self.load_failed(now, rule, key);
+                }
                 if self.is_loading(key, load) {
                     self.fail(key, &why);
                 }
                 return Landing::Nothing;
             }
         };
+        known.failed = known.failed.or(Some(false));
         self.backoffs.remove(key.db, &key.name);
         if !self.is_loading(key, load) {
             return Landing::Nothing;
@@ -89,8 +92,10 @@ impl<V> Machine<V> {
         self.due.remove(&(known.deadline, Due::Load(load)));
         if let Some(rule) = self.rules.get_mut(&known.rule) {
             rule.counts.loading -= 1;
-            if let Some(limit) = rule.limits.breaker {
-                rule.breaker.ended(load, known.failed, now, limit);
+            match (rule.limits.breaker, known.failed) {
+                (Some(limit), Some(failed)) => rule.breaker.ended(load, failed, now, limit),
+                (Some(_), None) => rule.breaker.forget(load),
+                (None, _) => {}
             }
         }
         self.begin_loads(now, known.rule);
@@ -235,6 +240,7 @@ impl<V> Machine<V> {
         let Some(flight) = self.flights.remove(key.db, &key.name) else {
             return;
         };
+        let refused = *why == Why::TooManyPending;
         for number in flight.waiters {
             let Some(waiter) = self.waiters.get_mut(&number) else {
                 continue;
@@ -243,6 +249,7 @@ impl<V> Machine<V> {
                 continue;
             }
             if waiter.purpose.is_command() {
+                self.count(flight.rule, |counts| counts.refusals += u64::from(refused));
                 self.refuse(number, flight.rule, why.clone());
             } else {
                 self.settle(number, key, false);

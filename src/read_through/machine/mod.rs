@@ -43,9 +43,18 @@ pub enum Why {
     BreakerOpen,
     TooManyWaiting,
     TooManyLoads,
+    /// So many executions of the registration are pending that no other may begin (MaxPendingPerRegistration).
+    TooManyPending,
+    /// Somebody has ended the load.
+    Aborted,
 }
 
 impl Why {
+    /// Whether it tells something of the source, and so counts for back-off and breaker.
+    fn blames_the_source(&self) -> bool {
+        matches!(self, Self::Failed(_) | Self::LoadTimedOut)
+    }
+
     /// The word behind LOADFAILED.
     pub fn kind(&self) -> &str {
         match self {
@@ -56,6 +65,8 @@ impl Why {
             Self::BreakerOpen => "BreakerOpen",
             Self::TooManyWaiting => "TooManyWaiting",
             Self::TooManyLoads => "TooManyLoads",
+            Self::TooManyPending => "TooManyPending",
+            Self::Aborted => "Aborted",
         }
     }
 }
@@ -190,7 +201,8 @@ struct Load {
     /// Those that have not landed.
     keys: Vec<Key>,
     deadline: Time,
-    failed: bool,
+    /// Whether it failed, as far as it has told something of the source.
+    failed: Option<bool>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

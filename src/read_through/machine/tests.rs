@@ -151,6 +151,45 @@ fn a_load_whose_time_is_over_is_known_to_nobody() {
 }
 
 #[test]
+fn what_says_nothing_of_the_source_counts_for_neither_back_off_nor_breaker() {
+    let mut machine = machine(Limits {
+        backoff: ms(100),
+        breaker: Some((2, ms(1000))),
+        ..Limits::default()
+    });
+    let mut ends_with = |now: u64, why: Why| {
+        let waiter = ask(&mut machine, now, &["a"])?;
+        let (load, _) = begun(&mut machine);
+        machine.land(ms(now), load, &key("a"), Err(why), false, false);
+        machine.ended(ms(now), load);
+        machine.take_actions();
+        machine.release(waiter);
+        let counts = machine
+            .rule(rule(1))
+            .map(|rule| (rule.counts.load_failures, rule.counts.refusals));
+        Ok(counts.unwrap_or_default())
+    };
+    let failed = || Why::Failed("KeyError".into());
+    assert_eq!(ends_with(0, failed()), Ok((1, 0)));
+    assert_eq!(ends_with(1, Why::Aborted), Err(Why::BackingOff));
+    assert_eq!(ends_with(200, Why::Aborted), Ok((1, 1)));
+    assert_eq!(ends_with(200, Why::TooManyPending), Ok((1, 2)));
+    // The second failure in a row: what was between them was none, and no success.
+    assert_eq!(ends_with(200, failed()), Ok((2, 2)));
+    assert_eq!(
+        ends_with(5000, Why::Aborted),
+        Ok((2, 2)),
+        "a trial that told nothing"
+    );
+    assert_eq!(
+        ends_with(5000, failed()),
+        Ok((3, 2)),
+        "makes room for another one"
+    );
+    assert_eq!(ends_with(5001, failed()), Err(Why::BreakerOpen));
+}
+
+#[test]
 fn what_is_queued_goes_on_only_for_those_who_wait() {
     let mut machine = machine(Limits {
         max_loads: 1,

@@ -204,7 +204,8 @@ impl World {
                 .machine
                 .lost_keys(waiter)
                 .into_iter()
-                .filter(|key| !self.cache.contains_key(key))
+                .filter(|(key, may_load)| *may_load && !self.cache.contains_key(key))
+                .map(|(key, _)| key)
                 .collect();
             if !lost.is_empty() {
                 let asks = self.asks(&lost);
