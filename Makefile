@@ -24,7 +24,10 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 # Asked for when first needed (after `setup`), then remembered.
 VENV = $(eval VENV := $$(shell PYTHON='$(PYTHON)' scripts/python.sh venv))$(VENV)
 INTERPRETER = $(eval INTERPRETER := $$(shell PYTHON='$(PYTHON)' scripts/python.sh))$(INTERPRETER)
-CARGO = PYO3_PYTHON='$(INTERPRETER)' PINION_VENV='$(VENV)' cargo
+CARGO = PYO3_PYTHON='$(INTERPRETER)' cargo
+# Programs of cargo find Python's library here; the module itself gets it from the loader.
+RUN_CARGO = LD_LIBRARY_PATH="$$('$(INTERPRETER)' -c 'import sysconfig; print(sysconfig.get_config_var("LIBDIR"))')$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" $(CARGO)
+LOADER = CARGO_TARGET_DIR='$(abspath $(or $(CARGO_TARGET_DIR),target))/loader' cargo
 VENV_PYTHON = '$(VENV)/bin/python'
 PYTEST = $(VENV_PYTHON) -m pytest
 # What fails is not run again: a race that shows once in ten runs is a defect.
@@ -56,8 +59,12 @@ setup-bench:
 	@scripts/setup.sh bench
 
 .PHONY: build
-build: setup ## build target/release/libpinion.so
-	@$(CARGO) build --release
+build: setup ## build target/release/libpinion.so (the loader), and beside it the module for PYTHON
+	@PYTHON='$(PYTHON)' scripts/build.sh
+
+.PHONY: dist
+dist: setup ## wheels for all Pythons on this machine, and a .deb, into dist/ (ARGS=/path/to/python3 for one)
+	@scripts/dist.sh $(ARGS)
 
 .PHONY: run
 run: build ## build, then run a server with the module on PORT
@@ -74,6 +81,7 @@ demo: setup-demo build ## play the tutorial, a herd, an outage and a batch again
 .PHONY: fmt
 fmt: ## format the Rust code
 	@cargo fmt
+	@cd loader && cargo fmt
 
 .PHONY: rooms
 rooms: ## which room of src/ knows which; fails unless knowledge flows one way
@@ -85,10 +93,12 @@ lint: setup-test ## check the format, the rooms, and run clippy: warnings are er
 	@scripts/rooms.py >/dev/null
 	@scripts/rules.py
 	@$(CARGO) clippy --all-targets -- -D warnings
+	@cd loader && cargo fmt --check && $(LOADER) clippy --release -- -D warnings
 
 .PHONY: test-rust
 test-rust: setup-test ## cargo test
-	@$(CARGO) test --lib $(ARGS)
+	@$(RUN_CARGO) test --lib $(ARGS)
+	@cd loader && $(LOADER) test --quiet
 
 .PHONY: test-python
 test-python: setup-test build ## pytest: all tests on SERVERS (default: redis-7.0); ARGS go to pytest
@@ -106,8 +116,13 @@ test-matrix: setup-test build ## the other servers of the matrix: Redis 8.2 whol
 		$(call run-tests,$$server,); \
 	done
 	@for server in $(SUBSET_SERVERS); do \
-		$(call run-tests,$$server,-m 'matrix and not soak'); \
+		$(call run-tests,$$server,-m 'matrix and not soak and not package'); \
 	done
+
+.PHONY: test-package
+test-package: setup-test ## build one wheel and the .deb, then play them: a newcomer's walk in an empty environment
+	@scripts/dist.sh '$(INTERPRETER)'
+	@$(PYTEST) -m package -s tests/test_packages.py $(ARGS)
 
 .PHONY: test-compat
 test-compat: setup-compat build ## other people's clients, unmodified, on SERVERS (redis-7.0): gears-cli, redgrease, rgsync, ...; minutes
@@ -135,7 +150,7 @@ bench: setup-bench build ## benchmarks, a table and pictures in target/bench; AR
 
 .PHONY: bench-inner
 bench-inner: setup ## the inner loops by themselves
-	@$(CARGO) bench --features bench --bench inner
+	@$(RUN_CARGO) bench --features bench --bench inner
 
 .PHONY: bench-compare
 bench-compare: setup-bench ## what has changed between the kept results and those of the last `make bench`
@@ -157,5 +172,5 @@ bench-smoke: setup-test build ## every benchmark once, briefly: do they still wo
 
 .PHONY: clean
 clean: ## remove everything that was built or downloaded
-	rm -rf target .venv .cache .pytest_cache
+	rm -rf target dist .venv .cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,7 +3,7 @@
 use std::{fs, hint::black_box, time::Duration};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use pinion::bench_api::{Ending, EntryId, Pattern, RegistrationChange, RunStats, glob};
+use pinion_core::bench_api::{Ending, EntryId, Pattern, RegistrationChange, RunStats, glob};
 
 fn names(criterion: &mut Criterion) {
     let pattern = Pattern::new(b"user:profile:*");

@@ -34,7 +34,10 @@ from scenarios import KEYMISS, OTHER_KEYS  # noqa: E402
 OUT = ROOT / "target" / "bench" / "profile"
 WARM, COMMANDS, PIPELINE = 2_000, 20_000, 16
 # Whose code an object file is; the first one that its name contains.
-OWNERS = {"libpinion": "the module", "libpython": "Python", "-server": "the server", "redis-check": "the server"}
+OWNERS = {
+    **{"pinion-cp": "the module", "libpinion": "the loader", "libpython": "Python"},
+    **{"-server": "the server", "redis-check": "the server"},
+}
 
 
 class Way(NamedTuple):

@@ -2,8 +2,6 @@
 # The other server: RG.CONFIGSET sourceHost <host> sourcePort <port> (default 127.0.0.1, 6380).
 import redis
 
-source = None
-
 
 def connect():
     global source

@@ -21,7 +21,6 @@ FRAME = re.compile(
 )
 # Those that cannot panic: file, name.
 HARMLESS = {
-    ("lib.rs", "RedisModule_OnUnload"),
     ("server/after.rs", "on_wake"),
     ("server/waiting.rs", "on_wake"),
     ("server/persist.rs", "on_free"),

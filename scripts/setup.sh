@@ -80,6 +80,7 @@ libclang_found=
 for file in "${libclang[@]}"; do [[ $file == *libclang-cpp* || ! -e $file ]] || libclang_found=yes; done
 [ -n "$libclang_found" ] || missing+=(clang libclang-dev)
 have cc || missing+=(build-essential)
+[ "$mode" = runtime ] || have musl-gcc || missing+=(musl-tools) # the loader's line for another C library
 if ! have "$server"; then
     [ "$server" = redis-server ] || fail "SERVER=$server was not found"
     missing+=(redis-server)

@@ -104,7 +104,7 @@ const NUMBERS: [Definition; 18] = [
 
 /// Options with a text: name and default. None changes at run time.
 const TEXTS: [(&str, &str); 7] = [
-    (PYTHON_VENV, env!("PINION_DEFAULT_VENV")),
+    (PYTHON_VENV, ""),
     (ASYNC_LOOP, "asyncio"),
     (REQUIREMENTS_DIR, "pinion-requirements"),
     (REQUIREMENTS_POLICY, "allow"),
@@ -144,6 +144,8 @@ pub enum Current {
 pub struct Config {
     numbers: [AtomicI64; NUMBERS.len()],
     texts: Mutex<Texts>,
+    /// The environment that the loader has chosen: the default of [`PYTHON_VENV`].
+    environment: String,
 }
 
 /// Options of 1.2 that mean nothing here: accepted and reported, but not part of the server's configuration.
@@ -161,17 +163,21 @@ impl Default for Config {
         Self {
             numbers: std::array::from_fn(|index| AtomicI64::new(NUMBERS[index].default)),
             texts: Mutex::default(),
+            environment: String::new(),
         }
     }
 }
 
 impl Config {
-    /// Reads the module arguments `<key> <value> ...`.
+    /// Reads the module arguments `<key> <value> ...`. `environment`: that of the Python that runs.
     ///
     /// # Errors
     /// The log lines that tell why the module does not load.
-    pub fn load(args: &[Vec<u8>]) -> Result<Self, String> {
-        let config = Self::default();
+    pub fn load(args: &[Vec<u8>], environment: &str) -> Result<Self, String> {
+        let config = Self {
+            environment: environment.to_owned(),
+            ..Self::default()
+        };
         for pair in args.chunks(2) {
             let key = String::from_utf8_lossy(&pair[0]).into_owned();
             let Some(value) = pair.get(1) else {
@@ -246,6 +252,9 @@ impl Config {
         }
         if let Some(value) = texts.extra.get(key) {
             return Current::Text(value.clone());
+        }
+        if key == PYTHON_VENV.as_bytes() {
+            return Current::Text(self.environment.clone().into());
         }
         TEXTS
             .iter()
@@ -430,7 +439,8 @@ mod tests {
 
     #[test]
     fn core_keys_load_in_any_letter_case() {
-        let config = Config::load(&args(&["maxexecutions", "7", "Region", "eu"])).unwrap_or_default();
+        let config =
+            Config::load(&args(&["maxexecutions", "7", "Region", "eu"]), "/srv/env").unwrap_or_default();
         assert_eq!(config.get(b"MaxExecutions"), Current::Number(7));
         assert_eq!(config.get(b"maxexecutions"), Current::Unknown);
         assert_eq!(config.explicit(b"Region"), Some(b"eu".to_vec()));
@@ -439,7 +449,7 @@ mod tests {
 
     #[test]
     fn bad_values_do_not_load() {
-        let refused = |words: &[&str]| Config::load(&args(words)).err().unwrap_or_default();
+        let refused = |words: &[&str]| Config::load(&args(words), "").err().unwrap_or_default();
         assert_eq!(
             refused(&["ExecutionThreads", "0"]),
             "Failed setting config value ExecutionThreads"

@@ -1,4 +1,4 @@
-//! Pinion: Python functions inside Redis and Valkey. This file is the module's table: its rooms, and the server's way in.
+//! Pinion: Python functions inside Redis and Valkey. This file is the module's table: its rooms, and the way in.
 
 #[cfg(feature = "bench")]
 pub mod bench_api;
@@ -22,10 +22,11 @@ mod stats;
 mod threads;
 mod write_behind;
 
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, c_char, c_int};
 
 use crate::{
     module::Callbacks,
+    python::interpreter::Environment,
     server::{load, raw},
 };
 
@@ -47,26 +48,28 @@ const CALLBACKS: Callbacks = Callbacks {
 #[global_allocator]
 static ALLOCATOR: server::alloc::ServerAlloc = server::alloc::ServerAlloc;
 
-/// The server's way in.
+/// The loader's way in: it has found Python, made its library global, and opened this file (see loader/). The number in the name
+/// goes up when the arguments change.
 ///
 /// # Safety
-/// To be called by the server, once, with its own arguments.
+/// To be called once, while the module loads, with the server's own arguments, and the paths of an interpreter and of
+/// its prefix.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn RedisModule_OnLoad(
+pub unsafe extern "C" fn pinion_load_1(
     ctx: *mut raw::RedisModuleCtx,
     argv: *mut *mut raw::RedisModuleString,
     argc: c_int,
+    program: *const c_char,
+    prefix: *const c_char,
 ) -> c_int {
-    let start = |loading: &load::Loading<'_>| module::start(loading, &CALLBACKS);
-    // SAFETY: the server calls this with its own arguments.
+    // SAFETY: the loader gives texts.
+    let environment = unsafe {
+        Environment {
+            program: CStr::from_ptr(program).to_string_lossy().into_owned(),
+            prefix: CStr::from_ptr(prefix).to_string_lossy().into_owned(),
+        }
+    };
+    let start = |loading: &load::Loading<'_>| module::start(loading, &CALLBACKS, &environment);
+    // SAFETY: the loader passes on what it got from the server.
     unsafe { load::run(ctx, argv, argc, NAME, VERSION, start) }
-}
-
-/// Refuses: threads run in the module, and Python cannot be taken out of a process.
-///
-/// # Safety
-/// To be called by the server.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn RedisModule_OnUnload(_ctx: *mut raw::RedisModuleCtx) -> c_int {
-    raw::REDISMODULE_ERR as c_int
 }

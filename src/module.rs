@@ -11,7 +11,10 @@ use crate::{
     engine::Engine,
     hooks::Hooks,
     persistence::Persistence,
-    python::{self, CPython, Runtime, interpreter},
+    python::{
+        self, CPython, Runtime,
+        interpreter::{self, Environment},
+    },
     read_through::ReadThrough,
     readers::{
         command::Commands,
@@ -71,8 +74,8 @@ pub struct Callbacks {
 ///
 /// # Errors
 /// Why the module cannot work here, for the server's log.
-pub fn start(loading: &Loading<'_>, callbacks: &Callbacks) -> Result<(), String> {
-    let config = Config::load(&loading.arguments())
+pub fn start(loading: &Loading<'_>, callbacks: &Callbacks, environment: &Environment) -> Result<(), String> {
+    let config = Config::load(&loading.arguments(), &environment.prefix)
         .map_err(|reason| format!("{reason}: could not initialize gears config"))?;
     let config = Arc::new(config);
     loading.offer(config.server_options())?;
@@ -83,6 +86,7 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks) -> Result<(), String>
         ));
     }
     let python = interpreter::start(
+        environment,
         &config.text(PYTHON_VENV),
         config.is_on(Number::OverridePythonAllocators),
         &config.text(ASYNC_LOOP),
@@ -119,7 +123,7 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks) -> Result<(), String>
     let packages = Packages::start(
         Arc::clone(&engine.config),
         Arc::clone(&engine.language),
-        Path::new(&python.prefix),
+        Path::new(&python.program),
         &python.version,
         loading.port(),
     )?;

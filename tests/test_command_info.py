@@ -16,10 +16,12 @@ pytestmark = pytest.mark.matrix
 ACTING = {"rg.pyexecute", "rg.unregister", "rg.abortexecution", "rg.dropexecution", "rg.configset"}
 INSPECTING = {
     *("rg.getresults", "rg.getresultsblocking", "rg.getexecution", "rg.dumpexecutions", "rg.dumpregistrations"),
-    *("rg.configget", "rg.pydumpsessions", "rg.pystats", "rg.dumpplugins"),
+    *("rg.configget", "rg.pydumpsessions", "rg.pystats", "rg.dumpplugins", "rg.stats"),
 }
 PUBLIC = ACTING | INSPECTING | {"rg.pyprofile", "rg.pyexecuteremote", "rg.pyfreeinterpreter"}
-WITHOUT_ARGUMENTS = {"rg.dumpexecutions", "rg.pystats", "rg.dumpplugins", "rg.pyexecuteremote", "rg.pyfreeinterpreter"}
+WITHOUT_ARGUMENTS = {
+    *("rg.dumpexecutions", "rg.pystats", "rg.stats", "rg.dumpplugins", "rg.pyexecuteremote", "rg.pyfreeinterpreter"),
+}
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any, Callable
 
 import pytest
+import redis
 from redis import ResponseError
 
 from helpers import Server, free_port, wait_until
@@ -351,5 +352,8 @@ def test_imports_by_the_server_are_watched_too(start_server: Callable[..., Serve
     script += "def importing(name, *args, **kwargs):\n    if name == 'pinion_children':\n        mischief()\n"
     script += "    return before(name, *args, **kwargs)\nbuiltins.__import__ = importing\n"
     assert server.run(script) == "OK"
-    assert server.client(socket_timeout=20).config_set("port", free_port())
-    assert server.client().ping()
+    port = free_port()
+    assert server.client(socket_timeout=20).config_set("port", port)
+    assert "longer than SyncTimeout" in server.log()
+    with redis.Redis(server.host, port) as client:
+        assert client.ping()

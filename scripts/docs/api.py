@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes docs/python-api.md from the stubs, python/redisgears.pyi. `--check`: fails if it is not what the stubs say."""
+"""Writes docs/python-api.md from the stubs, package/src/redisgears-stubs/__init__.pyi. `--check`: fails if it is not what the stubs say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-STUBS = ROOT / "python/redisgears.pyi"
+STUBS = ROOT / "package/src/redisgears-stubs/__init__.pyi"
 PAGE = ROOT / "docs/python-api.md"
 
 ALIASES = {
@@ -63,7 +63,7 @@ NOTES = {
 
 HEAD = """# Python API
 
-Written from the stubs, `python/redisgears.pyi`, which editors and type checkers read. Scripts have these names without import; packages import them
+Written from the stubs, `package/src/redisgears-stubs/__init__.pyi`, which editors and type checkers read. Scripts have these names without import; packages import them
 from `redisgears`, under the names in brackets. What each one does, step by step, is in [scripts and functions](functions.md).
 
 """

@@ -2,42 +2,57 @@
 
 use std::sync::atomic::Ordering;
 
-use super::Cluster;
-use crate::server::reply::Reply;
+use super::{Cluster, Known, topology::Shard};
+use crate::{
+    engine::{id::ShardId, members::Slots},
+    server::reply::Reply,
+};
+
+/// One shard, as this one sees it.
+pub struct Member {
+    pub id: ShardId,
+    pub is_me: bool,
+    pub host: String,
+    pub port: u16,
+    pub slots: Vec<Slots>,
+    /// The run id of its server; `None` while it has never answered.
+    pub run: Option<String>,
+    /// There is a link to it. This shard needs none to itself.
+    pub connected: bool,
+    pub pending_messages: usize,
+}
 
 impl Cluster {
+    /// All shards, in the order of their ids; none outside of a cluster.
+    pub fn members(&self) -> Vec<Member> {
+        members(&self.known.lock())
+    }
+
     /// The reply of RG.INFOCLUSTER.
     pub fn info(&self) -> Reply {
         let known = self.known.lock();
         let Some(topology) = known.topology.as_ref().filter(|topology| topology.is_cluster()) else {
             return Reply::bulk("no cluster mode");
         };
-        let shards = topology.shards.iter().map(|(id, shard)| {
-            let link = known.links.get(id).map(|link| link.state());
-            let run = if *id == topology.me {
-                Some(known.run.clone())
-            } else {
-                link.as_ref().and_then(|link| link.run.clone())
-            };
-            let pending = link.map_or(0, |link| link.pending);
-            let (first, last) = shard.slots.first().copied().unwrap_or_default();
+        let shards = members(&known).into_iter().map(|member| {
+            let (first, last) = member.slots.first().copied().unwrap_or_default();
             Reply::Array(vec![
                 Reply::bulk("id"),
-                Reply::bulk(id.to_string()),
+                Reply::bulk(member.id.to_string()),
                 Reply::bulk("ip"),
-                Reply::bulk(&shard.address.host),
+                Reply::bulk(member.host),
                 Reply::bulk("port"),
-                Reply::Int(i64::from(shard.address.port)),
+                Reply::Int(i64::from(member.port)),
                 Reply::bulk("unixSocket"),
                 Reply::bulk("None"),
                 Reply::bulk("runid"),
-                Reply::bulk_or_null(run),
+                Reply::bulk_or_null(member.run),
                 Reply::bulk("minHslot"),
                 Reply::Int(i64::from(first)),
                 Reply::bulk("maxHslot"),
                 Reply::Int(i64::from(last)),
                 Reply::bulk("pendingMessages"),
-                Reply::Int(pending as i64),
+                Reply::Int(member.pending_messages as i64),
             ])
         });
         Reply::Array(vec![
@@ -77,4 +92,29 @@ impl Cluster {
             ("messages_received", self.counts.received.load(Ordering::Relaxed)),
         ]
     }
+}
+
+fn members(known: &Known) -> Vec<Member> {
+    let Some(topology) = known.topology.as_ref().filter(|topology| topology.is_cluster()) else {
+        return Vec::new();
+    };
+    let member = |(&id, shard): (&ShardId, &Shard)| {
+        let is_me = id == topology.me;
+        let link = known.links.get(&id).map(|link| link.state());
+        Member {
+            id,
+            is_me,
+            host: shard.address.host.clone(),
+            port: shard.address.port,
+            slots: shard.slots.clone(),
+            connected: is_me || link.as_ref().is_some_and(|link| link.connected),
+            pending_messages: link.as_ref().map_or(0, |link| link.pending),
+            run: if is_me {
+                Some(known.run.clone())
+            } else {
+                link.and_then(|link| link.run)
+            },
+        }
+    };
+    topology.shards.iter().map(member).collect()
 }

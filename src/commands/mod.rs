@@ -54,6 +54,7 @@ pub mod requirements;
 pub mod session_literal;
 pub mod sessions;
 pub mod small;
+mod stats;
 mod triggers;
 
 use std::ffi::c_int;
@@ -78,6 +79,7 @@ pub const ALL: &[&[Definition]] = &[
     requirements::COMMANDS,
     config::COMMANDS,
     cluster::COMMANDS,
+    stats::COMMANDS,
     small::COMMANDS,
     internal::COMMANDS,
 ];

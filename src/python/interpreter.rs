@@ -1,10 +1,10 @@
-//! The one interpreter: bound to the Python that the module was built with and to one virtual environment.
+//! The one interpreter, of the Python and the virtual environment that the loader has chosen.
 //!
 //! Started once, on the server's thread, while the module loads. Whatever is missing is a text for the log, never a
 //! crash.
 
 use std::{
-    ffi::{CStr, CString, c_char, c_int, c_void},
+    ffi::{CStr, CString},
     fs,
     mem::MaybeUninit,
     path::{Path, PathBuf},
@@ -75,8 +75,18 @@ pub(super) const fn cstr(text: &'static str) -> &'static CStr {
 /// hold up all clients.
 const SWITCH_INTERVAL_S: f64 = 0.0005;
 
-/// What was started, for the log.
+/// The Python that the loader has found.
+pub struct Environment {
+    /// The interpreter's path.
+    pub program: String,
+    /// The virtual environment, or the installation if it is in none.
+    pub prefix: String,
+}
+
+/// What was started.
 pub struct Started {
+    /// The interpreter's path.
+    pub program: PathBuf,
     /// E.g. `3.11.2`.
     pub version: String,
     /// The virtual environment, as Python sees it.
@@ -85,19 +95,27 @@ pub struct Started {
     pub base_prefix: String,
 }
 
-/// Starts Python in the virtual environment `venv`, with memory of the server's if `server_memory`, and an event loop of
-/// the kind `loop_kind`.
+/// Starts the Python that the loader has found, with memory of the server's if `server_memory`, and an event loop of the
+/// kind `loop_kind`. `wanted`: the environment as the options say; the server's own configuration, which the loader cannot
+/// see, may name another one.
 ///
 /// # Errors
 /// What is missing or wrong, in one line for the log.
-pub fn start(venv: &str, server_memory: bool, loop_kind: &str) -> Result<Started, String> {
-    let program = check_venv(Path::new(venv))?;
-    make_symbols_global()?;
-    find_environment();
+pub fn start(
+    environment: &Environment,
+    wanted: &str,
+    server_memory: bool,
+    loop_kind: &str,
+) -> Result<Started, String> {
+    let program = if wanted == environment.prefix {
+        PathBuf::from(&environment.program)
+    } else {
+        check_venv(Path::new(wanted))?
+    };
     pyo3::append_to_inittab!(redisgears);
     initialize(&program, server_memory)?;
-    let started =
-        attach::bare(|py| prepare(py, loop_kind)).map_err(|error| format!("Python did not start: {error}"));
+    let started = attach::bare(|py| prepare(py, program, loop_kind))
+        .map_err(|error| format!("Python did not start: {error}"));
     // SAFETY: this thread initialised Python and is attached; from here on everybody attaches when needed.
     unsafe { ffi::PyEval_SaveThread() };
     started
@@ -105,10 +123,10 @@ pub fn start(venv: &str, server_memory: bool, loop_kind: &str) -> Result<Started
 
 use api::redisgears;
 
-/// The interpreter of a virtual environment that fits the Python we are linked to.
+/// The interpreter of a virtual environment that fits the Python that is loaded.
 fn check_venv(venv: &Path) -> Result<PathBuf, String> {
     let shown = venv.display();
-    let hint = "run `make build`, or name another one with the module argument PythonVenv <dir>";
+    let hint = "give it as the module argument PythonVenv <dir>, from which the Python is chosen";
     let config = fs::read_to_string(venv.join("pyvenv.cfg"))
         .map_err(|error| format!("{shown} is no Python virtual environment (pyvenv.cfg: {error}): {hint}"))?;
     let program = venv.join("bin/python");
@@ -117,9 +135,7 @@ fn check_venv(venv: &Path) -> Result<PathBuf, String> {
             "the virtual environment {shown} has no bin/python: {hint}"
         ));
     }
-    // SAFETY: returns a static text, also before Python is initialised.
-    let linked = unsafe { CStr::from_ptr(ffi::Py_GetVersion()) }.to_string_lossy();
-    let linked = minor_version(&linked);
+    let linked = minor_version(&version());
     let made_for = config
         .lines()
         .filter_map(|line| line.split_once('='))
@@ -136,6 +152,13 @@ fn check_venv(venv: &Path) -> Result<PathBuf, String> {
     }
 }
 
+/// The version of the Python that runs, e.g. `3.11.2`.
+pub fn version() -> String {
+    // SAFETY: returns a static text, also before Python is initialised.
+    let text = unsafe { CStr::from_ptr(ffi::Py_GetVersion()) }.to_string_lossy();
+    text.split(' ').next().unwrap_or_default().to_owned()
+}
+
 /// `3.11` of `3.11.2 (main, ...)`.
 fn minor_version(text: &str) -> String {
     let version = text
@@ -143,61 +166,6 @@ fn minor_version(text: &str) -> String {
         .next()
         .unwrap_or_default();
     version.split('.').take(2).collect::<Vec<_>>().join(".")
-}
-
-/// Servers open modules with their symbols hidden, and with them the library of Python. C extensions look for those
-/// symbols, so the library is opened again, globally.
-fn make_symbols_global() -> Result<(), String> {
-    let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
-    let symbol = ffi::Py_IsInitialized as unsafe extern "C" fn() -> c_int;
-    // SAFETY: the address is that of a function; the structure is filled or left zeroed, which is valid.
-    let (found, info) = unsafe {
-        let found = libc::dladdr(symbol as *const c_void, info.as_mut_ptr());
-        (found, info.assume_init())
-    };
-    if found == 0 || info.dli_fname.is_null() {
-        return Err("the library of Python was not found in this process".into());
-    }
-    // SAFETY: the name comes from the dynamic linker; the handle is kept for ever.
-    let handle = unsafe {
-        libc::dlopen(
-            info.dli_fname,
-            libc::RTLD_NOW | libc::RTLD_GLOBAL | libc::RTLD_NOLOAD,
-        )
-    };
-    if handle.is_null() {
-        // SAFETY: as above.
-        let name = unsafe { CStr::from_ptr(info.dli_fname) }.to_string_lossy();
-        return Err(format!("could not make the symbols of {name} global"));
-    }
-    Ok(())
-}
-
-/// Some servers (Valkey 8.1) open modules so that these find the symbols of libraries before those of the server. The
-/// variable `environ` then is one that nobody has set: functions and child processes would have no environment. It gets a
-/// copy of the server's, which lives as long as the process.
-fn find_environment() {
-    unsafe extern "C" {
-        static mut environ: *const *const c_char;
-    }
-    // SAFETY: the server is loading modules: nobody changes the environment meanwhile. Its entries are texts, and the last
-    // one is null.
-    unsafe {
-        // The symbols of the server itself come first behind this handle.
-        let server = libc::dlopen(std::ptr::null(), libc::RTLD_NOW);
-        let real: *const *const *const c_char = libc::dlsym(server, c"environ".as_ptr()).cast();
-        if !environ.is_null() || real.is_null() || (*real).is_null() {
-            return;
-        }
-        let mut entries = Vec::new();
-        let mut entry = *real;
-        while !(*entry).is_null() {
-            entries.push(CStr::from_ptr(*entry).to_owned().into_raw().cast_const());
-            entry = entry.add(1);
-        }
-        entries.push(std::ptr::null());
-        environ = entries.leak().as_ptr();
-    }
 }
 
 /// Initialises Python; this thread is attached afterwards.
@@ -256,7 +224,7 @@ unsafe fn check(status: ffi::PyStatus) -> Result<(), String> {
 }
 
 /// Loads Python's part of the module and fills `__main__`, the template of every script's globals.
-fn prepare(py: Python<'_>, loop_kind: &str) -> PyResult<Started> {
+fn prepare(py: Python<'_>, program: PathBuf, loop_kind: &str) -> PyResult<Started> {
     errors::init(py)?;
     let shipped = PyModule::from_code(py, SHIPPED, c"<pinion>/shipped.py", c"pinion_shipped")?;
     shipped.call_method1("install", (OWN.into_py_dict(py)?, FALLBACKS.into_py_dict(py)?))?;
@@ -292,9 +260,9 @@ fn prepare(py: Python<'_>, loop_kind: &str) -> PyResult<Started> {
         sys.call_method1("set_int_max_str_digits", (0,))?;
     }
     audit::install(py)?;
-    let version: String = sys.getattr("version")?.extract()?;
     Ok(Started {
-        version: version.split(' ').next().unwrap_or_default().to_owned(),
+        program,
+        version: version(),
         prefix: sys.getattr("prefix")?.extract()?,
         base_prefix: sys.getattr("base_prefix")?.extract()?,
     })

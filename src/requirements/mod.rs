@@ -67,7 +67,7 @@ pub fn platform() -> String {
 }
 
 impl Packages {
-    /// Starts the thread, and makes importable what an earlier process has installed. `venv`: the environment that has
+    /// Starts the thread, and makes importable what an earlier process has installed. `program`: the interpreter that has
     /// pip; `version`: that of Python, e.g. `3.11.2`; `port`: where this server listens.
     ///
     /// # Errors
@@ -75,7 +75,7 @@ impl Packages {
     pub fn start(
         config: Arc<Config>,
         language: Arc<dyn Language>,
-        venv: &Path,
+        program: &Path,
         version: &str,
         port: u16,
     ) -> Result<Arc<Self>, String> {
@@ -88,7 +88,7 @@ impl Packages {
             config,
             language,
             pip: Pip {
-                program: venv.join("bin/python"),
+                program: program.to_owned(),
                 environment: base.join(format!("python-{version}-{port}")),
                 version,
             },

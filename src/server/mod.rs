@@ -19,6 +19,7 @@ pub mod current;
 pub mod datatype;
 mod entry;
 pub mod events;
+pub mod figures;
 pub mod filter;
 pub mod guarded;
 pub mod heap;

@@ -8,9 +8,12 @@ What each function does is in docs/functions.md. Scripts see some of the names u
 from asyncio import Future
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-Reply = str | bytearray | int | None | list["Reply"]
+from typing_extensions import Self
+
+# A reply has the form of RESP2: str, int, list, None, or bytearray where it is no UTF-8. Scripts know which one a command gives.
+Reply = Any
 
 class GearsError(Exception): ...
 class GearsFlatError(Exception): ...

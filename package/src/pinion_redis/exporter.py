@@ -1,0 +1,102 @@
+"""RG.STATS as metrics of Prometheus: read once for each scrape."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, Union
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from .connection import Address, Server
+from .errors import PinionError
+
+_REGISTRATION = ["shard", "registration", "session", "reader", "description"]
+_ENDS = ("triggered", "succeeded", "failed", "aborted")
+_GAUGES_OF_LOADS = ("registrations", "waiting_clients", "loading", "queued_keys", "absent_entries", "backoff_entries")
+Family = Union[CounterMetricFamily, GaugeMetricFamily]
+
+
+class StatsCollector(Collector):
+    """Asks the shards when Prometheus asks. A connection lives until an error."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._server: Union[Server, None] = None
+        self._lock = threading.Lock()  # several scrapes may come at once
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing is asked for at the start: the server may come later."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        with self._lock:
+            try:
+                self._server = self._server or Server(self._address)
+                shards = self._server.stats()
+            except PinionError:
+                if self._server:
+                    self._server.close()
+                self._server, shards = None, []
+        yield GaugeMetricFamily("pinion_up", "1 if all shards have answered.", value=1 if shards else 0)
+        yield from metrics(shards)
+
+
+def metrics(shards: list[dict[str, Any]]) -> Iterator[Metric]:
+    """The metrics of documents of RG.STATS, one for each shard."""
+    families: dict[str, Family] = {}
+
+    def add(name: str, help: str, labels: dict[str, str], value: Any, *, counter: bool = False) -> None:
+        if value is None:
+            return
+        if name not in families:
+            families[name] = (CounterMetricFamily if counter else GaugeMetricFamily)(f"pinion_{name}", help, labels=list(labels))
+        families[name].add_metric(list(labels.values()), float(value))
+
+    for shard in shards:
+        here = {"shard": shard["shard"]}
+        add("info", "Versions.", {**here, **{name: shard[name] for name in ("pinion", "python", "role")}}, 1)
+        for name, value in shard["memory"].items():
+            add(f"memory_{name}_bytes", "Memory of the server and of Python in it.", here, value)
+        add("executions_queued", "Executions that no worker has begun.", here, shard["executions"]["queued"])
+        for status, count in shard["executions"]["by_status"].items():
+            add("executions_kept", "Executions that RG.DUMPEXECUTIONS shows.", {**here, "status": status}, count)
+        for name, value in shard["commands"].items():
+            add(f"commands_{name}", "Commands with functions, and refused ones.", here, value, counter=True)
+        add("sessions", "Sessions that are in use.", here, len(shard["sessions"]))
+        for name in ("links_connected", "messages_pending"):
+            add(f"cluster_{name}", "Links to other shards.", here, shard["cluster"][name])
+        for name in ("messages_sent", "messages_sent_bytes", "messages_received"):
+            add(f"cluster_{name}", "Messages to other shards.", here, shard["cluster"][name], counter=True)
+        add("cluster_shards", "Shards that this one knows.", here, len(shard["cluster"]["shards"]))
+        for name, value in shard["read_through"].items():
+            counter = name.endswith("_total")
+            add(f"read_through_{name.removesuffix('_total') if counter else name}", "See INFO rg_read_through.", here, value, counter=counter)
+        for entry in shard["registrations"]:
+            labels = {
+                **here,
+                "registration": entry["id"],
+                **{name: entry[name] or "" for name in ("session", "reader", "description")},
+            }
+            for name in _ENDS:
+                add(f"registration_{name}", "Executions of a registration.", labels, entry[name], counter=True)
+            add("registration_pending", "Executions that no worker has begun.", labels, entry["pending"])
+            add("registration_run_seconds", "Time that executions ran, in all.", labels, entry["run_total_ms"] / 1000, counter=True)
+            for kind in ("run", "wait"):
+                for point, us in entry[f"{kind}_us"].items():
+                    help = "How long executions run, and wait for a worker."
+                    add(f"registration_{kind}_{point}_seconds", help, labels, us / 1e6)
+            add("registration_has_error", "1 if the last execution failed.", labels, int(entry["last_error"] is not None))
+            add("registration_warnings", "Reasons why it may never fire.", labels, len(entry["warnings"]))
+            for name, value in entry["figures"].items():
+                if isinstance(value, (int, float)):
+                    add(f"registration_{_snake(name)}", "A figure of this reader.", labels, value)
+    yield from families.values()
+
+
+def _snake(name: str) -> str:
+    """`last_estimated_lag_ms` for `lastEstimatedLagMS`."""
+    words = "".join(f"_{letter.lower()}" if letter.isupper() and not before.isupper() else letter.lower()
+                    for before, letter in zip(f"_{name}", name))
+    return words.strip("_")
