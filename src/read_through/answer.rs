@@ -9,6 +9,7 @@ use crate::server::{
     key::{self, Life},
     lock::Lock,
     reply::Reply,
+    slots::slot_of,
     store,
     waiting::{Note, Waiting},
 };
