@@ -39,13 +39,14 @@ from read_through_rows import READ_THROUGH
 from resources import RESOURCES, Resource
 from savers import SAVERS
 from scenarios import SCENARIOS, Scenario
+from scripts import SCRIPTS
 
 sys.path.append(str(ROOT / "tests"))
 import servers  # noqa: E402  the binaries are those of the tests
 
 AnyScenario = Union[Scenario, Work, Stall, Resource, AtLimit]
 
-EVERY: dict[str, AnyScenario] = {**SCENARIOS, **EVENTS, **LOADERS, **SAVERS, **BATCH, **RESOURCES, **AT_LIMIT, **CLUSTER, **READ_THROUGH}
+EVERY: dict[str, AnyScenario] = {**SCENARIOS, **EVENTS, **LOADERS, **SAVERS, **BATCH, **RESOURCES, **AT_LIMIT, **CLUSTER, **READ_THROUGH, **SCRIPTS}
 GROUPS = list(dict.fromkeys(scenario.group for scenario in EVERY.values()))
 DEFAULT_SERVERS = ["redis-7.0", "redis-8.2"]
 DEFAULT_REPEAT = 5
@@ -90,6 +91,12 @@ def choose(arguments: argparse.Namespace) -> list[AnyScenario]:
     if not names and not groups:
         return list(EVERY.values())
     return [scenario for scenario in EVERY.values() if scenario.name in names or scenario.group in groups]
+
+
+def servers_for(scenario: AnyScenario, asked: list[str] | tuple[str, ...]) -> list[str]:
+    """The names of the servers to run it on: those that were asked for, or one that it fits, if none of them does."""
+    only = getattr(scenario, "only", "")
+    return [name for name in asked if name.startswith(only)] or [name for name in servers.SERVERS if name.startswith(only)][-1:]
 
 
 def describe(scenario: AnyScenario) -> str:
@@ -180,7 +187,9 @@ def main() -> int:
         return 1
     defaults = SMOKE_SERVERS if arguments.smoke else DEFAULT_SERVERS
     try:
-        binaries = {name: servers.binary(name) for name in arguments.server or defaults}
+        asked = arguments.server or defaults
+        used = dict.fromkeys(name for scenario in chosen for name in servers_for(scenario, asked))
+        binaries = {name: servers.binary(name) for name in used}
     except servers.ServerUnavailable as error:
         print(f"pinion: {error}", file=sys.stderr)
         return 1
@@ -195,8 +204,8 @@ def main() -> int:
     if document["machine"]["load_1min"] > BUSY_LOAD and not arguments.smoke:
         progress(f"the machine is busy (load {document['machine']['load_1min']:.2f}): take no figure seriously")
     for scenario in chosen:
-        for name, binary in binaries.items():
-            document["results"].append(measure(scenario, name, binary, arguments))
+        for name in servers_for(scenario, asked):
+            document["results"].append(measure(scenario, name, binaries[name], arguments))
     changed = module_facts()["sha256"] != document["module"]["sha256"]
     if changed:
         progress("the module was built anew meanwhile: the figures are not those of one module")

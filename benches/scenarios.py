@@ -79,6 +79,7 @@ class Scenario:
     goal: Goal = Goal()
     unit: str = "requests"
     group: str = "linked"
+    only: str = ""  # how the names of the servers begin that can run it
 
     def measure(self, binary: Path, repeat: int, requests: int) -> dict[str, Any]:
         """What run.py keeps of one comparison.

@@ -38,6 +38,7 @@ pub enum Number {
     ReadThroughMaxBackoffs,
     ReadThroughMaxLoads,
     WriteBehindMaxSaveTime,
+    ScriptingEngine,
 }
 
 /// Who an option belongs to: core names are matched in any letter case and are invisible to `configGet`.
@@ -69,6 +70,18 @@ const fn core(name: &'static str, default: i64, min: i64, runtime: bool) -> Defi
     }
 }
 
+/// `yes` or `no`.
+const fn switch(name: &'static str, default: bool) -> Definition {
+    Definition {
+        name,
+        owner: Owner::Core,
+        default: default as i64,
+        min: i64::MIN,
+        boolean: true,
+        runtime: true,
+    }
+}
+
 const fn python(name: &'static str, default: i64, boolean: bool, runtime: bool) -> Definition {
     let min = if boolean { i64::MIN } else { 1 };
     Definition {
@@ -81,7 +94,7 @@ const fn python(name: &'static str, default: i64, boolean: bool, runtime: bool) 
     }
 }
 
-const NUMBERS: [Definition; 18] = [
+const NUMBERS: [Definition; 19] = [
     core("MaxExecutions", 1000, i64::MIN, true),
     core("MaxExecutionsPerRegistration", 100, i64::MIN, true),
     core("ProfileExecutions", 0, i64::MIN, true),
@@ -100,6 +113,7 @@ const NUMBERS: [Definition; 18] = [
     core("ReadThroughMaxBackoffs", 100_000, 0, true),
     core("ReadThroughMaxLoads", 10_000, 1, true),
     core("WriteBehindMaxSaveTime", 60_000, 1, true),
+    switch("ScriptingEngine", true),
 ];
 
 /// Options with a text: name and default. None changes at run time.
@@ -414,6 +428,13 @@ enum BadNumber {
 
 impl Definition {
     fn parse(&self, value: &[u8]) -> Result<i64, BadNumber> {
+        if self.boolean && self.owner == Owner::Core {
+            match value.to_ascii_lowercase().as_slice() {
+                b"yes" => return Ok(1),
+                b"no" => return Ok(0),
+                _ => {}
+            }
+        }
         let number: i64 = std::str::from_utf8(value)
             .ok()
             .and_then(|text| text.parse().ok())

@@ -17,6 +17,7 @@ mod read_through;
 mod readers;
 mod report;
 mod requirements;
+mod scripting;
 mod server;
 mod stats;
 mod threads;

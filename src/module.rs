@@ -24,6 +24,7 @@ use crate::{
         time_events,
     },
     requirements::Packages,
+    scripting::{self, Scripting},
     server::{
         api::{self, Features},
         bus,
@@ -144,6 +145,10 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks, environment: &Environ
         registrar: Arc::clone(&cluster) as _,
     });
     python::note_places(lock, features);
+    let scripting = Scripting::new(Arc::clone(&engine), Arc::new(CPython));
+    if let Err(reason) = loading.offer_engine(scripting::NAME, Arc::new(scripting)) {
+        api::log_notice(&format!("no Python for EVAL and FCALL: {reason}"));
+    }
     time_events::connect(&engine);
     loading.create_type(time_events::load)?;
     loading.keep_in_files(Arc::clone(&persistence) as _)?;

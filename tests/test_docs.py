@@ -3,7 +3,8 @@
 In each page of docs/ and in the README, the blocks are taken in their order, on a fresh server with the module (6379 in
 the text) and a plain one (6380): a `python` block is sent as a script and takes the place of the one before it; a `redis`
 block is a play of commands and replies, one redis-cli session for each stretch with one port. 7001 to 7003 are the shards
-of a cluster.
+of a cluster. A `python` block that is a library (`#!python name=...`) is loaded by FUNCTION LOAD. A page with the comment
+`<!-- server: valkey -->` is about Valkey only.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple
+from typing import Any, Callable, Iterator, NamedTuple
 
 import pytest
 
 from clusters import make_cluster
 from helpers import Server, wait_until
+from scripting import needs_engine
 from servers import ROOT
 
 PAGES = sorted(path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] if "contract" not in path.parts)
 BLOCK = re.compile(r"^```(python|redis)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OF_VALKEY = "<!-- server: valkey -->"
 PROMPT = re.compile(r"^(\d{4})(?:\(TX\))?> (.*)$")
 
 
@@ -65,8 +68,8 @@ def cli(server: Server, commands: list[str]) -> list[str]:
     return subprocess.run(line, input="\n".join(commands), capture_output=True, text=True).stdout.splitlines()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if BLOCK.search(page.read_text())], ids=lambda page: page.stem)
-def test_page(page: Path, start_server: Callable[..., Server]) -> None:
+def play(page: Path, start_server: Callable[..., Server]) -> None:
+    """Does what a page says, and compares the replies."""
     source = start_server(module=False)
     cache = start_server(module_args=["sourcePort", source.port])
     servers = {"6379": cache, "6380": source}
@@ -76,6 +79,9 @@ def test_page(page: Path, start_server: Callable[..., Server]) -> None:
         if kind == "python":
             for registration in cache.registrations():
                 cache.client().execute_command("RG.UNREGISTER", registration["id"], "ABORTPENDING")
+            if block.startswith("#!"):
+                cache.client().execute_command("FUNCTION", "LOAD", "REPLACE", block)
+                continue
             reply = cache.run(block)
             assert reply == "OK" or reply[1] == [], reply
             continue
@@ -87,6 +93,24 @@ def test_page(page: Path, start_server: Callable[..., Server]) -> None:
                 assert cli(server, commands) == expected
             else:  # what a function stores may come a moment later
                 wait_until(lambda: cli(server, commands) == expected, message=f"{commands[0]} gives {expected}")
+
+
+def pages(*, of_valkey: bool) -> Any:
+    """The pages with something to play, by the servers that they are about."""
+    chosen = [page for page in PAGES if BLOCK.search(page.read_text()) and (OF_VALKEY in page.read_text()) == of_valkey]
+    return pytest.mark.parametrize("page", chosen, ids=lambda page: page.stem)
+
+
+@pages(of_valkey=False)
+def test_page(page: Path, start_server: Callable[..., Server]) -> None:
+    play(page, start_server)
+
+
+@pytest.mark.matrix
+@pages(of_valkey=True)
+def test_page_of_valkey(page: Path, start_server: Callable[..., Server], request: pytest.FixtureRequest) -> None:
+    needs_engine(request.config)
+    play(page, start_server)
 
 
 def test_the_tests_that_pages_name_are_there() -> None:

@@ -47,8 +47,19 @@ pub struct Scope {
     pub execution: Option<Arc<Execution>>,
     /// The database that commands of the code run in.
     pub db: i32,
+    /// It is code of the server's EVAL or FCALL.
+    pub server_script: Option<ServerScript>,
     /// Present at script level: what is to happen when the script has ended well.
     pub script: Option<Arc<Mutex<Prepared>>>,
+}
+
+/// Code that the server has as a script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerScript {
+    /// It declares functions: FUNCTION LOAD.
+    Loads,
+    /// It runs for a client: EVAL, FCALL.
+    Runs,
 }
 
 /// What a script has asked for so far.
@@ -71,6 +82,7 @@ impl Scope {
             session: Arc::clone(&execution.session),
             execution: Some(Arc::clone(execution)),
             db: execution.db,
+            server_script: None,
             script: None,
         }
     }
@@ -81,6 +93,7 @@ impl Scope {
             session: Arc::clone(session),
             execution: None,
             db: 0,
+            server_script: None,
             script: None,
         }
     }
@@ -95,7 +108,17 @@ impl Scope {
             session: Arc::clone(session),
             execution: None,
             db: 0,
+            server_script: None,
             script: Some(Arc::new(Mutex::new(prepared))),
+        }
+    }
+
+    /// The scope of a script of the server's; `db`: that of its caller.
+    pub fn of_server_script(session: &Arc<Session>, script: ServerScript, db: i32) -> Self {
+        Self {
+            db,
+            server_script: Some(script),
+            ..Self::of_session(session)
         }
     }
 

@@ -31,6 +31,8 @@ const MAX_TICK: Duration = Duration::from_millis(100);
 const LINGER: u32 = 10;
 /// The same while it cannot stop, because it imports a module.
 const WHILE_IMPORTING: Duration = Duration::from_millis(20);
+/// How often it looks at what holds the server for long.
+const WHILE_SLOW: Duration = Duration::from_millis(10);
 /// What holds the server for longer than that is named in the log.
 const SLOW: Duration = Duration::from_millis(100);
 /// How often, for the same code.
@@ -109,6 +111,16 @@ pub trait Stoppable: Send + Sync {
     /// The same with the names of its functions.
     fn describe_fully(&self) -> String {
         self.describe()
+    }
+
+    /// A limit of its own, besides SyncTimeout.
+    fn limit(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Called by the watch, now and then, while it holds the server for long. True if somebody wants it to end.
+    fn is_unwanted(&self) -> bool {
+        false
     }
 }
 
@@ -227,16 +239,18 @@ impl SyncWatch {
         loop {
             let limit = timeout();
             slow.look(self);
-            let late = limit.and_then(|limit| Some((self.longer_than(limit)?.0, limit)));
+            let late = self.late(limit);
             let mut rest = INTERRUPT_INTERVAL;
-            if let Some((code, limit)) = &late {
+            if let Some((code, passed)) = &late {
                 let stop = code.stop();
-                if !stop.timed_out.swap(true, Ordering::AcqRel) {
-                    api::log_warning(&format!(
-                        "{} has held the server for longer than SyncTimeout ({} ms) and is stopped",
-                        code.describe(),
-                        limit.as_millis()
-                    ));
+                if let Some((name, limit)) = passed {
+                    if !stop.timed_out.swap(true, Ordering::AcqRel) {
+                        api::log_warning(&format!(
+                            "{} has held the server for longer than {name} ({} ms) and is stopped",
+                            code.describe(),
+                            limit.as_millis()
+                        ));
+                    }
                 }
                 stop.ask();
                 if language.interrupt(stop) == Interrupted::AfterImport {
@@ -253,11 +267,28 @@ impl SyncWatch {
                 quiet = 0;
             } else if late.is_some() {
                 thread::sleep(rest);
+            } else if self.longer_than(SLOW).is_some() {
+                thread::sleep(WHILE_SLOW);
             } else {
+                let own = self.running.lock().as_ref().and_then(|(code, _)| code.limit());
+                let limit = own.into_iter().chain(limit).min();
                 let tick = limit.map_or(MAX_TICK, |limit| limit / 4);
                 thread::sleep(tick.clamp(INTERRUPT_INTERVAL, MAX_TICK));
             }
         }
+    }
+
+    /// What is to end now, and the limit that it has passed, with its name; `None` there if somebody wants it to end.
+    fn late(
+        &self,
+        limit: Option<Duration>,
+    ) -> Option<(Arc<dyn Stoppable>, Option<(&'static str, Duration)>)> {
+        let (code, elapsed) = self.longer_than(Duration::ZERO)?;
+        let own = code.limit().map(|own| ("its limit", own));
+        let limits = limit.map(|limit| ("SyncTimeout", limit)).into_iter().chain(own);
+        let passed = limits.into_iter().find(|(_, limit)| elapsed > *limit);
+        let unwanted = elapsed > SLOW && code.is_unwanted();
+        (passed.is_some() || unwanted).then_some((code, passed))
     }
 
     /// What has run for longer than that by now, and how long.

@@ -24,7 +24,7 @@ use crate::{
         execution::Next,
         linked_command::LinkedCommand,
         members::tag_of,
-        scope::{Acting, Scope},
+        scope::{Acting, Scope, ServerScript},
     },
     error::Error,
     readers::time_events,
@@ -32,7 +32,8 @@ use crate::{
         api::{self, Level},
         call, lock,
         lock::with_lock,
-        room,
+        reply::Reply,
+        room, script_call,
     },
 };
 
@@ -55,6 +56,7 @@ pub mod redisgears {
     #[pymodule_export]
     use crate::python::{
         atomic::Atomic, builder::Builder, children::become_child, coroutine::Future, current::GearsSession,
+        scripting::script_flags,
     };
 
     /// Names that differ from those of the classes.
@@ -69,6 +71,10 @@ pub mod redisgears {
         module.add("gearsCtx", module.getattr("PyFlatExecution")?)
     }
 }
+
+const NO_COMMANDS: &str =
+    "ERR a library runs no commands while FUNCTION LOAD loads it: only its functions do";
+const NO_TIME_EVENTS: &str = "time events belong to sessions: use RG.PYEXECUTE";
 
 /// `executeCommand(command, *args)`: runs one command of the server and returns its reply.
 ///
@@ -108,6 +114,14 @@ fn execute<'py>(
         }
     }
     let features = runtime()?.engine.features;
+    let script = scope.as_ref().and_then(|scope| scope.server_script);
+    if let Some(script) = script.filter(|_| lock::is_held()) {
+        let reply = in_engine(|| match script {
+            ServerScript::Runs => with_lock(|lock| script_call::execute(lock, features, &argv)),
+            ServerScript::Loads => Reply::error(NO_COMMANDS),
+        });
+        return convert::reply_object(py, reply);
+    }
     let db = scope.as_ref().map_or(0, |scope| scope.db);
     let name = argv.first().map(Vec::as_slice).unwrap_or_default();
     let run = || {
@@ -365,6 +379,9 @@ fn register_time_event(py: Python<'_>, args: &Bound<'_, PyTuple>) -> PyResult<bo
         .ok_or_else(|| errors::gears_error("time argument must be a positive number of seconds"))?;
     let scope = current::scope()
         .ok_or_else(|| errors::gears_error("can not create time event on a python created thread"))?;
+    if scope.server_script.is_some() {
+        return Err(errors::gears_error(NO_TIME_EVENTS));
+    }
     note_act();
     // Anything else than a text is ignored, as in 1.2.
     let key = args

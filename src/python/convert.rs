@@ -30,7 +30,8 @@ pub fn text_object<'py>(py: Python<'py>, bytes: &[u8]) -> Bound<'py, PyAny> {
     }
 }
 
-fn name_object<'py>(py: Python<'py>, name: &[u8]) -> Bound<'py, PyAny> {
+/// The same for the name of something, which has to be hashable.
+pub fn name_object<'py>(py: Python<'py>, name: &[u8]) -> Bound<'py, PyAny> {
     match std::str::from_utf8(name) {
         Ok(text) => PyString::new(py, text).into_any(),
         Err(_) => PyBytes::new(py, name).into_any(),

@@ -75,7 +75,7 @@ pub struct GearsSession(Scope);
 impl GearsSession {
     /// A script ends before what it starts: the session goes on without it.
     pub fn new(scope: Scope) -> Self {
-        if scope.script.is_some() {
+        if scope.script.is_some() || scope.server_script.is_some() {
             return Self(Scope::of_session(&scope.session));
         }
         Self(scope)

@@ -479,5 +479,10 @@ const KNOWN_TO_REGISTER: [&str; 18] = [
 ];
 
 fn scope(otherwise: &str) -> PyResult<Scope> {
-    current::scope().ok_or_else(|| errors::gears_error(otherwise))
+    match current::scope() {
+        Some(scope) if scope.server_script.is_some() => Err(errors::gears_error(NOT_IN_SCRIPTS)),
+        scope => scope.ok_or_else(|| errors::gears_error(otherwise)),
+    }
 }
+
+const NOT_IN_SCRIPTS: &str = "scripts of EVAL and FUNCTION LOAD neither run nor register: use RG.PYEXECUTE";

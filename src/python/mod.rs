@@ -28,6 +28,7 @@ pub mod memory;
 pub mod profile;
 mod read_through;
 mod script;
+mod scripting;
 mod text;
 mod watchdog;
 mod write_behind;

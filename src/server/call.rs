@@ -188,7 +188,7 @@ fn send(
 }
 
 /// The server has one text for keys of other shards and for those of several slots.
-fn explained(lock: Lock<'_>, argv: &[Vec<u8>], reply: Reply) -> Reply {
+pub(super) fn explained(lock: Lock<'_>, argv: &[Vec<u8>], reply: Reply) -> Reply {
     if !is_foreign(&reply) {
         return reply;
     }
@@ -207,7 +207,7 @@ fn explained(lock: Lock<'_>, argv: &[Vec<u8>], reply: Reply) -> Reply {
 ///
 /// # Safety
 /// The strings are alive.
-unsafe fn spoils(lock: Lock<'_>, words: &[*mut raw::RedisModuleString]) -> bool {
+pub(super) unsafe fn spoils(lock: Lock<'_>, words: &[*mut raw::RedisModuleString]) -> bool {
     // SAFETY: by the caller's promise.
     SPOILED_BY_SLOTS.load(Ordering::Relaxed)
         && bus::is_cluster_node(lock)
@@ -315,8 +315,8 @@ pub fn call_original(
     let _home = home::Ours::enter(command.lock(), name.to_bytes(), || command.db());
     let caused = Caused::enter(command.lock());
     let mut reply = run(format);
-    if server_checks && reply.begins_with(NO_USER) {
-        // Another module's call. The server has not run the command.
+    if server_checks && reply.has_no_user() {
+        // Another module's call.
         server_checks = false;
         reply = run(c"!v0E");
     }
@@ -343,6 +343,17 @@ pub enum Refusal {
 pub struct CallReply(*mut raw::RedisModuleCallReply);
 
 impl CallReply {
+    /// # Safety
+    /// The server gave it as the reply of a call, or null; nobody else frees it.
+    pub(super) unsafe fn new(reply: *mut raw::RedisModuleCallReply) -> Self {
+        Self(reply)
+    }
+
+    /// True if the server was to check the rights of a user and there is none: it has not run the command.
+    pub(super) fn has_no_user(&self) -> bool {
+        self.begins_with(NO_USER)
+    }
+
     /// Sends the reply on as it is.
     pub fn forward(self, command: &Command<'_>) {
         if self.0.is_null() {

@@ -20,6 +20,7 @@ use super::{
     lock::{self, Entered, Lock},
     options::{self, ServerOption},
     persist,
+    script_engine::{self, ScriptEngine},
     string::Argv,
 };
 
@@ -69,6 +70,15 @@ impl<'a> Loading<'a> {
     pub fn keep_in_files(&self, saved: Arc<dyn persist::Saved>) -> Result<(), String> {
         // SAFETY: the context is that of `RedisModule_OnLoad`.
         unsafe { persist::create(self.ctx, saved) }
+    }
+
+    /// Makes `engine` the server's scripting engine of this name.
+    ///
+    /// # Errors
+    /// Why the server has none of it.
+    pub fn offer_engine(&self, name: &CStr, engine: Arc<dyn ScriptEngine>) -> Result<(), &'static str> {
+        // SAFETY: the context is that of `RedisModule_OnLoad`.
+        unsafe { script_engine::register(self.ctx, self.lock, name, engine) }
     }
 
     /// The port that this server listens on, for TLS if there is no other; 0 if neither is known.

@@ -34,6 +34,8 @@ pub mod persist;
 mod refused;
 pub mod reply;
 pub mod room;
+pub mod script_call;
+pub mod script_engine;
 pub mod slots;
 pub mod snapshot;
 pub mod store;

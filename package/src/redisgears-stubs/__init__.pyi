@@ -43,6 +43,16 @@ class Loaded:
     ttl: float | None
     def __init__(self, value: Any, ttl: float | None = None) -> None: ...
 
+def register_function(
+    name: str | Callable[..., Any] | None = None,
+    function: Callable[[list[str | bytes], list[str | bytes]], object] | None = None,
+    *,
+    description: str | None = None,
+    flags: Iterable[Literal["no-writes", "allow-oom", "allow-stale", "no-cluster", "allow-cross-slot-keys"]] = (),
+) -> Any:
+    """Makes a function one that FCALL can call (Valkey 8.1 and later): `function(keys, args)`. For libraries that FUNCTION LOAD loads;
+    a decorator, with or without arguments, or a call. Returns the function. Raises `gears.error` that names the argument."""
+
 def readThrough(
     prefix: str,
     loader: Callable[[Any], object] | None = None,
