@@ -28,6 +28,7 @@ from harness import Failure, free_port, wait_until  # noqa: E402
 from helpers import module_path  # noqa: E402
 from read_through_rows import CONSTANT as COLD, HIT, TUTORIAL  # noqa: E402
 from report import as_markdown  # noqa: E402
+from savers import FIELDS, SAVE, VALUE  # noqa: E402
 from scenarios import KEYMISS, OTHER_KEYS  # noqa: E402
 
 OUT = ROOT / "target" / "bench" / "profile"
@@ -60,6 +61,8 @@ WAYS = (
     Way("sync", MISS, KEYMISS.format(mode="sync"), GET),
     Way("trigger-pipelined", ("RG.TRIGGER", "one"), TRIGGER.format(mode="sync"), ("EVALSHA", CONSTANT_SHA, "0")),
     Way("set-other-keys", ("SET", "key:#", "value"), OTHER_KEYS, ("SET", "key:#", "value")),
+    Way("set-saved", ("SET", "key:#", VALUE), SAVE.format(prefix="key"), ("SET", "key:#", VALUE)),
+    Way("hset-saved", ("HSET", "hash:#", *FIELDS), SAVE.format(prefix="hash"), ("HSET", "hash:#", *FIELDS)),
     Way("stream-sync", ADD, STREAM, ADD),
     Way("hook-other-keys", ("HSET", "hash:#", "field", "value"), HOOK, ("HSET", "hash:#", "field", "value")),
 )

@@ -28,6 +28,7 @@ import redisgears as rg
 from pinion_builder import GearsBuilder
 from pinion_loop import GearsFuture, GearsSession, createFuture, loop, runCoroutine, setFutureException, setFutureResults
 from pinion_read_through import Loaded, Sorted, read_through
+from pinion_write_behind import write_behind
 from redisgears import PyFlatExecution, gearsConfigGet, gearsCtx, getGearsSession, isAsyncAllow, isInAtomicBlock, log
 from redisgears import refresh, registerGearsThread, setGearsSession
 from redisgears import registerTimeEvent as registerTE

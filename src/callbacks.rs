@@ -54,6 +54,7 @@ notifications! {
     on_key_change => keys;
     on_stream_change => streams;
     on_loaded_change => loads;
+    on_captured_change => behind;
 }
 
 /// Asks the server for the notifications that somebody needs.
@@ -63,6 +64,7 @@ pub fn subscribe(lock: Lock<'_>, class: Class) {
         Class::Changes(_) => events::subscribe(lock, class, on_key_change),
         Class::Stream => events::subscribe(lock, class, on_stream_change),
         Class::Loaded => events::subscribe(lock, class, on_loaded_change),
+        Class::Captured(_) => events::subscribe(lock, class, on_captured_change),
     }
 }
 
@@ -79,6 +81,7 @@ pub unsafe extern "C" fn on_server_event(
             if event == ServerEvent::BeforeSleep {
                 after::before_sleep(lock);
                 pinion.loads.pump(lock);
+                pinion.behind.pump(lock);
                 pinion.engine.about_to_sleep();
                 closing::lock_comes_free();
                 return;
@@ -86,7 +89,10 @@ pub unsafe extern "C" fn on_server_event(
             match event {
                 ServerEvent::Closing => return closing::close(),
                 ServerEvent::PortsChanged => return python::note_places(lock, pinion.engine.features),
-                ServerEvent::Flushed(db) => return pinion.loads.flushed(lock, db),
+                ServerEvent::Flushed(db) => {
+                    pinion.behind.flushed(lock, db);
+                    return pinion.loads.flushed(lock, db);
+                }
                 ServerEvent::Swapped(first, second) => {
                     pinion.loads.flushed(lock, Some(first));
                     return pinion.loads.flushed(lock, Some(second));
@@ -104,13 +110,17 @@ pub unsafe extern "C" fn on_server_event(
                 ServerEvent::LoadingEnded => {
                     persist::ended(lock);
                     pinion.keys.loading_ended(lock);
+                    pinion.behind.loading_ended(lock);
                     persistence.loading_ended(lock);
                 }
                 ServerEvent::WritingStarted(writing) => return persist::writing_started(lock, writing),
                 ServerEvent::WritingEnded => return persist::ended(lock),
-                ServerEvent::RoleChanged => pinion
-                    .cluster
-                    .forget_shape("this server has just got another role"),
+                ServerEvent::RoleChanged => {
+                    pinion
+                        .cluster
+                        .forget_shape("this server has just got another role");
+                    pinion.behind.role_changed();
+                }
                 ServerEvent::BeforeSleep
                 | ServerEvent::PortsChanged
                 | ServerEvent::Closing
@@ -151,7 +161,13 @@ pub unsafe extern "C" fn on_info(request: *mut raw::RedisModuleInfoCtx, for_cras
     // SAFETY: the server calls this with its own argument.
     unsafe {
         info::run(request, |info| {
-            report::fill(info, &pinion.engine, &pinion.cluster, &pinion.loads);
+            report::fill(
+                info,
+                &pinion.engine,
+                &pinion.cluster,
+                &pinion.loads,
+                &pinion.behind,
+            );
         });
     };
 }

@@ -37,6 +37,7 @@ pub enum Number {
     ReadThroughMaxAbsent,
     ReadThroughMaxBackoffs,
     ReadThroughMaxLoads,
+    WriteBehindMaxSaveTime,
     ScriptingEngine,
 }
 
@@ -93,7 +94,7 @@ const fn python(name: &'static str, default: i64, boolean: bool, runtime: bool) 
     }
 }
 
-const NUMBERS: [Definition; 18] = [
+const NUMBERS: [Definition; 19] = [
     core("MaxExecutions", 1000, i64::MIN, true),
     core("MaxExecutionsPerRegistration", 100, i64::MIN, true),
     core("ProfileExecutions", 0, i64::MIN, true),
@@ -111,6 +112,7 @@ const NUMBERS: [Definition; 18] = [
     core("ReadThroughMaxAbsent", 100_000, 0, true),
     core("ReadThroughMaxBackoffs", 100_000, 0, true),
     core("ReadThroughMaxLoads", 10_000, 1, true),
+    core("WriteBehindMaxSaveTime", 60_000, 1, true),
     switch("ScriptingEngine", true),
 ];
 

@@ -136,6 +136,34 @@ impl Error {
         ))
     }
 
+    /// The changes of a `write_behind` are saved by another one.
+    pub fn saved_by_another(prefix: &str) -> Self {
+        Self::Text(format!(
+            "write_behind: prefix: expected one whose changes are not saved yet, but a registration saves '{prefix}' already"
+        ))
+    }
+
+    /// The server has nothing that tells the end of a command.
+    pub fn no_write_behind_here() -> Self {
+        Self::Text(
+            "write_behind: expected a server of version 7.0 or later, which tells when a command has ended"
+                .into(),
+        )
+    }
+
+    pub fn too_many_savers(most: usize) -> Self {
+        Self::Text(format!(
+            "write_behind: expected at most {most} registrations on one server"
+        ))
+    }
+
+    /// Changes would be lost with their registration.
+    pub fn not_saved_yet(prefix: &str, count: usize) -> Self {
+        Self::Text(format!(
+            "{count} changes of '{prefix}' are not saved yet: wait until they are, or give them up with ABORTPENDING"
+        ))
+    }
+
     /// A writing command must not run as if there were no value, only because that could not be loaded.
     pub fn no_miss_for_writes(command: &str) -> Self {
         Self::Text(format!(

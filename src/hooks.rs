@@ -11,6 +11,7 @@ mod loads;
 mod passed;
 mod proxy;
 mod table;
+mod writes;
 
 use std::sync::{Arc, OnceLock};
 
@@ -19,6 +20,7 @@ use clients::ClientCache;
 pub use loads::{Hot, Loads, Missing, Wait, nearness};
 pub use table::{CommandSpec, ProxyCommand};
 use table::{Entry, Rule, Table, look_up};
+pub use writes::Writes;
 
 use crate::{
     engine::{
@@ -54,8 +56,12 @@ pub struct Hooks {
     current: CurrentCommand<Option<Arc<LinkedCommand>>>,
     /// The next command is what `call_next` runs: it is left alone.
     bypass: Guarded<bool>,
+    /// The command that runs moves keys between the shards of a cluster.
+    moving: Guarded<bool>,
     /// Who loads keys that are missed.
     loads: OnceLock<Arc<dyn Loads>>,
+    /// Who saves changes of keys.
+    writes: OnceLock<Arc<dyn Writes>>,
 }
 
 impl Hooks {
@@ -70,7 +76,9 @@ impl Hooks {
             cleared: Guarded::new(None),
             current: CurrentCommand::default(),
             bypass: Guarded::new(false),
+            moving: Guarded::new(false),
             loads: OnceLock::new(),
+            writes: OnceLock::new(),
         })
     }
 
@@ -215,13 +223,18 @@ impl Hooks {
 
     /// Undoes [`Hooks::link`]; the last one removes the filter.
     pub fn unlink(&self, lock: Lock<'_>, registration: Id) {
-        let mut table = self.table.write(lock);
-        for entry in &mut table.entries {
+        self.take_out(lock, |entry| {
             entry.rules.retain(|rule| rule.registration != registration);
             entry.hooks.retain(|rule| rule.registration.id != registration);
             entry.loads.retain(|rule| rule.registration != registration);
             entry.removers.retain(|rule| rule.registration != registration);
-        }
+            entry.writes.retain(|rule| rule.registration != registration);
+        });
+    }
+
+    fn take_out(&self, lock: Lock<'_>, change: impl Fn(&mut Entry)) {
+        let mut table = self.table.write(lock);
+        table.entries.iter_mut().for_each(change);
         table.recompute();
         if table.entries.is_empty() {
             if let Some(installed) = self.installed.write(lock).take() {

@@ -21,6 +21,7 @@ mod scripting;
 mod server;
 mod stats;
 mod threads;
+mod write_behind;
 
 use std::ffi::{CStr, c_char, c_int};
 

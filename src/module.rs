@@ -34,6 +34,7 @@ use crate::{
         load::Loading,
     },
     threads,
+    write_behind::WriteBehind,
 };
 
 /// The handle that the server's calls start from. Set once, while the module loads.
@@ -45,6 +46,7 @@ pub struct Pinion {
     pub hooks: Arc<Hooks>,
     pub keys: Arc<KeysWatch>,
     pub loads: Arc<ReadThrough>,
+    pub behind: Arc<WriteBehind>,
     pub commands: Arc<Commands>,
     pub streams: Arc<StreamWatch>,
     pub cluster: Arc<Cluster>,
@@ -105,8 +107,16 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks, environment: &Environ
         Arc::new(CPython),
         callbacks.subscribe,
     );
+    let subscribe = callbacks.subscribe;
+    let behind = WriteBehind::new(
+        Arc::clone(&engine),
+        Arc::clone(&hooks),
+        Arc::clone(&loads),
+        subscribe,
+    );
     let readers = Arc::new(Readers {
         loads: Arc::clone(&loads),
+        behind: Arc::clone(&behind),
         keys: Arc::clone(&keys),
         commands: Arc::clone(&commands),
         streams: Arc::clone(&streams),
@@ -148,6 +158,25 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks, environment: &Environ
     }
     engine.gather_jobs(loading.subscribe(callbacks.server_event, callbacks.info));
     engine.update_serving(lock);
+    greet(&python, &lines);
+    PINION
+        .set(Pinion {
+            engine,
+            hooks,
+            keys,
+            loads,
+            behind,
+            commands,
+            streams,
+            cluster,
+            persistence,
+            packages,
+        })
+        .map_err(|_| "the module is loaded already".to_owned())
+}
+
+/// Says in the log what was started.
+fn greet(python: &interpreter::Started, lines: &[String]) {
     api::log_notice(&format!(
         "Pinion {}, compatible with RedisGears 1.2",
         env!("CARGO_PKG_VERSION")
@@ -156,20 +185,7 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks, environment: &Environ
         "Python {} with the virtual environment {} on {}",
         python.version, python.prefix, python.base_prefix
     ));
-    for line in &lines {
+    for line in lines {
         api::log_notice(line);
     }
-    PINION
-        .set(Pinion {
-            engine,
-            hooks,
-            keys,
-            loads,
-            commands,
-            streams,
-            cluster,
-            persistence,
-            packages,
-        })
-        .map_err(|_| "the module is loaded already".to_owned())
 }

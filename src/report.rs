@@ -12,10 +12,11 @@ use crate::{
     python::memory,
     read_through::ReadThrough,
     server::{info::Info, reply::Reply, room},
+    write_behind::WriteBehind,
 };
 
 /// Fills the sections that were asked for.
-pub fn fill(info: &Info, engine: &Engine, cluster: &Cluster, loads: &ReadThrough) {
+pub fn fill(info: &Info, engine: &Engine, cluster: &Cluster, loads: &ReadThrough, behind: &WriteBehind) {
     if info.section("") {
         info.number("nexecutions", engine.registry.execution_count() as u64);
         info.number("nregistrations", engine.registry.registration_count() as u64);
@@ -32,6 +33,11 @@ pub fn fill(info: &Info, engine: &Engine, cluster: &Cluster, loads: &ReadThrough
     }
     if info.section("read_through") {
         for (name, figure) in loads.totals(info.lock()) {
+            info.number(name, figure);
+        }
+    }
+    if info.section("write_behind") {
+        for (name, figure) in behind.totals(info.lock()) {
             info.number(name, figure);
         }
     }

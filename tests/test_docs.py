@@ -78,7 +78,7 @@ def play(page: Path, start_server: Callable[..., Server]) -> None:
     for kind, block in BLOCK.findall(page.read_text()):
         if kind == "python":
             for registration in cache.registrations():
-                cache.client().execute_command("RG.UNREGISTER", registration["id"])
+                cache.client().execute_command("RG.UNREGISTER", registration["id"], "ABORTPENDING")
             if block.startswith("#!"):
                 cache.client().execute_command("FUNCTION", "LOAD", "REPLACE", block)
                 continue

@@ -22,6 +22,7 @@ ALIASES = {
     "gearsFutureCtx": "gearsFuture",
     "registerTimeEvent": "registerTE",
     "readThrough": "read_through",
+    "writeBehind": "write_behind",
     "PyFlatExecution": "GearsBuilder",
     "PyAtomic": "atomic",
 }
@@ -51,6 +52,7 @@ NOTES = {
     "Loaded": "What a loader returns for a value with a lifetime of its own.",
     "register_function": "Makes a function one that `FCALL` can call (Valkey); `from redisgears import register_function`. [More](scripting.md)",
     "readThrough": "Values that are loaded when a client misses them. [More](read-through.md)",
+    "writeBehind": "Saves changes of keys elsewhere. [More](write-behind.md)",
     "refresh": "Loads keys anew, and returns how many; in a coroutine, what is to be awaited for that. [More](read-through.md#changes-of-the-source-rgrefresh)",
     "PyExecutionSession": "A session, as `getGearsSession` gives it.",
     "PyFuture": "What `gearsFuture()` makes.",

@@ -49,8 +49,7 @@ impl Cluster {
             Message::Ask(number, question) => self.answer(lock, from, number, question),
             Message::Answer(number, answer) => self.answered(from, number, answer),
             Message::Unregister { id, abort_pending } => {
-                // It may be gone already.
-                let _ = self.persistence.unregister(lock, id, abort_pending);
+                self.persistence.end(lock, id, abort_pending);
                 self.persistence.note_gone(lock, &[id]);
             }
             Message::Drop(id) if self.has_plan(id) => {

@@ -263,8 +263,7 @@ impl Cluster {
                 api::log_notice(&format!(
                     "registration {id} has ended on shard {from}: it ends here, too"
                 ));
-                // It was there a moment ago.
-                let _ = self.persistence.unregister(lock, id, true);
+                self.persistence.end(lock, id, false);
             }
         }
         self.persistence.note_gone(lock, gone);

@@ -69,6 +69,14 @@ commands! {
         summary: c"Internal: a requirement with its files, in files and on replicas.",
         handler: |pinion, command| pinion.persistence.inner_import(command),
     }
+    inner_queue_command {
+        name: c"RG.INNERQUEUE",
+        flags: c"write",
+        categories: c"write admin dangerous",
+        syntax: "<blob>",
+        summary: c"Internal: changes that are to be saved, in files and on replicas.",
+        handler: |pinion, command| pinion.behind.inner_queue(command),
+    }
     inner_after_command {
         name: c"RG.INNERAFTER",
         flags: c"write",

@@ -19,7 +19,9 @@ pub enum Value {
     Key(Vec<u8>),
     /// A text of ours, which many records have.
     Name(&'static str),
+    Float(f64),
     List(Vec<Value>),
+    Set(Vec<Value>),
     /// In order of insertion; names are distinct.
     Dict(Vec<(Cow<'static, [u8]>, Value)>),
 }
@@ -123,7 +125,9 @@ impl From<Value> for Reply {
             Value::Int(number) => Self::Int(number),
             Value::Text(text) | Value::Key(text) => Self::Bulk(text),
             Value::Name(name) => Self::bulk(name),
+            Value::Float(number) => Self::Double(number),
             Value::List(items) => Self::Array(items.into_iter().map(Self::from).collect()),
+            Value::Set(items) => Self::Set(items.into_iter().map(Self::from).collect()),
             Value::Dict(fields) => Self::Map(
                 fields
                     .into_iter()

@@ -35,6 +35,7 @@ impl Engine {
         }
         for (done, registration) in registrations.iter().enumerate() {
             if registration.disabled.is_some() {
+                registration.trigger.hold(lock, registration);
                 continue;
             }
             if let Err(error) = registration.trigger.start(lock, registration) {
@@ -54,6 +55,7 @@ impl Engine {
         }
         for registration in &replaced {
             self.registry.remove_registration(registration.id);
+            registration.trigger.ended(lock, registration);
             self.abort_pending(registration.id);
         }
         for registration in registrations {
@@ -104,6 +106,7 @@ impl Engine {
             .remove_registration(id)
             .ok_or(Error::NotRegistered)?;
         registration.trigger.stop(lock, &registration);
+        registration.trigger.ended(lock, &registration);
         if abort_pending {
             self.abort_pending(id);
         }

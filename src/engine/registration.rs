@@ -79,6 +79,8 @@ pub enum Claim<'a> {
     Trigger(&'a str),
     /// The keys that a registration loads.
     Loads(&'a str),
+    /// The keys whose changes a registration saves.
+    Saves(&'a str),
     /// The place of a command, in lower case.
     Hook {
         command: &'a str,
@@ -110,6 +112,23 @@ pub trait Trigger: Send + Sync {
     /// # Errors
     /// As [`Trigger::check`]; nothing has changed then.
     fn start(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error>;
+
+    /// It is known, but cannot start yet: its functions are not there.
+    fn hold(&self, _lock: Lock<'_>, _registration: &Arc<Registration>) {}
+
+    /// Whether it may end now.
+    ///
+    /// # Errors
+    /// Something would be lost with it.
+    fn check_end(&self, _lock: Lock<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// It is to end as soon as [`Trigger::check_end`] allows.
+    fn drain(&self, _lock: Lock<'_>) {}
+
+    /// It has ended, behind [`Trigger::stop`], and no other one has taken over.
+    fn ended(&self, _lock: Lock<'_>, _registration: &Registration) {}
 
     /// Starts no more executions.
     fn stop(&self, lock: Lock<'_>, registration: &Registration);

@@ -184,10 +184,10 @@ impl Traffic {
 fn size(record: &Record) -> usize {
     fn of_value(value: &Value) -> usize {
         match value {
-            Value::None | Value::Int(_) => 9,
+            Value::None | Value::Int(_) | Value::Float(_) => 9,
             Value::Text(text) | Value::Key(text) => text.len() + 5,
             Value::Name(name) => name.len() + 5,
-            Value::List(items) => items.iter().map(of_value).sum::<usize>() + 5,
+            Value::List(items) | Value::Set(items) => items.iter().map(of_value).sum::<usize>() + 5,
             Value::Dict(fields) => fields
                 .iter()
                 .map(|(name, value)| name.len() + 5 + of_value(value))
@@ -230,7 +230,8 @@ impl From<Value> for Packed {
             Value::Int(number) => Self::Int(number),
             Value::Text(text) | Value::Key(text) => Self::Text(ByteBuf::from(text)),
             Value::Name(name) => Self::Text(ByteBuf::from(name)),
-            Value::List(items) => Self::List(items.into_iter().map(Self::from).collect()),
+            Value::Float(number) => Self::Text(ByteBuf::from(number.to_string())),
+            Value::List(items) | Value::Set(items) => Self::List(items.into_iter().map(Self::from).collect()),
             Value::Dict(fields) => Self::Dict(
                 fields
                     .into_iter()

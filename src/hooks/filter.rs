@@ -4,6 +4,7 @@
 use super::{
     Hooks, applies_hooks,
     table::{ProxyCommand, changes_state, length_bit},
+    writes,
 };
 use crate::{
     engine::Engine,
@@ -19,6 +20,7 @@ impl Hooks {
     pub fn filter(&self, engine: &Engine, passing: Passing<'_>) {
         let Some(name) = passing.arg(0) else { return };
         let lock = passing.lock();
+        *self.moving.write(lock) = writes::moves_keys(name);
         let table = self.table.read(lock);
         if table.lengths & length_bit(name) == 0 && !name.contains(&b'.') {
             return;

@@ -22,6 +22,8 @@ use crate::{
         key::{self, Life},
         lock::Lock,
         room,
+        slots::slot_of,
+        store,
     },
 };
 
@@ -56,6 +58,8 @@ pub(super) struct LoadRule {
     pub(super) registration: Id,
     pub(super) pattern: Pattern,
     hot: Arc<Hot>,
+    /// Only for keys whose changes are saved: what the command leaves of a value must not be saved in its place.
+    partial: bool,
 }
 
 /// A missing key of a command, and the registration that loads it.
@@ -90,6 +94,9 @@ pub trait Loads: Send + Sync {
 
     /// Keys of a command that is about to run are missing. `writes`: it is a writing one.
     fn wait(&self, command: &Command<'_>, missing: &[Missing<'_>], writes: bool) -> Wait;
+
+    /// Puts a value back that is gone, if it is not saved yet. True if it was, or if the key is deleted and that is not saved yet.
+    fn restore(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8]) -> bool;
 
     /// A command missed keys whose caller cannot wait.
     fn count_plain(&self, lock: Lock<'_>, registration: Id);
@@ -141,6 +148,7 @@ impl Hooks {
         pattern: &Pattern,
         hot: &Arc<Hot>,
     ) {
+        self.link_loading(lock, registration, commands, pattern, hot, false);
         let mut removers = Vec::new();
         for name in REMOVERS {
             match self.look_up(lock, &[name.to_owned()], &Pattern::Everything) {
@@ -151,15 +159,6 @@ impl Hooks {
             }
         }
         let mut table = self.table.write(lock);
-        for spec in commands {
-            let loads = &mut table.entry(spec).loads;
-            loads.push(LoadRule {
-                registration,
-                pattern: pattern.clone(),
-                hot: Arc::clone(hot),
-            });
-            loads.sort_by_key(|rule| std::cmp::Reverse(nearness(&rule.pattern)));
-        }
         for spec in removers {
             table.entry(spec).removers.push(Rule {
                 registration,
@@ -170,6 +169,60 @@ impl Hooks {
         table.recompute();
         drop(table);
         self.install(lock);
+    }
+
+    /// The same for commands that change a part of a value, for keys whose changes are saved.
+    pub fn link_partial_writers(
+        &self,
+        lock: Lock<'_>,
+        registration: Id,
+        default: &[&str],
+        pattern: &Pattern,
+        hot: &Arc<Hot>,
+    ) {
+        let Ok(commands) = self.look_up_loads(lock, None, default, pattern) else {
+            return;
+        };
+        self.link_loading(lock, registration, commands, pattern, hot, true);
+        self.install(lock);
+    }
+
+    fn link_loading(
+        &self,
+        lock: Lock<'_>,
+        registration: Id,
+        commands: Vec<CommandSpec>,
+        pattern: &Pattern,
+        hot: &Arc<Hot>,
+        partial: bool,
+    ) {
+        let mut table = self.table.write(lock);
+        for spec in commands {
+            let loads = &mut table.entry(spec).loads;
+            loads.push(LoadRule {
+                registration,
+                pattern: pattern.clone(),
+                hot: Arc::clone(hot),
+                partial,
+            });
+            loads.sort_by_key(|rule| std::cmp::Reverse(nearness(&rule.pattern)));
+        }
+        table.recompute();
+    }
+
+    /// The registration that loads a key before the command runs, whose words `word` gives.
+    fn load_before<'a, 'w>(
+        &self,
+        lock: Lock<'_>,
+        entry: &'a Entry,
+        key: &[u8],
+        len: usize,
+        word: impl Fn(usize) -> Option<&'w [u8]>,
+    ) -> Option<&'a LoadRule> {
+        let rule = entry.load_of(key)?;
+        let is_whole = || *entry.spec.name == *b"set" && !is_conditional_set(len, word);
+        let saved = || self.writes.get().is_some_and(|writes| writes.saves(lock, key));
+        (!rule.partial || (saved() && !is_whole())).then_some(rule)
     }
 
     /// Whether a command of a client outside of transactions goes behind a proxy command.
@@ -183,6 +236,9 @@ impl Hooks {
             let Some(key) = passing.arg(position) else {
                 return false;
             };
+            if !entry.writes.is_empty() && self.wants_write_proxy(entry, passing, client.db, position, key) {
+                return true;
+            }
             let linked = entry.links(key);
             if linked && !entry.only_misses {
                 return true;
@@ -190,7 +246,7 @@ impl Hooks {
             if entry.removes(key) && loads.is_some_and(|loads| loads.minds(lock, client.db, key)) {
                 return true;
             }
-            let load = entry.load_of(key);
+            let load = self.load_before(lock, entry, key, passing.len(), |at| passing.arg(at));
             if !linked && load.is_none() {
                 return false;
             }
@@ -253,7 +309,8 @@ impl Hooks {
             let Some(name) = original.get(position) else {
                 continue;
             };
-            let Some(rule) = entry.load_of(name) else { continue };
+            let rule = self.load_before(lock, entry, name, original.len(), |at| original.get(at));
+            let Some(rule) = rule else { continue };
             let life = key::life(lock, db, name);
             // Where the filter looked, it has counted what it saw.
             let wanted = if self.features.quiet_open && cleared {
@@ -269,6 +326,9 @@ impl Hooks {
             }
         }
         drop(table);
+        if command.may_block() && command.has_client() {
+            missing.retain(|missing| !loads.restore(lock, missing.registration, db, missing.name));
+        }
         let Some(first) = missing.first() else {
             return Ok(None);
         };
@@ -306,7 +366,7 @@ impl Hooks {
     }
 
     /// The first key of the command behind the proxy command.
-    pub fn first_key<'a>(&self, command: &Command<'a>) -> Option<&'a [u8]> {
+    fn first_key<'a>(&self, command: &Command<'a>) -> Option<&'a [u8]> {
         let original = command.argv().skip(1);
         let table = self.table.read(command.lock());
         let entry = table.find(original.get(0)?)?;
@@ -314,11 +374,27 @@ impl Hooks {
         original.get(place)
     }
 
+    /// Answers a client that has waited by its own command, in whose place the server calls us back.
+    pub fn answer_awaited(&self, command: &Command<'_>) {
+        match self.run_awaited(command) {
+            Ok(reply) if reply.is_foreign() => {
+                let slot = self.first_key(command).map(slot_of);
+                let redirection = store::redirection(command.lock(), self.features, slot.unwrap_or(0));
+                command.send(&redirection);
+            }
+            Ok(reply) => reply.forward(command),
+            Err(_) => {
+                let name = command.argv().get(1).unwrap_or_default().to_ascii_lowercase();
+                command.send(&Error::NotPermitted(String::from_utf8_lossy(&name).into_owned()).into());
+            }
+        }
+    }
+
     /// Runs the command of a client that has waited, in whose place the server calls us back.
     ///
     /// # Errors
     /// The user may not run it any more.
-    pub fn run_awaited(&self, command: &Command<'_>) -> Result<CallReply, Refusal> {
+    fn run_awaited(&self, command: &Command<'_>) -> Result<CallReply, Refusal> {
         let original = command.argv().skip(1);
         // The filter leaves it alone: it has waited.
         let (reply, _) = self.current.during(command, 1, || {
@@ -327,6 +403,15 @@ impl Hooks {
         });
         reply
     }
+}
+
+/// SET that depends on what is there, or returns it.
+fn is_conditional_set<'a>(len: usize, word: impl Fn(usize) -> Option<&'a [u8]>) -> bool {
+    const OPTIONS: [&[u8]; 7] = [b"nx", b"xx", b"get", b"ifeq", b"ifne", b"ifdeq", b"ifdne"];
+    (3..len).any(|at| {
+        let option = word(at).unwrap_or_default();
+        OPTIONS.iter().any(|known| known.eq_ignore_ascii_case(option))
+    })
 }
 
 /// An exact name is nearest, then the longest prefix.

@@ -75,12 +75,29 @@ impl Hooks {
         if let Some(answer) = self.wait_for_loads(command, cleared).map_err(refused)? {
             return Ok(answer);
         }
+        if let Some(answer) = self.wait_for_room(command, cleared).map_err(refused)? {
+            return Ok(answer);
+        }
+        let behind = self.begin_write(command);
+        let absent = self.absent_removals(command);
         let (reply, link) = self.current.during(command, 1, || {
             call_original(command, self.features, original, cleared)
         });
-        let reply = reply.map_err(refused)?;
+        let reply = match reply {
+            Ok(reply) => self.end_write(command, behind, reply),
+            Err(refusal) => {
+                self.cancel_write(command, behind);
+                return Err(refused(refusal));
+            }
+        };
         engine.stats.count_linked();
         self.tell_removed(command);
+        let Some(reply) = reply else {
+            return Ok(Answer::Done);
+        };
+        if !reply.is_error() {
+            self.tell_writes_removed(command, &absent);
+        }
         match link.as_ref().map_or(Ok(None), |link| link.close_if_free()) {
             Ok(None) => reply.forward(command),
             Ok(Some(replacement)) => command.send(&replacement),

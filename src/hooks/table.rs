@@ -2,11 +2,11 @@
 
 use std::{ffi::CStr, sync::Arc};
 
-use super::{chain::HookRule, loads::LoadRule};
+use super::{chain::HookRule, loads::LoadRule, writes::WriteRule};
 use crate::{
     engine::{id::Id, prefix::Pattern},
     error::Error,
-    server::{api::Features, asking::CommandInfo, filter::Passing, lock::Lock},
+    server::{api::Features, asking::CommandInfo, call::call, filter::Passing, lock::Lock, reply::Reply},
 };
 
 /// The proxy command that stands for an original, chosen so that the server applies the original's checks to it.
@@ -117,6 +117,8 @@ pub(super) struct Entry {
     pub(super) loads: Vec<LoadRule>,
     /// It removes keys, also some that are not there: those of registrations that load must hear of it.
     pub(super) removers: Vec<Rule>,
+    /// Registrations whose changes it makes are saved.
+    pub(super) writes: Vec<WriteRule>,
     /// A hit concerns nobody: the filter may look the keys up and leave hits alone.
     pub(super) only_misses: bool,
     /// What [`changes_state`] says of it.
@@ -169,6 +171,7 @@ impl Table {
                 strays: false,
                 loads: Vec::new(),
                 removers: Vec::new(),
+                writes: Vec::new(),
                 only_misses: false,
             });
             self.entries.len() - 1
@@ -203,7 +206,10 @@ impl Table {
 impl Entry {
     /// Somebody may want the command put behind a proxy command, besides functions in its place.
     pub(super) fn is_linked(&self) -> bool {
-        !self.rules.is_empty() || !self.loads.is_empty() || !self.removers.is_empty()
+        !self.rules.is_empty()
+            || !self.loads.is_empty()
+            || !self.removers.is_empty()
+            || !self.writes.is_empty()
     }
 
     /// True if some rule is about one of the command's keys for which `also` holds. A command without key positions
@@ -213,7 +219,10 @@ impl Entry {
             return !self.rules.is_empty();
         }
         self.spec.key_positions(passing.len()).any(|position| {
-            let matches = |key: &[u8]| self.links(key) || self.removes(key) || self.load_of(key).is_some();
+            let matches = |key: &[u8]| {
+                let writes = || self.writes.iter().any(|rule| rule.pattern.matches(key));
+                self.links(key) || self.removes(key) || self.load_of(key).is_some() || writes()
+            };
             passing.arg(position).is_some_and(matches) && also(position)
         })
     }
@@ -232,6 +241,22 @@ impl Entry {
     pub(super) fn load_of(&self, key: &[u8]) -> Option<&LoadRule> {
         self.loads.iter().find(|rule| rule.pattern.matches(key))
     }
+}
+
+/// The server's commands that write keys at fixed places and wait for nothing. None where it cannot list them (before 7.0).
+pub(super) fn look_up_writers(lock: Lock<'_>, features: Features) -> Vec<CommandSpec> {
+    let words = ["COMMAND", "LIST", "FILTERBY", "ACLCAT", "write"];
+    let listed = call(lock, features, 0, &words.map(|word| word.as_bytes().to_vec()));
+    let names = listed.items().iter().filter_map(Reply::as_text);
+    names
+        .filter_map(|name| {
+            let name = String::from_utf8_lossy(name).into_owned();
+            let info = CommandInfo::ask(lock, features, &name)?;
+            let fixed = info.first > 0 && info.step > 0 && !info.has("movablekeys");
+            let plain = info.has("write") && !info.has("blocking") && !is_untouchable(&name, &info);
+            (fixed && plain).then(|| spec(&name, &info))
+        })
+        .collect()
 }
 
 /// Commands that scripts cannot run, and the module's own ones, stay as they are.

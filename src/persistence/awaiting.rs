@@ -49,6 +49,9 @@ impl Persistence {
                     (Some(Claim::Loads(held)), Some(Claim::Loads(new))) if held == new => {
                         return Err(Error::loaded_by_another(new));
                     }
+                    (Some(Claim::Saves(held)), Some(Claim::Saves(new))) if held == new => {
+                        return Err(Error::saved_by_another(new));
+                    }
                     (
                         Some(Claim::Hook {
                             command: held,

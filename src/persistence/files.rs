@@ -12,6 +12,7 @@ use crate::{
         lock::Lock,
         persist::{Blob, Saved},
     },
+    write_behind::WriteBehind,
 };
 
 impl Saved for Persistence {
@@ -56,11 +57,16 @@ impl Saved for Persistence {
                 bytes: step.encode(),
             });
         }
+        drop(kept);
+        self.readers.behind.save_all(lock, save);
     }
 
     fn load(&self, lock: Lock<'_>, blob: &[u8]) -> Result<(), String> {
         if archive::is_one(blob) {
             return self.take(lock, blob);
+        }
+        if WriteBehind::is_one(blob) {
+            return self.readers.behind.apply(lock, blob);
         }
         self.apply_change(lock, RegistrationChange::decode(blob)?)
     }

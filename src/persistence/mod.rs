@@ -109,11 +109,30 @@ impl Persistence {
             return Err(Error::ReadOnly);
         }
         self.check_awaiting(lock, old, registrations)?;
+        self.check_ends(lock, old, registrations)?;
         self.put_in_force(lock, old, registrations)?;
         let step = change_of(session, old, registrations);
         replicate(lock, REGISTER, &[&step.encode()]);
         for registration in registrations {
             self.engine.call_on_registered(registration);
+        }
+        Ok(())
+    }
+
+    /// What a session has that none of the new registrations takes over must be allowed to end.
+    pub(super) fn check_ends(
+        &self,
+        lock: Lock<'_>,
+        old: Option<&Arc<Session>>,
+        registrations: &[Arc<Registration>],
+    ) -> Result<(), Error> {
+        let Some(old) = old else { return Ok(()) };
+        for ending in self.engine.registry.registrations_of(old) {
+            let claim = ending.trigger.claim();
+            let taken_over = registrations.iter().any(|new| new.trigger.claim() == claim);
+            if claim.is_none() || !taken_over {
+                ending.trigger.check_end(lock)?;
+            }
         }
         Ok(())
     }
@@ -149,6 +168,9 @@ impl Persistence {
         if !lock.is_master() {
             return Err(Error::ReadOnly);
         }
+        if let (false, Some(ending)) = (abort_pending, self.engine.registry.registration(id)) {
+            ending.trigger.check_end(lock)?;
+        }
         self.take_out_of_force(lock, id, abort_pending)?;
         let id = id.to_string();
         if abort_pending {
@@ -157,6 +179,19 @@ impl Persistence {
             replicate(lock, UNREGISTER, &[id.as_bytes()]);
         }
         Ok(())
+    }
+
+    /// A registration has ended on another shard: it ends here as well, now or when what it has is saved. Whoever compares
+    /// registrations comes again.
+    pub fn end(&self, lock: Lock<'_>, id: Id, abort_pending: bool) {
+        // It may be gone already.
+        let Some(ending) = self.engine.registry.registration(id) else {
+            return;
+        };
+        if !abort_pending && ending.trigger.check_end(lock).is_err() {
+            return ending.trigger.drain(lock);
+        }
+        let _ = self.unregister(lock, id, true);
     }
 
     fn take_out_of_force(&self, lock: Lock<'_>, id: Id, abort_pending: bool) -> Result<(), Error> {

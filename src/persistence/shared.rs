@@ -156,6 +156,8 @@ impl Persistence {
             }
             registrations.push(restored);
         }
+        self.check_ends(lock, old.as_ref(), &registrations)
+            .map_err(|error| error.to_string())?;
         Ok(Prepared { step, registrations })
     }
 

@@ -52,6 +52,8 @@ pub mod redisgears {
     #[pymodule_export]
     use crate::python::read_through::{refresh, register_read_through};
     #[pymodule_export]
+    use crate::python::write_behind::register_write_behind;
+    #[pymodule_export]
     use crate::python::{
         atomic::Atomic, builder::Builder, children::become_child, coroutine::Future, current::GearsSession,
         scripting::script_flags,

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use pyo3::{
     intern,
     prelude::*,
-    types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple},
+    types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PySet, PyString, PyTuple},
 };
 
 use super::{attach::ObjectRef, errors};
@@ -50,6 +50,11 @@ fn static_name<'py>(py: Python<'py>, name: &[u8]) -> Bound<'py, PyString> {
         b"list" => intern!(py, "list"),
         b"empty" => intern!(py, "empty"),
         b"keymiss" => intern!(py, "keymiss"),
+        b"id" => intern!(py, "id"),
+        b"db" => intern!(py, "db"),
+        b"set" => intern!(py, "set"),
+        b"hset" => intern!(py, "hset"),
+        b"del" => intern!(py, "del"),
         other => return PyString::intern(py, &String::from_utf8_lossy(other)),
     };
     usual.clone()
@@ -62,7 +67,12 @@ fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAn
         Value::Text(text) => text_object(py, text),
         Value::Key(name) => name_object(py, name),
         Value::Name(name) => static_name(py, name.as_bytes()).into_any(),
+        Value::Float(number) => PyFloat::new(py, *number).into_any(),
         Value::List(items) => PyList::new(py, items.iter().map(Item))?.into_any(),
+        Value::Set(items) => {
+            let items = items.iter().map(|item| value_object(py, item));
+            PySet::new(py, items.collect::<PyResult<Vec<_>>>()?)?.into_any()
+        }
         Value::Dict(fields) => {
             let dict = PyDict::new(py);
             for (name, value) in fields {

@@ -26,6 +26,7 @@ const LOOP: &CStr = cstr(concat!(include_str!("../../python/loop.py"), "\0"));
 const PROFILE: &CStr = cstr(concat!(include_str!("../../python/profile.py"), "\0"));
 const OUTPUT: &CStr = cstr(concat!(include_str!("../../python/output.py"), "\0"));
 const READ_THROUGH: &CStr = cstr(concat!(include_str!("../../python/read_through.py"), "\0"));
+const WRITE_BEHIND: &CStr = cstr(concat!(include_str!("../../python/write_behind.py"), "\0"));
 const SCRIPTING: &CStr = cstr(concat!(include_str!("../../python/scripting.py"), "\0"));
 const REDIS_AI: &CStr = cstr(concat!(include_str!("../../python/redisai.py"), "\0"));
 const SHIPPED: &CStr = cstr(concat!(include_str!("../../python/shipped.py"), "\0"));
@@ -242,6 +243,12 @@ fn prepare(py: Python<'_>, program: PathBuf, loop_kind: &str) -> PyResult<Starte
         READ_THROUGH,
         c"<pinion>/read_through.py",
         c"pinion_read_through",
+    )?;
+    PyModule::from_code(
+        py,
+        WRITE_BEHIND,
+        c"<pinion>/write_behind.py",
+        c"pinion_write_behind",
     )?;
     PyModule::from_code(py, SCRIPTING, c"<pinion>/scripting.py", c"pinion_scripting")?;
     PyModule::from_code(py, REDIS_AI, c"<pinion>/redisai.py", c"redisAI")?;

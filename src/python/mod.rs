@@ -20,6 +20,7 @@ mod installed;
 pub mod interpreter;
 mod interrupt;
 mod kept;
+mod keywords;
 mod language;
 mod launch;
 mod loaded;
@@ -30,6 +31,7 @@ mod script;
 mod scripting;
 mod text;
 mod watchdog;
+mod write_behind;
 
 use std::sync::{Arc, OnceLock};
 

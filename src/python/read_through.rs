@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use pyo3::{
     prelude::*,
-    types::{PyBool, PyDict, PyFloat, PyInt, PyString, PyTuple},
+    types::{PyDict, PyString, PyTuple},
 };
 
 use super::{
@@ -15,6 +15,7 @@ use super::{
     convert,
     coroutine::loop_module,
     current, errors,
+    keywords::{self, Keywords, LONGEST_S, number, whole},
     launch::{self, Wish},
     runtime,
 };
@@ -28,8 +29,7 @@ use crate::{
     server::{api, lock, reply::Reply},
 };
 
-/// Longer than anything that one can mean, and short enough for every clock: a century.
-const LONGEST_S: f64 = 100.0 * 366.0 * 24.0 * 3600.0;
+const NAME: &str = "read_through";
 
 /// `registerReadThrough(prefix, loader, options)`: see `read_through`.
 ///
@@ -44,18 +44,14 @@ pub fn register_read_through(
 ) -> PyResult<String> {
     let runtime = runtime()?;
     let scope = launch::registering_scope()?;
-    let given = Arguments::new(options)?;
-    let prefix = prefix
-        .cast::<PyString>()
-        .ok()
-        .filter(|prefix| prefix.len().is_ok_and(|len| len > 0))
-        .ok_or_else(|| expected("prefix", "a str that is not empty", prefix))?;
+    let given = Arguments(Keywords::new(NAME, options, &KNOWN)?);
+    let prefix = keywords::prefix(NAME, prefix)?;
     if !loader.is_callable() {
-        return Err(expected("loader", "a function", loader));
+        return Err(keywords::expected(NAME, "loader", "a function", loader));
     }
-    let (options, ttl) = given.options(prefix.to_str()?.to_owned())?;
-    let desc = given.text("desc")?;
-    let on_registered = given.function("onRegistered")?;
+    let (options, ttl) = given.options(prefix)?;
+    let desc = given.0.text("desc")?;
+    let on_registered = given.0.function("onRegistered")?;
     let mut callbacks = vec![Arc::new(Callback::new(py, Code::new(loader.clone())))];
     callbacks.extend(ttl.map(|code| Arc::new(Callback::new(py, code))));
     let functions = callbacks
@@ -160,17 +156,6 @@ fn tell(future: &ObjectRef, reply: Reply) {
     });
 }
 
-fn expected(name: &str, what: &str, got: &Bound<'_, PyAny>) -> PyErr {
-    let got = got.repr().map_or_else(
-        |_| "something else".into(),
-        |got| {
-            let got = got.to_string_lossy();
-            got.chars().take(100).collect::<String>()
-        },
-    );
-    errors::gears_error(format!("read_through: {name}: expected {what}, got {got}"))
-}
-
 const KNOWN: [&str; 18] = [
     "commands",
     "ttl",
@@ -193,111 +178,45 @@ const KNOWN: [&str; 18] = [
 ];
 
 /// Keyword arguments.
-struct Arguments<'a, 'py>(&'a Bound<'py, PyDict>);
+struct Arguments<'a, 'py>(Keywords<'a, 'py>);
 
-impl<'a, 'py> Arguments<'a, 'py> {
-    fn new(given: &'a Bound<'py, PyDict>) -> PyResult<Self> {
-        for name in given.keys() {
-            let name: String = name.extract()?;
-            if !KNOWN.contains(&name.as_str()) {
-                return Err(errors::gears_error(format!(
-                    "read_through: {name}: expected one of {}",
-                    KNOWN.join(", ")
-                )));
-            }
-        }
-        Ok(Self(given))
-    }
-
-    /// `None` is as good as nothing.
-    fn get(&self, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
-        Ok(self.0.get_item(name)?.filter(|value| !value.is_none()))
-    }
-
-    /// The value of an argument as `read` has it.
-    fn read<T>(
-        &self,
-        name: &str,
-        what: &str,
-        read: impl FnOnce(&Bound<'py, PyAny>) -> Option<T>,
-    ) -> PyResult<Option<T>> {
-        let Some(value) = self.get(name)? else {
-            return Ok(None);
-        };
-        read(&value).map(Some).ok_or_else(|| expected(name, what, &value))
-    }
-
-    fn text(&self, name: &str) -> PyResult<Option<String>> {
-        self.read(name, "a str", |value| {
-            Some(value.cast::<PyString>().ok()?.to_str().ok()?.to_owned())
-        })
-    }
-
-    fn function(&self, name: &str) -> PyResult<Option<Code>> {
-        self.read(name, "a function", |value| {
-            value.is_callable().then(|| Code::new(value.clone()))
-        })
-    }
-
-    /// Seconds, or `default`.
-    fn seconds(&self, name: &str, default: f64) -> PyResult<f64> {
-        let given = self.read(name, "a number of seconds that is not negative", |value| {
-            number(value).filter(|number| (0.0..=LONGEST_S).contains(number))
-        })?;
-        Ok(given.unwrap_or(default))
-    }
-
-    fn positive_seconds(&self, name: &str) -> PyResult<Option<f64>> {
-        self.read(name, "a number of seconds above 0", |value| {
-            number(value).filter(|&number| number > 0.0 && number <= LONGEST_S)
-        })
-    }
-
-    fn count(&self, name: &str) -> PyResult<Option<u64>> {
-        self.read(name, "a whole number from 1 on", |value| {
-            whole(value).filter(|&number| number > 0)
-        })
-    }
-
+impl Arguments<'_, '_> {
     fn options(&self, prefix: String) -> PyResult<(Options, Option<Code>)> {
         let default = Options::default();
         let (ttl, function) = self.ttl()?;
         let options = Options {
             prefix,
-            commands: self.commands()?,
+            commands: self.0.names("commands", "commands")?,
             ttl,
             jitter: self
+                .0
                 .read("jitter", "a number from 0 to 1", |value| {
                     number(value).filter(|number| (0.0..=1.0).contains(number))
                 })?
                 .unwrap_or(0.0),
-            negative_ttl: self.seconds("negative_ttl", default.negative_ttl)?,
-            stale: self.seconds("stale", default.stale)?,
+            negative_ttl: self.0.seconds("negative_ttl", default.negative_ttl)?,
+            stale: self.0.seconds("stale", default.stale)?,
             refresh_ahead: self.ahead()?,
-            timeout: self.positive_seconds("timeout")?,
+            timeout: self.0.positive_seconds("timeout")?,
             on_error: self
-                .read("on_error", "'error' or 'miss'", |value| {
-                    match value.cast::<PyString>().ok()?.to_str().ok()? {
-                        "error" => Some(OnError::Error),
-                        "miss" => Some(OnError::Miss),
-                        _ => None,
-                    }
-                })?
+                .0
+                .word("on_error", [("error", OnError::Error), ("miss", OnError::Miss)])?
                 .unwrap_or_default(),
-            max_waiting: self.count("max_waiting")?.unwrap_or(default.max_waiting),
-            max_loads: self.count("max_loads")?,
+            max_waiting: self.0.count("max_waiting")?.unwrap_or(default.max_waiting),
+            max_loads: self.0.count("max_loads")?,
             max_load_time: self
+                .0
                 .positive_seconds("max_load_time")?
                 .unwrap_or(default.max_load_time),
-            backoff: self.seconds("backoff", default.backoff)?,
-            max_backoff: self.seconds("max_backoff", default.max_backoff)?,
-            breaker: self.read(
+            backoff: self.0.seconds("backoff", default.backoff)?,
+            max_backoff: self.0.seconds("max_backoff", default.max_backoff)?,
+            breaker: self.0.read(
                 "breaker",
                 "a pair of failures (a whole number from 1 on) and seconds above 0",
                 breaker,
             )?,
-            batch: self.count("batch")?.unwrap_or(default.batch),
-            batch_wait: self.seconds("batch_wait", default.batch_wait)?,
+            batch: self.0.count("batch")?.unwrap_or(default.batch),
+            batch_wait: self.0.seconds("batch_wait", default.batch_wait)?,
         };
         if options.ttl == Ttl::Endless {
             let needs = [
@@ -315,55 +234,35 @@ impl<'a, 'py> Arguments<'a, 'py> {
     }
 
     fn ttl(&self) -> PyResult<(Ttl, Option<Code>)> {
-        let Some(value) = self.get("ttl")? else {
+        let Some(value) = self.0.get("ttl")? else {
             return Ok((Ttl::Endless, None));
         };
         if value.is_callable() {
             return Ok((Ttl::Function, Some(Code::new(value))));
         }
         let seconds = number(&value).filter(|&seconds| seconds > 0.0 && seconds <= LONGEST_S);
-        let seconds =
-            seconds.ok_or_else(|| expected("ttl", "a number of seconds above 0 or a function", &value))?;
+        let seconds = seconds.ok_or_else(|| {
+            self.0
+                .expected("ttl", "a number of seconds above 0 or a function", &value)
+        })?;
         Ok((Ttl::Seconds(seconds), None))
     }
 
     fn ahead(&self) -> PyResult<Ahead> {
-        let ahead = self.read("refresh_ahead", "a number from 0 to 1 or 'xfetch'", |value| {
-            if let Ok(text) = value.cast::<PyString>() {
-                return (text.to_str().ok()? == "xfetch").then_some(Ahead::Xfetch);
-            }
-            let share = number(value).filter(|share| (0.0..=1.0).contains(share))?;
-            Some(if share > 0.0 {
-                Ahead::Share(share)
-            } else {
-                Ahead::Never
-            })
-        })?;
+        let ahead = self
+            .0
+            .read("refresh_ahead", "a number from 0 to 1 or 'xfetch'", |value| {
+                if let Ok(text) = value.cast::<PyString>() {
+                    return (text.to_str().ok()? == "xfetch").then_some(Ahead::Xfetch);
+                }
+                let share = number(value).filter(|share| (0.0..=1.0).contains(share))?;
+                Some(if share > 0.0 {
+                    Ahead::Share(share)
+                } else {
+                    Ahead::Never
+                })
+            })?;
         Ok(ahead.unwrap_or_default())
-    }
-
-    fn commands(&self) -> PyResult<Option<Vec<String>>> {
-        const WHAT: &str = "a list of names of commands (str), at least one";
-        let Some(value) = self.get("commands")? else {
-            return Ok(None);
-        };
-        // The letters of a text are no commands.
-        if value.is_instance_of::<PyString>() {
-            return Err(expected("commands", WHAT, &value));
-        }
-        let items = value.try_iter().map_err(|_| expected("commands", WHAT, &value))?;
-        let mut names = Vec::new();
-        for item in items {
-            let item = item?;
-            let name = item
-                .cast::<PyString>()
-                .map_err(|_| expected("commands", WHAT, &value))?;
-            names.push(name.to_str()?.to_lowercase());
-        }
-        if names.is_empty() {
-            return Err(expected("commands", WHAT, &value));
-        }
-        Ok(Some(names))
     }
 }
 
@@ -373,20 +272,4 @@ fn breaker(value: &Bound<'_, PyAny>) -> Option<(u32, f64)> {
     let failures = u32::try_from(failures).ok().filter(|&failures| failures > 0)?;
     let seconds = number(&pair.get_item(1).ok()?)?;
     (seconds > 0.0 && seconds <= LONGEST_S).then_some((failures, seconds))
-}
-
-/// An `int` or a `float`.
-fn number(value: &Bound<'_, PyAny>) -> Option<f64> {
-    let is_number = value.is_instance_of::<PyInt>() || value.is_instance_of::<PyFloat>();
-    if !is_number || value.is_instance_of::<PyBool>() {
-        return None;
-    }
-    value.extract::<f64>().ok().filter(|number| number.is_finite())
-}
-
-fn whole(value: &Bound<'_, PyAny>) -> Option<u64> {
-    if !value.is_instance_of::<PyInt>() || value.is_instance_of::<PyBool>() {
-        return None;
-    }
-    value.extract().ok()
 }

@@ -4,17 +4,14 @@
 use std::time::{Duration, Instant};
 
 use super::{Key, Leave, Lifetime, Loaded, ReadThrough, Who, machine::Purpose};
-use crate::{
-    engine::members::slot_of,
-    error::Error,
-    server::{
-        command::Command,
-        key::{self, Life},
-        lock::Lock,
-        reply::Reply,
-        store,
-        waiting::{Note, Waiting},
-    },
+use crate::server::{
+    command::Command,
+    key::{self, Life},
+    lock::Lock,
+    reply::Reply,
+    slots::slot_of,
+    store,
+    waiting::{Note, Waiting},
 };
 
 /// How long answering may hold the server up in one turn of its loop.
@@ -224,18 +221,7 @@ impl Waiting for ReadThrough {
         let lock = command.lock();
         let awaited = note.and_then(|note| note.more.downcast_ref::<Awaited>());
         let guests = awaited.map_or_else(Vec::new, |awaited| self.provide(lock, awaited));
-        match self.hooks.run_awaited(command) {
-            Ok(reply) if reply.is_foreign() => {
-                let slot = self.hooks.first_key(command).map(slot_of);
-                let redirection = store::redirection(lock, self.engine.features, slot.unwrap_or(0));
-                command.send(&redirection);
-            }
-            Ok(reply) => reply.forward(command),
-            Err(_) => {
-                let name = command.argv().get(1).unwrap_or_default().to_ascii_lowercase();
-                command.send(&Error::NotPermitted(String::from_utf8_lossy(&name).into_owned()).into());
-            }
-        }
+        self.hooks.answer_awaited(command);
         for key in guests {
             self.quietly(lock, || store::take_quietly(lock, key.db, &key.name));
         }

@@ -8,9 +8,10 @@
 //! All state lives under the server's lock, but for the inbox of what loaders have brought.
 
 mod answer;
+mod behind;
 mod bounded;
 mod figures;
-mod keys;
+pub mod keys;
 mod life;
 mod machine;
 pub mod options;
@@ -23,14 +24,16 @@ mod trigger;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
+pub use behind::{Newest, Unsaved};
 pub use keys::Key;
 pub use life::Lifetime;
+pub use pump::raised;
 
 use self::{
     bounded::Bounded,
@@ -106,6 +109,7 @@ pub struct ReadThrough {
     unpack: Arc<dyn Unpack>,
     subscribe: fn(Lock<'_>, Class),
     started: Instant,
+    behind: OnceLock<Arc<dyn Unsaved>>,
     state: Guarded<State>,
     inbox: Mutex<Vec<Brought>>,
     /// The server was asked to come to [`ReadThrough::pump`] and has not come yet.
@@ -161,6 +165,8 @@ struct Served {
     pattern: Pattern,
     hot: Arc<Hot>,
     figures: Figures,
+    /// Commands that change a part of a value are linked.
+    meets_writes: bool,
 }
 
 impl ReadThrough {
@@ -179,6 +185,7 @@ impl ReadThrough {
             unpack,
             subscribe,
             started: Instant::now(),
+            behind: OnceLock::new(),
             state: Guarded::new(State {
                 machine: Machine::new(bounds, seed),
                 served: BTreeMap::new(),
@@ -196,7 +203,7 @@ impl ReadThrough {
             awake: AtomicBool::new(false),
         });
         loads.hooks.connect(Arc::clone(&loads) as _);
-        waiting::connect(Arc::clone(&loads) as _);
+        waiting::connect(waiting::Why::Load, Arc::clone(&loads) as _);
         loads
     }
 
@@ -210,6 +217,11 @@ impl ReadThrough {
         let loads = |served: &Served| served.pattern.matches(name);
         let matters = !state.machine.is_idle() || !self.engine.is_serving();
         matters && !state.storing && state.served.values().any(loads)
+    }
+
+    /// True while a value is stored that was loaded: that is no change.
+    pub fn is_storing(&self, lock: Lock<'_>) -> bool {
+        self.state.read(lock).storing
     }
 
     /// One notification of the server.
@@ -280,7 +292,8 @@ impl State {
 
 impl Loads for ReadThrough {
     fn ageing(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8], at_ms: i64, left_ms: i64) {
-        if !life::is_marked(at_ms) {
+        // What is not saved yet would come back as it was.
+        if !life::is_marked(at_ms) || self.unsaved(lock, db, name).is_some() {
             return;
         }
         let mut state = self.state.write(lock);
@@ -319,6 +332,10 @@ impl Loads for ReadThrough {
         absent
     }
 
+    fn restore(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8]) -> bool {
+        self.restore_unsaved(lock, registration, db, name)
+    }
+
     fn minds(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
         self.state.read(lock).machine.concerns(db, name)
     }
@@ -351,7 +368,7 @@ impl Loads for ReadThrough {
                 drop(state);
                 self.block(command, number)
             }
-            Err((rule, why)) => match state.refusal(rule, &why) {
+            Err((rule, why)) => match state.refusal(rule, &why, writes) {
                 Some(reply) => Wait::Refused(reply.into()),
                 None => Wait::No,
             },
@@ -388,7 +405,7 @@ impl ReadThrough {
     /// Lets the client of a command wait under its number in the machine.
     fn block(&self, command: &Command<'_>, number: u64) -> Wait {
         let lock = command.lock();
-        let client = command.wait();
+        let client = command.wait(waiting::Why::Load);
         let mut state = self.state.write(lock);
         let Some(client) = client else {
             state.machine.release(number);
@@ -426,14 +443,14 @@ impl ReadThrough {
 
 impl State {
     /// What somebody gets who gets no value; `None`: the command's own reply.
-    fn refusal(&self, rule: Id, why: &Why) -> Option<Reply> {
+    fn refusal(&self, rule: Id, why: &Why, writes: bool) -> Option<Reply> {
         let on_error = self
             .served
             .get(&rule)
             .map_or(OnError::Error, |served| served.options.on_error);
         match on_error {
-            OnError::Error => Some(why.clone().into()),
-            OnError::Miss => None,
+            OnError::Miss if !writes => None,
+            _ => Some(why.clone().into()),
         }
     }
 }

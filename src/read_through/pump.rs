@@ -106,7 +106,9 @@ impl ReadThrough {
             }
             Action::Ready { waiter } => state.leaving.push_back((waiter, Leave::Served)),
             Action::Refuse { waiter, rule, why } => {
-                let leave = state.refusal(rule, &why).map_or(Leave::Plain, Leave::Reply);
+                let writes = state.machine.writes(waiter);
+                let leave = state.refusal(rule, &why, writes);
+                let leave = leave.map_or(Leave::Plain, Leave::Reply);
                 state.leaving.push_back((waiter, leave));
             }
             Action::Again { waiter, keys } => {
@@ -163,6 +165,12 @@ impl ReadThrough {
             self.bring(load, Duration::ZERO, Err(Why::TooManyPending));
             return;
         }
+        // What is loaded of a key with a change that is not saved may be older than that.
+        let unsaved: Vec<Key> = keys
+            .iter()
+            .filter(|key| self.unsaved(lock, key.db, &key.name).is_some())
+            .cloned()
+            .collect();
         let source = Once(Some(Record::Native(argument)));
         let start = Start::of_registration(registration, db, Box::new(source)).transient();
         let begun = Instant::now();
@@ -198,6 +206,7 @@ impl ReadThrough {
             execution: execution.id,
         };
         self.state.write(lock).running.insert(load, running);
+        self.break_leases(lock, &unsaved);
     }
 
     /// A load has ended, on any thread.
@@ -246,6 +255,7 @@ impl ReadThrough {
         key: &Key,
         value: Result<Loaded, Why>,
     ) {
+        let value = self.newer_than(lock, rule, load, key, value);
         let present = key::life(lock, key.db, &key.name) != Life::Missing;
         if !present && !store::is_local(lock, self.engine.features, key.db, &key.name) {
             self.state.write(lock).machine.moved_away(load, key);
@@ -338,7 +348,7 @@ impl ReadThrough {
 }
 
 /// What the function raised whose execution ends on this thread; nothing: it was ended by somebody.
-fn raised() -> Why {
+pub fn raised() -> Why {
     let scope = Scope::current();
     let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
     let own = execution.filter(|execution| !execution.stop.is_asked());

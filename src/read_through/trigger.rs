@@ -107,12 +107,16 @@ impl Trigger for LoadTrigger {
                 pattern,
                 hot: Arc::clone(&self.hot),
                 figures: Figures::default(),
+                meets_writes: false,
             },
         );
         let first = !std::mem::replace(&mut state.subscribed, true);
         drop(state);
         if first {
             (loads.subscribe)(lock, Class::Loaded);
+        }
+        if loads.hooks.saves_writes(lock) {
+            loads.meet_writes(lock);
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     engine::registration::{Mode, Trigger},
     read_through::{ReadThrough, options::Options},
+    write_behind::{self, WriteBehind},
 };
 
 /// What the readers need to know to make a trigger. Fields may be added with a default, never taken away: older files
@@ -36,6 +37,7 @@ pub enum Image {
         in_order: bool,
     },
     ReadThrough(Options),
+    WriteBehind(write_behind::options::Options),
 }
 
 impl Image {
@@ -51,6 +53,7 @@ pub struct Readers {
     pub commands: Arc<Commands>,
     pub streams: Arc<StreamWatch>,
     pub loads: Arc<ReadThrough>,
+    pub behind: Arc<WriteBehind>,
 }
 
 impl Readers {
@@ -71,6 +74,7 @@ impl Readers {
                 in_order,
             } => self.commands.hook(command, prefix, mode, in_order),
             Image::ReadThrough(options) => self.loads.trigger(options),
+            Image::WriteBehind(options) => self.behind.trigger(options),
         })
     }
 }
@@ -107,6 +111,12 @@ mod tests {
                 breaker: Some((3, 0.5)),
                 commands: Some(vec!["get".into()]),
                 ..Options::default()
+            }),
+            Image::WriteBehind(write_behind::options::Options {
+                events: Some(vec!["set".into()]),
+                max_tries: Some(3),
+                dead_letter: Some("dead".into()),
+                ..Default::default()
             }),
             Image::Hook {
                 command: "HSET".into(),

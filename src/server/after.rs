@@ -91,6 +91,46 @@ pub fn when_writes_are_allowed(lock: Lock<'_>, job: impl FnOnce(Lock<'_>) + Send
     look_again(lock);
 }
 
+/// What is called at the end of units. Set once.
+static UNITS: OnceLock<fn(Lock<'_>)> = OnceLock::new();
+
+/// To be called once, while the module loads.
+pub fn connect_units(ended: fn(Lock<'_>)) {
+    // A second call cannot happen: the module cannot be loaded twice.
+    let _ = UNITS.set(ended);
+}
+
+/// Calls what [`connect_units`] was given when the command, transaction or script has ended that runs now, in one step with it for
+/// replicas and files; before 7.2, where the server has no such thing, as [`after_command`] does. False if the server takes no
+/// more work.
+pub fn at_end_of_unit(lock: Lock<'_>) -> bool {
+    if !has_api!(RedisModule_AddPostNotificationJob) {
+        after_command(lock, end_unit);
+        return true;
+    }
+    // SAFETY: the presence of the function was just checked; the job needs no data.
+    unsafe {
+        api!(RedisModule_AddPostNotificationJob(
+            lock.call_context(0),
+            Some(on_end_of_unit),
+            ptr::null_mut(),
+            None
+        )) == OK
+    }
+}
+
+unsafe extern "C" fn on_end_of_unit(_ctx: *mut raw::RedisModuleCtx, _data: *mut c_void) {
+    // SAFETY: the server holds its lock when it calls this.
+    let entered = unsafe { Entered::new() };
+    caught((), || end_unit(entered.lock()));
+}
+
+fn end_unit(lock: Lock<'_>) {
+    if let Some(ended) = UNITS.get() {
+        ended(lock);
+    }
+}
+
 /// Where the server does not tell when it sleeps, a timer looks whether clients are still paused.
 fn look_again(lock: Lock<'_>) {
     if !has_api!(RedisModule_EventLoopAdd) {

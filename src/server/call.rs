@@ -405,6 +405,10 @@ impl CallReply {
         }
     }
 
+    pub fn is_error(&self) -> bool {
+        self.0.is_null() || self.begins_with(b"-")
+    }
+
     /// True if the reply in the form of the protocol, which costs nothing to look at, begins with this.
     fn begins_with(&self, bytes: &[u8]) -> bool {
         if self.0.is_null() {

@@ -18,7 +18,7 @@ use super::{
     reply::Reply,
     string::{Argv, RString},
     syntax,
-    waiting::WaitingClient,
+    waiting::{self, WaitingClient},
 };
 use crate::error::Error;
 
@@ -112,9 +112,9 @@ impl<'a> Command<'a> {
 
     /// Suspends the client until its command can be run. `None` if the server does not let it wait. Only where
     /// [`Command::may_block`] is true.
-    pub fn wait(&self) -> Option<WaitingClient> {
+    pub fn wait(&self, why: waiting::Why) -> Option<WaitingClient> {
         // SAFETY: as above.
-        unsafe { WaitingClient::block(self.ctx) }
+        unsafe { WaitingClient::block(self.ctx, why) }
     }
 
     /// Sends a reply now.

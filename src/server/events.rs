@@ -58,15 +58,21 @@ pub enum Class {
     Stream,
     /// Changes of keys that are loaded when they are missed, and misses.
     Loaded,
+    /// Changes that are written behind.
+    Captured(Changes),
 }
 
 /// Classes of changes. The server notifies of those that somebody asked for, and each one costs every command of its class.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Changes(i32);
 
 impl Changes {
     pub const NONE: Self = Self(0);
     pub const ALL: Self = Self(raw::REDISMODULE_NOTIFY_ALL);
+    /// Without what the server does to keys by itself.
+    pub const OF_VALUES: Self = Self(
+        raw::REDISMODULE_NOTIFY_ALL & !(raw::REDISMODULE_NOTIFY_EXPIRED | raw::REDISMODULE_NOTIFY_EVICTED),
+    );
     /// Not part of "all": only those get them who name them. The last two are known to Redis 8.2 and later.
     const BY_NAME: [(&'static str, i32); 3] = [
         ("new", raw::REDISMODULE_NOTIFY_NEW),
@@ -125,7 +131,7 @@ pub type Function = unsafe extern "C" fn(
 pub fn subscribe(lock: Lock<'_>, class: Class, function: Function) {
     let mask = match class {
         Class::KeyMiss => raw::REDISMODULE_NOTIFY_KEY_MISS,
-        Class::Changes(changes) => changes.0,
+        Class::Changes(changes) | Class::Captured(changes) => changes.0,
         Class::Stream => raw::REDISMODULE_NOTIFY_STREAM,
         Class::Loaded => raw::REDISMODULE_NOTIFY_ALL | raw::REDISMODULE_NOTIFY_KEY_MISS,
     };

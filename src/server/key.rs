@@ -137,6 +137,10 @@ impl Value {
 pub(super) struct Opened<'a>(*mut raw::RedisModuleKey, std::marker::PhantomData<Lock<'a>>);
 
 impl Opened<'_> {
+    pub(super) fn as_raw(&self) -> *mut raw::RedisModuleKey {
+        self.0
+    }
+
     /// A key that the server shows, and closes itself.
     ///
     /// # Safety
@@ -157,7 +161,7 @@ impl Drop for Opened<'_> {
 
 /// # Safety
 /// `name` is alive.
-unsafe fn open(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleString) -> Opened<'_> {
+pub(super) unsafe fn open(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleString) -> Opened<'_> {
     // SAFETY: by the caller's promise, under the lock.
     let key = unsafe {
         api!(RedisModule_OpenKey(

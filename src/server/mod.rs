@@ -37,6 +37,7 @@ pub mod room;
 pub mod script_call;
 pub mod script_engine;
 pub mod slots;
+pub mod snapshot;
 pub mod store;
 pub mod string;
 mod syntax;

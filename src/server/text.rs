@@ -67,29 +67,40 @@ pub(super) fn can_peek() -> bool {
 /// # Safety
 /// [`can_peek`] says true; `key` is open and a string.
 pub(super) unsafe fn peek(key: *mut raw::RedisModuleKey) -> Option<Vec<u8>> {
+    let mut text = Vec::new();
+    // SAFETY: by the caller's promise.
+    unsafe { peek_into(key, &mut text) }.then_some(text)
+}
+
+/// Appends the same to `out`; false if it does not look as expected.
+///
+/// # Safety
+/// As of [`peek`].
+pub(super) unsafe fn peek_into(key: *mut raw::RedisModuleKey, out: &mut Vec<u8>) -> bool {
     // SAFETY: by the caller's promise. The handle begins as on all servers of `Version::has_known_layout`, which its name
     // shows; a value has a head, and a number behind it where the head says so.
     unsafe {
         let handle = key.cast::<Handle>();
         if !std::ptr::eq((*handle).name, api!(RedisModule_GetKeyNameFromModuleKey(key))) {
-            return None;
+            return false;
         }
         let value = (*handle).value;
         if value.is_null() {
-            return None;
+            return false;
         }
-        let text = match value.cast::<u8>().read() {
-            head if head == PLAIN << 4 || head == EMBEDDED << 4 => bytes(value).to_vec(),
+        let before = out.len();
+        match value.cast::<u8>().read() {
+            head if head == PLAIN << 4 || head == EMBEDDED << 4 => out.extend(bytes(value)),
             head if head == NUMBER << 4 => {
                 let number = value
                     .cast::<u8>()
                     .add(NUMBER_OFFSET)
                     .cast::<i64>()
                     .read_unaligned();
-                number.to_string().into_bytes()
+                out.extend(number.to_string().into_bytes());
             }
-            _ => return None,
-        };
-        (text.len() == api!(RedisModule_ValueLength(key))).then_some(text)
+            _ => return false,
+        }
+        out.len() - before == api!(RedisModule_ValueLength(key))
     }
 }

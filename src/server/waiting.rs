@@ -40,12 +40,22 @@ pub struct Note {
     pub more: Box<dyn Any + Send>,
 }
 
-static WAITING: OnceLock<std::sync::Arc<dyn Waiting>> = OnceLock::new();
+/// What a client waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Why {
+    /// Keys that are loaded.
+    Load,
+    /// Room in a queue of changes.
+    Room,
+}
 
-/// To be called once, while the module loads.
-pub fn connect(waiting: std::sync::Arc<dyn Waiting>) {
+static WAITING: [OnceLock<std::sync::Arc<dyn Waiting>>; 2] = [OnceLock::new(), OnceLock::new()];
+
+/// To be called once for each, while the module loads.
+pub fn connect(why: Why, waiting: std::sync::Arc<dyn Waiting>) {
     // A second call cannot happen: the module cannot be loaded twice.
-    let _ = WAITING.set(waiting);
+    let _ = WAITING[why as usize].set(waiting);
 }
 
 /// A client that waits. Let go once, by [`WaitingClient::let_go`].
@@ -57,20 +67,20 @@ unsafe impl Send for WaitingClient {}
 impl WaitingClient {
     /// # Safety
     /// `ctx` is the context of a running command that may block and has not replied.
-    pub(super) unsafe fn block(ctx: *mut raw::RedisModuleCtx) -> Option<Self> {
+    pub(super) unsafe fn block(ctx: *mut raw::RedisModuleCtx, why: Why) -> Option<Self> {
+        const LOAD: usize = Why::Load as usize;
+        const ROOM: usize = Why::Room as usize;
+        let (reply, free, disconnect): (ReplyFunction, FreeFunction, DisconnectFunction) = match why {
+            Why::Load => (on_reply::<LOAD>, on_free::<LOAD>, on_disconnect::<LOAD>),
+            Why::Room => (on_reply::<ROOM>, on_free::<ROOM>, on_disconnect::<ROOM>),
+        };
         // SAFETY: by the caller's promise. Without a timeout callback, CLIENT UNBLOCK leaves the client alone.
         unsafe {
-            let client = api!(RedisModule_BlockClient(
-                ctx,
-                Some(on_reply),
-                None,
-                Some(on_free),
-                0
-            ));
+            let client = api!(RedisModule_BlockClient(ctx, Some(reply), None, Some(free), 0));
             if client.is_null() {
                 return None;
             }
-            api!(RedisModule_SetDisconnectCallback(client, Some(on_disconnect)));
+            api!(RedisModule_SetDisconnectCallback(client, Some(disconnect)));
             Some(Self(client))
         }
     }
@@ -92,7 +102,12 @@ impl WaitingClient {
     }
 }
 
-unsafe extern "C" fn on_reply(
+type ReplyFunction =
+    unsafe extern "C" fn(*mut raw::RedisModuleCtx, *mut *mut raw::RedisModuleString, c_int) -> c_int;
+type FreeFunction = unsafe extern "C" fn(*mut raw::RedisModuleCtx, *mut c_void);
+type DisconnectFunction = unsafe extern "C" fn(*mut raw::RedisModuleCtx, *mut raw::RedisModuleBlockedClient);
+
+unsafe extern "C" fn on_reply<const WHY: usize>(
     ctx: *mut raw::RedisModuleCtx,
     argv: *mut *mut raw::RedisModuleString,
     argc: c_int,
@@ -101,12 +116,12 @@ unsafe extern "C" fn on_reply(
     // client's command.
     unsafe {
         let note = api!(RedisModule_GetBlockedClientPrivateData(ctx)).cast::<Note>();
-        run(ctx, argv, argc, note.as_ref());
+        run_for(WHY, ctx, argv, argc, note.as_ref());
     }
     raw::REDISMODULE_OK as c_int
 }
 
-/// Answers a client that has waited by its own command.
+/// Answers a client that has waited for a load, or stood behind one, by its own command.
 ///
 /// # Safety
 /// To be called by a reply callback with the server's own arguments.
@@ -116,7 +131,24 @@ pub(super) unsafe fn run(
     argc: c_int,
     note: Option<&Note>,
 ) {
-    let Some(waiting) = WAITING.get() else { return };
+    // SAFETY: by the caller's promise.
+    unsafe { run_for(Why::Load as usize, ctx, argv, argc, note) };
+}
+
+/// Answers a client that has waited by its own command.
+///
+/// # Safety
+/// To be called by a reply callback with the server's own arguments.
+unsafe fn run_for(
+    why: usize,
+    ctx: *mut raw::RedisModuleCtx,
+    argv: *mut *mut raw::RedisModuleString,
+    argc: c_int,
+    note: Option<&Note>,
+) {
+    let Some(waiting) = WAITING.get(why).and_then(OnceLock::get) else {
+        return;
+    };
     // SAFETY: by the caller's promise; the server holds its lock.
     let entered = unsafe { Entered::new() };
     // SAFETY: as above.
@@ -126,24 +158,26 @@ pub(super) unsafe fn run(
     }
 }
 
-unsafe extern "C" fn on_free(_ctx: *mut raw::RedisModuleCtx, data: *mut c_void) {
+unsafe extern "C" fn on_free<const WHY: usize>(_ctx: *mut raw::RedisModuleCtx, data: *mut c_void) {
     if data.is_null() {
         return;
     }
     // SAFETY: made by `let_go`, freed here once; the server holds its lock.
     let (note, entered) = unsafe { (Box::from_raw(data.cast::<Note>()), Entered::new()) };
-    if let Some(waiting) = WAITING.get() {
+    if let Some(waiting) = WAITING.get(WHY).and_then(OnceLock::get) {
         caught((), || waiting.answered(entered.lock(), *note));
     }
 }
 
-unsafe extern "C" fn on_disconnect(
+unsafe extern "C" fn on_disconnect<const WHY: usize>(
     _ctx: *mut raw::RedisModuleCtx,
     client: *mut raw::RedisModuleBlockedClient,
 ) {
     // SAFETY: the server holds its lock.
     let entered = unsafe { Entered::new() };
-    let Some(waiting) = WAITING.get() else { return };
+    let Some(waiting) = WAITING.get(WHY).and_then(OnceLock::get) else {
+        return;
+    };
     caught((), || waiting.gone(entered.lock(), client as usize));
 }
 

@@ -1,7 +1,8 @@
 """Types of the module `redisgears`, which exists inside the server only. For editors and type checkers.
 
 What each function does is in docs/functions.md. Scripts see some of the names under other ones: `execute` is
-`executeCommand`, `atomic` is `atomicCtx`, `configGet` is `config_get`, `hashtag` is `getMyHashTag`, `read_through` is `readThrough`.
+`executeCommand`, `atomic` is `atomicCtx`, `configGet` is `config_get`, `hashtag` is `getMyHashTag`, `read_through` is `readThrough`,
+`write_behind` is `writeBehind`.
 """
 
 from asyncio import Future
@@ -76,6 +77,27 @@ def readThrough(
     desc: str | None = None,
 ) -> Any: ...
 def refresh(*keys: object) -> int | Future[int]: ...
+def writeBehind(
+    prefix: str,
+    save: Callable[[list[dict[str, Any]]], object] | None = None,
+    *,
+    events: Iterable[str] | None = None,
+    batch: int = 100,
+    interval: float = 0,
+    coalesce: bool = True,
+    backoff: float = 0.1,
+    max_backoff: float = 30,
+    max_tries: int | None = None,
+    dead_letter: str | None = None,
+    max_queue: int = 1_000_000,
+    max_queue_bytes: int = 268_435_456,
+    on_full: Literal["wait", "error"] = "wait",
+    wait: bool = False,
+    timeout: float = 5,
+    ordered: Literal["key", "all"] = "key",
+    onRegistered: Callable[[], object] | None = None,
+    desc: str | None = None,
+) -> Any: ...
 
 class PyExecutionSession: ...
 

@@ -324,6 +324,12 @@ impl<V> Machine<V> {
         self.landed.get(key.db, &key.name)
     }
 
+    /// Whether somebody waits with a command that writes.
+    pub fn writes(&self, waiter: u64) -> bool {
+        let waiter = self.waiters.get(&waiter);
+        waiter.is_some_and(|waiter| waiter.purpose == Purpose::Command { writes: true })
+    }
+
     /// What is to be done; nothing is left behind.
     pub fn take_actions(&mut self) -> Vec<Action> {
         std::mem::take(&mut self.actions)

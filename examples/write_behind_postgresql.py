@@ -1,0 +1,42 @@
+# Users are kept in PostgreSQL: hashes `user:<number>` become rows of the table users, deleted keys leave it.
+# Where: RG.CONFIGSET database 'host=127.0.0.1 port=5432 dbname=shop user=shop' (what psycopg takes). Needs the package psycopg.
+#
+#   create table users (key text primary key, name text, city text, last_id text collate "C" not null, gone boolean not null);
+#
+# The id of a change ascends for each key: a batch that is saved twice, or late, changes nothing. So a deleted key stays as a row that is
+# marked; delete such rows when they are old enough.
+import psycopg
+
+connection = None
+
+UPSERT = """
+    insert into users (key, name, city, last_id, gone) values (%(key)s, %(name)s, %(city)s, %(id)s, %(gone)s)
+    on conflict (key) do update set name = excluded.name, city = excluded.city, last_id = excluded.last_id, gone = excluded.gone
+    where users.last_id < excluded.last_id
+"""
+
+
+def connect():
+    global connection
+    connection = None  # the first batch connects
+
+
+def ordered(change_id):
+    """An id whose order as a text is that of its numbers."""
+    milliseconds, sequence = change_id.split('-')
+    return f'{int(milliseconds):015d}-{int(sequence):010d}'
+
+
+def row(change):
+    value = change['value'] or {}
+    return {'key': change['key'], 'name': value.get('name'), 'city': value.get('city'), 'id': ordered(change['id']),
+            'gone': change['type'] is None}
+
+
+@write_behind('user:*', batch=500, max_tries=3, dead_letter='users:dead', onRegistered=connect, desc='users in PostgreSQL')
+def save(changes):
+    global connection
+    if connection is None or connection.closed:
+        connection = psycopg.connect(gearsConfigGet('database', 'dbname=shop'), connect_timeout=5)
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.executemany(UPSERT, [row(change) for change in changes])

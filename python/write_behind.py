@@ -1,0 +1,24 @@
+"""`write_behind`: changes of keys that are saved elsewhere. Embedded into the module and imported as `pinion_write_behind`.
+Contract: docs/contract/write-behind.md; what it does is in src/write_behind/.
+"""
+
+import redisgears
+
+__all__ = ['write_behind']
+
+
+def write_behind(prefix, save=None, **options):
+    """Saves changes of keys: `save(changes)` gets a list of dicts with id, key, db, event, type and value; it raises if it fails.
+
+    A decorator, which returns the function, or a call. `prefix`: keys with this name, or with this beginning if it ends with
+    `*`. Options: events, batch, interval, coalesce, backoff, max_backoff, max_tries, dead_letter, max_queue, max_queue_bytes,
+    on_full, wait, timeout, ordered, onRegistered, desc. Raises `gears.error` that names the argument.
+    """
+    def register(save):
+        redisgears.registerWriteBehind(prefix, save, options)
+        return save
+
+    return register if save is None else register(save)
+
+
+redisgears.writeBehind = write_behind

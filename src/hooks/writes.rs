@@ -1,0 +1,262 @@
+//! Keys whose changes are written behind: what the filter and the proxy command ask about them. Who saves changes is in the room
+//! `write_behind`, behind [`Writes`].
+
+use std::sync::Arc;
+
+use super::{
+    Hooks,
+    loads::{REMOVERS, Wait},
+    table::{self, CommandSpec, Entry},
+};
+use crate::{
+    engine::{id::Id, prefix::Pattern},
+    server::{
+        api,
+        call::{CallReply, Refusal},
+        command::{Answer, Command},
+        filter::Passing,
+        key::{self, Life},
+        lock::Lock,
+    },
+};
+
+/// Who saves changes. Called under the server's lock.
+pub trait Writes: Send + Sync {
+    /// A key was to be deleted, and was not there.
+    fn removed(&self, lock: Lock<'_>, db: i32, name: &[u8]);
+
+    /// Whether there is a registration.
+    fn is_any(&self, lock: Lock<'_>) -> bool;
+
+    /// Whether changes of the key are saved.
+    fn saves(&self, lock: Lock<'_>, name: &[u8]) -> bool;
+
+    /// Whether a command that changes the key has to wait now, before it runs or behind that.
+    fn minds_write(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> bool;
+
+    /// A command that changes these keys is about to run.
+    fn before(&self, command: &Command<'_>, keys: &[&[u8]]) -> Wait;
+
+    /// It runs now. A number, if its client is to wait for what it changes.
+    fn begin(&self, command: &Command<'_>, keys: &[&[u8]]) -> Option<u64>;
+
+    /// It was not run after all.
+    fn cancel(&self, lock: Lock<'_>, number: u64);
+
+    /// It has run. `Some`: its client does not wait.
+    fn end(&self, command: &Command<'_>, number: u64, reply: CallReply) -> Option<CallReply>;
+}
+
+/// Why a registration wants to see a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Interest {
+    /// It removes keys, also some that are not there.
+    Removal,
+    /// It changes keys.
+    Write,
+}
+
+/// One registration's interest in a command.
+pub(super) struct WriteRule {
+    pub(super) registration: Id,
+    pub(super) pattern: Pattern,
+    pub(super) interest: Interest,
+}
+
+/// Commands by which a key comes to another shard as it is.
+pub(super) fn moves_keys(name: &[u8]) -> bool {
+    match name.len() {
+        7 => name.eq_ignore_ascii_case(b"migrate"),
+        14 => name.eq_ignore_ascii_case(b"restore-asking"),
+        _ => false,
+    }
+}
+
+impl Hooks {
+    /// True while such a command runs; known while the filter is installed.
+    pub fn is_moving(&self, lock: Lock<'_>) -> bool {
+        *self.moving.read(lock)
+    }
+
+    /// Told once who saves changes.
+    pub fn connect_writes(&self, writes: Arc<dyn Writes>) {
+        // A second call cannot happen: the module cannot be loaded twice.
+        let _ = self.writes.set(writes);
+    }
+
+    /// Whether changes of any keys are saved.
+    pub fn saves_writes(&self, lock: Lock<'_>) -> bool {
+        self.writes.get().is_some_and(|writes| writes.is_any(lock))
+    }
+
+    /// The commands that change keys at fixed places and do not wait by themselves.
+    pub fn look_up_writers(&self, lock: Lock<'_>) -> Vec<CommandSpec> {
+        let _bypass = self.bypass(lock);
+        table::look_up_writers(lock, self.features)
+    }
+
+    /// Tells a registration of keys that are deleted without being there.
+    pub fn link_removals(&self, lock: Lock<'_>, registration: Id, pattern: &Pattern) {
+        let mut removers = Vec::new();
+        for name in REMOVERS {
+            match self.look_up(lock, &[name.to_owned()], &Pattern::Everything) {
+                Ok(found) => removers.extend(found),
+                Err(error) => api::log_warning(&format!(
+                    "write_behind does not notice {name} of a key that is not there: {error}"
+                )),
+            }
+        }
+        self.link_interest(lock, registration, removers, pattern, Interest::Removal);
+    }
+
+    /// Lets a registration decide about commands before they change its keys.
+    pub fn link_writes(
+        &self,
+        lock: Lock<'_>,
+        registration: Id,
+        commands: Vec<CommandSpec>,
+        pattern: &Pattern,
+    ) {
+        self.link_interest(lock, registration, commands, pattern, Interest::Write);
+    }
+
+    fn link_interest(
+        &self,
+        lock: Lock<'_>,
+        registration: Id,
+        commands: Vec<CommandSpec>,
+        pattern: &Pattern,
+        interest: Interest,
+    ) {
+        let mut table = self.table.write(lock);
+        for spec in commands {
+            table.entry(spec).writes.push(WriteRule {
+                registration,
+                pattern: pattern.clone(),
+                interest,
+            });
+        }
+        table.recompute();
+        drop(table);
+        self.install(lock);
+    }
+
+    /// Undoes [`Hooks::link_writes`], and leaves what else the registration has linked.
+    pub fn unlink_writes(&self, lock: Lock<'_>, registration: Id) {
+        self.take_out(lock, |entry| {
+            entry
+                .writes
+                .retain(|rule| rule.registration != registration || rule.interest != Interest::Write);
+        });
+    }
+
+    /// Whether a command of a client outside of transactions concerns who saves changes.
+    pub(super) fn wants_write_proxy(
+        &self,
+        entry: &Entry,
+        passing: Passing<'_>,
+        db: i32,
+        position: usize,
+        key: &[u8],
+    ) -> bool {
+        let Some(writes) = self.writes.get() else {
+            return false;
+        };
+        let wants = |interest| {
+            let mut rules = entry.writes.iter();
+            rules.any(|rule| rule.interest == interest && rule.pattern.matches(key))
+        };
+        (wants(Interest::Write) && writes.minds_write(passing.lock(), db, key))
+            || (wants(Interest::Removal) && passing.key_life(db, position) == Life::Missing)
+    }
+
+    /// The keys of the command behind the proxy command that a registration saves.
+    fn written_keys<'a>(&self, command: &Command<'a>, interest: Interest) -> Vec<&'a [u8]> {
+        let original = command.argv().skip(1);
+        let table = self.table.read(command.lock());
+        let entry = original.get(0).and_then(|name| table.find(name));
+        let Some(entry) = entry.filter(|entry| !entry.writes.is_empty() && entry.spec.takes(original.len()))
+        else {
+            return Vec::new();
+        };
+        let keys = entry.spec.key_positions(original.len());
+        keys.filter_map(|position| original.get(position))
+            .filter(|key| {
+                let mut rules = entry.writes.iter();
+                rules.any(|rule| rule.interest == interest && rule.pattern.matches(key))
+            })
+            .collect()
+    }
+
+    /// Lets a command wait before it runs: there is no room for its changes. `None`: it runs.
+    ///
+    /// # Errors
+    /// The user may not run it.
+    pub(super) fn wait_for_room(
+        &self,
+        command: &Command<'_>,
+        cleared: bool,
+    ) -> Result<Option<Answer>, Refusal> {
+        let Some(writes) = self.writes.get() else {
+            return Ok(None);
+        };
+        let keys = self.written_keys(command, Interest::Write);
+        if keys.is_empty() {
+            return Ok(None);
+        }
+        if !cleared && !command.sender_may_run(command.argv().skip(1)) {
+            return Err(Refusal::NotPermitted);
+        }
+        Ok(match writes.before(command, &keys) {
+            Wait::No => None,
+            Wait::Waits => Some(Answer::Done),
+            Wait::Refused(answer) => Some(answer),
+        })
+    }
+
+    /// A command is about to run whose client may have to wait behind it.
+    pub(super) fn begin_write(&self, command: &Command<'_>) -> Option<u64> {
+        let writes = self.writes.get()?;
+        let keys = self.written_keys(command, Interest::Write);
+        if keys.is_empty() {
+            return None;
+        }
+        writes.begin(command, &keys)
+    }
+
+    /// It has run. `Some`: the reply goes out now.
+    pub(super) fn end_write(
+        &self,
+        command: &Command<'_>,
+        number: Option<u64>,
+        reply: CallReply,
+    ) -> Option<CallReply> {
+        match (self.writes.get(), number) {
+            (Some(writes), Some(number)) => writes.end(command, number, reply),
+            _ => Some(reply),
+        }
+    }
+
+    /// It was refused.
+    pub(super) fn cancel_write(&self, command: &Command<'_>, number: Option<u64>) {
+        if let (Some(writes), Some(number)) = (self.writes.get(), number) {
+            writes.cancel(command.lock(), number);
+        }
+    }
+
+    /// The keys that a command is about to remove although they are not there.
+    pub(super) fn absent_removals<'a>(&self, command: &Command<'a>) -> Vec<&'a [u8]> {
+        let (lock, db) = (command.lock(), command.db());
+        let mut keys = self.written_keys(command, Interest::Removal);
+        keys.retain(|name| key::life(lock, db, name) == Life::Missing);
+        keys
+    }
+
+    /// It has run, and was not refused.
+    pub(super) fn tell_writes_removed(&self, command: &Command<'_>, absent: &[&[u8]]) {
+        let Some(writes) = self.writes.get() else { return };
+        for name in absent {
+            writes.removed(command.lock(), command.db(), name);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Keyword arguments of what scripts register by one call (`read_through`, `write_behind`): each is checked, and an error names it and
+//! what was expected.
+
+use pyo3::{
+    prelude::*,
+    types::{PyBool, PyDict, PyFloat, PyInt, PyString},
+};
+
+use super::{callback::Code, errors};
+
+/// Longer than anything that one can mean, and short enough for every clock: a century.
+pub const LONGEST_S: f64 = 100.0 * 366.0 * 24.0 * 3600.0;
+
+/// The keyword arguments of one call.
+pub struct Keywords<'a, 'py> {
+    /// The function that was called.
+    call: &'static str,
+    given: &'a Bound<'py, PyDict>,
+}
+
+impl<'a, 'py> Keywords<'a, 'py> {
+    /// # Errors
+    /// One of them is none of `known`.
+    pub fn new(call: &'static str, given: &'a Bound<'py, PyDict>, known: &[&str]) -> PyResult<Self> {
+        for name in given.keys() {
+            let name: String = name.extract()?;
+            if !known.contains(&name.as_str()) {
+                return Err(errors::gears_error(format!(
+                    "{call}: {name}: expected one of {}",
+                    known.join(", ")
+                )));
+            }
+        }
+        Ok(Self { call, given })
+    }
+
+    /// An error that names an argument and what was expected.
+    pub fn expected(&self, name: &str, what: &str, got: &Bound<'_, PyAny>) -> PyErr {
+        expected(self.call, name, what, got)
+    }
+
+    /// `None` is as good as nothing.
+    pub fn get(&self, name: &str) -> PyResult<Option<Bound<'py, PyAny>>> {
+        Ok(self.given.get_item(name)?.filter(|value| !value.is_none()))
+    }
+
+    /// The value of an argument as `read` has it.
+    pub fn read<T>(
+        &self,
+        name: &str,
+        what: &str,
+        read: impl FnOnce(&Bound<'py, PyAny>) -> Option<T>,
+    ) -> PyResult<Option<T>> {
+        let Some(value) = self.get(name)? else {
+            return Ok(None);
+        };
+        read(&value)
+            .map(Some)
+            .ok_or_else(|| self.expected(name, what, &value))
+    }
+
+    pub fn text(&self, name: &str) -> PyResult<Option<String>> {
+        self.read(name, "a str", |value| {
+            Some(value.cast::<PyString>().ok()?.to_str().ok()?.to_owned())
+        })
+    }
+
+    pub fn function(&self, name: &str) -> PyResult<Option<Code>> {
+        self.read(name, "a function", |value| {
+            value.is_callable().then(|| Code::new(value.clone()))
+        })
+    }
+
+    pub fn flag(&self, name: &str) -> PyResult<Option<bool>> {
+        self.read(name, "True or False", |value| {
+            Some(value.cast::<PyBool>().ok()?.is_true())
+        })
+    }
+
+    /// One of these words.
+    pub fn word<T: Copy>(&self, name: &str, words: [(&str, T); 2]) -> PyResult<Option<T>> {
+        let what = format!("'{}' or '{}'", words[0].0, words[1].0);
+        self.read(name, &what, |value| {
+            let text = value.cast::<PyString>().ok()?;
+            let text = text.to_str().ok()?;
+            words
+                .iter()
+                .find(|(word, _)| *word == text)
+                .map(|(_, meant)| *meant)
+        })
+    }
+
+    /// Seconds, or `default`.
+    pub fn seconds(&self, name: &str, default: f64) -> PyResult<f64> {
+        let given = self.read(name, "a number of seconds that is not negative", |value| {
+            number(value).filter(|number| (0.0..=LONGEST_S).contains(number))
+        })?;
+        Ok(given.unwrap_or(default))
+    }
+
+    pub fn positive_seconds(&self, name: &str) -> PyResult<Option<f64>> {
+        self.read(name, "a number of seconds above 0", |value| {
+            number(value).filter(|&number| number > 0.0 && number <= LONGEST_S)
+        })
+    }
+
+    pub fn count(&self, name: &str) -> PyResult<Option<u64>> {
+        self.read(name, "a whole number from 1 on", |value| {
+            whole(value).filter(|&number| number > 0)
+        })
+    }
+
+    /// A list of names, in lower case. `what`: what they are names of.
+    pub fn names(&self, name: &str, what: &str) -> PyResult<Option<Vec<String>>> {
+        let Some(value) = self.get(name)? else {
+            return Ok(None);
+        };
+        let what = format!("a list of names of {what} (str), at least one");
+        let wrong = || self.expected(name, &what, &value);
+        // The letters of a text are no names.
+        if value.is_instance_of::<PyString>() {
+            return Err(wrong());
+        }
+        let mut names = Vec::new();
+        for item in value.try_iter().map_err(|_| wrong())? {
+            let item = item?;
+            let item = item.cast::<PyString>().map_err(|_| wrong())?;
+            names.push(item.to_str()?.to_lowercase());
+        }
+        if names.is_empty() {
+            return Err(wrong());
+        }
+        Ok(Some(names))
+    }
+}
+
+/// The first argument: which keys.
+///
+/// # Errors
+/// `gears.error` that says what was expected.
+pub fn prefix(call: &str, given: &Bound<'_, PyAny>) -> PyResult<String> {
+    let prefix = given
+        .cast::<PyString>()
+        .ok()
+        .filter(|prefix| prefix.len().is_ok_and(|len| len > 0))
+        .ok_or_else(|| expected(call, "prefix", "a str that is not empty", given))?;
+    Ok(prefix.to_str()?.to_owned())
+}
+
+/// An error that names an argument and what was expected.
+pub fn expected(call: &str, name: &str, what: &str, got: &Bound<'_, PyAny>) -> PyErr {
+    let got = got.repr().map_or_else(
+        |_| "something else".into(),
+        |got| {
+            let got = got.to_string_lossy();
+            got.chars().take(100).collect::<String>()
+        },
+    );
+    errors::gears_error(format!("{call}: {name}: expected {what}, got {got}"))
+}
+
+/// An `int` or a `float`.
+pub fn number(value: &Bound<'_, PyAny>) -> Option<f64> {
+    let is_number = value.is_instance_of::<PyInt>() || value.is_instance_of::<PyFloat>();
+    if !is_number || value.is_instance_of::<PyBool>() {
+        return None;
+    }
+    value.extract::<f64>().ok().filter(|number| number.is_finite())
+}
+
+pub fn whole(value: &Bound<'_, PyAny>) -> Option<u64> {
+    if !value.is_instance_of::<PyInt>() || value.is_instance_of::<PyBool>() {
+        return None;
+    }
+    value.extract().ok()
+}

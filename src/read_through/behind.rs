@@ -1,0 +1,114 @@
+//! Where changes of keys are saved behind the cache: a change that is not saved yet is newer than whatever a loader finds.
+
+use std::sync::Arc;
+
+use super::{
+    Key, Lifetime, Loaded, ReadThrough, life,
+    machine::{Change, Why},
+    options::PARTIAL_WRITERS,
+};
+use crate::{
+    engine::id::Id,
+    server::{
+        key::{self, Life},
+        lock::Lock,
+        store::{self, Content},
+    },
+};
+
+/// Who has changes that are not saved yet. Called under the server's lock.
+pub trait Unsaved: Send + Sync {
+    /// The newest change of a key.
+    fn unsaved(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> Option<Newest>;
+}
+
+/// What a key holds by its newest change.
+pub enum Newest {
+    /// Nothing, or nothing that could be stored.
+    Gone,
+    Value(Content),
+}
+
+impl ReadThrough {
+    /// Told once who has changes.
+    pub fn connect_behind(&self, behind: Arc<dyn Unsaved>) {
+        // A second call cannot happen: the module cannot be loaded twice.
+        let _ = self.behind.set(behind);
+    }
+
+    pub(super) fn unsaved(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> Option<Newest> {
+        self.behind.get()?.unsaved(lock, db, name)
+    }
+
+    /// Commands that change a part of a value wait for loads from now on, where no commands were named.
+    pub fn meet_writes(&self, lock: Lock<'_>) {
+        let mut meeting = Vec::new();
+        for (&id, served) in &mut self.state.write(lock).served {
+            if served.options.commands.is_none() && !std::mem::replace(&mut served.meets_writes, true) {
+                meeting.push((id, served.pattern.clone(), Arc::clone(&served.hot)));
+            }
+        }
+        for (id, pattern, hot) in meeting {
+            self.hooks
+                .link_partial_writers(lock, id, &PARTIAL_WRITERS, &pattern, &hot);
+        }
+    }
+
+    /// Answers a miss from the changes that are not saved: the value is stored again, with its lifetime. False if there is none.
+    pub(super) fn restore_unsaved(&self, lock: Lock<'_>, rule: Id, db: i32, name: &[u8]) -> bool {
+        let Some(unsaved) = self.unsaved(lock, db, name) else {
+            return false;
+        };
+        let Newest::Value(content) = unsaved else {
+            return true;
+        };
+        let now_ms = key::now_ms(lock);
+        let mut state = self.state.write(lock);
+        let chance = state.machine.chance();
+        let options = state.served.get(&rule).map(|served| Arc::clone(&served.options));
+        drop(state);
+        let expires = options.and_then(|options| {
+            let fresh = Lifetime::Default.fresh_s(&options)?;
+            Some(life::expires_ms(&options, fresh, now_ms, chance))
+        });
+        self.quietly(lock, || store::put(lock, db, name, &content, expires));
+        store::signal_modified(lock, db, name);
+        true
+    }
+
+    /// What a load that begins now brings of these keys is dropped.
+    pub(super) fn break_leases(&self, lock: Lock<'_>, keys: &[Key]) {
+        let mut state = self.state.write(lock);
+        for key in keys {
+            state.machine.changed(key.db, &key.name, Change::Removed);
+        }
+    }
+
+    /// What a load has brought of a key, or what is newer than that.
+    pub(super) fn newer_than(
+        &self,
+        lock: Lock<'_>,
+        rule: Id,
+        load: u64,
+        key: &Key,
+        value: Result<Loaded, Why>,
+    ) -> Result<Loaded, Why> {
+        let Some(unsaved) = self.unsaved(lock, key.db, &key.name) else {
+            return value;
+        };
+        if matches!(unsaved, Newest::Gone) {
+            return Ok(Loaded {
+                content: None,
+                lifetime: Lifetime::NotKept,
+            });
+        }
+        if key::life(lock, key.db, &key.name) == Life::Missing {
+            self.restore_unsaved(lock, rule, key.db, &key.name);
+        }
+        let mut state = self.state.write(lock);
+        if state.machine.keys_of(load).is_some() {
+            state.machine.changed(key.db, &key.name, Change::Written);
+        }
+        value
+    }
+}

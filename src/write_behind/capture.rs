@@ -1,0 +1,270 @@
+//! Sees what happens to keys, and puts it into the queues when the unit of commands has ended: one change for a key, with the
+//! value that it has then. No Python is on this way.
+
+use std::borrow::Cow;
+
+use super::{
+    State, WriteBehind,
+    frame::{Frames, event_name},
+    machine::{Change, Settled, Time},
+    options::removes,
+    saved,
+};
+use crate::{
+    engine::scope,
+    read_through::keys::{ByKey, Key},
+    server::{
+        after, events::KeyEvent, key, lock::Lock, reply::Reply, slots::slot_of, snapshot::Snapshot, store,
+    },
+};
+
+/// So many keys are looked for one by one.
+const FEW: usize = 8;
+
+/// What has happened in the unit that runs.
+#[derive(Default)]
+pub(super) struct Notes {
+    list: Vec<Note>,
+    /// Where a key stands in the list, once there are more than [`FEW`].
+    places: ByKey<usize>,
+    /// Somebody comes at the end of the unit.
+    asked: bool,
+    /// The hash whose fields have just expired: what deletes it next is no change.
+    expired: Option<Key>,
+    /// Who waits for what the present command changes.
+    pub(super) waiter: Option<u64>,
+}
+
+struct Note {
+    key: Key,
+    event: Cow<'static, str>,
+    /// Whose change it is: a bit for each sink.
+    sinks: u64,
+    waiter: Option<u64>,
+}
+
+impl Notes {
+    fn find(&mut self, db: i32, name: &[u8]) -> Option<&mut Note> {
+        if self.list.len() <= FEW {
+            let is_it = |note: &&mut Note| note.key.db == db && *note.key.name == *name;
+            return self.list.iter_mut().find(is_it);
+        }
+        let &place = self.places.get(db, name)?;
+        self.list.get_mut(place)
+    }
+
+    fn add(&mut self, note: Note) {
+        if self.list.len() == FEW {
+            for (place, note) in self.list.iter().enumerate() {
+                self.places.insert(&note.key, place);
+            }
+        }
+        if self.list.len() >= FEW {
+            self.places.insert(&note.key, self.list.len());
+        }
+        self.list.push(note);
+    }
+
+    fn take(&mut self) -> Vec<Note> {
+        self.asked = false;
+        self.expired = None;
+        if !self.places.is_empty() {
+            self.places.clear(None);
+        }
+        std::mem::take(&mut self.list)
+    }
+
+    pub(super) fn sinks_of(&self, waiter: u64) -> u64 {
+        let theirs = self.list.iter().filter(|note| note.waiter == Some(waiter));
+        theirs.fold(0, |all, note| all | note.sinks)
+    }
+
+    pub(super) fn forget_waiter(&mut self, waiter: u64) {
+        for note in &mut self.list {
+            note.waiter = note.waiter.filter(|other| *other != waiter);
+        }
+    }
+
+    /// The number of a sink that has gone may be another one's soon.
+    pub(super) fn forget_sink(&mut self, number: usize) {
+        for note in &mut self.list {
+            note.sinks &= !(1 << number);
+        }
+    }
+
+    /// Keys of a database are forgotten, or all.
+    pub(super) fn forget(&mut self, db: Option<i32>) {
+        let list = std::mem::take(&mut self.list);
+        self.places.clear(None);
+        for note in list {
+            if db.is_some_and(|db| db != note.key.db) {
+                self.add(note);
+            }
+        }
+    }
+}
+
+impl WriteBehind {
+    /// A glance at a key, which calls nothing of the server: most changes end here.
+    pub fn concerns(&self, lock: Lock<'_>, name: &[u8]) -> bool {
+        let state = self.state.read(lock);
+        state.sinks.iter().any(|sink| sink.pattern.matches(name))
+    }
+
+    /// One notification of the server.
+    pub fn notify(&self, event: &KeyEvent<'_>) {
+        if !self.engine.is_serving() {
+            return;
+        }
+        self.note(event.lock, event.db, event.key, event.name);
+    }
+
+    /// A key was to be deleted, and was not there.
+    pub(super) fn note_removal(&self, lock: Lock<'_>, db: i32, name: &[u8]) {
+        if self.engine.is_serving() {
+            self.note(lock, db, name, b"del");
+        }
+    }
+
+    fn note(&self, lock: Lock<'_>, db: i32, name: &[u8], event: &[u8]) {
+        let mut state = self.state.write(lock);
+        let state = &mut *state;
+        let expired = state.notes.expired.take();
+        if event == b"hexpired" {
+            state.notes.expired = Some(Key::new(db, name));
+        }
+        let by_expiry = event == b"del" && expired.is_some_and(|key| key.db == db && *key.name == *name);
+        let mut sinks = 0;
+        let mut waits = false;
+        for sink in &state.sinks {
+            let wanted = || sink.options.wants(event) && (!by_expiry || sink.options.wants(b"hexpired"));
+            if sink.pattern.matches(name) && !sink.draining && wanted() {
+                sinks |= 1 << sink.number;
+                waits |= sink.options.wait;
+            }
+        }
+        let ours = || state.quiet || self.loads.is_storing(lock) || self.is_saving(state);
+        if sinks == 0 || self.hooks.is_moving(lock) || ours() {
+            return;
+        }
+        let waiter = state.notes.waiter.filter(|_| waits);
+        if let Some(note) = state.notes.find(db, name) {
+            note.event = event_name(event);
+            note.sinks |= sinks;
+            if waiter.is_some() && note.waiter != waiter {
+                // Who noted it before waits for nothing: there is one client in a unit.
+                note.waiter = waiter;
+            }
+        } else {
+            state.notes.add(Note {
+                key: Key::new(db, name),
+                event: event_name(event),
+                sinks,
+                waiter,
+            });
+        }
+        if !state.notes.asked {
+            state.notes.asked = after::at_end_of_unit(lock);
+        }
+    }
+
+    /// True while a function that saves writes by itself.
+    fn is_saving(&self, state: &State) -> bool {
+        scope::acting().is_some_and(|acting| state.sinks.iter().any(|sink| sink.running == Some(acting)))
+    }
+
+    /// The command, transaction or script has ended: what it did goes into the queues, and to replicas and files.
+    pub(super) fn unit_ended(&self, lock: Lock<'_>) {
+        let notes = self.state.write(lock).notes.take();
+        // The same transaction may have made a replica of the server.
+        if notes.is_empty() || !self.engine.is_serving() {
+            return;
+        }
+        let now = self.now();
+        let now_ms = u64::try_from(key::now_ms(lock)).unwrap_or(0);
+        let mut frames = Frames::default();
+        let mut waiters: Vec<u64> = Vec::new();
+        for note in notes {
+            waiters.extend(note.waiter);
+            let payload = Snapshot::take(lock, note.key.db, &note.key.name);
+            if payload.is_gone() && !removes(note.event.as_bytes()) {
+                // The cache has forgotten it since; that is no deletion.
+                continue;
+            }
+            if payload.is_gone() && self.has_lost_slot(lock, &note.key) {
+                continue;
+            }
+            let mut state = self.state.write(lock);
+            let id = state.ids.next(now_ms);
+            let change = Change {
+                id,
+                key: note.key,
+                event: note.event,
+                size: payload.as_bytes().len(),
+                payload,
+            };
+            state.enqueue(now, &change, note.sinks, note.waiter, &mut frames);
+        }
+        self.let_free(lock, waiters);
+        if frames.is_empty() {
+            return;
+        }
+        saved::send(lock, &frames);
+        self.link_where_full(lock);
+        self.come();
+    }
+
+    /// True if the key's slot belongs to another shard by now: what the server takes away for that is there.
+    fn has_lost_slot(&self, lock: Lock<'_>, key: &Key) -> bool {
+        let features = self.engine.features;
+        if store::is_local(lock, features, key.db, &key.name) {
+            return false;
+        }
+        let redirection = store::redirection(lock, features, slot_of(&key.name));
+        matches!(redirection, Reply::Error(text) if text.starts_with(b"MOVED"))
+    }
+
+    /// Whoever waits for no change after all has his reply.
+    fn let_free(&self, lock: Lock<'_>, waiters: Vec<u64>) {
+        for number in waiters {
+            let mut state = self.state.write(lock);
+            if state.waiters.open(number) > 0 || state.waiters.settle(number, Settled::Saved).is_none() {
+                continue;
+            }
+            let waits = state.waiting.remove(&number);
+            drop(state);
+            if let Some(waits) = waits {
+                waits.client.answer(waits.reply);
+            }
+        }
+    }
+
+    /// All keys of a database are gone, or of all: a cache that forgets deletes nothing.
+    pub fn flushed(&self, lock: Lock<'_>, db: Option<i32>) {
+        self.state.write(lock).notes.forget(db);
+    }
+}
+
+impl State {
+    fn enqueue(
+        &mut self,
+        now: Time,
+        change: &Change<Snapshot>,
+        sinks: u64,
+        waiter: Option<u64>,
+        frames: &mut Frames,
+    ) {
+        for sink in self
+            .sinks
+            .iter_mut()
+            .filter(|sink| sinks & (1 << sink.number) != 0)
+        {
+            frames.change(&sink.options.prefix, change);
+            let waiter = waiter.filter(|_| sink.options.wait);
+            if let Some(waiter) = waiter {
+                self.waiters.expect(waiter);
+            }
+            sink.queue.add(now, change.clone(), waiter);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Changes that cannot be saved go into a stream, with whatever is known of them.
+
+use std::{fmt::Write as _, sync::Arc};
+
+use super::{
+    WriteBehind,
+    frame::Frames,
+    machine::{Change, Failed, Queue},
+    saved,
+    source::{type_name, value},
+};
+use crate::{
+    engine::{members::tag_of, record::Value},
+    server::{api, bus, call::perform, lock::Lock, reply::Reply, snapshot::Snapshot},
+};
+
+impl WriteBehind {
+    /// Puts a change away that is given up. If that fails it stays.
+    pub(super) fn put_away(&self, lock: Lock<'_>, token: u64, place: u64, why: &Arc<Failed>) {
+        let mut state = self.state.write(lock);
+        let Some(sink) = state.token(token) else { return };
+        let Some(entry) = sink.queue.entry(place) else {
+            return;
+        };
+        let (change, tries) = (entry.change.clone(), entry.tries);
+        let (stream, prefix) = (sink.options.dead_letter.clone(), sink.options.prefix.clone());
+        let registration = sink.owner.id.to_string();
+        drop(state);
+        let name = String::from_utf8_lossy(&change.key.name).into_owned();
+        match stream {
+            Some(stream) => {
+                let words = words(&registration, &change, tries, why);
+                if let Err(reason) = self.append(lock, &stream, words) {
+                    api::log_warning(&format!(
+                        "write_behind: the change of '{name}' that cannot be saved cannot be put into '{stream}' either: {reason}"
+                    ));
+                    return;
+                }
+                api::log_warning(&format!(
+                    "write_behind: the change {} of '{name}' cannot be saved and is in '{stream}': {}",
+                    change.id, why.kind
+                ));
+            }
+            None => api::log_warning(&format!(
+                "write_behind: the change {} of '{name}' is lost: {}",
+                change.id, why.text
+            )),
+        }
+        let mut state = self.state.write(lock);
+        let Some(sink) = state.token(token) else { return };
+        let Some(entry) = sink.queue.bury(place, why) else {
+            return;
+        };
+        let mut frames = Frames::default();
+        frames.gone(&prefix, &[Queue::gone_with(&entry)]);
+        drop(state);
+        saved::send(lock, &frames);
+    }
+
+    fn append(&self, lock: Lock<'_>, stream: &str, words: Vec<Vec<u8>>) -> Result<(), String> {
+        let stream = self.stream_here(lock, stream)?;
+        let argv = [vec![b"XADD".to_vec(), stream, b"*".to_vec()], words].concat();
+        // What happens to the stream is no change, whatever it is called.
+        let before = std::mem::replace(&mut self.state.write(lock).quiet, true);
+        let reply = perform(lock, self.engine.features, 0, &argv);
+        self.state.write(lock).quiet = before;
+        match reply {
+            Reply::Error(text) => Err(String::from_utf8_lossy(&text).into_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    /// The stream's name on this shard: with a tag of one of its slots, where there are several.
+    fn stream_here(&self, lock: Lock<'_>, stream: &str) -> Result<Vec<u8>, String> {
+        if !bus::is_cluster_node(lock) {
+            return Ok(stream.as_bytes().to_vec());
+        }
+        let members = self.engine.members();
+        let slots = members.and_then(|members| members.first_slots(self.engine.registry.shard()));
+        let (first, _) = slots.ok_or("it is not known which slots this shard has")?;
+        Ok(format!("{stream}{{{}}}", tag_of(first)).into_bytes())
+    }
+}
+
+/// The fields of a dead letter and their values.
+fn words(registration: &str, change: &Change<Snapshot>, tries: u32, why: &Failed) -> Vec<Vec<u8>> {
+    let payload = &change.payload;
+    let (kind, value) = if payload.is_damaged() {
+        ("damaged", payload.damaged_bytes().to_vec())
+    } else {
+        (type_name(payload), text(&value(payload)))
+    };
+    let pairs: [(&str, Vec<u8>); 10] = [
+        ("id", change.id.to_string().into_bytes()),
+        ("registration", registration.as_bytes().to_vec()),
+        ("db", change.key.db.to_string().into_bytes()),
+        ("key", change.key.name.to_vec()),
+        ("event", change.event.as_bytes().to_vec()),
+        ("type", kind.as_bytes().to_vec()),
+        ("value", value),
+        ("error", why.kind.as_bytes().to_vec()),
+        ("traceback", why.text.as_bytes().to_vec()),
+        ("tries", tries.to_string().into_bytes()),
+    ];
+    pairs
+        .into_iter()
+        .flat_map(|(name, value)| [name.as_bytes().to_vec(), value])
+        .collect()
+}
+
+/// A string as it is, anything else as JSON; bytes that are not UTF-8 have U+FFFD in their place there.
+fn text(value: &Value) -> Vec<u8> {
+    match value {
+        Value::None => Vec::new(),
+        Value::Key(text) | Value::Text(text) => text.clone(),
+        other => json(other).into_bytes(),
+    }
+}
+
+fn json(value: &Value) -> String {
+    match value {
+        Value::None => "null".into(),
+        Value::Int(number) => number.to_string(),
+        Value::Float(number) if number.is_finite() => number.to_string(),
+        Value::Float(number) => quoted(&number.to_string()),
+        Value::Text(text) | Value::Key(text) => quoted(&String::from_utf8_lossy(text)),
+        Value::Name(name) => quoted(name),
+        Value::List(items) | Value::Set(items) => {
+            let items: Vec<String> = items.iter().map(json).collect();
+            format!("[{}]", items.join(", "))
+        }
+        Value::Dict(fields) => {
+            let fields = fields
+                .iter()
+                .map(|(name, value)| format!("{}: {}", quoted(&String::from_utf8_lossy(name)), json(value)));
+            format!("{{{}}}", fields.collect::<Vec<_>>().join(", "))
+        }
+    }
+}
+
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for letter in text.chars() {
+        match letter {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            letter if letter < ' ' => {
+                // Writing to a String cannot fail.
+                let _ = write!(out, "\\u{:04x}", u32::from(letter));
+            }
+            letter => out.push(letter),
+        }
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use super::*;
+
+    #[test]
+    fn values_are_shown_as_text_or_json() {
+        assert_eq!(text(&Value::Key(b"a\xff".to_vec())), b"a\xff");
+        let hash = Value::Dict(vec![
+            (Cow::Borrowed(b"a\"b"), Value::Key(b"x\n\xff".to_vec())),
+            (Cow::Borrowed(b"n"), Value::Float(1.5)),
+        ]);
+        assert_eq!(
+            String::from_utf8(text(&hash)).unwrap_or_default(),
+            "{\"a\\\"b\": \"x\\u000a\u{fffd}\", \"n\": 1.5}"
+        );
+        assert_eq!(
+            text(&Value::List(vec![Value::Key(b"a".to_vec()), Value::None])),
+            b"[\"a\", null]"
+        );
+    }
+}

@@ -1,0 +1,326 @@
+//! Which changes go into the next call of `save`, and what follows from its end.
+//!
+//! A call that fails is made again after a rest, which doubles. When it has failed often enough its changes, the *suspects*, go
+//! in by halves. One that fails alone is tried alone from then on, at times of its own, while the others go on. That another
+//! call ends well tells it from an outage, in which all fail: then no change is given up.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Entry, Failed, Flight, Gone, Queue, Settled, Stage, TRIES_BEFORE_HALVING, Time};
+
+/// From where the next changes come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum From {
+    Suspects,
+    Ready,
+    Alone,
+}
+
+impl<P> Queue<P> {
+    /// Begins a call, if it is time for one. Its number, and the places of its changes.
+    pub fn begin(&mut self, now: Time) -> Option<(u64, Vec<u64>)> {
+        if self.flight.is_some() || self.rests_until.is_some_and(|until| now < until) {
+            return None;
+        }
+        let places = self.choose(now)?;
+        for place in &places {
+            self.ready.remove(place);
+            self.suspects.remove(place);
+            self.alone.remove(place);
+            if let Some(entry) = self.entries.get_mut(place) {
+                entry.stage = Stage::Flying;
+            }
+        }
+        self.last_call += 1;
+        self.flight = Some(Flight {
+            call: self.last_call,
+            places: places.clone(),
+            deadline: now.saturating_add(self.limits.max_save_time),
+        });
+        Some((self.last_call, places))
+    }
+
+    fn choose(&mut self, now: Time) -> Option<Vec<u64>> {
+        const TURNS: [[From; 3]; 3] = [
+            [From::Suspects, From::Ready, From::Alone],
+            [From::Ready, From::Alone, From::Suspects],
+            [From::Alone, From::Suspects, From::Ready],
+        ];
+        // While nothing ends well, those that failed come first: there is no use in drawing others in.
+        let first = if self.failures > 0 || self.limits.ordered {
+            0
+        } else {
+            usize::from(self.turn)
+        };
+        self.turn = (self.turn + 1) % 3;
+        TURNS[first]
+            .into_iter()
+            .find_map(|from| self.choose_from(from, now))
+    }
+
+    fn choose_from(&self, from: From, now: Time) -> Option<Vec<u64>> {
+        let places: Vec<u64> = match from {
+            From::Suspects => self.suspects.iter().take(self.narrow).copied().collect(),
+            // In the order of all, nothing passes those that failed.
+            From::Ready if self.limits.ordered && !self.suspects.is_empty() => Vec::new(),
+            From::Ready if self.ready_at().is_some_and(|at| at <= now) => {
+                let most = if self.failures > 0 {
+                    self.narrow
+                } else {
+                    self.limits.batch
+                };
+                self.ready.iter().take(most.max(1)).copied().collect()
+            }
+            From::Ready => Vec::new(),
+            From::Alone => {
+                let due = |place: &&u64| {
+                    let entry = self.entries.get(*place);
+                    entry.is_some_and(|entry| matches!(entry.stage, Stage::Alone(at) if at <= now))
+                };
+                self.alone.iter().find(due).into_iter().copied().collect()
+            }
+        };
+        (!places.is_empty()).then_some(places)
+    }
+
+    /// When those that have not failed may go.
+    fn ready_at(&self) -> Option<Time> {
+        let first = self.entries.get(self.ready.first()?)?;
+        if self.ready.len() >= self.limits.batch {
+            return Some(Time::ZERO);
+        }
+        Some(first.since.saturating_add(self.limits.interval))
+    }
+
+    /// When [`Queue::begin`] or [`Queue::overdue`] is to be called next.
+    pub fn next_due(&self) -> Option<Time> {
+        if let Some(flight) = &self.flight {
+            return Some(flight.deadline);
+        }
+        let suspects = (!self.suspects.is_empty()).then_some(Time::ZERO);
+        let alone = self
+            .alone
+            .iter()
+            .filter_map(|place| match self.entries.get(place)?.stage {
+                Stage::Alone(at) => Some(at),
+                _ => None,
+            });
+        let ready = self
+            .ready_at()
+            .filter(|_| !self.limits.ordered || self.suspects.is_empty());
+        let first = suspects.into_iter().chain(ready).chain(alone).min()?;
+        Some(first.max(self.rests_until.unwrap_or_default()))
+    }
+
+    /// The call that runs, if its time is over. It is given more time, in which it is to end.
+    pub fn overdue(&mut self, now: Time) -> Option<u64> {
+        let grace = self.limits.max_save_time;
+        let flight = self.flight.as_mut().filter(|flight| flight.deadline <= now)?;
+        flight.deadline = now.saturating_add(grace);
+        Some(flight.call)
+    }
+
+    pub fn is_flying(&self, call: u64) -> bool {
+        self.flight.as_ref().is_some_and(|flight| flight.call == call)
+    }
+
+    /// A call has ended well: what is gone with it.
+    pub fn saved(&mut self, call: u64) -> Vec<Gone> {
+        let Some(flight) = self.flight.take_if(|flight| flight.call == call) else {
+            return Vec::new();
+        };
+        let before = self.successes;
+        self.successes += 1;
+        self.counts.batches += 1;
+        self.streak += 1;
+        self.rests_until = None;
+        self.last_failure = None;
+        if std::mem::take(&mut self.failures) > 0 {
+            self.forgive(before);
+        }
+        let mut gone = Vec::with_capacity(flight.places.len());
+        for place in flight.places {
+            if let Some(entry) = self.remove(place, &Settled::Saved) {
+                self.counts.saved += 1;
+                gone.push(Self::gone(&entry));
+            }
+        }
+        if self.suspects.is_empty() {
+            self.narrow = self.limits.batch.max(1);
+        } else if self.streak > 1 {
+            self.narrow = self.narrow.saturating_mul(2).min(self.limits.batch.max(1));
+        }
+        gone
+    }
+
+    /// The outage is over: who failed alone in it is as good as the others.
+    fn forgive(&mut self, successes: u64) {
+        let forgiven: Vec<u64> = self
+            .alone
+            .iter()
+            .filter(|place| {
+                let entry = self.entries.get(place);
+                entry.is_some_and(|entry| entry.first_failed == Some(successes))
+            })
+            .copied()
+            .collect();
+        for place in forgiven {
+            self.alone.remove(&place);
+            self.suspects.insert(place);
+            if let Some(entry) = self.entries.get_mut(&place) {
+                entry.stage = Stage::Suspect;
+            }
+        }
+    }
+
+    /// A call has failed. The place of a change that is to be given up, which stays until [`Queue::bury`].
+    pub fn failed(&mut self, now: Time, call: u64, why: &Arc<Failed>) -> Option<u64> {
+        let flight = self.flight.take_if(|flight| flight.call == call)?;
+        let places: Vec<u64> = flight
+            .places
+            .into_iter()
+            .filter(|place| self.entries.contains_key(place))
+            .collect();
+        self.counts.failures += 1;
+        self.last_failure = Some(Arc::clone(why));
+        self.counts.retried += places.len() as u64;
+        self.streak = 0;
+        let mut most = 0;
+        for place in &places {
+            if let Some(entry) = self.entries.get_mut(place) {
+                entry.tries = entry.tries.saturating_add(1);
+                entry.first_failed.get_or_insert(self.successes);
+                most = most.max(entry.tries);
+            }
+        }
+        let alone = matches!(places.as_slice(), [_]);
+        if let ([place], true) = (places.as_slice(), alone) {
+            return self.failed_alone(now, *place);
+        }
+        for &place in &places {
+            if let Some(entry) = self.entries.get_mut(&place) {
+                entry.stage = Stage::Suspect;
+            }
+        }
+        // From the last one on, so that the first one of a key holds the others, which are suspects as well.
+        for &place in &places {
+            let Some(entry) = self.entries.get(&place) else {
+                continue;
+            };
+            let key = entry.change.key.clone();
+            self.hold_ready(&key, place);
+            self.suspects.insert(place);
+        }
+        let threshold = self.limits.max_tries.unwrap_or(TRIES_BEFORE_HALVING);
+        self.narrow = if most >= threshold {
+            (places.len() / 2).max(1)
+        } else {
+            places.len().max(1)
+        };
+        self.rest(now);
+        None
+    }
+
+    fn failed_alone(&mut self, now: Time, place: u64) -> Option<u64> {
+        let entry = self.entries.get_mut(&place)?;
+        let others_go_on = entry.first_failed.is_some_and(|then| then < self.successes);
+        // What failed in an outage, or with another one, says nothing of this change.
+        entry.tries_alone += u32::from(others_go_on);
+        let (key, tries, tries_alone) = (entry.change.key.clone(), entry.tries, entry.tries_alone);
+        let enough = self.limits.max_tries.is_some_and(|most| tries_alone >= most);
+        if self.limits.ordered {
+            self.set_stage(place, Stage::Suspect);
+            self.suspects.insert(place);
+            self.hold_ready(&key, place);
+            self.narrow = 1;
+        } else {
+            let again = now.saturating_add(self.delay(tries));
+            self.set_stage(place, Stage::Alone(again));
+            self.alone.insert(place);
+            self.hold(&key, place);
+            self.narrow = 1;
+        }
+        if enough && others_go_on && self.limits.has_dead_letters {
+            return Some(place);
+        }
+        if !others_go_on || self.limits.ordered {
+            self.rest(now);
+        }
+        None
+    }
+
+    /// A change that stands first in its key has failed with others: those of its key that have not are parked.
+    fn hold_ready(&mut self, key: &crate::read_through::keys::Key, place: u64) {
+        let Some(chain) = self.chains.of(key) else { return };
+        chain.held = true;
+        for later in chain.places.iter().filter(|later| **later > place) {
+            if let Some(entry) = self.entries.get_mut(later) {
+                if entry.stage == Stage::Ready {
+                    entry.stage = Stage::Parked;
+                    self.ready.remove(later);
+                }
+            }
+        }
+    }
+
+    fn set_stage(&mut self, place: u64, stage: Stage) {
+        if let Some(entry) = self.entries.get_mut(&place) {
+            entry.stage = stage;
+        }
+    }
+
+    /// Nothing is called for a while.
+    fn rest(&mut self, now: Time) {
+        self.failures = self.failures.saturating_add(1);
+        let delay = self.delay(self.failures);
+        self.rests_until = Some(now.saturating_add(delay));
+    }
+
+    fn delay(&mut self, failures: u32) -> Duration {
+        let doublings = failures.saturating_sub(1);
+        let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
+        let delay = self
+            .limits
+            .backoff
+            .saturating_mul(factor)
+            .min(self.limits.max_backoff);
+        delay.mul_f64(1.0 - self.chance() / 2.0)
+    }
+
+    /// A change is given up: it stands elsewhere now.
+    pub fn bury(&mut self, place: u64, why: &Arc<Failed>) -> Option<Entry<P>> {
+        let entry = self.remove(place, &Settled::Lost(Arc::clone(why)))?;
+        self.counts.dead += 1;
+        if self.suspects.is_empty() {
+            self.narrow = self.limits.batch.max(1);
+        }
+        Some(entry)
+    }
+
+    /// What is gone with a change that was buried.
+    pub fn gone_with(entry: &Entry<P>) -> Gone {
+        Self::gone(entry)
+    }
+
+    /// The server stops calling: whatever runs, its end is of no interest.
+    pub fn ground(&mut self) {
+        let Some(flight) = self.flight.take() else { return };
+        for place in flight.places {
+            let Some(entry) = self.entries.get_mut(&place) else {
+                continue;
+            };
+            entry.stage = Stage::Ready;
+            self.ready.insert(place);
+        }
+    }
+
+    /// Why the last call failed, if it did.
+    pub fn last_failure(&self) -> Option<&Failed> {
+        self.last_failure.as_deref()
+    }
+
+    /// How many changes have failed so far.
+    pub fn failing(&self) -> usize {
+        self.suspects.len() + self.alone.len()
+    }
+}

@@ -1,0 +1,198 @@
+//! The changes of one registration that are not saved yet: their order, which of them go into the next call of `save`, what
+//! follows from its end. Inputs are events with a time. It needs neither server nor Python, neither clock nor thread.
+//!
+//! Each change has a *place*, which says when it comes, and which a newer change of its key takes over. The places of one key
+//! form a *chain*. While an older change of a key has failed, the later ones of its chain are parked. Contract:
+//! docs/contract/write-behind.md chapters 1 and 2.
+
+mod calls;
+mod ids;
+mod queue;
+#[cfg(test)]
+mod tests;
+mod waiters;
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+pub use ids::{ChangeId, Ids};
+pub use waiters::{Settled, Waiters};
+
+use crate::read_through::keys::{ByKey, Key};
+
+/// A moment: how long after the start.
+pub type Time = Duration;
+
+/// Failed calls with the same change before its batch is halved, where `max_tries` does not say it.
+const TRIES_BEFORE_HALVING: u32 = 3;
+
+/// What a change takes beside its key and its value.
+const OVERHEAD: usize = 200;
+
+/// What happened to a key, and what it holds now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change<P> {
+    pub id: ChangeId,
+    pub key: Key,
+    pub event: Cow<'static, str>,
+    /// The value, of so many bytes.
+    pub payload: P,
+    pub size: usize,
+}
+
+/// What a registration says about its queue.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Limits {
+    pub batch: usize,
+    pub interval: Duration,
+    pub coalesce: bool,
+    pub backoff: Duration,
+    pub max_backoff: Duration,
+    pub max_tries: Option<u32>,
+    /// There is a place for changes that cannot be saved.
+    pub has_dead_letters: bool,
+    pub max_entries: usize,
+    pub max_bytes: usize,
+    /// All changes are saved in their order, not only those of one key.
+    pub ordered: bool,
+    pub max_save_time: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            batch: 100,
+            interval: Duration::ZERO,
+            coalesce: true,
+            backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(30),
+            max_tries: None,
+            has_dead_letters: false,
+            max_entries: 1_000_000,
+            max_bytes: 256 << 20,
+            ordered: false,
+            max_save_time: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What has happened so far; all of it only grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub captured: u64,
+    pub saved: u64,
+    pub coalesced: u64,
+    /// Changes in calls that failed.
+    pub retried: u64,
+    pub dead: u64,
+    /// Calls of `save` that ended well.
+    pub batches: u64,
+    pub failures: u64,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: &Self) {
+        self.captured += other.captured;
+        self.saved += other.saved;
+        self.coalesced += other.coalesced;
+        self.retried += other.retried;
+        self.dead += other.dead;
+        self.batches += other.batches;
+        self.failures += other.failures;
+    }
+}
+
+/// Why a call failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Failed {
+    /// The type of what was raised: what clients see.
+    pub kind: String,
+    /// All of it.
+    pub text: String,
+}
+
+/// Where a change is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Ready,
+    /// Behind one of its key that has failed.
+    Parked,
+    /// In the call that runs.
+    Flying,
+    /// It was in a call that failed.
+    Suspect,
+    /// It failed by itself: it is tried by itself, at its own time.
+    Alone(Time),
+}
+
+/// A change that is not saved yet.
+pub struct Entry<P> {
+    pub change: Change<P>,
+    /// When the first change came that has this place.
+    pub since: Time,
+    pub tries: u32,
+    /// How often it failed by itself while others were saved.
+    tries_alone: u32,
+    /// How many calls had ended well when it first failed.
+    first_failed: Option<u64>,
+    stage: Stage,
+    /// Who waits until it is saved.
+    waiters: Vec<u64>,
+}
+
+/// The places of one key, in their order.
+#[derive(Default)]
+struct Chain {
+    places: VecDeque<u64>,
+    /// The first one has failed: the others are parked behind it.
+    held: bool,
+}
+
+/// The call that runs.
+struct Flight {
+    call: u64,
+    places: Vec<u64>,
+    deadline: Time,
+}
+
+/// What is gone from a queue: all changes of a key up to one of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gone {
+    pub key: Key,
+    pub id: ChangeId,
+}
+
+/// See the module.
+pub struct Queue<P> {
+    pub limits: Limits,
+    pub counts: Counts,
+    entries: BTreeMap<u64, Entry<P>>,
+    chains: ByKey<Chain>,
+    ready: BTreeSet<u64>,
+    suspects: BTreeSet<u64>,
+    alone: BTreeSet<u64>,
+    flight: Option<Flight>,
+    bytes: usize,
+    last_place: u64,
+    last_call: u64,
+    /// How many changes that may fail go into one call.
+    narrow: usize,
+    /// Calls that failed since the last one that did not.
+    failures: u32,
+    /// Calls that ended well, in a row.
+    streak: u32,
+    /// No call begins before.
+    rests_until: Option<Time>,
+    /// Calls that ended well.
+    successes: u64,
+    /// Why the last call failed; nothing after one that ended well.
+    last_failure: Option<Arc<Failed>>,
+    turn: u8,
+    random: u64,
+    /// Who has what he waited for.
+    settled: Vec<(u64, Settled)>,
+}

@@ -1,0 +1,276 @@
+//! Changes come into a queue and leave it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::{Chain, Change, Counts, Entry, Gone, Limits, OVERHEAD, Queue, Settled, Stage, Time};
+use crate::read_through::keys::{ByKey, Key};
+
+impl<P> Queue<P> {
+    /// `seed`: of the jitter.
+    pub fn new(limits: Limits, seed: u64) -> Self {
+        Self {
+            narrow: limits.batch.max(1),
+            limits,
+            counts: Counts::default(),
+            entries: BTreeMap::new(),
+            chains: ByKey::default(),
+            ready: BTreeSet::new(),
+            suspects: BTreeSet::new(),
+            alone: BTreeSet::new(),
+            flight: None,
+            bytes: 0,
+            last_place: 0,
+            last_call: 0,
+            failures: 0,
+            streak: 0,
+            rests_until: None,
+            successes: 0,
+            last_failure: None,
+            turn: 0,
+            random: seed | 1,
+            settled: Vec::new(),
+        }
+    }
+
+    /// A registration with other options takes over.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.narrow = limits.batch.max(1);
+        self.limits = limits;
+        self.rests_until = None;
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// About how much memory it takes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How long the oldest change has been there.
+    pub fn age(&self, now: Time) -> Time {
+        let oldest = self.entries.values().next();
+        oldest.map_or(Time::ZERO, |entry| now.saturating_sub(entry.since))
+    }
+
+    /// No more changes are to come, but for those that replace others.
+    pub fn is_full(&self) -> bool {
+        self.entries.len() >= self.limits.max_entries || self.bytes >= self.limits.max_bytes
+    }
+
+    /// The newest change of a key.
+    pub fn newest(&self, db: i32, name: &[u8]) -> Option<&Change<P>> {
+        let place = self.chains.get(db, name)?.places.back()?;
+        self.entries.get(place).map(|entry| &entry.change)
+    }
+
+    /// The place of a change of the key that a newer one would take.
+    fn replaceable(&self, db: i32, name: &[u8]) -> Option<u64> {
+        if !self.limits.coalesce {
+            return None;
+        }
+        let &place = self.chains.get(db, name)?.places.back()?;
+        let flying = self.entries.get(&place)?.stage == Stage::Flying;
+        // In the order of all nothing is passed by.
+        let passes = self.limits.ordered && place != self.last_place;
+        (!flying && !passes).then_some(place)
+    }
+
+    /// Whether a change of the key would take the place of an older one.
+    pub fn replaces(&self, db: i32, name: &[u8]) -> bool {
+        self.replaceable(db, name).is_some()
+    }
+
+    /// A change has happened.
+    pub fn add(&mut self, now: Time, change: Change<P>, waiter: Option<u64>) {
+        self.counts.captured += 1;
+        let size = size_of(&change);
+        self.bytes += size;
+        if let Some(place) = self.replaceable(change.key.db, &change.key.name) {
+            if let Some(entry) = self.entries.get_mut(&place) {
+                self.bytes -= size_of(&entry.change);
+                entry.change = change;
+                entry.waiters.extend(waiter);
+                // It is another change than the one that failed.
+                entry.tries = 0;
+                entry.tries_alone = 0;
+                entry.first_failed = None;
+                self.counts.coalesced += 1;
+                self.let_in(place);
+            }
+            return;
+        }
+        self.last_place += 1;
+        let place = self.last_place;
+        let held = if let Some(chain) = self.chains.of(&change.key) {
+            chain.places.push_back(place);
+            chain.held
+        } else {
+            let chain = Chain {
+                places: VecDeque::from([place]),
+                held: false,
+            };
+            self.chains.insert(&change.key, chain);
+            false
+        };
+        let stage = if held { Stage::Parked } else { Stage::Ready };
+        if stage == Stage::Ready {
+            self.ready.insert(place);
+        }
+        self.entries.insert(
+            place,
+            Entry {
+                change,
+                since: now,
+                tries: 0,
+                tries_alone: 0,
+                first_failed: None,
+                stage,
+                waiters: waiter.into_iter().collect(),
+            },
+        );
+    }
+
+    /// A change that had failed was replaced: it is one like the others.
+    fn let_in(&mut self, place: u64) {
+        let Some(entry) = self.entries.get_mut(&place) else {
+            return;
+        };
+        let first = match self.chains.of(&entry.change.key) {
+            Some(chain) if chain.places.front() == Some(&place) => chain,
+            _ => return,
+        };
+        if matches!(entry.stage, Stage::Alone(_)) || (entry.stage == Stage::Suspect && !self.limits.ordered) {
+            entry.stage = Stage::Ready;
+            first.held = false;
+            self.suspects.remove(&place);
+            self.alone.remove(&place);
+            self.ready.insert(place);
+        }
+    }
+
+    /// Takes a change out whose key is done with it. What stood behind it may come.
+    pub(super) fn remove(&mut self, place: u64, settled: &Settled) -> Option<Entry<P>> {
+        let entry = self.entries.remove(&place)?;
+        self.bytes -= size_of(&entry.change);
+        self.ready.remove(&place);
+        self.suspects.remove(&place);
+        self.alone.remove(&place);
+        for &waiter in &entry.waiters {
+            self.settled.push((waiter, settled.clone()));
+        }
+        let key = &entry.change.key;
+        if let Some(chain) = self.chains.of(key) {
+            chain.places.retain(|&other| other != place);
+            if chain.places.is_empty() {
+                self.chains.remove(key.db, &key.name);
+            } else {
+                self.release(key);
+            }
+        }
+        Some(entry)
+    }
+
+    /// What is parked in a chain may come if nothing before it has failed.
+    fn release(&mut self, key: &Key) {
+        let Some(chain) = self.chains.of(key) else { return };
+        let parked = chain
+            .places
+            .front()
+            .and_then(|first| self.entries.get(first))
+            .is_some_and(|first| first.stage == Stage::Parked);
+        if !chain.held || !parked {
+            return;
+        }
+        chain.held = false;
+        for place in &chain.places {
+            if let Some(entry) = self.entries.get_mut(place) {
+                entry.stage = Stage::Ready;
+                self.ready.insert(*place);
+            }
+        }
+    }
+
+    /// A change of the key has failed, which stands first: the others wait behind it.
+    pub(super) fn hold(&mut self, key: &Key, first: u64) {
+        let Some(chain) = self.chains.of(key) else { return };
+        chain.held = true;
+        for place in chain.places.iter().filter(|place| **place > first) {
+            let Some(entry) = self.entries.get_mut(place) else {
+                continue;
+            };
+            entry.stage = Stage::Parked;
+            self.ready.remove(place);
+            self.suspects.remove(place);
+        }
+    }
+
+    /// Another server has saved the changes of a key up to this one.
+    pub fn remove_up_to(&mut self, gone: &Gone) {
+        loop {
+            let key = &gone.key;
+            let first = self
+                .chains
+                .get(key.db, &key.name)
+                .and_then(|chain| chain.places.front().copied());
+            let Some(first) = first else { return };
+            let old = self
+                .entries
+                .get(&first)
+                .is_some_and(|entry| entry.change.id <= gone.id);
+            if !old {
+                return;
+            }
+            self.remove(first, &Settled::Saved);
+            self.counts.saved += 1;
+        }
+    }
+
+    /// All changes in their order.
+    pub fn changes(&self) -> impl Iterator<Item = &Change<P>> {
+        self.entries.values().map(|entry| &entry.change)
+    }
+
+    pub fn entry(&self, place: u64) -> Option<&Entry<P>> {
+        self.entries.get(&place)
+    }
+
+    /// Those who wait for a change that has left.
+    pub fn take_settled(&mut self) -> Vec<(u64, Settled)> {
+        std::mem::take(&mut self.settled)
+    }
+
+    /// The queue ends: all who wait for one of its changes.
+    pub fn into_waiters(self) -> Vec<u64> {
+        self.entries
+            .into_values()
+            .flat_map(|entry| entry.waiters)
+            .collect()
+    }
+
+    /// The id up to which a change stands for its key.
+    pub(super) fn gone(entry: &Entry<P>) -> Gone {
+        Gone {
+            key: entry.change.key.clone(),
+            id: entry.change.id,
+        }
+    }
+
+    /// A number from 0 to 1 (xorshift).
+    pub(super) fn chance(&mut self) -> f64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        (self.random >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+fn size_of<P>(change: &Change<P>) -> usize {
+    OVERHEAD + change.key.name.len() + change.size
+}

@@ -1,0 +1,364 @@
+//! Does what the machine says: calls `save`, takes what has come of it, tells those who wait. On the server's thread, before it
+//! sleeps.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Sink, State, WriteBehind,
+    frame::Frames,
+    machine::{Change, Failed, Settled, Time},
+    saved,
+    source::Changes,
+};
+use crate::{
+    engine::{registration::Registration, start::Start},
+    mutex::Mutex,
+    read_through::raised,
+    server::{api, lock::Lock, reply::Reply, snapshot::Snapshot},
+};
+
+/// How often the log says that changes cannot be saved.
+const LOG_EVERY: Duration = Duration::from_secs(60);
+
+/// What a call of `save` has come to.
+pub(super) struct Brought {
+    sink: u64,
+    call: u64,
+    result: Result<(), Failed>,
+    took: Duration,
+}
+
+/// A call that begins.
+struct Begun {
+    sink: u64,
+    call: u64,
+    saver: Arc<Registration>,
+    changes: Vec<Change<Snapshot>>,
+    /// The places of those that are damaged.
+    damaged: Vec<u64>,
+}
+
+impl WriteBehind {
+    /// Does whatever is to be done now. Called in each turn of the server's loop: most of the time that is nothing.
+    pub fn pump(&self, lock: Lock<'_>) {
+        if self.awake.swap(false, Ordering::AcqRel) || self.is_due(lock) {
+            self.pump_now(lock);
+        }
+    }
+
+    fn is_due(&self, lock: Lock<'_>) -> bool {
+        let state = self.state.read(lock);
+        !state.sinks.is_empty() && state.next_due().is_some_and(|due| due <= self.now())
+    }
+
+    fn pump_now(&self, lock: Lock<'_>) {
+        let now = self.now();
+        if !self.engine.is_serving() || self.role_changed.swap(false, Ordering::AcqRel) {
+            self.give_up(lock);
+        }
+        if !self.engine.is_serving() {
+            return;
+        }
+        if lock.may_write() {
+            let brought = std::mem::take(&mut *self.inbox.lock());
+            for brought in brought {
+                self.land(lock, now, brought);
+            }
+            loop {
+                let begun = self.state.write(lock).begin(now);
+                let Some(begun) = begun else { break };
+                self.call(lock, begun);
+            }
+            self.unlink_where_not_full(lock);
+            self.let_in(lock);
+        } else {
+            // Nothing is handed on meanwhile; the next turn of the loop looks again.
+            self.awake.store(true, Ordering::Release);
+        }
+        self.stop_overdue(lock, now);
+        self.tell(lock, now);
+        self.arm(lock, now);
+    }
+
+    /// This server is no master any more: nobody waits here, and nothing is called.
+    fn give_up(&self, lock: Lock<'_>) {
+        let mut state = self.state.write(lock);
+        for sink in &mut state.sinks {
+            sink.queue.ground();
+            sink.running = None;
+        }
+        let numbers: Vec<u64> = state.waiting.keys().copied().collect();
+        let clients: Vec<_> = numbers
+            .iter()
+            .filter_map(|number| state.waiting.remove(number))
+            .collect();
+        for number in numbers {
+            state.waiters.forget(number);
+        }
+        drop(state);
+        self.inbox.lock().clear();
+        for waits in clients {
+            waits.client.answer(save_failed("RoleChanged"));
+        }
+        self.let_all_in(lock);
+    }
+
+    fn call(&self, lock: Lock<'_>, begun: Begun) {
+        let Begun {
+            sink,
+            call,
+            saver,
+            changes,
+            damaged,
+        } = begun;
+        for place in damaged {
+            let why = Arc::new(Failed {
+                kind: "Damaged".into(),
+                text: "the bytes of this change are damaged".into(),
+            });
+            self.put_away(lock, sink, place, &why);
+        }
+        if changes.is_empty() {
+            if let Some(sink) = self.state.write(lock).token(sink) {
+                sink.queue.saved(call);
+            }
+            return;
+        }
+        if !self.engine.has_room(&saver) {
+            let failed = Failed {
+                kind: "TooManyPending".into(),
+                text: "too many executions are pending".into(),
+            };
+            return self.bring(sink, call, Duration::ZERO, Err(failed));
+        }
+        let start = Start::of_registration(&saver, 0, Box::new(Changes(Some(changes)))).transient();
+        let begun = Instant::now();
+        let this = self.this.clone();
+        // Brought when the execution is counted, so that whoever has a reply sees it counted.
+        let made = Arc::new(Mutex::new(None));
+        let result = Arc::clone(&made);
+        let start = start.collected(Box::new(move |results, errors| {
+            let result = match errors.first() {
+                Some(text) => Err(Failed {
+                    kind: raised().kind().to_owned(),
+                    text: text.text().to_owned(),
+                }),
+                None if results.is_empty() => Err(aborted()),
+                None => Ok(()),
+            };
+            *made.lock() = Some(result);
+            Vec::new()
+        }));
+        let start = start.told(move |_| {
+            let result = result.lock().take().unwrap_or_else(|| Err(aborted()));
+            if let Some(this) = this.upgrade() {
+                this.bring(sink, call, begun.elapsed(), result);
+            }
+        });
+        let execution = self.engine.submit(start, None);
+        if let Some(sink) = self.state.write(lock).token(sink) {
+            sink.running = Some(execution.id);
+        }
+    }
+
+    /// A call has ended, on any thread.
+    fn bring(&self, sink: u64, call: u64, took: Duration, result: Result<(), Failed>) {
+        self.inbox.lock().push(Brought {
+            sink,
+            call,
+            result,
+            took,
+        });
+        self.wake();
+    }
+
+    fn land(&self, lock: Lock<'_>, now: Time, brought: Brought) {
+        let mut state = self.state.write(lock);
+        let Some(sink) = state.token(brought.sink) else {
+            return;
+        };
+        if !sink.queue.is_flying(brought.call) {
+            return;
+        }
+        sink.running = None;
+        match brought.result {
+            Ok(()) => {
+                let gone = sink.queue.saved(brought.call);
+                sink.figures.saved(brought.took);
+                let mut frames = Frames::default();
+                frames.gone(&sink.options.prefix, &gone);
+                drop(state);
+                saved::send(lock, &frames);
+            }
+            Err(failed) => {
+                let why = Arc::new(failed);
+                let place = sink.queue.failed(now, brought.call, &why);
+                sink.complain(now, &why);
+                drop(state);
+                if let Some(place) = place {
+                    self.put_away(lock, brought.sink, place, &why);
+                }
+            }
+        }
+    }
+
+    /// Calls whose time is over are stopped; one that does not end then has failed.
+    fn stop_overdue(&self, lock: Lock<'_>, now: Time) {
+        let mut hung = Vec::new();
+        for sink in &mut self.state.write(lock).sinks {
+            let Some(call) = sink.queue.overdue(now) else {
+                continue;
+            };
+            hung.push((sink.token, call, sink.running.take()));
+        }
+        for (sink, call, running) in hung {
+            if let Some(execution) = running {
+                api::log_warning(&format!(
+                    "write_behind: a call of save has taken longer than WriteBehindMaxSaveTime and is stopped ({execution})"
+                ));
+                // One that has ended in this moment is not there any more.
+                let _ = self.engine.abort(execution, || {});
+                continue;
+            }
+            let failed = Failed {
+                kind: "SaveTimedOut".into(),
+                text: "save could not be stopped".into(),
+            };
+            self.bring(sink, call, Duration::ZERO, Err(failed));
+        }
+    }
+
+    /// Those whose changes are saved, or will not be, or who have waited long enough.
+    fn tell(&self, lock: Lock<'_>, now: Time) {
+        let mut state = self.state.write(lock);
+        let mut done = Vec::new();
+        let settled: Vec<_> = state
+            .sinks
+            .iter_mut()
+            .flat_map(|sink| sink.queue.take_settled())
+            .collect();
+        for (number, settled) in settled {
+            if let Some(settled) = state.waiters.settle(number, settled) {
+                done.push((number, settled));
+            }
+        }
+        while let Some(number) = state.waiters.overdue(now) {
+            let kind = state.trouble_of(number);
+            done.push((
+                number,
+                Settled::Lost(Arc::new(Failed {
+                    kind: kind.unwrap_or_else(|| "Timeout".into()),
+                    text: String::new(),
+                })),
+            ));
+        }
+        let done: Vec<_> = done
+            .into_iter()
+            .filter_map(|(number, settled)| Some((state.waiting.remove(&number)?, settled)))
+            .collect();
+        drop(state);
+        for (waits, settled) in done {
+            waits.client.answer(match settled {
+                Settled::Saved => waits.reply,
+                Settled::Lost(why) => save_failed(&why.kind),
+            });
+        }
+    }
+
+    /// Sees to it that the server comes when the next time is over.
+    fn arm(&self, lock: Lock<'_>, now: Time) {
+        let mut state = self.state.write(lock);
+        let Some(due) = state.next_due() else { return };
+        if state.armed.is_some_and(|armed| armed > now && armed <= due) {
+            return;
+        }
+        state.armed = Some(due);
+        drop(state);
+        let this = self.this.clone();
+        self.engine.timers.after(due.saturating_sub(now), move |_| {
+            if let Some(this) = this.upgrade() {
+                this.wake();
+            }
+        });
+    }
+}
+
+fn aborted() -> Failed {
+    Failed {
+        kind: "Aborted".into(),
+        text: "the call of save was aborted".into(),
+    }
+}
+
+/// What a client hears whose change is not saved.
+pub(super) fn save_failed(kind: &str) -> Reply {
+    Reply::error(format!("SAVEFAILED {kind}"))
+}
+
+impl State {
+    pub(super) fn token(&mut self, token: u64) -> Option<&mut Sink> {
+        self.sinks.iter_mut().find(|sink| sink.token == token)
+    }
+
+    fn next_due(&self) -> Option<Time> {
+        let queues = self.sinks.iter().filter(|sink| sink.saves);
+        let calls = queues.filter_map(|sink| sink.queue.next_due());
+        calls.chain(self.waiters.next_due()).min()
+    }
+
+    /// The next call of any registration.
+    fn begin(&mut self, now: Time) -> Option<Begun> {
+        for sink in self.sinks.iter_mut().filter(|sink| sink.saves) {
+            let Some((call, places)) = sink.queue.begin(now) else {
+                continue;
+            };
+            let mut changes = Vec::with_capacity(places.len());
+            let mut damaged = Vec::new();
+            for place in places {
+                match sink.queue.entry(place) {
+                    Some(entry) if entry.change.payload.is_damaged() => damaged.push(place),
+                    Some(entry) => changes.push(entry.change.clone()),
+                    None => {}
+                }
+            }
+            return Some(Begun {
+                sink: sink.token,
+                call,
+                saver: Arc::clone(&sink.owner),
+                changes,
+                damaged,
+            });
+        }
+        None
+    }
+
+    /// Why the changes of somebody who waits are not saved, as far as that is known.
+    fn trouble_of(&self, number: u64) -> Option<String> {
+        let waits = self.waiting.get(&number)?;
+        let theirs = self
+            .sinks
+            .iter()
+            .filter(|sink| waits.sinks & (1 << sink.number) != 0);
+        let mut failures = theirs.filter_map(|sink| sink.queue.last_failure());
+        failures.next().map(|failed| failed.kind.clone())
+    }
+}
+
+impl Sink {
+    /// Says in the log that changes cannot be saved, once a minute.
+    fn complain(&mut self, now: Time, why: &Failed) {
+        if self.logged.is_some_and(|logged| now < logged + LOG_EVERY) {
+            return;
+        }
+        self.logged = Some(now);
+        let waiting = self.queue.len();
+        let stuck = self.queue.failing();
+        api::log_warning(&format!(
+            "write_behind: registration {} cannot save {stuck} of {waiting} changes: {}",
+            self.owner.id, why.text
+        ));
+    }
+}

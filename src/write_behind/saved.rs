@@ -1,0 +1,133 @@
+//! The queues outside of this process: in files, and on replicas, which follow by one internal command.
+
+use std::ffi::CStr;
+
+use super::{
+    WriteBehind,
+    frame::{self, Frame, Frames},
+    machine::Settled,
+};
+use crate::{
+    error::Error,
+    server::{
+        api,
+        call::replicate,
+        command::{Answer, Command},
+        lock::Lock,
+        persist::Blob,
+    },
+};
+
+/// The internal command that carries what happens to queues.
+const QUEUE: &CStr = c"RG.INNERQUEUE";
+
+/// About how many bytes a blob of a file has.
+const BLOB: usize = 1 << 20;
+
+/// Sends what has happened to replicas and the AOF file.
+pub(super) fn send(lock: Lock<'_>, frames: &Frames) {
+    if !frames.is_empty() {
+        replicate(lock, QUEUE, &[frames.as_bytes()]);
+    }
+}
+
+impl WriteBehind {
+    /// Calls `save` with one blob after the other. In a forked process.
+    pub fn save_all(&self, lock: Lock<'_>, save: &mut dyn FnMut(Blob)) {
+        let state = self.state.read(lock);
+        if state.sinks.is_empty() {
+            return;
+        }
+        let mut frames = Frames::default();
+        frames.last(state.ids.last());
+        let mut flush = |frames: &mut Frames| {
+            save(Blob {
+                command: QUEUE,
+                bytes: std::mem::take(frames).into_bytes(),
+            });
+        };
+        for sink in &state.sinks {
+            for change in sink.queue.changes() {
+                frames.change(&sink.options.prefix, change);
+                if frames.len() > BLOB {
+                    flush(&mut frames);
+                }
+            }
+        }
+        if !frames.is_empty() {
+            flush(&mut frames);
+        }
+    }
+
+    /// True if a blob of a file is one of [`WriteBehind::save_all`].
+    pub fn is_one(blob: &[u8]) -> bool {
+        frame::are_frames(blob)
+    }
+
+    /// What a file, a master, or an AOF file says has happened.
+    ///
+    /// # Errors
+    /// The bytes are of a later version.
+    pub fn apply(&self, lock: Lock<'_>, blob: &[u8]) -> Result<(), String> {
+        let now = self.now();
+        let mut unreadable = 0_u64;
+        let mut strangers = 0_u64;
+        let frames = frame::read(blob)?;
+        let mut state = self.state.write(lock);
+        for frame in frames {
+            match frame {
+                Frame::Last(id) => state.ids.seen(id),
+                Frame::Unreadable => unreadable += 1,
+                Frame::Change { queue, change } => {
+                    state.ids.seen(change.id);
+                    match state.sink(&queue) {
+                        Some(sink) => sink.queue.add(now, change, None),
+                        None => strangers += 1,
+                    }
+                }
+                Frame::Gone { queue, gone } => {
+                    if let Some(sink) = state.sink(&queue) {
+                        for gone in gone {
+                            sink.queue.remove_up_to(&gone);
+                        }
+                    }
+                }
+            }
+        }
+        // Nobody waits on a replica, or while data are loaded.
+        for sink in &mut state.sinks {
+            let settled = sink.queue.take_settled();
+            debug_assert!(settled.iter().all(|(_, settled)| *settled == Settled::Saved));
+        }
+        drop(state);
+        if unreadable > 0 {
+            api::log_warning(&format!(
+                "write_behind: {unreadable} changes are damaged so that they cannot be read, and are lost"
+            ));
+        }
+        if strangers > 0 {
+            api::log_warning(&format!(
+                "write_behind: {strangers} changes belong to no registration, and are dropped"
+            ));
+        }
+        Ok(())
+    }
+
+    /// `RG.INNERQUEUE <blob>`, from an AOF file or a master only.
+    ///
+    /// # Errors
+    /// Somebody else sent it; not one argument.
+    pub fn inner_queue(&self, command: &Command<'_>) -> Result<Answer, Error> {
+        if !command.comes_from_the_data() {
+            return Err(Error::InnerCommand);
+        }
+        let argv = command.argv();
+        let blob = argv.get(1).filter(|_| argv.len() == 2).ok_or(Error::WrongArity)?;
+        let lock = command.lock();
+        if let Err(reason) = self.apply(lock, blob) {
+            api::log_warning(&format!("write_behind: {reason}"));
+        }
+        replicate(lock, QUEUE, &[blob]);
+        Ok(Answer::Done)
+    }
+}

@@ -1,0 +1,246 @@
+//! A registration of `write_behind`: how it comes into force and goes. Its changes are captured as soon as it is known, also where
+//! its functions are not there yet, and saved from [`Trigger::start`] on.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{
+    MOST_SINKS, Sink, WriteBehind,
+    figures::Figures,
+    machine::{Failed, Queue, Settled},
+    options::Options,
+};
+use crate::{
+    engine::registration::{Claim, Peers, Registration, Trigger},
+    error::Error,
+    server::{
+        events::{Changes, Class},
+        home,
+        lock::{self, Lock},
+        reply::Reply,
+        waiting,
+    },
+};
+
+impl WriteBehind {
+    /// The trigger of one registration.
+    pub fn trigger(&self, options: Options) -> Box<dyn Trigger> {
+        Box::new(SaveTrigger {
+            behind: self.this.upgrade(),
+            options: Arc::new(options),
+        })
+    }
+
+    /// Captures changes for a registration, into the queue that its prefix has.
+    fn capture(&self, lock: Lock<'_>, owner: &Arc<Registration>, options: &Arc<Options>, saves: bool) {
+        let limits = options.limits(self.max_save_time());
+        let mut state = self.state.write(lock);
+        if let Some(sink) = state.sink(&options.prefix) {
+            sink.owner = Arc::clone(owner);
+            sink.options = Arc::clone(options);
+            sink.queue.set_limits(limits);
+            sink.saves = saves;
+            sink.draining = false;
+            sink.linked = false;
+        } else if let Some(number) = state.free_number() {
+            state.last_token += 1;
+            let token = state.last_token;
+            state.sinks.push(Sink {
+                number,
+                token,
+                owner: Arc::clone(owner),
+                saves,
+                draining: false,
+                options: Arc::clone(options),
+                pattern: options.pattern(),
+                queue: Queue::new(limits, u64::from(std::process::id()) ^ token),
+                figures: Figures::default(),
+                running: None,
+                expected: 0,
+                linked: false,
+                logged: None,
+            });
+        }
+        drop(state);
+        self.hooks.unlink(lock, owner.id);
+        // Also where removals are of no interest: the filter knows when keys move between shards.
+        self.hooks.link_removals(lock, owner.id, &options.pattern());
+        self.link_where_full(lock);
+        self.loads.meet_writes(lock);
+        self.subscribe_wanted(lock);
+        self.come();
+    }
+
+    /// Asks the server for the notifications that registrations need and did not need before. Not while data are loaded:
+    /// nothing is captured then, and a server that selects databases for notifications would go on loading into the wrong one.
+    fn subscribe_wanted(&self, lock: Lock<'_>) {
+        if lock.is_loading() {
+            return;
+        }
+        let mut state = self.state.write(lock);
+        let wanted = state.sinks.iter().map(|sink| sink.options.changes());
+        let more = wanted.fold(Changes::NONE, Changes::and).without(state.subscribed);
+        state.subscribed = state.subscribed.and(more);
+        drop(state);
+        if more != Changes::NONE {
+            (self.subscribe)(lock, Class::Captured(more));
+            if home::is_needed() {
+                self.hooks.keep_clients_home(lock);
+            }
+        }
+    }
+
+    /// What was loaded is notified of from now on, and saved.
+    pub fn loading_ended(&self, lock: Lock<'_>) {
+        self.subscribe_wanted(lock);
+        self.come();
+    }
+}
+
+/// What the readers' images have for this trigger (`readers::image`), which are above this room.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Image<'a> {
+    WriteBehind(&'a Options),
+}
+
+struct SaveTrigger {
+    /// There while the module is.
+    behind: Option<Arc<WriteBehind>>,
+    options: Arc<Options>,
+}
+
+impl Trigger for SaveTrigger {
+    fn reader(&self) -> &'static str {
+        "WriteBehind"
+    }
+
+    fn arguments(&self) -> Vec<(&'static str, Reply)> {
+        self.options.shown()
+    }
+
+    fn image(&self) -> Vec<u8> {
+        // Plain data: nothing in it can fail to be written to memory.
+        rmp_serde::to_vec_named(&Image::WriteBehind(&self.options)).unwrap_or_default()
+    }
+
+    fn check(&self, lock: Lock<'_>, peers: Peers<'_>) -> Result<(), Error> {
+        let Some(behind) = &self.behind else { return Ok(()) };
+        if !waiting::tells_when_it_sleeps() {
+            return Err(Error::no_write_behind_here());
+        }
+        let prefix = &self.options.prefix;
+        let state = behind.state.read(lock);
+        let mut sinks = state.sinks.iter();
+        let taken = sinks.any(|sink| sink.options.prefix == *prefix && !peers.replace(&sink.owner));
+        if taken || peers.claims().any(|claim| claim == Claim::Saves(prefix)) {
+            return Err(Error::saved_by_another(prefix));
+        }
+        let prepared = peers
+            .claims()
+            .filter(|claim| matches!(claim, Claim::Saves(_)))
+            .count();
+        if state.sinks.len() + prepared >= MOST_SINKS {
+            return Err(Error::too_many_savers(MOST_SINKS));
+        }
+        Ok(())
+    }
+
+    fn start(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error> {
+        if let Some(behind) = &self.behind {
+            behind.capture(lock, registration, &self.options, true);
+        }
+        Ok(())
+    }
+
+    fn hold(&self, lock: Lock<'_>, registration: &Arc<Registration>) {
+        if let Some(behind) = &self.behind {
+            behind.capture(lock, registration, &self.options, false);
+        }
+    }
+
+    fn stop(&self, lock: Lock<'_>, registration: &Registration) {
+        let Some(behind) = &self.behind else { return };
+        behind.hooks.unlink(lock, registration.id);
+        let mut state = behind.state.write(lock);
+        if let Some(sink) = state.sink(&self.options.prefix) {
+            sink.saves = false;
+            sink.linked = false;
+        }
+    }
+
+    fn ended(&self, lock: Lock<'_>, registration: &Registration) {
+        let Some(behind) = &self.behind else { return };
+        let mut state = behind.state.write(lock);
+        let is_it =
+            |sink: &Sink| sink.options.prefix == self.options.prefix && sink.owner.id == registration.id;
+        let Some(place) = state.sinks.iter().position(is_it) else {
+            return;
+        };
+        let sink = state.sinks.remove(place);
+        state.notes.forget_sink(sink.number);
+        let why = Arc::new(Failed {
+            kind: "Unregistered".into(),
+            text: String::new(),
+        });
+        let waiters = sink.queue.into_waiters();
+        let clients: Vec<_> = waiters
+            .into_iter()
+            .filter_map(|number| {
+                state.waiters.settle(number, Settled::Lost(Arc::clone(&why)))?;
+                state.waiting.remove(&number)
+            })
+            .collect();
+        drop(state);
+        for waits in clients {
+            waits.client.answer(super::pump::save_failed(&why.kind));
+        }
+        behind.come();
+    }
+
+    fn check_end(&self, lock: Lock<'_>) -> Result<(), Error> {
+        let Some(behind) = &self.behind else { return Ok(()) };
+        let mut state = behind.state.write(lock);
+        let queued = state
+            .sink(&self.options.prefix)
+            .map_or(0, |sink| sink.queue.len());
+        if queued > 0 {
+            return Err(Error::not_saved_yet(&self.options.prefix, queued));
+        }
+        Ok(())
+    }
+
+    fn drain(&self, lock: Lock<'_>) {
+        let Some(behind) = &self.behind else { return };
+        if let Some(sink) = behind.state.write(lock).sink(&self.options.prefix) {
+            sink.draining = true;
+        }
+    }
+
+    fn claim(&self) -> Option<Claim<'_>> {
+        Some(Claim::Saves(&self.options.prefix))
+    }
+
+    fn figures(&self, _finished: u64) -> Vec<(&'static str, Reply)> {
+        let Some(behind) = &self.behind else {
+            return Vec::new();
+        };
+        lock::with_lock(|lock| {
+            let mut state = behind.state.write(lock);
+            let now = behind.now();
+            let sink = state.sink(&self.options.prefix);
+            sink.map_or_else(Vec::new, |sink| sink.figures.shown(&sink.queue, now))
+        })
+    }
+
+    fn clear_figures(&self) {
+        let Some(behind) = &self.behind else { return };
+        lock::with_lock(|lock| {
+            if let Some(sink) = behind.state.write(lock).sink(&self.options.prefix) {
+                sink.figures = Figures::default();
+                sink.queue.counts = super::machine::Counts::default();
+            }
+        });
+    }
+}

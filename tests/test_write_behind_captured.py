@@ -1,0 +1,146 @@
+"""`write_behind`: what is captured, command by command; each row of the table in docs/write-behind.md. Contract:
+docs/contract/write-behind.md 2.7.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from helpers import Server, wait_until
+from write_behind import drained, register
+
+pytestmark = pytest.mark.matrix
+
+ROWS: list[tuple[str, list[str], list[str], dict[str, Any]]] = [
+    # name, commands before, commands, what is captured: key -> (event, value)
+    ("set", [], ["SET k:1 a"], {"k:1": ("set", "a")}),
+    ("mset", [], ["MSET k:1 a k:2 b x c"], {"k:1": ("set", "a"), "k:2": ("set", "b")}),
+    ("append", ["SET k:1 a"], ["APPEND k:1 b"], {"k:1": ("append", "ab")}),
+    ("incr", [], ["INCR k:1"], {"k:1": ("incrby", "1")}),
+    ("setrange", ["SET k:1 abc"], ["SETRANGE k:1 1 X"], {"k:1": ("setrange", "aXc")}),
+    ("setbit", [], ["SETBIT k:1 1 1"], {"k:1": ("setbit", "@")}),
+    ("getset", ["SET k:1 a"], ["GETSET k:1 b"], {"k:1": ("set", "b")}),
+    ("getdel", ["SET k:1 a"], ["GETDEL k:1"], {"k:1": ("del", None)}),
+    ("setnx of a key that is there", ["SET k:1 a"], ["SETNX k:1 b"], {}),
+    ("del", ["SET k:1 a"], ["DEL k:1 k:2 x"], {"k:1": ("del", None), "k:2": ("del", None)}),
+    ("unlink", ["SET k:1 a"], ["UNLINK k:1 k:2"], {"k:1": ("del", None), "k:2": ("del", None)}),
+    ("hset", ["HSET k:1 a 1"], ["HSET k:1 b 2"], {"k:1": ("hset", {"a": "1", "b": "2"})}),
+    ("hdel", ["HSET k:1 a 1 b 2"], ["HDEL k:1 a"], {"k:1": ("hdel", {"b": "2"})}),
+    ("hdel of the last field", ["HSET k:1 a 1"], ["HDEL k:1 a"], {"k:1": ("del", None)}),
+    ("hincrby", [], ["HINCRBY k:1 a 5"], {"k:1": ("hincrby", {"a": "5"})}),
+    ("rpush", [], ["RPUSH k:1 a b"], {"k:1": ("rpush", ["a", "b"])}),
+    ("lpop of the last item", ["RPUSH k:1 a"], ["LPOP k:1"], {"k:1": ("del", None)}),
+    ("lmove", ["RPUSH k:1 a b"], ["LMOVE k:1 k:2 LEFT LEFT"], {"k:1": ("lpop", ["b"]), "k:2": ("lpush", ["a"])}),
+    ("sadd", [], ["SADD k:1 a"], {"k:1": ("sadd", ["a"])}),
+    ("spop", ["SADD k:1 a"], ["SPOP k:1"], {"k:1": ("del", None)}),
+    ("zadd", [], ["ZADD k:1 1.5 a"], {"k:1": ("zadd", {"a": 1.5})}),
+    ("zincrby", ["ZADD k:1 1 a"], ["ZINCRBY k:1 2 a"], {"k:1": ("zincr", {"a": 3.0})}),
+    ("zunionstore", ["ZADD x 1 a"], ["ZUNIONSTORE k:1 1 x"], {"k:1": ("zunionstore", {"a": 1.0})}),
+    ("sinterstore of nothing", ["SADD k:1 a"], ["SINTERSTORE k:1 x y"], {"k:1": ("del", None)}),
+    ("sort store", ["RPUSH x b a"], ["SORT x ALPHA STORE k:1"], {"k:1": ("sortstore", ["a", "b"])}),
+    ("rename", ["SET k:1 a"], ["RENAME k:1 k:2"], {"k:1": ("rename_from", None), "k:2": ("rename_to", "a")}),
+    ("rename into the prefix", ["SET x a"], ["RENAME x k:2"], {"k:2": ("rename_to", "a")}),
+    ("rename out of the prefix", ["SET k:1 a"], ["RENAME k:1 x"], {"k:1": ("rename_from", None)}),
+    ("copy", ["SET k:1 a"], ["COPY k:1 k:2"], {"k:2": ("copy_to", "a")}),
+    ("expire, persist and touch", ["SET k:1 a"], ["EXPIRE k:1 100", "PERSIST k:1", "GETEX k:1 EX 100", "TOUCH k:1"], {}),
+    ("expire in the past", ["SET k:1 a"], ["EXPIRE k:1 -1"], {"k:1": ("del", None)}),
+    ("flushdb", ["SET k:1 a"], ["FLUSHDB"], {}),
+    ("flushall", ["SET k:1 a"], ["FLUSHALL"], {}),
+    ("swapdb", ["SET k:1 a"], ["SWAPDB 0 1"], {}),
+    ("xadd", [], ["XADD k:1 1-1 a b"], {"k:1": ("xadd", None)}),
+    ("a script", [], ["EVAL redis.call('SET',KEYS[1],'a')redis.call('DEL',KEYS[2]) 2 k:1 k:2"],
+     {"k:1": ("set", "a"), "k:2": ("del", None)}),
+    ("a refused command", ["SET k:1 a"], ["HSET k:1 f v", "DEL", "SET k:1"], {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, before, commands, captured", ROWS, ids=[row[0] for row in ROWS])
+def test_what_is_captured(
+    server: Server, source: Server, name: str, before: list[str], commands: list[str], captured: dict[str, Any]
+) -> None:
+    if name == "expire in the past" and server.is_valkey and server.version >= (9,):
+        captured = {}  # there it is an expiry
+    client, raw = server.client(), server.raw()
+    for command in before:
+        raw.call(*command.split())
+    database = register(server, source, prefix="k:*")
+    for command in commands:
+        raw.call(*command.split())
+    client.set("k:end", "x")
+    wait_until(lambda: database.row("k:end") == "x")
+    shown = {change["key"]: (change["event"], change["value"]) for change in database.changes() if change["key"] != "k:end"}
+    assert shown == captured
+    drained(server)
+
+
+def test_move_restore_and_transactions(server: Server, source: Server) -> None:
+    database = register(server, source, prefix="k:*")
+    client, other = server.client(decode_responses=False), server.client(db=1)
+    client.set("k:1", "a")
+    dumped = client.dump("k:1")
+    client.move("k:1", 1)
+    client.restore("k:2", 0, dumped)
+    with other.pipeline(transaction=True) as pipe:
+        pipe.set("k:3", 1).incr("k:3").delete("k:4").execute()
+    drained(server)
+    shown = {(change["db"], change["key"]): change["value"] for change in database.changes()}
+    assert shown == {(0, "k:1"): None, (1, "k:1"): "a", (0, "k:2"): "a", (1, "k:3"): "2", (1, "k:4"): None}
+
+
+def test_a_cache_that_forgets_deletes_nothing(server: Server, source: Server) -> None:
+    database = register(server, source, prefix="k:*")
+    client = server.client()
+    client.set("k:expires", "a", px=30)
+    client.set("k:stays", "a")
+    client.set("k:evicted", "x" * 100_000)
+    drained(server)
+    wait_until(lambda: client.get("k:expires") is None)
+    client.config_set("maxmemory-policy", "allkeys-random")
+    client.config_set("maxmemory", "1mb")
+    wait_until(lambda: client.exists("k:evicted") == 0)
+    client.config_set("maxmemory", "0")
+    client.config_set("maxmemory-policy", "noeviction")
+    drained(server)
+    assert set(database.rows()) == {"k:expires", "k:stays", "k:evicted"}
+    assert all(change["event"] == "set" for change in database.changes())
+
+
+def test_events_that_are_named(server: Server, source: Server) -> None:
+    database = register(server, source, "events=['expired', 'SET']", prefix="k:*")
+    client = server.client()
+    client.set("k:1", "a", px=20)
+    client.set("k:2", "b")
+    client.append("k:2", "c")
+    client.delete("k:2", "k:3")
+    wait_until(lambda: client.get("k:1") is None)
+    wait_until(lambda: len(database.changes()) == 3)
+    drained(server)
+    shown = [(change["key"], change["event"], change["type"]) for change in database.changes()]
+    assert shown == [("k:1", "set", "string"), ("k:2", "set", "string"), ("k:1", "expired", None)]
+
+
+def test_fields_that_expire(server: Server, source: Server) -> None:
+    if server.is_valkey or server.version < (7, 4):
+        pytest.skip("fields do not expire on this server")
+    database = register(server, source, prefix="k:*")
+    client = server.client()
+    client.hset("k:1", "f", "v")
+    client.hset("k:2", mapping={"f": "v", "g": "w"})
+    drained(server)
+    for key in ("k:1", "k:2"):
+        client.execute_command("HPEXPIRE", key, 10, "FIELDS", 1, "f")
+    wait_until(lambda: not client.exists("k:1") and client.hlen("k:2") == 1)
+    client.set("k:end", "x")
+    drained(server)
+    assert database.rows() == {"k:1": {"f": "v"}, "k:2": {"f": "v", "g": "w"}, "k:end": "x"}
+
+
+def test_functions_of_the_server(server: Server, source: Server) -> None:
+    database = register(server, source, prefix="k:*")
+    client = server.client()
+    client.function_load("#!lua name=lib\nredis.register_function('put', function(keys) redis.call('SET', keys[1], 'f') end)", replace=True)
+    client.fcall("put", 1, "k:1")
+    drained(server)
+    assert database.rows() == {"k:1": "f"}

@@ -1,0 +1,161 @@
+"""`write_behind`: the queue outlives the process, reaches replicas, and a promoted one goes on. Contract:
+docs/contract/write-behind.md 2.1 and 2.8.
+"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+import pytest
+
+from helpers import Server, wait_until
+from write_behind import Database, drained, figures, register, wait_for
+
+pytestmark = pytest.mark.matrix
+
+AOF = ["--appendonly", "yes", "--appendfsync", "always"]
+
+
+def hold_up(server: Server, database: Database) -> None:
+    """Nothing is saved: a few changes of three keys wait."""
+    database.fail(1_000_000)
+    client = server.client()
+    client.set("user:1", "a")
+    client.hset("user:2", mapping={"n": 1})
+    wait_until(lambda: figures(server)["saveFailures"] > 0)
+    client.set("user:1", "b")
+    client.set("user:3", "x", px=1)
+    client.delete("user:2")
+    wait_for(server, queued=3)
+
+
+ROWS = {"user:1": "b", "user:3": "x"}
+
+
+@pytest.mark.parametrize("preamble", ["yes", "no"])
+def test_an_aof_file_keeps_the_queue(start_server: Callable[..., Server], source: Server, preamble: str) -> None:
+    server = start_server(args=[*AOF, "--aof-use-rdb-preamble", preamble])
+    database = register(server, source)
+    hold_up(server, database)
+    server.restart(kill=True)
+    wait_for(server, queued=3)
+    client = server.client()
+    client.bgrewriteaof()
+    wait_until(lambda: client.info("persistence")["aof_rewrite_in_progress"] == 0)
+    client.set("user:4", "behind the rewrite")
+    wait_until(lambda: figures(server)["queued"] == 4)
+    server.restart(kill=True)
+    wait_for(server, queued=4)
+    database.fail(0)
+    drained(server)
+    assert database.rows() == {**ROWS, "user:4": "behind the rewrite"}
+    # What was saved does not come back.
+    calls = len(database.calls())
+    server.restart(kill=True)
+    wait_for(server, queued=0)
+    server.client().set("user:5", 1)
+    drained(server)
+    assert len(database.calls()) == calls + 1
+
+
+def test_an_rdb_file_keeps_the_queue(start_server: Callable[..., Server], source: Server) -> None:
+    server = start_server(args=["--save", "3600 1"])
+    database = register(server, source)
+    hold_up(server, database)
+    for _ in range(2):
+        server.client().save()
+        server.restart()
+        wait_for(server, queued=3)
+    server.client().execute_command("DEBUG", "RELOAD")
+    wait_for(server, queued=3)
+    database.fail(0)
+    drained(server)
+    assert database.rows() == ROWS
+    ids = [change["id"] for change in database.changes()]
+    server.client().set("user:1", "c")
+    drained(server)
+    last = database.changes()[-1]["id"]
+    assert tuple(map(int, last.split("-"))) > max(tuple(map(int, one.split("-"))) for one in ids)
+
+
+def test_a_file_without_registrations_ends_the_queue(server: Server, source: Server) -> None:
+    database = register(server, source)
+    hold_up(server, database)
+    server.client().execute_command("RG.UNREGISTER", server.registrations()[0]["id"], "ABORTPENDING")
+    server.client().execute_command("DEBUG", "RELOAD")
+    assert server.registrations() == []
+    database.fail(0)
+    assert database.rows() == {}
+
+
+def test_a_promoted_replica_goes_on(start_server: Callable[..., Server], source: Server) -> None:
+    master = start_server()
+    database = register(master, source, "coalesce=False")
+    hold_master = master.client()
+    database.fail(1_000_000)
+    hold_master.set("user:0", "before the replica")
+    wait_for(master, queued=1)
+    replica = start_server(args=["--replicaof", master.host, master.port])
+    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up")
+    wait_for(replica, queued=1)
+    for number in range(1, 20):
+        hold_master.set(f"user:{number % 4}", number)
+    wait_for(replica, queued=20)
+    assert figures(replica)["saveFailures"] == 0, "a replica calls nothing"
+    # What the master saves leaves the replica's queue.
+    database.fail(0)
+    drained(master)
+    wait_for(replica, queued=0)
+    assert len(database.changes()) == 20
+    database.fail(1_000_000)
+    hold_master.set("user:9", "not saved by the old master")
+    wait_for(replica, queued=1)
+    master.stop(kill=True)
+    database.fail(0)
+    replica.client().replicaof("no", "one")
+    drained(replica)
+    replica.client().set("user:10", "x")
+    drained(replica)
+    rows = database.rows()
+    assert rows["user:9"] == "not saved by the old master" and rows["user:10"] == "x"
+    for key in rows:
+        ids = [tuple(map(int, change["id"].split("-"))) for change in database.changes() if change["key"] == key]
+        assert ids == sorted(ids), key
+
+
+def test_a_master_that_becomes_a_replica_saves_no_more(start_server: Callable[..., Server], source: Server) -> None:
+    one, two = start_server(), start_server()
+    database = register(one, source)
+    database.client.set("hang", 1)
+    one.client().set("user:1", "a")
+    wait_until(lambda: database.client.llen("hanging") == 1)
+    one.client().replicaof(two.host, two.port)
+    wait_until(lambda: one.client().info("replication")["master_link_status"] == "up")
+    database.client.delete("hang")
+    database.client.rpush("go", 1)
+    assert one.registrations() == []
+    two.client().set("user:2", "b")
+    wait_until(lambda: one.client().get("user:2") == "b")
+    assert "user:2" not in database.rows()
+
+
+def test_damaged_changes_come_to_light(start_server: Callable[..., Server], source: Server) -> None:
+    server = start_server(args=AOF)
+    database = register(server, source, "max_tries=1, dead_letter='dead'")
+    database.fail(1_000_000)
+    client = server.client()
+    client.set("user:1", "precious")
+    client.set("user:2", "fine")
+    wait_for(server, queued=2)
+    server.stop(kill=True)
+    (file,) = server.dir.glob("appendonlydir/*.incr.aof")
+    content = file.read_bytes()
+    at = content.index(b"precious", content.index(b"PINIONQ"))
+    file.write_bytes(content[:at] + b"PRECIOUS" + content[at + 8 :])
+    database.fail(0)
+    server.start()
+    drained(server)
+    assert database.rows() == {"user:2": "fine"}
+    ((_, letter),) = server.client().xrange("dead")
+    assert (letter["key"], letter["type"], letter["error"]) == ("user:1", "damaged", "Damaged")
+    assert "PRECIOUS" in letter["value"]

@@ -1,0 +1,131 @@
+"""`read_through` and `write_behind` on the same keys. Contract: docs/contract/write-behind.md 2.5, 2.6 and 2.10."""
+
+from __future__ import annotations
+
+import pytest
+
+from helpers import Server, wait_until
+from write_behind import Database, drained, figures, register, wait_for
+
+pytestmark = pytest.mark.matrix
+
+BOTH = """
+    loads = []
+
+    def load(key):
+        execute('INCR', 'loads')
+        text = db.get('row:0:' + key)
+        return None if text is None else json.loads(text)
+
+    read_through('user:*', load, onRegistered=connect, {arguments})
+"""
+
+
+def both(server: Server, source: Server, arguments: str = "", saving: str = "") -> Database:
+    """Registers both halves; returns the database."""
+    return register(server, source, saving, prefix="user:*", more=BOTH.format(arguments=arguments))
+
+
+def saver(server: Server) -> int:
+    return next(place for place, entry in enumerate(server.registrations()) if entry["reader"] == "WriteBehind")
+
+
+def test_what_was_loaded_is_not_saved(server: Server, source: Server) -> None:
+    database = both(server, source, "ttl=100")
+    database.client.set("row:0:user:1", '"from the database"')
+    client = server.client()
+    assert client.get("user:1") == "from the database"
+    assert client.get("user:none") is None
+    client.set("user:2", "x")
+    drained(server, saver(server))
+    assert [change["key"] for change in database.changes()] == ["user:2"]
+
+
+def test_a_miss_is_answered_from_the_queue(server: Server, source: Server) -> None:
+    database = both(server, source, "ttl=100")
+    database.client.set("row:0:user:3", '"old"')
+    database.fail(1_000_000)
+    client = server.client()
+    client.set("user:1", "new")
+    client.hset("user:2", mapping={"a": 1, "b": 2})
+    client.delete("user:3")
+    wait_for(server, saver(server), queued=3)
+    client.flushall()
+    assert client.get("user:1") == "new"
+    assert client.hget("user:2", "b") == "2"
+    assert client.get("user:3") is None, "deleted, although the database has it still"
+    assert client.exists("loads") == 0
+    assert 90 < client.ttl("user:1") <= 100, "stored again with its lifetime"
+    assert figures(server, saver(server))["captured"] == 3, "what the queue put back is no change"
+    database.fail(0)
+    drained(server, saver(server))
+    assert database.rows() == {"user:1": "new", "user:2": {"a": "1", "b": "2"}}
+    client.flushall()
+    assert client.get("user:1") == "new" and client.get("loads") == "1"
+
+
+@pytest.mark.parametrize(
+    "command, value",
+    [
+        ("HSET user:hash b 2", {"a": "1", "b": "2"}),
+        ("HINCRBY user:hash a 5", {"a": "6"}),
+        ("HSETNX user:hash a 9", None),
+        ("APPEND user:text !", "text!"),
+        ("RPUSH user:list b", ["a", "b"]),
+        ("SETNX user:text other", None),
+        ("SET user:text other NX", None),
+        ("SET user:text other XX", "other"),
+        ("SET user:text whole", "whole"),
+    ],
+)
+def test_partial_writers_wait_for_the_load(server: Server, source: Server, command: str, value: object) -> None:
+    database = both(server, source)
+    database.client.mset({"row:0:user:hash": '{"a": "1"}', "row:0:user:text": '"text"', "row:0:user:list": '["a"]'})
+    client = server.client()
+    client.execute_command(*command.split())
+    key = command.split()[1]
+    loads = 0 if command.endswith("whole") else 1
+    assert int(client.get("loads") or 0) == loads
+    client.set("user:end", 1)
+    drained(server, saver(server))
+    saved = {change["key"]: change["value"] for change in database.changes()}
+    assert saved.pop("user:end") == "1"
+    assert saved == ({} if value is None else {key: value})
+
+
+def test_writers_wait_only_where_changes_are_saved(server: Server, source: Server) -> None:
+    register(server, source, prefix="user:saved:*", more=BOTH.format(arguments="on_error='miss', backoff=0"))
+    client = server.client()
+    assert client.hset("user:plain", "f", 1) == 1
+    assert client.exists("loads") == 0
+    assert client.hset("user:saved:1", "f", 1) == 1
+    assert client.get("loads") == "1"
+    source.client().set("row:0:user:saved:2", "no json")
+    assert server.raw().call("HSET", "user:saved:2", "f", "1").startswith(b"-LOADFAILED JSONDecodeError")
+    assert client.exists("user:saved:2") == 0
+    assert client.get("user:saved:2") is None, "on_error is for readers"
+
+
+def test_nothing_is_loaded_over_a_change_that_is_not_saved(server: Server, source: Server) -> None:
+    database = both(server, source, "ttl=100")
+    database.client.set("row:0:user:1", '"old"')
+    database.fail(1_000_000)
+    client = server.client()
+    client.set("user:1", "new")
+    client.execute_command("RG.REFRESH", "user:1")
+    assert client.get("user:1") == "new"
+    database.fail(0)
+    drained(server, saver(server))
+    assert database.row("user:1") == "new"
+    assert client.execute_command("RG.REFRESH", "user:1") == 1
+    assert client.get("user:1") == "new"
+
+
+def test_the_second_half_may_come_first(server: Server, source: Server) -> None:
+    database = register(server, source)
+    register(server, source, prefix="elsewhere:*", more=BOTH.format(arguments=""))
+    database.client.set("row:0:user:1", '{"a": "1"}')
+    client = server.client()
+    assert client.hset("user:1", "b", 2) == 1
+    assert client.hgetall("user:1") == {"a": "1", "b": "2"}
+    wait_until(lambda: database.row("user:1") == {"a": "1", "b": "2"})

@@ -1,0 +1,220 @@
+"""`write_behind`: bounds of the queue, write-through, changes that cannot be saved. Contract: docs/contract/write-behind.md chapters 1 and 2.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from helpers import Server, wait_until
+from write_behind import drained, figures, register, wait_for
+
+pytestmark = pytest.mark.matrix
+
+
+def test_a_full_queue_lets_writes_wait(server: Server, source: Server) -> None:
+    database = register(server, source, "max_queue=5")
+    database.fail(1_000_000)
+    client = server.client()
+    for number in range(5):
+        client.set(f"user:{number}", number)
+    wait_for(server, queued=5)
+    raws = [server.raw() for _ in range(4)]
+    raws[0].send("SET", "user:10", "waits")
+    raws[1].send("HSET", "user:11", "f", "v")
+    raws[2].send("MSET", "user:12", 1, "other", 2)
+    raws[3].send("DEL", "user:13")
+    wait_until(lambda: client.info("clients")["blocked_clients"] == 4)
+    assert client.exists("user:10", "user:11", "user:12", "other") == 0, "they have not taken effect"
+    # What replaces a change passes, and so do other keys, transactions and scripts.
+    client.set("user:3", "replaced")
+    client.set("other", "x")
+    with client.pipeline(transaction=True) as pipe:
+        pipe.set("user:20", "in a transaction").execute()
+    client.eval("redis.call('SET', KEYS[1], 'in a script')", 1, "user:21")
+    assert client.info("rg_write_behind")["rg_write_behind_clients_waiting_for_room"] == 4
+    gone = server.raw()
+    gone.send("SET", "user:30", "never")
+    wait_until(lambda: client.info("clients")["blocked_clients"] == 5)
+    gone.close()
+    wait_until(lambda: client.info("clients")["blocked_clients"] == 4)
+    database.fail(0)
+    assert [raw.read() for raw in raws] == [b"+OK\r\n", b":1\r\n", b"+OK\r\n", b":0\r\n"]
+    drained(server)
+    rows = database.rows()
+    assert rows == {**{f"user:{number}": str(number) for number in (0, 1, 2, 4)}, "user:3": "replaced", "user:10": "waits",
+                    "user:11": {"f": "v"}, "user:12": "1", "user:20": "in a transaction", "user:21": "in a script"}
+    assert figures(server)["waitedForRoom"] == 5
+
+
+def test_a_full_queue_refuses_writes(server: Server, source: Server) -> None:
+    database = register(server, source, "max_queue_bytes=2000, on_full='error'")
+    database.fail(1_000_000)
+    client, raw = server.client(), server.raw()
+    client.set("user:1", "x" * 2000)
+    wait_for(server, queued=1)
+    assert raw.call("SET", "user:2", "b") == b"-QUEUEFULL 1 changes of 'user:*' are not saved yet\r\n"
+    assert client.exists("user:2") == 0
+    raw.call("MULTI")
+    raw.call("SET", "user:3", "b")
+    raw.call("SET", "other", "b")
+    assert raw.call("EXEC").startswith(b"*2\r\n-QUEUEFULL")
+    assert client.get("other") == "b"
+    assert raw.call("EVAL", "return redis.pcall('SET', KEYS[1], 'x')", 1, "user:4").startswith(b"-QUEUEFULL")
+    assert client.set("user:1", "small")
+    assert client.set("user:2", "b"), "there is room again"
+    database.fail(0)
+    drained(server)
+    assert database.rows() == {"user:1": "small", "user:2": "b"}
+    assert figures(server)["refusals"] == 3
+
+
+def test_write_through_answers_when_the_change_is_saved(server: Server, source: Server) -> None:
+    database = register(server, source, "wait=True")
+    database.client.set("hang", 1)
+    raws = [server.raw() for _ in range(3)]
+    client = server.client()
+    raws[0].send("SET", "user:1", "a")
+    wait_until(lambda: database.client.llen("hanging") == 1)
+    raws[1].send("HSET", "user:2", "f", "v")
+    raws[2].send("SET", "user:2x", "v", "GET")
+    wait_until(lambda: client.info("clients")["blocked_clients"] == 3)
+    assert client.get("user:1") == "a", "visible before it is saved"
+    client.set("other", "does not wait")
+    assert client.expire("user:1", 100), "no change of a value"
+    assert client.get("user:1") == "a"
+    with client.pipeline(transaction=True) as pipe:
+        assert pipe.set("user:3", "in a transaction").execute() == [True]
+    database.client.delete("hang")
+    database.client.rpush("go", 1)
+    assert [raw.read() for raw in raws] == [b"+OK\r\n", b":1\r\n", b"$-1\r\n"]
+    assert database.row("user:1") == "a" and database.row("user:2") == {"f": "v"}
+    assert client.delete("user:nothing") == 0
+    assert raws[0].call("HSET", "user:1", "f", "v").startswith(b"-WRONGTYPE")
+    drained(server)
+    wait_until(lambda: client.info("clients")["blocked_clients"] == 0)
+
+
+def test_write_through_gives_up_and_the_change_stays(server: Server, source: Server) -> None:
+    database = register(server, source, "wait=True, timeout=0.3, backoff=0.01")
+    database.fail(1_000_000)
+    raw, client = server.raw(), server.client()
+    before = time.monotonic()
+    assert raw.call("SET", "user:1", "a") == b"-SAVEFAILED ConnectionError\r\n"
+    assert time.monotonic() - before >= 0.3
+    assert client.get("user:1") == "a"
+    assert figures(server)["queued"] == 1
+    database.fail(0)
+    drained(server)
+    assert database.rows() == {"user:1": "a"}
+    database.client.set("hang", 1)
+    assert raw.call("SET", "user:1", "b") == b"-SAVEFAILED Timeout\r\n"
+    raw.send("SET", "user:2", "b")
+    wait_until(lambda: client.info("rg_write_behind")["rg_write_behind_clients_waiting_for_save"] == 1)
+    client.execute_command("RG.UNREGISTER", server.registrations()[0]["id"], "ABORTPENDING")
+    assert raw.read() == b"-SAVEFAILED Unregistered\r\n"
+    database.client.rpush("go", 1)
+
+
+def test_write_through_is_told_by_what_replaces_it(server: Server, source: Server) -> None:
+    database = register(server, source, "wait=True")
+    database.client.set("hang", 1)
+    raws = [server.raw() for _ in range(4)]
+    for number, raw in enumerate(raws):
+        raw.send("SET", "user:1", number)
+        if number == 0:
+            wait_until(lambda: database.client.llen("hanging") == 1)
+    wait_for(server, queued=2, coalesced=2)
+    database.client.delete("hang")
+    database.client.rpush("go", 1)
+    assert [raw.read() for raw in raws] == [b"+OK\r\n"] * 4
+    drained(server)
+    assert [change["value"] for change in database.changes()] == ["0", "3"]
+
+
+def letters(server: Server, name: str = "dead") -> list[dict[str, Any]]:
+    return [fields for _, fields in server.client().xrange(name)]
+
+
+def test_a_change_that_fails_is_put_away_with_its_error(server: Server, source: Server) -> None:
+    database = register(server, source, "max_tries=2, dead_letter='user:dead', backoff=0.01, batch=50")
+    database.poison("user:7", "user:33")
+    client = server.client()
+    client.mset({f"user:{number}": number for number in range(60)})
+    wait_for(server, queued=0, dead=2)
+    client.delete("user:33")
+    wait_for(server, queued=1)
+    client.set("user:other", "saved since then")
+    wait_for(server, queued=0, dead=3)
+    expected = {f"user:{number}" for number in range(60) if number not in (7, 33)}
+    assert set(database.rows()) == expected | {"user:other"}
+    assert sorted(letter["key"] for letter in letters(server, "user:dead")) == ["user:33", "user:33", "user:7"]
+    dead = {letter["key"]: letter for letter in letters(server, "user:dead")}
+    letter = dead["user:7"]
+    assert (letter["event"], letter["type"], letter["value"], letter["error"], letter["db"]) == ("set", "string", "7", "ValueError", "0")
+    assert "bad row user:7" in letter["traceback"] and int(letter["tries"]) >= 2
+    assert letter["registration"] == server.registrations()[0]["id"]
+    assert (dead["user:33"]["type"], dead["user:33"]["event"]) == ("", "del")
+    assert figures(server)["captured"] == 62, "dead letters are never captured"
+    # A change of the key behind it is saved.
+    database.poison()
+    client.set("user:7", "good")
+    drained(server)
+    assert database.row("user:7") == "good"
+
+
+def test_an_outage_puts_nothing_away(server: Server, source: Server) -> None:
+    database = register(server, source, "max_tries=1, dead_letter='dead', backoff=0.001, max_backoff=0.01, batch=8")
+    database.fail(60)
+    client = server.client()
+    client.mset({f"user:{number}": number for number in range(40)})
+    drained(server)
+    assert len(database.rows()) == 40 and letters(server) == []
+    assert figures(server)["dead"] == 0
+
+
+def test_without_dead_letters_the_others_go_on(server: Server, source: Server) -> None:
+    database = register(server, source, "backoff=0.01, max_backoff=0.05")
+    database.poison("user:7")
+    client = server.client()
+    client.mset({f"user:{number}": number for number in range(20)})
+    wait_for(server, queued=1)
+    client.mset({f"user:{number}": f"again {number}" for number in range(20)})
+    wait_for(server, queued=1, saved=38)
+    database.poison()
+    drained(server)
+    assert database.row("user:7") == "again 7"
+
+
+def test_the_order_of_all(server: Server, source: Server) -> None:
+    database = register(server, source, "ordered='all', batch=3, backoff=0.01")
+    database.fail(3)
+    client = server.client()
+    for number in range(12):
+        client.set(f"user:{number % 3}", number)
+    drained(server)
+    assert [change["value"] for change in database.changes()] == [str(number) for number in range(12)]
+
+
+def test_a_call_that_hangs_is_stopped_and_made_again(server: Server) -> None:
+    client = server.client()
+    client.execute_command("RG.CONFIGSET", "WriteBehindMaxSaveTime", 200)
+    server.run("""
+        import time
+        calls = []
+
+        @write_behind('k:*', backoff=0.01)
+        def save(changes):
+            calls.append(len(changes))
+            if len(calls) < 3:
+                while True:
+                    time.sleep(0.01)
+            execute('SET', 'saved', len(calls))
+    """)
+    client.set("k:1", "x")
+    wait_until(lambda: client.get("saved") == "3")
+    drained(server)
+    assert "is stopped" in server.log()
+    client.execute_command("RG.CONFIGSET", "WriteBehindMaxSaveTime", 60_000)
