@@ -63,14 +63,17 @@ pub unsafe extern "C" fn pinion_load_1(
     program: *const c_char,
     prefix: *const c_char,
 ) -> c_int {
-    // SAFETY: the loader gives texts.
-    let environment = unsafe {
-        Environment {
-            program: CStr::from_ptr(program).to_string_lossy().into_owned(),
-            prefix: CStr::from_ptr(prefix).to_string_lossy().into_owned(),
-        }
+    let start = |loading: &load::Loading<'_>| {
+        // Made here: before the function table is filled, memory would come from another allocator than it goes back to.
+        // SAFETY: the loader gives texts.
+        let environment = unsafe {
+            Environment {
+                program: CStr::from_ptr(program).to_string_lossy().into_owned(),
+                prefix: CStr::from_ptr(prefix).to_string_lossy().into_owned(),
+            }
+        };
+        module::start(loading, &CALLBACKS, &environment)
     };
-    let start = |loading: &load::Loading<'_>| module::start(loading, &CALLBACKS, &environment);
     // SAFETY: the loader passes on what it got from the server.
     unsafe { load::run(ctx, argv, argc, NAME, VERSION, start) }
 }
