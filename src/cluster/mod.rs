@@ -15,12 +15,13 @@ mod participant;
 mod questions;
 mod receiving;
 mod registrations;
+mod run_order;
 mod secrets;
 mod shape;
 pub mod topology;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Weak,
@@ -40,15 +41,13 @@ use self::{
     message::Message,
     questions::Questions,
     registrations::PreparedSteps,
+    run_order::RunOrder,
     secrets::Secrets,
     shape::Waiting,
     topology::Topology,
 };
 use crate::{
-    engine::{
-        Engine, Shape,
-        id::{Id, ShardId},
-    },
+    engine::{Engine, Shape, id::ShardId},
     persistence::Persistence,
     requirements::Packages,
     server::{
@@ -81,8 +80,7 @@ pub struct Cluster {
     secrets: Secrets,
     questions: Questions,
     prepared: PreparedSteps,
-    /// How many plans of a run have come and wait for this cluster's thread.
-    plans: Mutex<HashMap<Id, usize>>,
+    run_order: RunOrder,
     /// This server is a node of a Redis Cluster.
     node: bool,
     /// Who waits until the shards are known.
@@ -154,7 +152,7 @@ impl Cluster {
             secrets,
             questions: Questions::default(),
             prepared: PreparedSteps::default(),
-            plans: Mutex::default(),
+            run_order: RunOrder::default(),
             node,
             waiting: Waiting::default(),
             tasks,

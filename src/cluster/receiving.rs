@@ -16,34 +16,25 @@ use crate::{
 };
 
 impl Cluster {
-    fn has_plan(&self, id: Id) -> bool {
-        let plans = self.plans.lock();
-        !plans.is_empty() && plans.contains_key(&id)
-    }
-
-    fn plan_taken(&self, id: Id) {
-        let mut plans = self.plans.lock();
-        if let Some(count) = plans.get_mut(&id) {
-            *count -= 1;
-            if *count == 0 {
-                plans.remove(&id);
-            }
-        }
+    /// Deals with something about a run on the cluster's thread, behind what is there of that run.
+    fn in_order(&self, id: Id, work: impl FnOnce(&Self) + Send + 'static) {
+        self.run_order.enter(id);
+        self.later(move |cluster| {
+            work(cluster);
+            cluster.run_order.leave(id);
+        });
     }
 
     /// A message of another shard. On the server's thread.
     pub(super) fn receive(&self, lock: Lock<'_>, from: ShardId, message: Message) {
         match message {
             Message::Run(id, RunMessage::Plan(plan)) => {
-                *self.plans.lock().entry(id).or_default() += 1;
-                self.later(move |cluster| {
-                    cluster.take_part(from, id, *plan);
-                    cluster.plan_taken(id);
-                });
+                self.in_order(id, move |cluster| cluster.take_part(from, id, *plan));
             }
-            // What is about a run goes behind its plan.
-            Message::Run(id, message) if self.has_plan(id) => {
-                self.later(move |cluster| cluster.engine.hear(from, id, message));
+            // What is about a run goes behind its plan, and behind what went there before: else the end of a step could
+            // overtake its last records.
+            Message::Run(id, message) if self.run_order.is_waiting(id) => {
+                self.in_order(id, move |cluster| cluster.engine.hear(from, id, message));
             }
             Message::Run(id, message) => self.engine.hear(from, id, message),
             Message::Ask(number, question) => self.answer(lock, from, number, question),
@@ -52,8 +43,8 @@ impl Cluster {
                 self.persistence.end(lock, id, abort_pending);
                 self.persistence.note_gone(lock, &[id]);
             }
-            Message::Drop(id) if self.has_plan(id) => {
-                self.later(move |cluster| Engine::drop_when_finished(&cluster.engine, id));
+            Message::Drop(id) if self.run_order.is_waiting(id) => {
+                self.in_order(id, move |cluster| Engine::drop_when_finished(&cluster.engine, id));
             }
             Message::Drop(id) => Engine::drop_when_finished(&self.engine, id),
             Message::Registered(step) => self.take_over(lock, from, &step),

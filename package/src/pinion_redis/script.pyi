@@ -27,6 +27,7 @@ from redisgears import isInAtomicBlock as isInAtomicBlock
 from redisgears import log as log
 from redisgears import overrideReply as override_reply
 from redisgears import readThrough as read_through
+from redisgears import writeBehind as write_behind
 from redisgears import refresh as refresh
 from redisgears import registerGearsThread as registerGearsThread
 from redisgears import registerTimeEvent as registerTE
@@ -66,6 +67,7 @@ __all__ = [
     "loop",
     "override_reply",
     "read_through",
+    "write_behind",
     "redisgears",
     "refresh",
     "registerGearsThread",
