@@ -184,7 +184,8 @@ def test_nothing_is_lost_when_everything_fails(
     rows = {key: n for key, n in postgres.execute("select key, n from users") if n is not None}
     assert rows == cache, {key: (rows.get(key), cache.get(key)) for key in rows.keys() | cache.keys() if rows.get(key) != cache.get(key)}
     dead = [fields for _, fields in client.xrange("dead")]
-    assert {letter["key"] for letter in dead} == {"user:poison"} and dead[0]["error"] == "LookupError"
+    # Its last try may be one of those that fail at random.
+    assert {letter["key"] for letter in dead} == {"user:poison"} and dead[0]["error"] in ("LookupError", "ValueError")
     # The first time that a change was saved, it was behind all older ones of its key.
     first: dict[tuple[str, str], int] = {}
     for place, (key, change) in enumerate(postgres.execute("select key, id from log order by place")):
