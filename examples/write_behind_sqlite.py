@@ -3,7 +3,7 @@
 # in the end, since changes of a key come in their order.
 import sqlite3
 
-connection = None
+connection: sqlite3.Connection  # made when the registration is in force
 
 
 def connect():
