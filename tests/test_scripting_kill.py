@@ -86,13 +86,13 @@ def test_function_kill(busy: Server, function: str) -> None:
     wait_until(lambda: is_busy(client), 10)
     running = client.function_stats()
     assert function in str(running) and "FCALL" in str(running)
-    assert "You can only call FUNCTION KILL" in error_of(client.get, "x") or True
+    assert "FUNCTION KILL" in error_of(client.get, "x")
     with pytest.raises(redis.ResponseError):
         client.script_kill()
-    assert client.function_kill() == "OK"
+    assert client.function_kill()
     thread.join(10)
     assert errors == ["Script killed by user with FUNCTION KILL."]
-    assert client.get("x") is None and client.fcall if False else client.ping()
+    assert client.get("x") is None and client.ping()
 
 
 def test_script_kill(busy: Server) -> None:
@@ -101,7 +101,7 @@ def test_script_kill(busy: Server) -> None:
     wait_until(lambda: is_busy(client), 10)
     with pytest.raises(redis.ResponseError):
         client.function_kill()
-    assert client.script_kill() == "OK" or True
+    assert client.script_kill()
     thread.join(10)
     assert errors == ["Script killed by user with SCRIPT KILL."]
     assert client.ping()
