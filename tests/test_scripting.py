@@ -176,17 +176,17 @@ FAILING: dict[str, tuple[str, str]] = {
     "a surrogate": ("return '\\ud800'", "UnicodeEncodeError: "),
     "a list in itself": ("x = []\nx.append(x)\nreturn x", "the value is nested too deeply for a reply"),
     "a coroutine": ("async def f(): pass\nreturn f()", "a script answers at once: it cannot return a coroutine (script)"),
-    "a future": ("return gearsFuture()", ""),
+    "a future": ("return gearsFuture()", "Future object can only be created inside certain execution steps (script, line 2)"),
     "generator": ("yield 1", "the code of EVAL cannot be a generator or a coroutine: it answers at once"),
     "await": ("await x", "SyntaxError: 'await' outside async function (line 2)"),
     "register_function": ("from redisgears import register_function\nregister_function('f', print)",
                           "register_function is for libraries that FUNCTION LOAD loads; elsewhere, use register of a builder (script, line 3)"),
     "run": ("GB().run()", "scripts of EVAL and FUNCTION LOAD neither run nor register: use RG.PYEXECUTE (script, line 2)"),
     "a script": ("execute('EVAL', 'return 1', 0)", "EVAL cannot be run while a script runs: it was called from one (script, line 2)"),
-    "RG.PYEXECUTE": ("execute('RG.PYEXECUTE', 'GB().run()')", ""),
+    "RG.PYEXECUTE": ("execute('RG.PYEXECUTE', 'GB().run()')", "command 'rg.pyexecute' is not allowed on script mode (script, line 2)"),
     "blocking": ("return execute('BLPOP', 'nothing', 0)", None),
-    "no command": ("get_command()", ""),
-    "call_next": ("call_next()", ""),
+    "no command": ("get_command()", "Can not get command ctx (script, line 2)"),
+    "call_next": ("call_next()", "Can not get CommandHook ctx (script, line 2)"),
 }
 
 
