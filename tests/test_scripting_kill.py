@@ -160,6 +160,22 @@ def test_sync_timeout(busy: Server) -> None:
     assert client.ping()
 
 
+ENDLESS_OBJECTS = {
+    "the text of an error": "class E(Exception):\n    def __str__(self):\n        while True: pass\nraise E()",
+    "an argument": "class A:\n    def __str__(self):\n        while True: pass\nexecute('SET', 'k', A())",
+    "an object that dies": "class D:\n    def __del__(self):\n        while True: pass\nx = D()\ndel x\nreturn 1",
+    "an object that is left": "class D:\n    def __del__(self):\n        while True: pass\nx = D()\nreturn 1",
+}
+
+
+@pytest.mark.parametrize("where", ENDLESS_OBJECTS)
+def test_objects_that_never_end(busy: Server, where: str) -> None:
+    client = busy.client()
+    client.execute_command("RG.CONFIGSET", "SyncTimeout", 300)
+    assert "longer than SyncTimeout (300 ms)" in error_of(evaluate, client, ENDLESS_OBJECTS[where])
+    assert client.ping()
+
+
 def test_function_load_has_a_limit(busy: Server) -> None:
     client = busy.client()
     assert error_of(client.function_load, library("while True: pass", "endless")) == "FUNCTION LOAD timeout: the code ran longer than 500 ms"
