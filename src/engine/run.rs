@@ -85,6 +85,7 @@ fn pass_records(
     let context = Reading {
         engine,
         delayed: execution.is_delayed(),
+        actor: execution.actor.as_ref(),
     };
     loop {
         let shuffle = shuffle(engine, execution);

@@ -10,10 +10,15 @@ use std::{
 use crate::mutex::Mutex;
 
 use super::{execution::Execution, id::Id, registration::Registration, session::Session, start::Start};
-use crate::error::Error;
+use crate::{
+    error::Error,
+    server::rights::{self, Actor, Owner},
+};
 
 thread_local! {
     static CURRENT: RefCell<Option<Scope>> = const { RefCell::new(None) };
+    /// Whose rights code of this scope had that has given its session away.
+    static LEFT: RefCell<Option<Arc<Actor>>> = const { RefCell::new(None) };
     /// The execution whose function runs a command now.
     static ACTING: Cell<Option<Id>> = const { Cell::new(None) };
 }
@@ -45,6 +50,8 @@ pub struct Scope {
     pub session: Arc<Session>,
     /// The execution whose callback runs; `None` at script level and in onRegistered.
     pub execution: Option<Arc<Execution>>,
+    /// Whose rights the code has; `None` for all.
+    pub actor: Option<Arc<Actor>>,
     /// The database that commands of the code run in.
     pub db: i32,
     /// It is code of the server's EVAL or FCALL.
@@ -81,6 +88,7 @@ impl Scope {
         Self {
             session: Arc::clone(&execution.session),
             execution: Some(Arc::clone(execution)),
+            actor: execution.actor.clone(),
             db: execution.db,
             server_script: None,
             script: None,
@@ -88,10 +96,33 @@ impl Scope {
     }
 
     /// The scope of onRegistered.
+    pub fn of_registration(registration: &Registration) -> Self {
+        Self::of_session(&registration.session).acting_as(registration.actor.clone())
+    }
+
+    /// The same with other rights.
+    #[must_use]
+    pub fn acting_as(mut self, actor: Option<Arc<Actor>>) -> Self {
+        self.actor = actor;
+        self
+    }
+
+    /// Who is behind what the code makes.
+    pub fn owner(&self) -> Owner {
+        let registration = self.execution.as_ref().and_then(|execution| execution.owner());
+        match (&self.actor, registration) {
+            (Some(actor), _) => actor.owner().clone(),
+            (None, Some(registration)) => registration.owner.clone(),
+            (None, None) => self.session.owner.clone(),
+        }
+    }
+
+    /// The scope of what belongs to a session and to no registration.
     pub fn of_session(session: &Arc<Session>) -> Self {
         Self {
             session: Arc::clone(session),
             execution: None,
+            actor: session.actor.clone(),
             db: 0,
             server_script: None,
             script: None,
@@ -107,6 +138,7 @@ impl Scope {
         Self {
             session: Arc::clone(session),
             execution: None,
+            actor: session.actor.clone(),
             db: 0,
             server_script: None,
             script: Some(Arc::new(Mutex::new(prepared))),
@@ -124,7 +156,20 @@ impl Scope {
 
     /// Makes it the scope of this thread until the guard is dropped.
     pub fn enter(self) -> Entered {
-        Entered(CURRENT.replace(Some(self)))
+        let before = CURRENT.replace(Some(self));
+        let left = LEFT.take();
+        Entered { before, left }
+    }
+
+    /// Whose rights code has in this scope, or without one: that of a thread that code made, or that has left its session. `None`
+    /// for all.
+    pub fn actor_of(scope: Option<&Self>) -> Option<Arc<Actor>> {
+        match scope {
+            Some(scope) => scope.actor.clone(),
+            None => LEFT
+                .with_borrow(Clone::clone)
+                .or_else(|| rights::are_owners().then(|| Actor::unknown("a thread without a session"))),
+        }
     }
 
     /// Notes something about the script that runs on this thread, if one does.
@@ -137,7 +182,11 @@ impl Scope {
 
     /// Makes another one the scope of this thread, for as long as the present one would be.
     pub fn replace_current(scope: Option<Self>) {
-        CURRENT.set(scope);
+        let gone = CURRENT.replace(scope);
+        // Who leaves a session is not free of its user.
+        if let Some(actor) = gone.and_then(|gone| gone.actor) {
+            LEFT.set(Some(actor));
+        }
     }
 
     /// The scope of this thread; `None` on threads that user code made.
@@ -175,10 +224,14 @@ impl Prepared {
 }
 
 /// Restores the scope that was there before.
-pub struct Entered(Option<Scope>);
+pub struct Entered {
+    before: Option<Scope>,
+    left: Option<Arc<Actor>>,
+}
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        CURRENT.set(self.0.take());
+        CURRENT.set(self.before.take());
+        LEFT.set(self.left.take());
     }
 }

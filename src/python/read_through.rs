@@ -24,6 +24,7 @@ use crate::{
         language::Function,
         plan::{Plan, Step},
         registration::Mode,
+        scope::Scope,
     },
     read_through::options::{Ahead, OnError, Options, Ttl},
     server::{api, lock, reply::Reply},
@@ -73,6 +74,7 @@ pub fn register_read_through(
             trigger: runtime.readers.loads.trigger(options),
             on_registered: on_registered.map(|code| Arc::new(Callback::new(py, code))),
             doubts: Vec::new(),
+            user: given.0.text("user")?,
         },
     )
 }
@@ -133,7 +135,17 @@ fn ask_refresh(
 ) -> PyResult<()> {
     let names: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
     let loads = &runtime.readers.loads;
-    py.detach(|| lock::with_lock(|lock| loads.refresh(lock, db, &names, done)))?;
+    let scope = current::scope();
+    let actor = Scope::actor_of(scope.as_ref());
+    py.detach(|| {
+        lock::with_lock(|lock| {
+            if let Some(actor) = actor {
+                let words = [&[&b"RG.REFRESH"[..]], &names[..]].concat();
+                actor.check_command(lock, &words)?;
+            }
+            loads.refresh(lock, db, &names, done)
+        })
+    })?;
     Ok(())
 }
 
@@ -156,7 +168,8 @@ fn tell(future: &ObjectRef, reply: Reply) {
     });
 }
 
-const KNOWN: [&str; 18] = [
+const KNOWN: [&str; 19] = [
+    "user",
     "commands",
     "ttl",
     "jitter",

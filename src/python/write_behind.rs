@@ -63,11 +63,13 @@ pub fn register_write_behind(
             trigger: runtime.readers.behind.trigger(options),
             on_registered: on_registered.map(|code| Arc::new(Callback::new(py, code))),
             doubts: Vec::new(),
+            user: given.text("user")?,
         },
     )
 }
 
-const KNOWN: [&str; 16] = [
+const KNOWN: [&str; 17] = [
+    "user",
     "events",
     "batch",
     "interval",

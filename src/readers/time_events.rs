@@ -35,10 +35,11 @@ use crate::{
         guarded::Guarded,
         lock::Lock,
         reply::Reply,
+        rights::{Access, Actor, Owner},
     },
 };
 
-/// The internal command that makes a keyed event: `<key> <period ms> <session id> <image>`.
+/// The internal command that makes a keyed event: `<key> <period ms> <session id> <image> [<owner>]`.
 pub const COMMAND: &CStr = c"RG.INNERTIMEEVENT";
 
 /// What loaded events are started on. The server's callback has no other way to it.
@@ -61,6 +62,9 @@ pub fn loading_started(lock: Lock<'_>) {
 /// One event.
 struct TimeEvent {
     session_id: String,
+    owner: Owner,
+    /// Whose rights its function has; `None` for all.
+    actor: Option<Arc<Actor>>,
     period: Duration,
     /// `None` until the function is loaded.
     ready: Mutex<Option<Ready>>,
@@ -79,9 +83,11 @@ struct Ready {
 }
 
 impl TimeEvent {
-    fn new(session_id: String, period: Duration, ready: Option<Ready>) -> Arc<Self> {
+    fn new(session_id: String, owner: Owner, period: Duration, ready: Option<Ready>) -> Arc<Self> {
         Arc::new(Self {
+            actor: owner.actor(|| format!("a time event of session {session_id}")),
             session_id,
+            owner,
             period,
             ready: Mutex::new(ready),
             loading: Mutex::default(),
@@ -99,11 +105,16 @@ struct Keyed {
 
 impl Value for Keyed {
     fn words(&self) -> Vec<Vec<u8>> {
-        vec![
+        let mut words = vec![
             self.event.period.as_millis().to_string().into_bytes(),
             self.event.session_id.clone().into_bytes(),
             self.image.to_vec(),
-        ]
+        ];
+        if self.event.owner != Owner::default() {
+            // Plain data: nothing in it can fail to be written to memory.
+            words.push(rmp_serde::to_vec_named(&self.event.owner).unwrap_or_default());
+        }
+        words
     }
 
     fn command(&self) -> &'static CStr {
@@ -123,27 +134,34 @@ impl Drop for Keyed {
 /// The function cannot be kept.
 pub fn start(
     engine: &Arc<Engine>,
-    session: &Arc<Session>,
+    scope: &Scope,
     period: Duration,
     function: Arc<dyn Function>,
     key: Option<Vec<u8>>,
 ) -> Result<bool, String> {
+    let session = &scope.session;
     let image = key.is_some().then(|| function.image(session)).transpose()?;
     let ready = Ready {
         session: Arc::clone(session),
         function,
     };
-    let event = TimeEvent::new(session.id.clone(), period, Some(ready));
+    let event = TimeEvent::new(session.id.clone(), scope.owner(), period, Some(ready));
     if let (Some(key), Some(image)) = (key, image) {
         let keyed = Keyed {
             event: Arc::clone(&event),
             image: image.into(),
         };
         let made = with_lock(engine.language.as_ref(), |lock| {
-            lock.may_write()
-                .then(|| datatype::put(lock, &key, Box::new(keyed)))
+            if let Some(actor) = &scope.actor {
+                let allowed = actor.check_key(lock, &key, Access::Write);
+                allowed.map_err(|refusal| refusal.to_string())?;
+            }
+            let made = lock
+                .may_write()
+                .then(|| datatype::put(lock, &key, Box::new(keyed)));
+            made.ok_or_else(|| PAUSED.to_owned())
         });
-        if !made.ok_or(PAUSED)? {
+        if !made? {
             return Ok(false);
         }
     }
@@ -157,6 +175,13 @@ pub fn start(
 /// The words are none of an event.
 pub fn load(_lock: Lock<'_>, words: Vec<Vec<u8>>) -> Result<Box<dyn Value>, String> {
     let engine = ENGINE.get().ok_or("the module is still loading")?;
+    let mut words = words;
+    // Earlier versions do not say who made it.
+    let owner = match words.get(3) {
+        Some(owner) => rmp_serde::from_slice(owner).map_err(|_| "its owner cannot be read")?,
+        None => Owner::default(),
+    };
+    words.truncate(3);
     let [period, id, image] = <[Vec<u8>; 3]>::try_from(words).map_err(|_| "it is incomplete")?;
     let period_ms = std::str::from_utf8(&period)
         .ok()
@@ -164,13 +189,13 @@ pub fn load(_lock: Lock<'_>, words: Vec<Vec<u8>>) -> Result<Box<dyn Value>, Stri
         .filter(|&period| period > 0)
         .ok_or("its period is no number")?;
     let id = String::from_utf8(id).map_err(|_| "its session's id is no text")?;
-    let event = TimeEvent::new(id, Duration::from_millis(period_ms), None);
+    let event = TimeEvent::new(id, owner, Duration::from_millis(period_ms), None);
     let image: Arc<[u8]> = image.into();
     wait(engine, Arc::clone(&event), Some(Arc::clone(&image)));
     Ok(Box::new(Keyed { event, image }))
 }
 
-/// `RG.INNERTIMEEVENT <key> <period ms> <session id> <image>`, from an AOF file or a master only.
+/// `RG.INNERTIMEEVENT <key> <period ms> <session id> <image> [<owner>]`, from an AOF file or a master only.
 ///
 /// # Errors
 /// Somebody else sent it; the words are none of an event.
@@ -214,7 +239,7 @@ fn run(engine: &Engine, lock: Lock<'_>, event: &TimeEvent, image: Option<&[u8]>)
         // What it needs may come.
         return image.is_some();
     };
-    let _scope = Scope::of_session(&session).enter();
+    let _scope = Scope::of_session(&session).acting_as(event.actor.clone()).enter();
     let mut ran = Ok(());
     let watched = engine.run_watched(lock, "a time event", &session, &mut || ran = function.tick());
     if let Err(error) = watched.map_err(Failure::from).and(ran) {
@@ -230,7 +255,7 @@ fn make_ready(engine: &Engine, lock: Lock<'_>, event: &TimeEvent, image: &[u8]) 
     // Only the first one waits for it.
     let limit = begun.as_ref().map_or(engine.patience(), |_| Duration::ZERO);
     let (session, loading) = begun.unwrap_or_else(|| {
-        let session = session(engine, lock, &event.session_id);
+        let session = session(engine, lock, event);
         let loading = engine.load(vec![image.to_vec()], &session);
         (session, loading)
     });
@@ -256,7 +281,8 @@ fn make_ready(engine: &Engine, lock: Lock<'_>, event: &TimeEvent, image: &[u8]) 
 }
 
 /// The session with an id: that of registrations, or of other loaded events, or a new one.
-fn session(engine: &Engine, lock: Lock<'_>, id: &str) -> Arc<Session> {
+fn session(engine: &Engine, lock: Lock<'_>, event: &TimeEvent) -> Arc<Session> {
+    let id = event.session_id.as_str();
     if let Some(session) = engine.registry.sessions(|sessions| sessions.live(id)) {
         return session;
     }
@@ -266,7 +292,8 @@ fn session(engine: &Engine, lock: Lock<'_>, id: &str) -> Arc<Session> {
         return session;
     }
     sessions.retain(|_, session| session.strong_count() > 0);
-    let session = Arc::new(Session::new(id.to_owned(), None, Needs::default()));
+    let session = Session::new(id.to_owned(), None, Needs::default());
+    let session = Arc::new(session.owned_by(Owner::of_user(event.owner.made_by.clone())));
     sessions.insert(id.to_owned(), Arc::downgrade(&session));
     session
 }

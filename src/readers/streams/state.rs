@@ -351,6 +351,8 @@ pub struct Taken {
     pub full: bool,
     /// When the first entry came, if that was seen.
     pub arrived: Option<Instant>,
+    /// The user of the registration may not read the stream: nothing was.
+    pub refused: bool,
 }
 
 #[cfg(test)]
