@@ -42,7 +42,7 @@ def test_three_rights(server: Server) -> None:
             if command == allowed:
                 one.execute_command(f"RG.{command}", *arguments)
             else:
-                with pytest.raises(redis.NoPermissionError):
+                with pytest.raises(redis.exceptions.NoPermissionError):
                     one.execute_command(f"RG.{command}", *arguments)
     client.execute_command("ACL", "DELUSER", "one")
 
@@ -56,7 +56,7 @@ def test_all_but_ours(server: Server) -> None:
     one = server.client(username="one", password="pw")
     server.run(SCRIPT)
     assert one.execute_command("RG.TRIGGER", "t") == ["called"]
-    with pytest.raises(redis.NoPermissionError):
+    with pytest.raises(redis.exceptions.NoPermissionError):
         server.run(SCRIPT, client=one)
     client.execute_command("ACL", "DELUSER", "one")
 
