@@ -28,19 +28,12 @@ from rich.style import Style
 from rich.text import Text
 
 from helpers import free_port, wait_until
+from packages import ROOT, TAG, deb, wheel
 
 pytestmark = [pytest.mark.package, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).resolve().parent.parent
-DIST = Path(os.environ.get("PINION_DIST", ROOT / "dist"))
-TAG = os.environ.get("PINION_TAG", "cp%d%d" % sys.version_info[:2])
 # The environment of somebody else's machine: nothing of these tests, nothing of the sources.
 CLEAN = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "LANG": "C.UTF-8", "TERM": "xterm-256color"}
-
-
-def wheel() -> Path:
-    [found] = DIST.glob(f"pinion_redis-*-{TAG}-*.whl")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -211,12 +204,9 @@ def test_the_tutorial_away_from_the_sources(venv: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package's files in an empty root."""
-    packages = list(DIST.glob("pinion-redis_*.deb"))
-    if not packages:
-        pytest.skip("there is no .deb: make dist was not asked for the system's Python")
     root = tmp_path_factory.mktemp("root")
-    subprocess.run(["dpkg-deb", "--extract", packages[0], root], check=True)
-    subprocess.run(["dpkg-deb", "--control", packages[0], root / "DEBIAN"], check=True)
+    subprocess.run(["dpkg-deb", "--extract", deb(), root], check=True)
+    subprocess.run(["dpkg-deb", "--control", deb(), root / "DEBIAN"], check=True)
     return root
 
 
