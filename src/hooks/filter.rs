@@ -61,7 +61,9 @@ impl Hooks {
         let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
         let db = client.filter(|client| !client.in_multi).map(|client| client.db);
         let db = db.or_else(|| self.everybodys_db(lock, entry));
-        *self.looked.write(lock) = db.is_some();
+        if !entry.loads.is_empty() {
+            *self.looked.write(lock) = db.is_some();
+        }
         let wanted = match db {
             Some(db) => self.wants_proxy(entry, passing, db),
             // A script, a function, a transaction: that is decided when the command runs.
