@@ -3,6 +3,9 @@
 //! A shared object that is loaded at run time asks the loader where a thread's values are: eleven instructions and more, each time. A
 //! command passes dozens of them. Which thread this is stands in a register.
 
+// A call would cost as much as is saved.
+#![allow(clippy::inline_always)]
+
 use std::{
     cell::{Cell, RefCell},
     sync::atomic::{AtomicUsize, Ordering},
