@@ -35,8 +35,8 @@ fn pointer() -> usize {
         let pointer: usize;
         // SAFETY: the first word of a thread's block is its own address, in each C library of Linux; nobody changes it.
         unsafe {
-            std::arch::asm!("mov {}, fs:0", out(reg) pointer, options(pure, nomem, nostack, preserves_flags))
-        };
+            std::arch::asm!("mov {}, fs:0", out(reg) pointer, options(pure, nomem, nostack, preserves_flags));
+        }
         pointer
     }
     #[cfg(all(target_os = "linux", target_arch = "aarch64"))]
@@ -44,8 +44,8 @@ fn pointer() -> usize {
         let pointer: usize;
         // SAFETY: a register is read, which nobody changes while the thread lives.
         unsafe {
-            std::arch::asm!("mrs {}, tpidr_el0", out(reg) pointer, options(pure, nomem, nostack, preserves_flags))
-        };
+            std::arch::asm!("mrs {}, tpidr_el0", out(reg) pointer, options(pure, nomem, nostack, preserves_flags));
+        }
         pointer
     }
     #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
