@@ -12,15 +12,31 @@ use crate::mutex::Mutex;
 use super::{execution::Execution, id::Id, registration::Registration, session::Session, start::Start};
 use crate::{
     error::Error,
+    per_thread::per_thread,
     server::rights::{self, Actor, Owner},
 };
 
-thread_local! {
-    static CURRENT: RefCell<Option<Scope>> = const { RefCell::new(None) };
-    /// Whose rights code of this scope had that has given its session away.
-    static LEFT: RefCell<Option<Arc<Actor>>> = const { RefCell::new(None) };
+per_thread! {
+    static CURRENT: RefCell<Current> = RefCell::new(Current::Nothing);
     /// The execution whose function runs a command now.
-    static ACTING: Cell<Option<Id>> = const { Cell::new(None) };
+    static ACTING: Cell<Option<Id>> = Cell::new(None);
+}
+
+/// What is known of the code that runs on a thread.
+enum Current {
+    Nothing,
+    In(Scope),
+    /// It has given its session away, but not the rights that it had.
+    Left(Arc<Actor>),
+}
+
+impl Current {
+    fn scope(&self) -> Option<&Scope> {
+        match self {
+            Self::In(scope) => Some(scope),
+            Self::Nothing | Self::Left(_) => None,
+        }
+    }
 }
 
 /// The execution whose function runs a command on this thread now: what happens to keys is its doing.
@@ -156,9 +172,7 @@ impl Scope {
 
     /// Makes it the scope of this thread until the guard is dropped.
     pub fn enter(self) -> Entered {
-        let before = CURRENT.replace(Some(self));
-        let left = LEFT.take();
-        Entered { before, left }
+        Entered(CURRENT.replace(Current::In(self)))
     }
 
     /// Whose rights code has in this scope, or without one: that of a thread that code made, or that has left its session. `None`
@@ -166,15 +180,16 @@ impl Scope {
     pub fn actor_of(scope: Option<&Self>) -> Option<Arc<Actor>> {
         match scope {
             Some(scope) => scope.actor.clone(),
-            None => LEFT
-                .with_borrow(Clone::clone)
-                .or_else(|| rights::are_owners().then(|| Actor::unknown("a thread without a session"))),
+            None => CURRENT.with_borrow(|current| match current {
+                Current::Left(actor) => Some(Arc::clone(actor)),
+                _ => rights::are_owners().then(|| Actor::unknown("a thread without a session")),
+            }),
         }
     }
 
     /// Notes something about the script that runs on this thread, if one does.
     pub fn note_of_script(note: impl FnOnce(&mut Prepared)) {
-        let script = CURRENT.with_borrow(|scope| scope.as_ref().and_then(|scope| scope.script.clone()));
+        let script = CURRENT.with_borrow(|current| current.scope().and_then(|scope| scope.script.clone()));
         if let Some(script) = script {
             note(&mut script.lock());
         }
@@ -182,22 +197,30 @@ impl Scope {
 
     /// Makes another one the scope of this thread, for as long as the present one would be.
     pub fn replace_current(scope: Option<Self>) {
-        let gone = CURRENT.replace(scope);
+        let present = scope.map_or(Current::Nothing, Current::In);
+        let gone = CURRENT.replace(present);
         // Who leaves a session is not free of its user.
-        if let Some(actor) = gone.and_then(|gone| gone.actor) {
-            LEFT.set(Some(actor));
-        }
+        let actor = match gone {
+            Current::In(gone) => gone.actor,
+            Current::Left(actor) => Some(actor),
+            Current::Nothing => None,
+        };
+        CURRENT.with_borrow_mut(|current| {
+            if let (Current::Nothing, Some(actor)) = (&*current, actor) {
+                *current = Current::Left(actor);
+            }
+        });
     }
 
     /// The scope of this thread; `None` on threads that user code made.
     pub fn current() -> Option<Self> {
-        CURRENT.with_borrow(Clone::clone)
+        CURRENT.with_borrow(|current| current.scope().cloned())
     }
 
     /// True if the execution whose callback runs on this thread may go to the background.
     pub fn may_wait() -> bool {
-        CURRENT.with_borrow(|scope| {
-            let execution = scope.as_ref().and_then(|scope| scope.execution.as_ref());
+        CURRENT.with_borrow(|current| {
+            let execution = current.scope().and_then(|scope| scope.execution.as_ref());
             execution.is_some_and(|execution| execution.may_wait)
         })
     }
@@ -224,14 +247,10 @@ impl Prepared {
 }
 
 /// Restores the scope that was there before.
-pub struct Entered {
-    before: Option<Scope>,
-    left: Option<Arc<Actor>>,
-}
+pub struct Entered(Current);
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        CURRENT.set(self.before.take());
-        LEFT.set(self.left.take());
+        CURRENT.set(std::mem::replace(&mut self.0, Current::Nothing));
     }
 }
