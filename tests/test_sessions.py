@@ -467,7 +467,7 @@ def test_a_function_of_a_dead_session_keeps_its_globals(server):
     occupy(server)
     server.run(counting("n") + "import gc\ngc.collect()", "ID", "s", "UPGRADE")
     server.client().set("go", 1)
-    assert wait_until(lambda: server.client().get("end")) == "kept"
+    assert wait_until(lambda: server.own.get("end")) == "kept"
 
 
 # --- REPLACE_WITH ---
