@@ -229,6 +229,7 @@ fn ended(child: &mut Child, last_words: &[String]) -> Result<(), String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used)] // a test may panic
 mod tests {
     use super::*;
 
