@@ -311,5 +311,5 @@ def state(server: Server) -> str:
         try:
             lines.append(f"{' '.join(command)}: {server.client(socket_timeout=5).execute_command(*command)}")
         except redis.RedisError as error:
-            lines.append(f"{' '.join(command)}: {error!r}")
+            lines.append(f"{' '.join(command)}: {error}")
     return "\n".join(lines)

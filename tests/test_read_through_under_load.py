@@ -66,10 +66,10 @@ class Readers:
                     client.delete(key)
                 reply = client.get(key)
             except PASSING as error:
-                self.passing.append(repr(error))
+                self.passing.append(str(error))
             except redis.ResponseError as error:
                 expected = str(error).startswith(("UNBLOCKED", "READONLY", "LOADING"))
-                (self.passing if expected else self.wrong).append(repr(error))
+                (self.passing if expected else self.wrong).append(str(error))
             else:
                 if reply == "v of " + key:
                     self.good += 1
