@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 HOST = "127.0.0.1"
 FINISHED = ("done", "aborted")
+MAX_CLIENTS = 3000
 
 
 def wait_until(predicate: Callable[[], T], timeout: float = 10, message: str = "", interval: float = 0.005) -> T:
@@ -234,6 +235,7 @@ class Server:
         """A client of its own: RESP2, text replies, no retries (a test sees each error), closed after the test."""
         # Without `driver_info`: to tell who it is takes a client longer than all that tests ask of it.
         defaults = {"decode_responses": True, "protocol": 2, "socket_timeout": 60, "retry": Retry(NoBackoff(), 0), "driver_info": None}
+        assert len(self._clients) < MAX_CLIENTS, "a poll makes connections until the server refuses them: see `own`"
         client = redis.Redis(host=self.host, port=self.port, **{**defaults, **self.credentials, **options})
         self._clients.append(client)
         return client

@@ -96,7 +96,7 @@ def start(server: Server, script: str, awaited: str = "running") -> str:
 
 def blocked_clients(server: Server) -> int:
     """How many clients wait for a reply."""
-    return server.client().info("clients")["blocked_clients"]
+    return server.own.info("clients")["blocked_clients"]
 
 
 def refused(client: redis.Redis, *words: Arg) -> str:

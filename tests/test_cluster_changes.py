@@ -445,7 +445,7 @@ def under_way(server: Server, script: str, *, begun: Callable[[], Any], then: Ca
 
 
 def reload(server: Server) -> Callable[[], Any]:
-    return lambda: server.client().execute_command("DEBUG", "RELOAD")
+    return lambda: server.own.execute_command("DEBUG", "RELOAD")
 
 
 @pytest.mark.matrix

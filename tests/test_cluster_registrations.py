@@ -15,7 +15,7 @@ TRIGGER = "GB('CommandReader').map(lambda r: 'v{version}').register(trigger='t',
 
 
 def call(server: Server, *words: str) -> Any:
-    return server.client().execute_command("RG.TRIGGER", *(words or ("t",)))
+    return server.own.execute_command("RG.TRIGGER", *(words or ("t",)))
 
 
 def ids(server: Server) -> list[str]:
@@ -23,7 +23,7 @@ def ids(server: Server) -> list[str]:
 
 
 def sessions(server: Server) -> list[str]:
-    return [as_dict(session)["ID"] for session in server.client().execute_command("RG.PYDUMPSESSIONS")]
+    return [as_dict(session)["ID"] for session in server.own.execute_command("RG.PYDUMPSESSIONS")]
 
 
 @pytest.mark.matrix
@@ -357,7 +357,7 @@ TAGS = ["06S", "8M", "63n"]
 
 
 def dead(server: Server) -> list[dict[str, Any]]:
-    return [as_dict(session) for session in server.client().execute_command("RG.PYDUMPSESSIONS", "DEAD")]
+    return [as_dict(session) for session in server.own.execute_command("RG.PYDUMPSESSIONS", "DEAD")]
 
 
 @pytest.mark.matrix

@@ -360,7 +360,7 @@ def test_what_is_aborted_waits_no_longer(server: Server, how: str) -> None:
 
 
 def used_memory(server: Server) -> int:
-    return int(server.client().info("memory")["used_memory"])
+    return int(server.own.info("memory")["used_memory"])
 
 
 def grown(server: Server, count: int) -> tuple[int, Any]:

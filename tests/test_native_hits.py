@@ -23,7 +23,7 @@ FETCHED = b"$7\r\nfetched\r\n"
 
 def linked(server: Server) -> int:
     """How many commands went behind an inner one."""
-    return server.client().info("rg")["rg_linked_commands"]
+    return server.own.info("rg")["rg_linked_commands"]
 
 
 def test_only_misses_leave_the_servers_own_path(server: Server) -> None:

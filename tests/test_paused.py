@@ -59,7 +59,7 @@ def unpause(server: Server) -> None:
 
 def waiting(server: Server) -> int:
     """How many clients wait; CLIENT and INFO go on while writes only are paused."""
-    return int(server.client().info("clients")["blocked_clients"])
+    return int(server.own.info("clients")["blocked_clients"])
 
 
 def is_answered(raw: RawClient) -> bool:
@@ -385,7 +385,7 @@ def test_a_failover_while_functions_run(start_server: Callable[..., Server], mod
 
 def started_failover(server: Server) -> bool:
     try:
-        return bool(server.client().execute_command("FAILOVER"))
+        return bool(server.own.execute_command("FAILOVER"))
     except redis.ResponseError:
         return False
 

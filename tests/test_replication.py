@@ -31,7 +31,7 @@ def caught_up(master: Server, *replicas: Server) -> None:
 
     def same() -> bool:
         offset = master.client().info("replication")["master_repl_offset"]
-        return all(replica.client().info("replication")["slave_repl_offset"] >= offset for replica in replicas)
+        return all(replica.own.info("replication")["slave_repl_offset"] >= offset for replica in replicas)
 
     wait_until(same)
 

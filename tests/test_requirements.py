@@ -62,7 +62,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def requirements(server: Server) -> list[dict[str, Any]]:
-    return [as_dict(entry) for entry in server.client().execute_command("RG.PYDUMPREQS")]
+    return [as_dict(entry) for entry in server.own.execute_command("RG.PYDUMPREQS")]
 
 
 def names(server: Server) -> list[str]:

@@ -596,7 +596,7 @@ def wait_freed(server):
 
     def freed():
         collect(server)
-        return server.client().get("freed")
+        return server.own.get("freed")
 
     assert wait_until(freed, 5, "the globals of the script are freed", interval=0.05) == "1"
 

@@ -59,7 +59,7 @@ def reasons(server: Server) -> list[str | None]:
 
 
 def trigger(server: Server, name: str) -> Any:
-    return server.client().execute_command("RG.TRIGGER", name)
+    return server.own.execute_command("RG.TRIGGER", name)
 
 
 @pytest.mark.matrix

@@ -32,7 +32,7 @@ def put(server: Server, steps: str = "", **options: Any) -> str:
 
 def seen(server: Server) -> list[str]:
     """The values `n` of the entries that were processed, in order."""
-    return [line.split(" ")[2] for line in server.client().lrange("seen", 0, -1)]
+    return [line.split(" ")[2] for line in server.own.lrange("seen", 0, -1)]
 
 
 def data(server: Server, place: int = -1) -> dict[str, Any]:
@@ -474,7 +474,7 @@ GB('StreamReader').foreach(work).register('s', mode='async_local', onFailedPolic
 
 
 def log(server: Server) -> list[str]:
-    return server.client().lrange("log", 0, -1)
+    return server.own.lrange("log", 0, -1)
 
 
 def begin_slow(server: Server) -> str:

@@ -50,7 +50,7 @@ def hold(server: Server, mode: str = "async_local", more: str = "") -> None:
 
 def call(server: Server, *words: Arg) -> Any:
     """RG.TRIGGER of the trigger `t`."""
-    return server.client().execute_command("RG.TRIGGER", "t", *words)
+    return server.own.execute_command("RG.TRIGGER", "t", *words)
 
 
 def ask(server: Server, word: Arg) -> RawClient:
