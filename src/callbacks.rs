@@ -80,6 +80,7 @@ pub unsafe extern "C" fn on_server_event(
         events::run_server_event(event, sub_event, data, |lock, event| {
             if event == ServerEvent::BeforeSleep {
                 after::before_sleep(lock);
+                pinion.hooks.before_sleep(lock);
                 pinion.loads.pump(lock);
                 pinion.behind.pump(lock);
                 pinion.engine.about_to_sleep();

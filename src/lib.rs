@@ -14,6 +14,7 @@ mod fuzz;
 mod hooks;
 mod module;
 mod mutex;
+mod per_thread;
 mod persistence;
 mod python;
 mod read_through;
