@@ -111,8 +111,7 @@ impl Value for Keyed {
             self.image.to_vec(),
         ];
         if self.event.owner != Owner::default() {
-            // Plain data: nothing in it can fail to be written to memory.
-            words.push(rmp_serde::to_vec_named(&self.event.owner).unwrap_or_default());
+            words.push(saved_owner(&self.event.owner));
         }
         words
     }
@@ -175,13 +174,42 @@ pub fn start(
 /// The words are none of an event.
 pub fn load(_lock: Lock<'_>, words: Vec<Vec<u8>>) -> Result<Box<dyn Value>, String> {
     let engine = ENGINE.get().ok_or("the module is still loading")?;
-    let mut words = words;
-    // Earlier versions do not say who made it.
+    let Parts {
+        period,
+        session_id,
+        owner,
+        image,
+    } = parts(words)?;
+    let event = TimeEvent::new(session_id, owner, period, None);
+    let image: Arc<[u8]> = image.into();
+    wait(engine, Arc::clone(&event), Some(Arc::clone(&image)));
+    Ok(Box::new(Keyed { event, image }))
+}
+
+fn saved_owner(owner: &Owner) -> Vec<u8> {
+    // Plain data: nothing in it can fail to be written to memory.
+    rmp_serde::to_vec_named(owner).unwrap_or_default()
+}
+
+/// What stands in a file.
+#[derive(Debug, PartialEq, Eq)]
+struct Parts {
+    period: Duration,
+    session_id: String,
+    owner: Owner,
+    /// Of the function.
+    image: Vec<u8>,
+}
+
+/// The period, the session's id, the image of the function, and who made it, which earlier versions do not say.
+fn parts(mut words: Vec<Vec<u8>>) -> Result<Parts, String> {
     let owner = match words.get(3) {
         Some(owner) => rmp_serde::from_slice(owner).map_err(|_| "its owner cannot be read")?,
         None => Owner::default(),
     };
-    words.truncate(3);
+    if words.len() == 4 {
+        words.truncate(3);
+    }
     let [period, id, image] = <[Vec<u8>; 3]>::try_from(words).map_err(|_| "it is incomplete")?;
     let period_ms = std::str::from_utf8(&period)
         .ok()
@@ -189,10 +217,12 @@ pub fn load(_lock: Lock<'_>, words: Vec<Vec<u8>>) -> Result<Box<dyn Value>, Stri
         .filter(|&period| period > 0)
         .ok_or("its period is no number")?;
     let id = String::from_utf8(id).map_err(|_| "its session's id is no text")?;
-    let event = TimeEvent::new(id, owner, Duration::from_millis(period_ms), None);
-    let image: Arc<[u8]> = image.into();
-    wait(engine, Arc::clone(&event), Some(Arc::clone(&image)));
-    Ok(Box::new(Keyed { event, image }))
+    Ok(Parts {
+        period: Duration::from_millis(period_ms),
+        session_id: id,
+        owner,
+        image,
+    })
 }
 
 /// `RG.INNERTIMEEVENT <key> <period ms> <session id> <image> [<owner>]`, from an AOF file or a master only.
@@ -296,4 +326,47 @@ fn session(engine: &Engine, lock: Lock<'_>, event: &TimeEvent) -> Arc<Session> {
     let session = Arc::new(session.owned_by(Owner::of_user(event.owner.made_by.clone())));
     sessions.insert(id.to_owned(), Arc::downgrade(&session));
     session
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::fuzz;
+
+    #[test]
+    fn fuzz_time_events() {
+        let seeds = [
+            &b"1000\0session\0image"[..],
+            b"1\0\0",
+            b"18446744073709551615\0s\0i",
+        ];
+        let owner = Owner {
+            made_by: Some("alice".into()),
+            acts_as: Some("app".into()),
+        };
+        let owned = [&b"1\0s\0i\0"[..], &saved_owner(&owner)].concat();
+        let seeds: Vec<Vec<u8>> = seeds.map(<[u8]>::to_vec).into_iter().chain([owned]).collect();
+        fuzz("time-event", &seeds, |input| {
+            let words: Vec<_> = input.split(|&byte| byte == 0).map(<[u8]>::to_vec).collect();
+            match parts(words.clone()) {
+                Ok(read) => {
+                    assert!(!read.period.is_zero());
+                    assert_eq!(
+                        [read.session_id.as_bytes(), &read.image],
+                        [&words[1][..], &words[2]]
+                    );
+                    // What it is saved as is read back.
+                    let saved = vec![
+                        read.period.as_millis().to_string().into_bytes(),
+                        read.session_id.clone().into_bytes(),
+                        read.image.clone(),
+                        saved_owner(&read.owner),
+                    ];
+                    assert_eq!(parts(saved), Ok(read));
+                    "read".to_owned()
+                }
+                Err(error) => error,
+            }
+        });
+    }
 }
