@@ -41,6 +41,10 @@ impl<P> Queue<P> {
     }
 
     fn choose(&mut self, now: Time) -> Option<Vec<u64>> {
+        self.probe = self.probe.filter(|(place, _)| self.entries.contains_key(place));
+        if let Some((place, _)) = self.probe {
+            return Some(vec![place]);
+        }
         const TURNS: [[From; 3]; 3] = [
             [From::Suspects, From::Ready, From::Alone],
             [From::Ready, From::Alone, From::Suspects],
@@ -134,6 +138,7 @@ impl<P> Queue<P> {
         self.counts.batches += 1;
         self.streak += 1;
         self.rests_until = None;
+        self.probe = None;
         self.last_failure = None;
         if std::mem::take(&mut self.failures) > 0 {
             self.forgive(before);
@@ -185,6 +190,10 @@ impl<P> Queue<P> {
         self.last_failure = Some(Arc::clone(why));
         self.counts.retried += places.len() as u64;
         self.streak = 0;
+        if let Some(probe) = self.probe.take() {
+            self.failed_probe(now, probe);
+            return None;
+        }
         let mut most = 0;
         for place in &places {
             if let Some(entry) = self.entries.get_mut(place) {
@@ -243,10 +252,45 @@ impl<P> Queue<P> {
         if enough && others_go_on && self.limits.has_dead_letters {
             return Some(place);
         }
-        if !others_go_on || self.limits.ordered {
+        if self.limits.ordered && !others_go_on {
+            self.probe = self.choose_probe(place, tries);
+        }
+        if self.probe.is_none() && (!others_go_on || self.limits.ordered) {
             self.rest(now);
         }
         None
+    }
+
+    /// In the order of all nothing is saved behind a change that fails, so nothing would ever tell it from an outage. When it has
+    /// failed often enough another one is tried in its place: the next whose key has no older change, and which has not
+    /// failed so often itself.
+    fn choose_probe(&self, head: u64, tries: u32) -> Option<(u64, Stage)> {
+        let most = self.limits.max_tries.filter(|_| self.limits.has_dead_letters)?;
+        if tries < most {
+            return None;
+        }
+        let later = self.entries.range(head + 1..);
+        let mut fit = later.filter(|(place, entry)| {
+            let key = &entry.change.key;
+            let chain = self.chains.get(key.db, &key.name);
+            entry.probed < most && chain.is_some_and(|chain| chain.places.front() == Some(place))
+        });
+        fit.next().map(|(place, entry)| (*place, entry.stage))
+    }
+
+    /// It is where it was: those before it come first.
+    fn failed_probe(&mut self, now: Time, (place, stage): (u64, Stage)) {
+        if let Some(entry) = self.entries.get_mut(&place) {
+            entry.tries = entry.tries.saturating_add(1);
+            entry.probed += 1;
+            entry.stage = stage;
+            let stand = match stage {
+                Stage::Suspect => &mut self.suspects,
+                _ => &mut self.ready,
+            };
+            stand.insert(place);
+        }
+        self.rest(now);
     }
 
     /// A change that stands first in its key has failed with others: those of its key that have not are parked.
@@ -304,6 +348,7 @@ impl<P> Queue<P> {
 
     /// The server stops calling: whatever runs, its end is of no interest.
     pub fn ground(&mut self) {
+        self.probe = None;
         let Some(flight) = self.flight.take() else { return };
         for place in flight.places {
             let Some(entry) = self.entries.get_mut(&place) else {

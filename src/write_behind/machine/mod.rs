@@ -137,6 +137,8 @@ pub struct Entry<P> {
     pub tries: u32,
     /// How often it failed by itself while others were saved.
     tries_alone: u32,
+    /// How often it failed in the place of another one that fails, see `choose_probe`.
+    probed: u32,
     /// How many calls had ended well when it first failed.
     first_failed: Option<u64>,
     stage: Stage,
@@ -192,6 +194,8 @@ pub struct Queue<P> {
     /// Why the last call failed; nothing after one that ended well.
     last_failure: Option<Arc<Failed>>,
     turn: u8,
+    /// The change that is called next, or runs, in the place of the first one, which fails; and where it comes from.
+    probe: Option<(u64, Stage)>,
     random: u64,
     /// Who has what he waited for.
     settled: Vec<(u64, Settled)>,

@@ -27,6 +27,7 @@ impl<P> Queue<P> {
             successes: 0,
             last_failure: None,
             turn: 0,
+            probe: None,
             random: seed | 1,
             settled: Vec::new(),
         }
@@ -100,6 +101,7 @@ impl<P> Queue<P> {
                 // It is another change than the one that failed.
                 entry.tries = 0;
                 entry.tries_alone = 0;
+                entry.probed = 0;
                 entry.first_failed = None;
                 self.counts.coalesced += 1;
                 self.let_in(place);
@@ -130,6 +132,7 @@ impl<P> Queue<P> {
                 since: now,
                 tries: 0,
                 tries_alone: 0,
+                probed: 0,
                 first_failed: None,
                 stage,
                 waiters: waiter.into_iter().collect(),
