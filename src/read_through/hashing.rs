@@ -93,6 +93,16 @@ impl Hasher for NameHasher {
     }
 }
 
+/// A digest of bytes that is the same in every process: it shows damage, not forgery.
+pub fn digest(bytes: &[u8]) -> u32 {
+    // Digits of pi.
+    let mut hasher = Seeds(0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344).build_hasher();
+    hasher.write_usize(bytes.len());
+    hasher.write(bytes);
+    let hash = hasher.finish();
+    (hash ^ (hash >> 32)) as u32
+}
+
 fn words(pair: &[u8; 16]) -> (u64, u64) {
     let pair = u128::from_le_bytes(*pair);
     (pair as u64, (pair >> 64) as u64)
@@ -125,6 +135,20 @@ mod tests {
             assert!(least > Some(&110) && most < Some(&240), "{least:?} to {most:?}");
         }
     }
+
+    #[test]
+    fn a_digest_is_the_same_for_ever_and_shows_any_bit() {
+        let text = b"a body of more than two pairs of words, and some".to_vec();
+        let sound = digest(&text);
+        assert_eq!((sound, digest(b"")), (DIGESTS.0, DIGESTS.1));
+        for bit in 0..text.len() * 8 {
+            let mut damaged = text.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert_ne!(digest(&damaged), sound, "{bit}");
+        }
+    }
+
+    const DIGESTS: (u32, u32) = (1_708_685_732, 2_433_329_783);
 
     #[test]
     fn the_same_name_has_the_same_hash_whatever_holds_it() {

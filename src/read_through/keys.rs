@@ -1,10 +1,13 @@
 //! Keys as the room names them, and tables by key and by number. A table by key has one part for each database, so that looking a
 //! key up costs no copy of it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
-pub use super::hashing::ByNumber;
 use super::hashing::Seeds;
+pub use super::hashing::{ByNumber, digest};
 
 /// A key of a database. Cheap to copy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,6 +69,38 @@ impl<T> ByKey<T> {
 
     pub fn of(&mut self, key: &Key) -> Option<&mut T> {
         self.get_mut(key.db, &key.name)
+    }
+
+    /// The value of a key, made if there is none.
+    pub fn of_or_default(&mut self, key: &Key) -> &mut T
+    where
+        T: Default,
+    {
+        let place = self.databases.iter().position(|(number, _)| *number == key.db);
+        let place = place.unwrap_or_else(|| {
+            self.databases.push((key.db, Names::default()));
+            self.databases.len() - 1
+        });
+        match self.databases[place].1.entry(Arc::clone(&key.name)) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                self.len += 1;
+                entry.insert(T::default())
+            }
+        }
+    }
+
+    /// Changes the value of a key, if it has one; `change` says whether it stays.
+    pub fn change(&mut self, key: &Key, change: impl FnOnce(&mut T) -> bool) {
+        let Some(database) = self.database(key.db) else {
+            return;
+        };
+        if let Entry::Occupied(mut entry) = database.entry(Arc::clone(&key.name)) {
+            if !change(entry.get_mut()) {
+                entry.remove();
+                self.len -= 1;
+            }
+        }
     }
 
     /// The value that was there before, if any.

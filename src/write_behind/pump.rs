@@ -10,14 +10,13 @@ use super::{
     Sink, State, WriteBehind,
     frame::Frames,
     machine::{Change, Failed, Settled, Time},
-    saved,
     source::Changes,
 };
 use crate::{
     engine::{registration::Registration, start::Start},
     mutex::Mutex,
     read_through::raised,
-    server::{api, lock::Lock, reply::Reply, snapshot::Snapshot},
+    server::{api, audience, lock::Lock, reply::Reply, snapshot::Snapshot},
 };
 
 /// How often the log says that changes cannot be saved.
@@ -189,9 +188,11 @@ impl WriteBehind {
                 let gone = sink.queue.saved(brought.call);
                 sink.figures.saved(brought.took);
                 let mut frames = Frames::default();
-                frames.gone(&sink.options.prefix, &gone);
+                if audience::is_there(lock) {
+                    frames.gone(&sink.options.prefix, &gone);
+                }
                 drop(state);
-                saved::send(lock, &frames);
+                self.send(lock, &frames);
             }
             Err(failed) => {
                 let why = Arc::new(failed);

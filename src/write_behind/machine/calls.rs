@@ -23,13 +23,12 @@ impl<P> Queue<P> {
             return None;
         }
         let places = self.choose(now)?;
-        for place in &places {
-            self.ready.remove(place);
-            self.suspects.remove(place);
-            self.alone.remove(place);
-            if let Some(entry) = self.entries.get_mut(place) {
-                entry.stage = Stage::Flying;
-            }
+        for &place in &places {
+            let Some(entry) = self.entries.get_mut(&place) else {
+                continue;
+            };
+            let stage = std::mem::replace(&mut entry.stage, Stage::Flying);
+            self.leave(place, stage);
         }
         self.last_call += 1;
         self.flight = Some(Flight {
@@ -73,7 +72,7 @@ impl<P> Queue<P> {
                 } else {
                     self.limits.batch
                 };
-                self.ready.iter().take(most.max(1)).copied().collect()
+                self.ready.iter().take(most.max(1)).collect()
             }
             From::Ready => Vec::new(),
             From::Alone => {
@@ -89,7 +88,7 @@ impl<P> Queue<P> {
 
     /// When those that have not failed may go.
     fn ready_at(&self) -> Option<Time> {
-        let first = self.entries.get(self.ready.first()?)?;
+        let first = self.entries.get(&self.ready.first()?)?;
         if self.ready.len() >= self.limits.batch {
             return Some(Time::ZERO);
         }
@@ -147,7 +146,10 @@ impl<P> Queue<P> {
         for place in flight.places {
             if let Some(entry) = self.remove(place, &Settled::Saved) {
                 self.counts.saved += 1;
-                gone.push(Self::gone(&entry));
+                gone.push(Gone {
+                    key: entry.change.key,
+                    id: entry.change.id,
+                });
             }
         }
         if self.suspects.is_empty() {
@@ -269,13 +271,14 @@ impl<P> Queue<P> {
         if tries < most {
             return None;
         }
-        let later = self.entries.range(head + 1..);
-        let mut fit = later.filter(|(place, entry)| {
+        let later = self.entries.iter().filter(|(place, _)| **place > head);
+        let fit = later.filter(|(place, entry)| {
             let key = &entry.change.key;
             let chain = self.chains.get(key.db, &key.name);
-            entry.probed < most && chain.is_some_and(|chain| chain.places.front() == Some(place))
+            entry.probed < most && chain.is_some_and(|chain| chain.places.front() == Some(**place))
         });
-        fit.next().map(|(place, entry)| (*place, entry.stage))
+        let first = fit.min_by_key(|(place, _)| **place);
+        first.map(|(place, entry)| (*place, entry.stage))
     }
 
     /// It is where it was: those before it come first.
@@ -284,11 +287,11 @@ impl<P> Queue<P> {
             entry.tries = entry.tries.saturating_add(1);
             entry.probed += 1;
             entry.stage = stage;
-            let stand = match stage {
-                Stage::Suspect => &mut self.suspects,
-                _ => &mut self.ready,
-            };
-            stand.insert(place);
+            if stage == Stage::Suspect {
+                self.suspects.insert(place);
+            } else {
+                self.ready.insert(place);
+            }
         }
         self.rest(now);
     }
@@ -297,8 +300,8 @@ impl<P> Queue<P> {
     fn hold_ready(&mut self, key: &crate::read_through::keys::Key, place: u64) {
         let Some(chain) = self.chains.of(key) else { return };
         chain.held = true;
-        for later in chain.places.iter().filter(|later| **later > place) {
-            if let Some(entry) = self.entries.get_mut(later) {
+        for later in chain.places.iter().filter(|later| *later > place) {
+            if let Some(entry) = self.entries.get_mut(&later) {
                 if entry.stage == Stage::Ready {
                     entry.stage = Stage::Parked;
                     self.ready.remove(later);

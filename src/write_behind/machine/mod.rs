@@ -7,22 +7,19 @@
 
 mod calls;
 mod ids;
+mod places;
 mod queue;
 #[cfg(test)]
 mod tests;
 mod waiters;
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
 pub use ids::{ChangeId, Ids};
 pub use waiters::{Settled, Waiters};
 
-use crate::read_through::keys::{ByKey, Key};
+use self::places::{Line, Places};
+use crate::read_through::keys::{ByKey, ByNumber, Key};
 
 /// A moment: how long after the start.
 pub type Time = Duration;
@@ -149,7 +146,7 @@ pub struct Entry<P> {
 /// The places of one key, in their order.
 #[derive(Default)]
 struct Chain {
-    places: VecDeque<u64>,
+    places: Places,
     /// The first one has failed: the others are parked behind it.
     held: bool,
 }
@@ -172,9 +169,9 @@ pub struct Gone {
 pub struct Queue<P> {
     pub limits: Limits,
     pub counts: Counts,
-    entries: BTreeMap<u64, Entry<P>>,
+    entries: ByNumber<Entry<P>>,
     chains: ByKey<Chain>,
-    ready: BTreeSet<u64>,
+    ready: Line,
     suspects: BTreeSet<u64>,
     alone: BTreeSet<u64>,
     flight: Option<Flight>,
