@@ -54,6 +54,10 @@ setup-test: ## the same for tests
 setup-compat:
 	@scripts/setup.sh compat
 
+.PHONY: setup-package
+setup-package:
+	@scripts/setup.sh package
+
 .PHONY: setup-docs
 setup-docs:
 	@scripts/setup.sh docs
@@ -124,9 +128,9 @@ test-matrix: setup-test build ## the other servers of the matrix: Redis 8.2 whol
 	done
 
 .PHONY: test-package
-test-package: setup-test ## build one wheel and the .deb, then play them: a newcomer's walk in an empty environment
+test-package: setup-package ## build one wheel and the .deb, then play them: a newcomer's walk in an empty environment, a Debian that boots
 	@scripts/dist.sh '$(INTERPRETER)'
-	@$(PYTEST) -m package -s tests/test_packages.py $(ARGS)
+	@$(PYTEST) -n 2 --dist loadfile -m package tests/test_packages.py tests/test_deb.py $(ARGS)
 
 .PHONY: test-compat
 test-compat: setup-compat build ## other people's clients, unmodified, on SERVERS (redis-7.0): gears-cli, redgrease, rgsync, ...; minutes

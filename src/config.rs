@@ -39,6 +39,7 @@ pub enum Number {
     ReadThroughMaxLoads,
     WriteBehindMaxSaveTime,
     ScriptingEngine,
+    SaveRegistrations,
 }
 
 /// Who an option belongs to: core names are matched in any letter case and are invisible to `configGet`.
@@ -94,7 +95,7 @@ const fn python(name: &'static str, default: i64, boolean: bool, runtime: bool) 
     }
 }
 
-const NUMBERS: [Definition; 19] = [
+const NUMBERS: [Definition; 20] = [
     core("MaxExecutions", 1000, i64::MIN, true),
     core("MaxExecutionsPerRegistration", 100, i64::MIN, true),
     core("ProfileExecutions", 0, i64::MIN, true),
@@ -114,6 +115,7 @@ const NUMBERS: [Definition; 19] = [
     core("ReadThroughMaxLoads", 10_000, 1, true),
     core("WriteBehindMaxSaveTime", 60_000, 1, true),
     switch("ScriptingEngine", true),
+    switch("SaveRegistrations", true),
 ];
 
 /// Options with a text: name and default. None changes at run time.

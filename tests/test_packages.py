@@ -28,19 +28,13 @@ from rich.style import Style
 from rich.text import Text
 
 from helpers import free_port, wait_until
+from packages import ROOT, TAG, deb, wheel
+from servers import binary
 
 pytestmark = [pytest.mark.package, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).resolve().parent.parent
-DIST = Path(os.environ.get("PINION_DIST", ROOT / "dist"))
-TAG = os.environ.get("PINION_TAG", "cp%d%d" % sys.version_info[:2])
 # The environment of somebody else's machine: nothing of these tests, nothing of the sources.
 CLEAN = {"PATH": "/usr/bin:/bin", "HOME": "/nonexistent", "LANG": "C.UTF-8", "TERM": "xterm-256color"}
-
-
-def wheel() -> Path:
-    [found] = DIST.glob(f"pinion_redis-*-{TAG}-*.whl")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +132,50 @@ def test_the_template_tests_itself(shop: tuple[Path, int], environment: dict[str
     assert done.returncode == 0 and "4 passed" in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_it(shell: str, environment: dict[str, str], venv: Path) -> None:
+    """What `pinion --install-completion` puts into a shell's files, and the words that the command then gives."""
+    program, undetected = venv / "bin/pinion", {**environment, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    line = [program, "--show-completion", shell]
+    text = subprocess.run(line, env=undetected, capture_output=True, text=True, check=True).stdout
+    [variable] = set(re.findall(r"\b(_\w+_COMPLETE)=", text))
+    asked = {"COMP_WORDS": "pinion d", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "pinion d", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    done = subprocess.run([program], env={**undetected, **asked, variable: f"complete_{shell}"}, capture_output=True, text=True)
+    assert {"deploy", "doctor"} <= set(re.findall(r"\w+", done.stdout)) and "exporter" not in done.stdout, done
+
+
+@pytest.mark.parametrize("name", ["redis-7.0", "redis-8.2", "valkey-8.1"])
+def test_the_walk_on_other_servers(name: str, environment: dict[str, str], venv: Path, tmp_path: Path) -> None:
+    """`pinion new`, `run --server`, `deploy`, `top` and `doctor`; the server of the extra has been played above."""
+    assert pinion(environment, "new", "shop", cwd=tmp_path).returncode == 0
+    folder, port = tmp_path / "shop", free_port()
+    url = f"redis://127.0.0.1:{port}"
+    with (tmp_path / "run.log").open("wb") as log:
+        line = [str(venv / "bin/pinion"), "run", "--port", str(port), "--server", str(binary(name))]
+        process = subprocess.Popen(line, cwd=folder, env=environment, stdout=log, stderr=log)
+    try:
+        client = redis.Redis(port=port, decode_responses=True)
+
+        def reply() -> Any:
+            assert process.poll() is None, (tmp_path / "run.log").read_text()
+            try:
+                return client.get("user:7")
+            except (redis.ConnectionError, redis.ResponseError):
+                return None
+
+        assert wait_until(reply, 60, "the cache answers") == "user number 7"
+        client.hset("order:1", mapping={"item": "tea", "pieces": 2})
+        wait_until(lambda: client.hgetall("orders") == {"tea": "2"})
+        done = pinion(environment, "deploy", "functions", "-u", url, cwd=folder)
+        assert done.returncode == 0 and done.stdout.count("same events, new code") == 2, done.stderr
+        assert "user:*" in pinion(environment, "top", "--once", "-u", url, cwd=folder).stdout
+        doctor = pinion(environment, "doctor", "-u", url, cwd=folder)
+        assert doctor.returncode == 0 and "FAIL" not in doctor.stdout, doctor.stdout
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
 def test_top_in_a_terminal(shop: tuple[Path, int], environment: dict[str, str], venv: Path) -> None:
     """What a terminal of 100 columns shows while clients are at work. $PINION_PICTURE keeps it as an SVG."""
     _, port = shop
@@ -211,12 +249,9 @@ def test_the_tutorial_away_from_the_sources(venv: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package's files in an empty root."""
-    packages = list(DIST.glob("pinion-redis_*.deb"))
-    if not packages:
-        pytest.skip("there is no .deb: make dist was not asked for the system's Python")
     root = tmp_path_factory.mktemp("root")
-    subprocess.run(["dpkg-deb", "--extract", packages[0], root], check=True)
-    subprocess.run(["dpkg-deb", "--control", packages[0], root / "DEBIAN"], check=True)
+    subprocess.run(["dpkg-deb", "--extract", deb(), root], check=True)
+    subprocess.run(["dpkg-deb", "--control", deb(), root / "DEBIAN"], check=True)
     return root
 
 

@@ -695,3 +695,34 @@ def test_info_lists_requirements(server: Server, packages: Path) -> None:
     named = f"pinion-demo @ file://{packages}/pinion_demo-1.0-py3-none-any.whl"
     server.run("1", "REQUIREMENTS", named)
     assert lines()[1].split(":")[0] == "rg_" + named.split(":")[0] + "\\x3a" + named.split(":", 1)[1]
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("args", [[], AOF], ids=["rdb", "aof"])
+def test_a_file_is_left_for_a_server_without_the_module(start_server: Callable[..., Server], args: list[str]) -> None:
+    """Registrations, sessions, a package and a queue of write_behind stay out of the file; they are there again with the option."""
+    server, plain = start_server(args=args), start_server(args=args, module=False)
+    client = server.client()
+    assert server.run(NEEDY, "ID", "needy", "REQUIREMENTS", "pinion-demo") == "OK"
+    assert server.run("def save(changes):\n    raise ConnectionError('away')\nwrite_behind('user:*', save)", "ID", "behind") == "OK"
+    client.set("user:1", "not saved")
+    client.set("mine", 1)
+    assert client.execute_command("RG.CONFIGSET", "SaveRegistrations", "no") == ["OK"]
+    if args:
+        rewrite(server)
+    else:
+        client.save()
+    plain.stop()
+    for name in ("appendonlydir", "appendonly.aof", "dump.rdb"):
+        source, target = server.dir / name, plain.dir / name
+        if source.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target)
+        elif source.exists():
+            shutil.copy(source, target)
+    plain.start()
+    assert plain.client().mget("mine", "user:1") == ["1", "not saved"]
+    assert client.execute_command("RG.CONFIGSET", "SaveRegistrations", "yes") == ["OK"]
+    client.execute_command("DEBUG", "RELOAD")
+    assert len(server.registrations()) == 2
+    assert client.execute_command("RG.TRIGGER", "version") == ["2.0"]

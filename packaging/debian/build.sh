@@ -30,7 +30,7 @@ Architecture: $arch
 Maintainer: The Pinion maintainers <pinion@localhost>
 Installed-Size: $(du -sk --exclude=DEBIAN "$root" | cut -f1)
 Depends: libc6 (>= $glibc), libgcc-s1, python$python, libpython$python
-Recommends: redis-server (>= 5:6.2) | valkey-server, python3-redis, python$python-venv
+Recommends: redis-server (>= 5:6.2) | valkey-server, python3-pip, python3-redis, python$python-venv
 Section: database
 Priority: optional
 Description: Python functions inside Redis and Valkey

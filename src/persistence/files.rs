@@ -5,6 +5,7 @@ use super::{
     change::{RegistrationChange, SavedRegistration, SavedSession},
 };
 use crate::{
+    config::Number,
     engine::requirement::Requirement,
     requirements::{Files, archive},
     server::{
@@ -17,12 +18,18 @@ use crate::{
 
 impl Saved for Persistence {
     fn count(&self, lock: Lock<'_>) -> usize {
+        if !self.engine.config.is_on(Number::SaveRegistrations) {
+            return 0;
+        }
         let kept = self.kept.read(lock);
         let gone = usize::from(!kept.tombstones.is_empty());
         kept.registrations.len() + gone + self.engine.requirements.all(lock).len()
     }
 
     fn each(&self, lock: Lock<'_>, save: &mut dyn FnMut(Blob)) {
+        if !self.engine.config.is_on(Number::SaveRegistrations) {
+            return;
+        }
         for requirement in self.engine.requirements.all(lock) {
             match archive_of(lock, &requirement) {
                 Ok(bytes) => save(Blob {

@@ -5,6 +5,11 @@ const MAX_LENGTH: usize = 400;
 /// How many of the versions that there are, the newest ones, are shown.
 const SHOWN_VERSIONS: usize = 5;
 
+/// What Python says where pip is missing, as in Debian without python3-pip.
+const NO_PIP: &str = "No module named pip";
+const WITHOUT_PIP: &str = "the server's Python has no pip: install it (Debian: python3-pip), or name a virtual environment that has \
+    it with the option PythonVenv";
+
 /// What failed, as far as it matters for another attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
@@ -45,6 +50,9 @@ pub fn of(lines: &[String], otherwise: String) -> Failed {
     } else {
         Why::Other
     };
+    if said(NO_PIP) {
+        return Failed::plain(WITHOUT_PIP.to_owned());
+    }
     let reason = match why {
         Why::NotBuilt => not_built(lines),
         Why::NoBuildTools => not_found(lines).map(|reason| format!("what builds it was not found: {reason}")),
@@ -237,6 +245,12 @@ mod tests {
         );
         assert_eq!(failed.why, Why::NoBuildTools);
         assert!(failed.reason.contains("setuptools>=40.8.0"), "{}", failed.reason);
+    }
+
+    #[test]
+    fn a_python_without_pip() {
+        let failed = of_text("/usr/bin/python3: No module named pip");
+        assert_eq!(failed.reason, WITHOUT_PIP);
     }
 
     #[test]
