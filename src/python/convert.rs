@@ -95,7 +95,10 @@ fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAn
 /// The items of a list. Many lists have rows that are alike, with names that are ours: each is a copy of one without values,
 /// which takes Python a third of what it takes to put one together.
 #[derive(Default)]
-struct Rows<'v, 'py>(Option<(&'v [Field], Vec<Bound<'py, PyString>>, Bound<'py, PyDict>)>);
+struct Rows<'v, 'py>(Option<Row<'v, 'py>>);
+
+/// The fields of one, their names, and a dict that has these without values.
+type Row<'v, 'py> = (&'v [Field], Vec<Bound<'py, PyString>>, Bound<'py, PyDict>);
 
 type Field = (Cow<'static, [u8]>, Value);
 

@@ -40,15 +40,15 @@ impl<P> Queue<P> {
     }
 
     fn choose(&mut self, now: Time) -> Option<Vec<u64>> {
-        self.probe = self.probe.filter(|(place, _)| self.entries.contains_key(place));
-        if let Some((place, _)) = self.probe {
-            return Some(vec![place]);
-        }
         const TURNS: [[From; 3]; 3] = [
             [From::Suspects, From::Ready, From::Alone],
             [From::Ready, From::Alone, From::Suspects],
             [From::Alone, From::Suspects, From::Ready],
         ];
+        self.probe = self.probe.filter(|(place, _)| self.entries.contains_key(place));
+        if let Some((place, _)) = self.probe {
+            return Some(vec![place]);
+        }
         // While nothing ends well, those that failed come first: there is no use in drawing others in.
         let first = if self.failures > 0 || self.limits.ordered {
             0
