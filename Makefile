@@ -66,6 +66,10 @@ setup-docs:
 setup-bench:
 	@scripts/setup.sh bench
 
+.PHONY: setup-counts
+setup-counts:
+	@scripts/setup.sh counts
+
 .PHONY: build
 build: setup ## build target/release/libpinion.so (the loader), and beside it the module for PYTHON
 	@PYTHON='$(PYTHON)' scripts/build.sh
@@ -171,8 +175,12 @@ bench-keep: ## keep the results and pictures of the last `make bench`
 	@cp target/bench/performance.png target/bench/performance.svg docs/
 
 .PHONY: bench-profile
-bench-profile: setup-bench build ## how many instructions a command takes and in whose code, by callgrind (needs valgrind)
+bench-profile: setup-counts build ## how many instructions a command takes and in whose code, by callgrind
 	@$(VENV_PYTHON) benches/instructions.py $(ARGS)
+
+.PHONY: bench-budgets
+bench-budgets: setup-counts build ## fail where a path takes 3 % more instructions than benches/budgets.json says (ARGS=--update keeps new ones)
+	@$(VENV_PYTHON) benches/budgets.py $(ARGS)
 
 .PHONY: bench-smoke
 bench-smoke: setup-test build ## every benchmark once, briefly: do they still work?

@@ -33,6 +33,7 @@ from scenarios import KEYMISS, OTHER_KEYS  # noqa: E402
 
 OUT = ROOT / "target" / "bench" / "profile"
 WARM, COMMANDS, PIPELINE = 2_000, 20_000, 16
+COLUMNS = ("the server", "the module", "Python", "the C library")
 # Whose code an object file is; the first one that its name contains.
 OWNERS = {
     **{"pinion-cp": "the module", "libpinion": "the loader", "libpython": "Python"},
@@ -68,17 +69,19 @@ WAYS = (
 )
 
 
-def profile(binary: Path, way: Way, module: bool) -> Counter[str]:
+def profile(server: str, way: Way, module: bool, commands: int = COMMANDS) -> Counter[str]:
     """Instructions per command, by whose code it is.
 
     # Raises `Failure`.
     """
     side = "module" if module else "plain"
-    kept = OUT / f"{way.name}-{side}.callgrind"
+    OUT.mkdir(parents=True, exist_ok=True)
+    kept = OUT / f"{way.name}-{Path(server).name}-{side}.callgrind"
     directory = Path(tempfile.mkdtemp(prefix="pinion-profile-"))
     port = free_port()
-    line = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={kept}", str(binary)]
-    # The server's own housekeeping is to be as rare as can be.
+    line = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={kept}", str(servers.binary(server))]
+    # The server's own housekeeping does not depend on commands, but on how long they take: it is rare, and what it costs is left out.
+    line[-1:-1] = ["--toggle-collect=serverCron", "--collect-atstart=yes"]
     line += ["--port", str(port), "--dir", str(directory), "--save", "", "--hz", "1", "--dynamic-hz", "no"]
     if module:
         line += ["--loadmodule", str(module_path())]
@@ -92,7 +95,7 @@ def profile(binary: Path, way: Way, module: bool) -> Counter[str]:
         command = way.command if module else way.plain
         ask(client, command, 0, WARM)
         count(process, "on")
-        ask(client, command, WARM, COMMANDS)
+        ask(client, command, WARM, commands)
         count(process, "off")
         client.close()
         process.terminate()
@@ -101,7 +104,7 @@ def profile(binary: Path, way: Way, module: bool) -> Counter[str]:
         process.kill()
         process.wait()
         shutil.rmtree(directory, ignore_errors=True)
-    return owners(kept)
+    return owners(kept, commands)
 
 
 def count(process: subprocess.Popen[bytes], state: str) -> None:
@@ -135,7 +138,7 @@ def ask(client: Client, command: tuple[str, ...], first: int, number: int) -> No
         )
 
 
-def owners(kept: Path) -> Counter[str]:
+def owners(kept: Path, commands: int) -> Counter[str]:
     """Adds up what callgrind has written, without what functions that are called have cost."""
     names: dict[str, str] = {}
     found: Counter[str] = Counter()
@@ -154,7 +157,7 @@ def owners(kept: Path) -> Counter[str]:
             if not of_call:
                 found[owner] += int(line.split()[1])
             of_call = False
-    return Counter({owner: round(total / COMMANDS) for owner, total in found.items()})
+    return Counter({owner: round(total / commands) for owner, total in found.items()})
 
 
 def main() -> int:
@@ -163,9 +166,6 @@ def main() -> int:
     parser.add_argument("--server", default="redis-8.2", help=f"{', '.join(servers.SERVERS)}, or a path (redis-8.2)")
     parser.add_argument("--scenario", action="append", choices=[way.name for way in WAYS], metavar="NAME", help="(repeatable)")
     arguments = parser.parse_args()
-    OUT.mkdir(parents=True, exist_ok=True)
-    binary = servers.binary(arguments.server)
-    columns = ("the server", "the module", "Python", "the C library")
     rows = []
     if shutil.which("callgrind_control") is None:
         print("pinion: valgrind is not installed: apt install valgrind", file=sys.stderr)
@@ -174,13 +174,13 @@ def main() -> int:
         if arguments.scenario and way.name not in arguments.scenario:
             continue
         try:
-            plain, ours = profile(binary, way, module=False), profile(binary, way, module=True)
+            plain, ours = profile(arguments.server, way, module=False), profile(arguments.server, way, module=True)
         except (Failure, subprocess.SubprocessError) as failure:
             print(f"pinion: {way.name} does not work: {failure}", file=sys.stderr)
             return 1
-        figures = [sum(plain.values()), sum(ours.values()), *(ours[column] for column in columns)]
+        figures = [sum(plain.values()), sum(ours.values()), *(ours[column] for column in COLUMNS)]
         rows.append([f"`{way.name}`", arguments.server, *(f"{figure:,}" for figure in figures)])
-    head = ["scenario", "server", "without", "with the module", *(f"in {column}" for column in columns)]
+    head = ["scenario", "server", "without", "with the module", *(f"in {column}" for column in COLUMNS)]
     print("\n".join(as_markdown(head, rows)))
     return 0
 

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Makes this machine able to build and run Pinion (`setup.sh runtime`), to play the demo (`setup.sh demo`), to test it as well
 # (`setup.sh test`), to play what is shipped in a Debian of its own (`setup.sh package`), to run other people's clients against it
-# (`setup.sh compat`), to build the site of the docs (`setup.sh docs`), or to draw the benchmarks (`setup.sh bench`).
+# (`setup.sh compat`), to build the site of the docs (`setup.sh docs`), to draw the benchmarks (`setup.sh bench`), or to count instructions
+# (`setup.sh counts`).
 # Installs only what is missing; a second run installs nothing and asks no registry. Whatever the project needs on a
 # machine is installed here or nowhere (the servers of the test matrix: tests/servers.py).
 # Environment: PYTHON (see python.sh), SERVER (the redis-server that `make run` will start).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:-runtime}
-case $mode in test | compat | docs | bench | package) testing=yes ;; *) testing= ;; esac
+case $mode in test | compat | docs | bench | counts | package) testing=yes ;; *) testing= ;; esac
 server=${SERVER:-redis-server}
 
 say() { printf 'pinion: %s\n' "$*"; }
@@ -94,6 +95,9 @@ fi
 if [ "$mode" = compat ]; then
     have mariadbd || missing+=(mariadb-server)
     have npm || missing+=(nodejs npm)
+fi
+if [ "$mode" = counts ]; then
+    have callgrind_control || missing+=(valgrind)
 fi
 if [ "$mode" = package ]; then
     have mmdebstrap || missing+=(mmdebstrap)

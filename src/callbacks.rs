@@ -81,6 +81,7 @@ pub unsafe extern "C" fn on_server_event(
             if event == ServerEvent::BeforeSleep {
                 after::before_sleep(lock);
                 audience::next_turn(lock);
+                pinion.hooks.before_sleep(lock);
                 pinion.loads.pump(lock);
                 pinion.behind.pump(lock);
                 pinion.engine.about_to_sleep();

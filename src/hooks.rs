@@ -11,6 +11,7 @@ mod loads;
 mod passed;
 mod proxy;
 mod table;
+mod whereabouts;
 mod writes;
 
 use std::sync::{Arc, OnceLock};
@@ -20,6 +21,7 @@ use clients::ClientCache;
 pub use loads::{Hot, Loads, Missing, Wait, nearness};
 pub use table::{CommandSpec, ProxyCommand};
 use table::{Entry, Rule, Table, look_up};
+use whereabouts::Whereabouts;
 pub use writes::Writes;
 
 use crate::{
@@ -48,6 +50,10 @@ pub struct Hooks {
     table: Guarded<Table>,
     installed: Guarded<Option<Installed>>,
     clients: Guarded<ClientCache>,
+    /// The same where the server does not tell who sent a command.
+    whereabouts: Guarded<Whereabouts>,
+    /// The filter has looked at the keys of the command that it has just put behind a proxy command, and counted what it saw.
+    looked: Guarded<bool>,
     /// The client whose command the filter has just put behind a proxy command, having asked for its user's rights. The
     /// command runs next, unless the server refuses it; the next one that is put behind a proxy command takes this back.
     cleared: Guarded<Option<u64>>,
@@ -75,6 +81,8 @@ impl Hooks {
             table: Guarded::default(),
             installed: Guarded::new(None),
             clients: Guarded::default(),
+            whereabouts: Guarded::default(),
+            looked: Guarded::new(false),
             cleared: Guarded::new(None),
             current: CurrentCommand::default(),
             bypass: Guarded::new(false),
@@ -215,12 +223,20 @@ impl Hooks {
 
     fn install(&self, lock: Lock<'_>) {
         self.clients.write(lock).clear();
+        *self.whereabouts.write(lock) = Whereabouts::default();
         let mut installed = self.installed.write(lock);
         if installed.is_none() {
             *installed = Installed::install(lock, self.filter);
             if installed.is_none() {
                 api::log_warning("the server refused the command filter: commands are not linked");
             }
+        }
+    }
+
+    /// The server has done what its clients asked for.
+    pub fn before_sleep(&self, lock: Lock<'_>) {
+        if !self.features.filter_client_id && self.installed.read(lock).is_some() {
+            self.whereabouts.write(lock).before_sleep(lock, self.features);
         }
     }
 

@@ -11,6 +11,7 @@ mod error;
 mod hooks;
 mod module;
 mod mutex;
+mod per_thread;
 mod persistence;
 mod python;
 mod read_through;

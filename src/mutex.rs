@@ -7,8 +7,10 @@ use std::cell::Cell;
 
 use parking_lot::lock_api;
 
-thread_local! {
-    static HELD: Cell<u32> = const { Cell::new(0) };
+use crate::per_thread::per_thread;
+
+per_thread! {
+    static HELD: Cell<u32> = Cell::new(0);
 }
 
 pub type Mutex<T> = lock_api::Mutex<Counted, T>;

@@ -83,6 +83,7 @@ impl Durations {
 #[derive(Default)]
 pub struct RunStats {
     state: Mutex<Counters>,
+    triggered: AtomicU64,
     /// Executions that no thread has begun yet.
     pending: AtomicU64,
     /// The last second in which a dropped event was logged.
@@ -103,7 +104,7 @@ struct Counters {
 impl RunStats {
     /// An execution is about to be started.
     pub fn triggered(&self) {
-        self.state.lock().counts.triggered += 1;
+        self.triggered.fetch_add(1, Ordering::Relaxed);
     }
 
     /// An execution stands in the queue.
@@ -124,10 +125,8 @@ impl RunStats {
 
     /// An event was dropped because too many are pending. True if that is to be logged: once per second.
     pub fn dropped(&self, now: Duration) -> bool {
-        let mut state = self.state.lock();
-        state.counts.triggered += 1;
-        state.counts.aborted += 1;
-        drop(state);
+        self.triggered();
+        self.state.lock().counts.aborted += 1;
         // 0 stands for "never".
         let second = now.as_secs() + 1;
         self.logged_second.swap(second, Ordering::Relaxed) != second
@@ -163,7 +162,11 @@ impl RunStats {
     }
 
     pub fn snapshot(&self) -> RunCounts {
-        self.state.lock().counts.clone()
+        let counts = self.state.lock().counts.clone();
+        RunCounts {
+            triggered: self.triggered.load(Ordering::Relaxed),
+            ..counts
+        }
     }
 
     /// How long executions ran, and how long they waited in the queue before.
@@ -176,11 +179,13 @@ impl RunStats {
     pub fn clear(&self) {
         let mut state = self.state.lock();
         let counts = &state.counts;
-        let under_way = counts
-            .triggered
-            .saturating_sub(counts.succeeded + counts.failed + counts.aborted);
+        let ended = counts.succeeded + counts.failed + counts.aborted;
         *state = Counters::default();
-        state.counts.triggered = under_way;
+        // Others may be triggered in this moment.
+        self.triggered.fetch_sub(
+            ended.min(self.triggered.load(Ordering::Relaxed)),
+            Ordering::Relaxed,
+        );
     }
 }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -94,3 +96,10 @@ def test_broken_rules_are_found(code: str, count: int) -> None:
 
 def test_the_rules_hold() -> None:
     assert rules.main() == 0
+
+
+def test_the_table_of_instructions_is_that_of_the_budgets() -> None:
+    made = subprocess.run([sys.executable, ROOT / "benches" / "budgets.py", "--table"], capture_output=True, text=True, check=True, timeout=60)
+    page = (ROOT / "docs" / "performance.md").read_text()
+    table = page.split("<!-- budgets -->\n")[1].split("<!-- /budgets -->")[0]
+    assert table.strip() == made.stdout.strip(), "make bench-budgets ARGS=--update"

@@ -221,12 +221,14 @@ impl Registration {
         self.in_order.then_some(Lane::Registration(self.id))
     }
 
-    /// Notes a finished execution that can still be read; the ones beyond `limit` are to be dropped.
-    pub(super) fn keep(&self, id: Id, limit: Option<usize>) -> Vec<Id> {
+    /// Notes a finished execution that can still be read; the ones beyond `limit` are to be dropped: the first one, and more where
+    /// the limit was lowered.
+    pub(super) fn keep(&self, id: Id, limit: Option<usize>) -> (Option<Id>, Vec<Id>) {
         let mut kept = self.life.kept.lock();
         kept.push_back(id);
         let surplus = limit.map_or(0, |limit| kept.len().saturating_sub(limit));
-        kept.drain(..surplus).collect()
+        let first = if surplus > 0 { kept.pop_front() } else { None };
+        (first, kept.drain(..surplus.saturating_sub(1)).collect())
     }
 
     /// Notes a finished part of another shard's execution.

@@ -3,7 +3,7 @@
 //! Retention: docs/contract/commands.md 3.6. Only finished executions are evicted, so nothing that runs is ever lost.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, VecDeque},
     ops::Bound,
     sync::{
         Arc,
@@ -53,16 +53,42 @@ impl Default for Registry {
 struct Executions {
     by_id: BTreeMap<Id, Arc<Execution>>,
     /// Those that can be evicted; ids ascend in the order of creation.
-    finished: BTreeSet<Id>,
+    finished: Ascending,
     /// Those up to this one are surplus: each is forgotten when it ends. `surplus`: how many there are.
     surplus_up_to: Option<Id>,
     surplus: usize,
 }
 
+/// Ids in their order. Nearly all come at the end, and most go at the beginning.
+#[derive(Default)]
+struct Ascending(VecDeque<Id>);
+
+impl Ascending {
+    fn insert(&mut self, id: Id) {
+        if self.0.back().is_none_or(|last| *last < id) {
+            self.0.push_back(id);
+        } else if let Err(place) = self.0.binary_search(&id) {
+            self.0.insert(place, id);
+        }
+    }
+
+    fn remove(&mut self, id: Id) {
+        if self.0.front() == Some(&id) {
+            self.0.pop_front();
+        } else if let Ok(place) = self.0.binary_search(&id) {
+            self.0.remove(place);
+        }
+    }
+
+    fn pop_first(&mut self) -> Option<Id> {
+        self.0.pop_front()
+    }
+}
+
 impl Executions {
     fn remove(&mut self, id: Id) -> Option<Arc<Execution>> {
         let execution = self.by_id.remove(&id)?;
-        self.finished.remove(&id);
+        self.finished.remove(id);
         self.surplus -= usize::from(self.is_surplus(id));
         execution.session.remove_execution();
         Some(execution)
@@ -212,7 +238,8 @@ impl Registry {
         if execution.registration.is_none() {
             registration.keep_part(execution.id);
         } else {
-            for surplus in registration.keep(execution.id, limit) {
+            let (surplus, more) = registration.keep(execution.id, limit);
+            for surplus in surplus.into_iter().chain(more) {
                 self.remove(surplus);
             }
         }
@@ -338,5 +365,29 @@ impl Registry {
 fn forget(execution: &Execution) {
     if let Some(registration) = execution.owner() {
         registration.forget(execution.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_stay_in_their_order() {
+        let id = |number| Id {
+            number,
+            shard: ShardId::STANDALONE,
+        };
+        let mut ids = Ascending::default();
+        for number in [3, 7, 5, 9, 5, 1] {
+            ids.insert(id(number));
+        }
+        ids.remove(id(7));
+        ids.remove(id(8));
+        ids.remove(id(1));
+        let left: Vec<u64> = std::iter::from_fn(|| ids.pop_first())
+            .map(|id| id.number)
+            .collect();
+        assert_eq!(left, [3, 5, 9]);
     }
 }

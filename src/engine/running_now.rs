@@ -12,6 +12,7 @@ use super::{
 use crate::{
     config::Number,
     error::Error,
+    per_thread::per_thread,
     server::{
         command::{Answer, Command},
         reply::Reply,
@@ -34,8 +35,8 @@ impl Engine {
         if let Some(_depth) = Depth::enter() {
             let now = Instant::now();
             let _watched = self.sync_watch.enter(Arc::clone(&execution) as _, now);
-            self.language
-                .attached(&mut || ran = Some(run::run(self, &execution, now)));
+            // It attaches by itself.
+            ran = Some(run::run(self, &execution, now));
         }
         match ran.unwrap_or_else(|| Ran::Ended(Status::Done, Outcome::of_error(TOO_DEEP))) {
             Ran::Ended(status, outcome) if execution.is_unlisted() => {
@@ -97,8 +98,8 @@ impl RanNow {
 const MAX_DEPTH: u32 = 100;
 const TOO_DEEP: &str = "ERR functions call each other too deeply (does one call itself?)";
 
-thread_local! {
-    static DEPTH: Cell<u32> = const { Cell::new(0) };
+per_thread! {
+    static DEPTH: Cell<u32> = Cell::new(0);
 }
 
 /// One level of functions that run at once.

@@ -10,12 +10,12 @@ use std::{
 use crate::mutex::Mutex;
 
 use super::{execution::Execution, id::Id, registration::Registration, session::Session, start::Start};
-use crate::error::Error;
+use crate::{error::Error, per_thread::per_thread};
 
-thread_local! {
-    static CURRENT: RefCell<Option<Scope>> = const { RefCell::new(None) };
+per_thread! {
+    static CURRENT: RefCell<Option<Scope>> = RefCell::new(None);
     /// The execution whose function runs a command now.
-    static ACTING: Cell<Option<Id>> = const { Cell::new(None) };
+    static ACTING: Cell<Option<Id>> = Cell::new(None);
 }
 
 /// The execution whose function runs a command on this thread now: what happens to keys is its doing.

@@ -30,6 +30,41 @@ pub struct Queue {
     inputs: VecDeque<Record>,
 }
 
+/// The queues of a run by the index of their step. Most runs have none.
+#[derive(Default)]
+pub struct Queues(Vec<(usize, Queue)>);
+
+impl Queues {
+    /// No step ever had a record that waits.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn values(&self) -> impl Iterator<Item = &Queue> {
+        self.0.iter().map(|(_, queue)| queue)
+    }
+
+    pub fn get(&self, step: usize) -> Option<&Queue> {
+        let found = self.0.iter().find(|(index, _)| *index == step)?;
+        Some(&found.1)
+    }
+
+    pub fn get_mut(&mut self, step: usize) -> Option<&mut Queue> {
+        let found = self.0.iter_mut().find(|(index, _)| *index == step)?;
+        Some(&mut found.1)
+    }
+
+    /// That of a step, made if there is none.
+    pub fn of(&mut self, step: usize) -> &mut Queue {
+        let known = self.0.iter().position(|(index, _)| *index == step);
+        let place = known.unwrap_or_else(|| {
+            self.0.push((step, Queue::default()));
+            self.0.len() - 1
+        });
+        &mut self.0[place].1
+    }
+}
+
 /// The place of one record.
 pub enum Slot {
     /// Waits; with the record it was called with, and its key, where they are still needed.

@@ -3,15 +3,17 @@
 
 use super::{
     Hooks, applies_hooks,
-    table::{ProxyCommand, changes_state, length_bit},
+    table::{Entry, ProxyCommand, changes_state, length_bit},
     writes,
 };
 use crate::{
     engine::Engine,
     server::{
+        call,
         client::{self, ClientState},
         filter::{Passing, ProxyName},
         home,
+        lock::Lock,
     },
 };
 
@@ -27,6 +29,11 @@ impl Hooks {
             return;
         }
         let native = self.features.filter_client_id && self.features.quiet_open;
+        if !self.features.filter_client_id {
+            self.whereabouts
+                .write(lock)
+                .passes(name, |position| passing.arg(position));
+        }
         let found = table.find(name);
         if native && found.map_or_else(|| changes_state(name), |entry| entry.changes_state) {
             self.clients.write(lock).forget(passing.client_id());
@@ -53,14 +60,27 @@ impl Hooks {
         }
         let client = native.then(|| passing.client_id());
         let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
-        let wanted = match client.filter(|client| !client.in_multi) {
-            Some(client) => self.wants_proxy(entry, passing, client),
+        let db = client.filter(|client| !client.in_multi).map(|client| client.db);
+        let db = db.or_else(|| self.everybodys_db(lock, entry));
+        if !entry.loads.is_empty() {
+            *self.looked.write(lock) = db.is_some();
+        }
+        let wanted = match db {
+            Some(db) => self.wants_proxy(entry, passing, db),
             // A script, a function, a transaction: that is decided when the command runs.
             None => entry.concerns(passing, |_| true),
         };
         if wanted {
             self.rewrite(engine, passing, entry.spec.proxy, client, native);
         }
+    }
+
+    /// The database in which the command runs next, whoever sent it, where the server does not tell. Only for commands that read.
+    fn everybodys_db(&self, lock: Lock<'_>, entry: &Entry) -> Option<i32> {
+        let reads = entry.writes.is_empty() && entry.removers.is_empty();
+        let known = reads && self.whereabouts.read(lock).all_at_home();
+        // What functions run, they run in the database of their event.
+        (known && !call::is_under_way(lock)).then_some(0)
     }
 
     /// Sees to it that a COPY, which may name another database, leaves its client where it is ([`home`]). A client outside

@@ -16,7 +16,6 @@ use crate::{
     server::{
         api,
         call::{CallReply, Refusal, call_original},
-        client::ClientState,
         command::{Answer, Command},
         filter::Passing,
         key::{self, Life},
@@ -225,8 +224,8 @@ impl Hooks {
         (!rule.partial || (saved() && !is_whole())).then_some(rule)
     }
 
-    /// Whether a command of a client outside of transactions goes behind a proxy command.
-    pub(super) fn wants_proxy(&self, entry: &Entry, passing: Passing<'_>, client: ClientState) -> bool {
+    /// Whether a command that runs next, in database `db`, goes behind a proxy command.
+    pub(super) fn wants_proxy(&self, entry: &Entry, passing: Passing<'_>, db: i32) -> bool {
         if !entry.spec.has_keys() {
             return entry.concerns(passing, |_| true);
         }
@@ -236,21 +235,21 @@ impl Hooks {
             let Some(key) = passing.arg(position) else {
                 return false;
             };
-            if !entry.writes.is_empty() && self.wants_write_proxy(entry, passing, client.db, position, key) {
+            if !entry.writes.is_empty() && self.wants_write_proxy(entry, passing, db, position, key) {
                 return true;
             }
             let linked = entry.links(key);
             if linked && !entry.only_misses {
                 return true;
             }
-            if entry.removes(key) && loads.is_some_and(|loads| loads.minds(lock, client.db, key)) {
+            if entry.removes(key) && loads.is_some_and(|loads| loads.minds(lock, db, key)) {
                 return true;
             }
             let load = self.load_before(lock, entry, key, passing.len(), |at| passing.arg(at));
             if !linked && load.is_none() {
                 return false;
             }
-            let life = passing.key_life(client.db, position);
+            let life = passing.key_life(db, position);
             if life != Life::Missing && room::may_evict(lock) {
                 // It may be gone when the command runs, which looks again.
                 return true;
@@ -259,8 +258,7 @@ impl Hooks {
                 *self.seen_missing.write(lock) = true;
             }
             if let Some(rule) = load {
-                return self.wants_load(lock, rule, client.db, key, life)
-                    || (linked && life == Life::Missing);
+                return self.wants_load(lock, rule, db, key, life) || (linked && life == Life::Missing);
             }
             life == Life::Missing
         })
@@ -307,7 +305,9 @@ impl Hooks {
             return Ok(None);
         };
         let (db, writes) = (command.db(), entry.spec.writes());
-        let seen_missing = cleared && entry.spec.has_one_key() && *self.seen_missing.read(lock);
+        let looked =
+            std::mem::take(&mut *self.looked.write(lock)) && (cleared || !self.features.filter_client_id);
+        let seen_missing = looked && entry.spec.has_one_key() && *self.seen_missing.read(lock);
         let mut missing: Vec<Missing<'_>> = Vec::new();
         for position in entry.spec.key_positions(original.len()) {
             let Some(name) = original.get(position) else {
@@ -322,7 +322,7 @@ impl Hooks {
                 key::life(lock, db, name)
             };
             // Where the filter looked, it has counted what it saw.
-            let wanted = if self.features.quiet_open && cleared {
+            let wanted = if looked {
                 life == Life::Missing && !loads.is_absent(lock, rule.registration, db, name)
             } else {
                 self.wants_load(lock, rule, db, name, life)

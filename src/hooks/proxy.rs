@@ -58,7 +58,13 @@ impl Hooks {
             let name = name.to_ascii_lowercase();
             Error::NotPermitted(String::from_utf8_lossy(&name).into_owned())
         };
-        if let Some(registration) = self.hook_for(engine, command) {
+        let concerns = self.concerns_of(command);
+        let hook = if concerns.hooks {
+            self.hook_for(engine, command)
+        } else {
+            None
+        };
+        if let Some(registration) = hook {
             if !cleared && !command.sender_may_run(original) {
                 return Err(not_permitted());
             }
@@ -72,14 +78,26 @@ impl Hooks {
             Refusal::NotPermitted => not_permitted(),
             Refusal::SeveralSlots => Error::Text(SEVERAL_SLOTS.into()),
         };
-        if let Some(answer) = self.wait_for_loads(command, cleared).map_err(refused)? {
-            return Ok(answer);
+        if concerns.loads {
+            if let Some(answer) = self.wait_for_loads(command, cleared).map_err(refused)? {
+                return Ok(answer);
+            }
         }
-        if let Some(answer) = self.wait_for_room(command, cleared).map_err(refused)? {
-            return Ok(answer);
+        if concerns.writes {
+            if let Some(answer) = self.wait_for_room(command, cleared).map_err(refused)? {
+                return Ok(answer);
+            }
         }
-        let behind = self.begin_write(command);
-        let absent = self.absent_removals(command);
+        let behind = if concerns.writes {
+            self.begin_write(command)
+        } else {
+            None
+        };
+        let absent = if concerns.writes {
+            self.absent_removals(command)
+        } else {
+            Vec::new()
+        };
         let (reply, link) = self.current.during(command, 1, || {
             call_original(command, self.features, original, cleared)
         });
@@ -91,7 +109,9 @@ impl Hooks {
             }
         };
         engine.stats.count_linked();
-        self.tell_removed(command);
+        if concerns.removals {
+            self.tell_removed(command);
+        }
         let Some(reply) = reply else {
             return Ok(Answer::Done);
         };
@@ -112,6 +132,18 @@ impl Hooks {
         Ok(Answer::Done)
     }
 
+    /// What registrations besides those that are linked want to know of the command.
+    fn concerns_of(&self, command: &Command<'_>) -> Concerns {
+        let table = self.table.read(command.lock());
+        let entry = command.argv().get(1).and_then(|name| table.find(name));
+        entry.map_or_else(Concerns::default, |entry| Concerns {
+            hooks: !entry.hooks.is_empty(),
+            loads: !entry.loads.is_empty(),
+            writes: !entry.writes.is_empty(),
+            removals: !entry.removers.is_empty(),
+        })
+    }
+
     fn declare_keys(&self, command: &Command<'_>) {
         if self.features.key_flags {
             command.declare_keys_of(self.features, 1);
@@ -126,6 +158,15 @@ impl Hooks {
             command.declare_key(position + 1);
         }
     }
+}
+
+/// Which kinds of registrations have rules for a command.
+#[derive(Clone, Copy, Default)]
+struct Concerns {
+    hooks: bool,
+    loads: bool,
+    writes: bool,
+    removals: bool,
 }
 
 /// The client waits for whoever holds the link. One that the server does not let wait is answered at once.

@@ -8,12 +8,13 @@ use pyo3::{ffi, prelude::*, types::PyTuple};
 use super::{attach, children, current, errors, interrupt, runtime};
 use crate::{
     engine::stop::{Code, Stoppable, Watched},
+    per_thread::per_thread,
     server::{api, lock, lock::LockGuard},
 };
 
-thread_local! {
+per_thread! {
     /// The block that this thread is in.
-    static BLOCK: RefCell<Option<Block>> = const { RefCell::new(None) };
+    static BLOCK: RefCell<Option<Box<Block>>> = RefCell::new(None);
 }
 
 /// The time of one block. Its fields are dropped in their order.
@@ -101,7 +102,7 @@ impl Atomic {
         if children::is_forked() {
             return Err(errors::gears_error(children::NOT_THE_SERVER));
         }
-        let enter = || BLOCK.set(Some(Block::new(LockGuard::acquire())));
+        let enter = || BLOCK.set(Some(Box::new(Block::new(LockGuard::acquire()))));
         if lock::is_held() {
             enter();
         } else {
@@ -154,7 +155,7 @@ pub fn leave() -> bool {
 }
 
 /// The time that a thread is attached: its blocks are its own, and one that is not left ends with it.
-pub struct Frame(Option<Block>);
+pub struct Frame(Option<Box<Block>>);
 
 impl Frame {
     pub fn enter() -> Self {
@@ -177,7 +178,8 @@ impl Drop for Frame {
     }
 }
 
-fn end(leaked: Block) {
+#[cold]
+fn end(leaked: Box<Block>) {
     drop(leaked);
     api::log_warning("a function ended inside an atomic block: the block was ended");
 }

@@ -24,14 +24,15 @@ use super::{RUNTIME, atomic::Frame, interrupt::Armed};
 use crate::{
     engine::{scope::Scope, stop::Code},
     mutex,
+    per_thread::per_thread,
     server::{api, lock},
 };
 
-thread_local! {
+per_thread! {
     /// This thread runs code of the engine or of the server.
-    static IN_ENGINE: Cell<bool> = const { Cell::new(false) };
+    static IN_ENGINE: Cell<bool> = Cell::new(false);
     /// What that code has dropped.
-    static LATER: RefCell<Vec<Py<PyAny>>> = const { RefCell::new(Vec::new()) };
+    static LATER: RefCell<Vec<Py<PyAny>>> = RefCell::new(Vec::new());
 }
 
 /// The code that runs on this thread, until the guard is dropped.

@@ -264,6 +264,20 @@ pub fn object_reply(object: &Bound<'_, PyAny>, surrogates: Surrogates) -> PyResu
     nested_reply(object, surrogates, 0)
 }
 
+/// The same for what nobody can have given a meaning of his own: texts, numbers and `None`. `None` for anything else.
+pub fn plain_reply(object: &Bound<'_, PyAny>) -> Option<Reply> {
+    if let Ok(text) = object.cast_exact::<PyString>() {
+        return text
+            .to_str()
+            .ok()
+            .map(|text| marked_text(text.as_bytes().to_vec()));
+    }
+    if let Ok(number) = object.cast_exact::<PyInt>() {
+        return number.extract::<i64>().ok().map(Reply::Int);
+    }
+    object.is_none().then_some(Reply::Null)
+}
+
 fn nested_reply(object: &Bound<'_, PyAny>, surrogates: Surrogates, depth: usize) -> PyResult<Reply> {
     if depth > MAX_DEPTH {
         return Err(errors::gears_error(TOO_DEEP));

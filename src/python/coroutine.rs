@@ -23,6 +23,7 @@ use crate::{
         record::Record,
         scope::Scope,
     },
+    per_thread::per_thread,
     server::api,
 };
 
@@ -58,8 +59,8 @@ struct Step {
     future: Option<Py<Future>>,
 }
 
-thread_local! {
-    static STEP: RefCell<Option<Step>> = const { RefCell::new(None) };
+per_thread! {
+    static STEP: RefCell<Option<Step>> = RefCell::new(None);
 }
 
 /// The time of one callback.

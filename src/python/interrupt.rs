@@ -12,9 +12,12 @@ use std::{
 use pyo3::{ffi, prelude::*, sync::PyOnceLock};
 
 use super::{attach, coroutine::loop_module, current, errors, imports};
-use crate::engine::{
-    execution::Execution,
-    stop::{Interrupted, Stop, Stoppable, Watched},
+use crate::{
+    engine::{
+        execution::Execution,
+        stop::{Interrupted, Stop, Stoppable, Watched},
+    },
+    per_thread::per_thread,
 };
 
 /// While it lives, the thread's id stands in `stop`.
@@ -44,9 +47,9 @@ impl Drop for Interruptible<'_, '_> {
     }
 }
 
-thread_local! {
+per_thread! {
     /// How many times this thread's id stands in some [`Stop`].
-    static ARMED: Cell<u32> = const { Cell::new(0) };
+    static ARMED: Cell<u32> = Cell::new(0);
 }
 
 /// The same for code that holds the server, from before this thread is attached.

@@ -15,8 +15,10 @@ use pyo3::{
 
 use super::{
     RUNTIME,
-    attach::{ObjectRef, apart, attach, attached, detached},
-    convert::{Surrogates, group_key, object_of, object_record, object_reply, parts, record_object, utf8},
+    attach::{ObjectRef, apart, attach, attached, bare, detached},
+    convert::{
+        self, Surrogates, group_key, object_of, object_record, object_reply, parts, record_object, utf8,
+    },
     errors, image, installed,
     interrupt::{self, Interruptible},
     text,
@@ -56,30 +58,36 @@ impl Language for CPython {
         match record {
             Record::Native(Value::Int(number)) => Ok(Record::text(number.to_string())),
             Record::Native(Value::Text(text)) if std::str::from_utf8(&text).is_ok() => Ok(Record::text(text)),
-            other => attach(|py| {
-                let made = record_object(py, other).and_then(|object| {
-                    if object.is_instance_of::<PyString>() {
-                        // The user's own text: a leading `+` or `-` keeps its meaning.
-                        return Ok(object_record(object));
-                    }
-                    Ok(Record::text(match text::plain(&object) {
-                        Some(text) => text,
-                        None => utf8(&object.str()?, Surrogates::Escape)?,
-                    }))
-                });
-                made.map_err(|error| errors::text_of_callback(py, &error))
-            }),
+            other => match plainly(other, |object| {
+                // The user's own text: a leading `+` or `-` keeps its meaning.
+                let is_text = object.is_instance_of::<PyString>();
+                (!is_text).then(|| text::plain(object)).flatten()
+            }) {
+                Ok(text) => Ok(Record::text(text)),
+                Err(other) => attach(|py| {
+                    let made = record_object(py, other).and_then(|object| {
+                        if object.is_instance_of::<PyString>() {
+                            return Ok(object_record(object));
+                        }
+                        Ok(Record::text(utf8(&object.str()?, Surrogates::Escape)?))
+                    });
+                    made.map_err(|error| errors::text_of_callback(py, &error))
+                }),
+            },
         }
     }
 
     fn to_reply(&self, record: Record) -> Result<Reply, Failure> {
         match record {
             Record::Native(value) => Ok(value.into()),
-            other => attach(|py| {
-                record_object(py, other)
-                    .and_then(|object| object_reply(&object, Surrogates::Escape))
-                    .map_err(|error| errors::text_of_callback(py, &error))
-            }),
+            other => match plainly(other, convert::plain_reply) {
+                Ok(reply) => Ok(reply),
+                Err(other) => attach(|py| {
+                    record_object(py, other)
+                        .and_then(|object| object_reply(&object, Surrogates::Escape))
+                        .map_err(|error| errors::text_of_callback(py, &error))
+                }),
+            },
         }
     }
 
@@ -178,6 +186,28 @@ impl Language for CPython {
             sorted.map_err(|error| errors::text_of_callback(py, &error))
         })
     }
+}
+
+/// What `make` makes of an object at which it can look without running code of users, and which can end without that.
+///
+/// # Errors
+/// `make` gave nothing, or it is no object: the record.
+fn plainly<T>(record: Record, make: impl FnOnce(&Bound<'_, PyAny>) -> Option<T>) -> Result<T, Record> {
+    let Record::Foreign(object) = record else {
+        return Err(record);
+    };
+    bare(|py| {
+        // SAFETY: `object_record` made it.
+        let made = make(unsafe { object.get::<ObjectRef>() }.bind(py));
+        match made {
+            Some(made) => {
+                // SAFETY: the same.
+                drop(unsafe { object.into_inner::<ObjectRef>() }.into_inner());
+                Ok(made)
+            }
+            None => Err(Record::Foreign(object)),
+        }
+    })
 }
 
 /// Copies of the texts, if all records are texts: their bytes sort as Python sorts their characters.

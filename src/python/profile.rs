@@ -23,11 +23,12 @@ use crate::{
     engine::{scope::Scope, session::Session},
     error::Error,
     mutex::Mutex,
+    per_thread::per_thread,
 };
 
-thread_local! {
+per_thread! {
     /// A callback of this thread is being measured, with all that it calls.
-    static MEASURING: Cell<bool> = const { Cell::new(false) };
+    static MEASURING: Cell<bool> = Cell::new(false);
 }
 
 /// The profilers of one session.

@@ -22,6 +22,7 @@ use crate::{
     },
     error::Error,
     hooks::Hooks,
+    per_thread::per_thread,
     server::{
         after::{self, after_command},
         events::{Changes, Class, KeyEvent},
@@ -35,9 +36,9 @@ use crate::{
 
 const KEY_MISS: &str = "keymiss";
 
-thread_local! {
+per_thread! {
     /// Set while a `sync` function of this reader runs: what it does fires nothing here.
-    static IN_SYNC: Cell<bool> = const { Cell::new(false) };
+    static IN_SYNC: Cell<bool> = Cell::new(false);
 }
 
 /// What must hold for an event to start an execution.

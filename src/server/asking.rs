@@ -14,6 +14,58 @@ pub(super) fn config_quietly(lock: Lock<'_>, features: Features, name: &str) -> 
     pairs(&reply).pop().map(|(_, value)| value)
 }
 
+/// Whether the server knows a command by this name; filters do not see the question.
+pub fn is_known(lock: Lock<'_>, features: Features, name: &str) -> bool {
+    CommandInfo::ask_quietly(lock, features, name.as_bytes()).is_some()
+}
+
+/// How many modules there are, this one among them. `None` where that cannot be asked. Filters do not see the question.
+pub fn modules(lock: Lock<'_>, features: Features) -> Option<usize> {
+    match question(
+        lock,
+        features,
+        0,
+        &["MODULE", "LIST"].map(|word| word.as_bytes().to_vec()),
+    ) {
+        Reply::Array(modules) => Some(modules.len()),
+        _ => None,
+    }
+}
+
+/// Where all clients are together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clients {
+    /// In database 0, outside of transactions.
+    AllAtHome,
+    SomeAway,
+}
+
+/// Where clients are. `None` where that cannot be asked. Filters do not see the question.
+pub fn clients(lock: Lock<'_>, features: Features) -> Option<Clients> {
+    let list = question(
+        lock,
+        features,
+        0,
+        &["CLIENT", "LIST"].map(|word| word.as_bytes().to_vec()),
+    );
+    where_are(list.as_text()?)
+}
+
+fn where_are(list: &[u8]) -> Option<Clients> {
+    let list = String::from_utf8_lossy(list);
+    let mut found = Clients::AllAtHome;
+    for line in list.lines() {
+        let field = |name: &str| {
+            line.split(' ')
+                .find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
+        };
+        if (field("db")?, field("multi")?) != ("0", "-1") {
+            found = Clients::SomeAway;
+        }
+    }
+    Some(found)
+}
+
 fn config_get(pattern: &str) -> [Vec<u8>; 3] {
     ["CONFIG", "GET", pattern].map(|word| word.as_bytes().to_vec())
 }
@@ -102,6 +154,18 @@ mod tests {
         let map = map.map(|(name, value)| (Reply::bulk(name), Reply::bulk(value)));
         assert_eq!(pairs(&Reply::Map(map.collect())), expected);
         assert_eq!(pairs(&Reply::error("ERR unknown command")), []);
+    }
+
+    #[test]
+    fn clients_are_at_home_or_not() {
+        let line = |db, multi| {
+            format!("id=3 addr=127.0.0.1:1 laddr= name= db={db} sub=0 multi={multi} user=default\n")
+        };
+        let found = |lines: &[String]| where_are(lines.concat().as_bytes());
+        assert_eq!(found(&[line(0, -1), line(0, -1)]), Some(Clients::AllAtHome));
+        assert_eq!(found(&[line(0, -1), line(1, -1)]), Some(Clients::SomeAway));
+        assert_eq!(found(&[line(0, 0), line(0, -1)]), Some(Clients::SomeAway));
+        assert_eq!(found(&["id=3 cmd=get\n".to_owned()]), None);
     }
 
     #[test]

@@ -253,7 +253,7 @@ fn replicate_now(lock: Lock<'_>, command: &CStr, arguments: &[&[u8]]) {
 static CALLS: Guarded<u32> = Guarded::new(0);
 
 /// True inside a command that a function runs.
-pub(super) fn is_under_way(lock: Lock<'_>) -> bool {
+pub fn is_under_way(lock: Lock<'_>) -> bool {
     *CALLS.read(lock) > 0
 }
 

@@ -15,10 +15,11 @@ use super::{
     persist::Writing,
     string::{self, Held},
 };
+use crate::per_thread::per_thread;
 
-thread_local! {
+per_thread! {
     /// Set while we look at keys ourselves: what the server reports of that is nobody's event.
-    static MUTED: Cell<bool> = const { Cell::new(false) };
+    static MUTED: Cell<bool> = Cell::new(false);
 }
 
 /// Drops the notifications of this thread while it lives. Nested use keeps the outer one's state.

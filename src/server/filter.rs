@@ -84,7 +84,8 @@ impl<'a> Passing<'a> {
         unsafe { api!(RedisModule_CommandFilterGetClientId(self.filter)) }
     }
 
-    /// Looks how long the key at `index` is there in `db`, leaving no trace. Only where `Features::quiet_open`.
+    /// Looks how long the key at `index` is there in `db`, leaving no trace but that one which has expired is deleted where `Features::quiet_open` is
+    /// false, as the command itself would.
     pub fn key_life(self, db: i32, index: usize) -> Life {
         let name = self.raw_arg(index);
         if name.is_null() {

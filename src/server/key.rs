@@ -191,10 +191,11 @@ pub enum Life {
     },
 }
 
-/// How long the key is there, without any trace.
+/// How long the key is there. Where the server does not know the quiet flags, one that has expired is deleted, and that is notified of,
+/// as the command would do that comes next.
 ///
 /// # Safety
-/// `name` is alive, and the server knows the quiet flags.
+/// `name` is alive.
 pub(super) unsafe fn life_quietly(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleString) -> Life {
     // SAFETY: by the caller's promise. An expired key reads as absent.
     unsafe { life_of(&open(lock, db, name)) }
@@ -203,7 +204,9 @@ pub(super) unsafe fn life_quietly(lock: Lock<'_>, db: i32, name: *mut raw::Redis
 /// # Safety
 /// The server's lock is held, and the key belongs to what is there now.
 unsafe fn life_of(opened: &Opened<'_>) -> Life {
-    if opened.0.is_null() {
+    // A look for writing at a key that is not there gives a key, too.
+    let may_be_empty = MODE.load(Ordering::Relaxed) != QUIET as i32;
+    if opened.0.is_null() || (may_be_empty && Kind::of(opened) == Kind::Empty) {
         return Life::Missing;
     }
     let knows_moments = has_api!(RedisModule_GetAbsExpire);
@@ -242,14 +245,8 @@ pub fn now_ms(_lock: Lock<'_>) -> i64 {
 pub fn life(lock: Lock<'_>, db: i32, name: &[u8]) -> Life {
     let _mute = Mute::new();
     let name = RString::new(lock, name);
-    // SAFETY: the string lives to the end of this function. A look for writing at a key that is not there gives a key, too.
-    unsafe {
-        let opened = open(lock, db, name.as_raw());
-        match Kind::of(&opened) {
-            Kind::Empty => Life::Missing,
-            _ => life_of(&opened),
-        }
-    }
+    // SAFETY: the string lives to the end of this function.
+    unsafe { life_of(&open(lock, db, name.as_raw())) }
 }
 
 /// The type of a key now.

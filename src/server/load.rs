@@ -9,6 +9,8 @@ use std::{
 
 use redis_module::raw;
 
+use crate::per_thread;
+
 use super::{
     after,
     api::{self, Features},
@@ -128,6 +130,7 @@ pub unsafe fn run(
     let entered = unsafe {
         let registered =
             raw::Export_RedisModule_Init(ctx, name.as_ptr(), version, raw::REDISMODULE_APIVER_1 as c_int);
+        per_thread::this_is_the_servers();
         let entered = Entered::new();
         if registered != raw::REDISMODULE_OK as c_int {
             // The function table is there by now; what the server refuses is the name.

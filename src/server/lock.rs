@@ -18,6 +18,7 @@ use std::{
 use redis_module::raw;
 
 use super::closing;
+use crate::per_thread::per_thread;
 
 /// The context that every call made for functions goes through. It has a client of its own, so selecting a
 /// database on it disturbs nobody; it is only touched under the server's lock.
@@ -32,9 +33,9 @@ static LOOK_DB: AtomicI32 = AtomicI32::new(0);
 /// The thread that clients' commands run on.
 static SERVER_THREAD: OnceLock<ThreadId> = OnceLock::new();
 
-thread_local! {
+per_thread! {
     /// How often this thread has entered the server's lock.
-    static DEPTH: Cell<u32> = const { Cell::new(0) };
+    static DEPTH: Cell<u32> = Cell::new(0);
 }
 
 /// Proof that this thread holds the server's lock. Neither sendable nor storable beyond `'a`.
@@ -50,6 +51,7 @@ pub struct Lock<'a> {
 pub unsafe fn init(ctx: *mut raw::RedisModuleCtx) {
     // Told once.
     let _ = SERVER_THREAD.set(thread::current().id());
+
     for slot in [&CALL_CONTEXT, &LOOK_CONTEXT] {
         // SAFETY: by the caller's promise; the detached form (6.2) keeps the module's name for the log.
         let made = unsafe {

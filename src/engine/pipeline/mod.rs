@@ -7,10 +7,7 @@ mod operations;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{
     id::ShardId,
@@ -20,7 +17,7 @@ use super::{
     shuffle::{self, Shuffle, Traffic},
     step_state::StepState,
     stop::Stop,
-    waiting::{Flow, Queue, Slot},
+    waiting::{Flow, Queue, Queues, Slot},
 };
 
 /// What a run remembers; all of it, while it waits.
@@ -29,7 +26,7 @@ pub struct PipelineState {
     /// One for each step; none at all if no step remembers anything.
     step_states: Vec<StepState>,
     /// The steps where records wait.
-    waiting: BTreeMap<usize, Queue>,
+    waiting: Queues,
     durations: Option<Vec<Duration>>,
     /// Some limit in front of all barriers has passed what it passes.
     satisfied: bool,
@@ -106,7 +103,7 @@ impl PipelineState {
     }
 
     fn is_waiting_at(&self, index: usize) -> bool {
-        self.waiting.get(&index).is_some_and(|queue| !queue.is_empty())
+        self.waiting.get(index).is_some_and(|queue| !queue.is_empty())
     }
 
     fn traffic(&mut self) -> &mut Traffic {
@@ -270,21 +267,21 @@ impl<'a> Pipeline<'a> {
 
     /// The value of a record that waited at a step has come.
     pub fn complete(&mut self, index: usize, number: u64, value: Result<Record, Failure>) {
-        let Some(queue) = self.state.waiting.get_mut(&index) else {
+        let Some(queue) = self.state.waiting.get_mut(index) else {
             return;
         };
         let Some((record, key)) = queue.take(number) else {
             return;
         };
         let flow = value.and_then(|value| self.continued(index, record, key, value));
-        if let Some(queue) = self.state.waiting.get_mut(&index) {
+        if let Some(queue) = self.state.waiting.get_mut(index) {
             queue.put_ready(number, flow);
         }
         while let Some(flow) = self.pop(index, Queue::pop_ready) {
             self.route(index, flow);
         }
         // A step that takes one record at a time takes the next one.
-        while !self.state.waiting.get(&index).is_some_and(Queue::is_waiting) {
+        while !self.state.waiting.get(index).is_some_and(Queue::is_waiting) {
             let Some(record) = self.pop(index, Queue::pop_input) else {
                 break;
             };
@@ -296,7 +293,7 @@ impl<'a> Pipeline<'a> {
     }
 
     fn pop<T>(&mut self, index: usize, pop: impl FnOnce(&mut Queue) -> Option<T>) -> Option<T> {
-        pop(self.state.waiting.get_mut(&index)?)
+        pop(self.state.waiting.get_mut(index)?)
     }
 
     /// What the step does with a value that was waited for.
@@ -363,7 +360,7 @@ impl<'a> Pipeline<'a> {
     fn pass(&mut self, first: usize, mut record: Record) -> Option<(usize, Vec<Record>)> {
         for index in first..self.plan.steps.len() {
             if !self.state.waiting.is_empty() && self.plan.steps[index].takes_one_at_a_time() {
-                if let Some(queue) = self.state.waiting.get_mut(&index) {
+                if let Some(queue) = self.state.waiting.get_mut(index) {
                     if queue.is_waiting() {
                         queue.push_input(record);
                         return None;
@@ -378,11 +375,7 @@ impl<'a> Pipeline<'a> {
                 outcome if !self.state.is_waiting_at(index) => outcome,
                 outcome => {
                     // Records in front of it wait.
-                    self.state
-                        .waiting
-                        .entry(index)
-                        .or_default()
-                        .push(Slot::Ready(outcome));
+                    self.state.waiting.of(index).push(Slot::Ready(outcome));
                     return None;
                 }
             };
@@ -421,7 +414,7 @@ impl<'a> Pipeline<'a> {
         match called {
             Called::Now(value) => Some(value),
             Called::Later(awaitable, record) => {
-                let queue = self.state.waiting.entry(index).or_default();
+                let queue = self.state.waiting.of(index);
                 let number = queue.next_number();
                 queue.push(Slot::Waiting { record, key });
                 awaitable.start((self.tickets)(index, number));
