@@ -5,7 +5,6 @@ into PostgreSQL against an application that writes the cache and the database by
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import sys
 import threading
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Iterator, Optional
 
 from client import HOST, as_dict
-from harness import ROOT, Failure, RedisBenchmark, Sample, Server, wait_until
+from harness import ROOT, Failure, RedisBenchmark, Sample, Server, in_process, wait_until
 from savers import FIELDS, SAVE, hsets
 from scenarios import Goal, Scenario
 
@@ -98,21 +97,7 @@ class WritesBoth:
 
     def run(self, server: Server, requests: int) -> Sample:
         """Changes a second; how long one took."""
-        ours, theirs = multiprocessing.Pipe()
-        process = multiprocessing.Process(target=application, args=(server.port, server.args[-1], requests, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        try:
-            if not ours.poll(300):
-                raise Failure("the application did not end")
-            seconds, waits = ours.recv()
-        except EOFError:
-            raise Failure("the application ended with an error") from None
-        finally:
-            process.kill()
-            process.join()
-        waits.sort()
-        return Sample(requests / seconds, waits[len(waits) // 2] * 1000, waits[len(waits) * 99 // 100] * 1000)
+        return in_process(application, server.port, server.args[-1], requests)
 
 
 def application(port: int, dsn: str, requests: int, pipe: Connection) -> None:

@@ -11,8 +11,9 @@ from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
 from clusters import Cluster, make_cluster, move_slot
+from figures import figures
 from helpers import Server, as_dict, wait_until
-from write_behind import Database, drained, figures, register
+from write_behind import Database, drained, register
 
 
 def everywhere(cluster: Cluster) -> None:

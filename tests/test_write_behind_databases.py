@@ -14,8 +14,9 @@ import pytest
 import redis
 
 from databases import MariaDB, Postgres
+from figures import figures
 from helpers import Server, wait_until
-from write_behind import drained, figures
+from write_behind import drained
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 

@@ -8,8 +8,9 @@ from typing import Callable
 
 import pytest
 
+from figures import figures, wait_for
 from helpers import Server, wait_until
-from write_behind import Database, drained, figures, register, wait_for
+from write_behind import Database, drained, register
 
 pytestmark = pytest.mark.matrix
 

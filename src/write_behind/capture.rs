@@ -204,8 +204,9 @@ impl WriteBehind {
         if notes.is_empty() || !self.engine.is_serving() {
             return;
         }
-        let now = self.now();
-        let now_ms = u64::try_from(key::now_ms(lock)).unwrap_or(0);
+        // One look at a clock in each turn of the loop: it costs more than the queue.
+        let now = *self.state.write(lock).turn.get_or_insert_with(|| self.now());
+        let now_ms = u64::try_from(key::command_ms(lock)).unwrap_or(0);
         let mut frames = audience::is_there(lock).then(Frames::default);
         let mut waiters: Vec<u64> = Vec::new();
         let mut any = false;

@@ -88,6 +88,8 @@ struct State {
     /// The commands that write; asked for once.
     writers: Option<Vec<CommandSpec>>,
     armed: Option<Time>,
+    /// When the first change of this turn of the server's loop was captured.
+    turn: Option<Time>,
     /// How often something was handed on to replicas and files.
     handed_on: u64,
 }

@@ -43,6 +43,7 @@ struct Begun {
 impl WriteBehind {
     /// Does whatever is to be done now. Called in each turn of the server's loop: most of the time that is nothing.
     pub fn pump(&self, lock: Lock<'_>) {
+        self.state.write(lock).turn = None;
         if self.awake.swap(false, Ordering::AcqRel) || self.is_due(lock) {
             self.pump_now(lock);
         }
