@@ -100,7 +100,7 @@ def test_whoever_comes_to_hear_of_changes_has_all_of_them(start_server: Callable
         nonlocal written
         written += 1
         client.set(f"user:{written % 5}", written)
-        return int(client.info("rg_write_behind")["write_behind_handed_on_total"])
+        return int(client.info("rg_write_behind")["rg_write_behind_handed_on_total"])
 
     wait_until(lambda: write() == write(), message="nobody is there to hand it on to")
     replica = start_server(args=["--replicaof", server.host, server.port])
@@ -129,7 +129,7 @@ def test_an_aof_file_that_begins_later_has_the_queue(start_server: Callable[...,
     database = register(server, source, "coalesce=False")
     database.fail(1_000_000)
     client = server.client()
-    handed_on = lambda: int(client.info("rg_write_behind")["write_behind_handed_on_total"])  # noqa: E731
+    handed_on = lambda: int(client.info("rg_write_behind")["rg_write_behind_handed_on_total"])  # noqa: E731
     wait_until(lambda: client.set("user:0", "x") and handed_on() == (client.set("user:0", "y") and handed_on()))
     client.config_set("appendonly", "yes")
     client.set("user:1", "on the way")
