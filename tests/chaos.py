@@ -286,7 +286,7 @@ class Chaos:
                 work(chosen)
             except Exception as error:  # noqa: BLE001 (told by the test)
                 with self._lock:
-                    self.told.wrong.append(f"{work.__name__}: {error!r}")
+                    self.told.wrong.append(f"{work.__name__}: {type(error).__name__}: {error}")
                 return
 
     def check(self) -> None:
