@@ -301,7 +301,7 @@ mod tests {
             let len = u32::from_le_bytes(bytes[at + 1..at + 5].try_into().unwrap_or_default()) as usize;
             let end = (at + HEAD).saturating_add(len).min(bytes.len());
             let real = ((end - at - HEAD) as u32).to_le_bytes();
-            let digest = CRC.checksum(&bytes[at + HEAD..end]).to_le_bytes();
+            let digest = digest(&bytes[at + HEAD..end]).to_le_bytes();
             bytes[at + 1..at + 5].copy_from_slice(&real);
             bytes[at + 5..at + HEAD].copy_from_slice(&digest);
             at = end;
