@@ -24,7 +24,7 @@ impl<P> Queue<P> {
         }
         let places = self.choose(now)?;
         for &place in &places {
-            let Some(entry) = self.entries.get_mut(&place) else {
+            let Some(entry) = self.entries.get_mut(place) else {
                 continue;
             };
             let stage = std::mem::replace(&mut entry.stage, Stage::Flying);
@@ -45,7 +45,7 @@ impl<P> Queue<P> {
             [From::Ready, From::Alone, From::Suspects],
             [From::Alone, From::Suspects, From::Ready],
         ];
-        self.probe = self.probe.filter(|(place, _)| self.entries.contains_key(place));
+        self.probe = self.probe.filter(|(place, _)| self.entries.get(*place).is_some());
         if let Some((place, _)) = self.probe {
             return Some(vec![place]);
         }
@@ -77,7 +77,7 @@ impl<P> Queue<P> {
             From::Ready => Vec::new(),
             From::Alone => {
                 let due = |place: &&u64| {
-                    let entry = self.entries.get(*place);
+                    let entry = self.entries.get(**place);
                     entry.is_some_and(|entry| matches!(entry.stage, Stage::Alone(at) if at <= now))
                 };
                 self.alone.iter().find(due).into_iter().copied().collect()
@@ -88,7 +88,7 @@ impl<P> Queue<P> {
 
     /// When those that have not failed may go.
     fn ready_at(&self) -> Option<Time> {
-        let first = self.entries.get(&self.ready.first()?)?;
+        let first = self.entries.get(self.ready.first()?)?;
         if self.ready.len() >= self.limits.batch {
             return Some(Time::ZERO);
         }
@@ -104,7 +104,7 @@ impl<P> Queue<P> {
         let alone = self
             .alone
             .iter()
-            .filter_map(|place| match self.entries.get(place)?.stage {
+            .filter_map(|place| match self.entries.get(*place)?.stage {
                 Stage::Alone(at) => Some(at),
                 _ => None,
             });
@@ -166,7 +166,7 @@ impl<P> Queue<P> {
             .alone
             .iter()
             .filter(|place| {
-                let entry = self.entries.get(place);
+                let entry = self.entries.get(**place);
                 entry.is_some_and(|entry| entry.first_failed == Some(successes))
             })
             .copied()
@@ -174,7 +174,7 @@ impl<P> Queue<P> {
         for place in forgiven {
             self.alone.remove(&place);
             self.suspects.insert(place);
-            if let Some(entry) = self.entries.get_mut(&place) {
+            if let Some(entry) = self.entries.get_mut(place) {
                 entry.stage = Stage::Suspect;
             }
         }
@@ -186,7 +186,7 @@ impl<P> Queue<P> {
         let places: Vec<u64> = flight
             .places
             .into_iter()
-            .filter(|place| self.entries.contains_key(place))
+            .filter(|place| self.entries.get(*place).is_some())
             .collect();
         self.counts.failures += 1;
         self.last_failure = Some(Arc::clone(why));
@@ -198,7 +198,7 @@ impl<P> Queue<P> {
         }
         let mut most = 0;
         for place in &places {
-            if let Some(entry) = self.entries.get_mut(place) {
+            if let Some(entry) = self.entries.get_mut(*place) {
                 entry.tries = entry.tries.saturating_add(1);
                 entry.first_failed.get_or_insert(self.successes);
                 most = most.max(entry.tries);
@@ -209,13 +209,13 @@ impl<P> Queue<P> {
             return self.failed_alone(now, *place);
         }
         for &place in &places {
-            if let Some(entry) = self.entries.get_mut(&place) {
+            if let Some(entry) = self.entries.get_mut(place) {
                 entry.stage = Stage::Suspect;
             }
         }
         // From the last one on, so that the first one of a key holds the others, which are suspects as well.
         for &place in &places {
-            let Some(entry) = self.entries.get(&place) else {
+            let Some(entry) = self.entries.get(place) else {
                 continue;
             };
             let key = entry.change.key.clone();
@@ -233,7 +233,7 @@ impl<P> Queue<P> {
     }
 
     fn failed_alone(&mut self, now: Time, place: u64) -> Option<u64> {
-        let entry = self.entries.get_mut(&place)?;
+        let entry = self.entries.get_mut(place)?;
         let others_go_on = entry.first_failed.is_some_and(|then| then < self.successes);
         // What failed in an outage, or with another one, says nothing of this change.
         entry.tries_alone += u32::from(others_go_on);
@@ -271,19 +271,18 @@ impl<P> Queue<P> {
         if tries < most {
             return None;
         }
-        let later = self.entries.iter().filter(|(place, _)| **place > head);
-        let fit = later.filter(|(place, entry)| {
+        let later = self.entries.iter().filter(|(place, _)| *place > head);
+        let mut fit = later.filter(|(place, entry)| {
             let key = &entry.change.key;
             let chain = self.chains.get(key.db, &key.name);
-            entry.probed < most && chain.is_some_and(|chain| chain.places.front() == Some(**place))
+            entry.probed < most && chain.is_some_and(|chain| chain.places.front() == Some(*place))
         });
-        let first = fit.min_by_key(|(place, _)| **place);
-        first.map(|(place, entry)| (*place, entry.stage))
+        fit.next().map(|(place, entry)| (place, entry.stage))
     }
 
     /// It is where it was: those before it come first.
     fn failed_probe(&mut self, now: Time, (place, stage): (u64, Stage)) {
-        if let Some(entry) = self.entries.get_mut(&place) {
+        if let Some(entry) = self.entries.get_mut(place) {
             entry.tries = entry.tries.saturating_add(1);
             entry.probed += 1;
             entry.stage = stage;
@@ -301,7 +300,7 @@ impl<P> Queue<P> {
         let Some(chain) = self.chains.of(key) else { return };
         chain.held = true;
         for later in chain.places.iter().filter(|later| *later > place) {
-            if let Some(entry) = self.entries.get_mut(&later) {
+            if let Some(entry) = self.entries.get_mut(later) {
                 if entry.stage == Stage::Ready {
                     entry.stage = Stage::Parked;
                     self.ready.remove(later);
@@ -311,7 +310,7 @@ impl<P> Queue<P> {
     }
 
     fn set_stage(&mut self, place: u64, stage: Stage) {
-        if let Some(entry) = self.entries.get_mut(&place) {
+        if let Some(entry) = self.entries.get_mut(place) {
             entry.stage = stage;
         }
     }
@@ -354,7 +353,7 @@ impl<P> Queue<P> {
         self.probe = None;
         let Some(flight) = self.flight.take() else { return };
         for place in flight.places {
-            let Some(entry) = self.entries.get_mut(&place) else {
+            let Some(entry) = self.entries.get_mut(place) else {
                 continue;
             };
             entry.stage = Stage::Ready;

@@ -9,6 +9,7 @@ mod calls;
 mod ids;
 mod places;
 mod queue;
+mod store;
 #[cfg(test)]
 mod tests;
 mod waiters;
@@ -18,8 +19,11 @@ use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 pub use ids::{ChangeId, Ids};
 pub use waiters::{Settled, Waiters};
 
-use self::places::{Line, Places};
-use crate::read_through::keys::{ByKey, ByNumber, Key};
+use self::{
+    places::{Line, Places},
+    store::Store,
+};
+use crate::read_through::keys::{ByKey, Key};
 
 /// A moment: how long after the start.
 pub type Time = Duration;
@@ -169,7 +173,7 @@ pub struct Gone {
 pub struct Queue<P> {
     pub limits: Limits,
     pub counts: Counts,
-    entries: ByNumber<Entry<P>>,
+    entries: Store<Entry<P>>,
     chains: ByKey<Chain>,
     ready: Line,
     suspects: BTreeSet<u64>,

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::{Change, Counts, Entry, Gone, Limits, OVERHEAD, Queue, Settled, Stage, Time, places::Line};
-use crate::read_through::keys::{ByKey, ByNumber, Key};
+use super::{
+    Change, Counts, Entry, Gone, Limits, OVERHEAD, Queue, Settled, Stage, Time, places::Line, store::Store,
+};
+use crate::read_through::keys::{ByKey, Key};
 
 impl<P> Queue<P> {
     /// `seed`: of the jitter.
@@ -12,7 +14,7 @@ impl<P> Queue<P> {
             narrow: limits.batch.max(1),
             limits,
             counts: Counts::default(),
-            entries: ByNumber::default(),
+            entries: Store::default(),
             chains: ByKey::default(),
             ready: Line::default(),
             suspects: BTreeSet::new(),
@@ -46,7 +48,7 @@ impl<P> Queue<P> {
 
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.len() == 0
     }
 
     /// About how much memory it takes.
@@ -63,7 +65,7 @@ impl<P> Queue<P> {
             .flat_map(|flight| flight.places.iter().copied());
         let failed = self.suspects.iter().chain(&self.alone).copied();
         let places = self.ready.first().into_iter().chain(flying).chain(failed);
-        let times = places.filter_map(|place| self.entries.get(&place));
+        let times = places.filter_map(|place| self.entries.get(place));
         let oldest = times.map(|entry| entry.since).min();
         oldest.map_or(Time::ZERO, |since| now.saturating_sub(since))
     }
@@ -76,7 +78,7 @@ impl<P> Queue<P> {
     /// The newest change of a key.
     pub fn newest(&self, db: i32, name: &[u8]) -> Option<&Change<P>> {
         let place = self.chains.get(db, name)?.places.back()?;
-        self.entries.get(&place).map(|entry| &entry.change)
+        self.entries.get(place).map(|entry| &entry.change)
     }
 
     /// Whether a change of the key would take the place of an older one.
@@ -104,7 +106,7 @@ impl<P> Queue<P> {
         if stage == Stage::Ready {
             self.ready.insert(new);
         }
-        self.entries.insert(
+        self.entries.push(
             new,
             Entry {
                 change,
@@ -121,7 +123,7 @@ impl<P> Queue<P> {
 
     /// It takes the place of an older one of its key.
     fn replace(&mut self, place: u64, change: Change<P>, waiter: Option<u64>) {
-        let Some(entry) = self.entries.get_mut(&place) else {
+        let Some(entry) = self.entries.get_mut(place) else {
             return;
         };
         self.bytes -= size_of(&entry.change);
@@ -140,7 +142,7 @@ impl<P> Queue<P> {
 
     /// A change that had failed was replaced: it is one like the others.
     fn let_in(&mut self, place: u64) {
-        let Some(entry) = self.entries.get_mut(&place) else {
+        let Some(entry) = self.entries.get_mut(place) else {
             return;
         };
         let first = match self.chains.of(&entry.change.key) {
@@ -158,7 +160,7 @@ impl<P> Queue<P> {
 
     /// Takes a change out whose key is done with it. What stood behind it may come.
     pub(super) fn remove(&mut self, place: u64, settled: &Settled) -> Option<Entry<P>> {
-        let entry = self.entries.remove(&place)?;
+        let entry = self.entries.remove(place)?;
         self.bytes -= size_of(&entry.change);
         self.leave(place, entry.stage);
         for &waiter in &entry.waiters {
@@ -193,14 +195,14 @@ impl<P> Queue<P> {
         let parked = chain
             .places
             .front()
-            .and_then(|first| self.entries.get(&first))
+            .and_then(|first| self.entries.get(first))
             .is_some_and(|first| first.stage == Stage::Parked);
         if !chain.held || !parked {
             return;
         }
         chain.held = false;
         for place in chain.places.iter() {
-            if let Some(entry) = self.entries.get_mut(&place) {
+            if let Some(entry) = self.entries.get_mut(place) {
                 entry.stage = Stage::Ready;
                 self.ready.insert(place);
             }
@@ -212,7 +214,7 @@ impl<P> Queue<P> {
         let Some(chain) = self.chains.of(key) else { return };
         chain.held = true;
         for place in chain.places.iter().filter(|place| *place > first) {
-            let Some(entry) = self.entries.get_mut(&place) else {
+            let Some(entry) = self.entries.get_mut(place) else {
                 continue;
             };
             entry.stage = Stage::Parked;
@@ -232,7 +234,7 @@ impl<P> Queue<P> {
             let Some(first) = first else { return };
             let old = self
                 .entries
-                .get(&first)
+                .get(first)
                 .is_some_and(|entry| entry.change.id <= gone.id);
             if !old {
                 return;
@@ -244,14 +246,11 @@ impl<P> Queue<P> {
 
     /// All changes in their order.
     pub fn changes(&self) -> impl Iterator<Item = &Change<P>> {
-        let mut places: Vec<u64> = self.entries.keys().copied().collect();
-        places.sort_unstable();
-        let entries = places.into_iter().filter_map(|place| self.entries.get(&place));
-        entries.map(|entry| &entry.change)
+        self.entries.iter().map(|(_, entry)| &entry.change)
     }
 
     pub fn entry(&self, place: u64) -> Option<&Entry<P>> {
-        self.entries.get(&place)
+        self.entries.get(place)
     }
 
     /// Those who wait for a change that has left.
@@ -285,11 +284,11 @@ impl<P> Queue<P> {
 }
 
 /// Whether a newer change takes the place of this one, the last of its key.
-fn is_replaceable<P>(limits: &Limits, entries: &ByNumber<Entry<P>>, last: u64, place: u64) -> bool {
+fn is_replaceable<P>(limits: &Limits, entries: &Store<Entry<P>>, last: u64, place: u64) -> bool {
     // In the order of all nothing is passed by.
     let passes = limits.ordered && place != last;
     let flying = || {
-        let entry = entries.get(&place);
+        let entry = entries.get(place);
         entry.is_none_or(|entry| entry.stage == Stage::Flying)
     };
     limits.coalesce && !passes && !flying()
