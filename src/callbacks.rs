@@ -107,7 +107,10 @@ pub unsafe extern "C" fn on_server_event(
                     time_events::loading_started(lock);
                     persistence.loading_started(lock);
                 }
-                ServerEvent::LoadingFailed => persistence.loading_failed(lock),
+                ServerEvent::LoadingFailed => {
+                    persist::ended(lock);
+                    persistence.loading_failed(lock);
+                }
                 ServerEvent::LoadingEnded => {
                     persist::ended(lock);
                     pinion.keys.loading_ended(lock);

@@ -8,6 +8,9 @@ mod commands;
 mod config;
 mod engine;
 mod error;
+#[cfg(test)]
+#[allow(clippy::expect_used)] // a test may panic
+mod fuzz;
 mod hooks;
 mod module;
 mod mutex;

@@ -36,7 +36,7 @@ class Cluster:
     def client(self, **options: Any) -> redis.RedisCluster:
         """A client that finds the shard of each key."""
         first = self.masters[0]
-        return redis.RedisCluster(host=first.host, port=first.port, **{"decode_responses": True, **options})
+        return redis.RedisCluster(host=first.host, port=first.port, **{"decode_responses": True, "socket_timeout": 60, **options})
 
     def shard_of(self, key: str) -> Server:
         """The master that owns a key."""
@@ -61,32 +61,32 @@ class Cluster:
                 tried(server, "RG.UNREGISTER", entry["id"], "ABORTPENDING")
             wait_until(lambda: not server.registrations())
         for server in self.masters:
-            for entry in map(as_dict, server.client().execute_command("RG.DUMPEXECUTIONS")):
+            for entry in map(as_dict, server.own.execute_command("RG.DUMPEXECUTIONS")):
                 tried(server, "RG.ABORTEXECUTION", entry["executionId"])
                 tried(server, "RG.DROPEXECUTION", entry["executionId"])
-            server.client().flushall()
+            server.own.flushall()
 
     def wait_linked(self) -> None:
         """Waits until the cluster is up and all shards talk to each other."""
         for server in self.masters:
-            wait_until(lambda: server.client().execute_command("CLUSTER INFO")["cluster_state"] == "ok", 20)
+            wait_until(lambda: server.own.execute_command("CLUSTER INFO")["cluster_state"] == "ok", 20)
             wait_until(lambda: is_linked(server, len(self.masters)), 20, "all shards are linked")
 
 
 def tried(server: Server, *words: str) -> None:
     """A command that another shard may have made needless."""
     with contextlib.suppress(redis.ResponseError):
-        server.client().execute_command(*words)
+        server.own.execute_command(*words)
 
 
 def node_id(server: Server) -> str:
     """The id of a node."""
-    return str(server.client().execute_command("CLUSTER", "MYID"))
+    return str(server.own.execute_command("CLUSTER", "MYID"))
 
 
 def info_cluster(server: Server) -> dict[str, dict[str, Any]]:
     """The shards that RG.INFOCLUSTER shows, by id; empty while there is no cluster."""
-    reply = server.client().execute_command("RG.INFOCLUSTER")
+    reply = server.own.execute_command("RG.INFOCLUSTER")
     if reply == "no cluster mode":
         return {}
     return {shard["id"]: shard for shard in map(as_dict, reply[4])}
@@ -95,7 +95,7 @@ def info_cluster(server: Server) -> dict[str, dict[str, Any]]:
 def is_linked(server: Server, count: int) -> bool:
     """Whether a server knows `count` shards and all of them have answered."""
     shards = info_cluster(server)
-    figures = server.client().info("rg_cluster")
+    figures = server.own.info("rg_cluster")
     return (
         len(shards) == count
         and all(shard["runid"] for shard in shards.values())
@@ -105,7 +105,7 @@ def is_linked(server: Server, count: int) -> bool:
 
 def fail_over(replica: Server) -> bool:
     """Lets a replica take the place of its master, and returns as soon as it says that it has."""
-    client, deadline = replica.client(), time.monotonic() + 40
+    client, deadline = replica.own, time.monotonic() + 40
     while time.monotonic() < deadline:
         # A master that does not know yet that this is its replica lets the request time out.
         tried(replica, "CLUSTER", "FAILOVER")
@@ -117,12 +117,12 @@ def fail_over(replica: Server) -> bool:
 def move_slot(masters: Sequence[Server], source: Server, target: Server, slot: int) -> None:
     """Moves a slot with its keys, as `redis-cli --cluster reshard` does."""
     origin, to = node_id(source), node_id(target)
-    target.client().execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", origin)
-    source.client().execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", to)
-    for key in source.client().execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1000):
-        source.client().execute_command("MIGRATE", target.host, target.port, key, 0, 5000)
+    target.own.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", origin)
+    source.own.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", to)
+    for key in source.own.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1000):
+        source.own.execute_command("MIGRATE", target.host, target.port, key, 0, 5000)
     for server in sorted(masters, key=lambda server: server is not target):
-        server.client().execute_command("CLUSTER", "SETSLOT", slot, "NODE", to)
+        server.own.execute_command("CLUSTER", "SETSLOT", slot, "NODE", to)
 
 
 def make_cluster(
@@ -157,28 +157,28 @@ def make_cluster(
     cluster = Cluster(servers[:masters], servers[masters:])
     for number, server in enumerate(cluster.masters):
         first, last = round(number * SLOTS / masters), round((number + 1) * SLOTS / masters) - 1
-        server.client().execute_command("CLUSTER", "ADDSLOTS", *range(first, last + 1))
+        server.own.execute_command("CLUSTER", "ADDSLOTS", *range(first, last + 1))
     for number, server in enumerate(servers):
-        server.client().execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        server.own.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         if number > 0:
             # Over TLS the nodes' bus is beside the port for TLS.
-            servers[0].client().execute_command("CLUSTER", "MEET", server.host, ports.get(number, server.port))
-    known = lambda server: server.client().execute_command("CLUSTER INFO")
+            servers[0].own.execute_command("CLUSTER", "MEET", server.host, ports.get(number, server.port))
+    known = lambda server: server.own.execute_command("CLUSTER INFO")
     for server in servers:
         wait_until(lambda: known(server)["cluster_known_nodes"] == str(len(servers)), 20, "all nodes are known")
     for server, master in zip(cluster.replicas, cluster.masters):
         master_id = node_id(master)
         wait_until(lambda: _replicate(server, master_id), 20, "the replica knows its master")
-        wait_until(lambda: server.client().info("replication").get("master_link_status") == "up", 20)
+        wait_until(lambda: server.own.info("replication").get("master_link_status") == "up", 20)
     for server in servers:
         wait_until(lambda: known(server)["cluster_state"] == "ok", 20, "the cluster is up")
-        wait_until(lambda: server.raw().call("CLUSTER", "NODES").count(b"slave ") == replicas, 20, "all know the replicas")
+        wait_until(lambda: server.own.execute_command("CLUSTER", "NODES").count("slave ") == replicas, 20, "all know the replicas")
     cluster.wait_linked()
     return cluster
 
 
 def _replicate(server: Server, master_id: str) -> bool:
     try:
-        return bool(server.client().execute_command("CLUSTER", "REPLICATE", master_id))
+        return bool(server.own.execute_command("CLUSTER", "REPLICATE", master_id))
     except redis.ResponseError:
         return False

@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 HOST = "127.0.0.1"
 FINISHED = ("done", "aborted")
+MAX_CLIENTS = 3000
 
 
 def wait_until(predicate: Callable[[], T], timeout: float = 10, message: str = "", interval: float = 0.005) -> T:
@@ -126,7 +127,7 @@ class Server:
                 self.command_line(), cwd=self.dir, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
         wait_until(self._answers, timeout, f"{self.name} on port {self.port} answers PING")
-        info = self._own_client().info("server")
+        info = self.own.info("server")
         assert info["process_id"] == self.process.pid, f"another server answers on port {self.port}"
         self.is_valkey = "valkey_version" in info
         version = str(info["valkey_version" if self.is_valkey else "redis_version"])
@@ -219,7 +220,7 @@ class Server:
             self.death_reported = True
             raise ServerDied(self.death_text())
         try:
-            return bool(self._own_client().ping())
+            return bool(self.own.ping())
         except (redis.ConnectionError, redis.TimeoutError, redis.ResponseError):
             return False  # not listening yet, or still loading
 
@@ -232,7 +233,9 @@ class Server:
 
     def client(self, **options: Any) -> redis.Redis:
         """A client of its own: RESP2, text replies, no retries (a test sees each error), closed after the test."""
-        defaults = {"decode_responses": True, "protocol": 2, "socket_timeout": 60, "retry": Retry(NoBackoff(), 0)}
+        # Without `driver_info`: to tell who it is takes a client longer than all that tests ask of it.
+        defaults = {"decode_responses": True, "protocol": 2, "socket_timeout": 60, "retry": Retry(NoBackoff(), 0), "driver_info": None}
+        assert len(self._clients) < MAX_CLIENTS, "a poll makes connections until the server refuses them: see `own`"
         client = redis.Redis(host=self.host, port=self.port, **{**defaults, **self.credentials, **options})
         self._clients.append(client)
         return client
@@ -251,12 +254,12 @@ class Server:
 
     def run(self, script: str, *args: Arg, client: redis.Redis | None = None) -> Any:
         """`RG.PYEXECUTE` of an indented script, with further arguments of the command."""
-        return (client or self._own_client()).execute_command("RG.PYEXECUTE", textwrap.dedent(script), *args)
+        return (client or self.own).execute_command("RG.PYEXECUTE", textwrap.dedent(script), *args)
 
     def registrations(self) -> list[dict[str, Any]]:
         """`RG.DUMPREGISTRATIONS` with its name/value lists as dicts."""
         found = []
-        for entry in self._own_client().execute_command("RG.DUMPREGISTRATIONS"):
+        for entry in self.own.execute_command("RG.DUMPREGISTRATIONS"):
             registration = as_dict(entry)
             data = as_dict(registration["RegistrationData"])
             data["args"] = as_dict(data["args"])
@@ -273,10 +276,12 @@ class Server:
             data = registration["RegistrationData"]
             if data["numTriggered"] != data["numSuccess"] + data["numFailures"] + data["numAborted"]:
                 return True
-        executions = self._own_client().execute_command("RG.DUMPEXECUTIONS")
+        executions = self.own.execute_command("RG.DUMPEXECUTIONS")
         return any(as_dict(execution)["status"] not in FINISHED for execution in executions)
 
-    def _own_client(self) -> redis.Redis:
+    @property
+    def own(self) -> redis.Redis:
+        """The client that looks at the server, for `wait_until`: a poll must not make a connection every few milliseconds."""
         if self._client is None:
             self._client = self.client()
         return self._client

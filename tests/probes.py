@@ -96,7 +96,7 @@ def start(server: Server, script: str, awaited: str = "running") -> str:
 
 def blocked_clients(server: Server) -> int:
     """How many clients wait for a reply."""
-    return server.client().info("clients")["blocked_clients"]
+    return server.own.info("clients")["blocked_clients"]
 
 
 def refused(client: redis.Redis, *words: Arg) -> str:
@@ -124,7 +124,7 @@ def triggered(server: Server) -> list[int]:
 
 def begun(server: Server, *words: str) -> None:
     """Waits until exactly these calls have begun, in this order: functions that hold note them in the list `begun`."""
-    wait_until(lambda: server.client().lrange("begun", 0, -1) == list(words), message=f"{words} have begun")
+    wait_until(lambda: server.own.lrange("begun", 0, -1) == list(words), message=f"{words} have begun")
 
 
 def go(server: Server) -> None:
@@ -135,7 +135,7 @@ def go(server: Server) -> None:
 def attach(replica: Server, master: Server) -> None:
     """Makes a server the replica of another one, and waits until it has its data, also in its AOF file."""
     replica.client().execute_command("REPLICAOF", master.host, master.port)
-    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up", timeout=20)
+    wait_until(lambda: replica.own.info("replication")["master_link_status"] == "up", timeout=20)
     # Until its AOF file is rewritten, a replica with new data keeps nothing.
     info = lambda: replica.client().info("persistence")  # noqa: E731
     wait_until(lambda: not info()["aof_rewrite_in_progress"] and not info()["aof_rewrite_scheduled"], timeout=20)

@@ -82,4 +82,4 @@ def at_rest(server: Server) -> None:
                 ),
                 message=f"no load is under way: {figures(server)}",
             )
-    wait_until(lambda: server.client().info("clients")["blocked_clients"] == 0)
+    wait_until(lambda: server.own.info("clients")["blocked_clients"] == 0)

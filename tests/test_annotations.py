@@ -104,7 +104,7 @@ def register(server: Server, source: str) -> None:
 
 
 def answer(server: Server) -> Any:
-    return server.client().execute_command("RG.TRIGGER", "check")
+    return server.own.execute_command("RG.TRIGGER", "check")
 
 
 @pytest.mark.parametrize("case", CASES)

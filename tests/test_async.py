@@ -294,7 +294,7 @@ def test_a_future_is_continued_once(server: Server) -> None:
     """
     put(server, body)
     assert call(server) == 1
-    wait_until(lambda: server.client().get("error") == "Can not continue with the same future twice")
+    wait_until(lambda: server.own.get("error") == "Can not continue with the same future twice")
 
 
 def test_runcoroutine_continues_a_future(server: Server) -> None:
@@ -365,37 +365,42 @@ def test_a_time_event_lives_as_long_as_its_key(server: Server) -> None:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("failing", [False, True])
-def test_thousands_of_misses_wait_on_one_thread(server: Server, failing: bool) -> None:
+def test_a_thousand_misses_wait_on_one_thread(server: Server, failing: bool) -> None:
+    """None of the loaders ends before all have begun."""
+    clients = 1000
     server.run(
         f"""
-        import asyncio
+        import asyncio, threading
+        waiting = []
         async def fetch(record):
-            await asyncio.sleep(0.05)
+            if not waiting:
+                waiting.append(asyncio.Event())
+            waiting.append(threading.get_ident())
+            if len(waiting) > {clients}:
+                waiting[0].set()
+            await waiting[0].wait()
             number = int(record['key'].split(':')[1])
             if {failing} and number % 3 == 0:
                 raise ValueError('no source')
-            override_reply('value of %d' % number)
+            override_reply('value of %d on %d' % (number, len(set(waiting[1:]))))
         GB('KeysReader').foreach(fetch).register(prefix='k:*', eventTypes=['keymiss'], commands=['get'],
                                                 mode='async_local')
         """
     )
-    clients = 1000
 
-    async def ask() -> tuple[list[Any], float]:
-        pool = redis.asyncio.ConnectionPool(host=server.host, port=server.port, max_connections=clients)
+    async def ask() -> list[Any]:
+        # A busy machine takes its time to make so many connections.
+        limits = {"socket_timeout": 60, "socket_connect_timeout": 60, "retry": None}
+        pool = redis.asyncio.ConnectionPool(host=server.host, port=server.port, max_connections=clients, **limits)
         client = redis.asyncio.Redis(connection_pool=pool)
         await asyncio.gather(*[client.ping() for _ in range(clients)])
-        begun = time.monotonic()
         replies = await asyncio.gather(*[client.get(f"k:{n}") for n in range(clients)])
-        took = time.monotonic() - begun
         await pool.disconnect()
-        return replies, took
+        return replies
 
-    replies, took = asyncio.run(ask())
-    for number, reply in enumerate(replies):
-        expected = None if failing and number % 3 == 0 else b"value of %d" % number
+    for number, reply in enumerate(asyncio.run(ask())):
+        expected = None if failing and number % 3 == 0 else b"value of %d on 1" % number
         assert reply == expected
-    assert took < 5, f"{clients} misses took {took:.2f} s"
 
 
 @pytest.mark.parametrize("mode", ["sync", "async_local"])

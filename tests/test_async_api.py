@@ -50,7 +50,7 @@ def value(server: Server, body: str, mode: str = "async_local") -> Any:
 
 def noted(server: Server, key: str = "noted") -> Any:
     """What a function stored as `repr` in a key, sooner or later."""
-    return ast.literal_eval(wait_until(lambda: server.client().get(key), message=f"{key} is set"))
+    return ast.literal_eval(wait_until(lambda: server.own.get(key), message=f"{key} is set"))
 
 
 # --- gearsFuture ---
@@ -456,7 +456,7 @@ def test_a_thread_of_the_script_may_run_and_register(server: Server) -> None:
     server.client().set("k", "v")
     server.run(script)
     assert noted(server) == "k"
-    wait_until(lambda: server.client().get("registered"))
+    wait_until(lambda: server.own.get("registered"))
     assert server.client().execute_command("RG.TRIGGER", "late") == ["registered"]
 
 

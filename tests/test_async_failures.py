@@ -46,7 +46,7 @@ def ask(server: Server, *words: Arg) -> RawClient:
     count = int(server.client().get("begun") or 0)
     raw = server.raw()
     raw.send(*words)
-    wait_until(lambda: server.client().get("begun") == str(count + 1), message="the function has begun")
+    wait_until(lambda: server.own.get("begun") == str(count + 1), message="the function has begun")
     return raw
 
 
@@ -445,7 +445,7 @@ def test_a_coroutine_goes_on_after_an_abort(server: Server, mode: str) -> None:
     server.client().execute_command("RG.ABORTEXECUTION", *executions(server))
     assert raw.read() == b"*0\r\n"
     server.client().set("go", "1")
-    wait_until(lambda: server.client().get("ended"))
+    wait_until(lambda: server.own.get("ended"))
     counted = data(server)
     assert [counted[name] for name in ("numTriggered", "numSuccess", "numFailures", "numAborted")] == [1, 0, 0, 1]
     assert_well(server)
@@ -502,7 +502,7 @@ def test_a_client_that_goes_away(server: Server, end: str) -> None:
     else:
         raw.close()
     server.client().set("go", "1")
-    wait_until(lambda: server.client().get("ended"))
+    wait_until(lambda: server.own.get("ended"))
     assert_well(server)
 
 
@@ -602,7 +602,7 @@ def test_a_function_and_its_data_are_forgotten(server: Server) -> None:
     """
     outcome(server, ".map(f).map(lambda r: 1)", setup)
     forgotten = "import gc, builtins\ngc.collect()\nexecute('SET', 'gone', str(builtins.seen() is None))"
-    wait_until(lambda: server.run(forgotten) and server.client().get("gone") == "True")
+    wait_until(lambda: server.run(forgotten) and server.own.get("gone") == "True")
 
 
 # --- the loop is held up ---
@@ -848,11 +848,11 @@ def test_one_that_becomes_endless_after_its_abort(server: Server) -> None:
     put(server, ENDLESS.format(before="await held()", body="execute('SET', 'spins', 1); spin()"))
     raw = server.raw()
     raw.send("RG.TRIGGER", "t")
-    wait_until(lambda: server.client().get("begun") == "2")
+    wait_until(lambda: server.own.get("begun") == "2")
     abort_all(server)
     assert raw.read() == b"*0\r\n"
     server.client().set("go", 1)
-    wait_until(lambda: server.client().get("spins"))
+    wait_until(lambda: server.own.get("spins"))
     others_run(server)
 
 

@@ -34,7 +34,7 @@ def saving(start_server: Callable[..., Server]) -> Server:
 
 
 def still_saving(server: Server) -> bool:
-    return server.client().info("persistence")["rdb_bgsave_in_progress"] == 1
+    return server.own.info("persistence")["rdb_bgsave_in_progress"] == 1
 
 
 WAIT = "import time; time.sleep(0.5)  # several rounds of the server's cron, which is what takes the status\n"

@@ -30,7 +30,7 @@ REPLACED = "ERR the data were replaced while the execution ran (by a reload or a
 def filled(cluster: Cluster) -> Cluster:
     cluster.fill({f"key:{number}": number for number in range(COUNT)})
     for master, replica in zip(cluster.masters, cluster.replicas):
-        wait_until(lambda: replica.client().dbsize() == master.client().dbsize())
+        wait_until(lambda: replica.own.dbsize() == master.own.dbsize())
     return cluster
 
 
@@ -150,7 +150,7 @@ def test_just_promoted(start_server: Callable[..., Server]) -> None:
                 assert server.client().execute_command("RG.TRIGGER", f"n{number}") == [str(number)]
         for server in servers:
             wait_until(lambda: is_linked(server, 3), 20)
-        wait_until(lambda: old.client().info("replication").get("master_link_status") == "up", 30)
+        wait_until(lambda: old.own.info("replication").get("master_link_status") == "up", 30)
         wait_until(lambda: {entry["id"] for entry in old.registrations()} == {entry["id"] for entry in new.registrations()}, 20)
         client.close()
 
@@ -214,7 +214,7 @@ def test_a_cluster_that_is_down(start_server: Callable[..., Server]) -> None:
     assert cluster[0].run(TRIGGER) == "OK"
     cluster[2].stop(kill=True)
     for server in cluster.masters[:2]:
-        wait_until(lambda: server.client().execute_command("CLUSTER INFO")["cluster_state"] == "fail", 20)
+        wait_until(lambda: server.own.execute_command("CLUSTER INFO")["cluster_state"] == "fail", 20)
         # the server may say so itself to those who wait
         wait_until(lambda: "cluster is down" in str(outcome(server, SHARDS)), 20)
         assert "cluster is down" in outcome(server, TRIGGER.replace("'t'", "'u'"))
@@ -241,13 +241,13 @@ def test_a_script_whose_client_was_told_that_it_failed(start_server: Callable[..
         pytest.skip("Valkey leaves clients that wait for a module alone")
     down.process.send_signal(signal.SIGSTOP)
     try:
-        wait_until(lambda: server.client().execute_command("CLUSTER INFO")["cluster_state"] == "fail", 20)
+        wait_until(lambda: server.own.execute_command("CLUSTER INFO")["cluster_state"] == "fail", 20)
         raw = server.raw(timeout=30)
         raw.send("RG.PYEXECUTE", "GB('CommandReader').map(lambda r: 'late').register(trigger='t', mode='sync')", "ID", "app", "UPGRADE")
         if leaves:
-            wait_until(lambda: server.client().info("clients")["blocked_clients"] == 1)
+            wait_until(lambda: server.own.info("clients")["blocked_clients"] == 1)
             raw.close()
-            wait_until(lambda: server.client().info("clients")["blocked_clients"] == 0)
+            wait_until(lambda: server.own.info("clients")["blocked_clients"] == 0)
         else:
             assert b"The cluster is down" in raw.read()
     finally:
@@ -317,7 +317,7 @@ def test_a_slot_moves_in_the_middle(start_server: Callable[..., Server]) -> None
     client = cluster[2].client(socket_timeout=60)
     thread = threading.Thread(target=lambda: found.append(cluster[2].run(script, client=client)))
     thread.start()
-    wait_until(lambda: cluster[0].client().exists("begun{06S}"))
+    wait_until(lambda: cluster[0].own.exists("begun{06S}"))
     move_slot(cluster.masters, cluster[0], cluster[1], 3)
     thread.join(60)
     [[_, errors]] = found
@@ -370,7 +370,7 @@ def test_runs_of_others_around_a_failover(start_server: Callable[..., Server]) -
         for new, old in [(replica, master), (master, replica)] * 2:
             fail_over(new)
             wait_until(lambda: all(is_linked(server, 3) for server in (new, *cluster.masters[1:])), 60)
-            wait_until(lambda: old.client().info("replication").get("master_link_status") == "up", 30)
+            wait_until(lambda: old.own.info("replication").get("master_link_status") == "up", 30)
     for found, seconds in load.outcomes:
         assert found == TOTAL or is_error(found), found
         assert seconds < 15, (found, seconds)
@@ -407,7 +407,7 @@ def test_a_run_that_has_begun_ends_when_its_shard_is_replaced(start_server: Call
     started = time.monotonic()
     thread = threading.Thread(target=lambda: found.append(cluster[2].run(script, client=client)))
     thread.start()
-    wait_until(lambda: cluster[0].client().exists("begun{06S}"))
+    wait_until(lambda: cluster[0].own.exists("begun{06S}"))
     fail_over(cluster.replicas[0])
     thread.join(60)
     [[_, errors]] = found
@@ -445,7 +445,7 @@ def under_way(server: Server, script: str, *, begun: Callable[[], Any], then: Ca
 
 
 def reload(server: Server) -> Callable[[], Any]:
-    return lambda: server.client().execute_command("DEBUG", "RELOAD")
+    return lambda: server.own.execute_command("DEBUG", "RELOAD")
 
 
 @pytest.mark.matrix

@@ -68,7 +68,7 @@ def test_a_shard_is_killed_in_the_middle(start_server: Callable[..., Server]) ->
     client = cluster[0].client()
     thread = threading.Thread(target=lambda: outcome.append(timed(lambda: cluster[0].run(script, client=client))))
     thread.start()
-    wait_until(lambda: victim.client().exists("begun{63n}"))
+    wait_until(lambda: victim.own.exists("begun{63n}"))
     victim.stop(kill=True)
     # the shards that are left go on computing; then the initiator waits for the one that is gone
     thread.join(60)
@@ -154,7 +154,7 @@ def test_a_pile_of_messages_for_a_shard_that_is_gone(proxied: Cluster, proxies: 
 def test_a_failover_under_load(start_server: Callable[..., Server]) -> None:
     cluster = filled(make_cluster(start_server, replicas=3, **OPTIONS))
     for master, replica in zip(cluster.masters, cluster.replicas):
-        wait_until(lambda: replica.client().dbsize() == master.client().dbsize())
+        wait_until(lambda: replica.own.dbsize() == master.own.dbsize())
     stop, outcomes = threading.Event(), []
 
     def load() -> None:
@@ -167,7 +167,7 @@ def test_a_failover_under_load(start_server: Callable[..., Server]) -> None:
     wait_until(lambda: len(outcomes) > 3)
     cluster[2].stop(kill=True)
     new = cluster.replicas[2]
-    wait_until(lambda: new.client().info("replication")["role"] == "master", 30)
+    wait_until(lambda: new.own.info("replication")["role"] == "master", 30)
     wait_until(lambda: node_id(new) in info_cluster(cluster[0]) and is_linked(cluster[0], 3), 20)
     count = len(outcomes)
     wait_until(lambda: [outcome for outcome, _ in outcomes[count + 1 :]][-3:] == [TOTAL] * 3, 30)

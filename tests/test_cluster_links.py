@@ -37,7 +37,7 @@ def test_without_a_cluster(server: Server) -> None:
 def test_one_shard_is_no_cluster(start_server: Callable[..., Server]) -> None:
     server = start_server(args=["--cluster-enabled", "yes"])
     server.client().execute_command("CLUSTER", "ADDSLOTS", *range(16384))
-    wait_until(lambda: server.client().execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+    wait_until(lambda: server.own.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
     assert server.client().execute_command("RG.REFRESHCLUSTER") == "OK"
     assert info_cluster(server) == {}
     assert server.run("GB('ShardsIDReader').run()") == [["1"], []]

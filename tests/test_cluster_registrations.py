@@ -15,7 +15,7 @@ TRIGGER = "GB('CommandReader').map(lambda r: 'v{version}').register(trigger='t',
 
 
 def call(server: Server, *words: str) -> Any:
-    return server.client().execute_command("RG.TRIGGER", *(words or ("t",)))
+    return server.own.execute_command("RG.TRIGGER", *(words or ("t",)))
 
 
 def ids(server: Server) -> list[str]:
@@ -23,7 +23,7 @@ def ids(server: Server) -> list[str]:
 
 
 def sessions(server: Server) -> list[str]:
-    return [as_dict(session)["ID"] for session in server.client().execute_command("RG.PYDUMPSESSIONS")]
+    return [as_dict(session)["ID"] for session in server.own.execute_command("RG.PYDUMPSESSIONS")]
 
 
 @pytest.mark.matrix
@@ -321,7 +321,7 @@ def test_a_shard_that_joins_later(start_server: Callable[..., Server]) -> None:
     new.client().execute_command("CLUSTER", "SET-CONFIG-EPOCH", 3)  # what it claims counts
     cluster[0].client().execute_command("CLUSTER", "MEET", new.host, new.port)
     for server in (new, *cluster.masters):
-        wait_until(lambda: server.client().execute_command("CLUSTER INFO")["cluster_known_nodes"] == "3", 20)
+        wait_until(lambda: server.own.execute_command("CLUSTER INFO")["cluster_known_nodes"] == "3", 20)
         # while they shake hands, they know each other by other names
         wait_until(lambda: node_id(new).encode() in server.raw().call("CLUSTER", "NODES"), 20)
     for slot in range(100):
@@ -357,7 +357,7 @@ TAGS = ["06S", "8M", "63n"]
 
 
 def dead(server: Server) -> list[dict[str, Any]]:
-    return [as_dict(session) for session in server.client().execute_command("RG.PYDUMPSESSIONS", "DEAD")]
+    return [as_dict(session) for session in server.own.execute_command("RG.PYDUMPSESSIONS", "DEAD")]
 
 
 @pytest.mark.matrix
@@ -370,7 +370,7 @@ def test_a_run_of_a_session_that_is_replaced_at_once(cluster: Cluster, upgrade: 
     assert cluster[0].run(LONG, "ID", "t", "DESCRIPTION", "old", "UNBLOCKING", client=first) == "OK"
     assert cluster[where].run(TRIGGER.format(version=2), *upgrade.split(), client=second) == "OK"
     for server, tag in zip(cluster.masters, TAGS):
-        wait_until(lambda: server.client().get(f"begun{{{tag}}}") == "1")
+        wait_until(lambda: server.own.get(f"begun{{{tag}}}") == "1")
         [session] = dead(server)
         assert (session["ID"], session["sessionDescription"], session["refCount"]) == ("t", "old", 1)
         assert sessions(server) == [upgrade.split()[1]]
@@ -396,7 +396,7 @@ def test_a_run_of_a_session_whose_registration_has_ended(cluster: Cluster) -> No
     [identifier] = ids(cluster[0])
     assert cluster[0].client().execute_command("RG.UNREGISTER", identifier) == "OK"
     for server, tag in zip(cluster.masters, TAGS):
-        wait_until(lambda: server.client().get(f"begun{{{tag}}}") == "1")
+        wait_until(lambda: server.own.get(f"begun{{{tag}}}") == "1")
         wait_until(lambda: ids(server) == [])
         assert sessions(server) == ["t"] and dead(server) == []
     for server, tag in zip(cluster.masters, TAGS):
@@ -415,7 +415,7 @@ def test_a_promoted_replica_takes_over(start_server: Callable[..., Server]) -> N
     # It may still see itself as a master's place of before.
     wait_until(lambda: sorted(info_cluster(replica)) == sorted(map(node_id, cluster.masters)), 20)
     cluster[0].stop(kill=True)
-    wait_until(lambda: replica.client().info("replication")["role"] == "master", 30)
+    wait_until(lambda: replica.own.info("replication")["role"] == "master", 30)
     for server in (replica, *cluster.masters[1:]):
         wait_until(lambda: node_id(replica) in info_cluster(server), 20)
         wait_until(lambda: is_linked(server, 3), 20)

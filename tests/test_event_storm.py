@@ -56,7 +56,7 @@ def events(server: Server, numbers: Iterable[int]) -> None:
 def storm(server: Server, count: int) -> None:
     """`count` events, the first of which is being worked on when the others come."""
     events(server, [0])
-    wait_until(lambda: server.client().lrange("begun", 0, -1) == ["k:0"])
+    wait_until(lambda: server.own.lrange("begun", 0, -1) == ["k:0"])
     events(server, range(1, count))
 
 
@@ -217,7 +217,7 @@ def start_busy(server: Server) -> str:
 def test_clients_of_dropped_events_have_their_own_reply(server: Server) -> None:
     hold(server, "'k:*', commands=['get', 'mget'], eventTypes=['keymiss']")
     waiting = [ask(server, "GET", "k:0")]
-    wait_until(lambda: server.client().exists("begun"))
+    wait_until(lambda: server.own.exists("begun"))
     waiting += [ask(server, "GET", f"k:{number}") for number in range(1, 1 + LIMIT)]
     raw = server.raw()
     assert raw.call("GET", "k:99") == NIL
@@ -247,7 +247,7 @@ def test_a_client_waits_for_those_of_its_events_that_were_kept(server: Server) -
 def test_a_trigger_answers_an_error(server: Server, more: str, mode: str) -> None:
     server.run(f"{HOLD}GB('CommandReader').map(hold).register(trigger='t', mode={mode!r}{more})")
     waiting = [ask(server, "RG.TRIGGER", "t", "0")]
-    wait_until(lambda: server.client().exists("begun"))
+    wait_until(lambda: server.own.exists("begun"))
     waiting += [ask(server, "RG.TRIGGER", "t", number) for number in range(1, 1 + LIMIT)]
     for command in ("RG.TRIGGER", "RG.TRIGGERONKEY"):
         assert error_of(server, "t", "k", command=command) == TOO_MANY
@@ -262,7 +262,7 @@ def test_a_trigger_answers_an_error(server: Server, more: str, mode: str) -> Non
 def test_a_hook_answers_an_error(server: Server) -> None:
     server.run(f"{HOLD}GB('CommandReader').map(hold).register(hook='get', keyprefix='k:', mode='async_local')")
     waiting = [ask(server, "GET", "k:0")]
-    wait_until(lambda: server.client().exists("begun"))
+    wait_until(lambda: server.own.exists("begun"))
     waiting += [ask(server, "GET", f"k:{number}") for number in range(1, 1 + LIMIT)]
     assert error_of(server, "k:9", command="GET") == TOO_MANY
     assert server.raw().call("GET", "other") == NIL
@@ -360,7 +360,7 @@ def test_what_is_aborted_waits_no_longer(server: Server, how: str) -> None:
 
 
 def used_memory(server: Server) -> int:
-    return int(server.client().info("memory")["used_memory"])
+    return int(server.own.info("memory")["used_memory"])
 
 
 def grown(server: Server, count: int) -> tuple[int, Any]:

@@ -335,7 +335,7 @@ def test_what_a_background_function_does_fires_also_itself(server: Server) -> No
         GB('KeysReader').foreach(count).register(prefix='n', eventTypes=['set', 'incrby'], mode='async_local')
     """)
     server.client().set("n", "0")
-    wait_until(lambda: server.client().get("n") == "5")
+    wait_until(lambda: server.own.get("n") == "5")
     server.wait_idle()
     assert triggered(server) == [6]
 

@@ -239,7 +239,7 @@ def test_a_leaked_block_does_not_hold_the_server(server, place):
         server.run(f"import threading\ndef leak():\n    {indented}\nthreading.Thread(target=leak).start()")
     else:
         {"script": in_script, "step": in_step}[place](server, leak)
-    wait_until(lambda: server.client().get("leaked") == "1")
+    wait_until(lambda: server.own.get("leaked") == "1")
     assert server.raw().call("SET", "k", "v") == b"+OK\r\n"
     assert in_step(server, "with atomic():\n    return execute('GET', 'k')") == "v"
     assert in_script(server, "return [isInAtomicBlock(), execute('GET', 'k')]") == [False, "v"]

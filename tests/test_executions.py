@@ -25,7 +25,7 @@ def done(server, script=DONE):
 def release(server, execution):
     """Ends a BUSY execution; returns its results."""
     server.client().set("go", 1)
-    return server.client().execute_command("RG.GETRESULTSBLOCKING", execution)
+    return server.own.execute_command("RG.GETRESULTSBLOCKING", execution)
 
 
 # --- list and errors common to all ---

@@ -90,7 +90,7 @@ def triggered(server: Server) -> list[int]:
 
 def replicate(replica: Server, master: Server) -> None:
     replica.client().execute_command("REPLICAOF", master.host, master.port)
-    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up")
+    wait_until(lambda: replica.own.info("replication")["master_link_status"] == "up")
 
 
 # --- what can be hooked ---
@@ -446,7 +446,7 @@ def in_thread(record):
 def test_call_next_outside_of_a_hook(server: Server, use: str) -> None:
     server.run(ATTEMPT + use)
     server.raw().call("SET", "x", "1")
-    assert wait_until(lambda: server.client().get("error")) == NO_HOOK
+    assert wait_until(lambda: server.own.get("error")) == NO_HOOK
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -1072,12 +1072,12 @@ def test_nothing_of_the_replication_stream_is_hooked(start_server: Callable[...,
     listener.subscribe("news")
     listener.get_message(timeout=1)
     before = replica.client().info("replication")["slave_repl_offset"]
-    wait_until(lambda: replica.client().info("replication")["slave_repl_offset"] > before, message="a PING came")
+    wait_until(lambda: replica.own.info("replication")["slave_repl_offset"] > before, message="a PING came")
     zero.publish("news", "hello")
     zero.set("k", "zero")
     five.set("k", "five")
     zero.set("last", "1")
-    wait_until(lambda: replica.client().get("last"))
+    wait_until(lambda: replica.own.get("last"))
     wait_until(lambda: listener.get_message(timeout=0.1))
     assert triggered(replica) == [0, 0, 0]
     assert replica.client().get("k") == "zero"
@@ -1092,7 +1092,7 @@ def test_reads_of_a_replicas_own_clients_are_hooked(start_server: Callable[..., 
         answer(server, around("get"), mode=mode)
     replicate(replica, master)
     master.client().set("k", "v")
-    wait_until(lambda: replica.client().exists("k"))
+    wait_until(lambda: replica.own.exists("k"))
     client = replica.client()
     assert (client.get("k"), client.mget("k")) == ("get(v)", ["v"])
     if mode == "sync":

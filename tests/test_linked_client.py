@@ -286,7 +286,7 @@ def test_what_is_replicated_are_plain_commands(start_server: Callable[..., Serve
         GB('KeysReader').foreach(fetch).register(prefix='k', commands=['get', 'set'], mode='{mode}')
     """)
     replica.client().execute_command("REPLICAOF", server.host, server.port)
-    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up")
+    wait_until(lambda: replica.own.info("replication")["master_link_status"] == "up")
     client = server.client()
     client.get("k")
     client.set("k", "one")
@@ -294,7 +294,7 @@ def test_what_is_replicated_are_plain_commands(start_server: Callable[..., Serve
     client.eval("redis.call('SET', KEYS[1], 'four')", 1, "k")
     server.wait_idle()
     client.set("last", "1")
-    wait_until(lambda: replica.client().get("last"))
+    wait_until(lambda: replica.own.get("last"))
     assert replica.client().mget("k", "k:seen") == client.mget("k", "k:seen") == ["four", "set"]
     assert replica.client().info("replication")["master_link_status"] == "up"
     assert "CRITICAL" not in replica.log()

@@ -43,7 +43,7 @@ def ask(server: Server, key: str = "hold:1") -> RawClient:
 
 
 def begun(server: Server, count: int = 1) -> None:
-    wait_until(lambda: server.client().get("begun") == str(count))
+    wait_until(lambda: server.own.get("begun") == str(count))
 
 
 def unfinished(server: Server) -> list[str]:
@@ -253,7 +253,7 @@ def test_a_transaction_with_linked_commands_here_and_on_a_replica(
     for server in (master, replica):
         assert server.run(script) == "OK"
     replica.client().execute_command("REPLICAOF", master.host, master.port)
-    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up")
+    wait_until(lambda: replica.own.info("replication")["master_link_status"] == "up")
     raw = master.raw()
     raw.call("MULTI")
     for command in block:
@@ -262,7 +262,7 @@ def test_a_transaction_with_linked_commands_here_and_on_a_replica(
     calls = "".join(f"redis.call({', '.join(map(repr, command))}) " for command in block)
     assert raw.call("EVAL", calls + "return 1", 0) == b":1\r\n"
     master.wait_idle()
-    wait_until(lambda: replica.client().get("p:1") == "a")
+    wait_until(lambda: replica.own.get("p:1") == "a")
     assert data(replica)["numTriggered"] == 0
 
 
@@ -289,7 +289,7 @@ def test_many_clients_killed_in_flight(server: Server) -> None:
         server.wait_idle()
         server.client().delete("go")
     assert blocked_clients(server) == 0
-    wait_until(lambda: server.client().info("rg")["rg_queued_executions"] == 0)
+    wait_until(lambda: server.own.info("rg")["rg_queued_executions"] == 0)
 
 
 def test_the_server_stops_while_clients_wait(server: Server) -> None:

@@ -42,12 +42,12 @@ GB('CommandReader').map(lambda words: execute(*words[1].split('|'))).register(ho
 
 
 def used(server: Server, what: str = "used_memory") -> int:
-    return int(server.client().info("memory")[what])
+    return int(server.own.info("memory")[what])
 
 
 def limit(server: Server, room: int, policy: str) -> int:
     """Lets the server have so many bytes more than it uses now."""
-    client = server.client()
+    client = server.own
     size = used(server) + room
     client.config_set("maxmemory-policy", policy)
     client.config_set("maxmemory-samples", 10)
@@ -56,7 +56,7 @@ def limit(server: Server, room: int, policy: str) -> int:
 
 
 def figure(server: Server, name: str) -> int:
-    return int(server.client().info("rg")[f"rg_{name}"])
+    return int(server.own.info("rg")[f"rg_{name}"])
 
 
 def zipf(count: int, keys: int, seed: int) -> Iterator[int]:
@@ -72,7 +72,8 @@ class Side:
 
     def __init__(self, server: Server, aside: bool, size: int, room: int, policy: str) -> None:
         self.server, self.aside, self.value = server, aside, "x" * size
-        self.client = server.client()
+        # No other connection: the server gives the memory of those that are idle to the cache after a while.
+        self.client = server.own
         server.run(LOADER.format(size=size, ttl=600, prefix="fun:", mode="async_local"))
         for number in range(200):  # Python has by then what it needs, on both
             self.client.get(f"fun:{number}")
@@ -258,10 +259,10 @@ def test_registrations_time_events_and_replicas(start_server: Callable[..., Serv
     replica.client().config_set("maxmemory-policy", "allkeys-lru")
     raw = master.raw(timeout=60)
     assert raw.call("RG.TRIGGER", "fill", "5000").startswith(b"*1")
-    wait_until(lambda: master.client().info("stats")["evicted_keys"] > 0)
+    wait_until(lambda: master.own.info("stats")["evicted_keys"] > 0)
     caught_up(master, replica)
     assert replica.client().info("stats")["evicted_keys"] == 0
-    wait_until(lambda: sorted(replica.client().keys("*")) == sorted(master.client().keys("*")))
+    wait_until(lambda: sorted(replica.own.keys("*")) == sorted(master.own.keys("*")))
 
 
 def test_without_config_growth_ends_in_refusals(start_server: Callable[..., Server]) -> None:

@@ -28,7 +28,7 @@ def looks(server: Server) -> bool:
 
 def linked(server: Server) -> int:
     """How many commands went behind an inner one."""
-    return server.client().info("rg")["rg_linked_commands"]
+    return server.own.info("rg")["rg_linked_commands"]
 
 
 def test_only_misses_leave_the_servers_own_path(server: Server) -> None:
@@ -277,7 +277,7 @@ def test_cluster_of_two(start_server: Callable[..., Server]) -> None:
         wait_until(lambda raw=raw: b"cluster_state:ok" in raw.call("CLUSTER", "INFO"), 20)
         wait_until(lambda raw=raw: raw.call("CLUSTER", "NODES").count(b" connected") == 3, 20)
     wait_until(lambda: three.call("CLUSTER", "REPLICATE", name(one)) == b"+OK\r\n")
-    wait_until(lambda: replica.client().info("replication").get("master_link_status") == "up", 20)
+    wait_until(lambda: replica.own.info("replication").get("master_link_status") == "up", 20)
 
     # The slot of {06S} is 0, that of {foo} 12182.
     assert one.call("GET", "{foo}") == b"-MOVED 12182 127.0.0.1:%d\r\n" % second.port
@@ -285,7 +285,7 @@ def test_cluster_of_two(start_server: Callable[..., Server]) -> None:
     assert two.call("MGET", "{foo}", "{06S}").startswith(b"-CROSSSLOT")
 
     one.call("SET", "{06S}", "v")
-    wait_until(lambda: replica.client().dbsize() == 1)
+    wait_until(lambda: replica.own.dbsize() == 1)
     moved = b"-MOVED 0 127.0.0.1:%d\r\n" % first.port
     assert (three.call("GET", "{06S}"), three.call("GET", "a{06S}")) == (moved, moved)
     three.call("READONLY")

@@ -59,7 +59,7 @@ def unpause(server: Server) -> None:
 
 def waiting(server: Server) -> int:
     """How many clients wait; CLIENT and INFO go on while writes only are paused."""
-    return int(server.client().info("clients")["blocked_clients"])
+    return int(server.own.info("clients")["blocked_clients"])
 
 
 def is_answered(raw: RawClient) -> bool:
@@ -161,7 +161,7 @@ def test_a_transaction_of_reads_waits(server: Server, queued: str) -> None:
         reply = raw.read()
         assert reply.startswith(b"*2\r\n$-1\r\n-") and b"clients are paused" in reply
         unpause(server)
-        wait_until(lambda: server.client().get("linked:a") == "loaded")
+        wait_until(lambda: server.own.get("linked:a") == "loaded")
 
 
 def test_a_transaction_that_pauses_clients(server: Server) -> None:
@@ -371,21 +371,21 @@ def test_a_failover_while_functions_run(start_server: Callable[..., Server], mod
                 assert reply[:1] == b"$" or b"READONLY" in reply or b"UNBLOCKED" in reply, reply
                 if b"UNBLOCKED" in reply:
                     break
-        wait_until(lambda: replica.client().info("replication")["role"] == "master")
-        wait_until(lambda: master.client().info("replication").get("master_link_status") == "up", timeout=20)
+        wait_until(lambda: replica.own.info("replication")["role"] == "master")
+        wait_until(lambda: master.own.info("replication").get("master_link_status") == "up", timeout=20)
         caught_up(replica, master)
         client = replica.client()
         assert client.get("linked:new") == "loaded"
         client.delete("linked:new")
         keys = sorted(client.keys("*"))
         caught_up(replica, master)
-        wait_until(lambda: sorted(master.client().keys("*")) == sorted(client.keys("*")), message=f"of {len(keys)} keys")
+        wait_until(lambda: sorted(master.own.keys("*")) == sorted(client.keys("*")), message=f"of {len(keys)} keys")
         master, replica = replica, master
 
 
 def started_failover(server: Server) -> bool:
     try:
-        return bool(server.client().execute_command("FAILOVER"))
+        return bool(server.own.execute_command("FAILOVER"))
     except redis.ResponseError:
         return False
 

@@ -671,3 +671,27 @@ def test_frozen_requirements_still_install(start_server: Callable[..., Server], 
     importing = "import pinion_demo\nGB('ShardsIDReader').map(lambda _: pinion_demo.VERSION).run()"
     assert server.run(importing) == [["1.0"], []]
     assert server.client().execute_command("RG.PYIMPORTREQ", sample.read_bytes()) == "OK"
+
+
+@pytest.mark.matrix
+def test_databases_are_swapped_behind_a_rewrite(start_server: Callable[..., Server]) -> None:
+    """An AOF file goes on behind the key that carries registrations: it may be in another database when the file is loaded.
+    Left there, the next file had two of them, and no server loaded it (seed 199214644 of the fuzzer)."""
+    server = start_server(args=["--appendonly", "yes"])
+    server.run("GB('CommandReader').register(trigger='t', mode='sync')")
+    before = [entry["id"] for entry in server.registrations()]
+    for _ in range(3):
+        rewrite(server)
+        server.own.execute_command("SWAPDB", 0, 1)
+        server.restart()
+        assert [entry["id"] for entry in server.registrations()] == before
+        assert server.own.info("keyspace") == {}
+
+
+def test_a_file_with_two_carriers_is_loaded(start_server: Callable[..., Server]) -> None:
+    """A server of before has written it."""
+    server = start_server()
+    shutil.copy(DATA / "carrier-twice-v5.rdb", server.dir / "dump.rdb")
+    server.restart()
+    assert [entry["RegistrationData"]["args"]["trigger"] for entry in server.registrations()] == ["t"]
+    assert server.own.info("keyspace") == {}

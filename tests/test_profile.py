@@ -32,7 +32,7 @@ def profiled(start_server):
 
 
 def stats(server, *words):
-    return server.client().execute_command("RG.PYPROFILE", "STATS", *words)
+    return server.own.execute_command("RG.PYPROFILE", "STATS", *words)
 
 
 def calls(text, function):
@@ -380,7 +380,7 @@ def counted(server):
 
 
 def used_memory(server):
-    return server.client().info("memory")["used_memory"]
+    return server.own.info("memory")["used_memory"]
 
 
 def release(server):

@@ -47,7 +47,7 @@ def test_each_registration_has_its_own_answer_to_errors(server: Server, source: 
     origin.give("hard:1", "!KeyError x")
     assert raw.read() == b"-LOADFAILED KeyError\r\n"
     origin.give("soft:1", "v")
-    wait_until(lambda: server.client().exists("soft:1"), message="the other load goes on")
+    wait_until(lambda: server.own.exists("soft:1"), message="the other load goes on")
     at_rest(server)
 
 
@@ -57,7 +57,7 @@ def test_who_has_waited_long_enough_is_let_go_and_the_load_goes_on(server: Serve
     assert raw.call("GET", "user:1") == b"-LOADFAILED TimedOut\r\n"
     assert figures(server)["timeouts"] == 1
     origin.give("user:1", "v")
-    wait_until(lambda: server.client().exists("user:1"))
+    wait_until(lambda: server.own.exists("user:1"))
     assert raw.call("GET", "user:1") == b"$1\r\nv\r\n"
     assert origin.loads() == 1
     at_rest(server)
@@ -93,7 +93,7 @@ def test_a_coroutine_that_takes_too_long_is_stopped(server: Server) -> None:
     wait_until(lambda: "LoadTimedOut" in (figures(server)["lastError"] or ""))
     assert raw.call("GET", "k:1") == b"$1\r\nv\r\n"
     at_rest(server)
-    wait_until(lambda: server.client().execute_command("RG.DUMPEXECUTIONS") == [])
+    wait_until(lambda: server.own.execute_command("RG.DUMPEXECUTIONS") == [])
     data = figures(server)
     assert (data["loadFailures"], data["numFailures"], data["numAborted"]) == (1, 1, 0)
 
@@ -241,7 +241,7 @@ def test_a_removed_registration_lets_its_clients_go(server: Server, source: Serv
     assert {raw.read() for raw in raws} == {b"$-1\r\n"}
     origin.give("user:1", "v")
     assert server.client().get("user:1") is None
-    wait_until(lambda: server.client().info("clients")["blocked_clients"] == 0)
+    wait_until(lambda: server.own.info("clients")["blocked_clients"] == 0)
 
 
 def test_what_an_old_loader_found_out_says_nothing_of_a_new_one(server: Server) -> None:
@@ -293,7 +293,7 @@ def test_a_replica_answers_plainly(server: Server, source: Server, start_server:
     origin.wait_for_loads(1)
     origin.give("user:1", "v")
     assert raw.read() == b"$1\r\nv\r\n"
-    wait_until(lambda: replica.client().get("user:1") == "v")
+    wait_until(lambda: replica.own.get("user:1") == "v")
     # Promoted, it loads.
     replica.client().execute_command("REPLICAOF", "NO", "ONE")
     promoted = replica.raw()
@@ -316,5 +316,5 @@ def test_who_waits_when_the_role_changes_gets_one_reply(
     for raw in raws:
         assert raw.read().startswith((b"$-1", b"-UNBLOCKED"))
     origin.give("user:1", "v")
-    wait_until(lambda: server.client().info("clients")["blocked_clients"] == 0)
+    wait_until(lambda: server.own.info("clients")["blocked_clients"] == 0)
     assert server.client().get("user:1") is None

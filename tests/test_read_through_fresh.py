@@ -44,7 +44,7 @@ def test_a_negative_entry_ends(server: Server, source: Server) -> None:
     origin.give("user:1", "-")
     assert server.client().get("user:1") is None
     origin.give("user:1", "v")
-    wait_until(lambda: server.client().get("user:1") == "v")
+    wait_until(lambda: server.own.get("user:1") == "v")
 
 
 def test_a_write_finds_no_marker(server: Server, source: Server) -> None:

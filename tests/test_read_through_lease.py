@@ -176,7 +176,7 @@ def test_values_that_are_not_kept_fire_no_events_and_reach_no_replica(
 ) -> None:
     replica = start_server()
     replica.client().execute_command("REPLICAOF", server.host, server.port)
-    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up", timeout=20)
+    wait_until(lambda: replica.own.info("replication")["master_link_status"] == "up", timeout=20)
     server.run("""
         read_through('k:*', lambda key: Loaded('v', ttl=0), negative_ttl=5)
         GB('KeysReader').foreach(lambda record: execute('INCR', 'events')).register('k:*', mode='sync', readValue=False)
@@ -187,7 +187,7 @@ def test_values_that_are_not_kept_fire_no_events_and_reach_no_replica(
     assert client.get("events") is None
     assert not client.exists("k:1")
     client.set("last", "1")
-    wait_until(lambda: replica.client().get("last") == "1")
+    wait_until(lambda: replica.own.get("last") == "1")
     assert replica.client().keys("k:*") == []
 
 

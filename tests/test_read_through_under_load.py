@@ -66,10 +66,10 @@ class Readers:
                     client.delete(key)
                 reply = client.get(key)
             except PASSING as error:
-                self.passing.append(repr(error))
+                self.passing.append(str(error))
             except redis.ResponseError as error:
                 expected = str(error).startswith(("UNBLOCKED", "READONLY", "LOADING"))
-                (self.passing if expected else self.wrong).append(repr(error))
+                (self.passing if expected else self.wrong).append(str(error))
             else:
                 if reply == "v of " + key:
                     self.good += 1
@@ -88,7 +88,7 @@ def test_failover_under_load(start_server: Callable[..., Server]) -> None:
         fail_over(new)
         readers.wait_for(300)
         assert figures(new)["loads"] > 0, "it loads as soon as it is a master"
-        wait_until(lambda: old.client().info("replication").get("master_link_status") == "up", 20)
+        wait_until(lambda: old.own.info("replication").get("master_link_status") == "up", 20)
         fail_over(old)
         readers.wait_for(300)
     assert not readers.wrong
@@ -104,7 +104,7 @@ def test_a_master_that_is_killed_under_load(start_server: Callable[..., Server])
     with Readers(cluster) as readers:
         readers.wait_for(300)
         cluster[0].stop(kill=True)
-        wait_until(lambda: cluster.replicas[0].client().execute_command("ROLE")[0] == "master", 30)
+        wait_until(lambda: cluster.replicas[0].own.execute_command("ROLE")[0] == "master", 30)
         before = figures(cluster.replicas[0])["loads"]
         wait_until(lambda: readers.wrong or figures(cluster.replicas[0])["loads"] > before + 50, 30)
         readers.wait_for(300)

@@ -60,7 +60,7 @@ GB('ShardsIDReader').map(go).run()
 def result(server: Server, script: str) -> str:
     try:
         reply: Any = server.run(script)
-        return str(server._own_client().execute_command("RG.TRIGGER", "go") if reply == "OK" else reply)
+        return str(server.own.execute_command("RG.TRIGGER", "go") if reply == "OK" else reply)
     except Exception as error:
         return str(error)
 

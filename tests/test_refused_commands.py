@@ -34,7 +34,7 @@ def by_step(server: Server, words: list[str]) -> list[str]:
 
 def by_trigger(server: Server, words: list[str]) -> list[str]:
     server.run(f"{RUN}GB('CommandReader').flatmap(lambda r: run(r[1:])).register(trigger='t', mode='sync')")
-    return server.client().execute_command("RG.TRIGGER", "t", *words)
+    return server.own.execute_command("RG.TRIGGER", "t", *words)
 
 
 def by_key_event(server: Server, words: list[str]) -> list[str]:
@@ -44,7 +44,7 @@ def by_key_event(server: Server, words: list[str]) -> list[str]:
         "GB('KeysReader').foreach(event).register('go', mode='sync', eventTypes=['set'])"
     )
     server.client().set("go", json.dumps(words))
-    return server.client().lrange("out", 0, -1)
+    return server.own.lrange("out", 0, -1)
 
 
 PLACES = [by_script, by_step, by_trigger, by_key_event]

@@ -23,7 +23,7 @@ def data(server):
 
 
 def unregister(server, *words):
-    return server.client().execute_command("RG.UNREGISTER", server.registrations()[0]["id"], *words)
+    return server.own.execute_command("RG.UNREGISTER", server.registrations()[0]["id"], *words)
 
 
 # --- RG.DUMPREGISTRATIONS ---

@@ -31,7 +31,7 @@ def caught_up(master: Server, *replicas: Server) -> None:
 
     def same() -> bool:
         offset = master.client().info("replication")["master_repl_offset"]
-        return all(replica.client().info("replication")["slave_repl_offset"] >= offset for replica in replicas)
+        return all(replica.own.info("replication")["slave_repl_offset"] >= offset for replica in replicas)
 
     wait_until(same)
 
@@ -212,7 +212,7 @@ GB('CommandReader').foreach(write).register(trigger='write', mode='async_local')
     old.run(script)
     waiting = old.raw()
     waiting.send("RG.TRIGGER", "write")
-    wait_until(lambda: int(old.client().get("n") or 0) > 100)
+    wait_until(lambda: int(old.own.get("n") or 0) > 100)
     promote(new)
     attach(old, new)
     error = waiting.read()

@@ -62,7 +62,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def requirements(server: Server) -> list[dict[str, Any]]:
-    return [as_dict(entry) for entry in server.client().execute_command("RG.PYDUMPREQS")]
+    return [as_dict(entry) for entry in server.own.execute_command("RG.PYDUMPREQS")]
 
 
 def names(server: Server) -> list[str]:
@@ -667,16 +667,16 @@ registerTE(1, tick, 'timer')
     master, replica = start_server(args=AOF), start_server(args=AOF)
     attach(replica, master)
     assert master.run(script, "ID", "t", "REQUIREMENTS", "pinion-demo==1.0") == "OK"
-    wait_until(lambda: names(replica) == ["pinion-demo==1.0"] and replica.client().exists("timer"))
+    wait_until(lambda: names(replica) == ["pinion-demo==1.0"] and replica.own.exists("timer"))
     replica.client().execute_command("REPLICAOF", "NO", "ONE")
     replica.client().delete("version")
-    wait_until(lambda: replica.client().get("version") == "1.0", timeout=60)
+    wait_until(lambda: replica.own.get("version") == "1.0", timeout=60)
     master.stop(kill=True)
     shutil.rmtree(master.dir / "pinion-requirements")
     shutil.rmtree(packages)
     master.start()
     master.client().delete("version")
-    wait_until(lambda: master.client().get("version") == "1.0", timeout=60)
+    wait_until(lambda: master.own.get("version") == "1.0", timeout=60)
     assert names(master) == ["pinion-demo==1.0"]
 
 

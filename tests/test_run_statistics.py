@@ -289,10 +289,10 @@ def test_replicas_count_nothing(start_server: Callable[..., Server]) -> None:
     for server in (master, replica):
         register(server, "KeysReader", "async_local")
     replica.client().execute_command("REPLICAOF", master.host, master.port)
-    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up")
+    wait_until(lambda: replica.own.info("replication")["master_link_status"] == "up")
     master.client().set("k1", "v")
     master.wait_idle()
-    wait_until(lambda: replica.client().exists("k1"))
+    wait_until(lambda: replica.own.exists("k1"))
     assert (counters(master), counters(replica)) == ((1, 1, 0, 0), (0, 0, 0, 0))
 
 

@@ -122,14 +122,14 @@ def test_replicas_keep_to_their_masters_databases(start_server: Callable[..., Se
     """The link to the master is a client as others are, and a database that it loses is lost data."""
     server, replica = start_server(), start_server()
     replica.client().replicaof(server.host, server.port)
-    wait_until(lambda: replica.client().info("replication").get("master_link_status") == "up")
+    wait_until(lambda: replica.own.info("replication").get("master_link_status") == "up")
     register(server)
     wait_until(lambda: len(replica.registrations()) == 1)
     # One that became a replica has asked for notifications before; this one does so when it is a master.
     replica.client().replicaof("NO", "ONE")
     register(replica)
     replica.client().replicaof(server.host, server.port)
-    wait_until(lambda: replica.client().info("replication").get("master_link_status") == "up")
+    wait_until(lambda: replica.own.info("replication").get("master_link_status") == "up")
     client = server.client(db=1, single_connection_client=True)
 
     def data(where: Server) -> dict[int, Any]:

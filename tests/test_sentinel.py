@@ -55,7 +55,7 @@ class Pair:
 
     def master_is(self, server: Server) -> bool:
         try:
-            return self.sentinel.discover_master("cache")[1] == server.port and server.client().role()[0] in (b"master", "master")
+            return self.sentinel.discover_master("cache")[1] == server.port and server.own.role()[0] in (b"master", "master")
         except redis.ConnectionError:
             return False
 
@@ -63,7 +63,7 @@ class Pair:
 def follows(server: Server) -> bool:
     """Whether it is a replica that has all; Sentinel ends the connections of clients when it makes it one."""
     try:
-        return bool(server.client().info("replication").get("master_link_status") == "up")
+        return bool(server.own.info("replication").get("master_link_status") == "up")
     except redis.ConnectionError:
         return False
 

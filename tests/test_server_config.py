@@ -70,7 +70,7 @@ def shown(name, number):
 
 def named(server, pattern):
     """CONFIG GET."""
-    return server.client().execute_command("CONFIG GET", pattern)
+    return server.own.execute_command("CONFIG GET", pattern)
 
 
 def change(server, *words):
@@ -80,7 +80,7 @@ def change(server, *words):
 
 def plain(server, *keys):
     """RG.CONFIGGET."""
-    return server.client().execute_command("RG.CONFIGGET", *keys)
+    return server.own.execute_command("RG.CONFIGGET", *keys)
 
 
 def both(server, name, key):

@@ -467,7 +467,7 @@ def test_a_function_of_a_dead_session_keeps_its_globals(server):
     occupy(server)
     server.run(counting("n") + "import gc\ngc.collect()", "ID", "s", "UPGRADE")
     server.client().set("go", 1)
-    assert wait_until(lambda: server.client().get("end")) == "kept"
+    assert wait_until(lambda: server.own.get("end")) == "kept"
 
 
 # --- REPLACE_WITH ---
@@ -596,7 +596,7 @@ def wait_freed(server):
 
     def freed():
         collect(server)
-        return server.client().get("freed")
+        return server.own.get("freed")
 
     assert wait_until(freed, 5, "the globals of the script are freed", interval=0.05) == "1"
 

@@ -73,7 +73,7 @@ def cluster(start_server: Callable[..., Server], packages: Path) -> Cluster:
 
 
 def answers(server: Server, *triggers: str) -> list[Any]:
-    return [server.client().execute_command("RG.TRIGGER", trigger, "a", "b") for trigger in triggers]
+    return [server.own.execute_command("RG.TRIGGER", trigger, "a", "b") for trigger in triggers]
 
 
 def running(server: Server) -> bool:

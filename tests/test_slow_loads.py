@@ -59,7 +59,7 @@ def reasons(server: Server) -> list[str | None]:
 
 
 def trigger(server: Server, name: str) -> Any:
-    return server.client().execute_command("RG.TRIGGER", name)
+    return server.own.execute_command("RG.TRIGGER", name)
 
 
 @pytest.mark.matrix
@@ -186,7 +186,7 @@ def test_other_shards_prepare_in_the_background(start_server: Callable[..., Serv
     raw = cluster[0].raw(timeout=30)
     raw.send("RG.PYEXECUTE", SCRIPT.format(folder=str(folder), name="t"))
     for server in cluster.masters:
-        wait_until(lambda: server.client().ping())
+        wait_until(lambda: server.own.ping())
         assert server.registrations() == []
     time.sleep(2)  # longer than others wait for it under their lock
     for server in cluster.masters:
@@ -201,12 +201,12 @@ def test_time_events_load_in_the_background(start_server: Callable[..., Server],
     server = start_server(args=AOF)
     script = SCRIPT.format(folder=str(folder), name="t")
     server.run(script + "registerTE(1, lambda: (slow_module, execute('INCR', 'ticks')), 'event')")
-    wait_until(lambda: server.client().get("ticks"))
+    wait_until(lambda: server.own.get("ticks"))
     (folder / "slow").touch()
     server.restart()
     ticks = server.client().get("ticks")
     wait_until(lambda: reasons(server) == [LOADING])
     os.stat(folder / "slow")
     (folder / "slow").unlink()
-    wait_until(lambda: server.client().get("ticks") != ticks, timeout=20)
+    wait_until(lambda: server.own.get("ticks") != ticks, timeout=20)
     assert "does not load" not in server.log()

@@ -57,4 +57,4 @@ def test_a_function_in_the_background_is_not(server: Server) -> None:
     before = len(lines(server))
     assert server.client().execute_command("RG.TRIGGER", "w") == ["1"]
     assert len(lines(server)) == before
-    wait_until(lambda: server.client().ping(), 5)
+    wait_until(lambda: server.own.ping(), 5)

@@ -118,7 +118,7 @@ def test_a_client_that_leaves_or_is_let_go(server: Server) -> None:
     for _ in range(10):
         raw = server.raw()
         raw.send("RG.TRIGGER", "t")
-        wait_until(lambda: server.client().execute_command("RG.DUMPEXECUTIONS"))
+        wait_until(lambda: server.own.execute_command("RG.DUMPEXECUTIONS"))
         for execution in server.client().execute_command("RG.DUMPEXECUTIONS"):
             try:
                 server.client().execute_command("RG.ABORTEXECUTION", execution[1])

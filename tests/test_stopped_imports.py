@@ -16,10 +16,12 @@ import builtins, time
 if hasattr(builtins, '{name}_begun'):
     raise ImportError('cannot load module {name} more than once per process')
 builtins.{name}_begun = True
+open(__file__ + '.begun', 'w').close()
 until = time.monotonic() + {seconds}
 while time.monotonic() < until:
     pass
 value = 'complete'
+open(__file__ + '.ended', 'w').close()
 """
 
 
@@ -92,26 +94,24 @@ def test_an_execution_that_is_aborted(server: Server, kind: str) -> None:
     id = server.run(
         f"""
         {kind} f(x):
-            execute('SET', 'begun', 1)
             import slow
-            execute('SET', 'imported', slow.value)
             while True:
                 pass
         GB('ShardsIDReader').map(f).run()
         """,
         "UNBLOCKING",
     )
-    client = server.client()
-    wait_until(lambda: client.get("begun"), 10, "the function runs")
-    client.execute_command("RG.ABORTEXECUTION", id)
-    wait_until(lambda: client.get("imported") == "complete", 20, "the import has ended")
+    # The module itself tells: the function may be stopped before its import begins, and as soon as that has ended.
+    wait_until((server.dir / "slow.py.begun").exists, 10, "the import has begun")
+    server.own.execute_command("RG.ABORTEXECUTION", id)
+    wait_until((server.dir / "slow.py.ended").exists, 20, "the import has ended")
     assert server.run("import slow\nGB('ShardsIDReader').map(lambda x: slow.value).run()") == [["complete"], []]
 
 
 def test_another_ones_import_is_waited_for(server: Server) -> None:
     """A script waits for the lock of a module that a worker imports."""
-    server.run("def f(x):\n    execute('SET', 'begun', 1)\n    import slow\nGB('ShardsIDReader').map(f).run()", "UNBLOCKING")
-    wait_until(lambda: server.client().get("begun"), 10, "the function runs")
+    server.run("def f(x):\n    import slow\nGB('ShardsIDReader').map(f).run()", "UNBLOCKING")
+    wait_until((server.dir / "slow.py.begun").exists, 10, "the import has begun")
     try:
         server.run("import slow\nGB('CommandReader').map(lambda x: slow.value).register(trigger='v')")
     except Exception as error:

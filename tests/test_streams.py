@@ -32,7 +32,7 @@ def put(server: Server, steps: str = "", **options: Any) -> str:
 
 def seen(server: Server) -> list[str]:
     """The values `n` of the entries that were processed, in order."""
-    return [line.split(" ")[2] for line in server.client().lrange("seen", 0, -1)]
+    return [line.split(" ")[2] for line in server.own.lrange("seen", 0, -1)]
 
 
 def data(server: Server, place: int = -1) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def test_entries_are_processed_and_trimmed(server: Server, mode: str) -> None:
     put(server, prefix="s", mode=mode)
     add(server, 1, 2, 3)
     wait_until(lambda: seen(server) == ["1", "2", "3"])
-    wait_until(lambda: server.client().xlen("s") == 0)
+    wait_until(lambda: server.own.xlen("s") == 0)
     server.wait_idle()
     # The first entry of a new stream takes two executions: one recovers what an earlier life left.
     assert data(server)["numSuccess"] == 4
@@ -81,7 +81,7 @@ def test_entries_from_before_the_registration(server: Server) -> None:
 def test_batches(server: Server) -> None:
     server.run("GB('StreamReader').count().foreach(lambda n: execute('RPUSH', 'sizes', n)).register('s', batch=3)")
     add(server, *range(10))
-    wait_until(lambda: server.client().lrange("sizes", 0, -1) == ["3", "3", "3"])
+    wait_until(lambda: server.own.lrange("sizes", 0, -1) == ["3", "3", "3"])
     assert server.client().xlen("s") == 1
 
 
@@ -119,8 +119,8 @@ def test_registrations_on_one_stream_see_all_entries(server: Server) -> None:
     add(server, *range(20))
     expected = [str(number) for number in range(20)]
     wait_until(lambda: seen(server) == expected)
-    wait_until(lambda: server.client().lrange("second", 0, -1) == expected)
-    wait_until(lambda: server.client().xlen("s") == 0)
+    wait_until(lambda: server.own.lrange("second", 0, -1) == expected)
+    wait_until(lambda: server.own.xlen("s") == 0)
 
 
 def test_what_one_registration_has_not_finished_is_not_trimmed(server: Server) -> None:
@@ -194,7 +194,7 @@ def test_continue_skips_the_failed_entry(server: Server) -> None:
     add(server, 1, 2, 3)
     wait_until(lambda: seen(server) == ["1", "3"])
     wait_until(lambda: data(server)["numFailures"] == 1)
-    wait_until(lambda: server.client().xlen("s") == 0)
+    wait_until(lambda: server.own.xlen("s") == 0)
     assert data(server)["status"] == "OK"
 
 
@@ -217,7 +217,7 @@ def test_retry_brings_the_batch_back(server: Server, interval: int) -> None:
     assert "3" not in seen(server)
     server.client().set("works", 1)
     wait_until(lambda: seen(server)[-4:] == ["1", "2", "3", "4"])
-    wait_until(lambda: server.client().xlen("s") == 0)
+    wait_until(lambda: server.own.xlen("s") == 0)
 
 
 def test_a_retry_in_a_hundred_years(server: Server) -> None:
@@ -474,7 +474,7 @@ GB('StreamReader').foreach(work).register('s', mode='async_local', onFailedPolic
 
 
 def log(server: Server) -> list[str]:
-    return server.client().lrange("log", 0, -1)
+    return server.own.lrange("log", 0, -1)
 
 
 def begin_slow(server: Server) -> str:
@@ -570,7 +570,7 @@ def test_a_replica_knows_the_position(server: Server, start_server: Callable[...
     add(server, 5, 6, key="s1")
     wait_until(lambda: len(seen(server)) == 6)
     server.wait_idle()
-    wait_until(lambda: len(replica.client().lrange("seen", 0, -1)) == 6)
+    wait_until(lambda: len(replica.own.lrange("seen", 0, -1)) == 6)
     assert server.client().wait(1, 5000) == 1
     for key in ("s1", "s2"):
         assert replica.client().xrange(key) == server.client().xrange(key)
@@ -582,11 +582,11 @@ def test_a_replica_knows_the_position(server: Server, start_server: Callable[...
 def test_trimming_reaches_replicas_after_the_entry(server: Server, start_server: Callable[..., Server], mode: str) -> None:
     replica = start_server()
     replica.client().replicaof(server.host, server.port)
-    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up")
+    wait_until(lambda: replica.own.info("replication")["master_link_status"] == "up")
     put(server, prefix="s", mode=mode)
     add(server, *range(20))
-    wait_until(lambda: len(seen(server)) == 20 and server.client().xlen("s") == 0)
-    wait_until(lambda: len(replica.client().lrange("seen", 0, -1)) == 20 and replica.client().xlen("s") == 0)
+    wait_until(lambda: len(seen(server)) == 20 and server.own.xlen("s") == 0)
+    wait_until(lambda: len(replica.own.lrange("seen", 0, -1)) == 20 and replica.own.xlen("s") == 0)
 
 
 # Slow enough that there is always something to be finished when the server is killed.
@@ -698,7 +698,7 @@ def test_no_entry_of_many_is_lost_by_many_kills(start_server: Callable[..., Serv
 
 def check_failover(server: Server, replica: Server, per_stream: int) -> None:
     replica.client().replicaof(server.host, server.port)
-    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up")
+    wait_until(lambda: replica.own.info("replication")["master_link_status"] == "up")
     server.run(NOTE)
     producers = Producers(server, per_stream, replicas=1)
     wait_until(lambda: producers.count() > per_stream * STREAMS // 3, timeout=300)

@@ -435,7 +435,7 @@ def test_on_registered(server: Server, place: str) -> None:
 def test_a_time_event(server: Server) -> None:
     script = "def tick():\n    execute('INCR', 'ticks')\n    while True: pass\nregisterTE(1, tick)\nGB().register('x')"
     server.run(script, "ID", "s")
-    wait_until(lambda: server.client().get("ticks") == "1")
+    wait_until(lambda: server.own.get("ticks") == "1")
     logged(server, "a time event of session s")
     works(server)
 
@@ -500,7 +500,7 @@ def test_an_atomic_block_of_a_thread(server: Server) -> None:
         Thread(target=work).start()
         """
     )
-    error = wait_until(lambda: server.client().get("error"))
+    error = wait_until(lambda: server.own.get("error"))
     assert error == f"ERR the function ran longer than SyncTimeout ({LIMIT} ms) and was stopped"
     logged(server, "an atomic block")
     works(server)

@@ -210,7 +210,7 @@ def test_clients_that_waited_for_a_key(start_server: Callable[..., Server]) -> N
     """)
     waiting = master.raw()
     waiting.send("BLPOP", "q", "0")
-    wait_until(lambda: master.client().info("clients")["blocked_clients"] == 1)
+    wait_until(lambda: master.own.info("clients")["blocked_clients"] == 1)
     master.client().rpush("q", "a")
     assert waiting.read() == b"*2\r\n$1\r\nq\r\n$1\r\na\r\n"
     assert assert_agreement(master, replica) == {"q": (["lpop"], False)}

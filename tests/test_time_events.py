@@ -28,7 +28,7 @@ PERIOD = 1.4
 
 
 def ticks(server: Server) -> int:
-    return int(server.client().get("ticks") or 0)
+    return int(server.own.get("ticks") or 0)
 
 
 def assert_ticking(server: Server) -> None:

@@ -50,7 +50,7 @@ def hold(server: Server, mode: str = "async_local", more: str = "") -> None:
 
 def call(server: Server, *words: Arg) -> Any:
     """RG.TRIGGER of the trigger `t`."""
-    return server.client().execute_command("RG.TRIGGER", "t", *words)
+    return server.own.execute_command("RG.TRIGGER", "t", *words)
 
 
 def ask(server: Server, word: Arg) -> RawClient:
@@ -410,7 +410,7 @@ def test_refused_on_a_replica(start_server: Callable[..., Server], mode: str) ->
     for server in (master, replica):
         put(server, mode=mode)
     replica.client().execute_command("REPLICAOF", master.host, master.port)
-    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up")
+    wait_until(lambda: replica.own.info("replication")["master_link_status"] == "up")
     for command in ("RG.TRIGGER", "RG.TRIGGERONKEY"):
         error = error_of(replica, "t", "k", command=command)
         assert error == "READONLY You can't write against a read only replica."
@@ -499,7 +499,7 @@ def test_a_trigger_that_unregisters_itself(server: Server, mode: str) -> None:
 def test_calls_run_at_the_same_time_on_all_workers(server: Server) -> None:
     hold(server)
     clients = [ask(server, number) for number in range(4)]
-    wait_until(lambda: sorted(server.client().lrange("begun", 0, -1)) == ["0", "1", "2"])  # ExecutionThreads is 3
+    wait_until(lambda: sorted(server.own.lrange("begun", 0, -1)) == ["0", "1", "2"])  # ExecutionThreads is 3
     assert server.client().ping()
     go(server)
     assert [raw.read() for raw in clients] == [b"*1\r\n$1\r\n%d\r\n" % number for number in range(4)]

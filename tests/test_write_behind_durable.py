@@ -96,7 +96,7 @@ def test_a_promoted_replica_goes_on(start_server: Callable[..., Server], source:
     hold_master.set("user:0", "before the replica")
     wait_for(master, queued=1)
     replica = start_server(args=["--replicaof", master.host, master.port])
-    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up")
+    wait_until(lambda: replica.own.info("replication")["master_link_status"] == "up")
     wait_for(replica, queued=1)
     for number in range(1, 20):
         hold_master.set(f"user:{number % 4}", number)
@@ -130,12 +130,12 @@ def test_a_master_that_becomes_a_replica_saves_no_more(start_server: Callable[..
     one.client().set("user:1", "a")
     wait_until(lambda: database.client.llen("hanging") == 1)
     one.client().replicaof(two.host, two.port)
-    wait_until(lambda: one.client().info("replication")["master_link_status"] == "up")
+    wait_until(lambda: one.own.info("replication")["master_link_status"] == "up")
     database.client.delete("hang")
     database.client.rpush("go", 1)
     assert one.registrations() == []
     two.client().set("user:2", "b")
-    wait_until(lambda: one.client().get("user:2") == "b")
+    wait_until(lambda: one.own.get("user:2") == "b")
     assert "user:2" not in database.rows()
 
 

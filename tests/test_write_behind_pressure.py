@@ -138,7 +138,7 @@ def test_write_through_is_told_by_what_replaces_it(server: Server, source: Serve
 
 
 def letters(server: Server, name: str = "dead") -> list[dict[str, Any]]:
-    return [fields for _, fields in server.client().xrange(name)]
+    return [fields for _, fields in server.own.xrange(name)]
 
 
 def test_a_change_that_fails_is_put_away_with_its_error(server: Server, source: Server) -> None:

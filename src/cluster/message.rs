@@ -91,7 +91,15 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::id::ShardId;
+    use crate::{
+        engine::{
+            id::ShardId,
+            members::Members,
+            plan,
+            run_message::{Functions, SessionImage, SharedPlan},
+        },
+        fuzz::fuzz,
+    };
 
     #[test]
     fn messages_read_back() {
@@ -122,5 +130,84 @@ mod tests {
             assert_eq!(Message::decode(&message.encode()), Ok(message));
         }
         assert!(Message::decode(b"\xff").is_err());
+    }
+    /// A plan as one shard sends it to another one.
+    fn plan() -> Message {
+        let id = Id {
+            number: 1,
+            shard: ShardId::STANDALONE,
+        };
+        let session = SessionImage {
+            id: "session".into(),
+            token: "token".into(),
+            generation: 1,
+            description: None,
+            requirements: vec!["redis".into()],
+            installed: true,
+            listing: crate::engine::run_message::Listing::Live,
+        };
+        let functions = Functions::Sent {
+            session,
+            steps: vec![plan::Step::Map(0), plan::Step::Limit { start: 0, length: 1 }],
+            images: vec![ByteBuf::from(vec![1; 9])],
+        };
+        let plan = SharedPlan {
+            attempt: 1,
+            members: Members::alone(ShardId::STANDALONE),
+            max_idle_ms: 5000,
+            db: 0,
+            transient: true,
+            registered: false,
+            skips_errors: false,
+            source: Some(ByteBuf::from(vec![2; 9])),
+            functions,
+        };
+        Message::Run(id, RunMessage::Plan(Box::new(plan)))
+    }
+
+    #[test]
+    fn fuzz_messages() {
+        let id = Id {
+            number: 7,
+            shard: ShardId::STANDALONE,
+        };
+        let reply = Reply::Array(vec![Reply::Int(-1), Reply::Null, Reply::Array(vec![])]);
+        let messages = [
+            plan(),
+            Message::Run(id, RunMessage::Failures(vec!["no".into()])),
+            Message::Ask(
+                1,
+                Question::Import {
+                    archive: ByteBuf::from(vec![0; 5]),
+                    keeps_known: true,
+                },
+            ),
+            Message::Answer(1, Ok(Said::Description(reply))),
+            Message::Given(vec![ByteBuf::from(vec![0; 5])]),
+            Message::Inventory {
+                live: vec![id],
+                gone: vec![id],
+            },
+        ];
+        fuzz(
+            "message",
+            &messages.map(|message| message.encode()),
+            |input| match Message::decode(input) {
+                Ok(message) => {
+                    if let Message::Run(_, RunMessage::Plan(plan)) = &message {
+                        // Which slots whoever has sent it wants to have is asked of each key.
+                        let owners = ["", "a", "{b}c"].map(|key| plan.members.owner(key.as_bytes()));
+                        assert!(owners.iter().flatten().all(|owner| plan.members.contains(*owner)));
+                        let _ = plan.members.uncovered();
+                    }
+                    assert_eq!(Message::decode(&message.encode()).as_ref(), Ok(&message));
+                    format!("{message:?}")
+                        .chars()
+                        .filter(|c| c.is_alphabetic() || "[]".contains(*c))
+                        .collect()
+                }
+                Err(error) => error,
+            },
+        );
     }
 }

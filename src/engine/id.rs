@@ -105,6 +105,29 @@ impl<'de> Deserialize<'de> for Id {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::fuzz;
+
+    /// One id, one text.
+    #[test]
+    fn fuzz_ids() {
+        let shard = "0123456789abcdef".repeat(2) + "01234567";
+        let seeds = [
+            format!("{shard}-10"),
+            format!("{shard}-18446744073709551615"),
+            "7Fa".into(),
+        ];
+        fuzz("id", &seeds.map(String::into_bytes), |input| {
+            let _ = ShardId::parse_short(input)
+                .map(|short| assert_eq!(ShardId::parse(short.to_string().as_bytes()), Some(short)));
+            match Id::parse(input) {
+                Some(id) => {
+                    assert_eq!(id.to_string().as_bytes(), input);
+                    "id".to_owned()
+                }
+                None => format!("{}", ShardId::parse(input).is_some()),
+            }
+        });
+    }
 
     #[test]
     fn ids_read_back_strictly() {

@@ -334,3 +334,40 @@ fn unpack_value(packed: Packed) -> Option<Value> {
         Packed::Group(..) | Packed::Keyed(..) | Packed::Object => return None,
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::expect_used)] // a test may panic
+mod tests {
+    use super::*;
+    use crate::{engine::testing::Plain, fuzz::fuzz};
+
+    fn again(bytes: &[u8]) -> Result<Vec<u8>, Failure> {
+        unpack(&Plain, bytes).map(|records| pack(&Plain, records).0)
+    }
+
+    /// What can be read of a batch is packed as it was.
+    #[test]
+    fn fuzz_records() {
+        let text = || Record::text("text");
+        let dict = Value::Dict(vec![(
+            b"key".as_slice().into(),
+            Value::List(vec![Value::None, Value::Int(-1)]),
+        )]);
+        let keyed = Record::Keyed {
+            key: b"k".to_vec(),
+            record: Box::new(Record::group(b"g".to_vec(), text())),
+        };
+        let (seed, _) = pack(&Plain, vec![text(), Record::Native(dict), keyed]);
+        fuzz("records", &[seed], |input| match again(input) {
+            Ok(packed) => {
+                assert_eq!(again(&packed).expect("it was just packed"), packed);
+                packed
+                    .iter()
+                    .filter(|byte| **byte > 0x80)
+                    .map(|byte| char::from(*byte))
+                    .collect()
+            }
+            Err(error) => error.to_string(),
+        });
+    }
+}

@@ -1,5 +1,4 @@
-//! What unit tests share: a language whose objects are numbers and whose functions do arithmetic, and chance that is the same
-//! each time.
+//! What unit tests share: a language whose objects are numbers and whose functions do arithmetic.
 
 use std::{
     path::{Path, PathBuf},
@@ -165,46 +164,5 @@ pub fn number(record: &Record) -> i64 {
         Record::Native(Value::Int(number)) => *number,
         Record::Group { value, .. } => number(value),
         _ => -1,
-    }
-}
-
-/// Random numbers that are the same each time (xorshift).
-pub struct Chance(u64);
-
-impl Chance {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % limit.max(1) as u64) as usize
-    }
-
-    /// Bytes with some damage: changed, cut off, taken out, put in, or moved.
-    pub fn damage(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let mut bytes = bytes.to_vec();
-        let place = self.below(bytes.len());
-        match self.below(5) {
-            0 => {
-                for _ in 0..=self.below(4) {
-                    let place = self.below(bytes.len());
-                    bytes[place] ^= 1 + self.below(255) as u8;
-                }
-            }
-            1 => bytes.truncate(place),
-            2 => drop(bytes.drain(place..(place + 1 + self.below(20)).min(bytes.len()))),
-            3 => {
-                let more: Vec<u8> = (0..=self.below(20)).map(|_| self.below(256) as u8).collect();
-                bytes.splice(place..place, more);
-            }
-            _ => {
-                let middle = self.below(bytes.len());
-                bytes.rotate_left(middle);
-            }
-        }
-        bytes
     }
 }

@@ -67,7 +67,54 @@ fn class(pattern: &[u8], mut at: usize, byte: u8) -> (bool, usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::matches;
+    use super::{class, matches};
+    use crate::fuzz::fuzz;
+
+    /// The same rule, written as it is told: a star is nothing, or one byte and a star.
+    fn plainly(pattern: &[u8], text: &[u8]) -> bool {
+        match (pattern, text) {
+            ([], _) => text.is_empty(),
+            ([b'*', rest @ ..], _) => plainly(rest, text) || !text.is_empty() && plainly(pattern, &text[1..]),
+            (_, []) => false,
+            ([b'?', rest @ ..], [_, more @ ..]) => plainly(rest, more),
+            ([b'[', ..], [byte, more @ ..]) => {
+                let (found, next) = class(pattern, 1, *byte);
+                found && plainly(&pattern[next..], more)
+            }
+            ([b'\\', escaped, rest @ ..], [byte, more @ ..]) => escaped == byte && plainly(rest, more),
+            ([plain, rest @ ..], [byte, more @ ..]) => plain == byte && plainly(rest, more),
+        }
+    }
+
+    #[test]
+    fn fuzz_globs() {
+        let seeds = [
+            &b"h[^e-k]*l\\?o\0hallo?o"[..],
+            b"*a*b*\0xaxbx",
+            b"[a-\0-",
+            b"\\\0\\",
+        ];
+        fuzz("glob", &seeds.map(<[u8]>::to_vec), |input| {
+            let input = &input[..input.len().min(200)];
+            let (pattern, text) = match input.iter().position(|&byte| byte == 0) {
+                Some(place) => (&input[..place], &input[place + 1..]),
+                None => (input, input),
+            };
+            let found = matches(pattern, text);
+            // The plain one takes for ever where there are many stars.
+            if pattern.split(|&byte| byte == b'*').count() <= 4 && text.len() <= 40 {
+                assert_eq!(found, plainly(pattern, text), "{pattern:?} {text:?}");
+            }
+            format!(
+                "{found} {}",
+                String::from_utf8_lossy(pattern)
+                    .chars()
+                    .filter(|c| "*?[]^-\\".contains(*c))
+                    .take(6)
+                    .collect::<String>()
+            )
+        });
+    }
 
     #[test]
     fn follows_the_keys_command() {

@@ -157,6 +157,15 @@ pub fn start(
 /// The words are none of an event.
 pub fn load(_lock: Lock<'_>, words: Vec<Vec<u8>>) -> Result<Box<dyn Value>, String> {
     let engine = ENGINE.get().ok_or("the module is still loading")?;
+    let (period, id, image) = parts(words)?;
+    let event = TimeEvent::new(id, period, None);
+    let image: Arc<[u8]> = image.into();
+    wait(engine, Arc::clone(&event), Some(Arc::clone(&image)));
+    Ok(Box::new(Keyed { event, image }))
+}
+
+/// The period, the session's id, and the image of the function.
+fn parts(words: Vec<Vec<u8>>) -> Result<(Duration, String, Vec<u8>), String> {
     let [period, id, image] = <[Vec<u8>; 3]>::try_from(words).map_err(|_| "it is incomplete")?;
     let period_ms = std::str::from_utf8(&period)
         .ok()
@@ -164,10 +173,7 @@ pub fn load(_lock: Lock<'_>, words: Vec<Vec<u8>>) -> Result<Box<dyn Value>, Stri
         .filter(|&period| period > 0)
         .ok_or("its period is no number")?;
     let id = String::from_utf8(id).map_err(|_| "its session's id is no text")?;
-    let event = TimeEvent::new(id, Duration::from_millis(period_ms), None);
-    let image: Arc<[u8]> = image.into();
-    wait(engine, Arc::clone(&event), Some(Arc::clone(&image)));
-    Ok(Box::new(Keyed { event, image }))
+    Ok((Duration::from_millis(period_ms), id, image))
 }
 
 /// `RG.INNERTIMEEVENT <key> <period ms> <session id> <image>`, from an AOF file or a master only.
@@ -269,4 +275,37 @@ fn session(engine: &Engine, lock: Lock<'_>, id: &str) -> Arc<Session> {
     let session = Arc::new(Session::new(id.to_owned(), None, Needs::default()));
     sessions.insert(id.to_owned(), Arc::downgrade(&session));
     session
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::fuzz;
+
+    #[test]
+    fn fuzz_time_events() {
+        let seeds = [
+            &b"1000\0session\0image"[..],
+            b"1\0\0",
+            b"18446744073709551615\0s\0i",
+        ];
+        fuzz("time-event", &seeds.map(<[u8]>::to_vec), |input| {
+            let words: Vec<_> = input.split(|&byte| byte == 0).map(<[u8]>::to_vec).collect();
+            match parts(words.clone()) {
+                Ok((period, id, image)) => {
+                    assert!(!period.is_zero());
+                    assert_eq!([id.as_bytes(), &image], [&words[1][..], &words[2]]);
+                    // What it is saved as is read back.
+                    let saved = vec![
+                        period.as_millis().to_string().into_bytes(),
+                        id.into_bytes(),
+                        image,
+                    ];
+                    assert_eq!(parts(saved).map(|(again, ..)| again), Ok(period));
+                    "read".to_owned()
+                }
+                Err(error) => error,
+            }
+        });
+    }
 }

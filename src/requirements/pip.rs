@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     fs,
-    io::{BufRead, BufReader, Read},
+    io::{self, BufRead, BufReader, PipeReader},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -166,37 +166,24 @@ const INSTALLED: &str = "pinion-installed";
 const UNFINISHED: &str = "unfinished";
 
 /// Runs a command to its end; each line that it writes becomes one of the log.
-fn run(mut command: Command) -> Result<(), Failed> {
+fn run(command: Command) -> Result<(), Failed> {
     let shown = format!("{command:?}");
     api::log_notice(&format!("Executing : {shown}"));
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .map_err(|error| Failed::plain(format!("could not start {shown}: {error}")))?;
+    let (mut child, output) =
+        start(command).map_err(|error| Failed::plain(format!("could not start {shown}: {error}")))?;
     // SAFETY: a number and a process of ours; failure means that it stays as urgent as we are.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, child.id(), NICENESS) };
     let (said, lines) = mpsc::channel();
-    let outputs: [Option<Box<dyn Read + Send>>; 2] = [
-        child.stdout.take().map(|pipe| Box::new(pipe) as _),
-        child.stderr.take().map(|pipe| Box::new(pipe) as _),
-    ];
     let mut last_words = VecDeque::new();
     thread::scope(|scope| {
-        for output in outputs.into_iter().flatten() {
-            let said = said.clone();
-            scope.spawn(move || {
-                let mut output = BufReader::new(output);
-                let mut line = Vec::new();
-                while output.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-                    let _ = said.send(String::from_utf8_lossy(&line).trim_end().to_owned());
-                    line.clear();
-                }
-            });
-        }
-        drop(said);
+        scope.spawn(move || {
+            let mut output = BufReader::new(output);
+            let mut line = Vec::new();
+            while output.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+                let _ = said.send(String::from_utf8_lossy(&line).trim_end().to_owned());
+                line.clear();
+            }
+        });
         loop {
             match lines.recv_timeout(SILENCE) {
                 Ok(line) => {
@@ -219,6 +206,18 @@ fn run(mut command: Command) -> Result<(), Failed> {
     ended(&mut child, last_words).map_err(|status| reason::of(last_words, status))
 }
 
+/// Starts a command whose two outputs are one pipe: the reason why pip failed is what it said last, on whichever of them.
+fn start(mut command: Command) -> io::Result<(Child, PipeReader)> {
+    let (output, input) = io::pipe()?;
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(input.try_clone()?)
+        .stderr(input)
+        .process_group(0)
+        .spawn()?;
+    Ok((child, output))
+}
+
 fn ended(child: &mut Child, last_words: &[String]) -> Result<(), String> {
     match child.wait() {
         Ok(status) if status.success() => Ok(()),
@@ -230,6 +229,7 @@ fn ended(child: &mut Child, last_words: &[String]) -> Result<(), String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used)] // a test may panic
 mod tests {
     use super::*;
 
@@ -239,6 +239,21 @@ mod tests {
         // SAFETY: a child of ours; no status is wanted.
         unsafe { libc::waitpid(child.id() as libc::pid_t, std::ptr::null_mut(), 0) };
         ended(&mut child, &[words.to_owned()])
+    }
+
+    /// The lines of a program that uses both of its outputs come in the order in which it wrote them.
+    #[test]
+    fn both_outputs_keep_their_order() {
+        let mut command = Command::new("sh");
+        command.args([
+            "-c",
+            "i=0; while [ $i -lt 500 ]; do echo $i; echo $((i+1)) >&2; i=$((i+2)); done",
+        ]);
+        let (mut child, output) = start(command).expect("sh runs");
+        let lines: Vec<_> = BufReader::new(output).lines().map_while(Result::ok).collect();
+        let expected: Vec<_> = (0..500).map(|number| number.to_string()).collect();
+        assert_eq!(lines, expected);
+        assert!(child.wait().is_ok_and(|status| status.success()));
     }
 
     #[test]

@@ -153,6 +153,28 @@ fn shortened(reason: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::fuzz;
+
+    /// Whatever pip says, the reason is one line of bounded length.
+    #[test]
+    fn fuzz_reasons() {
+        let seeds = [
+            "Collecting demo\nERROR: Could not find a version that satisfies the requirement x (from versions: 1, 2, 3)\n",
+            "error: a\n x.c:1: error: b\n [end of output]\n ERROR: Failed building wheel for zone\n",
+            "ERROR: Exception:\nTraceback\nBackendUnavailable: nowhere\n",
+            "to install build dependencies did not run successfully\nProcessing /a/b.tar.gz (from c)\n",
+        ];
+        fuzz("reason", &seeds.map(|seed| seed.as_bytes().to_vec()), |input| {
+            let failed = of_text(&String::from_utf8_lossy(input));
+            assert!(!failed.reason.contains(char::is_control), "{failed:?}");
+            assert!(failed.reason.chars().count() <= MAX_LENGTH + 3);
+            format!(
+                "{:?} {}",
+                failed.why,
+                failed.reason.split(' ').take(3).collect::<Vec<_>>().join(" ")
+            )
+        });
+    }
 
     fn of_text(text: &str) -> Failed {
         let lines: Vec<_> = text.lines().map(str::to_owned).collect();

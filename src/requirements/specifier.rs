@@ -152,6 +152,48 @@ fn exact(specifier: &str) -> Option<(String, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::fuzz;
+
+    /// What is handed to pip is one word for it, and no option of it.
+    #[test]
+    fn fuzz_specifiers() {
+        let seeds = [
+            "redis==5.0.1",
+            "Flask[async]>=2,<3",
+            "git+https://github.com/RedisGears/redisgears-py.git",
+            "./wheels/demo-1.0-py3-none-any.whl",
+            "tomli>=1; python_version < \"3.11\"",
+            "demo @ file:///opt/demo.whl",
+        ];
+        fuzz(
+            "specifier",
+            &seeds.map(|seed| seed.as_bytes().to_vec()),
+            |input| {
+                let text = String::from_utf8_lossy(input);
+                let _ = is_shipped(&text);
+                if let Ok(requirement) = of_wheel(&text) {
+                    assert!(requirement.contains("=="), "{requirement}");
+                }
+                let _ = is_listed("# ours\nFoo_Bar\nredis==5\n", &text);
+                // A list that somebody wrote in a hurry.
+                let _ = is_listed(&text, "redis==5");
+                match check(&text) {
+                    Ok(()) => {
+                        assert!(
+                            !text.starts_with('-') && !text.contains(['\n', '\r', '\0']),
+                            "{text:?}"
+                        );
+                        assert!(text.len() <= MAX_LENGTH);
+                        format!("{:?}", project(&text))
+                            .chars()
+                            .filter(|c| !c.is_alphanumeric())
+                            .collect()
+                    }
+                    Err(error) => error.rsplit("': ").next().unwrap_or_default().to_owned(),
+                }
+            },
+        );
+    }
 
     #[test]
     fn requirements_of_users_pass() {

@@ -114,19 +114,29 @@ pub fn writing_started(lock: Lock<'_>, writing: Writing) {
     }
 }
 
-/// To be called when a file is written, or loaded.
+/// To be called when a file is written, or loaded, or could not be.
 pub fn ended(lock: Lock<'_>) {
     let carriers = std::mem::take(&mut *CARRIERS.write(lock));
+    if carriers.is_empty() {
+        return;
+    }
     let _mute = Mute::new();
-    for name in carriers {
-        let name = RString::new(lock, &name);
-        // SAFETY: under the lock; the name is alive; the key is closed at once.
-        unsafe {
-            let key = open(lock, &name);
-            if api!(RedisModule_ModuleTypeGetType(key)) == TYPE.load(Ordering::Acquire) {
-                api!(RedisModule_DeleteKey(key));
+    // What follows in an AOF file may have swapped databases.
+    for db in 0.. {
+        // SAFETY: the context is alive; the server refuses a database that there is not.
+        if unsafe { api!(RedisModule_SelectDb(lock.call_context(0), db)) } != OK {
+            return;
+        }
+        for name in &carriers {
+            let name = RString::new(lock, name);
+            // SAFETY: under the lock; the name is alive; the key is closed at once.
+            unsafe {
+                let key = open(lock, db, &name);
+                if api!(RedisModule_ModuleTypeGetType(key)) == TYPE.load(Ordering::Acquire) {
+                    api!(RedisModule_DeleteKey(key));
+                }
+                api!(RedisModule_CloseKey(key));
             }
-            api!(RedisModule_CloseKey(key));
         }
     }
 }
@@ -138,11 +148,11 @@ fn has_preamble(lock: Lock<'_>) -> bool {
 
 /// # Safety
 /// The key must be closed before anything else happens.
-unsafe fn open(lock: Lock<'_>, name: &RString) -> *mut raw::RedisModuleKey {
+unsafe fn open(lock: Lock<'_>, db: i32, name: &RString) -> *mut raw::RedisModuleKey {
     // SAFETY: under the lock; the name is alive.
     unsafe {
         api!(RedisModule_OpenKey(
-            lock.call_context(0),
+            lock.call_context(db),
             name.as_raw(),
             (raw::REDISMODULE_READ | raw::REDISMODULE_WRITE) as c_int
         ))
@@ -157,7 +167,7 @@ fn put_carrier(lock: Lock<'_>) {
         let name = RString::new(lock, &text);
         // SAFETY: under the lock; the key is closed before anything else happens.
         let put = unsafe {
-            let key = open(lock, &name);
+            let key = open(lock, 0, &name);
             let free = api!(RedisModule_KeyType(key)) as isize == raw::REDISMODULE_KEYTYPE_EMPTY;
             if free {
                 api!(RedisModule_ModuleTypeSetValue(
@@ -203,7 +213,10 @@ unsafe fn write_all(io: *mut raw::RedisModuleIO, lock: Lock<'_>, saved: &dyn Sav
 
 /// # Safety
 /// `io` is that of a load callback.
-unsafe fn read_all(io: *mut raw::RedisModuleIO, lock: Lock<'_>, saved: &dyn Saved) -> Result<(), String> {
+unsafe fn read_all(
+    io: *mut raw::RedisModuleIO,
+    load: &mut dyn FnMut(&[u8]) -> Result<(), String>,
+) -> Result<(), String> {
     // SAFETY: by the caller's promise; each buffer is copied and freed.
     unsafe {
         while api!(RedisModule_LoadUnsigned(io)) == 1 {
@@ -214,7 +227,7 @@ unsafe fn read_all(io: *mut raw::RedisModuleIO, lock: Lock<'_>, saved: &dyn Save
             }
             let blob = std::slice::from_raw_parts(start.cast::<u8>(), len).to_vec();
             api!(RedisModule_Free(start.cast()));
-            saved.load(lock, &blob)?;
+            load(&blob)?;
         }
         if api!(RedisModule_IsIOError(io)) != 0 {
             return Err("the file ends early or is damaged".into());
@@ -272,7 +285,7 @@ unsafe extern "C" fn on_load(io: *mut raw::RedisModuleIO, version: c_int, _when:
     guarded(|lock, saved| {
         check_version(version)?;
         // SAFETY: the server calls this with its own argument.
-        unsafe { read_all(io, lock, saved) }
+        unsafe { read_all(io, &mut |blob| saved.load(lock, blob)) }
     })
 }
 
@@ -293,11 +306,15 @@ unsafe extern "C" fn on_load_key(io: *mut raw::RedisModuleIO, version: c_int) ->
         // SAFETY: the server calls this with its own argument; the name is its, and lives as long as the call.
         unsafe {
             let name = api!(RedisModule_GetKeyNameFromIO(io));
+            let is_first = CARRIERS.read(lock).is_empty();
             if !name.is_null() {
                 let name = super::string::bytes(name.cast_mut()).to_vec();
                 CARRIERS.write(lock).push(name);
             }
-            read_all(io, lock, saved)
+            // Servers of before could leave one behind, and wrote all that is registered into each.
+            read_all(io, &mut |blob| {
+                if is_first { saved.load(lock, blob) } else { Ok(()) }
+            })
         }
     });
     if loaded == OK { carrier() } else { ptr::null_mut() }

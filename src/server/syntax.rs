@@ -174,6 +174,25 @@ fn text(text: &str) -> *const c_char {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::fuzz;
+
+    /// A syntax that somebody writes wrong gives some arguments, each with a name of its own.
+    #[test]
+    fn fuzz_syntax() {
+        let seeds = [
+            "<script> [UNBLOCKING] [ID <id>] [SHARD|CLUSTER] [<key> <value> ...]",
+            "[a [b|c <d>]...]",
+        ];
+        fuzz("syntax", &seeds.map(|seed| seed.as_bytes().to_vec()), |input| {
+            let text = String::from_utf8_lossy(&input[..input.len().min(1000)]);
+            let arguments = parse(&text);
+            assert!(arguments.len() <= text.len());
+            format!("{arguments:?}")
+                .chars()
+                .filter(|c| "[({Tru".contains(*c))
+                .collect()
+        });
+    }
 
     fn names(syntax: &str) -> Vec<String> {
         let shown = |argument: &Argument| {

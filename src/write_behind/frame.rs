@@ -289,7 +289,73 @@ pub fn event_name(name: &[u8]) -> Cow<'static, str> {
 #[cfg(test)]
 #[allow(clippy::expect_used)] // a test may panic
 mod tests {
+    use std::fmt::Write;
+
     use super::*;
+    use crate::fuzz::fuzz;
+
+    /// Gives each frame the length and the digest of what is there.
+    fn repaired(input: &[u8]) -> Vec<u8> {
+        let mut bytes = input.to_vec();
+        let mut at = MAGIC.len() + 1;
+        while at + HEAD <= bytes.len() {
+            let len = u32::from_le_bytes(bytes[at + 1..at + 5].try_into().unwrap_or_default()) as usize;
+            let end = (at + HEAD).saturating_add(len).min(bytes.len());
+            let real = ((end - at - HEAD) as u32).to_le_bytes();
+            let digest = CRC.checksum(&bytes[at + HEAD..end]).to_le_bytes();
+            bytes[at + 1..at + 5].copy_from_slice(&real);
+            bytes[at + 5..at + HEAD].copy_from_slice(&digest);
+            at = end;
+        }
+        bytes
+    }
+
+    /// What is read of frames, with digests that are right and wrong ones, is written and read back as it is.
+    #[test]
+    fn fuzz_frames() {
+        let mut list = Frames::default();
+        for value in [
+            &b"\x02\x03\0\0\0abc"[..],
+            b"\x03\x01\0\0\0a\x01\0\0\0b",
+            b"\x05\0\0\0\0\0\0\0\0\x01\0\0\0m",
+            b"\0",
+            b"\x06",
+        ] {
+            list.change("q", &change("k", value));
+        }
+        fuzz("frame", &[sample(), list.into_bytes()], |input| {
+            let mut outcome = String::new();
+            for bytes in [input.to_vec(), repaired(input)] {
+                let frames = match read(&bytes) {
+                    Ok(frames) => frames,
+                    Err(error) => return error,
+                };
+                let mut again = Frames::default();
+                for frame in &frames {
+                    match frame {
+                        Frame::Change { queue, change } => {
+                            let _ = (change.payload.kind(), change.payload.content());
+                            again.change(queue, change);
+                            let (kind, damaged) = (change.payload.kind(), change.payload.is_damaged());
+                            let _ = write!(outcome, "c{kind:?}{damaged}");
+                        }
+                        Frame::Gone { queue, gone } => {
+                            again.gone(queue, gone);
+                            outcome.push('g');
+                        }
+                        Frame::Last(id) => again.last(*id),
+                        Frame::Unreadable => outcome.push('u'),
+                    }
+                }
+                let expected: Vec<_> = frames
+                    .into_iter()
+                    .filter(|frame| *frame != Frame::Unreadable)
+                    .collect();
+                assert_eq!(read(again.as_bytes()).expect("they are frames"), expected);
+            }
+            outcome
+        });
+    }
 
     fn change(name: &str, value: &[u8]) -> Change<Snapshot> {
         let payload = Snapshot::of_bytes(value, false);
