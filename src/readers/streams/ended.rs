@@ -39,6 +39,11 @@ impl StreamWatch {
         }
         let serving = self.engine.is_serving();
         let removed = watch.registration.is_removed();
+        if taken.refused && !removed {
+            drop(state);
+            self.ask_again_later(watch, key, epoch);
+            return false;
+        }
         if finished {
             // An execution that got a full batch is the last one only if nothing more is believed to be there.
             let stream = state.streams.get(key);
@@ -102,7 +107,7 @@ impl StreamWatch {
             // and what is believed to be unread, nothing that was left before.
             let last = taken.ids.last().and_then(|id| EntryId::parse(id));
             let held = taken.ids.len() as u64 + unread;
-            if let (Some(last), true) = (last, group::length(lock, features, key) == held) {
+            if let (Some(last), true) = (last, group::length(lock, key) == held) {
                 trim(lock, features, key, last.next());
                 return;
             }
