@@ -162,7 +162,9 @@ mod tests {
 
     #[test]
     fn files_stay_in_their_folder() {
-        for name in ["", ".", "..", "../a.whl", "a/b.whl", "/a.whl", "a\0.whl", "a\n.whl"] {
+        for name in [
+            "", ".", "..", "../a.whl", "a/b.whl", "/a.whl", "a\0.whl", "a\n.whl",
+        ] {
             let mut files = files();
             files.wheels[0].0 = name.into();
             assert_eq!(decode(&encode(&files)), Err(Error::BadArchive("wheel file name")));
