@@ -66,6 +66,8 @@ struct TimeEvent {
     /// Whose rights its function has; `None` for all.
     actor: Option<Arc<Actor>>,
     period: Duration,
+    /// What the function is loaded of, where it comes from a file or a master.
+    image: Option<Arc<[u8]>>,
     /// `None` until the function is loaded.
     ready: Mutex<Option<Ready>>,
     /// The function while it is being loaded, with its session.
@@ -83,12 +85,19 @@ struct Ready {
 }
 
 impl TimeEvent {
-    fn new(session_id: String, owner: Owner, period: Duration, ready: Option<Ready>) -> Arc<Self> {
+    fn new(
+        session_id: String,
+        owner: Owner,
+        period: Duration,
+        ready: Option<Ready>,
+        image: Option<Arc<[u8]>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             actor: owner.actor(|| format!("a time event of session {session_id}")),
             session_id,
             owner,
             period,
+            image,
             ready: Mutex::new(ready),
             loading: Mutex::default(),
             complained: AtomicBool::new(false),
@@ -144,7 +153,8 @@ pub fn start(
         session: Arc::clone(session),
         function,
     };
-    let event = TimeEvent::new(session.id.clone(), scope.owner(), period, Some(ready));
+    let event = TimeEvent::new(session.id.clone(), scope.owner(), period, Some(ready), None);
+    let has_key = key.is_some();
     if let (Some(key), Some(image)) = (key, image) {
         let keyed = Keyed {
             event: Arc::clone(&event),
@@ -164,7 +174,7 @@ pub fn start(
             return Ok(false);
         }
     }
-    wait(engine, event, None);
+    wait(engine, event, has_key);
     Ok(true)
 }
 
@@ -180,9 +190,9 @@ pub fn load(_lock: Lock<'_>, words: Vec<Vec<u8>>) -> Result<Box<dyn Value>, Stri
         owner,
         image,
     } = parts(words)?;
-    let event = TimeEvent::new(session_id, owner, period, None);
     let image: Arc<[u8]> = image.into();
-    wait(engine, Arc::clone(&event), Some(Arc::clone(&image)));
+    let event = TimeEvent::new(session_id, owner, period, None, Some(Arc::clone(&image)));
+    wait(engine, Arc::clone(&event), true);
     Ok(Box::new(Keyed { event, image }))
 }
 
@@ -240,29 +250,34 @@ pub fn inner_time_event(command: &Command<'_>) -> Result<Answer, Error> {
     Ok(Reply::ok().into())
 }
 
-/// The next period begins when a run has ended. `image`: what the function is loaded of.
-fn wait(engine: &Arc<Engine>, event: Arc<TimeEvent>, image: Option<Arc<[u8]>>) {
-    engine.timers.after(event.period, move |engine| {
+/// The next period begins when a run has ended. One with a key is the key's: until the next period, however long that is, the timer
+/// keeps nothing of an event that has ended.
+fn wait(engine: &Arc<Engine>, event: Arc<TimeEvent>, has_key: bool) {
+    let (period, known) = (event.period, Arc::downgrade(&event));
+    let kept = (!has_key).then_some(event);
+    engine.timers.after(period, move |engine| {
+        let Some(event) = kept.or_else(|| known.upgrade()) else {
+            return;
+        };
         if event.ended.load(Ordering::Relaxed) {
             return;
         }
-        let goes_on = with_lock(engine.language.as_ref(), |lock| {
-            run(engine, lock, &event, image.as_deref())
-        });
+        let goes_on = with_lock(engine.language.as_ref(), |lock| run(engine, lock, &event));
         if goes_on {
-            wait(engine, event, image);
+            wait(engine, event, has_key);
         }
     });
 }
 
 /// False when the event has ended for good.
-fn run(engine: &Engine, lock: Lock<'_>, event: &TimeEvent, image: Option<&[u8]>) -> bool {
+fn run(engine: &Engine, lock: Lock<'_>, event: &TimeEvent) -> bool {
     if event.ended.load(Ordering::Relaxed) {
         return false;
     }
     if !engine.is_serving() {
         return true;
     }
+    let image = event.image.as_deref();
     let ready = event.ready.lock().clone();
     let ready = ready.or_else(|| make_ready(engine, lock, event, image?));
     let Some(Ready { session, function }) = ready else {
