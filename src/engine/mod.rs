@@ -14,6 +14,7 @@ pub mod linked_command;
 mod load;
 pub mod loading;
 pub mod members;
+mod overtime;
 pub mod phase;
 mod pipeline;
 pub mod plan;
@@ -63,6 +64,7 @@ use self::{
     execution::{Execution, Outcome},
     id::Id,
     language::Language,
+    overtime::Overtime,
     phase::Status,
     queue::{Job, Queue},
     registration::Registration,
@@ -97,6 +99,7 @@ pub struct Engine {
     pub timers: Timers,
     stopper: crossbeam_channel::Sender<Arc<Execution>>,
     sync_watch: SyncWatch,
+    overtime: Overtime,
     started: Instant,
     distribution: Distribution,
     /// True on a master that is not loading: events fire, clients are linked.
@@ -132,6 +135,7 @@ impl Engine {
             timers: Timers::default(),
             stopper,
             sync_watch: SyncWatch::default(),
+            overtime: Overtime::default(),
             started: Instant::now(),
             distribution: Distribution::default(),
             serving: AtomicBool::new(false),

@@ -64,12 +64,24 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
 
 fn run_steps(engine: &Engine, execution: &Arc<Execution>, parked: &mut Parked, started: Instant) -> Ran {
     let mut ran = Ran::Gone;
+    let timed = engine.time_run(execution, parked.total);
     engine.language.interruptible(&execution.stop, &mut || {
         ran = pass_records(engine, execution, parked, started);
     });
     if let (true, Ran::Ended(status, outcome)) = (execution.stop.has_timed_out(), &mut ran) {
         *status = Status::Done;
         outcome.errors.insert(0, engine.sync_timeout().into());
+    }
+    drop(timed);
+    // What the function has caught in time is no error.
+    if let (true, Ran::Ended(status, outcome)) = (execution.has_overrun(), &mut ran) {
+        let limit = execution.owner().and_then(|owner| owner.limits.timeout_ms);
+        if !outcome.errors.is_empty() || *status == Status::Aborted {
+            *status = Status::Done;
+            outcome
+                .errors
+                .insert(0, Error::RanOverTime(limit.unwrap_or_default()).into());
+        }
     }
     ran
 }

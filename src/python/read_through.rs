@@ -23,7 +23,7 @@ use crate::{
     engine::{
         language::Function,
         plan::{Plan, Step},
-        registration::Mode,
+        registration::{Limits, Mode},
         scope::Scope,
     },
     read_through::options::{Ahead, OnError, Options, Ttl},
@@ -75,6 +75,7 @@ pub fn register_read_through(
             on_registered: on_registered.map(|code| Arc::new(Callback::new(py, code))),
             doubts: Vec::new(),
             user: given.0.text("user")?,
+            limits: Limits::default(),
         },
     )
 }

@@ -19,7 +19,7 @@ use crate::{
     engine::{
         language::Function,
         plan::{Plan, Step},
-        registration::Mode,
+        registration::{Limits, Mode},
     },
     write_behind::options::{OnFull, Options, Ordered},
 };
@@ -64,6 +64,7 @@ pub fn register_write_behind(
             on_registered: on_registered.map(|code| Arc::new(Callback::new(py, code))),
             doubts: Vec::new(),
             user: given.text("user")?,
+            limits: Limits::default(),
         },
     )
 }
