@@ -76,6 +76,8 @@ class Chaos:
         self._lock = threading.Lock()
         self._deploying: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if PAUSES else threading.Lock()
         self._stop = threading.Event()
+        # What clients do, each in a thread of its own.
+        self.work: list[Callable[[random.Random], None]] = [self.ask, self.ask, self.ask, self.deploy]
 
     # --- who is who ---
 
@@ -254,14 +256,17 @@ class Chaos:
 
     # --- the whole ---
 
-    def run(self, seconds: float) -> None:
-        """Lets things happen for `seconds`."""
+    def prepare(self) -> None:
+        """Deploys what clients ask for."""
         wait_until(self.is_well, 60, "the cluster is well")
         while not self.versions:
             self.deploy(self.random)
-        seeds = [self.random.randrange(1 << 30) for _ in range(4)]
-        work = [self.ask, self.ask, self.ask, self.deploy]
-        threads = [threading.Thread(target=self._repeat, args=pair) for pair in zip(work, seeds)]
+
+    def run(self, seconds: float) -> None:
+        """Lets things happen for `seconds`."""
+        self.prepare()
+        pairs = [(work, self.random.randrange(1 << 30)) for work in self.work]
+        threads = [threading.Thread(target=self._repeat, args=pair) for pair in pairs]
         for thread in threads:
             thread.start()
         try:

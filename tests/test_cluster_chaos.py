@@ -1,4 +1,4 @@
-"""A cluster in which nearly everything happens that can happen, see chaos.py. `PINION_CHAOS_SEED` repeats a run's choices (not
+"""A cluster in which nearly everything happens that can happen, see chaos.py and history.py. `PINION_CHAOS_SEED` repeats a run's choices (not
 its timing), `PINION_CHAOS_SECONDS` sets how long the long one lasts."""
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from typing import Callable
 
 import pytest
 
-from chaos import Chaos
 from helpers import Server
+from history import History
 
 SHORT_S = 120
 LONG_S = float(os.environ.get("PINION_CHAOS_SECONDS", "3600"))
 
 
-def chaos(start_server: Callable[..., Server], seconds: float) -> None:
+def chaos(start_server: Callable[..., Server], source: Server, seconds: float) -> None:
     seed = int(os.environ.get("PINION_CHAOS_SEED") or random.randrange(1 << 30))
     print(f"PINION_CHAOS_SEED={seed}")
-    run = Chaos(start_server, seed)
+    run = History(start_server, source, seed)
     try:
         run.run(seconds)
     finally:
@@ -29,11 +29,11 @@ def chaos(start_server: Callable[..., Server], seconds: float) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_two_minutes(start_server: Callable[..., Server]) -> None:
-    chaos(start_server, SHORT_S)
+def test_two_minutes(start_server: Callable[..., Server], source: Server) -> None:
+    chaos(start_server, source, SHORT_S)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(2 * LONG_S + 600)
-def test_an_hour(start_server: Callable[..., Server]) -> None:
-    chaos(start_server, LONG_S)
+def test_an_hour(start_server: Callable[..., Server], source: Server) -> None:
+    chaos(start_server, source, LONG_S)

@@ -257,6 +257,19 @@ pub fn kind(lock: Lock<'_>, db: i32, name: &[u8]) -> Kind {
     Kind::of(&unsafe { open(lock, db, name.as_raw()) })
 }
 
+/// How many entries a stream holds; 0 if the key is no stream.
+pub fn stream_length(lock: Lock<'_>, db: i32, name: &[u8]) -> u64 {
+    let _mute = Mute::new();
+    let name = RString::new(lock, name);
+    // SAFETY: the string lives to the end of this function.
+    let opened = unsafe { open(lock, db, name.as_raw()) };
+    match Kind::of(&opened) {
+        // SAFETY: the key is open.
+        Kind::Stream => unsafe { api!(RedisModule_ValueLength(opened.0)) as u64 },
+        _ => 0,
+    }
+}
+
 /// The type and the value of a key now. An expired key is empty.
 pub fn read(lock: Lock<'_>, db: i32, name: &[u8]) -> (Kind, Value) {
     let _mute = Mute::new();

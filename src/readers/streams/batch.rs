@@ -6,7 +6,7 @@ use crate::mutex::Mutex;
 
 use super::{
     Watch,
-    group::{Portion, Read},
+    group::{Portion, Read, log},
     state::Taken,
 };
 use crate::{
@@ -58,9 +58,23 @@ impl Batch {
         }
         drop(state);
         let read = watch.group.read(lock, engine.features, &self.key, self.portion);
-        let Read { entries, gone, made } = read;
+        let Read {
+            entries,
+            gone,
+            refused,
+            made,
+        } = read;
         let mut state = watch.shared.lock();
         let mut arrived = None;
+        if let Some(error) = refused {
+            let first = state.stream(&self.key).note_refused();
+            drop(state);
+            self.taken.lock().refused = true;
+            if first {
+                log(&self.key, "read", &error);
+            }
+            return VecDeque::new();
+        }
         if gone {
             // Whatever comes under this name is another stream.
             state.streams.remove(&self.key);
@@ -75,6 +89,7 @@ impl Batch {
             ids: entries.iter().map(|entry| entry.id.clone()).collect(),
             full: self.portion == Portion::New(entries.len() as u64),
             arrived,
+            forbidden: false,
             refused: false,
         };
         let records = entries.into_iter().map(|entry| entry.record(&self.key));
@@ -94,7 +109,7 @@ impl Source for Batch {
                 Ok(entries) => self.entries = Some(entries),
                 Err(refusal) => {
                     self.entries = Some(VecDeque::new());
-                    self.taken.lock().refused = true;
+                    self.taken.lock().forbidden = true;
                     return Err(refusal);
                 }
             }

@@ -29,7 +29,7 @@ impl StreamWatch {
         let failed = !outcome.errors.is_empty();
         let pauses = outcome.errors.iter().any(Failure::pauses);
         let finished = if failed {
-            policy == Policy::Continue && !pauses && !taken.refused
+            policy == Policy::Continue && !pauses && !taken.forbidden
         } else {
             !outcome.aborted
         };
@@ -39,6 +39,11 @@ impl StreamWatch {
         }
         let serving = self.engine.is_serving();
         let removed = watch.registration.is_removed();
+        if taken.refused && !removed {
+            drop(state);
+            self.ask_again_later(watch, key, epoch);
+            return false;
+        }
         if finished {
             // An execution that got a full batch is the last one only if nothing more is believed to be there.
             let stream = state.streams.get(key);
@@ -65,7 +70,7 @@ impl StreamWatch {
             return removed;
         }
         // Rights may come back, and nothing was read: it waits for that, whatever becomes of its function's failures.
-        let policy = if taken.refused { Policy::Retry } else { policy };
+        let policy = if taken.forbidden { Policy::Retry } else { policy };
         let retries = state.note_failed(policy, pauses) == Status::WaitingForRetry;
         drop(state);
         self.engine.abort_pending(watch.registration.id);
@@ -104,7 +109,7 @@ impl StreamWatch {
             // and what is believed to be unread, nothing that was left before.
             let last = taken.ids.last().and_then(|id| EntryId::parse(id));
             let held = taken.ids.len() as u64 + unread;
-            if let (Some(last), true) = (last, group::length(lock, features, key) == held) {
+            if let (Some(last), true) = (last, group::length(lock, key) == held) {
                 trim(lock, features, key, last.next());
                 return;
             }

@@ -10,6 +10,7 @@ use crate::server::{
     api::{self, Features},
     call::perform,
     events::Mute,
+    key::{self, Kind},
     lock::Lock,
     reply::Reply,
 };
@@ -35,8 +36,21 @@ pub struct Read {
     pub entries: Vec<Entry>,
     /// There is no such stream any more.
     pub gone: bool,
+    /// The server did not let it be read, and says why: a cluster that is down, too few replicas, a disk that is full.
+    pub refused: Option<Vec<u8>>,
     /// The group had to be made, so nothing that was known of the stream holds: how many entries there are.
     pub made: Option<u64>,
+}
+
+impl Read {
+    fn failed(lock: Lock<'_>, key: &[u8], error: Vec<u8>) -> Self {
+        let gone = key::kind(lock, DB, key) != Kind::Stream;
+        Self {
+            gone,
+            refused: (!gone).then_some(error),
+            ..Self::default()
+        }
+    }
 }
 
 /// The consumer group of one registration.
@@ -69,28 +83,19 @@ impl Group {
         let mut made = None;
         if reply.error_code() == Some(b"NOGROUP") {
             let created = run(lock, features, &[b"XGROUP", b"CREATE", key, &self.0, b"0"]);
-            if let Reply::Error(_) = created {
-                return Read {
-                    gone: true,
-                    ..Read::default()
-                };
+            if let Reply::Error(text) = created {
+                return Read::failed(lock, key, text);
             }
-            made = Some(length(lock, features, key));
+            made = Some(length(lock, key));
             reply = run(lock, features, &words);
         }
         match entries_of_one(reply) {
             Ok(entries) => Read {
                 entries,
-                gone: false,
                 made,
+                ..Read::default()
             },
-            Err(text) => {
-                log(key, "read", &text);
-                Read {
-                    gone: true,
-                    ..Read::default()
-                }
-            }
+            Err(text) => Read::failed(lock, key, text),
         }
     }
 
@@ -192,10 +197,9 @@ impl Standing {
     }
 }
 
-/// How many entries a stream holds; 0 if it is gone.
-pub fn length(lock: Lock<'_>, features: Features, key: &[u8]) -> u64 {
-    let length = run(lock, features, &[b"XLEN", key]).as_int();
-    length.map_or(0, i64::unsigned_abs)
+/// How many entries a stream holds; 0 if it is gone. Looks at the key itself: a cluster that is down answers no command.
+pub fn length(lock: Lock<'_>, key: &[u8]) -> u64 {
+    key::stream_length(lock, DB, key)
 }
 
 /// Removes all entries below `first`.
@@ -213,7 +217,8 @@ fn run(lock: Lock<'_>, features: Features, words: &[&[u8]]) -> Reply {
     perform(lock, features, DB, &argv)
 }
 
-fn log(key: &[u8], action: &str, error: &[u8]) {
+/// Tells that the server did not let a stream be read, acknowledged or trimmed.
+pub fn log(key: &[u8], action: &str, error: &[u8]) {
     api::log_warning(&format!(
         "could not {action} the stream {}: {}",
         String::from_utf8_lossy(key),

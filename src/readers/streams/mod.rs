@@ -41,6 +41,8 @@ use crate::{
 
 /// The shortest time before a failed batch is tried again.
 const MIN_RETRY: Duration = Duration::from_millis(100);
+/// After how long a stream is read again that the server did not let be read.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 /// How many `sync` executions follow each other before the server does something else.
 const SYNC_RUNS: usize = 100;
 
@@ -153,7 +155,7 @@ impl StreamWatch {
         if !self.engine.is_serving() || watch.registration.is_removed() {
             return;
         }
-        let held = group::length(lock, self.engine.features, key);
+        let held = group::length(lock, key);
         let mut state = watch.shared.lock();
         if state.status() != Status::Ok {
             return;
@@ -287,6 +289,23 @@ impl StreamWatch {
 
     /// Reads a stream to its end after `delay`, if nothing has begun again meanwhile.
     fn later(self: &Arc<Self>, delay: Duration, watch: &Arc<Watch>, key: &[u8], epoch: u64) {
+        self.change_later(delay, watch, key, epoch, Stream::note_time_over);
+    }
+
+    /// Reads a stream again that the server did not let be read.
+    fn ask_again_later(self: &Arc<Self>, watch: &Arc<Watch>, key: &[u8], epoch: u64) {
+        self.change_later(ASK_AGAIN, watch, key, epoch, Stream::try_again);
+    }
+
+    /// Changes what is known of a stream after `delay`, if nothing has begun again meanwhile, and goes on with it.
+    fn change_later(
+        self: &Arc<Self>,
+        delay: Duration,
+        watch: &Arc<Watch>,
+        key: &[u8],
+        epoch: u64,
+        change: fn(&mut Stream),
+    ) {
         let (streams, watch, key) = (Arc::clone(self), Arc::downgrade(watch), key.to_vec());
         self.engine.timers.after(delay, move |engine| {
             let Some(watch) = Weak::upgrade(&watch) else {
@@ -300,7 +319,7 @@ impl StreamWatch {
                 let Some(stream) = state.streams.get_mut(&key) else {
                     return;
                 };
-                stream.note_time_over();
+                change(stream);
                 drop(state);
                 if watch.registration.mode == Mode::Sync {
                     streams.run_sync(lock, &watch, &key);

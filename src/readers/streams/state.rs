@@ -111,6 +111,7 @@ impl RegistrationStreams {
         }
         for stream in self.streams.values_mut() {
             stream.has_timer = false;
+            stream.try_again();
         }
         self.recover();
     }
@@ -201,10 +202,22 @@ enum SyncRuns {
     Running,
 }
 
+/// Whether the server lets a stream be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Refusal {
+    #[default]
+    None,
+    /// It did not; a timer will say when to try again.
+    Waits,
+    /// It did not, and is asked again.
+    TriesAgain,
+}
+
 /// What is known of one stream.
 #[derive(Debug, Default)]
 pub struct Stream {
     next: Next,
+    refusal: Refusal,
     /// Entries that are believed to be unread.
     unread: u64,
     /// When the unread entries came, as far as that was seen.
@@ -266,6 +279,9 @@ impl Stream {
 
     /// What to read next, if it is time to read.
     pub fn next(&self, batch: u64) -> Option<Portion> {
+        if self.refusal == Refusal::Waits {
+            return None;
+        }
         match self.next {
             Next::Unfinished(_) => Some(Portion::Recovery),
             Next::New(Extent::ToTheEnd) => Some(Portion::New(batch)),
@@ -273,8 +289,22 @@ impl Stream {
         }
     }
 
+    /// The server did not let it be read: nothing of what is known changes, and it is asked again after a while. True if that is
+    /// new.
+    pub fn note_refused(&mut self) -> bool {
+        std::mem::replace(&mut self.refusal, Refusal::Waits) == Refusal::None
+    }
+
+    /// It is time to ask the server again.
+    pub fn try_again(&mut self) {
+        if self.refusal == Refusal::Waits {
+            self.refusal = Refusal::TriesAgain;
+        }
+    }
+
     /// Entries were read: the time when the first one of them came.
     pub fn note_read(&mut self, portion: Portion, read: usize) -> Option<Instant> {
+        self.refusal = Refusal::None;
         let Portion::New(batch) = portion else {
             self.next = Next::New(self.extent());
             return None;
@@ -352,6 +382,8 @@ pub struct Taken {
     /// When the first entry came, if that was seen.
     pub arrived: Option<Instant>,
     /// The user of the registration may not read the stream: nothing was.
+    pub forbidden: bool,
+    /// The server did not let the stream be read.
     pub refused: bool,
 }
 
@@ -420,6 +452,28 @@ mod tests {
             (stream.unread(), stream.arrivals.len(), stream.next(1)),
             (0, 0, None)
         );
+    }
+
+    #[test]
+    fn what_the_server_refuses_is_asked_for_again() {
+        let mut stream = Stream::default();
+        stream.note_found(3);
+        assert!(stream.note_refused(), "it is said once");
+        assert_eq!(stream.next(10), None);
+        stream.note_added();
+        stream.note_found(4);
+        assert_eq!(stream.next(10), None, "whatever comes meanwhile");
+        stream.try_again();
+        assert_eq!(stream.next(10), Some(Portion::Recovery));
+        assert!(!stream.note_refused());
+        stream.try_again();
+        stream.note_read(Portion::Recovery, 0);
+        assert_eq!(
+            stream.next(10),
+            Some(Portion::New(10)),
+            "also as an incomplete batch"
+        );
+        assert!(stream.note_refused());
     }
 
     #[test]
