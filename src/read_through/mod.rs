@@ -11,6 +11,7 @@ mod answer;
 mod behind;
 mod bounded;
 mod figures;
+mod hashing;
 pub mod keys;
 mod life;
 mod machine;
