@@ -285,7 +285,6 @@ impl Error {
     }
 }
 
-
 /// A text of 1.2, and behind it what only we tell, if it is known.
 fn with_reason(beginning: &str, between: &str, why: &str) -> String {
     if why.is_empty() {

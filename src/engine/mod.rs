@@ -97,7 +97,8 @@ pub struct Engine {
     queue: Queue,
     spares: Mutex<workers::Spares>,
     pub timers: Timers,
-    stopper: crossbeam_channel::Sender<Arc<Execution>>,
+    /// Of what is to be stopped; `None`: look at the limits.
+    stopper: crossbeam_channel::Sender<Option<Arc<Execution>>>,
     sync_watch: SyncWatch,
     overtime: Overtime,
     started: Instant,

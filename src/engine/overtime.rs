@@ -96,7 +96,8 @@ impl Engine {
         }
         drop(watched);
         if sooner {
-            self.look_after(left);
+            // The receiver lives as long as the process.
+            let _ = self.stopper.send(None);
         }
         Some(Timed {
             overtime: &self.overtime,
@@ -104,11 +105,8 @@ impl Engine {
         })
     }
 
-    fn look_after(&self, delay: Duration) {
-        self.timers.after(delay, |engine| engine.look_at_overtime());
-    }
-
-    fn look_at_overtime(&self) {
+    /// Stops what is late. How long until somebody is to look again. On the thread that stops, which waits for no lock of the server.
+    pub(super) fn look_at_overtime(&self) -> Option<Duration> {
         let now = Instant::now();
         let mut late = Vec::new();
         let mut watched = self.overtime.0.lock();
@@ -121,12 +119,9 @@ impl Engine {
             self.stop_late(&execution, limit, told);
         }
         let mut watched = self.overtime.0.lock();
-        let next = watched.next();
-        watched.looks_at = next;
-        drop(watched);
-        if let Some(next) = next {
-            self.look_after(next.saturating_duration_since(Instant::now()));
-        }
+        watched.looks_at = watched.next();
+        let next = watched.looks_at?;
+        Some(next.saturating_duration_since(Instant::now()))
     }
 
     fn stop_late(&self, execution: &Arc<Execution>, limit: Duration, told: bool) {

@@ -13,7 +13,8 @@ use serde_bytes::ByteBuf;
 use super::{
     Runtime,
     arguments::{
-        Given, MODE_TYPE, Place, command, conditions, limits, mode_by_name, stream_options, string, unknown_mode,
+        Given, MODE_TYPE, Place, command, conditions, limits, mode_by_name, stream_options, string,
+        unknown_mode,
     },
     attach::{ObjectRef, attach, in_engine},
     builder::Builder,
