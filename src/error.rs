@@ -81,6 +81,8 @@ pub enum Error {
     NoHookContext,
     /// `SyncTimeout`, in milliseconds.
     RanTooLong(i64),
+    /// `timeout` of a registration, in milliseconds.
+    RanOverTime(u64),
 
     // requirements
     /// Which one, and why.
@@ -237,7 +239,7 @@ impl Error {
             Self::ClientCannotWait => CLIENT_CANNOT_WAIT,
             Self::NotTriggered(reason) => return format!("ERR Could not trigger execution, {reason}").into(),
             Self::NotOneResult => "Command hook must return exactly one result",
-            Self::RanTooLong(limit) => return ran_too_long(*limit).into(),
+            Self::RanTooLong(_) | Self::RanOverTime(_) => return self.about_time(),
             Self::NoHookContext => "Can not get CommandHook ctx",
             Self::RequirementsNotFetched(why) => {
                 let beginning = "Could not satisfy requirements (look at redis log file for more information)";
@@ -283,10 +285,6 @@ impl Error {
     }
 }
 
-fn ran_too_long(limit: i64) -> String {
-    format!("ERR the function ran longer than SyncTimeout ({limit} ms) and was stopped")
-}
-
 /// A text of 1.2, and behind it what only we tell, if it is known.
 fn with_reason(beginning: &str, between: &str, why: &str) -> String {
     if why.is_empty() {
@@ -307,6 +305,19 @@ impl Error {
             }
             Self::SessionExists(id) => format!("Session {id} already exists").into(),
             Self::LaterSession(id) => format!("a later session {id} is registered there, try again").into(),
+            _ => "".into(),
+        }
+    }
+
+    /// Which limit a function has passed.
+    fn about_time(&self) -> Cow<'_, str> {
+        match self {
+            Self::RanOverTime(limit) => {
+                format!("ERR the function ran longer than its timeout ({limit} ms) and was stopped").into()
+            }
+            Self::RanTooLong(limit) => {
+                format!("ERR the function ran longer than SyncTimeout ({limit} ms) and was stopped").into()
+            }
             _ => "".into(),
         }
     }

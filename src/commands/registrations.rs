@@ -88,7 +88,7 @@ fn dump_registrations(engine: &Engine, command: &Command<'_>) -> Result<Answer, 
 }
 
 /// What only VERBOSE shows; times in microseconds.
-fn details(registration: &Registration) -> [Reply; 12] {
+fn details(registration: &Registration) -> [Reply; 16] {
     let (running, waiting) = registration.stats.spreads();
     let spread = |spread: Percentiles| {
         let pairs = [
@@ -116,7 +116,15 @@ fn details(registration: &Registration) -> [Reply; 12] {
         Reply::bulk_or_null(registration.owner.made_by.as_ref()),
         Reply::bulk("actsAs"),
         Reply::bulk_or_null(registration.actor.as_ref().and_then(|actor| actor.owner().user())),
+        Reply::bulk("timeoutMS"),
+        limit(registration.limits.timeout_ms),
+        Reply::bulk("maxConcurrent"),
+        limit(registration.limits.max_concurrent),
     ]
+}
+
+fn limit(limit: Option<u64>) -> Reply {
+    limit.map_or(Reply::Null, count)
 }
 
 fn count(count: u64) -> Reply {

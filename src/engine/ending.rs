@@ -122,7 +122,7 @@ impl Engine {
         self.end_waiting(execution, None);
         if !execution.status().is_final() {
             // The receiver lives as long as the process.
-            let _ = self.stopper.send(Arc::clone(execution));
+            let _ = self.stopper.send(Some(Arc::clone(execution)));
         }
     }
 

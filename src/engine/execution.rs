@@ -115,6 +115,8 @@ pub struct Execution {
     error_kind: OnceLock<String>,
     /// Forgotten when it ends; nobody else can know of it.
     unlisted: AtomicBool,
+    /// It has run for longer than its registration allows.
+    overrun: AtomicBool,
     /// Records that its reader has given so far, on this shard.
     records_read: AtomicU64,
     queued_at: OnceLock<Instant>,
@@ -182,6 +184,7 @@ impl Execution {
             fate: OnceLock::new(),
             error_kind: OnceLock::new(),
             unlisted: AtomicBool::new(unlisted),
+            overrun: AtomicBool::new(false),
             queued_at: OnceLock::new(),
             records_read: AtomicU64::new(0),
             delayed: AtomicBool::new(false),
@@ -206,6 +209,15 @@ impl Execution {
     /// The type of the first error that a function of it raised.
     pub fn error_kind(&self) -> Option<&str> {
         self.error_kind.get().map(String::as_str)
+    }
+
+    pub(super) fn note_overrun(&self) {
+        self.overrun.store(true, Ordering::Relaxed);
+    }
+
+    /// It has run for longer than its registration allows.
+    pub(super) fn has_overrun(&self) -> bool {
+        self.overrun.load(Ordering::Relaxed)
     }
 
     /// A client waits for it from now on.

@@ -15,6 +15,7 @@ pub mod linked_command;
 mod load;
 pub mod loading;
 pub mod members;
+mod overtime;
 pub mod phase;
 mod pipeline;
 pub mod plan;
@@ -64,6 +65,7 @@ use self::{
     execution::{Execution, Outcome},
     id::Id,
     language::Language,
+    overtime::Overtime,
     phase::Status,
     queue::{Job, Queue},
     registration::Registration,
@@ -96,8 +98,10 @@ pub struct Engine {
     queue: Queue,
     spares: Mutex<workers::Spares>,
     pub timers: Timers,
-    stopper: crossbeam_channel::Sender<Arc<Execution>>,
+    /// Of what is to be stopped; `None`: look at the limits.
+    stopper: crossbeam_channel::Sender<Option<Arc<Execution>>>,
     sync_watch: SyncWatch,
+    overtime: Overtime,
     started: Instant,
     distribution: Distribution,
     /// True on a master that is not loading: events fire, clients are linked.
@@ -133,6 +137,7 @@ impl Engine {
             timers: Timers::default(),
             stopper,
             sync_watch: SyncWatch::default(),
+            overtime: Overtime::default(),
             started: Instant::now(),
             distribution: Distribution::default(),
             serving: AtomicBool::new(false),

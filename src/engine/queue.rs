@@ -39,6 +39,8 @@ pub enum Lane {
     Key { registration: Id, db: i32, key: Vec<u8> },
     /// A whole registration.
     Registration(Id),
+    /// One of as many as executions of a registration may run at the same time.
+    Share { registration: Id, number: u64 },
 }
 
 /// An execution with the lane that it stands in.

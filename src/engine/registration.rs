@@ -3,10 +3,12 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use crate::mutex::Mutex;
@@ -190,6 +192,7 @@ pub struct Registration {
     pub actor: Option<Arc<Actor>>,
     pub trigger: Box<dyn Trigger>,
     pub on_registered: Option<Arc<dyn Function>>,
+    pub limits: Limits,
     pub images: Images,
     /// Why it does not run although it is there: what was saved cannot be loaded here.
     pub disabled: Option<String>,
@@ -197,6 +200,23 @@ pub struct Registration {
     pub doubts: Vec<String>,
     pub stats: RunStats,
     pub life: Life,
+}
+
+/// What one registration may use; `None` for what is not limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// How long an execution may run, in milliseconds.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+    /// How many executions may be under way in the background at the same time, on one server.
+    #[serde(default)]
+    pub max_concurrent: Option<u64>,
+}
+
+impl Limits {
+    pub fn timeout(&self) -> Option<Duration> {
+        self.timeout_ms.map(Duration::from_millis)
+    }
 }
 
 /// The functions of a registration as they were when it was made: what is saved and sent, whatever becomes of them.
@@ -215,6 +235,8 @@ pub struct Life {
     /// The same for what belongs to executions of other shards.
     parts: Mutex<BTreeSet<Id>>,
     removed: AtomicBool,
+    /// How many executions have got a place among those that may run.
+    turns: AtomicU64,
 }
 
 impl Registration {
@@ -231,7 +253,36 @@ impl Registration {
 
     /// Where its executions wait for each other; `None` if they do not.
     pub fn lane(&self) -> Option<Lane> {
-        self.in_order.then_some(Lane::Registration(self.id))
+        if self.in_order {
+            return Some(Lane::Registration(self.id));
+        }
+        let most = self.limits.max_concurrent?;
+        let turn = self.life.turns.fetch_add(1, Ordering::Relaxed);
+        Some(self.share(turn % most.max(1)))
+    }
+
+    /// The same for executions that stand for a key, which follow each other.
+    pub fn lane_of_key(&self, db: i32, key: &[u8]) -> Lane {
+        if self.in_order {
+            return Lane::Registration(self.id);
+        }
+        if let Some(most) = self.limits.max_concurrent {
+            let mut hasher = DefaultHasher::new();
+            (db, key).hash(&mut hasher);
+            return self.share(hasher.finish() % most.max(1));
+        }
+        Lane::Key {
+            registration: self.id,
+            db,
+            key: key.to_vec(),
+        }
+    }
+
+    fn share(&self, number: u64) -> Lane {
+        Lane::Share {
+            registration: self.id,
+            number,
+        }
     }
 
     /// Notes a finished execution that can still be read; the ones beyond `limit` are to be dropped: the first one, and more where

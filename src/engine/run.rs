@@ -78,29 +78,42 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
 
 fn run_steps(engine: &Engine, execution: &Arc<Execution>, parked: &mut Parked, started: Instant) -> Ran {
     let mut ran = Ran::Gone;
+    let timed = engine.time_run(execution, parked.total);
     engine.language.interruptible(&execution.stop, &mut || {
         ran = pass_records(engine, execution, parked, started);
     });
+    drop(timed);
     note_timeout(engine, execution, &mut ran);
     ran
 }
 
 /// Whoever ran for too long has that as its first error.
 fn note_timeout(engine: &Engine, execution: &Execution, ran: &mut Ran) {
-    if let (true, Ran::Ended(status, outcome)) = (execution.stop.has_timed_out(), ran) {
+    let Ran::Ended(status, outcome) = ran else { return };
+    if execution.stop.has_timed_out() {
         *status = Status::Done;
         outcome.errors.insert(0, engine.sync_timeout().into());
+    }
+    // What the function has caught in time is no error.
+    let failed = !outcome.errors.is_empty() || *status == Status::Aborted;
+    if failed && execution.has_overrun() {
+        let limit = execution.owner().and_then(|owner| owner.limits.timeout_ms);
+        *status = Status::Done;
+        let error = Error::RanOverTime(limit.unwrap_or_default());
+        outcome.errors.insert(0, error.into());
     }
 }
 
 /// [`run_steps`] for one record at most, and a plan that needs to remember nothing.
 fn run_single(engine: &Engine, execution: &Arc<Execution>, source: Box<dyn Source>, started: Instant) -> Ran {
     let (mut ran, mut source) = (Ran::Gone, Some(source));
+    let timed = engine.time_run(execution, Duration::ZERO);
     engine.language.interruptible(&execution.stop, &mut || {
         if let Some(source) = source.take() {
             ran = pass_single(engine, execution, source, started);
         }
     });
+    drop(timed);
     note_timeout(engine, execution, &mut ran);
     ran
 }

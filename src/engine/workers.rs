@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::{Engine, execution::Execution, stop::INTERRUPT_INTERVAL, timers::Timers};
+use super::{Engine, Lane, execution::Execution, stop::INTERRUPT_INTERVAL, timers::Timers};
 use crate::{config::Number, per_thread, server::api, threads};
 
 /// How many spare workers there are at most.
@@ -51,7 +51,7 @@ impl Engine {
 }
 
 /// Starts all threads.
-pub(super) fn spawn(engine: &Arc<Engine>, to_stop: Receiver<Arc<Execution>>) -> std::io::Result<()> {
+pub(super) fn spawn(engine: &Arc<Engine>, to_stop: Receiver<Option<Arc<Execution>>>) -> std::io::Result<()> {
     for number in 0..engine.config.number(Number::ExecutionThreads) {
         let engine = Arc::clone(engine);
         threads::spawn(format!("pinion-{number}"), move || {
@@ -87,23 +87,33 @@ fn work(engine: &Engine) {
             while let Some(job) = engine.queue.next(&mut last) {
                 engine.run_job(&job.execution);
                 if let Some(lane) = &job.lane {
-                    engine.queue.advance(lane);
+                    leave(engine, &job.execution, lane);
                 }
             }
         });
     }
 }
 
-fn stop(engine: &Engine, to_stop: &Receiver<Arc<Execution>>) {
+/// An execution leaves its lane: those that only share it with others when they have ended, all others when they wait, too.
+fn leave(engine: &Engine, execution: &Arc<Execution>, lane: &Arc<Lane>) {
+    if !matches!(**lane, Lane::Share { .. }) || execution.status().is_final() {
+        return engine.queue.advance(lane);
+    }
+    let (engine, lane) = (engine.handle(), Arc::clone(lane));
+    execution.when_finished(Box::new(move |_| engine.queue.advance(&lane)));
+}
+
+fn stop(engine: &Engine, to_stop: &Receiver<Option<Arc<Execution>>>) {
     let mut stopping: Vec<Arc<Execution>> = Vec::new();
     loop {
-        let more = if stopping.is_empty() {
-            to_stop.recv().map_err(|_| RecvTimeoutError::Disconnected)
-        } else {
-            to_stop.recv_timeout(INTERRUPT_INTERVAL)
+        let looks = engine.look_at_overtime();
+        let often = (!stopping.is_empty()).then_some(INTERRUPT_INTERVAL);
+        let more = match looks.into_iter().chain(often).min() {
+            None => to_stop.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(rest) => to_stop.recv_timeout(rest),
         };
         match more {
-            Ok(execution) => stopping.push(execution),
+            Ok(execution) => stopping.extend(execution),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     engine::{
         plan,
-        registration::{Images, Mode, Registration},
+        registration::{Images, Limits, Mode, Registration},
         session::Session,
     },
     server::rights::Owner,
@@ -73,6 +73,8 @@ pub struct SavedRegistration {
     /// Who made it; nobody in files of earlier versions.
     #[serde(default)]
     pub owner: Owner,
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 impl SavedSession {
@@ -110,6 +112,7 @@ impl SavedRegistration {
             steps: registration.plan.steps.clone(),
             images: registration.images.clone(),
             owner: registration.owner.clone(),
+            limits: registration.limits,
         }
     }
 }
@@ -192,6 +195,10 @@ mod tests {
                     made_by: Some("alice".into()),
                     acts_as: Some("app".into()),
                 },
+                limits: Limits {
+                    timeout_ms: Some(7),
+                    max_concurrent: Some(2),
+                },
             }],
             gone: vec!["0-0".into()],
         }
@@ -251,6 +258,7 @@ mod tests {
                 steps: first.steps.clone(),
                 images: first.images.clone(),
                 owner: first.owner.clone(),
+                limits: first.limits,
             });
         }
         step

@@ -196,6 +196,7 @@ impl Persistence {
         Ok(Registration {
             actor: Registration::actor_of(&saved.owner, id),
             owner: saved.owner,
+            limits: saved.limits,
             id,
             desc: saved.desc,
             mode: saved.mode,

@@ -7,9 +7,13 @@ use pyo3::{
     types::{PyBool, PyDict, PyInt, PyString, PyTuple},
 };
 
-use super::{callback::Code, errors};
+use super::{
+    callback::Code,
+    errors,
+    keywords::{expected, whole},
+};
 use crate::{
-    engine::registration::Mode,
+    engine::registration::{Limits, Mode},
     readers::{
         keys::Conditions,
         streams::{Options, Policy},
@@ -95,6 +99,26 @@ impl<'a, 'py> Given<'a, 'py> {
             .collect::<PyResult<_>>()
             .map(Some)
     }
+}
+
+/// What a registration may use.
+///
+/// # Errors
+/// `gears.error` that names the argument and what was expected.
+pub fn limits(given: &Given<'_, '_>) -> PyResult<Limits> {
+    let count = |name: &str, what: &str| {
+        let Some(value) = given.get(name)?.filter(|value| !value.is_none()) else {
+            return Ok(None);
+        };
+        let number = whole(&value).filter(|&number| number > 0);
+        number
+            .map(Some)
+            .ok_or_else(|| expected("register", name, what, &value))
+    };
+    Ok(Limits {
+        timeout_ms: count("timeout", "a whole number of milliseconds from 1 on")?,
+        max_concurrent: count("max_concurrent", "a whole number from 1 on")?,
+    })
 }
 
 /// The arguments of a KeysReader registration, checked in the order of docs/contract/readers-and-events.md 2.3.

@@ -15,7 +15,7 @@ use super::{
 use crate::engine::{
     language::Function,
     plan::{Plan, Step},
-    registration::{Mode, Trigger},
+    registration::{Limits, Mode, Trigger},
     scope::Scope,
 };
 
@@ -82,6 +82,7 @@ impl<'a, 'py> Half<'a, 'py> {
             on_registered: on_registered.map(callback),
             doubts: Vec::new(),
             user,
+            limits: Limits::default(),
         };
         launch::enlist(self.runtime, &self.scope, wish)
     }

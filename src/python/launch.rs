@@ -13,7 +13,8 @@ use serde_bytes::ByteBuf;
 use super::{
     Runtime,
     arguments::{
-        Given, MODE_TYPE, Place, command, conditions, mode_by_name, stream_options, string, unknown_mode,
+        Given, MODE_TYPE, Place, command, conditions, limits, mode_by_name, stream_options, string,
+        unknown_mode,
     },
     attach::{ObjectRef, attach, in_engine},
     builder::Builder,
@@ -30,7 +31,7 @@ use crate::{
         language::{self, Failure, Function},
         plan::{Plan, Step},
         record::Record,
-        registration::{Images, Life, Mode, Peers, Registration, Trigger},
+        registration::{Images, Life, Limits, Mode, Peers, Registration, Trigger},
         run_message::{Functions, LaunchPayload, SessionImage},
         scope::Scope,
         session::Session,
@@ -335,6 +336,7 @@ pub fn listen(
     let mode = given
         .get("mode")?
         .map_or(Ok(Mode::Async), |mode| mode_by_name(&mode))?;
+    let limits = limits(&given)?;
     let user = given.text("user", "user argument must be a string")?;
     let on_registered = given.function("onRegistered", "OnRegistered argument must be a function")?;
     let on_registered = on_registered.map(|code| Arc::new(Callback::new(py, code)));
@@ -369,6 +371,7 @@ pub fn listen(
         on_registered,
         doubts: given.doubt.into_iter().collect(),
         user,
+        limits,
     };
     enlist(runtime, &scope, wish)
 }
@@ -387,6 +390,7 @@ pub struct Wish {
     pub doubts: Vec<String>,
     /// The user that its functions act as.
     pub user: Option<String>,
+    pub limits: Limits,
 }
 
 /// The scope of a script or a function that may register something.
@@ -447,6 +451,7 @@ pub fn enlist(runtime: &Runtime, scope: &Scope, wish: Wish) -> PyResult<String> 
         session: Arc::clone(&scope.session),
         actor: Registration::actor_of(&owner, id),
         owner,
+        limits: wish.limits,
         trigger: wish.trigger,
         on_registered: wish.on_registered.map(|function| function as Arc<dyn Function>),
         images,
@@ -473,7 +478,9 @@ fn register_now(runtime: &Runtime, registration: &Arc<Registration>) -> PyResult
     Ok(registered?)
 }
 
-const KNOWN_TO_REGISTER: [&str; 19] = [
+const KNOWN_TO_REGISTER: [&str; 21] = [
+    "timeout",
+    "max_concurrent",
     "user",
     "mode",
     "onRegistered",

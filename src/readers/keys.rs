@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{image::Image, reachability};
 use crate::{
     engine::{
-        Engine, Lane,
+        Engine,
         language::{Failure, with_lock},
         linked_command::LinkedCommand,
         prefix::Pattern,
@@ -220,15 +220,7 @@ impl KeysWatch {
             return;
         }
         let start = start.distributed(self.engine.payload(registration));
-        let lane = if registration.in_order {
-            Lane::Registration(registration.id)
-        } else {
-            Lane::Key {
-                registration: registration.id,
-                db: event.db,
-                key: event.key.to_vec(),
-            }
-        };
+        let lane = registration.lane_of_key(event.db, event.key);
         self.engine.submit(start, Some(lane));
     }
 }

@@ -107,6 +107,8 @@ class GearsBuilder(PyFlatExecution):
         mode: Literal["async", "async_local", "sync"] = "async",
         onRegistered: Callable[[], object] | None = None,
         user: str | None = None,
+        timeout: int | None = None,
+        max_concurrent: int | None = None,
         eventTypes: Iterable[str] | None = None,
         keyTypes: Iterable[str] | None = None,
         readValue: bool = True,

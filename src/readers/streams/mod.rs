@@ -201,7 +201,9 @@ impl StreamWatch {
     /// Starts the next execution on a stream, if it is time.
     fn go_on(self: &Arc<Self>, lock: Lock<'_>, watch: &Arc<Watch>, key: &[u8]) {
         if let Some(start) = self.next(watch, key) {
-            self.engine.submit(start, None);
+            let limited = watch.registration.limits.max_concurrent.is_some();
+            let lane = limited.then(|| watch.registration.lane_of_key(0, key));
+            self.engine.submit(start, lane);
         } else {
             self.time_batch(lock, watch, key);
         }

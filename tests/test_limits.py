@@ -1,0 +1,248 @@
+"""What a registration may use (`timeout`, `max_concurrent`), and what a function can do to the server. docs/security.md."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any, Callable
+
+import pytest
+import redis
+
+from helpers import Server, as_dict, wait_until
+
+pytestmark = pytest.mark.matrix
+
+StartServer = Callable[..., Server]
+MODES = ["sync", "async_local", "async"]
+
+
+def register(server: Server, body: str, mode: str = "async_local", more: str = "") -> None:
+    """The trigger `t`."""
+    script = "import time\n" + textwrap.dedent(body)
+    server.run(f"{script}\nGB('CommandReader').map(f).register(trigger='t', mode={mode!r}, {more})")
+
+
+def call(server: Server, *words: str) -> Any:
+    return server.client().execute_command("RG.TRIGGER", "t", *words)
+
+
+def verbose(server: Server) -> dict[str, Any]:
+    [entry] = server.client().execute_command("RG.DUMPREGISTRATIONS", "VERBOSE")
+    return as_dict(entry)
+
+
+def data(server: Server) -> dict[str, Any]:
+    return server.registrations()[0]["RegistrationData"]
+
+
+# --- timeout ---
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_function_that_runs_for_too_long(server: Server, mode: str) -> None:
+    register(server, "def f(r):\n    while r[1:]: pass\n    return 'ended'", mode, "timeout=100")
+    with pytest.raises(redis.ResponseError, match=r"ran longer than its timeout \(100 ms\) and was stopped"):
+        call(server, "long")
+    assert call(server) == ["ended"], "the next one has a time of its own"
+    assert (data(server)["numSuccess"], data(server)["numFailures"]) == (1, 1)
+    assert "has run for longer than its timeout (100 ms) and is stopped" in server.log()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_exception_can_be_caught_once(server: Server, mode: str) -> None:
+    body = """
+    def spin():
+        while True: pass
+    def f(r):
+        try:
+            spin()
+        except Exception as error:
+            return 'cleaned up after ' + type(error).__name__
+    """
+    register(server, body, mode, "timeout=100")
+    [reply] = call(server)
+    assert reply.startswith("cleaned up after ")
+    assert data(server)["numFailures"] == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_who_goes_on_is_stopped_for_good(server: Server, mode: str) -> None:
+    body = """
+    def spin():
+        while True: pass
+    def f(r):
+        try:
+            spin()
+        except Exception:
+            pass
+        spin()
+    """
+    register(server, body, mode, "timeout=100")
+    with pytest.raises(redis.ResponseError, match="ran longer than its timeout"):
+        call(server)
+    wait_until(lambda: data(server)["numFailures"] == 1)
+
+
+def test_waiting_does_not_count(server: Server) -> None:
+    body = """
+    import asyncio
+    async def f(r):
+        await asyncio.sleep(0.4)
+        return 'ended'
+    """
+    register(server, body, more="timeout=100")
+    assert call(server) == ["ended"]
+
+
+def test_quick_functions_are_never_hit(server: Server) -> None:
+    register(server, "def f(r): return sum(range(1000))", more="timeout=50")
+    client = server.client()
+    for _ in range(20):
+        with client.pipeline(transaction=False) as pipe:
+            for _ in range(50):
+                pipe.execute_command("RG.TRIGGER", "t")
+            assert pipe.execute() == [["499500"]] * 50
+    assert data(server)["numFailures"] == 0
+
+
+def test_events_of_keys(server: Server) -> None:
+    script = """
+    def f(r):
+        while r['key'] == 'long': pass
+    GB().foreach(f).register(prefix='*', mode='async_local', eventTypes=['set'], timeout=100)
+    """
+    server.run(script)
+    client = server.client()
+    client.set("long", 1)
+    client.set("short", 1)
+    server.wait_idle()
+    assert (data(server)["numSuccess"], data(server)["numFailures"]) == (1, 1)
+
+
+# --- max_concurrent ---
+
+
+COUNTED = """
+import asyncio
+running, most = 0, 0
+async def f(r):
+    global running, most
+    running += 1
+    most = max(most, running)
+    await asyncio.sleep(0.02)
+    running -= 1
+    return most
+"""
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_so_many_at_the_same_time(server: Server, limit: int) -> None:
+    register(server, COUNTED, more=f"max_concurrent={limit}")
+    raws = [server.raw() for _ in range(20)]
+    for raw in raws:
+        raw.send("RG.TRIGGER", "t")
+    most = max(int(raw.read().split(b"\r\n")[2]) for raw in raws)
+    assert most == limit
+
+
+def test_events_keep_their_order_by_key(server: Server) -> None:
+    script = COUNTED.replace("async def f(r):", "async def f(r):\n    execute('RPUSH', 'order:' + r['key'], r['value'])")
+    script += "GB().foreach(f).register(prefix='k*', mode='async_local', eventTypes=['incrby'], max_concurrent=2)"
+    server.run(script + "\nGB('CommandReader').map(lambda r: most).register(trigger='most', mode='sync')")
+    client = server.client()
+    for _ in range(10):
+        for key in ("k1", "k2", "k3", "k4"):
+            client.incr(key)
+    server.wait_idle()
+    for key in ("k1", "k2", "k3", "k4"):
+        assert len(client.lrange(f"order:{key}", 0, -1)) == 10
+    assert client.execute_command("RG.TRIGGER", "most") == ["2"] or client.execute_command("RG.TRIGGER", "most") == ["1"]
+
+
+# --- both ---
+
+
+def test_they_are_shown_and_kept(server: Server) -> None:
+    register(server, "def f(r): return 1", more="timeout=100, max_concurrent=3")
+    assert (verbose(server)["timeoutMS"], verbose(server)["maxConcurrent"]) == (100, 3)
+    server.client().execute_command("DEBUG", "RELOAD")
+    assert (verbose(server)["timeoutMS"], verbose(server)["maxConcurrent"]) == (100, 3)
+
+
+def test_they_are_on_replicas(start_server: StartServer) -> None:
+    master = start_server()
+    replica = start_server(args=["--replicaof", "127.0.0.1", master.port])
+    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up")
+    register(master, "def f(r): return 1", more="timeout=100, max_concurrent=3")
+    wait_until(lambda: len(replica.registrations()) == 1)
+    assert (verbose(replica)["timeoutMS"], verbose(replica)["maxConcurrent"]) == (100, 3)
+
+
+@pytest.mark.parametrize("name", ["timeout", "max_concurrent"])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "True", "'1'"])
+def test_values_that_are_none(server: Server, name: str, value: str) -> None:
+    with pytest.raises(redis.ResponseError, match=f"register: {name}: expected a whole number .*from 1 on, got"):
+        register(server, "def f(r): return 1", more=f"{name}={value}")
+    assert server.registrations() == []
+
+
+# --- what a function can do to the server ---
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sys_exit_ends_the_execution_only(server: Server, mode: str) -> None:
+    register(server, "import sys\ndef f(r): sys.exit(3)", mode)
+    with pytest.raises(redis.ResponseError, match="SystemExit|3"):
+        call(server)
+    assert server.alive() and data(server)["numFailures"] == 1
+
+
+def test_os_exit_ends_the_server(start_server: StartServer) -> None:
+    server = start_server()
+    register(server, "import os\ndef f(r): os._exit(3)")
+    server.expect_death()
+    with pytest.raises(redis.ConnectionError):
+        call(server)
+    assert server.wait_exit() == 3
+
+
+@pytest.mark.parametrize("mode", ["async_local", "async"])
+def test_background_functions_set_no_signal_handlers(server: Server, mode: str) -> None:
+    register(server, "import signal\ndef f(r): signal.signal(signal.SIGTERM, print)", mode)
+    with pytest.raises(redis.ResponseError, match="signal only works in main thread"):
+        call(server)
+
+
+@pytest.mark.parametrize("daemon", [True, False])
+def test_threads_left_behind_do_not_keep_the_server(start_server: StartServer, daemon: bool) -> None:
+    server = start_server()
+    body = f"""
+    import threading
+    def endless():
+        while True: time.sleep(0.01)
+    def f(r):
+        threading.Thread(target=endless, daemon={daemon}).start()
+    """
+    register(server, body)
+    call(server)
+    server.stop()
+
+
+def test_a_background_call_that_holds_python(server: Server) -> None:
+    """A C function that keeps Python to itself: commands are served, functions wait."""
+    script = """
+    import ctypes, time
+    libc = ctypes.PyDLL(None)
+    def hold(r):
+        execute('SET', 'holds', '1')
+        libc.usleep(400_000)
+    GB('CommandReader').map(hold).register(trigger='hold', mode='async_local')
+    """
+    server.run(script)
+    client = server.client()
+    raw = server.raw()
+    raw.send("RG.TRIGGER", "hold")
+    wait_until(lambda: client.exists("holds"))
+    for number in range(100):
+        assert client.set("k", number)
+    assert raw.read() == b"*1\r\n$4\r\nNone\r\n"
