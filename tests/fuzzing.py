@@ -269,8 +269,10 @@ class Fuzzer:
             self.raw().send(*words)
 
     def read(self) -> None:
+        if self._raw is None:
+            return  # it ended behind an earlier command: on the next connection nothing was sent
         try:
-            reply = self.raw().read()
+            reply = self._raw.read()
         except ConnectionError:
             self.disconnect()
             return
