@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import math
+import multiprocessing
 import os
 import random
 import re
@@ -33,6 +34,7 @@ REPLY_TIMEOUT_S = 10
 DEATH_TIMEOUT_S = 2
 LOG_LINES = 100
 RUN_TIMEOUT_S = 600
+WORK_TIMEOUT_S = 300
 
 
 def module_path() -> Path:
@@ -216,6 +218,28 @@ class RedisBenchmark:
         if not (math.isfinite(sample.ops) and sample.ops > 0):
             raise Failure(f"{requests} requests are too few to measure: redis-benchmark counts whole milliseconds")
         return sample
+
+
+def in_process(work: Callable[..., None], *arguments: Any) -> Sample:
+    """Runs `work(*arguments, pipe)` in a process of its own, which sends the seconds that it took, and how long each operation did.
+
+    # Raises `Failure`.
+    """
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=work, args=(*arguments, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(WORK_TIMEOUT_S):
+            raise Failure(f"{work.__name__} did not end")
+        seconds, waits = ours.recv()
+    except EOFError:
+        raise Failure(f"{work.__name__} ended with an error") from None
+    finally:
+        process.kill()
+        process.join()
+    waits.sort()
+    return Sample(len(waits) / seconds, waits[len(waits) // 2] * 1000, waits[len(waits) * 99 // 100] * 1000)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Iterator, Optional
 
 from client import HOST
-from harness import Failure, RedisBenchmark, Sample, Server, free_port, wait_until
+from harness import Failure, RedisBenchmark, Sample, Server, free_port, in_process, wait_until
 from scenarios import Goal, Scenario
 
 KEYSPACE = 1_000_000  # of the source; a run reads a small part of it, so that nearly every read is a miss
@@ -105,22 +105,7 @@ class Application:
     def run(self, server: Server, requests: int) -> Sample:
         """Requests per second, and how long one took."""
         server.client.call("FLUSHALL")
-        ours, theirs = multiprocessing.Pipe()
-        arguments = (server.port, server.source_port if self.aside else None, self.threads, requests, theirs)
-        process = multiprocessing.Process(target=application, args=arguments, daemon=True)
-        process.start()
-        theirs.close()
-        try:
-            if not ours.poll(300):
-                raise Failure("the application did not end")
-            seconds, waits = ours.recv()
-        except EOFError:
-            raise Failure("the application ended with an error") from None
-        finally:
-            process.kill()
-            process.join()
-        waits.sort()
-        return Sample(requests / seconds, waits[len(waits) // 2] * 1000, waits[len(waits) * 99 // 100] * 1000)
+        return in_process(application, server.port, server.source_port if self.aside else None, self.threads, requests)
 
 
 def application(cache_port: int, source_port: Optional[int], threads: int, requests: int, pipe: Connection) -> None:

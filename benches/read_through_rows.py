@@ -8,7 +8,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
-import multiprocessing
 import os
 import random
 import selectors
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
 
 from client import HOST, Client, as_dict
-from harness import Failure, Sample, Server, wait_until
+from harness import Failure, Sample, Server, in_process, wait_until
 from loaders import FILL, Fresh, Loader, loader, together
 from resources import Most, Resource, resident
 from scenarios import KEYMISS, Goal, Scenario, hits
@@ -93,21 +92,7 @@ class Popular:
     def run(self, server: Server, requests: int) -> Sample:
         """Requests per second, and how long one took."""
         server.client.call("FLUSHALL")
-        ours, theirs = multiprocessing.Pipe()
-        process = multiprocessing.Process(target=self.work, args=(server.port, server.source_port, requests, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        try:
-            if not ours.poll(300):
-                raise Failure("the readers did not end")
-            seconds, waits = ours.recv()
-        except EOFError:
-            raise Failure("the readers ended with an error") from None
-        finally:
-            process.kill()
-            process.join()
-        waits.sort()
-        return Sample(len(waits) / seconds, waits[len(waits) // 2] * 1000, waits[len(waits) * 99 // 100] * 1000)
+        return in_process(self.work, server.port, server.source_port, requests)
 
 
 def locked_cache_aside(cache_port: int, source_port: Optional[int], requests: int, pipe: Connection) -> None:

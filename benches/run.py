@@ -37,6 +37,7 @@ from harness import ROOT, Failure, module_path, progress
 from loaders import LOADERS
 from read_through_rows import READ_THROUGH
 from resources import RESOURCES, Resource
+from saved_elsewhere import ELSEWHERE
 from savers import SAVERS
 from scenarios import SCENARIOS, Scenario
 from scripts import SCRIPTS
@@ -46,7 +47,7 @@ import servers  # noqa: E402  the binaries are those of the tests
 
 AnyScenario = Union[Scenario, Work, Stall, Resource, AtLimit]
 
-EVERY: dict[str, AnyScenario] = {**SCENARIOS, **EVENTS, **LOADERS, **SAVERS, **BATCH, **RESOURCES, **AT_LIMIT, **CLUSTER, **READ_THROUGH, **SCRIPTS}
+EVERY: dict[str, AnyScenario] = {**SCENARIOS, **EVENTS, **LOADERS, **SAVERS, **ELSEWHERE, **BATCH, **RESOURCES, **AT_LIMIT, **CLUSTER, **READ_THROUGH, **SCRIPTS}
 GROUPS = list(dict.fromkeys(scenario.group for scenario in EVERY.values()))
 DEFAULT_SERVERS = ["redis-7.0", "redis-8.2"]
 DEFAULT_REPEAT = 5

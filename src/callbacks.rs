@@ -9,7 +9,7 @@ use crate::{
     readers::time_events,
     report,
     server::{
-        after, bus, closing,
+        after, audience, bus, closing,
         events::{self, Class, ServerEvent},
         filter, info,
         lock::Lock,
@@ -80,6 +80,7 @@ pub unsafe extern "C" fn on_server_event(
         events::run_server_event(event, sub_event, data, |lock, event| {
             if event == ServerEvent::BeforeSleep {
                 after::before_sleep(lock);
+                audience::next_turn(lock);
                 pinion.hooks.before_sleep(lock);
                 pinion.loads.pump(lock);
                 pinion.behind.pump(lock);

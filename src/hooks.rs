@@ -64,6 +64,8 @@ pub struct Hooks {
     bypass: Guarded<bool>,
     /// The command that runs moves keys between the shards of a cluster.
     moving: Guarded<bool>,
+    /// The only key of the command that has just passed the filter is to be loaded, and is missing.
+    seen_missing: Guarded<bool>,
     /// Who loads keys that are missed.
     loads: OnceLock<Arc<dyn Loads>>,
     /// Who saves changes of keys.
@@ -85,6 +87,7 @@ impl Hooks {
             current: CurrentCommand::default(),
             bypass: Guarded::new(false),
             moving: Guarded::new(false),
+            seen_missing: Guarded::new(false),
             loads: OnceLock::new(),
             writes: OnceLock::new(),
         })

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from figures import figures
 from helpers import Server, wait_until
 
 SOURCE = """
@@ -52,19 +53,6 @@ def register(server: Server, source: Server, arguments: str = "", loader: str = 
     script += f"\nread_through({prefix!r}, load, {arguments})\n"
     assert server.client().execute_command("RG.PYEXECUTE", script, *more) == "OK"
     return Source(source)
-
-
-def figures(server: Server, place: int = 0) -> dict[str, Any]:
-    """What RG.DUMPREGISTRATIONS shows of a registration."""
-    return server.registrations()[place]["RegistrationData"]
-
-
-def wait_for(server: Server, place: int = 0, **expected: Any) -> None:
-    """Waits until figures have these values."""
-    wait_until(
-        lambda: {name: figures(server, place)[name] for name in expected} == expected,
-        message=f"{expected}, it is {figures(server, place)}",
-    )
 
 
 def at_rest(server: Server) -> None:

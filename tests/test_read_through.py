@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import pytest
 
+from figures import figures
 from helpers import Server, wait_until
-from read_through import at_rest, figures, register
+from read_through import at_rest, register
 
 pytestmark = pytest.mark.matrix
 

@@ -8,23 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import redis
 
+from figures import POSITIVE, SECONDS, WHOLE, errors, figures
 from helpers import Server
-from read_through import figures
 
-SECONDS = "a number of seconds that is not negative"
-POSITIVE = "a number of seconds above 0"
-WHOLE = "a whole number from 1 on"
 SHARE = "a number from 0 to 1"
-
-
-def errors(server: Server, script: str) -> str:
-    """What a script is told."""
-    try:
-        return str(server.run(script))
-    except redis.ResponseError as error:
-        return str(error)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import pytest
 import redis
 from redis.cache import CacheConfig
 
+from figures import figures
 from helpers import Server, wait_until
-from read_through import at_rest, figures
+from read_through import at_rest
 
 COUNTER = """
 @read_through('k:*', {options})

@@ -11,8 +11,9 @@ import redis
 from redis.crc import key_slot
 
 from clusters import Cluster, make_cluster, node_id
+from figures import figures, wait_for
 from helpers import HOST, Server, wait_until
-from read_through import Source, at_rest, figures, register, wait_for
+from read_through import Source, at_rest, register
 
 
 def test_each_shard_loads_its_own_keys(cluster: Cluster) -> None:

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import pytest
 
+from figures import figures, wait_for
 from helpers import Server, wait_until
-from read_through import at_rest, figures, register, wait_for
+from read_through import at_rest, register
 
 pytestmark = pytest.mark.matrix
 

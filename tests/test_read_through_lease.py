@@ -8,8 +8,9 @@ from typing import Callable
 
 import pytest
 
+from figures import figures, wait_for
 from helpers import Server, wait_until
-from read_through import at_rest, figures, register, wait_for
+from read_through import at_rest, register
 
 pytestmark = pytest.mark.matrix
 

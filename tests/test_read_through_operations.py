@@ -10,8 +10,9 @@ from typing import Callable
 import pytest
 import redis
 
+from figures import figures, wait_for
 from helpers import Server, wait_until
-from read_through import at_rest, figures, register, wait_for
+from read_through import at_rest, register
 
 pytestmark = pytest.mark.matrix
 

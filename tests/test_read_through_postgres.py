@@ -12,8 +12,9 @@ import pytest
 import redis
 
 from databases import Postgres
+from figures import figures, wait_for
 from helpers import Server, wait_until
-from read_through import at_rest, figures, wait_for
+from read_through import at_rest
 
 pytestmark = pytest.mark.matrix
 

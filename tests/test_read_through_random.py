@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from figures import figures
 from helpers import RawClient, Server, wait_until
-from read_through import at_rest, figures
+from read_through import at_rest
 
 pytestmark = pytest.mark.matrix
 

@@ -12,8 +12,9 @@ from typing import Iterator
 
 import pytest
 
+from figures import figures
 from helpers import HOST, Server, wait_until
-from read_through import at_rest, figures
+from read_through import at_rest
 
 pytestmark = pytest.mark.matrix
 

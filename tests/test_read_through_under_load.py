@@ -12,8 +12,9 @@ import redis
 from redis.crc import key_slot
 
 from clusters import Cluster, fail_over, make_cluster, move_slot
+from figures import figures, wait_for
 from helpers import RawClient, Server, wait_until
-from read_through import at_rest, figures, register, wait_for
+from read_through import at_rest, register
 
 LOADER = """
 import asyncio

@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import redis
 
+from figures import SECONDS, WHOLE, errors, figures
 from helpers import Server
-from write_behind import figures
-
-SECONDS = "a number of seconds that is not negative"
-WHOLE = "a whole number from 1 on"
-
-
-def errors(server: Server, script: str) -> str:
-    """What a script is told."""
-    try:
-        return str(server.run(script))
-    except redis.ResponseError as error:
-        return str(error)
 
 
 @pytest.mark.parametrize(

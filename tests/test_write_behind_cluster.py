@@ -6,11 +6,14 @@ from __future__ import annotations
 
 from typing import Callable
 
+import pytest
 from redis.crc import key_slot
+from redis.exceptions import ResponseError
 
 from clusters import Cluster, make_cluster, move_slot
-from helpers import Server, wait_until
-from write_behind import Database, drained, figures, register
+from figures import figures
+from helpers import Server, as_dict, wait_until
+from write_behind import Database, drained, register
 
 
 def everywhere(cluster: Cluster) -> None:
@@ -20,6 +23,11 @@ def everywhere(cluster: Cluster) -> None:
 def all_drained(cluster: Cluster) -> None:
     for server in cluster.masters:
         drained(server)
+
+
+def session_of(server: Server) -> str:
+    [session] = server.client().execute_command("RG.PYDUMPSESSIONS")
+    return as_dict(session)["ID"]
 
 
 def test_each_shard_saves_its_own(cluster: Cluster, source: Server) -> None:
@@ -43,12 +51,35 @@ def test_others_save_what_they_have_before_it_ends_there(cluster: Cluster, sourc
     key = next(f"user:{number}" for number in range(1000) if cluster.shard_of(f"user:{number}") is cluster[1])
     cluster[1].client().set(key, "x")
     wait_until(lambda: figures(cluster[1])["queued"] == 1)
-    assert cluster[0].client().execute_command("RG.UNREGISTER", cluster[0].registrations()[0]["id"]) == "OK"
+    # In a transaction it cannot wait for the other shards.
+    with cluster[0].client().pipeline(transaction=True) as transaction:
+        transaction.execute_command("RG.UNREGISTER", cluster[0].registrations()[0]["id"])
+        assert transaction.execute() == ["OK"]
     wait_until(lambda: not cluster[2].registrations())
     cluster[1].client().set(key, "not captured any more")
     assert figures(cluster[1])["queued"] == 1
     database.fail(0)
     wait_until(lambda: not cluster[1].registrations(), timeout=20)
+    assert database.rows() == {key: "x"}
+
+
+def test_it_does_not_end_while_any_shard_has_something(cluster: Cluster, source: Server) -> None:
+    database = register(cluster[0], source)
+    everywhere(cluster)
+    database.fail(1_000_000)
+    key = next(f"user:{number}" for number in range(1000) if cluster.shard_of(f"user:{number}") is cluster[1])
+    cluster[1].client().set(key, "x")
+    wait_until(lambda: figures(cluster[1])["queued"] == 1)
+    (registration,) = cluster[0].registrations()
+    client = cluster[0].client()
+    for command in (["RG.UNREGISTER", registration["id"]], ["RG.UNREGISTERSESSION", session_of(cluster[0])]):
+        with pytest.raises(ResponseError, match=r"1 changes of 'user:\*' are not saved yet"):
+            client.execute_command(*command)
+    assert all(server.registrations() for server in cluster.masters)
+    database.fail(0)
+    all_drained(cluster)
+    assert client.execute_command("RG.UNREGISTERSESSION", session_of(cluster[0])) == 1
+    wait_until(lambda: not any(server.registrations() for server in cluster.masters))
     assert database.rows() == {key: "x"}
 
 

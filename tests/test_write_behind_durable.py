@@ -8,8 +8,9 @@ from typing import Callable
 
 import pytest
 
+from figures import figures, wait_for
 from helpers import Server, wait_until
-from write_behind import Database, drained, figures, register, wait_for
+from write_behind import Database, drained, register
 
 pytestmark = pytest.mark.matrix
 
@@ -86,6 +87,60 @@ def test_a_file_without_registrations_ends_the_queue(server: Server, source: Ser
     assert server.registrations() == []
     database.fail(0)
     assert database.rows() == {}
+
+
+def test_whoever_comes_to_hear_of_changes_has_all_of_them(start_server: Callable[..., Server], source: Server) -> None:
+    server = start_server()
+    database = register(server, source, "coalesce=False")
+    database.fail(1_000_000)
+    client = server.client()
+    written = 0
+
+    def write() -> int:
+        nonlocal written
+        written += 1
+        client.set(f"user:{written % 5}", written)
+        return int(client.info("rg_write_behind")["rg_write_behind_handed_on_total"])
+
+    wait_until(lambda: write() == write(), message="nobody is there to hand it on to")
+    replica = start_server(args=["--replicaof", server.host, server.port])
+    # Some before it is there, some on the way, some behind.
+    wait_until(lambda: write() > 0 and replica.client().info("replication")["master_link_status"] == "up")
+    before = write()
+    assert write() > before
+    wait_for(server, queued=written)
+    wait_for(replica, queued=written)
+
+    client.config_set("appendonly", "yes")
+    write()
+    wait_until(lambda: write() > 0 and client.info("persistence")["aof_rewrite_in_progress"] == 0)
+    write()
+    replica.client().replicaof("no", "one")
+    client.execute_command("DEBUG", "LOADAOF")
+    wait_for(server, queued=written)
+    database.fail(0)
+    drained(server)
+    drained(replica)
+    assert database.rows() == {f"user:{number % 5}": str(number) for number in range(written - 4, written + 1)}
+
+
+def test_an_aof_file_that_begins_later_has_the_queue(start_server: Callable[..., Server], source: Server) -> None:
+    server = start_server()
+    database = register(server, source, "coalesce=False")
+    database.fail(1_000_000)
+    client = server.client()
+    handed_on = lambda: int(client.info("rg_write_behind")["rg_write_behind_handed_on_total"])  # noqa: E731
+    wait_until(lambda: client.set("user:0", "x") and handed_on() == (client.set("user:0", "y") and handed_on()))
+    client.config_set("appendonly", "yes")
+    client.set("user:1", "on the way")
+    wait_until(lambda: client.info("persistence")["aof_rewrite_in_progress"] == 0 and not client.info("persistence")["aof_rewrite_scheduled"])
+    client.set("user:2", "behind")
+    queued = figures(server)["queued"]
+    client.execute_command("DEBUG", "LOADAOF")
+    wait_for(server, queued=queued)
+    database.fail(0)
+    drained(server)
+    assert database.rows() == {"user:0": "y", "user:1": "on the way", "user:2": "behind"}
 
 
 def test_a_promoted_replica_goes_on(start_server: Callable[..., Server], source: Server) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from figures import figures, wait_for
 from helpers import Server, wait_until
-from write_behind import Database, drained, figures, register, wait_for
+from write_behind import Database, drained, register
 
 pytestmark = pytest.mark.matrix
 
@@ -62,6 +63,21 @@ def test_a_miss_is_answered_from_the_queue(server: Server, source: Server) -> No
     assert database.rows() == {"user:1": "new", "user:2": {"a": "1", "b": "2"}}
     client.flushall()
     assert client.get("user:1") == "new" and client.get("loads") == "1"
+
+
+def test_what_the_queue_puts_back_does_not_stay_for_ever_where_a_function_says_how_long(server: Server, source: Server) -> None:
+    database = both(server, source, "ttl=lambda key, value: 1000")
+    database.fail(1_000_000)
+    client = server.client()
+    client.set("user:1", "new")
+    wait_for(server, saver(server), queued=1)
+    client.flushall()
+    assert client.get("user:1") == "new"
+    assert 0 < client.ttl("user:1") <= 60
+    database.fail(0)
+    drained(server, saver(server))
+    client.flushall()
+    assert client.get("user:1") == "new" and 900 < client.ttl("user:1") <= 1000
 
 
 @pytest.mark.parametrize(

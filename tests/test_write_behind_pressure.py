@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from figures import figures, wait_for
 from helpers import Server, wait_until
-from write_behind import drained, figures, register, wait_for
+from write_behind import drained, register
 
 pytestmark = pytest.mark.matrix
 

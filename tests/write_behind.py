@@ -6,6 +6,7 @@ import json
 import textwrap
 from typing import Any
 
+from figures import figures
 from helpers import Server, wait_until
 
 SAVE = """
@@ -94,19 +95,6 @@ def register(server: Server, plain: Server, arguments: str = "", prefix: str = "
     script += f"\nwrite_behind({prefix!r}, save, onRegistered=connect, {arguments})\n"
     assert server.client().execute_command("RG.PYEXECUTE", script, *words) == "OK"
     return Database(plain)
-
-
-def figures(server: Server, place: int = 0) -> dict[str, Any]:
-    """What RG.DUMPREGISTRATIONS shows of a registration."""
-    return server.registrations()[place]["RegistrationData"]
-
-
-def wait_for(server: Server, place: int = 0, **expected: Any) -> None:
-    """Waits until figures have these values."""
-    wait_until(
-        lambda: {name: figures(server, place)[name] for name in expected} == expected,
-        message=f"{expected}, it is {figures(server, place)}",
-    )
 
 
 def drained(server: Server, place: int = 0) -> None:

@@ -216,6 +216,10 @@ impl Cluster {
                 local::clear_stats(&self.engine);
                 Ok(Said::Done)
             }
+            Question::MayEnd(ids) => self
+                .check_end_here(lock, &ids)
+                .map(|()| Said::Done)
+                .map_err(|error| error.to_string()),
             Question::Describe(id) => Ok(match self.engine.registry.execution(id) {
                 Some(execution) => Said::Description(local::describe(&self.engine, &execution)),
                 None => Said::Unknown,
@@ -232,7 +236,7 @@ impl Cluster {
 }
 
 /// OK, or the first error.
-fn first_error(answers: Answers) -> Reply {
+pub(super) fn first_error(answers: Answers) -> Reply {
     let error = answers.into_iter().find_map(|(_, answer)| match answer {
         Some(Ok(_)) => None,
         Some(Err(reason)) => Some(Reply::error(reason)),

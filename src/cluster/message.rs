@@ -55,6 +55,8 @@ pub enum Question {
         pause: bool,
     },
     ClearStats,
+    /// May these registrations end, or would something be lost with them?
+    MayEnd(Vec<Id>),
     Describe(Id),
     /// Which of these requirements are not installed?
     Missing(Vec<(String, Digest)>),

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     Cluster,
+    broadcast::first_error,
     message::{Message, Question, Said},
     questions::Answers,
 };
@@ -24,7 +25,7 @@ use crate::{
         id::{Id, ShardId},
         loading::Loaded,
         registering::Registrar,
-        registration::Registration,
+        registration::{Claim, Registration},
         session::Session,
     },
     error::Error,
@@ -126,13 +127,55 @@ impl Cluster {
         self.persistence.register(lock, old, registrations)
     }
 
-    /// Ends a registration: here at once, on other shards a moment later.
+    /// Ends registrations: here at once, on other shards a moment later.
     ///
     /// # Errors
     /// There is no such registration; this is a replica.
-    pub fn unregister(&self, lock: Lock<'_>, id: Id, abort_pending: bool) -> Result<(), Error> {
-        self.persistence.unregister(lock, id, abort_pending)?;
-        self.tell_all(&Message::Unregister { id, abort_pending });
+    pub fn unregister(&self, lock: Lock<'_>, ids: &[Id], abort_pending: bool) -> Result<(), Error> {
+        for &id in ids {
+            self.persistence.unregister(lock, id, abort_pending)?;
+            self.tell_all(&Message::Unregister { id, abort_pending });
+        }
+        Ok(())
+    }
+
+    /// True if other shards may have something that would be lost with one of these registrations.
+    pub fn others_may_mind(&self, ids: &[Id]) -> bool {
+        let saves = |id: &Id| {
+            let registration = self.engine.registry.registration(*id);
+            registration.is_some_and(|found| matches!(found.trigger.claim(), Some(Claim::Saves(_))))
+        };
+        self.has_others() && ids.iter().any(saves)
+    }
+
+    /// The same as [`Cluster::unregister`], unless another shard minds or does not answer.
+    pub fn unregister_if_all_agree(
+        &self,
+        ids: Vec<Id>,
+        done: impl FnOnce(Result<(), Reply>) + Send + 'static,
+    ) {
+        let question = Question::MayEnd(ids.clone());
+        let cluster = self.handle();
+        self.ask_all(&question, self.engine.max_idle(), move |_, answers| {
+            let Some(this) = cluster.upgrade() else { return };
+            let said = first_error(answers);
+            if said.as_error().is_some() {
+                return done(Err(said));
+            }
+            let ended = lock::with_lock(|lock| this.unregister(lock, &ids, false));
+            done(ended.map_err(Reply::from));
+        });
+    }
+
+    /// Whether anything would be lost here with these registrations.
+    ///
+    /// # Errors
+    /// It would; the text says what.
+    pub fn check_end_here(&self, lock: Lock<'_>, ids: &[Id]) -> Result<(), Error> {
+        let known = ids.iter().filter_map(|id| self.engine.registry.registration(*id));
+        for registration in known {
+            registration.trigger.check_end(lock)?;
+        }
         Ok(())
     }
 

@@ -172,7 +172,7 @@ fn flat(pairs: Vec<(&'static str, Reply)>) -> Reply {
 /// `RG.UNREGISTER <registration id> [ABORTPENDING]`
 ///
 /// # Errors
-/// No such registration; this is a replica.
+/// No such registration; this is a replica; a shard has changes that are not saved yet.
 fn unregister(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error> {
     let argv = command.argv();
     if !(2..=3).contains(&argv.len()) {
@@ -183,8 +183,29 @@ fn unregister(cluster: &Cluster, command: &Command<'_>) -> Result<Answer, Error>
         .get(2)
         .is_some_and(|word| word.eq_ignore_ascii_case(b"ABORTPENDING"));
     cluster.check_place(command.lock())?;
-    cluster.unregister(command.lock(), id, abort_pending)?;
-    Ok(Reply::ok().into())
+    end(cluster, command, vec![id], abort_pending, Reply::ok())
+}
+
+/// Ends registrations. Where other shards may have something to say to that, the client waits for them, if it can.
+fn end(
+    cluster: &Cluster,
+    command: &Command<'_>,
+    ids: Vec<Id>,
+    abort_pending: bool,
+    reply: Reply,
+) -> Result<Answer, Error> {
+    let lock = command.lock();
+    let asks = !abort_pending && lock.is_master() && cluster.others_may_mind(&ids);
+    if !asks || check_may_block(command).is_err() {
+        cluster.unregister(lock, &ids, abort_pending)?;
+        return Ok(reply.into());
+    }
+    cluster.check_end_here(lock, &ids)?;
+    let client = command.block()?;
+    cluster.unregister_if_all_agree(ids, move |agreed| {
+        client.answer(agreed.map_or_else(|refusal| refusal, |()| reply));
+    });
+    Ok(Answer::Done)
 }
 
 /// `RG.UNREGISTERSESSION <session id> [ABORTPENDING]`: RG.UNREGISTER of all that the session has registered.
@@ -207,10 +228,8 @@ fn unregister_session(cluster: &Cluster, command: &Command<'_>) -> Result<Answer
     let session = session.ok_or(Error::NoSuchSession)?;
     cluster.check_place(command.lock())?;
     let registrations = session.registrations();
-    for id in &registrations {
-        cluster.unregister(command.lock(), *id, abort_pending)?;
-    }
-    Ok(Reply::Int(i64::try_from(registrations.len()).unwrap_or(i64::MAX)).into())
+    let number = Reply::Int(i64::try_from(registrations.len()).unwrap_or(i64::MAX));
+    end(cluster, command, registrations, abort_pending, number)
 }
 
 /// `RG.PAUSEREGISTRATIONS [ABORTPENDING] <id> [<id> ...]`, and RG.UNPAUSEREGISTRATIONS: all or none.

@@ -23,6 +23,7 @@ impl Hooks {
         let Some(name) = passing.arg(0) else { return };
         let lock = passing.lock();
         *self.moving.write(lock) = writes::moves_keys(name);
+        *self.seen_missing.write(lock) = false;
         let table = self.table.read(lock);
         if table.lengths & length_bit(name) == 0 && !name.contains(&b'.') {
             return;

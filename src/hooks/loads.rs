@@ -254,6 +254,9 @@ impl Hooks {
                 // It may be gone when the command runs, which looks again.
                 return true;
             }
+            if life == Life::Missing && load.is_some() && entry.spec.has_one_key() {
+                *self.seen_missing.write(lock) = true;
+            }
             if let Some(rule) = load {
                 return self.wants_load(lock, rule, db, key, life) || (linked && life == Life::Missing);
             }
@@ -304,6 +307,7 @@ impl Hooks {
         let (db, writes) = (command.db(), entry.spec.writes());
         let looked =
             std::mem::take(&mut *self.looked.write(lock)) && (cleared || !self.features.filter_client_id);
+        let seen_missing = looked && entry.spec.has_one_key() && *self.seen_missing.read(lock);
         let mut missing: Vec<Missing<'_>> = Vec::new();
         for position in entry.spec.key_positions(original.len()) {
             let Some(name) = original.get(position) else {
@@ -311,7 +315,12 @@ impl Hooks {
             };
             let rule = self.load_before(lock, entry, name, original.len(), |at| original.get(at));
             let Some(rule) = rule else { continue };
-            let life = key::life(lock, db, name);
+            // The filter has just looked, and no command came since.
+            let life = if seen_missing {
+                Life::Missing
+            } else {
+                key::life(lock, db, name)
+            };
             // Where the filter looked, it has counted what it saw.
             let wanted = if looked {
                 life == Life::Missing && !loads.is_absent(lock, rule.registration, db, name)

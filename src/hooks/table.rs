@@ -78,6 +78,11 @@ impl CommandSpec {
         self.first > 0
     }
 
+    /// Whatever its length, the command names one key.
+    pub(super) fn has_one_key(&self) -> bool {
+        self.first > 0 && self.first == self.last
+    }
+
     /// The positions of the keys in a command of `len` words.
     pub(super) fn key_positions(&self, len: usize) -> impl Iterator<Item = usize> + use<> {
         let last = if self.last < 0 {

@@ -14,6 +14,7 @@ mod convert;
 mod coroutine;
 mod current;
 mod errors;
+mod half;
 mod image;
 mod imports;
 mod installed;

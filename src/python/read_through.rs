@@ -11,20 +11,15 @@ use pyo3::{
 use super::{
     Runtime,
     attach::{ObjectRef, attach},
-    callback::{Callback, Code},
+    callback::Code,
     convert,
     coroutine::loop_module,
     current, errors,
-    keywords::{self, Keywords, LONGEST_S, number, whole},
-    launch::{self, Wish},
+    half::Half,
+    keywords::{Keywords, LONGEST_S, number, whole},
     runtime,
 };
 use crate::{
-    engine::{
-        language::Function,
-        plan::{Plan, Step},
-        registration::Mode,
-    },
     read_through::options::{Ahead, OnError, Options, Ttl},
     server::{api, lock, reply::Reply},
 };
@@ -42,39 +37,10 @@ pub fn register_read_through(
     loader: &Bound<'_, PyAny>,
     options: &Bound<'_, PyDict>,
 ) -> PyResult<String> {
-    let runtime = runtime()?;
-    let scope = launch::registering_scope()?;
-    let given = Arguments(Keywords::new(NAME, options, &KNOWN)?);
-    let prefix = keywords::prefix(NAME, prefix)?;
-    if !loader.is_callable() {
-        return Err(keywords::expected(NAME, "loader", "a function", loader));
-    }
-    let (options, ttl) = given.options(prefix)?;
-    let desc = given.0.text("desc")?;
-    let on_registered = given.0.function("onRegistered")?;
-    let mut callbacks = vec![Arc::new(Callback::new(py, Code::new(loader.clone())))];
-    callbacks.extend(ttl.map(|code| Arc::new(Callback::new(py, code))));
-    let functions = callbacks
-        .iter()
-        .map(|callback| Arc::clone(callback) as Arc<dyn Function>)
-        .collect();
-    launch::enlist(
-        runtime,
-        &scope,
-        Wish {
-            desc,
-            mode: Mode::AsyncLocal,
-            in_order: false,
-            plan: Plan {
-                steps: vec![Step::Map(0)],
-                functions,
-            },
-            callbacks,
-            trigger: runtime.readers.loads.trigger(options),
-            on_registered: on_registered.map(|code| Arc::new(Callback::new(py, code))),
-            doubts: Vec::new(),
-        },
-    )
+    let (half, prefix) = Half::new(NAME, &KNOWN, prefix, ("loader", loader), options)?;
+    let (options, ttl) = Arguments(&half.given).options(prefix)?;
+    let trigger = half.runtime.readers.loads.trigger(options);
+    half.enlist(py, ttl, trigger)
 }
 
 /// `refresh(key, ...)`: loads keys anew that `read_through` has a loader for, waits, and returns how many were loaded. In a
@@ -178,9 +144,9 @@ const KNOWN: [&str; 18] = [
 ];
 
 /// Keyword arguments.
-struct Arguments<'a, 'py>(Keywords<'a, 'py>);
+struct Arguments<'k, 'a, 'py>(&'k Keywords<'a, 'py>);
 
-impl Arguments<'_, '_> {
+impl Arguments<'_, '_, '_> {
     fn options(&self, prefix: String) -> PyResult<(Options, Option<Code>)> {
         let default = Options::default();
         let (ttl, function) = self.ttl()?;

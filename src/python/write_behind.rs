@@ -1,28 +1,17 @@
 //! `write_behind` as scripts call it: its arguments, checked one by one, and the registration that it makes. The decorator is
 //! python/write_behind.py. Contract: docs/contract/write-behind.md chapter 1.
 
-use std::sync::Arc;
-
 use pyo3::{
     prelude::*,
     types::{PyDict, PyString},
 };
 
 use super::{
-    callback::{Callback, Code},
     errors,
-    keywords::{self, Keywords, whole},
-    launch::{self, Wish},
-    runtime,
+    half::Half,
+    keywords::{Keywords, whole},
 };
-use crate::{
-    engine::{
-        language::Function,
-        plan::{Plan, Step},
-        registration::Mode,
-    },
-    write_behind::options::{OnFull, Options, Ordered},
-};
+use crate::write_behind::options::{OnFull, Options, Ordered};
 
 const NAME: &str = "write_behind";
 
@@ -37,34 +26,10 @@ pub fn register_write_behind(
     save: &Bound<'_, PyAny>,
     options: &Bound<'_, PyDict>,
 ) -> PyResult<String> {
-    let runtime = runtime()?;
-    let scope = launch::registering_scope()?;
-    let given = Keywords::new(NAME, options, &KNOWN)?;
-    let prefix = keywords::prefix(NAME, prefix)?;
-    if !save.is_callable() {
-        return Err(keywords::expected(NAME, "save", "a function", save));
-    }
-    let options = read(&given, prefix)?;
-    let desc = given.text("desc")?;
-    let on_registered = given.function("onRegistered")?;
-    let callback = Arc::new(Callback::new(py, Code::new(save.clone())));
-    launch::enlist(
-        runtime,
-        &scope,
-        Wish {
-            desc,
-            mode: Mode::AsyncLocal,
-            in_order: false,
-            plan: Plan {
-                steps: vec![Step::Map(0)],
-                functions: vec![Arc::clone(&callback) as Arc<dyn Function>],
-            },
-            callbacks: vec![callback],
-            trigger: runtime.readers.behind.trigger(options),
-            on_registered: on_registered.map(|code| Arc::new(Callback::new(py, code))),
-            doubts: Vec::new(),
-        },
-    )
+    let (half, prefix) = Half::new(NAME, &KNOWN, prefix, ("save", save), options)?;
+    let options = read(&half.given, prefix)?;
+    let trigger = half.runtime.readers.behind.trigger(options);
+    half.enlist(py, None, trigger)
 }
 
 const KNOWN: [&str; 16] = [

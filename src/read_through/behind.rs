@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     Key, Lifetime, Loaded, ReadThrough, life,
     machine::{Change, Why},
-    options::PARTIAL_WRITERS,
+    options::{PARTIAL_WRITERS, Ttl},
 };
 use crate::{
     engine::id::Id,
@@ -28,6 +28,10 @@ pub enum Newest {
     Gone,
     Value(Content),
 }
+
+/// How long a value lives that is stored again where a function says how long one is fresh: nothing of Python runs here, and the
+/// next load asks it.
+const RESTORED_S: f64 = 60.0;
 
 impl ReadThrough {
     /// Told once who has changes.
@@ -68,7 +72,10 @@ impl ReadThrough {
         let options = state.served.get(&rule).map(|served| Arc::clone(&served.options));
         drop(state);
         let expires = options.and_then(|options| {
-            let fresh = Lifetime::Default.fresh_s(&options)?;
+            let fresh = match options.ttl {
+                Ttl::Function => RESTORED_S,
+                _ => Lifetime::Default.fresh_s(&options)?,
+            };
             Some(life::expires_ms(&options, fresh, now_ms, chance))
         });
         self.quietly(lock, || store::put(lock, db, name, &content, expires));

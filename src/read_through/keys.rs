@@ -2,10 +2,12 @@
 //! key up costs no copy of it.
 
 use std::{
-    collections::HashMap,
-    hash::{BuildHasherDefault, Hasher},
+    collections::{HashMap, hash_map::Entry},
     sync::Arc,
 };
+
+use super::hashing::Seeds;
+pub use super::hashing::{ByNumber, digest};
 
 /// A key of a database. Cheap to copy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -23,33 +25,8 @@ impl Key {
     }
 }
 
-/// A table by numbers that we give ourselves, or that the allocator gives: nobody chooses them so that they collide.
-pub type ByNumber<T> = HashMap<u64, T, BuildHasherDefault<NumberHasher>>;
-
-/// Spreads a number over the bits that a table looks at.
-#[derive(Default)]
-pub struct NumberHasher(u64);
-
-impl Hasher for NumberHasher {
-    fn finish(&self) -> u64 {
-        // A table looks at the lowest bits, too, which the product of an address has from its own lowest ones.
-        self.0 ^ (self.0 >> 29)
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(u64::from(byte));
-        }
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        // The golden ratio, as Knuth has it.
-        self.0 = (self.0.rotate_left(5) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-}
-
 /// The part of one database.
-type Names<T> = HashMap<Arc<[u8]>, T>;
+type Names<T> = HashMap<Arc<[u8]>, T, Seeds>;
 
 /// A table by key.
 pub struct ByKey<T> {
@@ -94,10 +71,37 @@ impl<T> ByKey<T> {
         self.get_mut(key.db, &key.name)
     }
 
+    /// The value of a key, made if there is none.
+    pub fn of_or_default(&mut self, key: &Key) -> &mut T
+    where
+        T: Default,
+    {
+        let place = self.databases.iter().position(|(number, _)| *number == key.db);
+        let place = place.unwrap_or_else(|| {
+            self.databases.push((key.db, Names::default()));
+            self.databases.len() - 1
+        });
+        match self.databases[place].1.entry(Arc::clone(&key.name)) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                self.len += 1;
+                entry.insert(T::default())
+            }
+        }
+    }
+
+    /// Changes the value of a key, if it has one; `change` says whether it stays.
+    pub fn change(&mut self, key: &Key, change: impl FnOnce(&mut T) -> bool) {
+        let stays = self.of(key).is_none_or(change);
+        if !stays {
+            self.remove(key.db, &key.name);
+        }
+    }
+
     /// The value that was there before, if any.
     pub fn insert(&mut self, key: &Key, value: T) -> Option<T> {
         if self.database(key.db).is_none() {
-            self.databases.push((key.db, HashMap::new()));
+            self.databases.push((key.db, Names::default()));
         }
         let database = self.database(key.db)?;
         let before = database.insert(Arc::clone(&key.name), value);

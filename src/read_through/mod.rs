@@ -12,6 +12,7 @@ mod answer;
 mod behind;
 mod bounded;
 mod figures;
+mod hashing;
 pub mod keys;
 mod life;
 mod machine;

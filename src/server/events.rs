@@ -10,10 +10,10 @@ use redis_module::raw;
 
 use super::{
     after::DeferGuard,
-    home,
+    audience, home,
     lock::{Entered, Lock},
     persist::Writing,
-    string,
+    string::{self, Held},
 };
 use crate::per_thread::per_thread;
 
@@ -46,6 +46,15 @@ pub struct KeyEvent<'a> {
     /// It is not among those that whoever asks for all events gets.
     pub only_by_name: bool,
     pub key: &'a [u8],
+    raw: *mut raw::RedisModuleString,
+}
+
+impl KeyEvent<'_> {
+    /// The key, to be kept beyond the notification.
+    pub fn hold(&self) -> Held {
+        // SAFETY: the server keeps it alive while it notifies.
+        unsafe { Held::new(self.lock, self.raw) }
+    }
 }
 
 /// The classes of notifications that can be asked for one by one.
@@ -166,7 +175,7 @@ pub unsafe fn run_notification(
     let _ = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: the server holds its lock while it notifies, and keeps the texts alive.
         unsafe {
-            let key = string::bytes(key);
+            let (raw, key) = (key, string::bytes(key));
             let _stays = home::Stays::enter(Lock::assume(), ctx, event);
             if !concerns(Lock::assume(), key) || MUTED.get() {
                 return;
@@ -180,6 +189,7 @@ pub unsafe fn run_notification(
                 name: CStr::from_ptr(event).to_bytes(),
                 only_by_name: Changes::BY_NAME.iter().any(by_name),
                 key,
+                raw,
             });
         }
     }));
@@ -236,6 +246,10 @@ pub unsafe fn subscribe_server(ctx: *mut raw::RedisModuleCtx, function: ServerFu
     subscribe(raw::REDISMODULE_EVENT_FLUSHDB);
     subscribe(raw::REDISMODULE_EVENT_SWAPDB);
     subscribe(raw::REDISMODULE_EVENT_SHUTDOWN);
+    if subscribe(raw::REDISMODULE_EVENT_FORK_CHILD) {
+        // SAFETY: the server holds its lock while it loads a module.
+        audience::is_told(unsafe { Lock::assume() });
+    }
     has_api!(RedisModule_EventLoopAdd) && subscribe(raw::REDISMODULE_EVENT_EVENTLOOP)
 }
 
@@ -249,6 +263,15 @@ pub unsafe fn run_server_event(
     data: *mut c_void,
     work: impl FnOnce(Lock<'_>, ServerEvent),
 ) {
+    if matches!(
+        event.id,
+        raw::REDISMODULE_EVENT_FORK_CHILD
+            | raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED
+            | raw::REDISMODULE_EVENT_LOADING
+    ) {
+        // SAFETY: the server holds its lock while it fires events.
+        audience::may_have_come(unsafe { Lock::assume() });
+    }
     let what = match event.id {
         raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED => ServerEvent::RoleChanged,
         raw::REDISMODULE_EVENT_LOADING => match sub_event {

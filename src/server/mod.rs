@@ -10,6 +10,7 @@ pub mod after;
 #[cfg(not(any(test, feature = "bench")))]
 pub mod alloc;
 pub mod asking;
+pub mod audience;
 pub mod bus;
 pub mod call;
 pub mod client;

@@ -16,16 +16,13 @@ use super::{
     key::{self, Kind, Opened, Value},
     lock::Lock,
     store::Content,
-    string::{RString, bytes},
+    string::{Held, bytes},
     text,
 };
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot(Arc<[u8]>);
-
-/// About how long a value is.
-const USUAL: usize = 256;
 
 const GONE: u8 = 0;
 /// What is left of bytes that were damaged.
@@ -48,21 +45,20 @@ fn tag_of(kind: Kind) -> u8 {
 }
 
 impl Snapshot {
-    /// The value of a key now; an expired one is gone.
-    pub fn take(lock: Lock<'_>, db: i32, name: &[u8]) -> Self {
+    /// The value of a key now; an expired one is gone. `out`: room to work in.
+    pub fn take(lock: Lock<'_>, db: i32, name: &Held, out: &mut Vec<u8>) -> Self {
         let _mute = Mute::new();
-        let string = RString::new(lock, name);
         // SAFETY: the string lives to the end of this function.
-        let opened = unsafe { key::open(lock, db, string.as_raw()) };
+        let opened = unsafe { key::open(lock, db, name.as_raw()) };
         let kind = Kind::of(&opened);
-        let mut out = Vec::with_capacity(USUAL);
+        out.clear();
         out.push(tag_of(kind));
         let taken = match kind {
             Kind::Empty | Kind::Stream | Kind::Module => true,
             // SAFETY: the key is open and a string.
-            Kind::String => text::can_peek() && unsafe { text::peek_into(opened.as_raw(), &mut out) },
+            Kind::String => text::can_peek() && unsafe { text::peek_into(opened.as_raw(), out) },
             Kind::Hash | Kind::Set | Kind::Zset => {
-                scan(&opened, kind, &mut out);
+                scan(&opened, kind, out);
                 true
             }
             Kind::List => false,
@@ -70,13 +66,13 @@ impl Snapshot {
         drop(opened);
         if !taken {
             out.truncate(1);
-            match key::read(lock, db, name).1 {
+            match key::read(lock, db, name.bytes()).1 {
                 Value::String(text) => out.extend(text),
-                Value::List(items) => items.iter().for_each(|item| put(&mut out, item)),
+                Value::List(items) => items.iter().for_each(|item| put(out, item)),
                 _ => {}
             }
         }
-        Self(out.into())
+        Self(out.as_slice().into())
     }
 
     pub fn is_gone(&self) -> bool {

@@ -10,6 +10,7 @@ use redis_module::raw;
 
 use super::{
     api::Features,
+    audience,
     call::call,
     events::Mute,
     lock::Lock,
@@ -76,7 +77,28 @@ fn score_text(score: f64) -> Vec<u8> {
 pub fn put(lock: Lock<'_>, db: i32, name: &[u8], content: &Content, expires_ms: Option<i64>) {
     let key = RString::new(lock, name);
     let existed = place(lock, db, &key, content, expires_ms);
-    let (command, class, event) = content.made_by();
+    let (_, class, event) = content.made_by();
+    if audience::counts(lock) {
+        hand_on(lock, db, &key, existed, content, expires_ms);
+    }
+    if !matches!(content, Content::Set(_)) {
+        notify(lock, db, class, event, &key);
+    }
+    if expires_ms.is_some() {
+        notify(lock, db, raw::REDISMODULE_NOTIFY_GENERIC, c"expire", &key);
+    }
+}
+
+/// Sends a value that was put there to replicas and files. `existed`: the key held something before.
+fn hand_on(
+    lock: Lock<'_>,
+    db: i32,
+    key: &RString<'_>,
+    existed: bool,
+    content: &Content,
+    expires_ms: Option<i64>,
+) {
+    let (command, ..) = content.made_by();
     let words: Vec<RString<'_>> = content
         .words()
         .iter()
@@ -98,12 +120,6 @@ pub fn put(lock: Lock<'_>, db: i32, name: &[u8], content: &Content, expires_ms: 
         if let Some(expires) = &expires {
             replicate(lock, db, c"PEXPIREAT", &[key.as_raw(), expires.as_raw()]);
         }
-    }
-    if !matches!(content, Content::Set(_)) {
-        notify(lock, db, class, event, &key);
-    }
-    if expires.is_some() {
-        notify(lock, db, raw::REDISMODULE_NOTIFY_GENERIC, c"expire", &key);
     }
 }
 

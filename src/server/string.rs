@@ -49,6 +49,46 @@ impl Drop for RString<'_> {
     }
 }
 
+/// A string of the server that we keep for a while: only in what the server's lock guards, and dropped there.
+pub struct Held(*mut raw::RedisModuleString);
+
+// SAFETY: it is used and dropped under the server's lock, whichever thread has that.
+unsafe impl Send for Held {}
+// SAFETY: as above.
+unsafe impl Sync for Held {}
+
+impl Held {
+    /// # Safety
+    /// `string` is alive.
+    pub(super) unsafe fn new(_lock: Lock<'_>, string: *mut raw::RedisModuleString) -> Self {
+        // SAFETY: by the caller's promise; a null context means that nobody else lets go of it.
+        Self(unsafe { api!(RedisModule_HoldString(ptr::null_mut(), string)) })
+    }
+
+    pub fn of_bytes(lock: Lock<'_>, bytes: &[u8]) -> Self {
+        let made = RString::new(lock, bytes);
+        let raw = made.raw;
+        std::mem::forget(made);
+        Self(raw)
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: we hold the string, which nobody changes.
+        unsafe { bytes(self.0) }
+    }
+
+    pub(super) fn as_raw(&self) -> *mut raw::RedisModuleString {
+        self.0
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // SAFETY: we have one reference, and the lock is held (see the type).
+        unsafe { api!(RedisModule_FreeString(ptr::null_mut(), self.0)) };
+    }
+}
+
 /// The bytes of a string of the server, for as long as the caller's borrow lasts.
 ///
 /// # Safety

@@ -8,18 +8,21 @@ use super::{
     frame::{Frames, event_name},
     machine::{Change, Settled, Time},
     options::removes,
-    saved,
 };
 use crate::{
     engine::scope,
     read_through::keys::{ByKey, Key},
     server::{
-        after, events::KeyEvent, key, lock::Lock, reply::Reply, slots::slot_of, snapshot::Snapshot, store,
+        after, audience, events::KeyEvent, key, lock::Lock, reply::Reply, slots::slot_of, snapshot::Snapshot,
+        store, string::Held,
     },
 };
 
 /// So many keys are looked for one by one.
 const FEW: usize = 8;
+
+/// Room of more bytes than that is not kept.
+const LARGE: usize = 1 << 16;
 
 /// What has happened in the unit that runs.
 #[derive(Default)]
@@ -33,20 +36,29 @@ pub(super) struct Notes {
     expired: Option<Key>,
     /// Who waits for what the present command changes.
     pub(super) waiter: Option<u64>,
+    /// Room to work in.
+    room: Vec<u8>,
 }
 
 struct Note {
-    key: Key,
+    db: i32,
+    name: Held,
     event: Cow<'static, str>,
     /// Whose change it is: a bit for each sink.
     sinks: u64,
     waiter: Option<u64>,
 }
 
+impl Note {
+    fn key(&self) -> Key {
+        Key::new(self.db, self.name.bytes())
+    }
+}
+
 impl Notes {
     fn find(&mut self, db: i32, name: &[u8]) -> Option<&mut Note> {
         if self.list.len() <= FEW {
-            let is_it = |note: &&mut Note| note.key.db == db && *note.key.name == *name;
+            let is_it = |note: &&mut Note| note.db == db && note.name.bytes() == name;
             return self.list.iter_mut().find(is_it);
         }
         let &place = self.places.get(db, name)?;
@@ -56,11 +68,11 @@ impl Notes {
     fn add(&mut self, note: Note) {
         if self.list.len() == FEW {
             for (place, note) in self.list.iter().enumerate() {
-                self.places.insert(&note.key, place);
+                self.places.insert(&note.key(), place);
             }
         }
         if self.list.len() >= FEW {
-            self.places.insert(&note.key, self.list.len());
+            self.places.insert(&note.key(), self.list.len());
         }
         self.list.push(note);
     }
@@ -72,6 +84,13 @@ impl Notes {
             self.places.clear(None);
         }
         std::mem::take(&mut self.list)
+    }
+
+    /// The list that was taken, empty again: what it has allocated is of use to the next unit.
+    fn give_back(&mut self, list: Vec<Note>) {
+        if self.list.capacity() == 0 && list.capacity() <= FEW {
+            self.list = list;
+        }
     }
 
     pub(super) fn sinks_of(&self, waiter: u64) -> u64 {
@@ -97,7 +116,7 @@ impl Notes {
         let list = std::mem::take(&mut self.list);
         self.places.clear(None);
         for note in list {
-            if db.is_some_and(|db| db != note.key.db) {
+            if db.is_some_and(|db| db != note.db) {
                 self.add(note);
             }
         }
@@ -116,17 +135,18 @@ impl WriteBehind {
         if !self.engine.is_serving() {
             return;
         }
-        self.note(event.lock, event.db, event.key, event.name);
+        self.note(event.lock, event.db, event.key, event.name, || event.hold());
     }
 
     /// A key was to be deleted, and was not there.
     pub(super) fn note_removal(&self, lock: Lock<'_>, db: i32, name: &[u8]) {
         if self.engine.is_serving() {
-            self.note(lock, db, name, b"del");
+            self.note(lock, db, name, b"del", || Held::of_bytes(lock, name));
         }
     }
 
-    fn note(&self, lock: Lock<'_>, db: i32, name: &[u8], event: &[u8]) {
+    /// `hold`: the key, to be kept.
+    fn note(&self, lock: Lock<'_>, db: i32, name: &[u8], event: &[u8], hold: impl FnOnce() -> Held) {
         let mut state = self.state.write(lock);
         let state = &mut *state;
         let expired = state.notes.expired.take();
@@ -157,7 +177,8 @@ impl WriteBehind {
             }
         } else {
             state.notes.add(Note {
-                key: Key::new(db, name),
+                db,
+                name: hold(),
                 event: event_name(event),
                 sinks,
                 waiter,
@@ -175,41 +196,56 @@ impl WriteBehind {
 
     /// The command, transaction or script has ended: what it did goes into the queues, and to replicas and files.
     pub(super) fn unit_ended(&self, lock: Lock<'_>) {
-        let notes = self.state.write(lock).notes.take();
+        let mut state = self.state.write(lock);
+        let mut notes = state.notes.take();
+        let mut room = std::mem::take(&mut state.notes.room);
+        drop(state);
         // The same transaction may have made a replica of the server.
         if notes.is_empty() || !self.engine.is_serving() {
             return;
         }
-        let now = self.now();
-        let now_ms = u64::try_from(key::now_ms(lock)).unwrap_or(0);
-        let mut frames = Frames::default();
+        // One look at a clock in each turn of the loop: it costs more than the queue.
+        let now = *self.state.write(lock).turn.get_or_insert_with(|| self.now());
+        let now_ms = u64::try_from(key::command_ms(lock)).unwrap_or(0);
+        let mut frames = audience::is_there(lock).then(Frames::default);
         let mut waiters: Vec<u64> = Vec::new();
-        for note in notes {
+        let mut any = false;
+        for note in notes.drain(..) {
             waiters.extend(note.waiter);
-            let payload = Snapshot::take(lock, note.key.db, &note.key.name);
+            let payload = Snapshot::take(lock, note.db, &note.name, &mut room);
             if payload.is_gone() && !removes(note.event.as_bytes()) {
                 // The cache has forgotten it since; that is no deletion.
                 continue;
             }
-            if payload.is_gone() && self.has_lost_slot(lock, &note.key) {
+            let key = note.key();
+            if payload.is_gone() && self.has_lost_slot(lock, &key) {
                 continue;
             }
+            any = true;
             let mut state = self.state.write(lock);
             let id = state.ids.next(now_ms);
             let change = Change {
                 id,
-                key: note.key,
+                key,
                 event: note.event,
                 size: payload.as_bytes().len(),
                 payload,
             };
-            state.enqueue(now, &change, note.sinks, note.waiter, &mut frames);
+            state.enqueue(now, change, note.sinks, note.waiter, frames.as_mut());
         }
+        let mut state = self.state.write(lock);
+        if room.capacity() <= LARGE {
+            state.notes.room = room;
+        }
+        state.notes.give_back(notes);
+        drop(state);
         self.let_free(lock, waiters);
-        if frames.is_empty() {
+        if !any {
             return;
         }
-        saved::send(lock, &frames);
+        if let Some(frames) = frames {
+            self.send(lock, &frames);
+        }
         self.link_where_full(lock);
         self.come();
     }
@@ -249,22 +285,30 @@ impl State {
     fn enqueue(
         &mut self,
         now: Time,
-        change: &Change<Snapshot>,
+        change: Change<Snapshot>,
         sinks: u64,
         waiter: Option<u64>,
-        frames: &mut Frames,
+        mut frames: Option<&mut Frames>,
     ) {
-        for sink in self
-            .sinks
-            .iter_mut()
-            .filter(|sink| sinks & (1 << sink.number) != 0)
-        {
-            frames.change(&sink.options.prefix, change);
+        let mut left = sinks;
+        let mut change = Some(change);
+        for sink in &mut self.sinks {
+            let bit = 1 << sink.number;
+            if left & bit == 0 {
+                continue;
+            }
+            left &= !bit;
+            // The last one gets it without a copy.
+            let theirs = if left == 0 { change.take() } else { change.clone() };
+            let Some(change) = theirs else { return };
+            if let Some(frames) = frames.as_mut() {
+                frames.change(&sink.options.prefix, &change);
+            }
             let waiter = waiter.filter(|_| sink.options.wait);
             if let Some(waiter) = waiter {
                 self.waiters.expect(waiter);
             }
-            sink.queue.add(now, change.clone(), waiter);
+            sink.queue.add(now, change, waiter);
         }
     }
 }

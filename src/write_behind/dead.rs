@@ -6,7 +6,6 @@ use super::{
     WriteBehind,
     frame::Frames,
     machine::{Change, Failed, Queue},
-    saved,
     source::{type_name, value},
 };
 use crate::{
@@ -54,7 +53,7 @@ impl WriteBehind {
         let mut frames = Frames::default();
         frames.gone(&prefix, &[Queue::gone_with(&entry)]);
         drop(state);
-        saved::send(lock, &frames);
+        self.send(lock, &frames);
     }
 
     fn append(&self, lock: Lock<'_>, stream: &str, words: Vec<Vec<u8>>) -> Result<(), String> {

@@ -71,7 +71,13 @@ impl Totals {
     }
 
     /// As fields of INFO: plain numbers, `_total` for what only grows.
-    pub fn shown(&self, registrations: usize, held: usize, waiting: usize) -> Vec<(&'static str, u64)> {
+    pub fn shown(
+        &self,
+        registrations: usize,
+        held: usize,
+        waiting: usize,
+        handed_on: u64,
+    ) -> Vec<(&'static str, u64)> {
         let counts = &self.counts;
         vec![
             ("write_behind_registrations", registrations as u64),
@@ -87,6 +93,7 @@ impl Totals {
             ("write_behind_save_failures_total", counts.failures),
             ("write_behind_waited_for_room_total", self.held),
             ("write_behind_refusals_total", self.refused),
+            ("write_behind_handed_on_total", handed_on),
             ("write_behind_clients_waiting_for_room", held as u64),
             ("write_behind_clients_waiting_for_save", waiting as u64),
         ]

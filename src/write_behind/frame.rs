@@ -5,10 +5,11 @@
 
 use std::borrow::Cow;
 
-use crc::{CRC_32_ISO_HDLC, Crc, Table};
-
 use super::machine::{Change, ChangeId, Gone};
-use crate::{read_through::keys::Key, server::snapshot::Snapshot};
+use crate::{
+    read_through::keys::{Key, digest},
+    server::snapshot::Snapshot,
+};
 
 const MAGIC: &[u8] = b"PINIONQ";
 const VERSION: u8 = 1;
@@ -19,8 +20,6 @@ const USUAL: usize = 512;
 const CHANGE: u8 = 1;
 const GONE: u8 = 2;
 const LAST: u8 = 3;
-
-const CRC: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISO_HDLC);
 
 /// One of them, read.
 #[derive(Debug, PartialEq, Eq)]
@@ -100,7 +99,7 @@ impl Frames {
         out.extend([0; HEAD - 1]);
         body(out);
         let len = (out.len() - start - HEAD) as u32;
-        let digest = CRC.checksum(&out[start + HEAD..]);
+        let digest = digest(&out[start + HEAD..]);
         out[start + 1..start + 5].copy_from_slice(&len.to_le_bytes());
         out[start + 5..start + HEAD].copy_from_slice(&digest.to_le_bytes());
     }
@@ -136,12 +135,12 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Frame>, String> {
     }
     let mut frames = Vec::new();
     while !rest.is_empty() {
-        let Some((kind, digest, body, more)) = split(rest) else {
+        let Some((kind, said, body, more)) = split(rest) else {
             frames.push(Frame::Unreadable);
             break;
         };
         rest = more;
-        let damaged = CRC.checksum(body) != digest;
+        let damaged = digest(body) != said;
         let frame = match kind {
             CHANGE => read_change(body, damaged),
             GONE if !damaged => read_gone(body),
@@ -302,7 +301,7 @@ mod tests {
             let len = u32::from_le_bytes(bytes[at + 1..at + 5].try_into().unwrap_or_default()) as usize;
             let end = (at + HEAD).saturating_add(len).min(bytes.len());
             let real = ((end - at - HEAD) as u32).to_le_bytes();
-            let digest = CRC.checksum(&bytes[at + HEAD..end]).to_le_bytes();
+            let digest = digest(&bytes[at + HEAD..end]).to_le_bytes();
             bytes[at + 1..at + 5].copy_from_slice(&real);
             bytes[at + 5..at + HEAD].copy_from_slice(&digest);
             at = end;

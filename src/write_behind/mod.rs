@@ -88,6 +88,10 @@ struct State {
     /// The commands that write; asked for once.
     writers: Option<Vec<CommandSpec>>,
     armed: Option<Time>,
+    /// When the first change of this turn of the server's loop was captured.
+    turn: Option<Time>,
+    /// How often something was handed on to replicas and files.
+    handed_on: u64,
 }
 
 /// The queue of one registration. It outlives the registration where another one with its prefix takes over.
@@ -166,6 +170,9 @@ impl WriteBehind {
 
     /// Something is to be done: the server comes to [`WriteBehind::pump`] before it sleeps.
     fn come(&self) {
+        if self.awake.load(Ordering::Acquire) {
+            return;
+        }
         if waiting::tells_when_it_sleeps() && lock::is_server_thread() {
             self.awake.store(true, Ordering::Release);
         } else {
@@ -195,7 +202,12 @@ impl WriteBehind {
         for sink in &state.sinks {
             totals.add(&sink.queue, &sink.figures, self.now());
         }
-        totals.shown(state.sinks.len(), state.held.len(), state.waiting.len())
+        totals.shown(
+            state.sinks.len(),
+            state.held.len(),
+            state.waiting.len(),
+            state.handed_on,
+        )
     }
 }
 

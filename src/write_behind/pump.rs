@@ -10,14 +10,13 @@ use super::{
     Sink, State, WriteBehind,
     frame::Frames,
     machine::{Change, Failed, Settled, Time},
-    saved,
     source::Changes,
 };
 use crate::{
     engine::{registration::Registration, start::Start},
     mutex::Mutex,
     read_through::raised,
-    server::{api, lock::Lock, reply::Reply, snapshot::Snapshot},
+    server::{api, audience, lock::Lock, reply::Reply, snapshot::Snapshot},
 };
 
 /// How often the log says that changes cannot be saved.
@@ -44,6 +43,7 @@ struct Begun {
 impl WriteBehind {
     /// Does whatever is to be done now. Called in each turn of the server's loop: most of the time that is nothing.
     pub fn pump(&self, lock: Lock<'_>) {
+        self.state.write(lock).turn = None;
         if self.awake.swap(false, Ordering::AcqRel) || self.is_due(lock) {
             self.pump_now(lock);
         }
@@ -189,9 +189,11 @@ impl WriteBehind {
                 let gone = sink.queue.saved(brought.call);
                 sink.figures.saved(brought.took);
                 let mut frames = Frames::default();
-                frames.gone(&sink.options.prefix, &gone);
+                if audience::is_there(lock) {
+                    frames.gone(&sink.options.prefix, &gone);
+                }
                 drop(state);
-                saved::send(lock, &frames);
+                self.send(lock, &frames);
             }
             Err(failed) => {
                 let why = Arc::new(failed);

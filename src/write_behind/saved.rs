@@ -10,7 +10,7 @@ use super::{
 use crate::{
     error::Error,
     server::{
-        api,
+        api, audience,
         call::replicate,
         command::{Answer, Command},
         lock::Lock,
@@ -24,14 +24,15 @@ const QUEUE: &CStr = c"RG.INNERQUEUE";
 /// About how many bytes a blob of a file has.
 const BLOB: usize = 1 << 20;
 
-/// Sends what has happened to replicas and the AOF file.
-pub(super) fn send(lock: Lock<'_>, frames: &Frames) {
-    if !frames.is_empty() {
-        replicate(lock, QUEUE, &[frames.as_bytes()]);
-    }
-}
-
 impl WriteBehind {
+    /// Sends what has happened to replicas and the AOF file, if anybody hears of it.
+    pub(super) fn send(&self, lock: Lock<'_>, frames: &Frames) {
+        if !frames.is_empty() && audience::is_there(lock) {
+            self.state.write(lock).handed_on += 1;
+            replicate(lock, QUEUE, &[frames.as_bytes()]);
+        }
+    }
+
     /// Calls `save` with one blob after the other. In a forked process.
     pub fn save_all(&self, lock: Lock<'_>, save: &mut dyn FnMut(Blob)) {
         let state = self.state.read(lock);

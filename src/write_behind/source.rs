@@ -29,7 +29,7 @@ impl Source for Changes {
 fn dict(change: Change<Snapshot>) -> Value {
     let field = |name: &'static str, value| (Cow::Borrowed(name.as_bytes()), value);
     Value::Dict(vec![
-        field("id", Value::Text(change.id.to_string().into_bytes())),
+        field("id", Value::Text(change.id.text())),
         field("key", Value::Key(change.key.name.to_vec())),
         field("db", Value::Int(i64::from(change.key.db))),
         field("event", event(change.event)),

@@ -23,13 +23,12 @@ impl<P> Queue<P> {
             return None;
         }
         let places = self.choose(now)?;
-        for place in &places {
-            self.ready.remove(place);
-            self.suspects.remove(place);
-            self.alone.remove(place);
-            if let Some(entry) = self.entries.get_mut(place) {
-                entry.stage = Stage::Flying;
-            }
+        for &place in &places {
+            let Some(entry) = self.entries.get_mut(place) else {
+                continue;
+            };
+            let stage = std::mem::replace(&mut entry.stage, Stage::Flying);
+            self.leave(place, stage);
         }
         self.last_call += 1;
         self.flight = Some(Flight {
@@ -46,6 +45,10 @@ impl<P> Queue<P> {
             [From::Ready, From::Alone, From::Suspects],
             [From::Alone, From::Suspects, From::Ready],
         ];
+        self.probe = self.probe.filter(|(place, _)| self.entries.get(*place).is_some());
+        if let Some((place, _)) = self.probe {
+            return Some(vec![place]);
+        }
         // While nothing ends well, those that failed come first: there is no use in drawing others in.
         let first = if self.failures > 0 || self.limits.ordered {
             0
@@ -69,12 +72,12 @@ impl<P> Queue<P> {
                 } else {
                     self.limits.batch
                 };
-                self.ready.iter().take(most.max(1)).copied().collect()
+                self.ready.iter().take(most.max(1)).collect()
             }
             From::Ready => Vec::new(),
             From::Alone => {
                 let due = |place: &&u64| {
-                    let entry = self.entries.get(*place);
+                    let entry = self.entries.get(**place);
                     entry.is_some_and(|entry| matches!(entry.stage, Stage::Alone(at) if at <= now))
                 };
                 self.alone.iter().find(due).into_iter().copied().collect()
@@ -101,7 +104,7 @@ impl<P> Queue<P> {
         let alone = self
             .alone
             .iter()
-            .filter_map(|place| match self.entries.get(place)?.stage {
+            .filter_map(|place| match self.entries.get(*place)?.stage {
                 Stage::Alone(at) => Some(at),
                 _ => None,
             });
@@ -134,6 +137,7 @@ impl<P> Queue<P> {
         self.counts.batches += 1;
         self.streak += 1;
         self.rests_until = None;
+        self.probe = None;
         self.last_failure = None;
         if std::mem::take(&mut self.failures) > 0 {
             self.forgive(before);
@@ -142,7 +146,10 @@ impl<P> Queue<P> {
         for place in flight.places {
             if let Some(entry) = self.remove(place, &Settled::Saved) {
                 self.counts.saved += 1;
-                gone.push(Self::gone(&entry));
+                gone.push(Gone {
+                    key: entry.change.key,
+                    id: entry.change.id,
+                });
             }
         }
         if self.suspects.is_empty() {
@@ -159,7 +166,7 @@ impl<P> Queue<P> {
             .alone
             .iter()
             .filter(|place| {
-                let entry = self.entries.get(place);
+                let entry = self.entries.get(**place);
                 entry.is_some_and(|entry| entry.first_failed == Some(successes))
             })
             .copied()
@@ -167,7 +174,7 @@ impl<P> Queue<P> {
         for place in forgiven {
             self.alone.remove(&place);
             self.suspects.insert(place);
-            if let Some(entry) = self.entries.get_mut(&place) {
+            if let Some(entry) = self.entries.get_mut(place) {
                 entry.stage = Stage::Suspect;
             }
         }
@@ -179,15 +186,19 @@ impl<P> Queue<P> {
         let places: Vec<u64> = flight
             .places
             .into_iter()
-            .filter(|place| self.entries.contains_key(place))
+            .filter(|place| self.entries.get(*place).is_some())
             .collect();
         self.counts.failures += 1;
         self.last_failure = Some(Arc::clone(why));
         self.counts.retried += places.len() as u64;
         self.streak = 0;
+        if let Some(probe) = self.probe.take() {
+            self.failed_probe(now, probe);
+            return None;
+        }
         let mut most = 0;
         for place in &places {
-            if let Some(entry) = self.entries.get_mut(place) {
+            if let Some(entry) = self.entries.get_mut(*place) {
                 entry.tries = entry.tries.saturating_add(1);
                 entry.first_failed.get_or_insert(self.successes);
                 most = most.max(entry.tries);
@@ -198,13 +209,13 @@ impl<P> Queue<P> {
             return self.failed_alone(now, *place);
         }
         for &place in &places {
-            if let Some(entry) = self.entries.get_mut(&place) {
+            if let Some(entry) = self.entries.get_mut(place) {
                 entry.stage = Stage::Suspect;
             }
         }
         // From the last one on, so that the first one of a key holds the others, which are suspects as well.
         for &place in &places {
-            let Some(entry) = self.entries.get(&place) else {
+            let Some(entry) = self.entries.get(place) else {
                 continue;
             };
             let key = entry.change.key.clone();
@@ -222,7 +233,7 @@ impl<P> Queue<P> {
     }
 
     fn failed_alone(&mut self, now: Time, place: u64) -> Option<u64> {
-        let entry = self.entries.get_mut(&place)?;
+        let entry = self.entries.get_mut(place)?;
         let others_go_on = entry.first_failed.is_some_and(|then| then < self.successes);
         // What failed in an outage, or with another one, says nothing of this change.
         entry.tries_alone += u32::from(others_go_on);
@@ -243,17 +254,52 @@ impl<P> Queue<P> {
         if enough && others_go_on && self.limits.has_dead_letters {
             return Some(place);
         }
-        if !others_go_on || self.limits.ordered {
+        if self.limits.ordered && !others_go_on {
+            self.probe = self.choose_probe(place, tries);
+        }
+        if self.probe.is_none() && (!others_go_on || self.limits.ordered) {
             self.rest(now);
         }
         None
+    }
+
+    /// In the order of all nothing is saved behind a change that fails, so nothing would ever tell it from an outage. When it has
+    /// failed often enough another one is tried in its place: the next whose key has no older change, and which has not
+    /// failed so often itself.
+    fn choose_probe(&self, head: u64, tries: u32) -> Option<(u64, Stage)> {
+        let most = self.limits.max_tries.filter(|_| self.limits.has_dead_letters)?;
+        if tries < most {
+            return None;
+        }
+        let later = self.entries.iter().filter(|(place, _)| *place > head);
+        let mut fit = later.filter(|(place, entry)| {
+            let key = &entry.change.key;
+            let chain = self.chains.get(key.db, &key.name);
+            entry.probed < most && chain.is_some_and(|chain| chain.places.front() == Some(*place))
+        });
+        fit.next().map(|(place, entry)| (place, entry.stage))
+    }
+
+    /// It is where it was: those before it come first.
+    fn failed_probe(&mut self, now: Time, (place, stage): (u64, Stage)) {
+        if let Some(entry) = self.entries.get_mut(place) {
+            entry.tries = entry.tries.saturating_add(1);
+            entry.probed += 1;
+            entry.stage = stage;
+            if stage == Stage::Suspect {
+                self.suspects.insert(place);
+            } else {
+                self.ready.insert(place);
+            }
+        }
+        self.rest(now);
     }
 
     /// A change that stands first in its key has failed with others: those of its key that have not are parked.
     fn hold_ready(&mut self, key: &crate::read_through::keys::Key, place: u64) {
         let Some(chain) = self.chains.of(key) else { return };
         chain.held = true;
-        for later in chain.places.iter().filter(|later| **later > place) {
+        for later in chain.places.iter().filter(|later| *later > place) {
             if let Some(entry) = self.entries.get_mut(later) {
                 if entry.stage == Stage::Ready {
                     entry.stage = Stage::Parked;
@@ -264,7 +310,7 @@ impl<P> Queue<P> {
     }
 
     fn set_stage(&mut self, place: u64, stage: Stage) {
-        if let Some(entry) = self.entries.get_mut(&place) {
+        if let Some(entry) = self.entries.get_mut(place) {
             entry.stage = stage;
         }
     }
@@ -304,9 +350,10 @@ impl<P> Queue<P> {
 
     /// The server stops calling: whatever runs, its end is of no interest.
     pub fn ground(&mut self) {
+        self.probe = None;
         let Some(flight) = self.flight.take() else { return };
         for place in flight.places {
-            let Some(entry) = self.entries.get_mut(&place) else {
+            let Some(entry) = self.entries.get_mut(place) else {
                 continue;
             };
             entry.stage = Stage::Ready;

@@ -7,21 +7,22 @@
 
 mod calls;
 mod ids;
+mod places;
 mod queue;
+mod store;
 #[cfg(test)]
 mod tests;
 mod waiters;
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
-    time::Duration,
-};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
 pub use ids::{ChangeId, Ids};
 pub use waiters::{Settled, Waiters};
 
+use self::{
+    places::{Line, Places},
+    store::Store,
+};
 use crate::read_through::keys::{ByKey, Key};
 
 /// A moment: how long after the start.
@@ -137,6 +138,8 @@ pub struct Entry<P> {
     pub tries: u32,
     /// How often it failed by itself while others were saved.
     tries_alone: u32,
+    /// How often it failed in the place of another one that fails, see `choose_probe`.
+    probed: u32,
     /// How many calls had ended well when it first failed.
     first_failed: Option<u64>,
     stage: Stage,
@@ -147,7 +150,7 @@ pub struct Entry<P> {
 /// The places of one key, in their order.
 #[derive(Default)]
 struct Chain {
-    places: VecDeque<u64>,
+    places: Places,
     /// The first one has failed: the others are parked behind it.
     held: bool,
 }
@@ -170,9 +173,9 @@ pub struct Gone {
 pub struct Queue<P> {
     pub limits: Limits,
     pub counts: Counts,
-    entries: BTreeMap<u64, Entry<P>>,
+    entries: Store<Entry<P>>,
     chains: ByKey<Chain>,
-    ready: BTreeSet<u64>,
+    ready: Line,
     suspects: BTreeSet<u64>,
     alone: BTreeSet<u64>,
     flight: Option<Flight>,
@@ -192,6 +195,8 @@ pub struct Queue<P> {
     /// Why the last call failed; nothing after one that ended well.
     last_failure: Option<Arc<Failed>>,
     turn: u8,
+    /// The change that is called next, or runs, in the place of the first one, which fails; and where it comes from.
+    probe: Option<(u64, Stage)>,
     random: u64,
     /// Who has what he waited for.
     settled: Vec<(u64, Settled)>,

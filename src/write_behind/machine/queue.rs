@@ -1,8 +1,10 @@
 //! Changes come into a queue and leave it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
-use super::{Chain, Change, Counts, Entry, Gone, Limits, OVERHEAD, Queue, Settled, Stage, Time};
+use super::{
+    Change, Counts, Entry, Gone, Limits, OVERHEAD, Queue, Settled, Stage, Time, places::Line, store::Store,
+};
 use crate::read_through::keys::{ByKey, Key};
 
 impl<P> Queue<P> {
@@ -12,9 +14,9 @@ impl<P> Queue<P> {
             narrow: limits.batch.max(1),
             limits,
             counts: Counts::default(),
-            entries: BTreeMap::new(),
+            entries: Store::default(),
             chains: ByKey::default(),
-            ready: BTreeSet::new(),
+            ready: Line::default(),
             suspects: BTreeSet::new(),
             alone: BTreeSet::new(),
             flight: None,
@@ -27,6 +29,7 @@ impl<P> Queue<P> {
             successes: 0,
             last_failure: None,
             turn: 0,
+            probe: None,
             random: seed | 1,
             settled: Vec::new(),
         }
@@ -45,7 +48,7 @@ impl<P> Queue<P> {
 
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.entries.len() == 0
     }
 
     /// About how much memory it takes.
@@ -55,8 +58,16 @@ impl<P> Queue<P> {
 
     /// How long the oldest change has been there.
     pub fn age(&self, now: Time) -> Time {
-        let oldest = self.entries.values().next();
-        oldest.map_or(Time::ZERO, |entry| now.saturating_sub(entry.since))
+        // Whatever is parked stands behind an older one.
+        let flying = self
+            .flight
+            .iter()
+            .flat_map(|flight| flight.places.iter().copied());
+        let failed = self.suspects.iter().chain(&self.alone).copied();
+        let places = self.ready.first().into_iter().chain(flying).chain(failed);
+        let times = places.filter_map(|place| self.entries.get(place));
+        let oldest = times.map(|entry| entry.since).min();
+        oldest.map_or(Time::ZERO, |since| now.saturating_sub(since))
     }
 
     /// No more changes are to come, but for those that replace others.
@@ -70,66 +81,39 @@ impl<P> Queue<P> {
         self.entries.get(place).map(|entry| &entry.change)
     }
 
-    /// The place of a change of the key that a newer one would take.
-    fn replaceable(&self, db: i32, name: &[u8]) -> Option<u64> {
-        if !self.limits.coalesce {
-            return None;
-        }
-        let &place = self.chains.get(db, name)?.places.back()?;
-        let flying = self.entries.get(&place)?.stage == Stage::Flying;
-        // In the order of all nothing is passed by.
-        let passes = self.limits.ordered && place != self.last_place;
-        (!flying && !passes).then_some(place)
-    }
-
     /// Whether a change of the key would take the place of an older one.
     pub fn replaces(&self, db: i32, name: &[u8]) -> bool {
-        self.replaceable(db, name).is_some()
+        let last = self.chains.get(db, name).and_then(|chain| chain.places.back());
+        last.is_some_and(|place| is_replaceable(&self.limits, &self.entries, self.last_place, place))
     }
 
     /// A change has happened.
     pub fn add(&mut self, now: Time, change: Change<P>, waiter: Option<u64>) {
         self.counts.captured += 1;
-        let size = size_of(&change);
-        self.bytes += size;
-        if let Some(place) = self.replaceable(change.key.db, &change.key.name) {
-            if let Some(entry) = self.entries.get_mut(&place) {
-                self.bytes -= size_of(&entry.change);
-                entry.change = change;
-                entry.waiters.extend(waiter);
-                // It is another change than the one that failed.
-                entry.tries = 0;
-                entry.tries_alone = 0;
-                entry.first_failed = None;
-                self.counts.coalesced += 1;
-                self.let_in(place);
-            }
-            return;
+        self.bytes += size_of(&change);
+        let new = self.last_place + 1;
+        let chain = self.chains.of_or_default(&change.key);
+        let last = chain.places.back();
+        let replaced =
+            last.filter(|&place| is_replaceable(&self.limits, &self.entries, self.last_place, place));
+        if let Some(place) = replaced {
+            return self.replace(place, change, waiter);
         }
-        self.last_place += 1;
-        let place = self.last_place;
-        let held = if let Some(chain) = self.chains.of(&change.key) {
-            chain.places.push_back(place);
-            chain.held
-        } else {
-            let chain = Chain {
-                places: VecDeque::from([place]),
-                held: false,
-            };
-            self.chains.insert(&change.key, chain);
-            false
-        };
+        chain.places.push(new);
+        let held = chain.held;
+        self.last_place = new;
         let stage = if held { Stage::Parked } else { Stage::Ready };
         if stage == Stage::Ready {
-            self.ready.insert(place);
+            self.ready.insert(new);
         }
-        self.entries.insert(
-            place,
+        self.entries.push(
+            new,
             Entry {
                 change,
                 since: now,
                 tries: 0,
                 tries_alone: 0,
+                probed: 0,
                 first_failed: None,
                 stage,
                 waiters: waiter.into_iter().collect(),
@@ -137,13 +121,32 @@ impl<P> Queue<P> {
         );
     }
 
+    /// It takes the place of an older one of its key.
+    fn replace(&mut self, place: u64, change: Change<P>, waiter: Option<u64>) {
+        let Some(entry) = self.entries.get_mut(place) else {
+            return;
+        };
+        self.bytes -= size_of(&entry.change);
+        entry.change = change;
+        entry.waiters.extend(waiter);
+        // It is another change than the one that failed.
+        entry.tries = 0;
+        entry.tries_alone = 0;
+        entry.probed = 0;
+        entry.first_failed = None;
+        self.counts.coalesced += 1;
+        if matches!(entry.stage, Stage::Alone(_) | Stage::Suspect) {
+            self.let_in(place);
+        }
+    }
+
     /// A change that had failed was replaced: it is one like the others.
     fn let_in(&mut self, place: u64) {
-        let Some(entry) = self.entries.get_mut(&place) else {
+        let Some(entry) = self.entries.get_mut(place) else {
             return;
         };
         let first = match self.chains.of(&entry.change.key) {
-            Some(chain) if chain.places.front() == Some(&place) => chain,
+            Some(chain) if chain.places.front() == Some(place) => chain,
             _ => return,
         };
         if matches!(entry.stage, Stage::Alone(_)) || (entry.stage == Stage::Suspect && !self.limits.ordered) {
@@ -157,24 +160,33 @@ impl<P> Queue<P> {
 
     /// Takes a change out whose key is done with it. What stood behind it may come.
     pub(super) fn remove(&mut self, place: u64, settled: &Settled) -> Option<Entry<P>> {
-        let entry = self.entries.remove(&place)?;
+        let entry = self.entries.remove(place)?;
         self.bytes -= size_of(&entry.change);
-        self.ready.remove(&place);
-        self.suspects.remove(&place);
-        self.alone.remove(&place);
+        self.leave(place, entry.stage);
         for &waiter in &entry.waiters {
             self.settled.push((waiter, settled.clone()));
         }
         let key = &entry.change.key;
-        if let Some(chain) = self.chains.of(key) {
-            chain.places.retain(|&other| other != place);
-            if chain.places.is_empty() {
-                self.chains.remove(key.db, &key.name);
-            } else {
-                self.release(key);
-            }
+        let mut held = false;
+        self.chains.change(key, |chain| {
+            chain.places.remove(place);
+            held = chain.held;
+            !chain.places.is_empty()
+        });
+        if held {
+            self.release(key);
         }
         Some(entry)
+    }
+
+    /// A change is no longer among those of its stage.
+    pub(super) fn leave(&mut self, place: u64, stage: Stage) {
+        match stage {
+            Stage::Ready => self.ready.remove(place),
+            Stage::Suspect => drop(self.suspects.remove(&place)),
+            Stage::Alone(_) => drop(self.alone.remove(&place)),
+            Stage::Parked | Stage::Flying => {}
+        }
     }
 
     /// What is parked in a chain may come if nothing before it has failed.
@@ -189,10 +201,10 @@ impl<P> Queue<P> {
             return;
         }
         chain.held = false;
-        for place in &chain.places {
+        for place in chain.places.iter() {
             if let Some(entry) = self.entries.get_mut(place) {
                 entry.stage = Stage::Ready;
-                self.ready.insert(*place);
+                self.ready.insert(place);
             }
         }
     }
@@ -201,13 +213,13 @@ impl<P> Queue<P> {
     pub(super) fn hold(&mut self, key: &Key, first: u64) {
         let Some(chain) = self.chains.of(key) else { return };
         chain.held = true;
-        for place in chain.places.iter().filter(|place| **place > first) {
+        for place in chain.places.iter().filter(|place| *place > first) {
             let Some(entry) = self.entries.get_mut(place) else {
                 continue;
             };
             entry.stage = Stage::Parked;
             self.ready.remove(place);
-            self.suspects.remove(place);
+            self.suspects.remove(&place);
         }
     }
 
@@ -218,11 +230,11 @@ impl<P> Queue<P> {
             let first = self
                 .chains
                 .get(key.db, &key.name)
-                .and_then(|chain| chain.places.front().copied());
+                .and_then(|chain| chain.places.front());
             let Some(first) = first else { return };
             let old = self
                 .entries
-                .get(&first)
+                .get(first)
                 .is_some_and(|entry| entry.change.id <= gone.id);
             if !old {
                 return;
@@ -234,11 +246,11 @@ impl<P> Queue<P> {
 
     /// All changes in their order.
     pub fn changes(&self) -> impl Iterator<Item = &Change<P>> {
-        self.entries.values().map(|entry| &entry.change)
+        self.entries.iter().map(|(_, entry)| &entry.change)
     }
 
     pub fn entry(&self, place: u64) -> Option<&Entry<P>> {
-        self.entries.get(&place)
+        self.entries.get(place)
     }
 
     /// Those who wait for a change that has left.
@@ -269,6 +281,17 @@ impl<P> Queue<P> {
         self.random ^= self.random << 17;
         (self.random >> 11) as f64 / (1_u64 << 53) as f64
     }
+}
+
+/// Whether a newer change takes the place of this one, the last of its key.
+fn is_replaceable<P>(limits: &Limits, entries: &Store<Entry<P>>, last: u64, place: u64) -> bool {
+    // In the order of all nothing is passed by.
+    let passes = limits.ordered && place != last;
+    let flying = || {
+        let entry = entries.get(place);
+        entry.is_none_or(|entry| entry.stage == Stage::Flying)
+    };
+    limits.coalesce && !passes && !flying()
 }
 
 fn size_of<P>(change: &Change<P>) -> usize {

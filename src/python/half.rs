@@ -1,0 +1,86 @@
+//! What `read_through` and `write_behind` have in common as calls of a script: a prefix, a function, keyword arguments, and a
+//! registration that calls the function in the background.
+
+use std::sync::Arc;
+
+use pyo3::{prelude::*, types::PyDict};
+
+use super::{
+    Runtime,
+    callback::{Callback, Code},
+    keywords::{self, Keywords},
+    launch::{self, Wish},
+    runtime,
+};
+use crate::engine::{
+    language::Function,
+    plan::{Plan, Step},
+    registration::{Mode, Trigger},
+    scope::Scope,
+};
+
+/// One such call, its first arguments checked.
+pub struct Half<'a, 'py> {
+    pub runtime: &'static Runtime,
+    scope: Scope,
+    pub given: Keywords<'a, 'py>,
+    function: Code,
+}
+
+impl<'a, 'py> Half<'a, 'py> {
+    /// `name`: of the call; `argument`: of its function. What it says of keys comes back beside it.
+    ///
+    /// # Errors
+    /// `gears.error` that names the argument and what was expected; nothing can be registered here.
+    pub fn new(
+        name: &'static str,
+        known: &[&str],
+        prefix: &Bound<'py, PyAny>,
+        (argument, function): (&str, &Bound<'py, PyAny>),
+        options: &'a Bound<'py, PyDict>,
+    ) -> PyResult<(Self, String)> {
+        let runtime = runtime()?;
+        let scope = launch::registering_scope()?;
+        let given = Keywords::new(name, options, known)?;
+        let prefix = keywords::prefix(name, prefix)?;
+        if !function.is_callable() {
+            return Err(keywords::expected(name, argument, "a function", function));
+        }
+        let half = Self {
+            runtime,
+            scope,
+            given,
+            function: Code::new(function.clone()),
+        };
+        Ok((half, prefix))
+    }
+
+    /// Registers it. `more`: another function, which the trigger calls by itself.
+    ///
+    /// # Errors
+    /// `gears.error`: a wrong `desc` or `onRegistered`, or what [`launch::enlist`] says.
+    pub fn enlist(self, py: Python<'_>, more: Option<Code>, trigger: Box<dyn Trigger>) -> PyResult<String> {
+        let desc = self.given.text("desc")?;
+        let on_registered = self.given.function("onRegistered")?;
+        let callback = |code| Arc::new(Callback::new(py, code));
+        let callbacks: Vec<_> = std::iter::once(self.function).chain(more).map(callback).collect();
+        let functions = callbacks
+            .iter()
+            .map(|callback| Arc::clone(callback) as Arc<dyn Function>)
+            .collect();
+        let wish = Wish {
+            desc,
+            mode: Mode::AsyncLocal,
+            in_order: false,
+            plan: Plan {
+                steps: vec![Step::Map(0)],
+                functions,
+            },
+            callbacks,
+            trigger,
+            on_registered: on_registered.map(callback),
+            doubts: Vec::new(),
+        };
+        launch::enlist(self.runtime, &self.scope, wish)
+    }
+}

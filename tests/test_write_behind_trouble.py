@@ -1,0 +1,75 @@
+"""`write_behind` where things come together: clients that are killed while they wait for room, and a `save` that hangs while memory is at its
+limit. Contract: docs/contract/write-behind.md 2.1, 2.8 and 2.9.
+"""
+
+from __future__ import annotations
+
+import pytest
+from redis.exceptions import OutOfMemoryError
+
+from figures import figures, wait_for
+from helpers import Server, wait_until
+from write_behind import drained, register
+
+pytestmark = pytest.mark.matrix
+
+
+def test_clients_that_vanish_while_they_wait_for_room(server: Server, source: Server) -> None:
+    database = register(server, source, "max_queue=2, coalesce=False")
+    database.fail(1_000_000)
+    client = server.client()
+    client.mset({"user:1": "a", "user:2": "b"})
+    wait_for(server, queued=2)
+    waiting = [server.raw() for _ in range(30)]
+    numbers = [int(raw.call("CLIENT", "ID")[1:-2]) for raw in waiting]
+    for number, raw in enumerate(waiting):
+        raw.send("SET", f"user:{10 + number}", "never")
+    wait_until(lambda: client.info("rg_write_behind")["rg_write_behind_clients_waiting_for_room"] == 30)
+    # Some close their connection, some are killed; one of each behind the next one in the queue.
+    for raw in waiting[0:20:2]:
+        raw.close()
+    for number in numbers[1:20:2]:
+        assert client.client_kill_filter(_id=number) == 1
+    wait_until(lambda: client.info("rg_write_behind")["rg_write_behind_clients_waiting_for_room"] == 10)
+    wait_until(lambda: client.info("clients")["blocked_clients"] == 10)
+    database.fail(0)
+    assert [raw.read() for raw in waiting[20:]] == [b"+OK\r\n"] * 10
+    drained(server)
+    assert database.rows() == {"user:1": "a", "user:2": "b", **{f"user:{10 + number}": "never" for number in range(20, 30)}}
+    assert client.exists(*(f"user:{10 + number}" for number in range(20))) == 0
+    assert client.info("clients")["blocked_clients"] == 0
+
+
+@pytest.mark.parametrize("policy", ["noeviction", "allkeys-lru"])
+def test_a_save_that_hangs_at_the_memory_limit(server: Server, source: Server, policy: str) -> None:
+    server.client().execute_command("RG.CONFIGSET", "WriteBehindMaxSaveTime", 400)
+    database = register(server, source, "backoff=0.01")
+    database.client.set("hang", 1)
+    client = server.client()
+    client.set("user:0", "hangs")
+    wait_until(lambda: database.client.llen("hanging") == 1)
+    client.config_set("maxmemory-policy", policy)
+    client.config_set("maxmemory", client.info("memory")["used_memory"] + 2_000_000)
+    written = []
+    refused = 0
+    for number in range(1, 1000):
+        try:
+            client.set(f"user:{number}", f"{number}:" + "x" * 5000)
+            written.append(number)
+        except OutOfMemoryError:
+            refused += 1
+        if refused >= 3:
+            break
+    # The queue counts for the memory, and nothing takes it away; where the server evicts it evicts all there is.
+    assert refused == 3
+    assert figures(server)["queued"] == len(written) + 1
+    # The call that hangs is stopped, and made again, also now.
+    wait_until(lambda: figures(server)["saveFailures"] >= 1)
+    database.client.delete("hang")
+    database.client.rpush("go", *range(100))
+    drained(server)
+    assert set(database.rows()) == {"user:0"} | {f"user:{number}" for number in written}
+    client.config_set("maxmemory", 0)
+    client.set("user:0", "saved")
+    drained(server)
+    assert database.row("user:0") == "saved"
