@@ -33,7 +33,7 @@ VENV_PYTHON = '$(VENV)/bin/python'
 PYTEST = $(VENV_PYTHON) -m pytest
 # What fails is not run again: a race that shows once in ten runs is a defect. CI alone sets RETRY_FAILED=yes: it names what failed
 # once, and is not lost over it.
-run-tests = $(PYTEST) --server "$(1)" -n $(JOBS) --dist loadfile $(2) $(ARGS) || { status=$$?; \
+run-tests = $(PYTEST) --server "$(1)" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(2) $(ARGS) || { status=$$?; \
 	[ "$(RETRY_FAILED)" = yes ] && [ $$status -eq 1 ] && echo 'pinion: FLAKY unless it fails again:' && \
 	$(PYTEST) --server "$(1)" --last-failed --last-failed-no-failures none $(2) $(ARGS); }
 
@@ -147,6 +147,11 @@ docs: setup-docs ## build the site into target/site, check its links, and open e
 	@$(VENV_PYTHON) scripts/docs/api.py --check
 	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs --quiet build --strict
 	@$(VENV_PYTHON) scripts/docs/browse.py $(ARGS)
+
+.PHONY: fuzz
+fuzz: setup-test build ## fuzz each decoder and a server for FUZZ_SECONDS (600); FUZZ_KEEP=yes keeps inputs that led to something new
+	@FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(RUN_CARGO) test --lib fuzz -- --nocapture
+	@FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(PYTEST) --server "$(or $(SERVERS),$(TEST_SERVER))" -s --timeout 7200 $(ARGS) tests/test_fuzz.py
 
 .PHONY: soak
 soak: setup-test build ## the long tests, an hour of chaos among them (SERVERS="..." for others than redis-7.0)

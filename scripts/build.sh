@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the loader, libpinion.so, and beside it the module for one Python, pinion-cp<XY>.so. The link `venv` there is the
 # environment that the loader takes if it is given none.
-# Environment: PYTHON (see python.sh), PROFILE (of the module: release), CARGO_TARGET_DIR, OUT (target/release).
+# Environment: PYTHON (see python.sh), PROFILE (of the module: release), CARGO_TARGET_DIR, OUT (target/release), SHIPPED (yes: no
+# path of this machine is in what comes out, see dist.sh).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(scripts/python.sh)
@@ -10,6 +11,7 @@ profile=${PROFILE:-release}
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 out=${OUT:-$target/release}
 tag=cp$(basename "$venv" | tr -d .)
+[ "${SHIPPED:-}" != yes ] || . scripts/remap.sh
 
 PYO3_PYTHON=$python CARGO_TARGET_DIR=$target cargo build --lib --profile "$profile"
 # Its profile is its own; what makes the module quick to build is not for it.

@@ -2,12 +2,14 @@
 # Builds what is shipped, into dist/: a wheel for each Python, and a .deb for the system's one.
 #   scripts/dist.sh                     all Pythons on this machine from 3.9 on that have a shared libpython
 #   scripts/dist.sh /usr/bin/python3    only these
-# No path of this machine is in what comes out. Environment: CARGO_TARGET_DIR, DIST (dist), DEB=no (no .deb).
+# No path of this machine is in what comes out. Environment: CARGO_TARGET_DIR, DIST (dist), DEB=no (no .deb), SHIPPED=yes (the build in
+# CARGO_TARGET_DIR is such a one already, as CI's: nothing is compiled twice).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-target=$(realpath -m "${CARGO_TARGET_DIR:-target}")/dist
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+[ "${SHIPPED:-}" = yes ] || target=$target/dist
+export SHIPPED=yes
 dist=$(realpath -m "${DIST:-dist}")
-cargo_home=${CARGO_HOME:-$HOME/.cargo}
 system=/usr/bin/python3
 
 say() { printf 'pinion: %s\n' "$*"; }
@@ -49,16 +51,6 @@ if ! cmp -s requirements-dist.txt "$tools/.stamp"; then
     cp requirements-dist.txt "$tools/.stamp"
 fi
 
-# Names in the place of folders of this machine, for Rust and for C.
-maps=("$PWD=/pinion" "$target=/target" "$cargo_home/registry/src=/crates" "$cargo_home=/cargo" "$(rustc --print sysroot)=/rust" "$HOME=/home")
-flags=() c_flags=
-for map in "${maps[@]}"; do
-    flags+=("--remap-path-prefix=$map")
-    c_flags+=" -ffile-prefix-map=$map"
-done
-CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f'; echo "${flags[*]}")
-export CARGO_ENCODED_RUSTFLAGS CFLAGS="${CFLAGS:-}$c_flags"
-
 mkdir -p "$dist"
 for python in "${pythons[@]}"; do
     usable "$python" || fail "$python has no shared libpython, no headers, or is older than 3.9"
@@ -66,7 +58,8 @@ for python in "${pythons[@]}"; do
     files=$target/files/$tag
     say "building for $python ($tag)"
     rm -rf "$files"
-    PYTHON=$python PROFILE=dist OUT=$files CARGO_TARGET_DIR=$target scripts/build.sh
+    PYTHON=$python OUT=$files CARGO_TARGET_DIR=$target scripts/build.sh
+    strip "$files"/pinion-*.so
     for file in "$files"/*.so; do
         ! strings -a "$file" | grep -F -e "$PWD" -e "$HOME/" -e "$target" -m 3 || fail "$file names folders of this machine"
     done

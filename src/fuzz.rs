@@ -21,7 +21,7 @@ const MAX_LENGTH: usize = 1 << 14;
 /// How many inputs are damaged further; one above that takes the place of another.
 const MAX_POOL: usize = 2000;
 /// How many inputs a corpus has at most, and how long they are.
-const MAX_KEPT: usize = 50;
+const MAX_KEPT: usize = 20;
 const LONGEST_KEPT: usize = 1000;
 /// Whatever takes longer for so little is as bad as a panic. Builds with checks on busy machines are slow.
 const MAX_TIME: Duration = Duration::from_secs(5);

@@ -33,19 +33,19 @@ unsafe impl lock_api::RawMutex for Counted {
 
     fn lock(&self) {
         lock_api::RawMutex::lock(&self.0);
-        HELD.set(HELD.get() + 1);
+        HELD.with(|held| held.set(held.get() + 1));
     }
 
     fn try_lock(&self) -> bool {
         let locked = lock_api::RawMutex::try_lock(&self.0);
         if locked {
-            HELD.set(HELD.get() + 1);
+            HELD.with(|held| held.set(held.get() + 1));
         }
         locked
     }
 
     unsafe fn unlock(&self) {
-        HELD.set(HELD.get() - 1);
+        HELD.with(|held| held.set(held.get() - 1));
         // SAFETY: by the caller's promise.
         unsafe { lock_api::RawMutex::unlock(&self.0) };
     }

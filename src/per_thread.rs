@@ -1,4 +1,5 @@
-//! Values of which each thread has its own, as by `thread_local!`; those of the server's own thread are found at once.
+//! Values of which each thread has its own, as by `thread_local!`; those of the server's own thread and of the first workers are found at
+//! once.
 //!
 //! A shared object that is loaded at run time asks the loader where a thread's values are: eleven instructions and more, each time. A
 //! command passes dozens of them. Which thread this is stands in a register.
@@ -12,8 +13,14 @@ use std::{
     thread::LocalKey,
 };
 
+/// How many other threads can have a place, where their values are found at once.
+pub const PLACES: usize = 16;
+
 /// What [`pointer`] says on the server's own thread; until that is known, what it says nowhere.
 static SERVER: AtomicUsize = AtomicUsize::new(1);
+
+/// The same of the threads that have a place.
+static PLACED: [AtomicUsize; PLACES] = [const { AtomicUsize::new(1) }; PLACES];
 
 /// This thread is the server's own from now on. To be called once, before any value is changed on it.
 pub fn this_is_the_servers() {
@@ -22,9 +29,31 @@ pub fn this_is_the_servers() {
     }
 }
 
+/// Gives this thread a place, if its is free. To be called before any value is changed on it, and only where it lives as long as the
+/// process: the values of a place are not dropped.
+pub fn take_place() {
+    if pointer() != 0 {
+        // Where another thread has it, this one has its values where others have theirs.
+        let place = &PLACED[place_of(pointer())];
+        let _ = place.compare_exchange(1, pointer(), Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// Threads have their blocks at the ends of their stacks, which lie one behind the other: 8 MiB, and perhaps a page, apart.
+#[inline(always)]
+fn place_of(pointer: usize) -> usize {
+    ((pointer >> 12) + (pointer >> 23)) % PLACES
+}
+
 #[inline(always)]
 fn is_servers() -> bool {
     pointer() == SERVER.load(Ordering::Relaxed)
+}
+
+#[inline(always)]
+fn own_place() -> Option<usize> {
+    let place = place_of(pointer());
+    (PLACED[place].load(Ordering::Relaxed) == pointer()).then_some(place)
 }
 
 /// What tells threads from each other; 0 where the way to it is not known.
@@ -52,48 +81,69 @@ fn pointer() -> usize {
     0
 }
 
-/// The value of the server's own thread.
-pub struct Servers<T>(T);
+/// The values of the server's own thread, and of those that have a place.
+pub struct Found<T>(T, [T; PLACES]);
 
-// SAFETY: `PerThread` alone looks at it, on one thread.
-unsafe impl<T> Sync for Servers<T> {}
+// SAFETY: `PerThread` alone looks at them, each on one thread.
+unsafe impl<T> Sync for Found<T> {}
 
-impl<T> Servers<T> {
-    pub const fn new(value: T) -> Self {
-        Self(value)
+impl<T> Found<T> {
+    pub const fn new(servers: T, placed: [T; PLACES]) -> Self {
+        Self(servers, placed)
     }
 }
 
 /// A value of each thread. Made by [`per_thread!`].
 pub struct PerThread<T: 'static> {
-    servers: &'static Servers<T>,
+    found: &'static Found<T>,
     others: &'static LocalKey<T>,
 }
 
 impl<T> PerThread<T> {
-    pub const fn new(servers: &'static Servers<T>, others: &'static LocalKey<T>) -> Self {
-        Self { servers, others }
+    pub const fn new(found: &'static Found<T>, others: &'static LocalKey<T>) -> Self {
+        Self { found, others }
+    }
+
+    #[inline(always)]
+    fn at_once(&self) -> Option<&T> {
+        if is_servers() {
+            return Some(&self.found.0);
+        }
+        own_place().map(|place| &self.found.1[place])
     }
 
     /// # Panics
     /// The thread is about to end, and has dropped the value.
     #[inline(always)]
     pub fn with<R>(&self, work: impl FnOnce(&T) -> R) -> R {
-        if is_servers() {
-            work(&self.servers.0)
-        } else {
-            self.others.with(work)
+        match self.at_once() {
+            Some(value) => work(value),
+            None => self.elsewhere(work),
         }
+    }
+
+    /// Apart, since the compiler takes the question to the loader for something that it may ask in any case.
+    #[cold]
+    #[inline(never)]
+    fn elsewhere<R>(&self, work: impl FnOnce(&T) -> R) -> R {
+        self.others.with(work)
     }
 
     /// `None` if the thread is about to end, and has dropped the value.
     #[inline(always)]
     pub fn try_with<R>(&self, work: impl FnOnce(&T) -> R) -> Option<R> {
-        if is_servers() {
-            Some(work(&self.servers.0))
-        } else {
-            self.others.try_with(work).ok()
+        match self.at_once() {
+            Some(value) => Some(work(value)),
+            None => self.try_elsewhere(work),
         }
+    }
+}
+
+impl<T> PerThread<T> {
+    #[cold]
+    #[inline(never)]
+    fn try_elsewhere<R>(&self, work: impl FnOnce(&T) -> R) -> Option<R> {
+        self.others.try_with(work).ok()
     }
 }
 
@@ -160,11 +210,12 @@ macro_rules! per_thread {
     ($($(#[$attribute:meta])* static $name:ident: $type:ty = $value:expr;)*) => { $(
         $(#[$attribute])*
         static $name: $crate::per_thread::PerThread<$type> = {
-            static SERVERS: $crate::per_thread::Servers<$type> = $crate::per_thread::Servers::new($value);
+            static FOUND: $crate::per_thread::Found<$type> =
+                $crate::per_thread::Found::new($value, [const { $value }; $crate::per_thread::PLACES]);
             thread_local! {
                 static OTHERS: $type = const { $value };
             }
-            $crate::per_thread::PerThread::new(&SERVERS, &OTHERS)
+            $crate::per_thread::PerThread::new(&FOUND, &OTHERS)
         };
     )* };
 }
@@ -172,6 +223,8 @@ pub(crate) use per_thread;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+
     use super::*;
 
     per_thread! {
@@ -186,10 +239,27 @@ mod tests {
             NUMBERS.with_borrow_mut(|numbers| numbers.push(NUMBER.get()));
             (NUMBER.replace(7), NUMBERS.take())
         };
-        for _ in 0..2 {
-            // One of them may be the one that is called the server's.
+        for places in [0, 3] {
+            // All of them live at the same time, since a place is never given back.
+            let together = Barrier::new(4);
+            let together = &together;
             std::thread::scope(|scope| {
-                assert_eq!(scope.spawn(work).join().ok(), Some((2, vec![2])));
+                let threads: Vec<_> = (0..4)
+                    .map(|number| {
+                        scope.spawn(move || {
+                            if number < places {
+                                take_place();
+                            }
+                            together.wait();
+                            let done = work();
+                            together.wait();
+                            done
+                        })
+                    })
+                    .collect();
+                for thread in threads {
+                    assert_eq!(thread.join().ok(), Some((2, vec![2])));
+                }
             });
         }
     }

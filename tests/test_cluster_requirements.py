@@ -138,7 +138,8 @@ def housemates(start_server: Callable[..., Server], packages: Path, tmp_path: Pa
         names = ["--cluster-config-file", f"nodes-{count}.conf", "--dbfilename", f"dump-{count}.rdb"]
         return start_server(args=[*args, "--dir", str(folder), *names], **options)
 
-    return make_cluster(start)
+    # Three pips at a time, on whatever the machine has left.
+    return make_cluster(start, module_args=["PythonInstallReqMaxIdleTime", 120000])
 
 
 @pytest.mark.matrix
@@ -147,7 +148,7 @@ def test_nodes_in_one_folder_have_environments_of_their_own(housemates: Cluster,
         found, errors = housemates[0].run(ON_ALL, "REQUIREMENTS", name)
         assert (len(found), errors) == (3, [])
     export = housemates[0].client(decode_responses=False).execute_command("RG.PYEXPORTREQ", "pinion-demo==1.0")
-    raws = [server.raw(timeout=60) for server in housemates.masters]
+    raws = [server.raw(timeout=120) for server in housemates.masters]
     for _ in range(3):
         for raw in raws:
             raw.send("RG.PYIMPORTREQ", *export[1])

@@ -106,7 +106,7 @@ def registered(server: Server) -> set[Any]:
     return {entry["id"] for entry in server.registrations()}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(MINUTE_S + 600)
 def test_a_minute(start_server: Callable[..., Server]) -> None:
     fuzz(start_server, MINUTE_S)
 

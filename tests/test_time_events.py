@@ -402,3 +402,18 @@ def test_damaged_steps_are_refused(start_server: Callable[..., Server]) -> None:
 def test_clients_cannot_send_the_internal_command(server: Server) -> None:
     with pytest.raises(redis.ResponseError, match="this command is internal"):
         server.client().execute_command("RG.INNERTIMEEVENT", "k", "1000", "sid", "py3.11\n")
+
+
+def test_one_that_has_ended_keeps_nothing(server: Server) -> None:
+    """However long its period is."""
+    server.run("""
+        class Kept:
+            pass
+        kept = Kept()
+        registerTE(3600, lambda: kept, 'te')
+        """)
+    count = "import gc\ngc.collect()\nexecute('SET', 'count', sum(type(o).__name__ == 'Kept' for o in gc.get_objects()))"
+    server.run(count)
+    assert server.own.get("count") == "1"
+    server.own.delete("te")
+    wait_until(lambda: server.run(count) and server.own.get("count") == "0", 10, "its function and its session are gone")

@@ -6,7 +6,6 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     engine::{
         Engine,
-        distributed_run::DistributedRun,
         execution::{Execution, Outcome},
         id::Id,
         registration::Registration,
@@ -51,7 +50,7 @@ fn plan(execution: &Execution) -> Reply {
     let (received, completed) = execution
         .distributed
         .as_ref()
-        .map_or((0, 0), DistributedRun::counts);
+        .map_or((0, 0), |distributed| distributed.counts());
     Reply::Array(vec![
         Reply::bulk("status"),
         Reply::bulk(execution.state_name()),

@@ -276,7 +276,7 @@ impl Engine {
             let attempt = earlier
                 .distributed
                 .as_ref()
-                .and_then(DistributedRun::attempt_waiting);
+                .and_then(|distributed| distributed.attempt_waiting());
             if attempt.is_some_and(|attempt| attempt < shared.attempt) {
                 self.abort_execution(&earlier);
                 self.registry.drop_execution(id);

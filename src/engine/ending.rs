@@ -6,6 +6,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    time::Instant,
 };
 
 use super::{
@@ -129,7 +130,7 @@ impl Engine {
     pub(super) fn end_waiting(&self, execution: &Arc<Execution>, error: Option<&Failure>) {
         if execution.status() == Status::Created {
             // A worker may begin it in this moment: then this changes nothing, and it stops as a running one does.
-            if let Some(source) = execution.begin() {
+            if let Some(source) = execution.begin(Instant::now()) {
                 drop(source);
                 let outcome = error.cloned().map(Outcome::of_error).unwrap_or_default();
                 self.finish(execution, Status::Aborted, outcome);

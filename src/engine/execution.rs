@@ -101,9 +101,11 @@ pub struct Execution {
     /// What `call_next` does in its functions; `None` where that is an error.
     pub next: Option<Arc<dyn Next>>,
     /// What it has to do with other shards, if it runs on several.
-    pub distributed: Option<DistributedRun>,
+    pub distributed: Option<Box<DistributedRun>>,
     /// The reader goes on after an error.
     pub(super) skips_errors: bool,
+    /// There is, or was, a collector.
+    is_collected: bool,
     /// Why it cannot come to a right result any more.
     fate: OnceLock<Failure>,
     /// The type of the first error that a function of it raised.
@@ -170,8 +172,9 @@ impl Execution {
             stop: Stop::default(),
             meter: start.meter.map(OnceLock::from).unwrap_or_default(),
             next: start.next,
-            distributed,
+            distributed: distributed.map(Box::new),
             skips_errors: start.skips_errors,
+            is_collected: start.collector.is_some(),
             fate: OnceLock::new(),
             error_kind: OnceLock::new(),
             unlisted: AtomicBool::new(unlisted),
@@ -326,6 +329,9 @@ impl Execution {
     }
 
     pub(super) fn take_collector(&self) -> Option<Collector> {
+        if !self.is_collected {
+            return None;
+        }
         self.state.lock().collector.take()
     }
 
@@ -361,9 +367,9 @@ impl Execution {
     }
 
     /// `created -> running`. `None` if it was aborted before.
-    pub(super) fn begin(&self) -> Option<Box<dyn Source>> {
+    pub(super) fn begin(&self, now: Instant) -> Option<Box<dyn Source>> {
         let source = self.state.lock().phase.begin()?;
-        self.leave_queue();
+        self.leave_queue(now);
         Some(source)
     }
 
@@ -397,9 +403,11 @@ impl Execution {
         }
     }
 
-    fn leave_queue(&self) {
+    fn leave_queue(&self, now: Instant) {
         if let (Some(queued_at), Some(registration)) = (self.queued_at.get(), &self.registration) {
-            registration.stats.taken(queued_at.elapsed());
+            registration
+                .stats
+                .taken(now.saturating_duration_since(*queued_at));
         }
     }
 

@@ -8,6 +8,7 @@ mod distribution;
 mod ending;
 pub mod execution;
 mod failure;
+mod hashing;
 pub mod id;
 pub mod language;
 pub mod linked_command;
@@ -242,7 +243,7 @@ impl Engine {
             registration.stats.triggered();
         }
         let payload = start.payload.take();
-        let distributed = payload.map(|payload| DistributedRun::initiate(self.max_idle(), payload));
+        let distributed = payload.map(|payload| DistributedRun::initiate(self.max_idle(), *payload));
         self.registry
             .create(start, distributed, self.config.limit(Number::MaxExecutions))
     }

@@ -19,6 +19,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{
     execution::Execution,
+    hashing::Seeded,
     id::Id,
     load::{Advice, Load},
 };
@@ -62,7 +63,7 @@ pub struct Queue {
 struct QueueState {
     ready: VecDeque<Job>,
     /// Each lane that has a job ready or running, with the jobs behind that one.
-    lanes: HashMap<Arc<Lane>, VecDeque<Job>>,
+    lanes: HashMap<Arc<Lane>, VecDeque<Job>, Seeded>,
     /// Jobs that were ever taken.
     taken: u64,
     /// Workers between [`Queue::wait`] and the [`Queue::next`] that gave them nothing.

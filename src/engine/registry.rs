@@ -259,7 +259,11 @@ impl Registry {
     /// The same for one that its registration does not know any more.
     fn remove(&self, id: Id) -> Option<Arc<Execution>> {
         let removed = self.executions.lock().remove(id)?;
-        self.unlist_if_empty(&removed.session);
+        // The session of a registration stays listed; when that one is removed, it is looked at again.
+        let registration = removed.registration.as_ref();
+        if registration.is_none_or(|registration| registration.is_removed()) {
+            self.unlist_if_empty(&removed.session);
+        }
         Some(removed)
     }
 

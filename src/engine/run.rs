@@ -13,11 +13,15 @@ use super::{
     execution::{Execution, Outcome},
     language::Completion,
     phase::{Parked, Status},
-    pipeline::{Pipeline, PipelineState},
+    pipeline::{
+        Pipeline, PipelineState,
+        single::{self, Passed},
+    },
+    record::Record,
     run_message::RunMessage,
     scope::Scope,
     shuffle::Shuffle,
-    source::Reading,
+    source::{Reading, Source},
 };
 use crate::{config::Number, error::Error};
 
@@ -42,8 +46,18 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
     }
     // Before what the run remembers, so that it ends after that.
     let _scope = Scope::of_execution(execution).enter();
-    let mut parked = if let Some(source) = execution.begin() {
+    let mut parked = if let Some(source) = execution.begin(started) {
         let profiled = engine.config.is_on(Number::ProfileExecutions);
+        let is_single = !profiled
+            && execution.distributed.is_none()
+            && source.is_single()
+            && single::takes_one_by_one(&execution.plan);
+        if is_single {
+            let ran = catch_unwind(AssertUnwindSafe(|| {
+                run_single(engine, execution, source, started)
+            }));
+            return ran.unwrap_or_else(|_| Ran::Ended(Status::Done, Outcome::of_error(INTERNAL)));
+        }
         Parked {
             source: Some(source),
             state: PipelineState::new(&execution.plan, engine.language.as_ref(), profiled),
@@ -67,11 +81,85 @@ fn run_steps(engine: &Engine, execution: &Arc<Execution>, parked: &mut Parked, s
     engine.language.interruptible(&execution.stop, &mut || {
         ran = pass_records(engine, execution, parked, started);
     });
-    if let (true, Ran::Ended(status, outcome)) = (execution.stop.has_timed_out(), &mut ran) {
+    note_timeout(engine, execution, &mut ran);
+    ran
+}
+
+/// Whoever ran for too long has that as its first error.
+fn note_timeout(engine: &Engine, execution: &Execution, ran: &mut Ran) {
+    if let (true, Ran::Ended(status, outcome)) = (execution.stop.has_timed_out(), ran) {
         *status = Status::Done;
         outcome.errors.insert(0, engine.sync_timeout().into());
     }
+}
+
+/// [`run_steps`] for one record at most, and a plan that needs to remember nothing.
+fn run_single(engine: &Engine, execution: &Arc<Execution>, source: Box<dyn Source>, started: Instant) -> Ran {
+    let (mut ran, mut source) = (Ran::Gone, Some(source));
+    engine.language.interruptible(&execution.stop, &mut || {
+        if let Some(source) = source.take() {
+            ran = pass_single(engine, execution, source, started);
+        }
+    });
+    note_timeout(engine, execution, &mut ran);
     ran
+}
+
+fn pass_single(
+    engine: &Engine,
+    execution: &Arc<Execution>,
+    mut source: Box<dyn Source>,
+    started: Instant,
+) -> Ran {
+    let language = engine.language.as_ref();
+    let mut reading = Duration::ZERO;
+    let read = match source.buffered() {
+        _ if execution.stop.is_asked() => Ok(None),
+        Some(record) => Ok(Some(record)),
+        None if source.is_at_end() => Ok(None),
+        None => {
+            let delayed = execution.is_delayed();
+            let record = source.next(&Reading { engine, delayed });
+            reading = started.elapsed();
+            record
+        }
+    };
+    drop(source);
+    let passed = match read {
+        Ok(Some(record)) => {
+            execution.note_read();
+            let ticket = |step, number| ticket(engine, execution, step, number);
+            single::pass(&execution.plan, language, &ticket, record)
+        }
+        Ok(None) => Passed::Through(Ok(None)),
+        Err(failure) => Passed::Through(Err(failure)),
+    };
+    match passed {
+        Passed::Through(result) => {
+            let total = started.elapsed();
+            let (results, errors) = match result {
+                Ok(record) => (record, Vec::new()),
+                Err(failure) => (None, vec![failure]),
+            };
+            let outcome = Outcome {
+                errors,
+                total,
+                reading,
+                ..Outcome::default()
+            };
+            ended_with(engine, execution, results, outcome)
+        }
+        Passed::Waits(state) => {
+            let mut parked = Parked {
+                source: None,
+                state,
+                loads: engine.loads(),
+                total: Duration::ZERO,
+                reading,
+            };
+            pass_records(engine, execution, &mut parked, started)
+        }
+    }
 }
 
 fn pass_records(
@@ -244,12 +332,9 @@ fn ticket(engine: &Engine, execution: &Arc<Execution>, step: usize, number: u64)
 
 /// The outcome of a run that has come to its end, or is broken off where it waits.
 pub(super) fn ended(engine: &Engine, execution: &Execution, parked: &mut Parked) -> Ran {
-    let language = engine.language.as_ref();
     let state = &mut parked.state;
-    // Whoever was stopped inside a function has its error and is done; all others are aborted.
-    let aborted = execution.stop.is_asked() && state.errors.is_empty();
     let steps = state.take_durations();
-    let mut outcome = Outcome {
+    let outcome = Outcome {
         errors: std::mem::take(&mut state.errors),
         reading: parked.reading,
         total: parked.total,
@@ -257,12 +342,27 @@ pub(super) fn ended(engine: &Engine, execution: &Execution, parked: &mut Parked)
         ..Outcome::default()
     };
     let results = std::mem::take(&mut state.results);
+    // What is left may hold objects whose end runs code of users: here, where that can be stopped.
+    *parked = Parked::default();
+    ended_with(engine, execution, results, outcome)
+}
+
+fn ended_with(
+    engine: &Engine,
+    execution: &Execution,
+    results: impl IntoIterator<Item = Record>,
+    mut outcome: Outcome,
+) -> Ran {
+    let language = engine.language.as_ref();
+    // Whoever was stopped inside a function has its error and is done; all others are aborted.
+    let aborted = execution.stop.is_asked() && outcome.errors.is_empty();
+    let results = results.into_iter();
     if let Some(collector) = execution.take_collector() {
-        let wrong = collector(results, &outcome.errors);
+        let wrong = collector(results.collect(), &outcome.errors);
         outcome.errors.extend(wrong);
     } else {
         // Results become replies while their objects can still be looked at.
-        outcome.results.reserve_exact(results.len());
+        outcome.results.reserve_exact(results.size_hint().0);
         for record in results {
             match language.to_reply(record) {
                 Ok(reply) => outcome.results.push(reply),
@@ -270,8 +370,6 @@ pub(super) fn ended(engine: &Engine, execution: &Execution, parked: &mut Parked)
             }
         }
     }
-    // What is left may hold objects whose end runs code of users: here, where that can be stopped.
-    *parked = Parked::default();
     let status = if aborted { Status::Aborted } else { Status::Done };
     Ran::Ended(status, outcome)
 }

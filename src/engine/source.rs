@@ -24,6 +24,11 @@ pub trait Source: Send {
         false
     }
 
+    /// True if there is one record at most, and it is no part of what the keyspace holds.
+    fn is_single(&self) -> bool {
+        false
+    }
+
     /// True if the records are what the keys hold at this time: then they must stay where they are until all are read.
     fn reads_keys(&self) -> bool {
         false
@@ -59,5 +64,9 @@ impl Source for Once {
 
     fn is_at_end(&self) -> bool {
         self.0.is_none()
+    }
+
+    fn is_single(&self) -> bool {
+        true
     }
 }

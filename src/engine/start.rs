@@ -38,7 +38,7 @@ pub struct Start {
     /// Gets the results in the place of those who look at the outcome.
     pub(super) collector: Option<Collector>,
     /// What other shards need to take part; `None` if the run is this shard's alone.
-    pub(super) payload: Option<LaunchPayload>,
+    pub(super) payload: Option<Box<LaunchPayload>>,
 }
 
 /// What is started.
@@ -181,7 +181,7 @@ impl Start {
     #[must_use]
     #[inline]
     pub fn distributed(mut self, payload: Option<LaunchPayload>) -> Self {
-        self.payload = payload;
+        self.payload = payload.map(Box::new);
         self
     }
 }

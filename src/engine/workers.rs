@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::{Engine, execution::Execution, stop::INTERRUPT_INTERVAL, timers::Timers};
-use crate::{config::Number, server::api, threads};
+use crate::{config::Number, per_thread, server::api, threads};
 
 /// How many spare workers there are at most.
 const MOST_SPARES: usize = 64;
@@ -55,6 +55,7 @@ pub(super) fn spawn(engine: &Arc<Engine>, to_stop: Receiver<Arc<Execution>>) -> 
     for number in 0..engine.config.number(Number::ExecutionThreads) {
         let engine = Arc::clone(engine);
         threads::spawn(format!("pinion-{number}"), move || {
+            per_thread::take_place();
             engine.language.thread(&mut || work(&engine));
         })?;
     }

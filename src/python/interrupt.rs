@@ -20,30 +20,30 @@ use crate::{
     per_thread::per_thread,
 };
 
-/// While it lives, the thread's id stands in `stop`.
-pub struct Interruptible<'a, 'py> {
-    py: Python<'py>,
+/// While it lives, the thread's id stands in `stop`; from before this thread is attached, to be dropped while it still is.
+pub struct Interruptible<'a> {
     stop: &'a Stop,
     before: u64,
 }
 
-impl<'a, 'py> Interruptible<'a, 'py> {
-    pub fn enter(py: Python<'py>, stop: &'a Stop) -> Self {
-        ARMED.set(ARMED.get() + 1);
+impl<'a> Interruptible<'a> {
+    pub fn enter(stop: &'a Stop) -> Self {
+        ARMED.with(|armed| armed.set(armed.get() + 1));
         Self {
-            py,
             stop,
             before: stop.thread.swap(this_thread(), Ordering::AcqRel),
         }
     }
 }
 
-impl Drop for Interruptible<'_, '_> {
+impl Drop for Interruptible<'_> {
     fn drop(&mut self) {
-        ARMED.set(ARMED.get() - 1);
+        ARMED.with(|armed| armed.set(armed.get() - 1));
         self.stop.thread.store(self.before, Ordering::Release);
         // The stop may have been raised after the last instruction of a function: it must not hit another one.
-        take_back(self.py, self.stop);
+        if self.stop.raised.load(Ordering::Acquire) {
+            attach::bare(|py| take_back(py, self.stop));
+        }
     }
 }
 
@@ -61,7 +61,7 @@ pub struct Armed {
 
 impl Armed {
     pub fn new(code: Arc<dyn Stoppable>, watched: Option<Watched<'static>>) -> Self {
-        ARMED.set(ARMED.get() + 1);
+        ARMED.with(|armed| armed.set(armed.get() + 1));
         Self {
             before: code.stop().thread.swap(this_thread(), Ordering::AcqRel),
             code,
@@ -77,7 +77,7 @@ impl Armed {
 
 impl Drop for Armed {
     fn drop(&mut self) {
-        ARMED.set(ARMED.get() - 1);
+        ARMED.with(|armed| armed.set(armed.get() - 1));
         let stop = self.code.stop();
         stop.thread.store(self.before, Ordering::Release);
         // SAFETY: needs no state of Python.

@@ -92,8 +92,9 @@ impl Language for CPython {
     }
 
     fn interruptible(&self, stop: &Stop, work: &mut dyn FnMut()) {
-        attached(|py| {
-            let _interruptible = Interruptible::enter(py, stop);
+        let interruptible = Interruptible::enter(stop);
+        attached(move |_| {
+            let _interruptible = interruptible;
             work();
         });
     }

@@ -88,15 +88,16 @@ fn write_items<T>(
 
 /// Appends a text in quotes; false if it is not ASCII: what of the rest can be printed is a large table.
 fn write_string(text: &mut Vec<u8>, string: &str) -> bool {
-    if !string.is_ascii() {
-        return false;
-    }
     let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'\'' && byte != b'\\';
     if string.bytes().all(is_plain) {
+        text.reserve(string.len() + 2);
         text.push(b'\'');
         text.extend_from_slice(string.as_bytes());
         text.push(b'\'');
         return true;
+    }
+    if !string.is_ascii() {
+        return false;
     }
     let quote = if string.contains('\'') && !string.contains('"') {
         b'"'

@@ -406,6 +406,10 @@ impl Source for Pending {
     fn is_at_end(&self) -> bool {
         self.occurred.is_none()
     }
+
+    fn is_single(&self) -> bool {
+        true
+    }
 }
 
 /// Most registrations are about misses: their name needs no allocation.

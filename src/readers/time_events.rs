@@ -62,6 +62,8 @@ pub fn loading_started(lock: Lock<'_>) {
 struct TimeEvent {
     session_id: String,
     period: Duration,
+    /// What the function is loaded of, where it comes from a file or a master.
+    image: Option<Arc<[u8]>>,
     /// `None` until the function is loaded.
     ready: Mutex<Option<Ready>>,
     /// The function while it is being loaded, with its session.
@@ -79,10 +81,16 @@ struct Ready {
 }
 
 impl TimeEvent {
-    fn new(session_id: String, period: Duration, ready: Option<Ready>) -> Arc<Self> {
+    fn new(
+        session_id: String,
+        period: Duration,
+        ready: Option<Ready>,
+        image: Option<Arc<[u8]>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             session_id,
             period,
+            image,
             ready: Mutex::new(ready),
             loading: Mutex::default(),
             complained: AtomicBool::new(false),
@@ -133,7 +141,8 @@ pub fn start(
         session: Arc::clone(session),
         function,
     };
-    let event = TimeEvent::new(session.id.clone(), period, Some(ready));
+    let event = TimeEvent::new(session.id.clone(), period, Some(ready), None);
+    let has_key = key.is_some();
     if let (Some(key), Some(image)) = (key, image) {
         let keyed = Keyed {
             event: Arc::clone(&event),
@@ -147,7 +156,7 @@ pub fn start(
             return Ok(false);
         }
     }
-    wait(engine, event, None);
+    wait(engine, event, has_key);
     Ok(true)
 }
 
@@ -158,9 +167,9 @@ pub fn start(
 pub fn load(_lock: Lock<'_>, words: Vec<Vec<u8>>) -> Result<Box<dyn Value>, String> {
     let engine = ENGINE.get().ok_or("the module is still loading")?;
     let (period, id, image) = parts(words)?;
-    let event = TimeEvent::new(id, period, None);
     let image: Arc<[u8]> = image.into();
-    wait(engine, Arc::clone(&event), Some(Arc::clone(&image)));
+    let event = TimeEvent::new(id, period, None, Some(Arc::clone(&image)));
+    wait(engine, Arc::clone(&event), true);
     Ok(Box::new(Keyed { event, image }))
 }
 
@@ -191,29 +200,34 @@ pub fn inner_time_event(command: &Command<'_>) -> Result<Answer, Error> {
     Ok(Reply::ok().into())
 }
 
-/// The next period begins when a run has ended. `image`: what the function is loaded of.
-fn wait(engine: &Arc<Engine>, event: Arc<TimeEvent>, image: Option<Arc<[u8]>>) {
-    engine.timers.after(event.period, move |engine| {
+/// The next period begins when a run has ended. One with a key is the key's: until the next period, however long that is, the timer
+/// keeps nothing of an event that has ended.
+fn wait(engine: &Arc<Engine>, event: Arc<TimeEvent>, has_key: bool) {
+    let (period, known) = (event.period, Arc::downgrade(&event));
+    let kept = (!has_key).then_some(event);
+    engine.timers.after(period, move |engine| {
+        let Some(event) = kept.or_else(|| known.upgrade()) else {
+            return;
+        };
         if event.ended.load(Ordering::Relaxed) {
             return;
         }
-        let goes_on = with_lock(engine.language.as_ref(), |lock| {
-            run(engine, lock, &event, image.as_deref())
-        });
+        let goes_on = with_lock(engine.language.as_ref(), |lock| run(engine, lock, &event));
         if goes_on {
-            wait(engine, event, image);
+            wait(engine, event, has_key);
         }
     });
 }
 
 /// False when the event has ended for good.
-fn run(engine: &Engine, lock: Lock<'_>, event: &TimeEvent, image: Option<&[u8]>) -> bool {
+fn run(engine: &Engine, lock: Lock<'_>, event: &TimeEvent) -> bool {
     if event.ended.load(Ordering::Relaxed) {
         return false;
     }
     if !engine.is_serving() {
         return true;
     }
+    let image = event.image.as_deref();
     let ready = event.ready.lock().clone();
     let ready = ready.or_else(|| make_ready(engine, lock, event, image?));
     let Some(Ready { session, function }) = ready else {

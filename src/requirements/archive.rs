@@ -78,7 +78,8 @@ fn parse(bytes: &[u8]) -> Result<(Header, Vec<&[u8]>), Error> {
     let bad = Error::BadArchive;
     let rest = bytes.strip_prefix(MAGIC).ok_or(bad("requirement name"))?;
     let mut rest = Rest(rest);
-    let version = rest.number().ok_or(bad("requirement name"))?;
+    let version = rest.number().filter(|&version| version > 0);
+    let version = version.ok_or(bad("requirement name"))?;
     if version > VERSION {
         return Err(Error::ArchiveTooNew);
     }
@@ -103,7 +104,7 @@ fn parse(bytes: &[u8]) -> Result<(Header, Vec<&[u8]>), Error> {
 
 /// What it names lies in the folder of its requirement.
 fn is_file_name(wheel: &str) -> bool {
-    !(wheel.is_empty() || wheel.starts_with('.') || wheel.contains(['/', '\0']))
+    !(wheel.is_empty() || wheel.starts_with('.') || wheel.contains('/') || wheel.contains(char::is_control))
 }
 
 /// What has not been read yet.
@@ -161,7 +162,9 @@ mod tests {
 
     #[test]
     fn files_stay_in_their_folder() {
-        for name in ["", ".", "..", "../a.whl", "a/b.whl", "/a.whl", "a\0.whl"] {
+        for name in [
+            "", ".", "..", "../a.whl", "a/b.whl", "/a.whl", "a\0.whl", "a\n.whl",
+        ] {
             let mut files = files();
             files.wheels[0].0 = name.into();
             assert_eq!(decode(&encode(&files)), Err(Error::BadArchive("wheel file name")));
@@ -214,6 +217,9 @@ mod tests {
             assert!(decode(&damaged).is_err(), "byte {place}");
             assert!(decode(&good[..place]).is_err(), "length {place}");
         }
+        let mut older = good.clone();
+        older[MAGIC.len()] = 0;
+        assert_eq!(decode(&older), Err(Error::BadArchive("requirement name")));
         let mut newer = good.clone();
         newer[MAGIC.len()] = 2;
         assert_eq!(decode(&newer), Err(Error::ArchiveTooNew));

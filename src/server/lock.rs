@@ -86,7 +86,7 @@ impl Entered {
     /// # Safety
     /// The server called us and holds its lock until the guard is dropped.
     pub unsafe fn new() -> Self {
-        DEPTH.set(DEPTH.get() + 1);
+        DEPTH.with(|depth| depth.set(depth.get() + 1));
         Self(PhantomData)
     }
 
@@ -98,7 +98,7 @@ impl Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        DEPTH.set(DEPTH.get() - 1);
+        DEPTH.with(|depth| depth.set(depth.get() - 1));
     }
 }
 

@@ -4,6 +4,7 @@
 //! Runs on whichever thread runs the execution, attached. Rules: docs/contract/python-api.md 3.3, 3.4, 3.9 and 6.3.
 
 mod operations;
+pub mod single;
 #[cfg(test)]
 mod tests;
 

@@ -160,3 +160,51 @@ fn a_record_that_waits_keeps_its_place() {
         assert_eq!(results, expected);
     }
 }
+
+/// Passes one record through the steps by the short way.
+fn pass_singly(steps: &[Step], value: i64) -> (Vec<i64>, usize, usize) {
+    let plan = Plan {
+        steps: steps.to_vec(),
+        functions: vec![Arc::new(Arithmetic)],
+    };
+    assert!(single::takes_one_by_one(&plan));
+    match single::pass(&plan, &Plain, &no_ticket, Record::int(value)) {
+        single::Passed::Through(Ok(record)) => (record.iter().map(number).collect(), 0, 1),
+        single::Passed::Through(Err(_)) => (Vec::new(), 1, 1),
+        single::Passed::Waits(_) => panic!("{value} waits"),
+    }
+}
+
+#[test]
+fn one_record_comes_to_the_same_by_the_short_way() {
+    let plans: [&[Step]; 6] = [
+        &[],
+        &[Step::Map(0), Step::Map(0)],
+        &[Step::Filter(0), Step::ForEach(0)],
+        &[Step::ForEach(0), Step::Collect, Step::Text],
+        &[Step::Repartition(0), Step::Map(0)],
+        &[Step::Map(0), Step::Filter(0), Step::Collect],
+    ];
+    for steps in plans {
+        for value in 1..20 {
+            assert_eq!(
+                pass_singly(steps, value),
+                run(steps, &[value]),
+                "{steps:?} of {value}"
+            );
+        }
+    }
+    let plan = Plan {
+        steps: vec![Step::Collect, Step::Map(0)],
+        functions: vec![Arc::new(Arithmetic)],
+    };
+    let waits = single::pass(&plan, &Plain, &no_ticket, Record::int(0));
+    assert!(matches!(waits, single::Passed::Waits(state) if state.is_waiting_at(1)));
+    for step in [Step::FlatMap(0), Step::Count, Step::Distinct { merging: false }] {
+        let plan = Plan {
+            steps: vec![Step::Map(0), step],
+            functions: vec![Arc::new(Arithmetic)],
+        };
+        assert!(!single::takes_one_by_one(&plan));
+    }
+}
