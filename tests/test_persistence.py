@@ -335,7 +335,7 @@ GB('CommandReader', desc='lost').count().register(trigger='lost', onRegistered=g
         register(server, f"GB('CommandReader').register(trigger='other{number}')", "ID", "other")
         lost = server.registrations()[0]
         assert lost["desc"] == "lost" and "No module named 'gone'" in lost["RegistrationData"]["lastError"]
-        assert "trigger does not exist" in error_of(server, "lost", command="RG.TRIGGER").lower()
+        assert error_of(server, "lost", command="RG.TRIGGER") == "ERR subcommand not found"
 
 
 def test_registrations_of_running_functions_are_saved(start_server: Callable[..., Server]) -> None:
