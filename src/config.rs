@@ -119,11 +119,13 @@ const NUMBERS: [Definition; 20] = [
 ];
 
 /// Options with a text: name and default. None changes at run time.
-const TEXTS: [(&str, &str); 7] = [
+const TEXTS: [(&str, &str); 9] = [
     (PYTHON_VENV, ""),
     (ASYNC_LOOP, "asyncio"),
     (REQUIREMENTS_DIR, "pinion-requirements"),
     (REQUIREMENTS_POLICY, "allow"),
+    (RUN_AS, "all"),
+    (REGISTRATION_POLICY, "allow"),
     ("PythonInstallationDir", "/var/opt/redislabs/modules/rg"),
     ("DependenciesUrl", ""),
     ("DependenciesSha256", ""),
@@ -137,6 +139,10 @@ pub const ASYNC_LOOP: &str = "AsyncLoop";
 pub const REQUIREMENTS_DIR: &str = "PythonRequirementsDir";
 /// Which requirements clients may ask for: `allow`, `deny`, or a file with a list.
 pub const REQUIREMENTS_POLICY: &str = "RequirementsPolicy";
+/// Whose rights code has: `all` rights, or those of its `owner`.
+pub const RUN_AS: &str = "RunAs";
+/// Whether clients may bring code: `allow` or `deny`.
+pub const REGISTRATION_POLICY: &str = "RegistrationPolicy";
 const PLUGIN: &str = "Plugin";
 
 /// What RG.CONFIGSET says about one key.
@@ -257,6 +263,34 @@ impl Config {
         }
     }
 
+    /// Which of two words an option has: true for the second one.
+    ///
+    /// # Errors
+    /// It is neither of them; for the log.
+    fn is_second(&self, name: &str, words: [&str; 2]) -> Result<bool, String> {
+        let given = self.text(name);
+        let found = words.iter().position(|word| *word == given);
+        found
+            .map(|index| index == 1)
+            .ok_or_else(|| format!("{name}: expected '{}' or '{}', got '{given}'", words[0], words[1]))
+    }
+
+    /// True if code has the rights of its owner.
+    ///
+    /// # Errors
+    /// `RunAs` is no word that it knows.
+    pub fn runs_as_owner(&self) -> Result<bool, String> {
+        self.is_second(RUN_AS, ["all", "owner"])
+    }
+
+    /// True if clients may not bring code.
+    ///
+    /// # Errors
+    /// `RegistrationPolicy` is no word that it knows.
+    pub fn denies_code(&self) -> Result<bool, String> {
+        self.is_second(REGISTRATION_POLICY, ["allow", "deny"])
+    }
+
     /// One element of RG.CONFIGGET. Keys are case-sensitive.
     pub fn get(&self, key: &[u8]) -> Current {
         if let Some(index) = NUMBERS.iter().position(|known| known.name.as_bytes() == key) {
@@ -331,7 +365,14 @@ impl Config {
         let mut options: Vec<_> = meaningful
             .map(|(index, known)| self.server_option(index, known))
             .collect();
-        for name in [PYTHON_VENV, ASYNC_LOOP, REQUIREMENTS_DIR, REQUIREMENTS_POLICY] {
+        for name in [
+            PYTHON_VENV,
+            ASYNC_LOOP,
+            REQUIREMENTS_DIR,
+            REQUIREMENTS_POLICY,
+            RUN_AS,
+            REGISTRATION_POLICY,
+        ] {
             let (read, change) = (Arc::clone(self), Arc::clone(self));
             options.push(ServerOption {
                 name: kebab_case(name),

@@ -32,6 +32,7 @@ use crate::{
         events::ServerFunction,
         filter, info,
         load::Loading,
+        rights,
     },
     threads,
     write_behind::WriteBehind,
@@ -80,6 +81,8 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks, environment: &Environ
         .map_err(|reason| format!("{reason}: could not initialize gears config"))?;
     let config = Arc::new(config);
     loading.offer(config.server_options())?;
+    rights::init(config.runs_as_owner()?)?;
+    config.denies_code()?;
     let lines = config.lines();
     if let Err(size) = threads::enlarge_own_stack() {
         api::log_warning(&format!(
@@ -153,6 +156,7 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks, environment: &Environ
     loading.create_type(time_events::load)?;
     loading.keep_in_files(Arc::clone(&persistence) as _)?;
     python::start_loop().map_err(|error| format!("could not start the event loop's thread: {error}"))?;
+    loading.make_categories();
     for command in callbacks.commands.iter().copied().flatten() {
         loading.create(*command, features)?;
     }

@@ -11,7 +11,7 @@ use crate::{
     engine::{Engine, registration::Registration, session::Session, whole_ms},
     python::memory,
     read_through::ReadThrough,
-    server::{info::Info, reply::Reply, room},
+    server::{info::Info, reply::Reply, rights, room},
     write_behind::WriteBehind,
 };
 
@@ -24,6 +24,7 @@ pub fn fill(info: &Info, engine: &Engine, cluster: &Cluster, loads: &ReadThrough
         info.number("linked_commands", engine.stats.linked());
         info.number("hooked_commands", engine.stats.hooked());
         info.number("unlinked_for_acl", engine.stats.acl_unlinked());
+        info.number("refused_for_acl", rights::refused());
         info.number("refused_for_memory", room::refusals());
     }
     if info.section("cluster") {

@@ -147,6 +147,7 @@ mod tests {
             requirements: vec!["redis".into()],
             installed: true,
             listing: crate::engine::run_message::Listing::Live,
+            made_by: Some("alice".into()),
         };
         let functions = Functions::Sent {
             session,
@@ -163,6 +164,7 @@ mod tests {
             skips_errors: false,
             source: Some(ByteBuf::from(vec![2; 9])),
             functions,
+            owner: crate::server::rights::Owner::of_user(Some("alice".into())),
         };
         Message::Run(id, RunMessage::Plan(Box::new(plan)))
     }

@@ -18,7 +18,7 @@ use crate::{
         source::{Once, Source},
     },
     readers::source::SourceImage,
-    server::{api, lock},
+    server::{api, lock, rights::Owner},
 };
 
 impl Cluster {
@@ -126,7 +126,8 @@ impl Cluster {
                 }),
                 installed: image.installed,
             };
-            let session = Session::new(image.id.clone(), image.description.clone(), needs);
+            let session = Session::new(image.id.clone(), image.description.clone(), needs)
+                .owned_by(Owner::of_user(image.made_by.clone()));
             Arc::new(session.known_as(image.token.clone(), image.generation))
         })
     }

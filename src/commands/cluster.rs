@@ -14,7 +14,7 @@ commands! {
     info_cluster_command {
         name: c"rg.infocluster",
         flags: c"readonly",
-        categories: c"read",
+        categories: c"read gears gears-look",
         syntax: "",
         summary: c"Shows the shards of the cluster.",
         handler: |pinion, _| info_cluster(&pinion.cluster),
@@ -22,7 +22,7 @@ commands! {
     refresh_cluster_command {
         name: c"rg.refreshcluster",
         flags: c"readonly deny-script",
-        categories: c"admin dangerous",
+        categories: c"admin dangerous gears",
         syntax: "",
         summary: c"Looks for the shards of the cluster and opens the links to them anew.",
         handler: |pinion, command| refresh_cluster(&pinion.cluster, command),
@@ -30,7 +30,7 @@ commands! {
     cluster_set_command {
         name: c"rg.clusterset",
         flags: c"readonly deny-script",
-        categories: c"admin dangerous",
+        categories: c"admin dangerous gears",
         syntax: "<word> [<word> ...]",
         summary: c"Tells the shards of a cluster that is not Redis Cluster.",
         handler: |pinion, command| cluster_set(&pinion.cluster, command, false),
@@ -38,7 +38,7 @@ commands! {
     cluster_set_from_shard_command {
         name: c"rg.clustersetfromshard",
         flags: c"readonly deny-script",
-        categories: c"admin dangerous",
+        categories: c"admin dangerous gears",
         syntax: "<word> [<word> ...]",
         summary: c"As RG.CLUSTERSET, where no shards are known.",
         handler: |pinion, command| cluster_set(&pinion.cluster, command, true),
@@ -46,7 +46,7 @@ commands! {
     network_test_command {
         name: c"rg.networktest",
         flags: c"readonly",
-        categories: c"admin dangerous",
+        categories: c"admin dangerous gears",
         syntax: "",
         summary: c"Sends a message to each other shard, which writes it to its log.",
         handler: |pinion, _| network_test(&pinion.cluster),

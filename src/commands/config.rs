@@ -14,7 +14,7 @@ commands! {
     config_get_command {
         name: c"rg.configget",
         flags: c"readonly",
-        categories: c"read",
+        categories: c"read gears gears-look",
         syntax: "[<key> ...]",
         summary: c"Shows options of the module.",
         handler: |pinion, command| config_get(&pinion.engine, command),
@@ -22,7 +22,7 @@ commands! {
     config_set_command {
         name: c"rg.configset",
         flags: c"readonly",
-        categories: c"admin dangerous",
+        categories: c"admin dangerous gears",
         syntax: "[<key> <value> ...]",
         summary: c"Changes options of the module.",
         handler: |pinion, command| config_set(&pinion.engine, command),

@@ -17,7 +17,7 @@ commands! {
     get_results_command {
         name: c"rg.getresults",
         flags: c"readonly",
-        categories: c"read",
+        categories: c"read gears gears-look",
         syntax: "<execution id>",
         summary: c"Gets the results and the errors of a finished execution.",
         handler: |pinion, command| get_results(&pinion.engine, command),
@@ -25,7 +25,7 @@ commands! {
     get_results_blocking_command {
         name: c"rg.getresultsblocking",
         flags: c"readonly",
-        categories: c"read blocking",
+        categories: c"read blocking gears gears-look",
         syntax: "<execution id>",
         summary: c"Waits for the end of an execution and gets its results and errors.",
         handler: |pinion, command| get_results_blocking(&pinion.engine, command),
@@ -33,7 +33,7 @@ commands! {
     get_execution_command {
         name: c"rg.getexecution",
         flags: c"readonly",
-        categories: c"read",
+        categories: c"read gears gears-look",
         syntax: "<execution id> [SHARD|CLUSTER] [VERBOSE]",
         summary: c"Shows the status, the durations and the steps of an execution.",
         handler: |pinion, command| get_execution(&pinion.cluster, command),
@@ -41,7 +41,7 @@ commands! {
     dump_executions_command {
         name: c"rg.dumpexecutions",
         flags: c"readonly",
-        categories: c"read",
+        categories: c"read gears gears-look",
         syntax: "",
         summary: c"Lists the executions.",
         handler: |pinion, command| dump_executions(&pinion.engine, command),
@@ -49,7 +49,7 @@ commands! {
     abort_execution_command {
         name: c"rg.abortexecution",
         flags: c"readonly may-replicate deny-script",
-        categories: c"admin dangerous blocking",
+        categories: c"admin dangerous blocking gears",
         syntax: "<execution id>",
         summary: c"Stops an execution and waits until it has ended.",
         handler: |pinion, command| abort_execution(&pinion.cluster, command),
@@ -57,7 +57,7 @@ commands! {
     drop_execution_command {
         name: c"rg.dropexecution",
         flags: c"readonly may-replicate",
-        categories: c"admin dangerous",
+        categories: c"admin dangerous gears",
         syntax: "<execution id>",
         summary: c"Forgets a finished execution.",
         handler: |pinion, command| drop_execution(&pinion.cluster, command),

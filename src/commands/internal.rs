@@ -16,7 +16,7 @@ commands! {
     hello_command {
         name: c"RG.HELLO",
         flags: c"readonly",
-        categories: c"admin dangerous",
+        categories: c"admin dangerous gears",
         syntax: "",
         summary: c"Internal: another shard of the cluster says who it is.",
         handler: |pinion, command| pinion.cluster.hello(command),
@@ -24,7 +24,7 @@ commands! {
     inner_message_command {
         name: c"RG.INNERMSGCOMMAND",
         flags: c"readonly deny-script",
-        categories: c"admin dangerous",
+        categories: c"admin dangerous gears",
         syntax: "",
         summary: c"Internal: a message of another shard of the cluster.",
         handler: |pinion, command| pinion.cluster.inner_message(command),
@@ -48,7 +48,7 @@ commands! {
     inner_register_command {
         name: c"RG.INNERREGISTER",
         flags: c"write",
-        categories: c"write admin dangerous",
+        categories: c"write admin dangerous gears",
         syntax: "<blob>",
         summary: c"Internal: one step of what is registered, in files and on replicas.",
         handler: |pinion, command| pinion.persistence.inner_register(command),
@@ -56,7 +56,7 @@ commands! {
     inner_unregister_command {
         name: c"RG.INNERUNREGISTER",
         flags: c"write",
-        categories: c"write admin dangerous",
+        categories: c"write admin dangerous gears",
         syntax: "<registration id> [ABORTPENDING]",
         summary: c"Removes a registered function, on this shard only.",
         handler: |pinion, command| pinion.persistence.inner_unregister(command),
@@ -64,7 +64,7 @@ commands! {
     inner_import_command {
         name: c"RG.PYIMPORTRETINTERNAL",
         flags: c"write",
-        categories: c"write admin dangerous",
+        categories: c"write admin dangerous gears",
         syntax: "<blob>",
         summary: c"Internal: a requirement with its files, in files and on replicas.",
         handler: |pinion, command| pinion.persistence.inner_import(command),
@@ -72,7 +72,7 @@ commands! {
     inner_queue_command {
         name: c"RG.INNERQUEUE",
         flags: c"write",
-        categories: c"write admin dangerous",
+        categories: c"write admin dangerous gears",
         syntax: "<blob>",
         summary: c"Internal: changes that are to be saved, in files and on replicas.",
         handler: |pinion, command| pinion.behind.inner_queue(command),
@@ -80,7 +80,7 @@ commands! {
     inner_after_command {
         name: c"RG.INNERAFTER",
         flags: c"write",
-        categories: c"write admin dangerous",
+        categories: c"write admin dangerous gears",
         syntax: "",
         summary: c"Internal: runs what waits for the end of a command.",
         handler: |_, command| run_after(command),
@@ -88,7 +88,7 @@ commands! {
     inner_time_event_command {
         name: c"RG.INNERTIMEEVENT",
         flags: c"write",
-        categories: c"write admin dangerous",
+        categories: c"write admin dangerous gears",
         syntax: "<key> <period> <session id> <image>",
         summary: c"Internal: makes a time event, in files and on replicas.",
         handler: |_, command| time_events::inner_time_event(command),

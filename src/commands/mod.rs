@@ -104,6 +104,20 @@ unsafe fn run(
     unsafe { command::run(ctx, argv, argc, run) }
 }
 
+const CODE_DENIED: &str = "ERR clients may not bring code to this server (RegistrationPolicy is 'deny')";
+
+/// For commands that bring code.
+///
+/// # Errors
+/// `RegistrationPolicy` is `deny`.
+fn check_may_bring_code(pinion: &Pinion) -> Result<(), Error> {
+    // What is no word of it was refused while the module loaded.
+    if pinion.engine.config.denies_code().unwrap_or(true) {
+        return Err(Error::Text(CODE_DENIED.into()));
+    }
+    Ok(())
+}
+
 /// For commands that make their caller wait: refused before anything is done.
 ///
 /// # Errors

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::check_may_bring_code;
 use crate::{
     cluster::Registered,
     engine::{
@@ -17,10 +18,11 @@ use crate::{
     python, requirements,
     server::{
         api,
-        client::WatchedClient,
+        client::{self, WatchedClient},
         command::{Answer, Command},
         lock::{self, Lock},
         reply::Reply,
+        rights::Owner,
         string::Argv,
     },
 };
@@ -29,7 +31,7 @@ commands! {
     pyexecute_command {
         name: c"rg.pyexecute",
         flags: c"write deny-script",
-        categories: c"write admin dangerous",
+        categories: c"write admin dangerous gears gears-register",
         syntax: "<script> [UNBLOCKING] [ID <id>] [DESCRIPTION <text>] [UPGRADE] [REPLACE_WITH <id>] [FORCE_REINSTALL_REQUIREMENTS] [REQUIREMENTS [<requirement> ...]]",
         summary: c"Runs a script, which may run functions over the data and register others.",
         handler: pyexecute,
@@ -45,6 +47,8 @@ struct Options {
     replace_with: Option<String>,
     force: bool,
     requirements: Vec<String>,
+    /// Who sent the script.
+    made_by: Option<String>,
 }
 
 /// What follows a script that ended well.
@@ -70,7 +74,9 @@ fn pyexecute(pinion: &'static Pinion, command: &Command<'_>) -> Result<Answer, E
         return Err(Error::CannotRunHere);
     }
     let script = command.argv().get(1).ok_or(Error::WrongArity)?;
-    let options = parse(command.argv().skip(2))?;
+    check_may_bring_code(pinion)?;
+    let mut options = parse(command.argv().skip(2))?;
+    options.made_by = client::user_name(command.lock(), command.client_id());
     session_to_replace(&pinion.engine, &options)?;
     let lock = command.lock();
     if pinion.cluster.check_shape(lock).is_err() {
@@ -224,7 +230,8 @@ impl Pinion {
     fn run(&self, lock: Lock<'_>, script: &[u8], options: Options, needs: Needs) -> Result<Next, Error> {
         let old = session_to_replace(&self.engine, &options)?;
         let id = options.id.unwrap_or_else(random_hex);
-        let session = Arc::new(Session::new(id, options.description, needs));
+        let session = Session::new(id, options.description, needs);
+        let session = Arc::new(session.owned_by(Owner::of_user(options.made_by)));
         let prepared = python::run_script(lock, script, &session, old)?;
         if prepared.is_idle() {
             api::log_warning(&format!(

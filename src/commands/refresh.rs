@@ -11,7 +11,7 @@ commands! {
     refresh_command {
         name: c"rg.refresh",
         flags: c"write",
-        categories: c"write blocking",
+        categories: c"write blocking gears gears-call",
         syntax: "<key> [<key> ...]",
         summary: c"Loads keys anew that read_through has a loader for, and says how many were loaded.",
         keys_from: 1,

@@ -18,7 +18,7 @@ commands! {
     dump_registrations_command {
         name: c"rg.dumpregistrations",
         flags: c"readonly",
-        categories: c"read",
+        categories: c"read gears gears-look",
         syntax: "[VERBOSE]",
         summary: c"Lists the registered functions with their statistics.",
         handler: |pinion, command| dump_registrations(&pinion.engine, command),
@@ -26,7 +26,7 @@ commands! {
     unregister_command {
         name: c"rg.unregister",
         flags: c"write",
-        categories: c"write admin dangerous",
+        categories: c"write admin dangerous gears gears-register",
         syntax: "<registration id> [ABORTPENDING]",
         summary: c"Removes a registered function.",
         handler: |pinion, command| unregister(&pinion.cluster, command),
@@ -34,7 +34,7 @@ commands! {
     unregister_session_command {
         name: c"rg.unregistersession",
         flags: c"write",
-        categories: c"write admin dangerous",
+        categories: c"write admin dangerous gears gears-register",
         syntax: "<session id> [ABORTPENDING]",
         summary: c"Removes the registered functions of a session.",
         handler: |pinion, command| unregister_session(&pinion.cluster, command),
@@ -42,7 +42,7 @@ commands! {
     pause_command {
         name: c"rg.pauseregistrations",
         flags: c"readonly may-replicate deny-script",
-        categories: c"admin dangerous",
+        categories: c"admin dangerous gears gears-register",
         syntax: "[ABORTPENDING] <registration id> [<registration id> ...]",
         summary: c"Lets registered functions read no more.",
         handler: |pinion, command| pause(&pinion.cluster, command, true),
@@ -50,7 +50,7 @@ commands! {
     unpause_command {
         name: c"rg.unpauseregistrations",
         flags: c"readonly may-replicate deny-script",
-        categories: c"admin dangerous",
+        categories: c"admin dangerous gears gears-register",
         syntax: "<registration id> [<registration id> ...]",
         summary: c"Lets registered functions read again.",
         handler: |pinion, command| pause(&pinion.cluster, command, false),
@@ -58,7 +58,7 @@ commands! {
     clear_stats_command {
         name: c"rg.clearregistrationsstats",
         flags: c"readonly deny-script",
-        categories: c"admin dangerous",
+        categories: c"admin dangerous gears",
         syntax: "",
         summary: c"Sets the statistics of all registered functions to zero.",
         handler: |pinion, command| clear_stats(&pinion.cluster, command),
@@ -88,7 +88,7 @@ fn dump_registrations(engine: &Engine, command: &Command<'_>) -> Result<Answer, 
 }
 
 /// What only VERBOSE shows; times in microseconds.
-fn details(registration: &Registration) -> [Reply; 8] {
+fn details(registration: &Registration) -> [Reply; 12] {
     let (running, waiting) = registration.stats.spreads();
     let spread = |spread: Percentiles| {
         let pairs = [
@@ -112,6 +112,10 @@ fn details(registration: &Registration) -> [Reply; 8] {
         spread(waiting),
         Reply::bulk("warnings"),
         Reply::bulks(registration.doubts()),
+        Reply::bulk("owner"),
+        Reply::bulk_or_null(registration.owner.made_by.as_ref()),
+        Reply::bulk("actsAs"),
+        Reply::bulk_or_null(registration.actor.as_ref().and_then(|actor| actor.owner().user())),
     ]
 }
 

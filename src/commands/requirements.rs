@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::check_may_bring_code;
 use crate::{
     engine::{Engine, requirement::Requirement},
     error::Error,
@@ -19,7 +20,7 @@ commands! {
     dump_requirements_command {
         name: c"rg.pydumpreqs",
         flags: c"readonly",
-        categories: c"read",
+        categories: c"read gears gears-look",
         syntax: "",
         summary: c"Lists the requirements that are installed.",
         handler: |pinion, command| dump(&pinion.engine, command),
@@ -27,7 +28,7 @@ commands! {
     export_requirement_command {
         name: c"rg.pyexportreq",
         flags: c"readonly",
-        categories: c"admin dangerous",
+        categories: c"admin dangerous gears",
         syntax: "<requirement>",
         summary: c"Gets a requirement with its files, for RG.PYIMPORTREQ on another server.",
         handler: |pinion, command| export(&pinion.engine, command),
@@ -35,7 +36,7 @@ commands! {
     import_requirement_command {
         name: c"rg.pyimportreq",
         flags: c"write deny-script",
-        categories: c"write admin dangerous",
+        categories: c"write admin dangerous gears gears-register",
         syntax: "<chunk> [<chunk> ...]",
         summary: c"Installs a requirement that another server exported.",
         handler: import,
@@ -116,12 +117,13 @@ fn export(engine: &Engine, command: &Command<'_>) -> Result<Answer, Error> {
 /// `RG.PYIMPORTREQ <chunk> [<chunk> ...]`
 ///
 /// # Errors
-/// The caller cannot wait; damaged chunks; a requirement that is not allowed here. Whatever comes later is the reply of the
+/// The caller cannot wait; clients may not bring code; damaged chunks; a requirement that is not allowed here. Whatever comes later is the reply of the
 /// waiting client.
 fn import(pinion: &Pinion, command: &Command<'_>) -> Result<Answer, Error> {
     if !command.may_block() {
         return Err(Error::CannotRunHere);
     }
+    check_may_bring_code(pinion)?;
     pinion.cluster.check_place(command.lock())?;
     let archive = command.argv().skip(1).to_vecs().concat();
     let header = archive::header(&archive)?;

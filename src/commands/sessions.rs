@@ -18,7 +18,7 @@ commands! {
     dump_sessions_command {
         name: c"rg.pydumpsessions",
         flags: c"readonly",
-        categories: c"read",
+        categories: c"read gears gears-look",
         syntax: "[VERBOSE] [DEAD|TS] [SESSIONS [<id> ...]]",
         summary: c"Lists the sessions that scripts made.",
         handler: |pinion, command| dump_sessions(&pinion.engine, command),
@@ -26,7 +26,7 @@ commands! {
     py_profile_command {
         name: c"rg.pyprofile",
         flags: c"readonly",
-        categories: c"read",
+        categories: c"read gears gears-look",
         syntax: "STATS|RESET <session id> [<order>]",
         summary: c"Shows or resets the profile of a session's functions.",
         handler: |pinion, command| profile(&pinion.engine, command),

@@ -10,7 +10,7 @@ commands! {
     py_stats_command {
         name: c"rg.pystats",
         flags: c"readonly",
-        categories: c"read",
+        categories: c"read gears gears-look",
         syntax: "",
         summary: c"Shows how much memory Python takes.",
         handler: |_, _| py_stats(),
@@ -18,7 +18,7 @@ commands! {
     dump_plugins_command {
         name: c"rg.dumpplugins",
         flags: c"readonly",
-        categories: c"read",
+        categories: c"read gears gears-look",
         syntax: "",
         summary: c"Lists the languages that functions can be written in.",
         handler: |_, _| dump_plugins(),
@@ -26,7 +26,7 @@ commands! {
     py_execute_remote_command {
         name: c"rg.pyexecuteremote",
         flags: c"readonly",
-        categories: c"read",
+        categories: c"read gears",
         syntax: "",
         summary: c"Says that this command is no longer supported.",
         handler: |_, _| no_execute_remote(),
@@ -34,7 +34,7 @@ commands! {
     py_free_interpreter_command {
         name: c"rg.pyfreeinterpreter",
         flags: c"readonly",
-        categories: c"read",
+        categories: c"read gears",
         syntax: "",
         summary: c"Says that this command is no longer supported.",
         handler: |_, _| no_free_interpreter(),

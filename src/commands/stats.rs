@@ -25,7 +25,7 @@ commands! {
     stats_command {
         name: c"rg.stats",
         flags: c"readonly",
-        categories: c"read",
+        categories: c"read gears gears-look",
         syntax: "",
         summary: c"Shows all figures of this server as a JSON document.",
         handler: stats,

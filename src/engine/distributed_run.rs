@@ -462,6 +462,10 @@ pub(super) fn shared(
         skips_errors: execution.skips_errors,
         source: launch.payload.source.map(ByteBuf::from),
         functions,
+        owner: execution
+            .actor
+            .as_ref()
+            .map_or_else(|| execution.session.owner.clone(), |actor| actor.owner().clone()),
     }
 }
 

@@ -271,7 +271,11 @@ impl Engine {
     /// which waits still, is gone with that.
     pub fn take_part(&self, initiator: ShardId, id: Id, shared: &SharedPlan, part: Participation) {
         let session = Arc::clone(&part.session);
-        let start = Start::of_part(part.plan, part.session, part.source, shared);
+        let actor = match &part.owner {
+            Some(registration) => registration.actor.clone(),
+            None => shared.owner.actor(|| format!("session {}", session.id)),
+        };
+        let start = Start::of_part(part.plan, part.session, part.source, actor, shared);
         if let Some(earlier) = self.registry.execution(id) {
             let attempt = earlier
                 .distributed

@@ -34,6 +34,7 @@ use crate::{
         client::{BlockedClient, Meter},
         lock::Lock,
         reply::Reply,
+        rights::Actor,
     },
     stats::Ending,
 };
@@ -87,6 +88,8 @@ pub struct Execution {
     pub session: Arc<Session>,
     /// The registration that started it, if one did.
     pub registration: Option<Arc<Registration>>,
+    /// Whose rights its functions have; `None` for all.
+    pub actor: Option<Arc<Actor>>,
     /// The database that its functions act in.
     pub db: i32,
     /// Forget it as soon as it is finished and its waiters are answered.
@@ -165,6 +168,7 @@ impl Execution {
             plan: start.plan,
             session: start.session,
             registration: start.registration,
+            actor: start.actor,
             db: start.db,
             transient: start.transient,
             link: start.link.as_ref().map(|hold| Arc::clone(hold.link())),
@@ -232,7 +236,7 @@ impl Execution {
     }
 
     /// The registration that it is a run of, or a part of a run on another shard.
-    pub(super) fn owner(&self) -> Option<&Arc<Registration>> {
+    pub fn owner(&self) -> Option<&Arc<Registration>> {
         let elsewhere = || {
             self.distributed
                 .as_ref()

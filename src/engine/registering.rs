@@ -87,7 +87,7 @@ impl Engine {
         let Some(function) = &registration.on_registered else {
             return;
         };
-        let _scope = Scope::of_session(&registration.session).enter();
+        let _scope = Scope::of_registration(registration).enter();
         let mut ran = Ok(());
         let mut prepare = || ran = function.run();
         let session = &registration.session;

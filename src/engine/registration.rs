@@ -16,7 +16,11 @@ use serde_bytes::ByteBuf;
 use super::{id::Id, language::Function, plan::Plan, queue::Lane, session::Session};
 use crate::{
     error::Error,
-    server::{lock::Lock, reply::Reply},
+    server::{
+        lock::Lock,
+        reply::Reply,
+        rights::{Actor, Owner},
+    },
     stats::RunStats,
 };
 
@@ -199,6 +203,10 @@ pub struct Registration {
     pub in_order: bool,
     pub plan: Arc<Plan>,
     pub session: Arc<Session>,
+    /// Who made it.
+    pub owner: Owner,
+    /// Whose rights its functions have; `None` for all.
+    pub actor: Option<Arc<Actor>>,
     pub trigger: Box<dyn Trigger>,
     pub on_registered: Option<Arc<dyn Function>>,
     pub images: Images,
@@ -229,6 +237,11 @@ pub struct Life {
 }
 
 impl Registration {
+    /// Whose rights the functions of this registration have.
+    pub fn actor_of(owner: &Owner, id: Id) -> Option<Arc<Actor>> {
+        owner.actor(|| format!("registration {id}"))
+    }
+
     /// Why it may never fire, or not for what it seems to be about: each a sentence.
     pub fn doubts(&self) -> Vec<String> {
         let of_trigger = self.trigger.doubts();

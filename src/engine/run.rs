@@ -119,7 +119,11 @@ fn pass_single(
         None if source.is_at_end() => Ok(None),
         None => {
             let delayed = execution.is_delayed();
-            let record = source.next(&Reading { engine, delayed });
+            let record = source.next(&Reading {
+                engine,
+                delayed,
+                actor: execution.actor.as_ref(),
+            });
             reading = started.elapsed();
             record
         }
@@ -173,6 +177,7 @@ fn pass_records(
     let context = Reading {
         engine,
         delayed: execution.is_delayed(),
+        actor: execution.actor.as_ref(),
     };
     loop {
         let shuffle = shuffle(engine, execution);

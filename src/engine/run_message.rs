@@ -16,6 +16,7 @@ use super::{
     registration::Registration,
     session::Session,
 };
+use crate::server::rights::Owner;
 
 /// What one shard tells another one about a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -61,6 +62,9 @@ pub struct SharedPlan {
     /// What the readers make the source of records of; `None` where only the initiator has some.
     pub source: Option<ByteBuf>,
     pub functions: Functions,
+    /// Who is behind its functions.
+    #[serde(default)]
+    pub owner: Owner,
 }
 
 /// Where the functions of a plan are.
@@ -88,6 +92,9 @@ pub struct SessionImage {
     pub installed: bool,
     /// Where the initiator lists it when the plan is sent.
     pub listing: Listing,
+    /// Who sent its script.
+    #[serde(default)]
+    pub made_by: Option<String>,
 }
 
 /// In which list of sessions one stands.
@@ -110,6 +117,7 @@ impl SessionImage {
             requirements: needed.map(|needed| needed.name.clone()).collect(),
             installed: session.needs.installed,
             listing: Listing::default(),
+            made_by: session.owner.made_by.clone(),
         }
     }
 }

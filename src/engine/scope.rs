@@ -10,12 +10,33 @@ use std::{
 use crate::mutex::Mutex;
 
 use super::{execution::Execution, id::Id, registration::Registration, session::Session, start::Start};
-use crate::{error::Error, per_thread::per_thread};
+use crate::{
+    error::Error,
+    per_thread::per_thread,
+    server::rights::{self, Actor, Owner},
+};
 
 per_thread! {
-    static CURRENT: RefCell<Option<Scope>> = RefCell::new(None);
+    static CURRENT: RefCell<Current> = RefCell::new(Current::Nothing);
     /// The execution whose function runs a command now.
     static ACTING: Cell<Option<Id>> = Cell::new(None);
+}
+
+/// What is known of the code that runs on a thread.
+enum Current {
+    Nothing,
+    In(Scope),
+    /// It has given its session away, but not the rights that it had.
+    Left(Arc<Actor>),
+}
+
+impl Current {
+    fn scope(&self) -> Option<&Scope> {
+        match self {
+            Self::In(scope) => Some(scope),
+            Self::Nothing | Self::Left(_) => None,
+        }
+    }
 }
 
 /// The execution whose function runs a command on this thread now: what happens to keys is its doing.
@@ -45,6 +66,8 @@ pub struct Scope {
     pub session: Arc<Session>,
     /// The execution whose callback runs; `None` at script level and in onRegistered.
     pub execution: Option<Arc<Execution>>,
+    /// Whose rights the code has; `None` for all.
+    pub actor: Option<Arc<Actor>>,
     /// The database that commands of the code run in.
     pub db: i32,
     /// It is code of the server's EVAL or FCALL.
@@ -81,6 +104,7 @@ impl Scope {
         Self {
             session: Arc::clone(&execution.session),
             execution: Some(Arc::clone(execution)),
+            actor: execution.actor.clone(),
             db: execution.db,
             server_script: None,
             script: None,
@@ -88,10 +112,33 @@ impl Scope {
     }
 
     /// The scope of onRegistered.
+    pub fn of_registration(registration: &Registration) -> Self {
+        Self::of_session(&registration.session).acting_as(registration.actor.clone())
+    }
+
+    /// The same with other rights.
+    #[must_use]
+    pub fn acting_as(mut self, actor: Option<Arc<Actor>>) -> Self {
+        self.actor = actor;
+        self
+    }
+
+    /// Who is behind what the code makes.
+    pub fn owner(&self) -> Owner {
+        let registration = self.execution.as_ref().and_then(|execution| execution.owner());
+        match (&self.actor, registration) {
+            (Some(actor), _) => actor.owner().clone(),
+            (None, Some(registration)) => registration.owner.clone(),
+            (None, None) => self.session.owner.clone(),
+        }
+    }
+
+    /// The scope of what belongs to a session and to no registration.
     pub fn of_session(session: &Arc<Session>) -> Self {
         Self {
             session: Arc::clone(session),
             execution: None,
+            actor: session.actor.clone(),
             db: 0,
             server_script: None,
             script: None,
@@ -107,6 +154,7 @@ impl Scope {
         Self {
             session: Arc::clone(session),
             execution: None,
+            actor: session.actor.clone(),
             db: 0,
             server_script: None,
             script: Some(Arc::new(Mutex::new(prepared))),
@@ -124,12 +172,24 @@ impl Scope {
 
     /// Makes it the scope of this thread until the guard is dropped.
     pub fn enter(self) -> Entered {
-        Entered(CURRENT.replace(Some(self)))
+        Entered(CURRENT.replace(Current::In(self)))
+    }
+
+    /// Whose rights code has in this scope, or without one: that of a thread that code made, or that has left its session. `None`
+    /// for all.
+    pub fn actor_of(scope: Option<&Self>) -> Option<Arc<Actor>> {
+        match scope {
+            Some(scope) => scope.actor.clone(),
+            None => CURRENT.with_borrow(|current| match current {
+                Current::Left(actor) => Some(Arc::clone(actor)),
+                _ => rights::are_owners().then(|| Actor::unknown("a thread without a session")),
+            }),
+        }
     }
 
     /// Notes something about the script that runs on this thread, if one does.
     pub fn note_of_script(note: impl FnOnce(&mut Prepared)) {
-        let script = CURRENT.with_borrow(|scope| scope.as_ref().and_then(|scope| scope.script.clone()));
+        let script = CURRENT.with_borrow(|current| current.scope().and_then(|scope| scope.script.clone()));
         if let Some(script) = script {
             note(&mut script.lock());
         }
@@ -137,18 +197,30 @@ impl Scope {
 
     /// Makes another one the scope of this thread, for as long as the present one would be.
     pub fn replace_current(scope: Option<Self>) {
-        CURRENT.set(scope);
+        let present = scope.map_or(Current::Nothing, Current::In);
+        let gone = CURRENT.replace(present);
+        // Who leaves a session is not free of its user.
+        let actor = match gone {
+            Current::In(gone) => gone.actor,
+            Current::Left(actor) => Some(actor),
+            Current::Nothing => None,
+        };
+        CURRENT.with_borrow_mut(|current| {
+            if let (Current::Nothing, Some(actor)) = (&*current, actor) {
+                *current = Current::Left(actor);
+            }
+        });
     }
 
     /// The scope of this thread; `None` on threads that user code made.
     pub fn current() -> Option<Self> {
-        CURRENT.with_borrow(Clone::clone)
+        CURRENT.with_borrow(|current| current.scope().cloned())
     }
 
     /// True if the execution whose callback runs on this thread may go to the background.
     pub fn may_wait() -> bool {
-        CURRENT.with_borrow(|scope| {
-            let execution = scope.as_ref().and_then(|scope| scope.execution.as_ref());
+        CURRENT.with_borrow(|current| {
+            let execution = current.scope().and_then(|scope| scope.execution.as_ref());
             execution.is_some_and(|execution| execution.may_wait)
         })
     }
@@ -175,10 +247,10 @@ impl Prepared {
 }
 
 /// Restores the scope that was there before.
-pub struct Entered(Option<Scope>);
+pub struct Entered(Current);
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        CURRENT.set(self.0.take());
+        CURRENT.set(std::mem::replace(&mut self.0, Current::Nothing));
     }
 }

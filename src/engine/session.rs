@@ -11,7 +11,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::mutex::Mutex;
+use crate::{
+    mutex::Mutex,
+    server::rights::{Actor, Owner},
+};
 
 use super::{id::Id, requirement::Requirement, run_message::Listing};
 
@@ -24,6 +27,10 @@ pub struct Session {
     pub generation: u64,
     pub description: Option<String>,
     pub needs: Needs,
+    /// Who sent the script.
+    pub owner: Owner,
+    /// Whose rights its code has where no registration says otherwise; `None` for all.
+    pub actor: Option<Arc<Actor>>,
     members: Mutex<Members>,
     /// Another session has taken its place.
     replaced: AtomicBool,
@@ -41,6 +48,14 @@ fn next_generation() -> u64 {
     let above = |newest: u64| newest.saturating_add(1).max(now);
     let before = NEWEST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |newest| Some(above(newest)));
     above(before.unwrap_or_else(|newest| newest))
+}
+
+fn described(id: &str) -> String {
+    if id.is_empty() {
+        "a script of EVAL or FUNCTION LOAD".into()
+    } else {
+        format!("session {id}")
+    }
 }
 
 /// What the language keeps for a session.
@@ -62,7 +77,10 @@ struct Members {
 
 impl Session {
     pub fn new(id: String, description: Option<String>, needs: Needs) -> Self {
+        let owner = Owner::default();
         Self {
+            actor: owner.actor(|| described(&id)),
+            owner,
             id,
             token: random_hex(),
             generation: next_generation(),
@@ -80,6 +98,14 @@ impl Session {
         NEWEST.fetch_max(generation, Ordering::Relaxed);
         self.token = token;
         self.generation = generation;
+        self
+    }
+
+    /// The session of this user's script.
+    #[must_use]
+    pub fn owned_by(mut self, owner: Owner) -> Self {
+        self.actor = owner.actor(|| described(&self.id));
+        self.owner = owner;
         self
     }
 

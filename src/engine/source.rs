@@ -1,10 +1,13 @@
 //! Where the records of an execution come from. Implemented by the readers and by the language.
 
+use std::sync::Arc;
+
 use super::{
     Engine,
     language::Failure,
     record::{Record, Value},
 };
+use crate::server::rights::Actor;
 
 /// Where the records of one execution come from. Called on the thread that runs it, attached.
 pub trait Source: Send {
@@ -40,6 +43,17 @@ pub struct Reading<'a> {
     pub engine: &'a Engine,
     /// The execution had to wait for an earlier one of its lane: what the event said may be out of date.
     pub delayed: bool,
+    /// Whose rights the execution has; `None` for all.
+    pub actor: Option<&'a Arc<Actor>>,
+}
+
+/// A record that the execution may not have: it ends with that.
+pub struct Withheld(pub Option<Failure>);
+
+impl Source for Withheld {
+    fn next(&mut self, _reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
+        self.0.take().map_or(Ok(None), Err)
+    }
 }
 
 /// One record, given before.

@@ -16,6 +16,7 @@ use super::{
 use crate::server::{
     client::{BlockedClient, Meter},
     reply::Reply,
+    rights::Actor,
 };
 
 /// An execution that is to begin.
@@ -23,6 +24,8 @@ pub struct Start {
     pub(super) plan: Arc<Plan>,
     pub(super) session: Arc<Session>,
     pub(super) registration: Option<Arc<Registration>>,
+    /// Whose rights its functions have; `None` for all.
+    pub(super) actor: Option<Arc<Actor>>,
     pub(super) db: i32,
     /// Forget it as soon as it is finished and its waiters are answered.
     pub(super) transient: bool,
@@ -48,6 +51,7 @@ impl Start {
     pub fn of_run(plan: Arc<Plan>, session: Arc<Session>, source: Box<dyn Source>) -> Self {
         Self {
             plan,
+            actor: session.actor.clone(),
             session,
             registration: None,
             db: 0,
@@ -69,6 +73,7 @@ impl Start {
     pub fn of_registration(registration: &Arc<Registration>, db: i32, source: Box<dyn Source>) -> Self {
         let (plan, session) = (Arc::clone(&registration.plan), Arc::clone(&registration.session));
         Self {
+            actor: registration.actor.clone(),
             registration: Some(Arc::clone(registration)),
             db,
             transient: false,
@@ -96,9 +101,11 @@ impl Start {
         plan: Arc<Plan>,
         session: Arc<Session>,
         source: Box<dyn Source>,
+        actor: Option<Arc<Actor>>,
         shared: &SharedPlan,
     ) -> Self {
         Self {
+            actor,
             db: shared.db,
             transient: shared.transient,
             skips_errors: shared.skips_errors,
@@ -109,6 +116,14 @@ impl Start {
 
 /// What some have besides. Inline, since one is large and is not to be moved for each of them.
 impl Start {
+    /// Its functions have these rights, in the place of those of its session.
+    #[must_use]
+    #[inline]
+    pub fn acting_as(mut self, actor: Option<Arc<Actor>>) -> Self {
+        self.actor = actor;
+        self
+    }
+
     /// It is forgotten when it has ended and its waiter has been told.
     #[must_use]
     #[inline]

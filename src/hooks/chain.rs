@@ -12,7 +12,7 @@ use crate::{
         execution::{Next, Outcome},
         id::Id,
         registration::{Mode, Registration},
-        source::Once,
+        source::{Once, Source, Withheld},
         start::Start,
     },
     error::Error,
@@ -73,7 +73,7 @@ impl Hooks {
             db: command.db(),
             resp3: command.is_resp3().then(Passed::default),
         });
-        let start = behind.start(words.iter());
+        let start = behind.start(command.lock(), words.iter());
         let reply = move |outcome| {
             let forms = behind.forms_of(outcome);
             forms.resp3.unwrap_or(forms.resp2)
@@ -119,9 +119,21 @@ struct Behind {
 }
 
 impl Behind {
-    fn start<'a>(self: &Arc<Self>, words: impl Iterator<Item = &'a [u8]>) -> Start {
-        let record = Box::new(Once::of_words(words));
+    fn start<'a>(self: &Arc<Self>, lock: Lock<'_>, words: impl Iterator<Item = &'a [u8]>) -> Start {
+        let record = self.record(lock, words);
         Start::of_call(&self.registration, self.db, record, Arc::clone(self) as _)
+    }
+
+    /// The words of the command, unless the function has a user who may not run it himself.
+    fn record<'a>(&self, lock: Lock<'_>, words: impl Iterator<Item = &'a [u8]>) -> Box<dyn Source> {
+        let Some(actor) = &self.registration.actor else {
+            return Box::new(Once::of_words(words));
+        };
+        let words: Vec<&[u8]> = words.collect();
+        match actor.check_command(lock, &words) {
+            Ok(()) => Box::new(Once::of_words(words.into_iter())),
+            Err(refusal) => Box::new(Withheld(Some(refusal.into()))),
+        }
     }
 
     /// What the function sees of a reply.
@@ -165,18 +177,19 @@ impl Next for Behind {
                 db: self.db,
                 resp3: self.resp3.as_ref().map(|_| Passed::default()),
             });
-            let start = behind.start(argv.iter().map(Vec::as_slice)).waiting(false);
+            let start = behind.start(lock, argv.iter().map(Vec::as_slice)).waiting(false);
             return match engine.run_now(start) {
                 RanNow::Ended(outcome) => self.note(behind.forms_of(outcome)),
                 // It may not wait, and nobody keeps it.
                 _ => Error::NotOneResult.into(),
             };
         }
+        let actor = self.registration.actor.as_ref();
         let _bypass = self.hooks.bypass(lock);
         if self.resp3.is_none() {
-            return execute(lock, engine.features, self.db, &argv);
+            return execute(lock, engine.features, self.db, &argv, actor);
         }
-        self.note(execute_for_resp3(lock, engine.features, self.db, &argv))
+        self.note(execute_for_resp3(lock, engine.features, self.db, &argv, actor))
     }
 
     fn stands_for(&self, command: &[u8]) -> bool {

@@ -97,7 +97,10 @@ impl Hooks {
         let client = if leads_away { client::state(lock, id) } else { None };
         let client = client.filter(|client| !client.in_multi);
         home::note(lock, client.map(|client| (client.id, client.db)));
-        let is_behind = leads_away && client.is_none() && passing.is_free_to_run(id, proxy);
+        let is_behind = leads_away
+            && client.is_none()
+            && passing.is_free_to_run(id, proxy)
+            && passing.actor_may_run(proxy);
         if is_behind {
             *self.cleared.write(lock) = None;
             passing.rewrite(proxy);
@@ -122,7 +125,12 @@ impl Hooks {
         let can_wait = || client.is_some() || !native && !lock.is_in_script();
         let later = proxy == ProxyCommand::Read && (in_multi || !lock.may_write()) && can_wait();
         let Some(client) = client else {
-            passing.rewrite(&self.proxy[if later { ProxyCommand::ReadLater } else { proxy } as usize]);
+            let proxy = &self.proxy[if later { ProxyCommand::ReadLater } else { proxy } as usize];
+            if passing.actor_may_run(proxy) {
+                passing.rewrite(proxy);
+            } else {
+                engine.stats.count_acl_unlinked();
+            }
             return;
         };
         let name = |proxy: ProxyCommand| &self.proxy[proxy as usize];

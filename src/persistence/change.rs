@@ -8,10 +8,13 @@ use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 use sha2::{Digest, Sha256};
 
-use crate::engine::{
-    plan,
-    registration::{Images, Mode, Registration},
-    session::Session,
+use crate::{
+    engine::{
+        plan,
+        registration::{Images, Mode, Registration},
+        session::Session,
+    },
+    server::rights::Owner,
 };
 
 const MAGIC: &[u8] = b"PINION";
@@ -51,6 +54,9 @@ pub struct SavedSession {
     /// See [`Session::generation`]; 0 in files of earlier versions.
     #[serde(default)]
     pub generation: u64,
+    /// Who sent its script; `None` in files of earlier versions.
+    #[serde(default)]
+    pub made_by: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,6 +70,9 @@ pub struct SavedRegistration {
     pub trigger: ByteBuf,
     pub steps: Vec<plan::Step>,
     pub images: Images,
+    /// Who made it; nobody in files of earlier versions.
+    #[serde(default)]
+    pub owner: Owner,
 }
 
 impl SavedSession {
@@ -80,6 +89,7 @@ impl SavedSession {
             installed: session.needs.installed,
             token: session.token.clone(),
             generation: session.generation,
+            made_by: session.owner.made_by.clone(),
         }
     }
 
@@ -99,6 +109,7 @@ impl SavedRegistration {
             trigger: ByteBuf::from(registration.trigger.image()),
             steps: registration.plan.steps.clone(),
             images: registration.images.clone(),
+            owner: registration.owner.clone(),
         }
     }
 }
@@ -163,6 +174,7 @@ mod tests {
                 installed: true,
                 token: "token".into(),
                 generation: 7,
+                made_by: Some("alice".into()),
             },
             requirements: vec![ByteBuf::from(b"archive".to_vec())],
             registrations: vec![SavedRegistration {
@@ -175,6 +187,10 @@ mod tests {
                 images: Images {
                     functions: vec![ByteBuf::from(vec![0xff; 50])],
                     on_registered: None,
+                },
+                owner: Owner {
+                    made_by: Some("alice".into()),
+                    acts_as: Some("app".into()),
                 },
             }],
             gone: vec!["0-0".into()],
@@ -234,6 +250,7 @@ mod tests {
                 trigger: ByteBuf::from(image.to_bytes()),
                 steps: first.steps.clone(),
                 images: first.images.clone(),
+                owner: first.owner.clone(),
             });
         }
         step

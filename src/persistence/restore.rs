@@ -200,6 +200,8 @@ impl Persistence {
             ));
         }
         Ok(Registration {
+            actor: Registration::actor_of(&saved.owner, id),
+            owner: saved.owner,
             id,
             desc: saved.desc,
             mode: saved.mode,

@@ -27,6 +27,7 @@ use crate::{
         api,
         call::replicate,
         lock::{self, Lock},
+        rights::Owner,
     },
 };
 
@@ -186,7 +187,9 @@ impl Persistence {
             requirements: saved.requirements.iter().filter_map(known).collect(),
             installed: saved.installed,
         };
-        Session::new(saved.id, saved.description, needs).known_as(saved.token, saved.generation)
+        Session::new(saved.id, saved.description, needs)
+            .owned_by(Owner::of_user(saved.made_by))
+            .known_as(saved.token, saved.generation)
     }
 
     /// Does a step that was prepared, here and on replicas. Nothing happens if it was done otherwise meanwhile.

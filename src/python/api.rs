@@ -123,10 +123,13 @@ fn execute<'py>(
         return convert::reply_object(py, reply);
     }
     let db = scope.as_ref().map_or(0, |scope| scope.db);
+    let actor = Scope::actor_of(scope.as_ref());
     let name = argv.first().map(Vec::as_slice).unwrap_or_default();
     let run = || {
         let _acting = Acting::enter(scope.as_ref());
-        room::make(features, name, |lock| call::execute(lock, features, db, &argv))
+        room::make(features, name, |lock| {
+            call::execute(lock, features, db, &argv, actor.as_ref())
+        })
     };
     let reply = on_the_server(py, run);
     convert::reply_object(py, reply)
@@ -391,8 +394,7 @@ fn register_time_event(py: Python<'_>, args: &Bound<'_, PyTuple>) -> PyResult<bo
     let function = Arc::new(Callback::new(py, Code::new(callback)));
     let period = Duration::from_secs(seconds.into());
     let engine = &runtime()?.engine;
-    in_engine(|| time_events::start(engine, &scope.session, period, function, key))
-        .map_err(errors::gears_error)
+    in_engine(|| time_events::start(engine, &scope, period, function, key)).map_err(errors::gears_error)
 }
 
 /// `registerGearsThread()`: announces a thread of the user's. Every thread may call the API without it.

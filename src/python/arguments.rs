@@ -62,6 +62,12 @@ impl<'a, 'py> Given<'a, 'py> {
         Ok(value.is_true())
     }
 
+    /// A `str`, or `None`.
+    pub fn text(&self, name: &str, otherwise: &str) -> PyResult<Option<String>> {
+        let given = self.get(name)?.filter(|given| !given.is_none());
+        given.map(|given| string(&given, otherwise)).transpose()
+    }
+
     /// A callable, or `None`.
     pub fn function(&self, name: &str, otherwise: &str) -> PyResult<Option<Code>> {
         match self.get(name)? {

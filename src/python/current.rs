@@ -117,6 +117,15 @@ pub fn set_session(py: Python<'_>, args: &Bound<'_, PyTuple>) -> PyResult<()> {
         Scope::replace_current(scope);
         return Ok(());
     }
+    if let (None, true) = (&scope, is_in_coroutine(py)) {
+        // Without a session it would have all rights, where RunAs is 'all'.
+        if let Some(actor) = of_context(py).and_then(|session| session.get().0.actor.clone()) {
+            return Err(errors::gears_error(format!(
+                "setGearsSession: a coroutine that acts as user '{}' keeps its session",
+                actor.owner().user().unwrap_or_default()
+            )));
+        }
+    }
     loop_module(py)?
         .getattr("session")?
         .call_method1("set", (session,))

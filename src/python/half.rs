@@ -58,10 +58,11 @@ impl<'a, 'py> Half<'a, 'py> {
     /// Registers it. `more`: another function, which the trigger calls by itself.
     ///
     /// # Errors
-    /// `gears.error`: a wrong `desc` or `onRegistered`, or what [`launch::enlist`] says.
+    /// `gears.error`: a wrong `desc`, `user` or `onRegistered`, or what [`launch::enlist`] says.
     pub fn enlist(self, py: Python<'_>, more: Option<Code>, trigger: Box<dyn Trigger>) -> PyResult<String> {
         let desc = self.given.text("desc")?;
         let on_registered = self.given.function("onRegistered")?;
+        let user = self.given.text("user")?;
         let callback = |code| Arc::new(Callback::new(py, code));
         let callbacks: Vec<_> = std::iter::once(self.function).chain(more).map(callback).collect();
         let functions = callbacks
@@ -80,6 +81,7 @@ impl<'a, 'py> Half<'a, 'py> {
             trigger,
             on_registered: on_registered.map(callback),
             doubts: Vec::new(),
+            user,
         };
         launch::enlist(self.runtime, &self.scope, wish)
     }

@@ -20,7 +20,9 @@ use super::{
     callback::{Callback, Code},
     convert::record_object,
     coroutine::loop_module,
-    current, errors, runtime,
+    current, errors,
+    owners::{check_owner, owner_of},
+    runtime,
 };
 use crate::{
     engine::{
@@ -103,6 +105,7 @@ pub fn start<'py>(
         Arc::clone(&scope.session),
         wanted.open(engine.registry.shard()),
     )
+    .acting_as(scope.actor.clone())
     .distributed(payload);
     let event_loop = loop_module(py)?;
     let future = event_loop.call_method0("createFuture")?;
@@ -332,6 +335,7 @@ pub fn listen(
     let mode = given
         .get("mode")?
         .map_or(Ok(Mode::Async), |mode| mode_by_name(&mode))?;
+    let user = given.text("user", "user argument must be a string")?;
     let on_registered = given.function("onRegistered", "OnRegistered argument must be a function")?;
     let on_registered = on_registered.map(|code| Arc::new(Callback::new(py, code)));
     let (trigger, in_order) = match builder.reader {
@@ -364,6 +368,7 @@ pub fn listen(
         trigger,
         on_registered,
         doubts: given.doubt.into_iter().collect(),
+        user,
     };
     enlist(runtime, &scope, wish)
 }
@@ -380,6 +385,8 @@ pub struct Wish {
     pub on_registered: Option<Arc<Callback>>,
     /// What was said of its arguments.
     pub doubts: Vec<String>,
+    /// The user that its functions act as.
+    pub user: Option<String>,
 }
 
 /// The scope of a script or a function that may register something.
@@ -411,7 +418,13 @@ pub fn enlist(runtime: &Runtime, scope: &Scope, wish: Wish) -> PyResult<String> 
         replaced: replaced.as_deref(),
         prepared: &prepared,
     };
-    in_engine(|| language::with_lock(engine.language.as_ref(), |lock| wish.trigger.check(lock, peers)))?;
+    let owner = owner_of(scope, wish.user);
+    in_engine(|| {
+        language::with_lock(engine.language.as_ref(), |lock| {
+            check_owner(lock, scope, &owner)?;
+            wish.trigger.check(lock, peers)
+        })
+    })?;
     for doubt in wish.trigger.doubts() {
         api::log_warning(&format!("session {}: {doubt}", scope.session.id));
     }
@@ -424,13 +437,16 @@ pub fn enlist(runtime: &Runtime, scope: &Scope, wish: Wish) -> PyResult<String> 
         functions: wish.callbacks.iter().map(image).collect::<PyResult<_>>()?,
         on_registered: wish.on_registered.as_ref().map(image).transpose()?,
     };
+    let id = engine.registry.next_registration_id();
     let registration = Arc::new(Registration {
-        id: engine.registry.next_registration_id(),
+        id,
         desc: wish.desc,
         mode: wish.mode,
         in_order: wish.in_order,
         plan: Arc::new(wish.plan),
         session: Arc::clone(&scope.session),
+        actor: Registration::actor_of(&owner, id),
+        owner,
         trigger: wish.trigger,
         on_registered: wish.on_registered.map(|function| function as Arc<dyn Function>),
         images,
@@ -439,7 +455,7 @@ pub fn enlist(runtime: &Runtime, scope: &Scope, wish: Wish) -> PyResult<String> 
         stats: RunStats::default(),
         life: Life::default(),
     });
-    let id = registration.id.to_string();
+    let id = id.to_string();
     match &scope.script {
         Some(script) => script.lock().registrations.push(registration),
         None => register_now(runtime, &registration)?,
@@ -457,7 +473,8 @@ fn register_now(runtime: &Runtime, registration: &Arc<Registration>) -> PyResult
     Ok(registered?)
 }
 
-const KNOWN_TO_REGISTER: [&str; 18] = [
+const KNOWN_TO_REGISTER: [&str; 19] = [
+    "user",
     "mode",
     "onRegistered",
     "prefix",

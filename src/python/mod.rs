@@ -26,6 +26,7 @@ mod language;
 mod launch;
 mod loaded;
 pub mod memory;
+mod owners;
 pub mod profile;
 mod read_through;
 mod script;

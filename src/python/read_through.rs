@@ -20,6 +20,7 @@ use super::{
     runtime,
 };
 use crate::{
+    engine::scope::Scope,
     read_through::options::{Ahead, OnError, Options, Ttl},
     server::{api, lock, reply::Reply},
 };
@@ -99,7 +100,17 @@ fn ask_refresh(
 ) -> PyResult<()> {
     let names: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
     let loads = &runtime.readers.loads;
-    py.detach(|| lock::with_lock(|lock| loads.refresh(lock, db, &names, done)))?;
+    let scope = current::scope();
+    let actor = Scope::actor_of(scope.as_ref());
+    py.detach(|| {
+        lock::with_lock(|lock| {
+            if let Some(actor) = actor {
+                let words = [&[&b"RG.REFRESH"[..]], &names[..]].concat();
+                actor.check_command(lock, &words)?;
+            }
+            loads.refresh(lock, db, &names, done)
+        })
+    })?;
     Ok(())
 }
 
@@ -122,7 +133,8 @@ fn tell(future: &ObjectRef, reply: Reply) {
     });
 }
 
-const KNOWN: [&str; 18] = [
+const KNOWN: [&str; 19] = [
+    "user",
     "commands",
     "ttl",
     "jitter",

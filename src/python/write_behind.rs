@@ -32,7 +32,8 @@ pub fn register_write_behind(
     half.enlist(py, None, trigger)
 }
 
-const KNOWN: [&str; 16] = [
+const KNOWN: [&str; 17] = [
+    "user",
     "events",
     "batch",
     "interval",

@@ -35,7 +35,7 @@ use std::{
 pub use behind::{Newest, Unsaved};
 pub use keys::Key;
 pub use life::Lifetime;
-pub use pump::raised;
+pub use pump::{check_keys, raised};
 
 use self::{
     bounded::Bounded,

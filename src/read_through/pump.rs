@@ -13,18 +13,19 @@ use super::{
 use crate::{
     engine::{
         id::Id,
-        language::Failure,
+        language::{Failure, with_lock},
         record::{Record, Value},
         registration::Registration,
         scope::Scope,
-        source::Once,
+        source::{Reading, Source},
         start::Start,
     },
     mutex::Mutex,
     server::{
         key::{self, Life},
         lock::Lock,
-        store,
+        rights::{Access, Actor},
+        store::{self, Content},
     },
 };
 
@@ -36,6 +37,50 @@ pub(super) struct Brought {
     load: u64,
     values: Result<Vec<Result<Loaded, Failed>>, Why>,
     took: Duration,
+}
+
+/// The argument of a loader, if its user may store what it brings.
+struct Wanted {
+    record: Option<Record>,
+    /// The keys to be loaded, where there is a user.
+    keys: Vec<Key>,
+}
+
+impl Source for Wanted {
+    fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
+        let record = self.record.take();
+        if let (Some(actor), Some(_)) = (reading.actor, &record) {
+            let names = self.keys.iter().map(|key| &*key.name);
+            check_keys(reading, actor, names, Access::Write)?;
+        }
+        Ok(record)
+    }
+
+    fn is_at_end(&self) -> bool {
+        self.record.is_none()
+    }
+}
+
+/// Whether the user of an execution may do that to keys which it is about. What is refused is what its function "raised".
+///
+/// # Errors
+/// He may not.
+pub fn check_keys<'a>(
+    reading: &Reading<'_>,
+    actor: &Actor,
+    mut names: impl Iterator<Item = &'a [u8]> + Send,
+    access: Access,
+) -> Result<(), Failure> {
+    let checked = with_lock(reading.engine.language.as_ref(), |lock| {
+        names.try_for_each(|name| actor.check_key(lock, name, access))
+    });
+    if checked.is_err() {
+        let scope = Scope::current();
+        if let Some(execution) = scope.as_ref().and_then(|scope| scope.execution.as_ref()) {
+            execution.note_error_kind("NoPermission");
+        }
+    }
+    Ok(checked?)
 }
 
 impl ReadThrough {
@@ -172,7 +217,13 @@ impl ReadThrough {
             .filter(|key| self.unsaved(lock, key.db, &key.name).is_some())
             .cloned()
             .collect();
-        let source = Once(Some(Record::Native(argument)));
+        let source = Wanted {
+            record: Some(Record::Native(argument)),
+            keys: registration
+                .actor
+                .as_ref()
+                .map_or_else(Vec::new, |_| keys.clone()),
+        };
         let start = Start::of_registration(registration, db, Box::new(source)).transient();
         let begun = Instant::now();
         let (this, unpack) = (self.this.clone(), Arc::clone(&self.unpack));
@@ -282,7 +333,7 @@ impl ReadThrough {
                 // Where it cannot be stored, it answers without being kept.
                 self.store(lock, rule, key, &loaded);
             }
-            (Landing::Delete, _) => {
+            (Landing::Delete, _) if self.may_store(lock, rule, key, None) => {
                 self.quietly(lock, || store::delete(lock, key.db, &key.name));
                 store::signal_modified(lock, key.db, &key.name);
             }
@@ -290,11 +341,24 @@ impl ReadThrough {
         }
     }
 
-    /// Stores a value with its lifetime; false if the memory limit forbids it.
+    /// Whether the user of a registration may put this value into a key, or take it away, if it has one.
+    fn may_store(&self, lock: Lock<'_>, rule: Id, key: &Key, content: Option<&Content>) -> bool {
+        let state = self.state.read(lock);
+        let actor = state
+            .served
+            .get(&rule)
+            .and_then(|served| served.registration.actor.clone());
+        drop(state);
+        let command = content.map_or(&b"DEL"[..], Content::command);
+        actor.is_none_or(|actor| actor.check_command(lock, &[command, &key.name]).is_ok())
+    }
+
+    /// Stores a value with its lifetime; false if the memory limit forbids it, or its user's rights do.
     pub(super) fn store(&self, lock: Lock<'_>, rule: Id, key: &Key, loaded: &Loaded) -> bool {
         let now_ms = key::now_ms(lock);
+        let allowed = self.may_store(lock, rule, key, loaded.content.as_ref());
         let mut state = self.state.write(lock);
-        if !store::has_room(lock, self.engine.features) {
+        if !allowed || !store::has_room(lock, self.engine.features) {
             if let Some(served) = state.served.get_mut(&rule) {
                 served.figures.not_stored += 1;
             }

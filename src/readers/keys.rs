@@ -17,7 +17,7 @@ use crate::{
         prefix::Pattern,
         record::{self, Record},
         registration::{Mode, Peers, Registration, Trigger},
-        source::{Once, Reading, Source},
+        source::{Once, Reading, Source, Withheld},
         start::Start,
     },
     error::Error,
@@ -31,6 +31,7 @@ use crate::{
         key::{self, Kind, Value},
         lock::Lock,
         reply::Reply,
+        rights::Actor,
     },
 };
 
@@ -198,7 +199,10 @@ impl KeysWatch {
             read_value: watch.conditions.read_value,
         };
         let source: Box<dyn Source> = if sync {
-            Box::new(Once(Some(occurred.record(Some(event.lock)))))
+            match occurred.check(event.lock, registration.actor.as_deref()) {
+                Ok(()) => Box::new(Once(Some(occurred.record(Some(event.lock))))),
+                Err(refusal) => Box::new(Withheld(Some(refusal))),
+            }
         } else {
             Box::new(Pending {
                 occurred: Some(occurred),
@@ -356,6 +360,20 @@ struct Occurred {
 }
 
 impl Occurred {
+    /// Whether a user may see the record.
+    ///
+    /// # Errors
+    /// He may not read the key.
+    fn check(&self, lock: Lock<'_>, actor: Option<&Actor>) -> Result<(), Failure> {
+        let Some(actor) = actor else { return Ok(()) };
+        let kind = if self.read_value {
+            key::kind(lock, self.db, &self.key)
+        } else {
+            Kind::Empty
+        };
+        Ok(actor.check_read(lock, &self.key, kind)?)
+    }
+
     /// The record, with the key as it is now if `lock` is given and it must be looked at. A missed key is not there:
     /// it is looked at only if something may have stored it since.
     fn record(self, lock: Option<Lock<'_>>) -> Record {
@@ -365,6 +383,13 @@ impl Occurred {
             _ => Some((Kind::Empty, Value::None)),
         };
         Record::Native(key_record(self.key, Some(self.event), content))
+    }
+
+    fn record_as_wanted(self, lock: Lock<'_>, delayed: bool) -> Record {
+        if !self.read_value || (self.event == KEY_MISS && !delayed) {
+            return self.record(None);
+        }
+        self.record_looked_at(lock)
     }
 
     fn record_looked_at(self, lock: Lock<'_>) -> Record {
@@ -394,6 +419,13 @@ impl Source for Pending {
                 link.run_again();
                 return Ok(None);
             }
+        }
+        if let Some(actor) = reading.actor {
+            let language = reading.engine.language.as_ref();
+            return with_lock(language, |lock| {
+                occurred.check(lock, Some(actor))?;
+                Ok(Some(occurred.record_as_wanted(lock, reading.delayed)))
+            });
         }
         let still_missing = occurred.event == KEY_MISS && !reading.delayed;
         if !occurred.read_value || still_missing {

@@ -18,9 +18,11 @@ use crate::{
         record::{self, Record},
         source::{Reading, Source},
     },
+    error::Error,
     server::{
         key::{self, Kind},
         lock::Lock,
+        rights::Actor,
         walk::{self, Found, Walk},
     },
 };
@@ -72,6 +74,8 @@ pub struct KeysScan {
     ready: VecDeque<Record>,
     /// Records without content that are still to be given.
     unseen: u64,
+    /// Why the walk has ended early: the execution's user may not read a key.
+    refused: Option<Failure>,
 }
 
 impl KeysScan {
@@ -84,19 +88,32 @@ impl KeysScan {
             released: None,
             ready: VecDeque::new(),
             unseen: 0,
+            refused: None,
         }
     }
 
-    fn read_portion(&mut self, lock: Lock<'_>) {
+    fn read_portion(&mut self, lock: Lock<'_>, actor: Option<&Actor>) {
+        if let Err(refusal) = self.read_allowed(lock, actor) {
+            self.walk = None;
+            self.refused = Some(refusal.into());
+        }
+    }
+
+    /// # Errors
+    /// The user may not read what comes next.
+    fn read_allowed(&mut self, lock: Lock<'_>, actor: Option<&Actor>) -> Result<(), Error> {
         if !mem::replace(&mut self.begun, true) {
             if self.scan.exact {
+                check_exactly(lock, &self.scan, actor)?;
                 self.ready.extend(read_exactly(lock, &self.scan));
-                return;
+                return Ok(());
             }
+            // Names of keys are what SCAN shows.
+            actor.map_or(Ok(()), |actor| actor.check_command(lock, &[&b"SCAN"[..], b"0"]))?;
             if self.everything && self.scan.content == Content::Unseen {
                 if let Some(count) = walk::count_of_lasting(lock, DB) {
                     self.unseen = count;
-                    return;
+                    return Ok(());
                 }
             }
             self.walk = Some(Walk::new(DB));
@@ -105,9 +122,18 @@ impl KeysScan {
         let until = Instant::now() + PORTION;
         let mut size = 0;
         let mut steps = 0_u32;
+        let mut allowed = Ok(());
         while let Some(walk) = &mut self.walk {
             let more = walk.step(lock, &mut |found| {
                 if self.everything || glob::matches(&self.scan.pattern, found.name) {
+                    if let (Some(actor), Content::KeyAndValue) = (actor, self.scan.content) {
+                        if allowed.is_ok() {
+                            allowed = actor.check_read(lock, found.name, found.kind());
+                        }
+                        if allowed.is_err() {
+                            return;
+                        }
+                    }
                     let (record, bytes) = read(found, self.scan.content);
                     size += bytes;
                     self.ready.push_back(record);
@@ -116,6 +142,7 @@ impl KeysScan {
             if !more {
                 self.walk = None;
             }
+            mem::replace(&mut allowed, Ok(()))?;
             steps += 1;
             // Records that nobody sees take no room; asking for the time takes longer than a step over an empty place.
             let is_full = self.scan.content != Content::Unseen && self.ready.len() >= ahead;
@@ -123,6 +150,7 @@ impl KeysScan {
                 break;
             }
         }
+        Ok(())
     }
 
     /// How long the lock is still to be left alone.
@@ -149,6 +177,17 @@ fn read(found: &Found<'_>, content: Content) -> (Record, usize) {
     }
 }
 
+/// # Errors
+/// The user may not read the one key.
+fn check_exactly(lock: Lock<'_>, scan: &Scan, actor: Option<&Actor>) -> Result<(), Error> {
+    let Some(actor) = actor else { return Ok(()) };
+    let kind = match scan.content {
+        Content::KeyAndValue => key::kind(lock, DB, &scan.pattern),
+        _ => Kind::Empty,
+    };
+    actor.check_read(lock, &scan.pattern, kind)
+}
+
 /// One key by its name: the KeysReader shows a missing one as `empty`, the KeysOnlyReader not at all.
 fn read_exactly(lock: Lock<'_>, scan: &Scan) -> Option<Record> {
     let name = scan.pattern.clone();
@@ -173,10 +212,15 @@ impl Source for KeysScan {
             if let Some(rest) = self.rest() {
                 language.detached(&mut || thread::sleep(rest));
             }
-            with_lock(language, |lock| self.read_portion(lock));
+            with_lock(language, |lock| {
+                self.read_portion(lock, reading.actor.map(AsRef::as_ref));
+            });
             self.released = Some(Instant::now());
         }
-        Ok(self.buffered())
+        match self.buffered() {
+            None => self.refused.take().map_or(Ok(None), Err),
+            record => Ok(record),
+        }
     }
 
     fn buffered(&mut self) -> Option<Record> {

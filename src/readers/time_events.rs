@@ -35,10 +35,11 @@ use crate::{
         guarded::Guarded,
         lock::Lock,
         reply::Reply,
+        rights::{Access, Actor, Owner},
     },
 };
 
-/// The internal command that makes a keyed event: `<key> <period ms> <session id> <image>`.
+/// The internal command that makes a keyed event: `<key> <period ms> <session id> <image> [<owner>]`.
 pub const COMMAND: &CStr = c"RG.INNERTIMEEVENT";
 
 /// What loaded events are started on. The server's callback has no other way to it.
@@ -61,6 +62,9 @@ pub fn loading_started(lock: Lock<'_>) {
 /// One event.
 struct TimeEvent {
     session_id: String,
+    owner: Owner,
+    /// Whose rights its function has; `None` for all.
+    actor: Option<Arc<Actor>>,
     period: Duration,
     /// What the function is loaded of, where it comes from a file or a master.
     image: Option<Arc<[u8]>>,
@@ -83,12 +87,15 @@ struct Ready {
 impl TimeEvent {
     fn new(
         session_id: String,
+        owner: Owner,
         period: Duration,
         ready: Option<Ready>,
         image: Option<Arc<[u8]>>,
     ) -> Arc<Self> {
         Arc::new(Self {
+            actor: owner.actor(|| format!("a time event of session {session_id}")),
             session_id,
+            owner,
             period,
             image,
             ready: Mutex::new(ready),
@@ -107,11 +114,15 @@ struct Keyed {
 
 impl Value for Keyed {
     fn words(&self) -> Vec<Vec<u8>> {
-        vec![
+        let mut words = vec![
             self.event.period.as_millis().to_string().into_bytes(),
             self.event.session_id.clone().into_bytes(),
             self.image.to_vec(),
-        ]
+        ];
+        if self.event.owner != Owner::default() {
+            words.push(saved_owner(&self.event.owner));
+        }
+        words
     }
 
     fn command(&self) -> &'static CStr {
@@ -131,17 +142,18 @@ impl Drop for Keyed {
 /// The function cannot be kept.
 pub fn start(
     engine: &Arc<Engine>,
-    session: &Arc<Session>,
+    scope: &Scope,
     period: Duration,
     function: Arc<dyn Function>,
     key: Option<Vec<u8>>,
 ) -> Result<bool, String> {
+    let session = &scope.session;
     let image = key.is_some().then(|| function.image(session)).transpose()?;
     let ready = Ready {
         session: Arc::clone(session),
         function,
     };
-    let event = TimeEvent::new(session.id.clone(), period, Some(ready), None);
+    let event = TimeEvent::new(session.id.clone(), scope.owner(), period, Some(ready), None);
     let has_key = key.is_some();
     if let (Some(key), Some(image)) = (key, image) {
         let keyed = Keyed {
@@ -149,10 +161,16 @@ pub fn start(
             image: image.into(),
         };
         let made = with_lock(engine.language.as_ref(), |lock| {
-            lock.may_write()
-                .then(|| datatype::put(lock, &key, Box::new(keyed)))
+            if let Some(actor) = &scope.actor {
+                let allowed = actor.check_key(lock, &key, Access::Write);
+                allowed.map_err(|refusal| refusal.to_string())?;
+            }
+            let made = lock
+                .may_write()
+                .then(|| datatype::put(lock, &key, Box::new(keyed)));
+            made.ok_or_else(|| PAUSED.to_owned())
         });
-        if !made.ok_or(PAUSED)? {
+        if !made? {
             return Ok(false);
         }
     }
@@ -166,15 +184,42 @@ pub fn start(
 /// The words are none of an event.
 pub fn load(_lock: Lock<'_>, words: Vec<Vec<u8>>) -> Result<Box<dyn Value>, String> {
     let engine = ENGINE.get().ok_or("the module is still loading")?;
-    let (period, id, image) = parts(words)?;
+    let Parts {
+        period,
+        session_id,
+        owner,
+        image,
+    } = parts(words)?;
     let image: Arc<[u8]> = image.into();
-    let event = TimeEvent::new(id, period, None, Some(Arc::clone(&image)));
+    let event = TimeEvent::new(session_id, owner, period, None, Some(Arc::clone(&image)));
     wait(engine, Arc::clone(&event), true);
     Ok(Box::new(Keyed { event, image }))
 }
 
-/// The period, the session's id, and the image of the function.
-fn parts(words: Vec<Vec<u8>>) -> Result<(Duration, String, Vec<u8>), String> {
+fn saved_owner(owner: &Owner) -> Vec<u8> {
+    // Plain data: nothing in it can fail to be written to memory.
+    rmp_serde::to_vec_named(owner).unwrap_or_default()
+}
+
+/// What stands in a file.
+#[derive(Debug, PartialEq, Eq)]
+struct Parts {
+    period: Duration,
+    session_id: String,
+    owner: Owner,
+    /// Of the function.
+    image: Vec<u8>,
+}
+
+/// The period, the session's id, the image of the function, and who made it, which earlier versions do not say.
+fn parts(mut words: Vec<Vec<u8>>) -> Result<Parts, String> {
+    let owner = match words.get(3) {
+        Some(owner) => rmp_serde::from_slice(owner).map_err(|_| "its owner cannot be read")?,
+        None => Owner::default(),
+    };
+    if words.len() == 4 {
+        words.truncate(3);
+    }
     let [period, id, image] = <[Vec<u8>; 3]>::try_from(words).map_err(|_| "it is incomplete")?;
     let period_ms = std::str::from_utf8(&period)
         .ok()
@@ -182,10 +227,15 @@ fn parts(words: Vec<Vec<u8>>) -> Result<(Duration, String, Vec<u8>), String> {
         .filter(|&period| period > 0)
         .ok_or("its period is no number")?;
     let id = String::from_utf8(id).map_err(|_| "its session's id is no text")?;
-    Ok((Duration::from_millis(period_ms), id, image))
+    Ok(Parts {
+        period: Duration::from_millis(period_ms),
+        session_id: id,
+        owner,
+        image,
+    })
 }
 
-/// `RG.INNERTIMEEVENT <key> <period ms> <session id> <image>`, from an AOF file or a master only.
+/// `RG.INNERTIMEEVENT <key> <period ms> <session id> <image> [<owner>]`, from an AOF file or a master only.
 ///
 /// # Errors
 /// Somebody else sent it; the words are none of an event.
@@ -234,7 +284,7 @@ fn run(engine: &Engine, lock: Lock<'_>, event: &TimeEvent) -> bool {
         // What it needs may come.
         return image.is_some();
     };
-    let _scope = Scope::of_session(&session).enter();
+    let _scope = Scope::of_session(&session).acting_as(event.actor.clone()).enter();
     let mut ran = Ok(());
     let watched = engine.run_watched(lock, "a time event", &session, &mut || ran = function.tick());
     if let Err(error) = watched.map_err(Failure::from).and(ran) {
@@ -250,7 +300,7 @@ fn make_ready(engine: &Engine, lock: Lock<'_>, event: &TimeEvent, image: &[u8]) 
     // Only the first one waits for it.
     let limit = begun.as_ref().map_or(engine.patience(), |_| Duration::ZERO);
     let (session, loading) = begun.unwrap_or_else(|| {
-        let session = session(engine, lock, &event.session_id);
+        let session = session(engine, lock, event);
         let loading = engine.load(vec![image.to_vec()], &session);
         (session, loading)
     });
@@ -276,7 +326,8 @@ fn make_ready(engine: &Engine, lock: Lock<'_>, event: &TimeEvent, image: &[u8]) 
 }
 
 /// The session with an id: that of registrations, or of other loaded events, or a new one.
-fn session(engine: &Engine, lock: Lock<'_>, id: &str) -> Arc<Session> {
+fn session(engine: &Engine, lock: Lock<'_>, event: &TimeEvent) -> Arc<Session> {
+    let id = event.session_id.as_str();
     if let Some(session) = engine.registry.sessions(|sessions| sessions.live(id)) {
         return session;
     }
@@ -286,7 +337,8 @@ fn session(engine: &Engine, lock: Lock<'_>, id: &str) -> Arc<Session> {
         return session;
     }
     sessions.retain(|_, session| session.strong_count() > 0);
-    let session = Arc::new(Session::new(id.to_owned(), None, Needs::default()));
+    let session = Session::new(id.to_owned(), None, Needs::default());
+    let session = Arc::new(session.owned_by(Owner::of_user(event.owner.made_by.clone())));
     sessions.insert(id.to_owned(), Arc::downgrade(&session));
     session
 }
@@ -303,19 +355,29 @@ mod tests {
             b"1\0\0",
             b"18446744073709551615\0s\0i",
         ];
-        fuzz("time-event", &seeds.map(<[u8]>::to_vec), |input| {
+        let owner = Owner {
+            made_by: Some("alice".into()),
+            acts_as: Some("app".into()),
+        };
+        let owned = [&b"1\0s\0i\0"[..], &saved_owner(&owner)].concat();
+        let seeds: Vec<Vec<u8>> = seeds.map(<[u8]>::to_vec).into_iter().chain([owned]).collect();
+        fuzz("time-event", &seeds, |input| {
             let words: Vec<_> = input.split(|&byte| byte == 0).map(<[u8]>::to_vec).collect();
             match parts(words.clone()) {
-                Ok((period, id, image)) => {
-                    assert!(!period.is_zero());
-                    assert_eq!([id.as_bytes(), &image], [&words[1][..], &words[2]]);
+                Ok(read) => {
+                    assert!(!read.period.is_zero());
+                    assert_eq!(
+                        [read.session_id.as_bytes(), &read.image],
+                        [&words[1][..], &words[2]]
+                    );
                     // What it is saved as is read back.
                     let saved = vec![
-                        period.as_millis().to_string().into_bytes(),
-                        id.into_bytes(),
-                        image,
+                        read.period.as_millis().to_string().into_bytes(),
+                        read.session_id.clone().into_bytes(),
+                        read.image.clone(),
+                        saved_owner(&read.owner),
                     ];
-                    assert_eq!(parts(saved).map(|(again, ..)| again), Ok(period));
+                    assert_eq!(parts(saved), Ok(read));
                     "read".to_owned()
                 }
                 Err(error) => error,

@@ -33,6 +33,7 @@ use crate::{
 /// The name by which scripts ask for this engine: `#!python`.
 pub const NAME: &std::ffi::CStr = c"python";
 const SWITCHED_OFF: &str = "Python scripts are switched off on this server (option ScriptingEngine)";
+const DENIED: &str = "clients may not bring code to this server (RegistrationPolicy is 'deny')";
 
 /// What the room asks of the language.
 pub trait ScriptLanguage: Send + Sync {
@@ -92,8 +93,21 @@ impl Scripting {
     }
 
     /// Files and masters bring libraries to servers that run none, so that nothing gets lost.
-    fn may_load(&self, lock: Lock<'_>, kind: Kind) -> bool {
-        self.is_on() || (kind == Kind::Library && (lock.is_loading() || !lock.is_master()))
+    ///
+    /// # Errors
+    /// A client brings the code, and Python is switched off here, or clients may bring none.
+    fn may_load(&self, lock: Lock<'_>, kind: Kind) -> Result<(), String> {
+        if kind == Kind::Library && (lock.is_loading() || !lock.is_master()) {
+            return Ok(());
+        }
+        if !self.is_on() {
+            return Err(SWITCHED_OFF.to_owned());
+        }
+        // What is no word of the option was refused while the module loaded.
+        if self.engine.config.denies_code().unwrap_or(true) {
+            return Err(DENIED.to_owned());
+        }
+        Ok(())
     }
 
     fn run(&self, what: String, limit: Option<Duration>) -> Arc<Run> {
@@ -115,9 +129,7 @@ impl ScriptEngine for Scripting {
         code: &[u8],
         limit: Option<Duration>,
     ) -> Result<Vec<Declared>, String> {
-        if !self.may_load(lock, kind) {
-            return Err(SWITCHED_OFF.to_owned());
-        }
+        self.may_load(lock, kind)?;
         let session = Arc::new(Session::new(String::new(), None, Needs::default()));
         let run = self.run("the code of FUNCTION LOAD".to_owned(), limit);
         let scope = Scope::of_server_script(&session, ServerScript::Loads, 0).enter();

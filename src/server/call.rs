@@ -3,7 +3,10 @@
 use std::{
     ffi::{CStr, CString},
     io, slice,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use redis_module::raw;
@@ -18,6 +21,7 @@ use super::{
     lock::Lock,
     refused,
     reply::{Reply, Shape},
+    rights::{self, Acting, Actor},
     room::{self, Room},
     slots,
     string::{Argv, RString},
@@ -36,12 +40,33 @@ const FOREIGN_KEY: &[u8] = b"Attempted to access a non local key in a cluster no
 pub const SEVERAL_SLOTS: &str =
     "Operation not permitted: CROSSSLOT Keys in request don't hash to the same slot";
 
-/// Runs a command for a function, with what its events cause in `sync` functions. Otherwise as [`call`].
-pub fn execute(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
+/// Runs a command for a function, with what its events cause in `sync` functions, and the rights of `actor`; all without one.
+/// Otherwise as [`call`].
+pub fn execute(
+    lock: Lock<'_>,
+    features: Features,
+    db: i32,
+    argv: &[Vec<u8>],
+    actor: Option<&Arc<Actor>>,
+) -> Reply {
     let caused = Caused::enter(lock);
-    let reply = call(lock, features, db, argv);
+    let reply = call_as(lock, features, db, argv, actor);
     caused.done();
     reply
+}
+
+/// [`call`] with the rights of `actor`.
+pub fn call_as(
+    lock: Lock<'_>,
+    features: Features,
+    db: i32,
+    argv: &[Vec<u8>],
+    actor: Option<&Arc<Actor>>,
+) -> Reply {
+    match refused::check(lock, features, argv) {
+        Ok(argv) => run(lock, features, db, &argv, Memory::AsClient, actor),
+        Err(refusal) => refusal,
+    }
 }
 
 /// Both forms of a command's reply.
@@ -59,19 +84,33 @@ impl From<Reply> for Forms {
 
 /// As [`execute`], for a client of RESP3. In RESP2 only: what servers before 7.0 answer, and commands of modules, which may
 /// have any shape in RESP3.
-pub fn execute_for_resp3(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Forms {
+pub fn execute_for_resp3(
+    lock: Lock<'_>,
+    features: Features,
+    db: i32,
+    argv: &[Vec<u8>],
+    actor: Option<&Arc<Actor>>,
+) -> Forms {
     let shape = argv
         .first()
         .and_then(|name| refused::resp3_shape(lock, features, name));
     let Some(shape) = shape.filter(|_| features.call_options) else {
-        return execute(lock, features, db, argv).into();
+        return execute(lock, features, db, argv, actor).into();
     };
     let argv = match refused::check(lock, features, argv) {
         Ok(argv) => argv,
         Err(refusal) => return refusal.into(),
     };
     let caused = Caused::enter(lock);
-    let forms = match send(lock, features, db, &argv, Protocol::Resp3, Memory::AsClient) {
+    let forms = match send(
+        lock,
+        features,
+        db,
+        &argv,
+        Protocol::Resp3,
+        Memory::AsClient,
+        actor,
+    ) {
         Ok(reply) => reply.into_forms(shape),
         Err(refusal) => refusal.into(),
     };
@@ -88,16 +127,13 @@ pub fn execute_for_resp3(lock: Lock<'_>, features: Features, db: i32, argv: &[Ve
 /// and where memory is short and nothing can be evicted ([`room`]), like a client's, and so are what the server could not run
 /// ([`refused`]) and, by a function that cannot wait, writes while clients are paused.
 pub fn call(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
-    match refused::check(lock, features, argv) {
-        Ok(argv) => run(lock, features, db, &argv, Memory::AsClient),
-        Err(refusal) => refusal,
-    }
+    call_as(lock, features, db, argv, None)
 }
 
 /// [`call`] for what is known to be no such command, and is not refused for want of memory either: what the module notes for
 /// itself.
 pub fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
-    run(lock, features, db, argv, Memory::Always)
+    run(lock, features, db, argv, Memory::Always, None)
 }
 
 /// Whether a command has to wait because clients are paused: it may write or be handed on to replicas.
@@ -105,8 +141,15 @@ pub fn must_wait(lock: Lock<'_>, features: Features, name: &[u8]) -> bool {
     !lock.may_write() && refused::may_replicate(lock, features, name)
 }
 
-fn run(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>], memory: Memory) -> Reply {
-    match send(lock, features, db, argv, Protocol::Resp2, memory) {
+fn run(
+    lock: Lock<'_>,
+    features: Features,
+    db: i32,
+    argv: &[Vec<u8>],
+    memory: Memory,
+    actor: Option<&Arc<Actor>>,
+) -> Reply {
+    match send(lock, features, db, argv, Protocol::Resp2, memory, actor) {
         Ok(reply) => explained(lock, argv, reply.into_reply()),
         Err(refusal) => refusal,
     }
@@ -133,6 +176,7 @@ fn send(
     argv: &[Vec<u8>],
     protocol: Protocol,
     memory: Memory,
+    actor: Option<&Arc<Actor>>,
 ) -> Result<CallReply, Reply> {
     let Some(name) = argv.first() else {
         return Err(Reply::Array(Vec::new()));
@@ -167,18 +211,27 @@ fn send(
         (false, ..) => c"!v",
     };
     let strings: Vec<RString<'_>> = argv.iter().map(|word| RString::new(lock, word)).collect();
-    let words: Vec<_> = strings.iter().map(RString::as_raw).collect();
+    let mut words: Vec<_> = strings.iter().map(RString::as_raw).collect();
     // SAFETY: the strings are alive.
     if unsafe { spoils(lock, &words) } {
         return Err(Reply::error(SEVERAL_SLOTS));
     }
+    let ctx = lock.call_context(db);
+    let acting = Acting::enter(lock, ctx, actor, &mut words, argv)?;
+    let as_user;
+    let format = if acting.as_user() {
+        as_user = [format.to_bytes(), b"C\0"].concat();
+        CStr::from_bytes_with_nul(&as_user).unwrap_or(format)
+    } else {
+        format
+    };
     let arguments = &words[1..];
     let _home = home::Ours::enter(lock, &argv[0], || db);
     let _under_way = UnderWay::enter(lock);
     // SAFETY: the context is selected under the lock; `v` takes a pointer and a length.
     Ok(CallReply(unsafe {
         api!(RedisModule_Call(
-            lock.call_context(db),
+            ctx,
             name.as_ptr(),
             format.as_ptr(),
             arguments.as_ptr(),
@@ -285,7 +338,9 @@ pub fn call_original(
     cleared: bool,
 ) -> Result<CallReply, Refusal> {
     // The server looks the user up faster than we do, and commands that look at more keys by themselves (SORT) ask for it.
-    let mut server_checks = features.call_options && command.has_client();
+    // A function's command that was put behind a proxy one has the function's user.
+    let has_actor = || rights::acting(command.lock()).is_some();
+    let mut server_checks = features.call_options && (command.has_client() || has_actor());
     if !cleared && !server_checks && !command.sender_may_run(argv) {
         return Err(Refusal::NotPermitted);
     }

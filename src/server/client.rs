@@ -18,7 +18,7 @@ use super::{
     entry::caught,
     lock::{Entered, Lock},
     reply::Reply,
-    string::RString,
+    string::{RString, bytes},
     waiting,
 };
 
@@ -282,6 +282,18 @@ pub fn state(_lock: Lock<'_>, id: u64) -> Option<ClientState> {
     }
 }
 
+/// The name of the user that the client `id` is authenticated as; `None` where the server does not tell.
+pub fn user_name(lock: Lock<'_>, id: u64) -> Option<String> {
+    if !has_api!(RedisModule_GetClientUserNameById) {
+        return None;
+    }
+    // SAFETY: the presence of the function was just checked; the context belongs to us.
+    let name = unsafe { api!(RedisModule_GetClientUserNameById(lock.call_context(0), id)) };
+    let name = RString::adopt(lock, name)?;
+    // SAFETY: the string is alive.
+    Some(String::from_utf8_lossy(unsafe { bytes(name.as_raw()) }).into_owned())
+}
+
 /// A user of the server's access control lists.
 pub struct User(*mut raw::RedisModuleUser);
 
@@ -303,6 +315,71 @@ impl User {
         // SAFETY: the presence of the function was just checked.
         let user = unsafe { api!(RedisModule_GetModuleUserFromUserName(name.as_raw())) };
         (!user.is_null()).then(|| Self(user))
+    }
+
+    pub(super) fn as_raw(&self) -> *mut raw::RedisModuleUser {
+        self.0
+    }
+
+    /// False if the user is switched off, which no check of rights sees. Only where [`super::rights::are_offered`].
+    pub(super) fn is_on(&self, lock: Lock<'_>) -> bool {
+        // SAFETY: the server's user is there as long as its lock is held; the text is a new reference.
+        let rules = unsafe { RString::adopt(lock, api!(RedisModule_GetModuleUserACLString(self.0))) };
+        // SAFETY: the string is alive.
+        rules.is_some_and(|rules| unsafe { bytes(rules.as_raw()) }.starts_with(b"on "))
+    }
+
+    /// Whether the user may do that to a key: flags of key specifications. Only where [`super::rights::are_offered`].
+    pub(super) fn may_access(&self, key: &RString<'_>, flags: c_int) -> bool {
+        // SAFETY: the string is alive.
+        let checked = unsafe { api!(RedisModule_ACLCheckKeyPermissions(self.0, key.as_raw(), flags)) };
+        checked == raw::REDISMODULE_OK as c_int
+    }
+
+    /// The place of the first key of a command that the user may not access that way. Only where [`super::rights::are_offered`].
+    pub(super) fn denied_key(
+        &self,
+        lock: Lock<'_>,
+        argv: &mut [*mut raw::RedisModuleString],
+    ) -> Option<usize> {
+        const ACCESS: u32 = raw::REDISMODULE_CMD_KEY_ACCESS
+            | raw::REDISMODULE_CMD_KEY_INSERT
+            | raw::REDISMODULE_CMD_KEY_UPDATE
+            | raw::REDISMODULE_CMD_KEY_DELETE;
+        let (mut count, mut flags) = (0, ptr::null_mut());
+        // SAFETY: the strings are alive; the two arrays are ours to free.
+        unsafe {
+            let positions = api!(RedisModule_GetCommandKeysWithFlags(
+                lock.call_context(0),
+                argv.as_mut_ptr(),
+                argv.len() as c_int,
+                &raw mut count,
+                &raw mut flags
+            ));
+            if positions.is_null() {
+                return None;
+            }
+            let mut denied = None;
+            for index in 0..count.max(0) as usize {
+                let (position, flags) = (*positions.add(index) as usize, *flags.add(index));
+                let access = flags & ACCESS as c_int;
+                let checked = api!(RedisModule_ACLCheckKeyPermissions(self.0, argv[position], access));
+                if checked != raw::REDISMODULE_OK as c_int {
+                    denied = Some(position);
+                    break;
+                }
+            }
+            api!(RedisModule_Free(positions.cast()));
+            api!(RedisModule_Free(flags.cast()));
+            denied
+        }
+    }
+
+    pub(super) fn is_denied_channel(&self, channel: *mut raw::RedisModuleString) -> bool {
+        has_api!(RedisModule_ACLCheckChannelPermissions)
+            // SAFETY: the presence of the function was just checked; the string is alive.
+            && unsafe { api!(RedisModule_ACLCheckChannelPermissions(self.0, channel, 0)) }
+                != raw::REDISMODULE_OK as c_int
     }
 
     /// True when the user may run this command with these keys and channels.

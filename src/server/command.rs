@@ -3,9 +3,10 @@
 //! Every command enters through [`run`], which catches panics, so that none crosses into the server.
 
 use std::{
-    ffi::{CStr, c_int},
+    ffi::{CStr, CString, c_int},
     panic::{AssertUnwindSafe, catch_unwind},
     ptr,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use redis_module::raw;
@@ -262,13 +263,41 @@ const SINCE: &CStr = c"1.2.13";
 /// Handlers count their arguments themselves: their errors come in the order of the contract.
 const ANY_ARITY: c_int = -1;
 
+/// Our own ACL categories: all commands, and the three rights.
+const OWN_CATEGORIES: [&CStr; 4] = [c"gears", c"gears-register", c"gears-call", c"gears-look"];
+/// The server has them.
+static OWN_CATEGORIES_MADE: AtomicBool = AtomicBool::new(false);
+
+/// Makes [`OWN_CATEGORIES`], where the server lets a module do that (7.4).
+///
+/// # Safety
+/// `ctx` is the context of `RedisModule_OnLoad`; no command was made yet.
+pub(super) unsafe fn make_categories(ctx: *mut raw::RedisModuleCtx) {
+    if !has_api!(RedisModule_AddACLCategory) {
+        return;
+    }
+    for name in OWN_CATEGORIES {
+        // SAFETY: by the caller's promise; the presence of the function was just checked.
+        let made = unsafe { api!(RedisModule_AddACLCategory(ctx, name.as_ptr())) };
+        if made != raw::REDISMODULE_OK as c_int {
+            api::log_warning(&format!(
+                "the server refused the ACL category {}: there are none of Pinion's",
+                name.to_string_lossy()
+            ));
+            return;
+        }
+    }
+    OWN_CATEGORIES_MADE.store(true, Ordering::Relaxed);
+}
+
 /// What the server is told about a command. Syntax and meaning stand at the handler.
 #[derive(Clone, Copy)]
 pub struct Definition {
     pub name: &'static CStr,
     /// Flags of `RM_CreateCommand`.
     pub flags: &'static CStr,
-    /// ACL categories, where the server lets a module say them (7.2).
+    /// ACL categories, where the server lets a module say them (7.2); those of ours ([`OWN_CATEGORIES`]) where it lets a module
+    /// make some.
     pub categories: &'static CStr,
     /// The arguments as in `syntax.rs`.
     pub syntax: &'static str,
@@ -328,14 +357,18 @@ impl Definition {
     /// # Safety
     /// `command` was created a moment ago.
     unsafe fn set_categories(self, command: *mut raw::RedisModuleCommand) -> bool {
-        // SAFETY: by the caller's promise; the text is static.
-        self.categories.is_empty()
-            || unsafe {
-                api!(RedisModule_SetCommandACLCategories(
-                    command,
-                    self.categories.as_ptr()
-                ))
-            } == raw::REDISMODULE_OK as c_int
+        let has_own = OWN_CATEGORIES_MADE.load(Ordering::Relaxed);
+        let words = self.categories.to_str().unwrap_or_default().split(' ');
+        let known: Vec<_> = words
+            .filter(|word| has_own || OWN_CATEGORIES.iter().all(|own| own.to_bytes() != word.as_bytes()))
+            .collect();
+        let Ok(categories) = CString::new(known.join(" ")) else {
+            return false;
+        };
+        // SAFETY: by the caller's promise; the server only reads the text.
+        categories.is_empty()
+            || unsafe { api!(RedisModule_SetCommandACLCategories(command, categories.as_ptr())) }
+                == raw::REDISMODULE_OK as c_int
     }
 
     /// Fills in COMMAND DOCS.

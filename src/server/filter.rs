@@ -12,7 +12,7 @@ use super::{
     client::User,
     key::{self, Life},
     lock::Lock,
-    refused, string,
+    refused, rights, string,
 };
 
 /// The name of a proxy command as one object of ours.
@@ -103,6 +103,14 @@ impl<'a> Passing<'a> {
     /// True unless the client has a user who may not run it behind `proxy`: scripts, modules and the master have none.
     pub fn is_free_to_run(self, id: u64, proxy: &ProxyName) -> bool {
         User::of_client(self.lock, id).is_none_or(|user| self.may_run(&user, proxy))
+    }
+
+    /// True unless it is a command of code whose user may not run it behind `proxy`.
+    pub fn actor_may_run(self, proxy: &ProxyName) -> bool {
+        match rights::acting_user(self.lock) {
+            Some(user) => user.is_ok_and(|user| self.may_run(&user, proxy)),
+            None => true,
+        }
     }
 
     fn may_run(self, user: &User, proxy: &ProxyName) -> bool {

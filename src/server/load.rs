@@ -15,7 +15,7 @@ use super::{
     after,
     api::{self, Features},
     asking::config,
-    command::Definition,
+    command::{self, Definition},
     datatype,
     events::{self, ServerFunction},
     info, key,
@@ -91,6 +91,12 @@ impl<'a> Loading<'a> {
         };
         let port = of("port").filter(|&port| port != 0);
         port.or_else(|| of("tls-port")).unwrap_or_default()
+    }
+
+    /// Makes the ACL categories that commands are in. To be called before the first [`Loading::create`].
+    pub fn make_categories(&self) {
+        // SAFETY: the context is that of `RedisModule_OnLoad`.
+        unsafe { command::make_categories(self.ctx) }
     }
 
     /// Registers a command.

@@ -34,6 +34,7 @@ mod parts;
 pub mod persist;
 mod refused;
 pub mod reply;
+pub mod rights;
 pub mod room;
 pub mod script_call;
 pub mod script_engine;

@@ -32,6 +32,11 @@ pub enum Content {
 }
 
 impl Content {
+    /// The name of the command that makes it.
+    pub fn command(&self) -> &'static [u8] {
+        self.made_by().0.to_bytes()
+    }
+
     /// The command that makes it, the class and the name of its event.
     fn made_by(&self) -> (&'static CStr, c_int, &'static CStr) {
         match self {

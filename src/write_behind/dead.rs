@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     engine::{members::tag_of, record::Value},
-    server::{api, bus, call::perform, lock::Lock, reply::Reply, snapshot::Snapshot},
+    server::{api, bus, call::perform, lock::Lock, reply::Reply, rights::Actor, snapshot::Snapshot},
 };
 
 impl WriteBehind {
@@ -23,13 +23,13 @@ impl WriteBehind {
         };
         let (change, tries) = (entry.change.clone(), entry.tries);
         let (stream, prefix) = (sink.options.dead_letter.clone(), sink.options.prefix.clone());
-        let registration = sink.owner.id.to_string();
+        let (registration, actor) = (sink.owner.id.to_string(), sink.owner.actor.clone());
         drop(state);
         let name = String::from_utf8_lossy(&change.key.name).into_owned();
         match stream {
             Some(stream) => {
                 let words = words(&registration, &change, tries, why);
-                if let Err(reason) = self.append(lock, &stream, words) {
+                if let Err(reason) = self.append(lock, &stream, words, actor.as_deref()) {
                     api::log_warning(&format!(
                         "write_behind: the change of '{name}' that cannot be saved cannot be put into '{stream}' either: {reason}"
                     ));
@@ -56,9 +56,19 @@ impl WriteBehind {
         self.send(lock, &frames);
     }
 
-    fn append(&self, lock: Lock<'_>, stream: &str, words: Vec<Vec<u8>>) -> Result<(), String> {
+    fn append(
+        &self,
+        lock: Lock<'_>,
+        stream: &str,
+        words: Vec<Vec<u8>>,
+        actor: Option<&Actor>,
+    ) -> Result<(), String> {
         let stream = self.stream_here(lock, stream)?;
         let argv = [vec![b"XADD".to_vec(), stream, b"*".to_vec()], words].concat();
+        if let Some(actor) = actor {
+            let allowed = actor.check_command(lock, &argv);
+            allowed.map_err(|refusal| refusal.to_string())?;
+        }
         // What happens to the stream is no change, whatever it is called.
         let before = std::mem::replace(&mut self.state.write(lock).quiet, true);
         let reply = perform(lock, self.engine.features, 0, &argv);

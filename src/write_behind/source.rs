@@ -9,15 +9,20 @@ use crate::{
         record::{Record, Value},
         source::{Reading, Source},
     },
-    server::{key::Kind, snapshot::Snapshot, store::Content},
+    read_through::check_keys,
+    server::{key::Kind, rights::Access, snapshot::Snapshot, store::Content},
 };
 
 /// Makes the list when a worker asks for it.
 pub(super) struct Changes(pub(super) Option<Vec<Change<Snapshot>>>);
 
 impl Source for Changes {
-    fn next(&mut self, _reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
+    fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
         let changes = self.0.take();
+        if let (Some(actor), Some(changes)) = (reading.actor, &changes) {
+            let names = changes.iter().map(|change| &*change.key.name);
+            check_keys(reading, actor, names, Access::Read)?;
+        }
         Ok(changes.map(|changes| Record::Native(Value::List(changes.into_iter().map(dict).collect()))))
     }
 

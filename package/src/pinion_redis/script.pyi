@@ -106,6 +106,7 @@ class GearsBuilder(PyFlatExecution):
         *,
         mode: Literal["async", "async_local", "sync"] = "async",
         onRegistered: Callable[[], object] | None = None,
+        user: str | None = None,
         eventTypes: Iterable[str] | None = None,
         keyTypes: Iterable[str] | None = None,
         readValue: bool = True,

@@ -74,6 +74,7 @@ def readThrough(
     batch: int = 1,
     batch_wait: float = 0.001,
     onRegistered: Callable[[], object] | None = None,
+    user: str | None = None,
     desc: str | None = None,
 ) -> Any: ...
 def refresh(*keys: object) -> int | Future[int]: ...
@@ -96,6 +97,7 @@ def writeBehind(
     timeout: float = 5,
     ordered: Literal["key", "all"] = "key",
     onRegistered: Callable[[], object] | None = None,
+    user: str | None = None,
     desc: str | None = None,
 ) -> Any: ...
 
@@ -161,6 +163,7 @@ class PyFlatExecution:
         prefix: str = "*",
         mode: Literal["async", "async_local", "sync"] = "async",
         onRegistered: Callable[[], object] | None = None,
+        user: str | None = None,
         eventTypes: Iterable[str] | None = None,
         keyTypes: Iterable[str] | None = None,
         readValue: bool = True,

@@ -1,7 +1,7 @@
 //! The phases of a run, on the side of the initiator and of those who take part.
 
 use super::*;
-use crate::engine::id::Id;
+use crate::{engine::id::Id, server::rights::Owner};
 
 fn shard(digit: char) -> ShardId {
     ShardId::parse(digit.to_string().repeat(40).as_bytes()).unwrap_or(ShardId::STANDALONE)
@@ -106,6 +106,7 @@ fn who_takes_part_waits_for_the_initiator_twice() {
             number: 1,
             shard: initiator,
         }),
+        owner: Owner::default(),
     };
     let part = DistributedRun::take_part(me, initiator, &plan, None);
     assert_eq!(part.attempt_waiting(), Some(3));

@@ -16,7 +16,8 @@ use crate::{
         record::Record,
         source::{Reading, Source},
     },
-    server::lock::Lock,
+    error::Error,
+    server::{lock::Lock, rights::Actor},
 };
 
 /// The entries of one execution, read when it begins.
@@ -30,6 +31,24 @@ pub(super) struct Batch {
 }
 
 impl Batch {
+    /// Whether the user of the registration may do what is done to the stream for it.
+    ///
+    /// # Errors
+    /// He may not. Nothing is read then.
+    fn check(&self, lock: Lock<'_>, actor: Option<&Actor>) -> Result<(), Error> {
+        let Some(actor) = actor else { return Ok(()) };
+        let key = self.key.as_slice();
+        actor.check_command(
+            lock,
+            &[&b"XREADGROUP"[..], b"GROUP", b"g", b"c", b"STREAMS", key, b">"],
+        )?;
+        actor.check_command(lock, &[&b"XACK"[..], key, b"g", b"0"])?;
+        if self.watch.options.trim {
+            actor.check_command(lock, &[&b"XTRIM"[..], key, b"MINID", b"0"])?;
+        }
+        Ok(())
+    }
+
     fn read(&self, engine: &Engine, lock: Lock<'_>) -> VecDeque<Record> {
         let watch = &self.watch;
         let state = watch.shared.lock();
@@ -70,6 +89,7 @@ impl Batch {
             ids: entries.iter().map(|entry| entry.id.clone()).collect(),
             full: self.portion == Portion::New(entries.len() as u64),
             arrived,
+            forbidden: false,
             refused: false,
         };
         let records = entries.into_iter().map(|entry| entry.record(&self.key));
@@ -81,8 +101,18 @@ impl Source for Batch {
     fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
         if self.entries.is_none() {
             let engine = reading.engine;
-            let entries = with_lock(engine.language.as_ref(), |lock| self.read(engine, lock));
-            self.entries = Some(entries);
+            let entries = with_lock(engine.language.as_ref(), |lock| {
+                self.check(lock, reading.actor.map(AsRef::as_ref))?;
+                Ok::<_, Failure>(self.read(engine, lock))
+            });
+            match entries {
+                Ok(entries) => self.entries = Some(entries),
+                Err(refusal) => {
+                    self.entries = Some(VecDeque::new());
+                    self.taken.lock().forbidden = true;
+                    return Err(refusal);
+                }
+            }
         }
         Ok(self.buffered())
     }

@@ -29,7 +29,7 @@ impl StreamWatch {
         let failed = !outcome.errors.is_empty();
         let pauses = outcome.errors.iter().any(Failure::pauses);
         let finished = if failed {
-            policy == Policy::Continue && !pauses
+            policy == Policy::Continue && !pauses && !taken.forbidden
         } else {
             !outcome.aborted
         };
@@ -69,6 +69,8 @@ impl StreamWatch {
             // Aborted: its entries come again with the next recovery.
             return removed;
         }
+        // Rights may come back, and nothing was read: it waits for that, whatever becomes of its function's failures.
+        let policy = if taken.forbidden { Policy::Retry } else { policy };
         let retries = state.note_failed(policy, pauses) == Status::WaitingForRetry;
         drop(state);
         self.engine.abort_pending(watch.registration.id);

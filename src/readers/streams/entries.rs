@@ -7,13 +7,12 @@ use std::{borrow::Cow, collections::VecDeque, fmt};
 
 use crate::{
     engine::{
-        Engine,
         language::{Failure, with_lock},
         record::{Record, Value},
         source::{Reading, Source},
     },
     server::{
-        call::{call, is_foreign},
+        call::{call_as, is_foreign},
         events::Mute,
         lock::Lock,
         reply::Reply,
@@ -118,12 +117,12 @@ impl StreamEntries {
         }
     }
 
-    fn read_portion(&mut self, engine: &Engine, lock: Lock<'_>) -> Result<(), Failure> {
+    fn read_portion(&mut self, reading: &Reading<'_>, lock: Lock<'_>) -> Result<(), Failure> {
         // A look at a missing stream is nobody's miss.
         let _mute = Mute::new();
         let run = |words: &[&[u8]]| {
             let argv: Vec<_> = words.iter().map(|word| word.to_vec()).collect();
-            call(lock, engine.features, DB, &argv)
+            call_as(lock, reading.engine.features, DB, &argv, reading.actor)
         };
         if !self.begun {
             self.begun = true;
@@ -188,7 +187,7 @@ impl Source for StreamEntries {
     fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
         while self.ready.is_empty() && !self.ended {
             let language = reading.engine.language.as_ref();
-            with_lock(language, |lock| self.read_portion(reading.engine, lock))?;
+            with_lock(language, |lock| self.read_portion(reading, lock))?;
         }
         Ok(self.ready.pop_front())
     }

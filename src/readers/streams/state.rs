@@ -381,6 +381,8 @@ pub struct Taken {
     pub full: bool,
     /// When the first entry came, if that was seen.
     pub arrived: Option<Instant>,
+    /// The user of the registration may not read the stream: nothing was.
+    pub forbidden: bool,
     /// The server did not let the stream be read.
     pub refused: bool,
 }
