@@ -8,6 +8,9 @@ use std::{borrow::Cow, fmt};
 /// What a run ends with that has waited too long for other shards.
 pub const MAX_IDLE: &str = "Execution max idle reached";
 
+/// The code word of errors about what a shard does not know of its cluster; other shards look at it.
+pub const NO_CLUSTER: &str = "ERRCLUSTER";
+
 /// Why something was refused or failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {

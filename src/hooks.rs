@@ -263,9 +263,9 @@ impl Hooks {
     }
 }
 
-/// Functions stand in the place of commands also on a replica, for its own clients; what comes from its master is left
-/// alone. That are writes, and commands about the connection: where the server does not tell who sent a command, those
-/// without a key are left alone too. Nowhere while data are loaded.
+/// Functions stand in the place of commands also on a replica, for its own clients; what comes from its master is left alone. Its
+/// master sends writes, and commands about the connection: where the server does not tell the sender, commands without a key are
+/// left alone, too. While data are loaded, no hook applies.
 fn applies_hooks(engine: &Engine, entry: &Entry) -> bool {
     if entry.hooks.is_empty() || engine.is_loading() {
         return false;

@@ -317,6 +317,27 @@ GB('CommandReader').map(lambda words: 2).register(trigger='fine', mode='sync')
     assert server.client().execute_command("RG.TRIGGER", "lost") == ["3"]
 
 
+def test_an_on_registered_that_cannot_be_loaded_keeps_it_from_running(start_server: Callable[..., Server]) -> None:
+    """Also a plan without any function, and when another registration ends: nothing was in its way but its own function."""
+    server = start_server(args=AOF)
+    script = """
+import sys, types
+sys.modules['gone'] = gone = types.ModuleType('gone')
+exec('def prepare(): pass', gone.__dict__)
+gone.prepare.__module__ = 'gone'
+GB('CommandReader', desc='lost').count().register(trigger='lost', onRegistered=gone.prepare)
+"""
+    register(server, script)
+    register(server, "GB('CommandReader').register(trigger='other')", "ID", "other")
+    server.restart(kill=True)
+    for number in range(3):
+        server.client().execute_command("RG.UNREGISTERSESSION", "other")
+        register(server, f"GB('CommandReader').register(trigger='other{number}')", "ID", "other")
+        lost = server.registrations()[0]
+        assert lost["desc"] == "lost" and "No module named 'gone'" in lost["RegistrationData"]["lastError"]
+        assert error_of(server, "lost", command="RG.TRIGGER") == "ERR subcommand not found"
+
+
 def test_registrations_of_running_functions_are_saved(start_server: Callable[..., Server]) -> None:
     server = start_server(args=AOF)
     script = """

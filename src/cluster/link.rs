@@ -18,7 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use redis::{Cmd, Connection, Value};
 
 use super::{Cluster, connect, topology::Address};
-use crate::{config::Number, engine::id::ShardId, server::api, threads};
+use crate::{config::Number, engine::id::ShardId, error::NO_CLUSTER, server::api, threads};
 
 /// The kind of our own messages.
 pub const KIND: &str = "pinion1";
@@ -287,13 +287,12 @@ impl Link {
                 Welcome::of(&reply).ok_or_else(|| format!("unexpected reply to RG.HELLO: {reply:?}"))
             }
             Err(error) => {
-                let reason = error.to_string();
-                if reason.contains("ERRCLUSTER") {
+                if error.code() == Some(NO_CLUSTER) {
                     cluster.send_topology(self.shard, connection);
                 } else {
                     cluster.forget_secret(self.shard);
                 }
-                Err(reason)
+                Err(error.to_string())
             }
         }
     }

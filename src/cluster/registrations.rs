@@ -60,7 +60,7 @@ impl Registrar for Cluster {
 
 impl Cluster {
     /// Puts what a script registered in force on all shards, all or none, in the place of session `old`. `wanted`: whether it is
-    /// still to be done when all of them are ready.
+    /// still to be done when all of them are ready. Both closures are called once, on any thread, which may hold the server's lock.
     pub fn register_on_all_shards(
         &self,
         lock: Lock<'_>,

@@ -162,7 +162,12 @@ fn data(registration: &Registration) -> Reply {
         ("avgRunDurationMS", Reply::Double(counts.average_ms())),
     ];
     pairs.extend(trigger.figures(finished));
-    let last_error = counts.last_error.or_else(|| registration.disabled.clone());
+    let last_error = counts.last_error.or_else(|| {
+        registration
+            .disabled
+            .as_ref()
+            .map(|disabled| disabled.reason().to_owned())
+    });
     pairs.push(("lastError", Reply::bulk_or_null(last_error)));
     pairs.push(("args", flat(trigger.arguments())));
     pairs.extend(trigger.status().map(|status| ("status", Reply::bulk(status))));

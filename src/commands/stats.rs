@@ -242,7 +242,12 @@ fn registration(registration: &Arc<Registration>) -> RegistrationFigures {
         run_total_ms: u64::try_from(counts.total.as_millis()).unwrap_or(u64::MAX),
         run_us: running.into(),
         wait_us: waiting.into(),
-        last_error: counts.last_error.or_else(|| registration.disabled.clone()),
+        last_error: counts.last_error.or_else(|| {
+            registration
+                .disabled
+                .as_ref()
+                .map(|disabled| disabled.reason().to_owned())
+        }),
         warnings: trigger.doubts(),
         figures: object(trigger.figures(finished)),
     }

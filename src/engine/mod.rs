@@ -180,7 +180,7 @@ impl Engine {
         self.queue.waiting_jobs()
     }
 
-    /// Creates an execution and queues it for the workers.
+    /// Creates an execution and queues it for the workers. On any thread, with or without the server's lock.
     pub fn submit(&self, start: Start, lane: Option<Lane>) -> Arc<Execution> {
         let execution = self.create(start);
         execution.enter_queue();

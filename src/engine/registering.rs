@@ -19,7 +19,8 @@ pub trait Registrar: Send + Sync {
 }
 
 impl Engine {
-    /// Puts registrations in force, all or none, in the place of those of session `old`.
+    /// Puts registrations in force, all or none, in the place of those of session `old`, in memory only: called by `Persistence`,
+    /// and by nobody else, as replicas and files would not know.
     ///
     /// # Errors
     /// A reader refuses one of them; nothing has changed then.
@@ -42,10 +43,16 @@ impl Engine {
                 for earlier in &registrations[..done] {
                     earlier.trigger.stop(lock, earlier);
                 }
-                for registration in replaced.iter().filter(|replaced| replaced.disabled.is_none()) {
-                    if let Err(error) = registration.trigger.start(lock, registration) {
+                for registration in &replaced {
+                    if registration.disabled.is_some() {
+                        registration.trigger.hold(lock, registration);
+                    } else if let Err(error) = registration.trigger.start(lock, registration) {
                         api::log_warning(&format!("could not take back {}: {error}", registration.id));
                     }
+                }
+                // Only now: what one of them had taken over is the old one's again.
+                for earlier in &registrations[..done] {
+                    earlier.trigger.ended(lock, earlier);
                 }
                 return Err(error);
             }

@@ -79,6 +79,24 @@ impl Peers<'_> {
     }
 }
 
+/// Why a registration is there and does not run. The texts are for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Disabled {
+    /// Its requirements or functions are not there yet, or could not be loaded.
+    NotLoaded(String),
+    /// Its trigger was refused: it begins when what it wants is free.
+    Refused(String),
+}
+
+impl Disabled {
+    /// What people are told.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::NotLoaded(reason) | Self::Refused(reason) => reason,
+        }
+    }
+}
+
 /// A name that a registration takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim<'a> {
@@ -94,7 +112,8 @@ pub enum Claim<'a> {
     },
 }
 
-/// The event side of a reader, as one registration uses it. Called under the server's lock.
+/// The event side of a reader, as one registration uses it. What takes a [`Lock`] is called under the server's lock, on whichever
+/// thread has it; the rest on any thread.
 pub trait Trigger: Send + Sync {
     /// The reader's name.
     fn reader(&self) -> &'static str;
@@ -133,7 +152,7 @@ pub trait Trigger: Send + Sync {
     /// It is to end as soon as [`Trigger::check_end`] allows.
     fn drain(&self, _lock: Lock<'_>) {}
 
-    /// It has ended, behind [`Trigger::stop`], and no other one has taken over.
+    /// It is over, behind [`Trigger::stop`], also when an upgrade has replaced it: another one may own by now what it had.
     fn ended(&self, _lock: Lock<'_>, _registration: &Registration) {}
 
     /// Starts no more executions.
@@ -194,8 +213,8 @@ pub struct Registration {
     pub on_registered: Option<Arc<dyn Function>>,
     pub limits: Limits,
     pub images: Images,
-    /// Why it does not run although it is there: what was saved cannot be loaded here.
-    pub disabled: Option<String>,
+    /// Why it does not run although it is there.
+    pub disabled: Option<Disabled>,
     /// What was said of the arguments when it was made; not kept in files.
     pub doubts: Vec<String>,
     pub stats: RunStats,

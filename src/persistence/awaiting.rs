@@ -1,5 +1,4 @@
-//! Registrations that are held: until requirements are installed that came without being so, until functions are loaded that
-//! take their time, and until another one ends that has their name.
+//! Registrations that do not run yet: their requirements are not installed, their functions not loaded, or their name is taken.
 
 use std::{
     sync::{Arc, Weak},
@@ -14,7 +13,7 @@ use super::{
 use crate::{
     engine::{
         loading::Loading,
-        registration::{Claim, Images, Peers, Registration},
+        registration::{Claim, Disabled, Images, Peers, Registration},
         requirement::Requirement,
         session::Session,
     },
@@ -263,19 +262,23 @@ impl Persistence {
 
     /// Puts a registration that runs in the place of one that was held. One that cannot run stays, and tells why.
     fn begin(&self, lock: Lock<'_>, held: &Registration, functions: Result<Functions, String>) {
-        let session = &held.session;
-        let make = |functions| self.rebuild(SavedRegistration::of(held), session, functions);
-        let started = make(functions).and_then(|registration| {
-            let registration = Arc::new(registration);
-            if registration.disabled.is_none() {
-                registration
-                    .trigger
-                    .start(lock, &registration)
-                    .map_err(|error| error.to_string())?;
+        let make = |functions, disabled| {
+            self.rebuild(SavedRegistration::of(held), &held.session, functions, disabled)
+                .map(Arc::new)
+        };
+        let (functions, disabled) = Functions::or_reason(functions);
+        let started = make(functions, disabled).and_then(|registration| {
+            if registration.disabled.is_some() {
+                return Ok(registration);
             }
-            Ok(registration)
+            let Err(error) = registration.trigger.start(lock, &registration) else {
+                return Ok(registration);
+            };
+            // Its functions stay: it begins when what it wants is free.
+            let refused = Disabled::Refused(error.to_string());
+            make(Functions::of(&registration), Some(refused))
         });
-        let registration = match started.or_else(|reason| make(Err(reason)).map(Arc::new)) {
+        let registration = match started {
             Ok(registration) => registration,
             Err(reason) => {
                 // It was made of the same before.
@@ -312,12 +315,8 @@ impl Persistence {
     /// Those whose functions are there, but whose trigger could not be started.
     fn refused(&self, lock: Lock<'_>) -> Vec<Arc<Registration>> {
         let kept = self.kept.read(lock);
-        let awaits = |one: &Arc<Registration>| {
-            let mut held = kept.awaiting_requirements.iter();
-            held.any(|held| Arc::ptr_eq(held, one))
-        };
         let refused = |one: &&Arc<Registration>| {
-            one.disabled.is_some() && one.plan.is_complete() && !one.is_removed() && !awaits(one)
+            matches!(one.disabled, Some(Disabled::Refused(_))) && !one.is_removed()
         };
         kept.registrations.iter().filter(refused).cloned().collect()
     }

@@ -28,7 +28,7 @@ pub struct RegistrationChange {
     #[serde(default)]
     pub replaces: Option<String>,
     pub session: SavedSession,
-    /// Requirements that are to be installed first, as [`super::archive`] has them.
+    /// Requirements that are to be installed first, as [`crate::requirements::archive`] has them.
     #[serde(default)]
     pub requirements: Vec<ByteBuf>,
     pub registrations: Vec<SavedRegistration>,

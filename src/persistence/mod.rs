@@ -66,13 +66,13 @@ pub struct Persistence {
 struct Kept {
     /// All that are there, in their order.
     registrations: Vec<Arc<Registration>>,
-    /// No longer in force.
+    /// The ids of registrations that have ended, for other shards.
     tombstones: Tombstones,
-    /// Those of them that begin to run when their requirements are installed and their functions loaded.
+    /// Those of `registrations` that begin to run when their requirements are installed and their functions loaded.
     awaiting_requirements: Vec<Arc<Registration>>,
-    /// Those of the held ones whose functions are being loaded.
+    /// Those of `awaiting_requirements` whose functions are being loaded.
     loading: Vec<Arc<Registration>>,
-    /// Whose onRegistered is to be called when everything is loaded.
+    /// Whose onRegistered is to be called when the data are loaded.
     loaded: Vec<Arc<Registration>>,
     /// The requirements before the load; what is loaded may be the same.
     previous: Vec<Arc<Requirement>>,
@@ -91,7 +91,8 @@ impl Persistence {
         persistence
     }
 
-    /// Puts registrations in force, all or none, in the place of those of session `old`, here and on replicas.
+    /// Puts registrations in force, all or none, in the place of those of session `old`, here and on replicas. The only way in
+    /// on this shard: checks, `Engine::register`, replicas, onRegistered.
     ///
     /// # Errors
     /// This is a replica; a reader refuses one of them. Nothing has changed then.

@@ -12,7 +12,7 @@ use crate::{
         language::{Failure, Function},
         loading::{Loaded, Loading},
         plan::Plan,
-        registration::{Images, Life, Peers, Registration},
+        registration::{Disabled, Images, Life, Peers, Registration},
         session::Session,
     },
     server::{api, lock::Lock},
@@ -48,6 +48,14 @@ impl Functions {
             table: table.into_iter().collect::<Result<_, _>>()?,
             on_registered: on_registered.transpose()?,
         })
+    }
+
+    /// They are there, or the registration is without them and tells why.
+    pub(super) fn or_reason(functions: Result<Self, String>) -> (Self, Option<Disabled>) {
+        match functions {
+            Ok(functions) => (functions, None),
+            Err(reason) => (Self::default(), Some(Disabled::NotLoaded(reason))),
+        }
     }
 
     /// Those that a registration has loaded.
@@ -149,14 +157,15 @@ impl Persistence {
         functions: Result<Functions, String>,
         peers: Peers<'_>,
     ) -> Result<Arc<Registration>, String> {
-        let mut registration = self.rebuild(saved, session, functions)?;
+        let (functions, disabled) = Functions::or_reason(functions);
+        let mut registration = self.rebuild(saved, session, functions, disabled)?;
         let id = registration.id;
         if self.engine.registry.registration(id).is_some() {
             return Err(format!("there is a registration {id} already"));
         }
         if registration.disabled.is_none() {
             let refused = registration.trigger.check(lock, peers).err();
-            registration.disabled = refused.map(|error| error.to_string());
+            registration.disabled = refused.map(|error| Disabled::Refused(error.to_string()));
         }
         Ok(Arc::new(registration))
     }
@@ -176,19 +185,16 @@ impl Persistence {
         &self,
         saved: SavedRegistration,
         session: &Arc<Session>,
-        functions: Result<Functions, String>,
+        functions: Functions,
+        disabled: Option<Disabled>,
     ) -> Result<Registration, String> {
         let id = Id::parse(saved.id.as_bytes()).ok_or_else(|| format!("its id {} is none", saved.id))?;
         let trigger = self.readers.trigger(&saved.trigger)?;
-        let (functions, disabled) = match functions {
-            Ok(functions) => (functions, None),
-            Err(reason) => (Functions::default(), Some(reason)),
-        };
         let plan = Plan {
             steps: saved.steps,
             functions: functions.table,
         };
-        if disabled.is_none() && !plan.is_complete() {
+        if !matches!(disabled, Some(Disabled::NotLoaded(_))) && !plan.is_complete() {
             return Err(format!(
                 "registration {id} names a function that it does not have"
             ));
@@ -215,10 +221,11 @@ impl Persistence {
 }
 
 pub(super) fn log_disabled(registration: &Registration) {
-    if let Some(reason) = &registration.disabled {
+    if let Some(disabled) = &registration.disabled {
         api::log_warning(&format!(
-            "registration {} is there but does not run: {reason}",
-            registration.id
+            "registration {} is there but does not run: {}",
+            registration.id,
+            disabled.reason()
         ));
     }
 }

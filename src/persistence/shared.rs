@@ -17,7 +17,7 @@ use crate::{
     engine::{
         id::{Id, ShardId},
         loading::{Loaded, Loading},
-        registration::{Images, Peers, Registration},
+        registration::{Disabled, Images, Peers, Registration},
         requirement::Digest,
         session::{Needs, Session},
     },
@@ -148,12 +148,12 @@ impl Persistence {
                 prepared: &prepared,
             };
             let restored = self.restore(lock, saved.clone(), &session, functions, peers)?;
-            if let Some(reason) = &restored.disabled {
-                return Err(if restored.plan.is_complete() {
-                    reason.clone()
-                } else {
-                    format!("Failed deserializing flat execution, {reason}")
-                });
+            match &restored.disabled {
+                Some(Disabled::Refused(reason)) => return Err(reason.clone()),
+                Some(Disabled::NotLoaded(reason)) => {
+                    return Err(format!("Failed deserializing flat execution, {reason}"));
+                }
+                None => {}
             }
             registrations.push(restored);
         }

@@ -68,6 +68,10 @@ fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAn
         Value::Key(name) => name_object(py, name),
         Value::Name(name) => static_name(py, name.as_bytes()).into_any(),
         Value::Float(number) => PyFloat::new(py, *number).into_any(),
+        // The words of a command, above all.
+        Value::List(items) if !matches!(items.first(), Some(Value::Dict(_))) => {
+            PyList::new(py, items.iter().map(Item))?.into_any()
+        }
         Value::List(items) => {
             let mut rows = Rows::default();
             let items = items.iter().map(|item| rows.object(py, item));
@@ -90,6 +94,19 @@ fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAn
             dict.into_any()
         }
     })
+}
+
+/// A value as part of a list.
+struct Item<'a>(&'a Value);
+
+impl<'py> IntoPyObject<'py> for Item<'_> {
+    type Target = PyAny;
+    type Output = Bound<'py, PyAny>;
+    type Error = PyErr;
+
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Self::Output> {
+        value_object(py, self.0)
+    }
 }
 
 /// The items of a list. Many lists have rows that are alike, with names that are ours: each is a copy of one without values,

@@ -24,7 +24,8 @@ use crate::{
     server::lock::Lock,
 };
 
-/// Runs `source` in `session`, which is to take the place of `replaces`, with fresh globals, on this thread. Nothing that it prepared has taken effect yet.
+/// Runs `source` in `session`, which is to take the place of `replaces`, with fresh globals, on this thread, which
+/// has the server's lock; attaches. Nothing that it prepared has taken effect yet.
 ///
 /// # Errors
 /// The error string of what it raised; it ran longer than SyncTimeout.

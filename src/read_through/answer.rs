@@ -180,7 +180,7 @@ impl ReadThrough {
         }
     }
 
-    /// Sees to it that the values are there which the command waited for; those that are to be taken away after it.
+    /// Puts back the values that the command waited for and that are gone. Returns those that are to be taken away after it.
     fn provide<'a>(&self, lock: Lock<'_>, awaited: &'a Awaited) -> Vec<&'a Key> {
         let mut guests = Vec::new();
         for key in &awaited.keys {

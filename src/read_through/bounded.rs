@@ -1,4 +1,4 @@
-//! A table by key that holds so many entries and forgets the oldest one first: what is known to be absent, what backs off,
+//! A table by key that holds a limited number of entries and forgets the oldest one first: what is known to be absent, what backs off,
 //! lifetimes.
 
 use std::collections::VecDeque;

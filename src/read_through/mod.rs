@@ -1,9 +1,10 @@
 //! `read_through`: values that are loaded when a client misses them. Contract: docs/contract/read-through.md; the way of a load is in
 //! `docs/architecture.md`.
 //!
-//! `machine.rs` decides, and `keys.rs`, `bounded.rs`, `rule.rs`, `pace.rs`, `life.rs` are its parts: pure, without server or
-//! Python. `options.rs` is what a script says, `trigger.rs` makes a registration of it. This file is where the server comes in;
-//! `pump.rs` does what the machine says, `answer.rs` answers the clients that waited.
+//! `machine/` decides; `rule.rs`, `pace.rs`, `keys.rs` and `bounded.rs` are its tables and figures, `life.rs` computes lifetimes. All of
+//! these are pure, without server or Python. `options.rs`: what a script says; `trigger.rs`: how a registration comes and goes;
+//! `refresh.rs`: loads on request; `behind.rs`: changes of `write_behind` that are not saved; `figures.rs`: counters. This file is
+//! where the server comes in; `pump.rs` does what the machine says, `answer.rs` answers the clients that waited.
 //!
 //! All state lives under the server's lock, but for the inbox of what loaders have brought.
 
@@ -427,7 +428,7 @@ impl ReadThrough {
     }
 
     /// The server comes to [`ReadThrough::pump`] soon. From any thread.
-    pub(self) fn wake(&self) {
+    fn wake(&self) {
         if self.awake.swap(true, Ordering::AcqRel) {
             return;
         }

@@ -1,4 +1,5 @@
-//! Does what the machine says: begins loads, lands what they brought, lets clients go. On the server's thread, before it sleeps.
+//! Does what the machine says: begins loads, lands what they brought, lets clients go. Under the server's lock, on
+//! the server's thread before it sleeps.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -233,6 +234,7 @@ impl ReadThrough {
         // Brought when the execution is counted, so that whoever has a reply sees it counted.
         let made = Arc::new(Mutex::new(None));
         let values = Arc::clone(&made);
+        // Attached to Python, on whichever thread ends the execution; it must not take the server's lock.
         let start = start.collected(Box::new(move |results, errors| {
             let (unpacked, wrong) = match (errors.first(), results.into_iter().next()) {
                 (None, Some(returned)) => {
@@ -260,7 +262,7 @@ impl ReadThrough {
         self.break_leases(lock, &unsaved);
     }
 
-    /// A load has ended, on any thread.
+    /// A load has ended: on any thread, with or without the server's lock.
     fn bring(&self, load: u64, took: Duration, values: Result<Vec<Result<Loaded, Failed>>, Why>) {
         self.inbox.lock().push(Brought { load, values, took });
         self.wake();

@@ -32,7 +32,8 @@ impl ReadThrough {
         })
     }
 
-    /// The same for a function: `done` is told the reply, now or later.
+    /// The same for a function: `done` is told the reply, now or later, under the server's lock, perhaps on the server's thread. It
+    /// must not attach to Python.
     ///
     /// # Errors
     /// This is a replica.

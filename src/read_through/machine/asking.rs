@@ -90,7 +90,7 @@ impl<V> Machine<V> {
             }
         }
         for wanted in again.iter().filter(|wanted| wanted.landed) {
-            self.replied_one(&wanted.key);
+            self.replied(&wanted.key);
         }
         self.join(now, number, asks, &used);
         if self.waiters.get(&number).is_some_and(|waiter| waiter.open == 0) {

@@ -30,8 +30,8 @@ impl<V> Machine<V> {
         Some((keys, waiter.purpose))
     }
 
-    /// Keys for which somebody has waited, and whose value, should it be gone by now, may not be put back: it was a newer one, or
-    /// something has happened to the key since. With each whether it may be loaded again for him.
+    /// The keys of this waiter that cannot be put back if they are gone, because their value was a newer one, or something has
+    /// happened to them since; each with whether it may be loaded again.
     pub fn lost_keys(&self, number: u64) -> Vec<(Key, bool)> {
         let Some(waiter) = self.waiters.get(&number) else {
             return Vec::new();
@@ -62,10 +62,6 @@ impl<V> Machine<V> {
 
     /// Somebody who waited for a key has his reply. True if he was the last one, and a loaded value was there.
     pub fn replied(&mut self, key: &Key) -> bool {
-        self.replied_one(key)
-    }
-
-    pub(super) fn replied_one(&mut self, key: &Key) -> bool {
         let Some(landed) = self.landed.of(key) else {
             return false;
         };

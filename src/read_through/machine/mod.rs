@@ -286,12 +286,12 @@ impl<V> Machine<V> {
         }
     }
 
-    /// True if what happens to keys is of interest.
+    /// Nobody waits, nothing is loaded or known to be absent: what happens to keys does not matter.
     pub fn is_idle(&self) -> bool {
         self.flights.is_empty() && self.landed.is_empty() && self.absent.is_empty()
     }
 
-    /// True if what happens to this key is.
+    /// True if it matters what happens to this key.
     pub fn concerns(&self, db: i32, name: &[u8]) -> bool {
         !self.is_idle()
             && (self.flights.get(db, name).is_some()
