@@ -17,7 +17,8 @@ use crate::{
     },
     error::Error,
     server::{
-        call::{Forms, execute, execute_for_resp3},
+        call::{execute, execute_for_resp3},
+        call_reply::Forms,
         command::{Answer, Command},
         lock::Lock,
         reply::Reply,

@@ -15,7 +15,8 @@ use crate::{
     error::Error,
     server::{
         api,
-        call::{CallReply, Refusal, call_original},
+        call::{Refusal, call_original},
+        call_reply::CallReply,
         command::{Answer, Command},
         filter::Passing,
         key::{self, Life},

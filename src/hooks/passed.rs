@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use crate::{
     mutex::Mutex,
-    server::{call::Forms, reply::Reply},
+    server::{call_reply::Forms, reply::Reply},
 };
 
 /// How many replies are remembered, in case that the function passes on another one than the last.

@@ -12,7 +12,8 @@ use crate::{
     },
     error::Error,
     server::{
-        call::{CallReply, PAUSED, Refusal, SEVERAL_SLOTS, call_original, must_wait},
+        call::{PAUSED, Refusal, SEVERAL_SLOTS, call_original, must_wait},
+        call_reply::CallReply,
         command::{Answer, Command},
     },
 };

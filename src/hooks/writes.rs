@@ -12,7 +12,8 @@ use crate::{
     engine::{id::Id, prefix::Pattern},
     server::{
         api,
-        call::{CallReply, Refusal},
+        call::Refusal,
+        call_reply::CallReply,
         command::{Answer, Command},
         filter::Passing,
         key::{self, Life},

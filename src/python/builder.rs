@@ -12,7 +12,7 @@ use super::{
     arguments::{arguments, count, string},
     attach::ObjectRef,
     callback::Code,
-    current, errors, launch, runtime,
+    current, errors, launch, registering, runtime,
 };
 use crate::{
     engine::{
@@ -328,7 +328,7 @@ impl Builder {
     /// `gears.error` that names the argument.
     #[pyo3(signature = (**kwargs))]
     fn register(&self, py: Python<'_>, kwargs: Option<&Bound<'_, PyDict>>) -> PyResult<String> {
-        launch::listen(py, self, kwargs, launch::Implicit::default())
+        registering::register(py, self, kwargs, launch::Implicit::default())
     }
 
     /// `run` with the implicit steps of `GearsBuilder`.
@@ -353,7 +353,7 @@ impl Builder {
         collect: bool,
         kwargs: &Bound<'_, PyDict>,
     ) -> PyResult<String> {
-        launch::listen(py, self, Some(kwargs), launch::Implicit { convert, collect })
+        registering::register(py, self, Some(kwargs), launch::Implicit { convert, collect })
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

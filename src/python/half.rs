@@ -9,7 +9,7 @@ use super::{
     Runtime,
     callback::{Callback, Code},
     keywords::{self, Keywords},
-    launch::{self, Wish},
+    registering::{self, NewRegistration},
     runtime,
 };
 use crate::engine::{
@@ -40,7 +40,7 @@ impl<'a, 'py> Half<'a, 'py> {
         options: &'a Bound<'py, PyDict>,
     ) -> PyResult<(Self, String)> {
         let runtime = runtime()?;
-        let scope = launch::registering_scope()?;
+        let scope = registering::registering_scope()?;
         let given = Keywords::new(name, options, known)?;
         let prefix = keywords::prefix(name, prefix)?;
         if !function.is_callable() {
@@ -58,7 +58,7 @@ impl<'a, 'py> Half<'a, 'py> {
     /// Registers it. `more`: another function, which the trigger calls by itself.
     ///
     /// # Errors
-    /// `gears.error`: a wrong `desc`, `user` or `onRegistered`, or what [`launch::enlist`] says.
+    /// `gears.error`: a wrong `desc`, `user` or `onRegistered`, or what [`registering::enlist`] says.
     pub fn enlist(self, py: Python<'_>, more: Option<Code>, trigger: Box<dyn Trigger>) -> PyResult<String> {
         let desc = self.given.text("desc")?;
         let on_registered = self.given.function("onRegistered")?;
@@ -69,7 +69,7 @@ impl<'a, 'py> Half<'a, 'py> {
             .iter()
             .map(|callback| Arc::clone(callback) as Arc<dyn Function>)
             .collect();
-        let wish = Wish {
+        let new = NewRegistration {
             desc,
             mode: Mode::AsyncLocal,
             in_order: false,
@@ -84,6 +84,6 @@ impl<'a, 'py> Half<'a, 'py> {
             user,
             limits: Limits::default(),
         };
-        launch::enlist(self.runtime, &self.scope, wish)
+        registering::enlist(self.runtime, &self.scope, new)
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     ffi::{CStr, CString},
-    io, slice,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,12 +14,13 @@ use super::{
     after::{Caused, when_writes_are_allowed},
     api::Features,
     bus,
+    call_reply::{CallReply, Forms, READONLY, is_foreign},
     command::Command,
     guarded::Guarded,
     home,
     lock::Lock,
     refused,
-    reply::{Reply, Shape},
+    reply::Reply,
     rights::{self, Acting, Actor},
     room::{self, Room},
     slots,
@@ -28,14 +28,8 @@ use super::{
     version::Version,
 };
 
-/// How the server words a refused write where `W` was given (7.0 and later); a client knows the other text.
-const REFUSED_WRITE: &[u8] = b"ERR Write command '";
-const READONLY: &str = "READONLY You can't write against a read only replica.";
 /// What a function hears that cannot wait until clients are not paused any more.
 pub const PAUSED: &str = "ERR clients are paused: nothing can be written now, and this function cannot wait";
-/// What it hears of a key of another shard: in the server's words where a module asks.
-const FOREIGN: &str = "Operation not permitted: Attempted to access a non local key in a cluster node";
-const FOREIGN_KEY: &[u8] = b"Attempted to access a non local key in a cluster node";
 /// What it hears of keys of several slots, in the server's words for a client.
 pub const SEVERAL_SLOTS: &str =
     "Operation not permitted: CROSSSLOT Keys in request don't hash to the same slot";
@@ -66,19 +60,6 @@ pub fn call_as(
     match refused::check(lock, features, argv) {
         Ok(argv) => run(lock, features, db, &argv, Memory::AsClient, actor),
         Err(refusal) => refusal,
-    }
-}
-
-/// Both forms of a command's reply.
-pub struct Forms {
-    pub resp2: Reply,
-    /// That of RESP3, if it is another one and the server gave it.
-    pub resp3: Option<Reply>,
-}
-
-impl From<Reply> for Forms {
-    fn from(resp2: Reply) -> Self {
-        Self { resp2, resp3: None }
     }
 }
 
@@ -228,16 +209,16 @@ fn send(
     let arguments = &words[1..];
     let _home = home::Ours::enter(lock, &argv[0], || db);
     let _under_way = UnderWay::enter(lock);
-    // SAFETY: the context is selected under the lock; `v` takes a pointer and a length.
-    Ok(CallReply(unsafe {
-        api!(RedisModule_Call(
+    // SAFETY: the context is selected under the lock; `v` takes a pointer and a length. The reply is nobody else's.
+    Ok(unsafe {
+        CallReply::new(api!(RedisModule_Call(
             ctx,
             name.as_ptr(),
             format.as_ptr(),
             arguments.as_ptr(),
             arguments.len()
-        ))
-    }))
+        )))
+    })
 }
 
 /// The server has one text for keys of other shards and for those of several slots.
@@ -357,15 +338,15 @@ pub fn call_original(
     }
     let run = |format: &CStr| {
         // SAFETY: as in `call`, with the context of the running command.
-        CallReply(unsafe {
-            api!(RedisModule_Call(
+        unsafe {
+            CallReply::new(api!(RedisModule_Call(
                 command.as_raw(),
                 name.as_ptr(),
                 format.as_ptr(),
                 args.as_ptr(),
                 args.len()
-            ))
-        })
+            )))
+        }
     };
     let _home = home::Ours::enter(command.lock(), name.to_bytes(), || command.db());
     let caused = Caused::enter(command.lock());
@@ -383,145 +364,10 @@ pub fn call_original(
     Ok(reply)
 }
 
-/// How the server begins its refusal where `C` was given and there is no user.
-const NO_USER: &[u8] = b"-ERR cannot run as user";
-
 /// Why a command was not run.
 pub enum Refusal {
     /// The user's rights are not enough.
     NotPermitted,
     /// See [`SEVERAL_SLOTS`].
     SeveralSlots,
-}
-
-/// A command's reply as the server keeps it; freed on drop, within the entry point that made the call.
-pub struct CallReply(*mut raw::RedisModuleCallReply);
-
-impl CallReply {
-    /// # Safety
-    /// The server gave it as the reply of a call, or null; nobody else frees it.
-    pub(super) unsafe fn new(reply: *mut raw::RedisModuleCallReply) -> Self {
-        Self(reply)
-    }
-
-    /// True if the server was to check the rights of a user and there is none: it has not run the command.
-    pub(super) fn has_no_user(&self) -> bool {
-        self.begins_with(NO_USER)
-    }
-
-    /// Sends the reply on as it is.
-    pub fn forward(self, command: &Command<'_>) {
-        if self.0.is_null() {
-            command.send(&refusal());
-            return;
-        }
-        if let Some(error) = self.reworded() {
-            command.send(&error);
-            return;
-        }
-        // SAFETY: the reply is alive, and nothing else was sent to the client.
-        unsafe { api!(RedisModule_ReplyWithCallReply(command.as_raw(), self.0)) };
-    }
-
-    /// True if the server refused the command because a key is served by another node of the cluster.
-    pub fn is_foreign(&self) -> bool {
-        if self.0.is_null() {
-            return io::Error::last_os_error().raw_os_error() == Some(libc::EPERM);
-        }
-        let is_foreign = |text: &[u8]| text.windows(FOREIGN_KEY.len()).any(|part| part == FOREIGN_KEY);
-        matches!(self.reworded(), Some(Reply::Error(text)) if is_foreign(&text))
-    }
-
-    /// The reply as data.
-    pub fn into_reply(self) -> Reply {
-        if self.0.is_null() {
-            return refusal();
-        }
-        self.reworded().unwrap_or_else(|| {
-            // SAFETY: the reply is alive until `self` is dropped.
-            unsafe { Reply::read(self.0) }
-        })
-    }
-
-    /// A reply in RESP3 as data, in both forms.
-    fn into_forms(self, shape: Shape) -> Forms {
-        if self.0.is_null() {
-            return refusal().into();
-        }
-        if let Some(error) = self.reworded() {
-            return error.into();
-        }
-        // SAFETY: the reply is alive until `self` is dropped.
-        let (resp2, resp3) = unsafe { (Reply::read_as_resp2(self.0, shape), Reply::read(self.0)) };
-        let differs = resp2 != resp3;
-        Forms {
-            resp2,
-            resp3: differs.then_some(resp3),
-        }
-    }
-
-    pub fn is_error(&self) -> bool {
-        self.0.is_null() || self.begins_with(b"-")
-    }
-
-    /// True if the reply in the form of the protocol, which costs nothing to look at, begins with this.
-    fn begins_with(&self, bytes: &[u8]) -> bool {
-        if self.0.is_null() {
-            return false;
-        }
-        let mut len = 0;
-        // SAFETY: the reply is alive, and its protocol form with it.
-        unsafe {
-            let start = api!(RedisModule_CallReplyProto(self.0, &raw mut len));
-            !start.is_null() && slice::from_raw_parts(start.cast::<u8>(), len).starts_with(bytes)
-        }
-    }
-
-    /// Errors that the server words for module authors, in the words that a client knows.
-    fn reworded(&self) -> Option<Reply> {
-        if !self.begins_with(b"-") {
-            return None;
-        }
-        // SAFETY: the reply is alive.
-        let error = unsafe {
-            if api!(RedisModule_CallReplyType(self.0)) as isize != raw::REDISMODULE_REPLY_ERROR {
-                return None;
-            }
-            Reply::read(self.0)
-        };
-        match error {
-            Reply::Error(text) if text.starts_with(REFUSED_WRITE) => Some(Reply::error(READONLY)),
-            Reply::Error(text) if text.windows(FOREIGN_KEY.len()).any(|part| part == FOREIGN_KEY) => {
-                Some(Reply::error(FOREIGN))
-            }
-            _ => None,
-        }
-    }
-}
-
-impl Drop for CallReply {
-    fn drop(&mut self) {
-        if !self.0.is_null() {
-            // SAFETY: we own the reply, and its context is still alive.
-            unsafe { api!(RedisModule_FreeCallReply(self.0)) };
-        }
-    }
-}
-
-/// True if the command was about a key of another shard.
-pub fn is_foreign(reply: &Reply) -> bool {
-    reply.as_error() == Some(FOREIGN.as_bytes())
-}
-
-/// Servers before 7.0 say only by `errno` why they did not run a command.
-fn refusal() -> Reply {
-    let text = match io::Error::last_os_error().raw_os_error() {
-        Some(libc::ENOENT) => "ERR unknown command",
-        Some(libc::EINVAL) => "ERR wrong number of arguments",
-        Some(libc::EPERM) => FOREIGN,
-        Some(libc::ENETDOWN) => "Network is down",
-        Some(libc::EROFS) => "Read-only file system",
-        _ => "Failed executing command",
-    };
-    Reply::error(text)
 }

@@ -13,6 +13,7 @@ pub mod asking;
 pub mod audience;
 pub mod bus;
 pub mod call;
+pub mod call_reply;
 pub mod client;
 pub mod closing;
 pub mod command;

@@ -15,7 +15,8 @@ use redis_module::raw;
 use super::{
     after::Caused,
     api::Features,
-    call::{self, CallReply},
+    call,
+    call_reply::CallReply,
     guarded::Guarded,
     home,
     lock::{self, Lock},

@@ -6,7 +6,7 @@ use crate::{
     hooks::{Wait, Writes},
     read_through::{Newest, Unsaved, options::seconds},
     server::{
-        call::CallReply,
+        call_reply::CallReply,
         client::BlockedClient,
         command::Command,
         lock::Lock,

@@ -11,12 +11,7 @@ use crate::{
         record::{Record, Value},
         source::{Reading, Source},
     },
-    server::{
-        call::{call_as, is_foreign},
-        events::Mute,
-        lock::Lock,
-        reply::Reply,
-    },
+    server::{call::call_as, call_reply::is_foreign, events::Mute, lock::Lock, reply::Reply},
 };
 
 /// How many entries are read at once.
