@@ -548,7 +548,7 @@ def test_a_stream_waits_for_its_users_rights(owned: Server, mode: str) -> None:
     for number in range(3):
         client.xadd("app:s", {"n": str(number)})
     wait_until(lambda: data(owned)["numFailures"])
-    assert data(owned)["status"] == "WAITING_FOR_RETRY_ON_FAILURE"
+    wait_until(lambda: data(owned)["status"] == "WAITING_FOR_RETRY_ON_FAILURE")
     assert "user 'app', who is off" in data(owned)["lastError"]
     assert client.xlen("app:s") == 3 and not client.exists("app:seen"), "nothing is lost, whatever the policy"
     client.execute_command("ACL", "SETUSER", "app", "on")
