@@ -53,7 +53,8 @@ write_behind('order:*', save, onRegistered=connect, batch=20)
 read_through('user:*', lambda key: 'value of ' + key, ttl=1)
 GB('KeysReader').foreach(lambda r: override_reply('linked ' + r['key'])).register(
     'linked:*', commands=['get'], eventTypes=['keymiss'], mode='async_local')
-GB('StreamReader').foreach(lambda e: execute('RPUSH', 'done:' + e['key'], e['value']['n'])).register('s:*', batch=5, mode='async_local')
+GB('StreamReader').foreach(lambda e: execute('RPUSH', 'done:' + e['key'], e['value']['n'])).register(
+    's:*', batch=5, duration=100, mode='async_local')
 """
 
 

@@ -11,7 +11,8 @@ import pytest
 import redis
 from redis.crc import key_slot
 
-from clusters import Cluster, fail_over, make_cluster, move_slot
+from chaos import owner_of
+from clusters import Cluster, fail_over, make_cluster, move_slot, node_id
 from figures import figures, wait_for
 from helpers import RawClient, Server, wait_until
 from read_through import at_rest, register
@@ -129,6 +130,9 @@ def test_resharding_under_load(start_server: Callable[..., Server]) -> None:
                 owners[key] = cluster[place]
             readers.wait_for(200)
     assert not readers.wrong
+    for key in KEYS:
+        seen = lambda: {owner_of(server, slots[key]) for server in cluster.masters}  # noqa: B023, E731
+        wait_until(lambda: seen() == {node_id(owners[key])}, 20, f"all shards see one owner of {key}")
     client = cluster.client()
     assert [client.get(key) for key in KEYS] == ["v of " + key for key in KEYS]
     for server in cluster.masters:

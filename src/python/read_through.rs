@@ -134,7 +134,6 @@ fn tell(future: &ObjectRef, reply: Reply) {
 }
 
 const KNOWN: [&str; 19] = [
-    "user",
     "commands",
     "ttl",
     "jitter",
@@ -151,6 +150,7 @@ const KNOWN: [&str; 19] = [
     "breaker",
     "batch",
     "batch_wait",
+    "user",
     "onRegistered",
     "desc",
 ];

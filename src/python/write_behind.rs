@@ -33,7 +33,6 @@ pub fn register_write_behind(
 }
 
 const KNOWN: [&str; 17] = [
-    "user",
     "events",
     "batch",
     "interval",
@@ -48,6 +47,7 @@ const KNOWN: [&str; 17] = [
     "wait",
     "timeout",
     "ordered",
+    "user",
     "onRegistered",
     "desc",
 ];
