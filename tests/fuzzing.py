@@ -128,7 +128,7 @@ class Fuzzer:
         if self.random.random() < 0.2:
             definition, function = self.function()
             lines += [definition, self.one([
-                f"read_through(prefix='k:*', ttl=1)({function})", f"read_through(prefix='t:*', batch=True)({function})",
+                f"read_through(prefix='k:*', ttl=1, max_load_time=3)({function})", f"read_through(prefix='t:*', batch=True)({function})",
                 f"write_behind(prefix='k:1', max_retries=1)({function})", f"registerTE(1, {function}, 'te:{self.random.randrange(3)}')", f"runCoroutine({function}(1))",
                 f"execute({', '.join(repr(word) for word in self.data_command())})", f"atomic()\n{self.one(EXPRESSIONS)}",
             ])]
