@@ -8,6 +8,7 @@ from typing import Any, Callable
 import pytest
 import redis
 
+from clusters import Cluster
 from helpers import Server, as_dict, wait_until
 
 pytestmark = pytest.mark.matrix
@@ -195,7 +196,7 @@ HOLDING = {
 def test_what_an_execution_may_hold(server: Server, what: str) -> None:
     steps, few, many = HOLDING[what]
     server.run(f"GB('CommandReader').{steps}.register(trigger='t', mode='async_local', max_memory=1_000_000)")
-    assert call(server, str(few))
+    call(server, str(few))
     with pytest.raises(redis.ResponseError, match=TOO_MUCH):
         call(server, str(many))
     assert (data(server)["numSuccess"], data(server)["numFailures"]) == (1, 1)
@@ -247,6 +248,22 @@ def test_events_end_with_it(server: Server) -> None:
     client.set("little", "x")
     server.wait_idle()
     assert (data(server)["numSuccess"], data(server)["numFailures"]) == (1, 1)
+
+
+def test_the_shard_that_holds_too_much_ends_it_everywhere(cluster: Cluster) -> None:
+    here, *_ = cluster.masters
+    key = next(key for key in map(str, range(100)) if cluster.shard_of(key) is not here)
+    script = f"""
+    records = GB('CommandReader').flatmap(lambda r: list(range(int(r[1])))).map(lambda n: 'x' * 990 + str(n))
+    groups = records.batchgroupby(lambda r: '{key}', lambda k, rs: len(rs)).map(lambda r: r['value'])
+    groups.register(trigger='t', mode='async', max_memory=1_000_000)
+    """
+    here.run(script)
+    assert call(here, "500") == ["500"]
+    with pytest.raises(redis.ResponseError, match=TOO_MUCH):
+        call(here, "2000")
+    assert "(1000000 bytes) and is ended" in cluster.shard_of(key).log()
+    assert call(here, "10") == ["10"]
 
 
 # --- all of them ---
