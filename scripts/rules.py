@@ -30,7 +30,7 @@ HARMLESS = {
     # Python's memory: counters and the server's allocator.
     *(("python/memory.rs", name) for name in ("malloc", "calloc", "realloc", "free", "alloc_arena", "free_arena")),
 }
-UNCOUNTED = re.compile(r"use parking_lot::(\{[^}]*\bMutex\b[^}]*\}|Mutex)")
+UNCOUNTED = re.compile(r"\b(?:parking_lot|waits)::(\{[^}]*\bMutex\b[^}]*\}|Mutex)")
 
 
 def body(text: str, start: int) -> str | None:
