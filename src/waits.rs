@@ -30,9 +30,9 @@ mod model {
     };
 
     use parking_lot::lock_api;
-    pub use shuttle::thread::{Thread, ThreadId, current, park};
+    pub use shuttle::thread::ThreadId;
     use shuttle::{
-        Config, Runner,
+        Config, MaxSteps, Runner,
         rand::Rng,
         scheduler::{PctScheduler, RandomScheduler},
     };
@@ -45,6 +45,8 @@ mod model {
         let config = || {
             let mut config = Config::new();
             config.stack_size = 1 << 18;
+            // Who waits for what never comes ends here.
+            config.max_steps = MaxSteps::FailAfter(300_000);
             config
         };
         Runner::new(RandomScheduler::new(orders), config()).run(model);
@@ -61,6 +63,36 @@ mod model {
     /// True now and then.
     pub fn chance() -> bool {
         shuttle::rand::thread_rng().gen_range(0..4) == 0
+    }
+
+    shuttle::thread_local! {
+        static TOKEN: Arc<AtomicBool> = Arc::new(AtomicBool::new(false));
+    }
+
+    /// A thread that can be woken. Shuttle's own ones wake by themselves, so that nobody would miss who forgets to wake them.
+    #[derive(Clone)]
+    pub struct Thread(ThreadId, Arc<AtomicBool>);
+
+    impl Thread {
+        pub fn id(&self) -> ThreadId {
+            self.0
+        }
+
+        pub fn unpark(&self) {
+            self.1.store(true, Ordering::Release);
+            turn();
+        }
+    }
+
+    pub fn current() -> Thread {
+        Thread(shuttle::thread::current().id(), TOKEN.with(Arc::clone))
+    }
+
+    pub fn park() {
+        let token = current().1;
+        while !token.swap(false, Ordering::AcqRel) {
+            turn();
+        }
     }
 
     pub struct RawMutex(AtomicBool);

@@ -58,16 +58,27 @@ fn execute(hold: ReplyHold<Told>, number: i64, does: Does) -> Option<Reply> {
     }
 }
 
-fn run(executions: &'static [Does]) {
+/// Somebody who knows the link and holds it no more, as a task that a coroutine has left behind; the override that was accepted.
+fn come_late(link: &LinkedCommand<Told>, number: i64) -> Option<Reply> {
+    turn();
+    let reply = Reply::Int(number);
+    link.replace_reply(reply.clone()).is_ok().then_some(reply)
+}
+
+fn run(late: bool, executions: &'static [Does]) {
     let link = LinkedCommand::<Told>::of(vec![b"get".to_vec()]);
     let client = Told::default();
-    let threads: Vec<_> = (1..)
+    let mut threads: Vec<_> = (1..)
         .zip(executions)
         .map(|(number, does)| {
             let hold = link.hold();
             thread::spawn(move || execute(hold, number, *does))
         })
         .collect();
+    if late {
+        let link = Arc::clone(&link);
+        threads.push(thread::spawn(move || come_late(&link, 8)));
+    }
     // As `hooks/proxy.rs` does it, behind the command.
     match link.close_if_free() {
         Ok(replacement) => client.clone().answer(replacement.unwrap_or(OWN)),
@@ -92,22 +103,29 @@ fn run(executions: &'static [Does]) {
 
 #[test]
 fn nobody_overrides() {
-    check(ORDERS, || run(&[Does::Nothing, Does::Nothing]));
+    check(ORDERS, || run(false, &[Does::Nothing, Does::Nothing]));
 }
 
 #[test]
 fn two_override() {
-    check(ORDERS, || run(&[Does::Overrides, Does::Overrides]));
+    check(ORDERS, || run(false, &[Does::Overrides, Does::Overrides]));
 }
 
 #[test]
 fn one_passes_the_link_on() {
-    check(ORDERS, || run(&[Does::PassesOn, Does::Overrides]));
+    check(ORDERS, || run(false, &[Does::PassesOn, Does::Overrides]));
 }
 
 #[test]
 fn a_command_that_is_run_again() {
-    check(ORDERS, || run(&[Does::RunsAgain, Does::Overrides, Does::Nothing]));
+    check(ORDERS, || {
+        run(false, &[Does::RunsAgain, Does::Overrides, Does::Nothing])
+    });
+}
+
+#[test]
+fn one_who_comes_late() {
+    check(ORDERS, || run(true, &[Does::Nothing, Does::Nothing]));
 }
 
 #[test]
