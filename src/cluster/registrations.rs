@@ -23,7 +23,7 @@ use crate::{
     config::Number,
     engine::{
         id::{Id, ShardId},
-        loading::Loaded,
+        loading_functions::LoadedFunctions,
         registering::Registrar,
         registration::{Claim, Registration},
         session::Session,
@@ -216,7 +216,7 @@ impl Cluster {
         from: ShardId,
         number: u64,
         loading_change: LoadingChange,
-        loaded: Loaded,
+        loaded: LoadedFunctions,
     ) -> Result<Said, Error> {
         let limit = self.install_limit() * 2;
         let dropped: Vec<_> = {

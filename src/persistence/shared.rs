@@ -16,7 +16,7 @@ use super::{
 use crate::{
     engine::{
         id::{Id, ShardId},
-        loading::{Loaded, Loading},
+        loading_functions::{LoadedFunctions, LoadingFunctions},
         registration::{Disabled, Images, Peers, Registration},
         requirement::Digest,
         session::{Needs, Session},
@@ -42,7 +42,7 @@ pub struct LoadingChange {
     change: RegistrationChange,
     session: Arc<Session>,
     images: Vec<Images>,
-    pub loading: Loading,
+    pub loading: LoadingFunctions,
 }
 
 impl Persistence {
@@ -127,7 +127,7 @@ impl Persistence {
         &self,
         lock: Lock<'_>,
         loading_change: LoadingChange,
-        loaded: Loaded,
+        loaded: LoadedFunctions,
         claimed: &[Arc<Registration>],
     ) -> Result<PreparedChange, Error> {
         if !lock.is_master() {
