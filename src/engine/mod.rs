@@ -9,6 +9,7 @@ mod ending;
 pub mod execution;
 mod failure;
 mod hashing;
+pub mod holding;
 pub mod id;
 pub mod language;
 pub mod linked_command;
