@@ -14,7 +14,7 @@ pub mod id;
 pub mod language;
 pub mod linked_command;
 mod load;
-pub mod loading;
+pub mod loading_functions;
 pub mod members;
 mod overtime;
 pub mod phase;
