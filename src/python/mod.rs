@@ -29,6 +29,7 @@ pub mod memory;
 mod owners;
 pub mod profile;
 mod read_through;
+mod refresh;
 mod registering;
 mod script;
 mod scripting;
