@@ -362,6 +362,19 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// What has no name of its own, or was told by somebody else.
+impl From<String> for Error {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<&str> for Error {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Error;
