@@ -23,13 +23,13 @@ use crate::{
     config::Number,
     engine::{
         id::{Id, ShardId},
-        loading::Loaded,
+        loading_functions::LoadedFunctions,
         registering::Registrar,
         registration::{Claim, Registration},
         session::Session,
     },
     error::Error,
-    persistence::{Prepared, Preparing},
+    persistence::{LoadingChange, PreparedChange},
     server::{
         api,
         guarded::Guarded,
@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// What is prepared here for others.
-pub type PreparedChanges = Guarded<HashMap<(ShardId, u64), (Prepared, Instant)>>;
+pub type PreparedChanges = Guarded<HashMap<(ShardId, u64), (PreparedChange, Instant)>>;
 
 /// What comes of a registration on all shards: the errors, one for each shard that failed.
 pub type Registered = Result<(), Vec<Reply>>;
@@ -192,19 +192,19 @@ impl Cluster {
         number: u64,
         change: Vec<u8>,
     ) -> Option<Result<Said, Error>> {
-        let preparing = match self.persistence.begin_to_prepare(lock, change) {
-            Ok(preparing) => preparing,
+        let loading_change = match self.persistence.begin_to_prepare(lock, change) {
+            Ok(loading_change) => loading_change,
             Err(reason) => return Some(Err(reason)),
         };
-        let loading = preparing.loading.clone();
+        let loading = loading_change.loading.clone();
         if let Some(loaded) = loading.wait(self.engine.patience()) {
-            return Some(self.keep_prepared(lock, from, number, preparing, loaded));
+            return Some(self.keep_prepared(lock, from, number, loading_change, loaded));
         }
         let (this, reply) = (self.handle(), self.replier(from, number));
         loading.when_done(move |loaded| {
             let Some(this) = this.upgrade() else { return };
             reply(lock::with_lock(|lock| {
-                this.keep_prepared(lock, from, number, preparing, loaded)
+                this.keep_prepared(lock, from, number, loading_change, loaded)
             }));
         });
         None
@@ -215,8 +215,8 @@ impl Cluster {
         lock: Lock<'_>,
         from: ShardId,
         number: u64,
-        preparing: Preparing,
-        loaded: Loaded,
+        loading_change: LoadingChange,
+        loaded: LoadedFunctions,
     ) -> Result<Said, Error> {
         let limit = self.install_limit() * 2;
         let dropped: Vec<_> = {
@@ -235,7 +235,7 @@ impl Cluster {
             let prepared = changes.values().flat_map(|(prepared, _)| &prepared.registrations);
             prepared.cloned().collect()
         };
-        let prepared = self.persistence.prepare(lock, preparing, loaded, &claimed)?;
+        let prepared = self.persistence.prepare(lock, loading_change, loaded, &claimed)?;
         let mut changes = self.prepared.write(lock);
         changes.insert((from, number), (prepared, Instant::now()));
         Ok(Said::Done)

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     engine::{
-        loading::Loading,
+        loading_functions::LoadingFunctions,
         registration::{Claim, Disabled, Images, Peers, Registration},
         requirement::Requirement,
         session::Session,
@@ -207,7 +207,12 @@ impl Persistence {
     }
 
     /// Registrations of one session, which are held, begin when their functions are loaded.
-    pub(super) fn begin_when_loaded(&self, lock: Lock<'_>, loading: &Loading, group: Vec<Arc<Registration>>) {
+    pub(super) fn begin_when_loaded(
+        &self,
+        lock: Lock<'_>,
+        loading: &LoadingFunctions,
+        group: Vec<Arc<Registration>>,
+    ) {
         self.kept.write(lock).loading.extend(group.iter().cloned());
         let this = Weak::clone(&self.this);
         let named = group

@@ -198,6 +198,7 @@ mod tests {
                 limits: Limits {
                     timeout_ms: Some(7),
                     max_concurrent: Some(2),
+                    max_memory: Some(1 << 20),
                 },
             }],
             gone: vec!["0-0".into()],

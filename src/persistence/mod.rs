@@ -23,7 +23,7 @@ use self::change::{SavedRegistration, SavedSession};
 use self::tombstones::Tombstones;
 pub use self::{
     change::RegistrationChange,
-    shared::{Prepared, Preparing},
+    shared::{LoadingChange, PreparedChange},
 };
 use crate::{
     engine::{

@@ -10,7 +10,7 @@ use crate::{
     engine::{
         id::Id,
         language::{Failure, Function},
-        loading::{Loaded, Loading},
+        loading_functions::{LoadedFunctions, LoadingFunctions},
         plan::Plan,
         registration::{Disabled, Images, Life, Peers, Registration},
         session::Session,
@@ -68,7 +68,7 @@ impl Functions {
     }
 
     /// Those of several registrations of one session.
-    pub(super) fn of_each(images: &[Images], loaded: Loaded) -> Vec<Result<Self, String>> {
+    pub(super) fn of_each(images: &[Images], loaded: LoadedFunctions) -> Vec<Result<Self, String>> {
         let mut loaded = loaded.into_iter();
         let each = images.iter().map(|images| Self::take(images, &mut loaded));
         each.collect()
@@ -171,12 +171,12 @@ impl Persistence {
     }
 
     /// Begins to load the functions of registrations of one session.
-    pub(super) fn begin_loading(&self, images: &[Images], session: &Arc<Session>) -> Loading {
+    pub(super) fn begin_loading(&self, images: &[Images], session: &Arc<Session>) -> LoadingFunctions {
         let each = images
             .iter()
             .flat_map(|images| images.functions.iter().chain(&images.on_registered));
         self.engine
-            .load(each.map(|image| image.to_vec()).collect(), session)
+            .load_functions(each.map(|image| image.to_vec()).collect(), session)
     }
 
     /// # Errors

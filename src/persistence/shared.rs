@@ -16,7 +16,7 @@ use super::{
 use crate::{
     engine::{
         id::{Id, ShardId},
-        loading::{Loaded, Loading},
+        loading_functions::{LoadedFunctions, LoadingFunctions},
         registration::{Disabled, Images, Peers, Registration},
         requirement::Digest,
         session::{Needs, Session},
@@ -32,17 +32,17 @@ use crate::{
 };
 
 /// A change of another shard that can be done.
-pub struct Prepared {
+pub struct PreparedChange {
     change: RegistrationChange,
     pub registrations: Vec<Arc<Registration>>,
 }
 
 /// A change of another shard whose functions are being loaded.
-pub struct Preparing {
+pub struct LoadingChange {
     change: RegistrationChange,
     session: Arc<Session>,
     images: Vec<Images>,
-    pub loading: Loading,
+    pub loading: LoadingFunctions,
 }
 
 impl Persistence {
@@ -91,7 +91,7 @@ impl Persistence {
     ///
     /// # Errors
     /// Why the change cannot be done here.
-    pub fn begin_to_prepare(&self, lock: Lock<'_>, change: Vec<u8>) -> Result<Preparing, Error> {
+    pub fn begin_to_prepare(&self, lock: Lock<'_>, change: Vec<u8>) -> Result<LoadingChange, Error> {
         if !lock.is_master() {
             return Err(Error::ReadOnly);
         }
@@ -110,7 +110,7 @@ impl Persistence {
         let saved = change.registrations.iter();
         let images: Vec<_> = saved.map(|saved| saved.images.clone()).collect();
         let session = Arc::new(self.session_of(lock, change.session.clone()));
-        Ok(Preparing {
+        Ok(LoadingChange {
             change,
             loading: self.begin_loading(&images, &session),
             session,
@@ -126,17 +126,17 @@ impl Persistence {
     pub fn prepare(
         &self,
         lock: Lock<'_>,
-        preparing: Preparing,
-        loaded: Loaded,
+        loading_change: LoadingChange,
+        loaded: LoadedFunctions,
         claimed: &[Arc<Registration>],
-    ) -> Result<Prepared, Error> {
+    ) -> Result<PreparedChange, Error> {
         if !lock.is_master() {
             return Err(Error::ReadOnly);
         }
-        let Preparing { change, session, .. } = preparing;
+        let LoadingChange { change, session, .. } = loading_change;
         let old = self.replaced_by(&change)?;
         let mut registrations: Vec<Arc<Registration>> = Vec::new();
-        let functions = Functions::of_each(&preparing.images, loaded);
+        let functions = Functions::of_each(&loading_change.images, loaded);
         for (saved, functions) in change.registrations.iter().zip(functions) {
             if Id::parse(saved.id.as_bytes()).is_some_and(|id| self.kept.read(lock).tombstones.contains(id)) {
                 return Err(format!("there was a registration {} already", saved.id).into());
@@ -157,7 +157,7 @@ impl Persistence {
             registrations.push(restored);
         }
         self.check_ends(lock, old.as_ref(), &registrations)?;
-        Ok(Prepared {
+        Ok(PreparedChange {
             change,
             registrations,
         })
@@ -197,11 +197,11 @@ impl Persistence {
     ///
     /// # Errors
     /// Why it cannot be done any more.
-    pub fn commit(&self, lock: Lock<'_>, prepared: Prepared) -> Result<(), Error> {
+    pub fn commit(&self, lock: Lock<'_>, prepared: PreparedChange) -> Result<(), Error> {
         if !lock.is_master() {
             return Err(Error::ReadOnly);
         }
-        let Prepared {
+        let PreparedChange {
             mut change,
             registrations,
         } = prepared;

@@ -128,6 +128,7 @@ pub fn limits(given: &Given<'_, '_>) -> PyResult<Limits> {
     Ok(Limits {
         timeout_ms: count("timeout", "a whole number of milliseconds from 1 on")?,
         max_concurrent: count("max_concurrent", "a whole number from 1 on")?,
+        max_memory: count("max_memory", "a whole number of bytes from 1 on")?,
     })
 }
 

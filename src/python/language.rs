@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     engine::{
+        holding::Size,
         language::{Distinct, Failure, Function, Language, Packed},
         record::{Record, Value},
         session::Session,
@@ -170,6 +171,16 @@ impl Language for CPython {
         })
     }
 
+    fn size_of(&self, objects: &[&Record]) -> Result<Size, Failure> {
+        attach(|py| {
+            let objects = objects.iter().map(|object| object_of(py, object));
+            let counted = objects
+                .collect::<PyResult<Vec<_>>>()
+                .and_then(|objects| size_of(py, objects));
+            counted.map_err(|error| errors::text_of_callback(py, &error))
+        })
+    }
+
     fn distinct(&self) -> Box<dyn Distinct> {
         Box::new(Seen::default())
     }
@@ -259,6 +270,28 @@ impl Distinct for Seen {
             added.map_err(|error| errors::text_of_callback(py, &error))
         })
     }
+
+    fn size(&self) -> Result<Size, Failure> {
+        let mut size = Size {
+            bytes: self.texts.iter().map(Vec::len).sum(),
+            objects: self.texts.len(),
+        };
+        if let Some(set) = &self.objects {
+            size += attach(|py| {
+                let counted = size_of(py, vec![set.bind(py).clone().into_any()]);
+                counted.map_err(|error| errors::text_of_callback(py, &error))
+            })?;
+        }
+        Ok(size)
+    }
+}
+
+/// How much memory objects take.
+fn size_of(py: Python<'_>, objects: Vec<Bound<'_, PyAny>>) -> PyResult<Size> {
+    static SIZE_OF: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let size_of = SIZE_OF.import(py, "pinion_sizes", "size_of")?;
+    let (bytes, objects) = size_of.call1((PyList::new(py, objects)?,))?.extract()?;
+    Ok(Size { bytes, objects })
 }
 
 impl Seen {
