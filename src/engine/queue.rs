@@ -16,11 +16,13 @@ use std::{
 
 use super::{
     execution::Execution,
-    hashing::Seeded,
     id::Id,
     load::{Advice, Load},
 };
-use crate::waits::{self, Condvar, Mutex, MutexGuard, Thread, ThreadId};
+use crate::{
+    hashing::Seeds,
+    waits::{self, Condvar, Mutex, MutexGuard, Thread, ThreadId},
+};
 
 #[cfg(all(test, feature = "model"))]
 mod model;
@@ -66,7 +68,7 @@ pub struct Queue {
 struct QueueState {
     ready: VecDeque<Job>,
     /// Each lane that has a job ready or running, with the jobs behind that one.
-    lanes: HashMap<Arc<Lane>, VecDeque<Job>, Seeded>,
+    lanes: HashMap<Arc<Lane>, VecDeque<Job>, Seeds>,
     /// Jobs that were ever taken.
     taken: u64,
     /// Workers between [`Queue::wait`] and the [`Queue::next`] that gave them nothing.
