@@ -153,11 +153,7 @@ SANITIZED := $(addprefix tests/test_,$(addsuffix .py,conversions limits hooks li
 
 .PHONY: test-asan
 test-asan: setup-test ## unit tests and a subset of the others with AddressSanitizer, on SERVERS (redis-7.0); ARGS: other tests
-	@SERVER_NAME='$(or $(SERVERS),$(TEST_SERVER))' scripts/sanitize.sh address $(or $(ARGS),$(SANITIZED))
-
-.PHONY: test-tsan
-test-tsan: setup-test ## the same with ThreadSanitizer
-	@SERVER_NAME='$(or $(SERVERS),$(TEST_SERVER))' scripts/sanitize.sh thread $(or $(ARGS),$(SANITIZED))
+	@SERVER_NAME='$(or $(SERVERS),$(TEST_SERVER))' scripts/sanitize.sh $(or $(ARGS),$(SANITIZED))
 
 .PHONY: test-model
 test-model: setup-test ## the queue, the link of a client and the exchange of shards under thousands of orders of their threads
