@@ -13,10 +13,10 @@ from helpers import Server, wait_until
 pytestmark = pytest.mark.skipif("PINION_PRELOAD" not in os.environ, reason="no sanitizer: make test-asan")
 
 FAULT = """
-import ctypes
-libc = ctypes.CDLL(None)
-libc.malloc.restype = libc.memset.restype = ctypes.c_void_p
 def f(r):
+    import ctypes
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = libc.memset.restype = ctypes.c_void_p
     block = ctypes.c_void_p(libc.malloc(10))
     libc.memset(block, 1, 20)
 GB('CommandReader').map(f).register(trigger='t', mode='async_local')
