@@ -152,7 +152,7 @@ docs: setup-docs ## build the site into target/site, check its links, and open e
 SANITIZED := $(addprefix tests/test_,$(addsuffix .py,conversions limits hooks linked_client streams persistence read_through write_behind async time_events sanitizer))
 
 .PHONY: test-asan
-test-asan: setup-test ## unit tests and a subset of the others with AddressSanitizer, on SERVERS (redis-7.0); ARGS: other tests
+test-asan: setup-test ## a subset of the tests on a server with AddressSanitizer, on SERVERS (redis-7.0); ARGS: other tests
 	@SERVER_NAME='$(or $(SERVERS),$(TEST_SERVER))' scripts/sanitize.sh $(or $(ARGS),$(SANITIZED))
 
 .PHONY: test-model

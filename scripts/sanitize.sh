@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the module with AddressSanitizer, and runs the unit tests and others on servers that carry its runtime.
-# sanitize.sh [arguments of pytest]. Environment: PYTHON, SERVER_NAME (redis-7.0), CARGO_TARGET_DIR, SKIP_UNIT.
+# Builds the module with AddressSanitizer, and runs tests on servers that carry its runtime.
+# sanitize.sh [arguments of pytest]. Environment: PYTHON, SERVER_NAME (redis-7.0), CARGO_TARGET_DIR.
 #
 # -Zsanitizer is no option of a stable compiler: RUSTC_BOOTSTRAP allows it, so that no other toolchain is needed. The standard library is
 # as it comes, without checks of its own; of the interpreter and the server only what goes through the C library is seen.
@@ -15,9 +15,7 @@ mkdir -p "$out"
 
 export RUSTC_BOOTSTRAP=1 PYO3_PYTHON=$python CARGO_TARGET_DIR=$target CARGO_INCREMENTAL=0
 export CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
-# An executable has the runtime inside; a module needs it before anything else.
 export RUSTFLAGS="-Zsanitizer=address -Cforce-frame-pointers=yes -Zunstable-options"
-libraries=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("LIBDIR"))')
 
 # The runtime of this very compiler, made a library; under its usual name it would be taken for another one.
 runtime=$out/pinion-address.so
@@ -34,8 +32,5 @@ cp "$target/$host/release/libpinion_core.so" "$out/pinion-cp$(basename "$venv" |
 cp "$target/loader/release/libpinion.so" "$out/libpinion.so"
 ln -sfn "$venv" "$out/venv"
 
-if [ -z "${SKIP_UNIT:-}" ]; then
-    LD_LIBRARY_PATH=$libraries PYTHONMALLOC=malloc cargo test --lib --release --target "$host" --features sanitized
-fi
 PINION_MODULE=$out/libpinion.so PINION_PRELOAD=$runtime PYTHONMALLOC=malloc \
     "$venv/bin/python" -m pytest --server "${SERVER_NAME:-redis-7.0}" -q "$@"
