@@ -361,3 +361,78 @@ def test_a_background_call_that_holds_python(server: Server) -> None:
     for number in range(100):
         assert client.set("k", number)
     assert raw.read() == b"*1\r\n$4\r\nNone\r\n"
+
+
+HELD = "Python has been held for more than 1000 ms by "
+HOLDERS = {
+    "sleeps": "import ctypes\nlibc = ctypes.PyDLL(None)\ndef work(): libc.usleep(3_000_000)",
+    "computes": "import re\ndef work(): re.match('(a+)+$', 'a' * 25 + 'b')",
+}
+
+
+def held(server: Server) -> list[str]:
+    return [line for line in server.log().splitlines() if HELD in line]
+
+
+@pytest.mark.own_server
+@pytest.mark.parametrize("how", HOLDERS)
+def test_who_holds_python_is_named_once(server: Server, how: str) -> None:
+    script = f"""
+{HOLDERS[how]}
+import time
+def hold(r):
+    for _ in range(20):
+        begun = time.monotonic()
+        work()
+        took = time.monotonic() - begun
+        if took > 2.5:
+            return int(took)
+def wait(r):
+    execute('INCR', 'waits')
+    time.sleep(5)
+def spin(r):
+    execute('INCR', 'spins')
+    end = time.monotonic() + 1
+    while time.monotonic() < end: pass
+GB('CommandReader', desc='keeps Python').map(hold).register(trigger='hold', mode='async_local')
+GB('CommandReader').map(wait).register(trigger='wait', mode='async_local')
+GB('CommandReader').map(spin).register(trigger='spin', mode='async_local')
+"""
+    server.run(script)
+    client = server.client()
+    waits, spins, holds = server.raw(), server.raw(), server.raw()
+    waits.send("RG.TRIGGER", "wait")
+    wait_until(lambda: client.exists("waits"))
+    spins.send("RG.TRIGGER", "spin")
+    wait_until(lambda: client.exists("spins"))
+    holds.send("RG.TRIGGER", "hold")
+    for raw in (holds, waits, spins):
+        raw.read()
+    lines = held(server)
+    assert lines, server.log()
+    for line in lines:
+        assert "of registration" in line and "(hold" in line and "'keeps Python'" in line, line
+
+
+@pytest.mark.own_server
+def test_nobody_is_named_where_python_changes_hands(server: Server) -> None:
+    script = """
+    import time, hashlib
+    data = b'x' * 100_000_000
+    def spin(r):
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end: pass
+    def sums(r):
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end: hashlib.sha256(data)
+    def sleep(r): time.sleep(2.5)
+    for f in (spin, sums, sleep):
+        GB('CommandReader').map(f).register(trigger=f.__name__, mode='async_local')
+    """
+    server.run(script)
+    raws = [server.raw() for _ in range(3)]
+    for raw, name in zip(raws, ("spin", "sums", "sleep")):
+        raw.send("RG.TRIGGER", name)
+    for raw in raws:
+        assert raw.read() == b"*1\r\n$4\r\nNone\r\n"
+    assert held(server) == []

@@ -385,6 +385,12 @@ impl Engine {
         self.sync_watch.enter_or_join(make, now)
     }
 
+    /// What SyncTimeout counts for now, with the language's id of its thread.
+    pub fn holds_server(&self) -> Option<(u64, String)> {
+        let (code, _) = self.sync_watch.longer_than(Duration::ZERO)?;
+        Some((code.stop().thread.load(Ordering::Acquire), code.describe_fully()))
+    }
+
     /// True while SyncTimeout counts for anything.
     pub fn is_watching(&self) -> bool {
         self.sync_watch.is_running.load(Ordering::Relaxed)

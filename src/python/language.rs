@@ -19,7 +19,7 @@ use super::{
     convert::{
         self, Surrogates, group_key, object_of, object_record, object_reply, parts, record_object, utf8,
     },
-    errors, image, installed,
+    errors, held, image, installed,
     interrupt::{self, Interruptible},
     text,
 };
@@ -39,6 +39,7 @@ pub struct CPython;
 
 impl Language for CPython {
     fn thread(&self, body: &mut (dyn FnMut() + Send)) {
+        held::note_this_thread();
         // The outer attachment keeps the thread's state alive, so that later ones are cheap.
         detached(body);
     }
