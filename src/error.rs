@@ -143,6 +143,14 @@ impl Error {
         ))
     }
 
+    /// A loader asks for a key whose load waits for that loader.
+    pub fn waits_for_itself(name: &[u8]) -> Self {
+        Self::Text(format!(
+            "read_through: refresh: expected keys whose loads do not wait for this loader, got '{}'",
+            String::from_utf8_lossy(name)
+        ))
+    }
+
     /// The changes of a `write_behind` are saved by another one.
     pub fn saved_by_another(prefix: &str) -> Self {
         Self::Text(format!(

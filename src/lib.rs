@@ -11,6 +11,7 @@ mod error;
 #[cfg(test)]
 #[allow(clippy::expect_used)] // a test may panic
 mod fuzz;
+mod hashing;
 mod hooks;
 mod module;
 mod mutex;
@@ -25,6 +26,7 @@ mod scripting;
 mod server;
 mod stats;
 mod threads;
+mod waits;
 mod write_behind;
 
 use std::ffi::{CStr, c_char, c_int};

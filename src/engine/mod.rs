@@ -8,7 +8,6 @@ mod distribution;
 mod ending;
 pub mod execution;
 mod failure;
-mod hashing;
 pub mod holding;
 pub mod id;
 pub mod language;
@@ -33,6 +32,7 @@ mod running_now;
 pub mod scope;
 pub mod session;
 mod shuffle;
+pub mod sleeper;
 pub mod source;
 pub mod start;
 mod step_state;
@@ -50,7 +50,6 @@ use std::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
@@ -168,7 +167,9 @@ impl Engine {
 
     /// `true`: the server's thread tells when it is about to sleep, see [`Engine::about_to_sleep`].
     pub fn gather_jobs(&self, gather: bool) {
-        self.queue.gather(gather.then(|| thread::current().id()));
+        if gather {
+            self.queue.gather();
+        }
     }
 
     /// The server's thread has done what its clients asked for: the workers get what came of that.

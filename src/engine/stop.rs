@@ -16,7 +16,7 @@ use std::{
 
 use crate::mutex::Mutex;
 
-use super::{Engine, execution::Execution, language::Language, session::Session};
+use super::{Engine, execution::Execution, language::Language, session::Session, sleeper::Sleepers};
 use crate::{
     config::Number,
     error::Error,
@@ -49,6 +49,8 @@ pub struct Stop {
     pub raised: AtomicBool,
     /// The thread while nothing is to be raised in it, and since when.
     shielded: Mutex<Option<(u64, Instant)>>,
+    /// Where it waits for something of ours.
+    pub sleepers: Sleepers,
 }
 
 /// How long code can be shielded: it may be a user's, and never end.
@@ -88,6 +90,7 @@ impl Stop {
 
     pub fn ask(&self) {
         self.asked.store(true, Ordering::Release);
+        self.sleepers.wake();
     }
 
     /// Somebody asked for its end.

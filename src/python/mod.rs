@@ -30,6 +30,7 @@ pub mod memory;
 mod owners;
 pub mod profile;
 mod read_through;
+mod refresh;
 mod registering;
 mod script;
 mod scripting;

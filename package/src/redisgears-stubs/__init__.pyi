@@ -96,6 +96,7 @@ def writeBehind(
     wait: bool = False,
     timeout: float = 5,
     ordered: Literal["key", "all"] = "key",
+    max_save_time: float | None = None,
     onRegistered: Callable[[], object] | None = None,
     user: str | None = None,
     desc: str | None = None,
