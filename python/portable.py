@@ -92,7 +92,7 @@ def explain(callable, refusal, is_known):
     way, culprit, reason = [], callable, None
     seen = set()
     while True:
-        for label, part in _parts(culprit, is_known):
+        for label, part in _safe_parts(culprit, is_known):
             if id(part) in seen or len(seen) == _MAX_TRIES:
                 continue
             seen.add(id(part))
@@ -111,6 +111,14 @@ def explain(callable, refusal, is_known):
         f'{name} uses {", ".join(way)}: {what}, which cannot be stored or sent to other servers ({reason}). '
         'Make it inside of the function when it is first needed, or in onRegistered, or import it from a module'
     )
+
+
+def _safe_parts(obj, is_known):
+    """What `_parts` gives, up to where the object itself raises: code of users runs wherever it is looked at."""
+    try:
+        yield from _parts(obj, is_known)
+    except Exception:
+        return
 
 
 def _parts(obj, is_known):
