@@ -101,6 +101,20 @@ struct Counters {
     waiting: Durations,
 }
 
+impl Counters {
+    fn ended(&mut self, duration: Duration) {
+        self.running.record(duration);
+        self.counts.last = duration;
+        self.counts.total += duration;
+    }
+
+    fn succeeded(&mut self, duration: Duration) {
+        self.ended(duration);
+        self.counts.succeeded += 1;
+        self.counts.last_error = None;
+    }
+}
+
 impl RunStats {
     /// An execution is about to be started.
     pub fn triggered(&self) {
@@ -141,23 +155,25 @@ impl RunStats {
         is_due.then(|| self.unlogged_failures.swap(0, Ordering::Relaxed))
     }
 
+    /// An execution ended well after running for `duration`.
+    pub fn succeeded(&self, duration: Duration) {
+        self.state.lock().succeeded(duration);
+    }
+
     /// An execution ended after running for `duration`.
     pub fn ended(&self, ending: Ending, duration: Duration) {
         let mut state = self.state.lock();
-        state.running.record(duration);
-        let counts = &mut state.counts;
-        counts.last = duration;
-        counts.total += duration;
         match ending {
-            Ending::Success => {
-                counts.succeeded += 1;
-                counts.last_error = None;
-            }
+            Ending::Success => state.succeeded(duration),
             Ending::Failure(error) => {
-                counts.failed += 1;
-                counts.last_error = Some(error);
+                state.ended(duration);
+                state.counts.failed += 1;
+                state.counts.last_error = Some(error);
             }
-            Ending::Aborted => counts.aborted += 1,
+            Ending::Aborted => {
+                state.ended(duration);
+                state.counts.aborted += 1;
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 //! One handle, made while the module loads and passed down. Commands and readers call it on the server's thread, the
 //! language's functions on any thread.
 
+pub mod brief;
 pub mod distributed_run;
 mod distribution;
 mod ending;
@@ -249,8 +250,7 @@ impl Engine {
         }
         let payload = start.payload.take();
         let distributed = payload.map(|payload| DistributedRun::initiate(self.max_idle(), *payload));
-        self.registry
-            .create(start, distributed, self.config.limit(Number::MaxExecutions))
+        self.registry.create(start, distributed, self.most_executions())
     }
 
     /// Changes when the data are replaced.

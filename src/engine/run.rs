@@ -10,11 +10,11 @@ use std::{
 use super::{
     Engine,
     distributed_run::DistributedRun,
-    execution::{Execution, Outcome},
-    language::Completion,
+    execution::{Execution, Late, Outcome},
+    language::{Completion, Failure},
     phase::{Parked, Status},
     pipeline::{
-        Pipeline, PipelineState,
+        Pipeline, PipelineState, Tickets,
         single::{self, Passed},
     },
     record::Record,
@@ -23,7 +23,7 @@ use super::{
     shuffle::Shuffle,
     source::{Reading, Source},
 };
-use crate::{config::Number, error::Error};
+use crate::{config::Number, error::Error, server::reply::Reply};
 
 /// The error of an execution that panicked.
 pub(super) const INTERNAL: &str = "ERR internal error, see the server's log";
@@ -45,7 +45,7 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
         }
     }
     // Before what the run remembers, so that it ends after that.
-    let _scope = Scope::of_execution(execution).enter();
+    let _scope = Scope::enter_execution(execution);
     let mut parked = if let Some(source) = execution.begin(started) {
         let profiled = engine.config.is_on(Number::ProfileExecutions);
         let is_single = !profiled
@@ -146,12 +146,27 @@ fn pass_single(
         Ok(Some(record)) => {
             execution.note_read();
             let ticket = |step, number| ticket(engine, execution, step, number);
-            single::pass(&execution.plan, language, &ticket, record)
+            single::pass(
+                &execution.plan,
+                language,
+                &ticket,
+                record,
+                execution.is_kept_only(),
+            )
         }
         Ok(None) => Passed::Through(Ok(None)),
         Err(failure) => Passed::Through(Err(failure)),
     };
     match passed {
+        Passed::Text(text) => {
+            let outcome = Outcome {
+                late: Some(Late(text)),
+                total: started.elapsed(),
+                reading,
+                ..Outcome::default()
+            };
+            ended_with(engine, execution, None, outcome)
+        }
         Passed::Through(result) => {
             let total = started.elapsed();
             let (results, errors) = match result {
@@ -166,17 +181,65 @@ fn pass_single(
             };
             ended_with(engine, execution, results, outcome)
         }
-        Passed::Waits(state) => {
-            let mut parked = Parked {
-                source: None,
-                state,
-                loads: engine.loads(),
-                total: Duration::ZERO,
-                reading,
-            };
-            pass_records(engine, execution, &mut parked, started)
-        }
+        Passed::Waits(state) => go_on_waiting(engine, execution, state, reading, started),
     }
+}
+
+fn go_on_waiting(
+    engine: &Engine,
+    execution: &Arc<Execution>,
+    state: PipelineState,
+    reading: Duration,
+    started: Instant,
+) -> Ran {
+    let mut parked = Parked {
+        source: None,
+        state,
+        loads: engine.loads(),
+        total: Duration::ZERO,
+        reading,
+    };
+    pass_records(engine, execution, &mut parked, started)
+}
+
+/// A run whose only call gave something to wait for; `wait` begins that.
+pub(super) fn wait_for(
+    engine: &Engine,
+    execution: &Arc<Execution>,
+    started: Instant,
+    wait: impl FnOnce(Tickets<'_>) -> PipelineState,
+) -> Ran {
+    let (mut ran, mut wait) = (Ran::Gone, Some(wait));
+    engine.language.interruptible(&execution.stop, &mut || {
+        let ticket = |step, number| ticket(engine, execution, step, number);
+        if let Some(wait) = wait.take() {
+            ran = go_on_waiting(engine, execution, wait(&ticket), Duration::ZERO, started);
+        }
+    });
+    note_timeout(engine, execution, &mut ran);
+    ran
+}
+
+/// A run whose only call has ended otherwise than well.
+pub(super) fn ended_at_once(
+    engine: &Engine,
+    execution: &Arc<Execution>,
+    result: Result<Reply, Failure>,
+    started: Instant,
+) -> Ran {
+    let (results, errors) = match result {
+        Ok(result) => (vec![result], Vec::new()),
+        Err(failure) => (Vec::new(), vec![failure]),
+    };
+    let outcome = Outcome {
+        results,
+        errors,
+        total: started.elapsed(),
+        ..Outcome::default()
+    };
+    let mut ran = ended_with(engine, execution, None, outcome);
+    note_timeout(engine, execution, &mut ran);
+    ran
 }
 
 fn pass_records(

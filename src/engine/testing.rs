@@ -12,7 +12,7 @@ use super::{
     source::Source,
     stop::{Interrupted, Stop},
 };
-use crate::server::reply::Reply;
+use crate::server::{reply::Reply, string::Argv};
 
 pub struct Plain;
 
@@ -109,6 +109,9 @@ impl Function for Arithmetic {
             0 => Ok(Called::Later(Box::new(Tomorrow), None)),
             other => Ok(Called::Now(Record::int(other * 2))),
         }
+    }
+    fn answer(&self, _stop: &Stop, words: Argv<'_>, _text: bool) -> Result<Called<Reply>, Failure> {
+        Ok(Called::Now(Reply::Int(words.len() as i64)))
     }
     fn expand(&self, record: Record) -> Result<Called<Vec<Record>>, Failure> {
         let number = number(&record);

@@ -12,13 +12,19 @@ use super::{
     children,
     convert::{self, Surrogates, object_record, record_object},
     coroutine::{Calling, Waits},
-    errors, image, profile,
+    errors, image,
+    interrupt::Interruptible,
+    profile,
 };
-use crate::engine::{
-    language::{Awaitable, Called, Failure, Function},
-    record::{Record, Value},
-    session::Session,
-    source::{Reading, Source},
+use crate::{
+    engine::{
+        language::{Awaitable, Called, Failure, Function},
+        record::{Record, Value},
+        session::Session,
+        source::{Reading, Source},
+        stop::Stop,
+    },
+    server::{reply::Reply, string::Argv},
 };
 
 const IN_EXTRACTOR: &str = "coroutine are not allow on extractor";
@@ -156,6 +162,21 @@ impl Function for Callback {
         self.call(|py| {
             let object = record_object(py, record)?;
             Ok(self.invoke(py, (object,), Waits::Yes)?.map(object_record))
+        })
+    }
+
+    fn answer(&self, stop: &Stop, words: Argv<'_>, text: bool) -> Result<Called<Reply>, Failure> {
+        let interruptible = Interruptible::enter(stop);
+        attach(move |py| {
+            // Ends behind all objects, attached.
+            let _interruptible = interruptible;
+            let answered = convert::words_object(py, words).and_then(|words| {
+                Ok(match self.invoke(py, (words,), Waits::Yes)? {
+                    Invoked::Value(value) => Called::Now(convert::result_reply(&value, text)?),
+                    Invoked::Later(awaitable) => Called::Later(awaitable, None),
+                })
+            });
+            answered.map_err(|error| errors::text_of_callback(py, &error))
         })
     }
 
