@@ -6,7 +6,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -15,9 +15,9 @@ use super::{
     language::Called,
     phase::Status,
     pipeline::single,
-    plan::{Plan, Step},
     registration::Registration,
     run::{self, Ran},
+    run_one,
     running_now::{Depth, RanNow},
     scope::Scope,
     source::Once,
@@ -56,19 +56,6 @@ pub enum Brief {
     Ran(RanNow),
 }
 
-/// The function of a plan that is one call, and whether its result is the text of what it returns.
-fn only_call(plan: &Plan) -> Option<(usize, bool)> {
-    let (Step::Map(function), rest) = plan.steps.split_first()? else {
-        return None;
-    };
-    match rest {
-        // On a shard alone nothing moves.
-        [] | [Step::Collect] => Some((*function, false)),
-        [Step::Text] | [Step::Text, Step::Collect] => Some((*function, true)),
-        _ => None,
-    }
-}
-
 impl Engine {
     /// Runs the function of a `sync` registration with the words of a command, watched by SyncTimeout. `None`: it is no such run, and
     /// nothing has happened.
@@ -81,7 +68,7 @@ impl Engine {
         words: Argv<'_>,
         may_wait: bool,
     ) -> Option<Brief> {
-        let (function, text) = only_call(&registration.plan)?;
+        let call = registration.plan.only_call().filter(|call| !call.visits)?;
         if registration.limits.timeout_ms.is_some() || self.config.is_on(Number::ProfileExecutions) {
             return None;
         }
@@ -94,8 +81,10 @@ impl Engine {
         let started = Instant::now();
         let watched = self.sync_watch.enter(Arc::clone(&execution) as _, started);
         let scope = Scope::enter_execution(&execution);
-        let function = &registration.plan.functions[function];
-        let called = catch_unwind(AssertUnwindSafe(|| function.answer(&execution.stop, words, text)));
+        let function = &registration.plan.functions[call.function];
+        let called = catch_unwind(AssertUnwindSafe(|| {
+            function.answer(&execution.stop, words, call.text)
+        }));
         let ran = match called {
             Ok(Ok(Called::Now(result))) if !execution.stop.is_asked() => {
                 drop(scope);
@@ -108,37 +97,16 @@ impl Engine {
                 execution.note_read();
                 // Nobody can have aborted it: it has no id yet that anybody knows.
                 drop(execution.begin(started));
-                run::wait_for(self, &execution, started, |ticket| {
+                run_one::wait_for(self, &execution, Duration::ZERO, started, |ticket| {
                     single::waiting_at(0, awaitable, None, ticket)
                 })
             }
-            Ok(Ok(Called::Now(result))) => run::ended_at_once(self, &execution, Ok(result), started),
-            Ok(Err(failure)) => run::ended_at_once(self, &execution, Err(failure), started),
+            Ok(Ok(Called::Now(result))) => run_one::ended_at_once(self, &execution, Ok(result), started),
+            Ok(Err(failure)) => run_one::ended_at_once(self, &execution, Err(failure), started),
             Err(_) => Ran::Ended(Status::Done, Outcome::of_error(run::INTERNAL)),
         };
         drop(scope);
         drop(watched);
         Some(Brief::Ran(self.after_run(&execution, ran)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_call_is_a_map_and_what_follows_by_itself() {
-        let call = |steps: &[Step]| {
-            only_call(&Plan {
-                steps: steps.to_vec(),
-                functions: Vec::new(),
-            })
-        };
-        assert_eq!(call(&[Step::Map(3)]), Some((3, false)));
-        assert_eq!(call(&[Step::Map(0), Step::Text, Step::Collect]), Some((0, true)));
-        assert_eq!(call(&[Step::Map(0), Step::Collect, Step::Text]), None);
-        assert_eq!(call(&[Step::Map(0), Step::Map(1)]), None);
-        assert_eq!(call(&[Step::ForEach(0)]), None);
-        assert_eq!(call(&[]), None);
     }
 }

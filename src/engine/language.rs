@@ -118,6 +118,12 @@ pub trait LateText: Send + Sync {
     fn text(&self) -> Vec<u8>;
 }
 
+/// A text that is a result.
+pub enum Shown {
+    Now(Reply),
+    Late(Arc<dyn LateText>),
+}
+
 /// A set of records.
 pub trait Distinct: Send {
     /// Adds a record; false if an equal one is there.
@@ -179,6 +185,10 @@ pub trait Function: Send + Sync {
     /// Calls it with the words of a command under the server's lock, so that `stop` can end it: [`Language::interruptible`],
     /// [`Function::map`] and [`Language::to_reply`], in one. `text`: behind [`Language::to_text`].
     fn answer(&self, stop: &Stop, words: Argv<'_>, text: bool) -> Result<Called<Reply>, Failure>;
+
+    /// Calls it with one record so that `stop` can end it, and gives the text of what it returns, or of the record (`visits`):
+    /// [`Language::interruptible`], [`Function::map`] or [`Function::visit`], and [`Language::to_text`], in one.
+    fn text(&self, stop: &Stop, record: Record, visits: bool) -> Result<Called<Shown>, Failure>;
 
     /// Calls it with one record and takes a returned list apart, in its order.
     fn expand(&self, record: Record) -> Result<Called<Vec<Record>>, Failure>;

@@ -29,6 +29,7 @@ mod registry;
 pub mod requirement;
 mod run;
 pub mod run_message;
+mod run_one;
 mod running_now;
 pub mod scope;
 pub mod session;

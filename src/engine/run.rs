@@ -10,20 +10,18 @@ use std::{
 use super::{
     Engine,
     distributed_run::DistributedRun,
-    execution::{Execution, Late, Outcome},
-    language::{Completion, Failure},
+    execution::{Execution, Outcome},
+    language::Completion,
     phase::{Parked, Status},
-    pipeline::{
-        Pipeline, PipelineState, Tickets,
-        single::{self, Passed},
-    },
+    pipeline::{Pipeline, PipelineState, single},
     record::Record,
     run_message::RunMessage,
+    run_one::{run_call, run_single},
     scope::Scope,
     shuffle::Shuffle,
-    source::{Reading, Source},
+    source::Reading,
 };
-use crate::{config::Number, error::Error, server::reply::Reply};
+use crate::{config::Number, error::Error};
 
 /// The error of an execution that panicked.
 pub(super) const INTERNAL: &str = "ERR internal error, see the server's log";
@@ -53,8 +51,13 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
             && source.is_single()
             && single::takes_one_by_one(&execution.plan);
         if is_single {
-            let ran = catch_unwind(AssertUnwindSafe(|| {
-                run_single(engine, execution, source, started)
+            let call = execution
+                .plan
+                .only_call()
+                .filter(|call| call.text && execution.is_kept_only());
+            let ran = catch_unwind(AssertUnwindSafe(|| match call {
+                Some(call) => run_call(engine, execution, source, started, call),
+                None => run_single(engine, execution, source, started),
             }));
             return ran.unwrap_or_else(|_| Ran::Ended(Status::Done, Outcome::of_error(INTERNAL)));
         }
@@ -88,7 +91,7 @@ fn run_steps(engine: &Engine, execution: &Arc<Execution>, parked: &mut Parked, s
 }
 
 /// Whoever ran for too long has that as its first error.
-fn note_timeout(engine: &Engine, execution: &Execution, ran: &mut Ran) {
+pub(super) fn note_timeout(engine: &Engine, execution: &Execution, ran: &mut Ran) {
     let Ran::Ended(status, outcome) = ran else { return };
     if execution.stop.has_timed_out() {
         *status = Status::Done;
@@ -104,145 +107,7 @@ fn note_timeout(engine: &Engine, execution: &Execution, ran: &mut Ran) {
     }
 }
 
-/// [`run_steps`] for one record at most, and a plan that needs to remember nothing.
-fn run_single(engine: &Engine, execution: &Arc<Execution>, source: Box<dyn Source>, started: Instant) -> Ran {
-    let (mut ran, mut source) = (Ran::Gone, Some(source));
-    let timed = engine.time_run(execution, Duration::ZERO);
-    engine.language.interruptible(&execution.stop, &mut || {
-        if let Some(source) = source.take() {
-            ran = pass_single(engine, execution, source, started);
-        }
-    });
-    drop(timed);
-    note_timeout(engine, execution, &mut ran);
-    ran
-}
-
-fn pass_single(
-    engine: &Engine,
-    execution: &Arc<Execution>,
-    mut source: Box<dyn Source>,
-    started: Instant,
-) -> Ran {
-    let language = engine.language.as_ref();
-    let mut reading = Duration::ZERO;
-    let read = match source.buffered() {
-        _ if execution.stop.is_asked() => Ok(None),
-        Some(record) => Ok(Some(record)),
-        None if source.is_at_end() => Ok(None),
-        None => {
-            let delayed = execution.is_delayed();
-            let record = source.next(&Reading {
-                engine,
-                delayed,
-                actor: execution.actor.as_ref(),
-            });
-            reading = started.elapsed();
-            record
-        }
-    };
-    drop(source);
-    let passed = match read {
-        Ok(Some(record)) => {
-            execution.note_read();
-            let ticket = |step, number| ticket(engine, execution, step, number);
-            single::pass(
-                &execution.plan,
-                language,
-                &ticket,
-                record,
-                execution.is_kept_only(),
-            )
-        }
-        Ok(None) => Passed::Through(Ok(None)),
-        Err(failure) => Passed::Through(Err(failure)),
-    };
-    match passed {
-        Passed::Text(text) => {
-            let outcome = Outcome {
-                late: Some(Late(text)),
-                total: started.elapsed(),
-                reading,
-                ..Outcome::default()
-            };
-            ended_with(engine, execution, None, outcome)
-        }
-        Passed::Through(result) => {
-            let total = started.elapsed();
-            let (results, errors) = match result {
-                Ok(record) => (record, Vec::new()),
-                Err(failure) => (None, vec![failure]),
-            };
-            let outcome = Outcome {
-                errors,
-                total,
-                reading,
-                ..Outcome::default()
-            };
-            ended_with(engine, execution, results, outcome)
-        }
-        Passed::Waits(state) => go_on_waiting(engine, execution, state, reading, started),
-    }
-}
-
-fn go_on_waiting(
-    engine: &Engine,
-    execution: &Arc<Execution>,
-    state: PipelineState,
-    reading: Duration,
-    started: Instant,
-) -> Ran {
-    let mut parked = Parked {
-        source: None,
-        state,
-        loads: engine.loads(),
-        total: Duration::ZERO,
-        reading,
-    };
-    pass_records(engine, execution, &mut parked, started)
-}
-
-/// A run whose only call gave something to wait for; `wait` begins that.
-pub(super) fn wait_for(
-    engine: &Engine,
-    execution: &Arc<Execution>,
-    started: Instant,
-    wait: impl FnOnce(Tickets<'_>) -> PipelineState,
-) -> Ran {
-    let (mut ran, mut wait) = (Ran::Gone, Some(wait));
-    engine.language.interruptible(&execution.stop, &mut || {
-        let ticket = |step, number| ticket(engine, execution, step, number);
-        if let Some(wait) = wait.take() {
-            ran = go_on_waiting(engine, execution, wait(&ticket), Duration::ZERO, started);
-        }
-    });
-    note_timeout(engine, execution, &mut ran);
-    ran
-}
-
-/// A run whose only call has ended otherwise than well.
-pub(super) fn ended_at_once(
-    engine: &Engine,
-    execution: &Arc<Execution>,
-    result: Result<Reply, Failure>,
-    started: Instant,
-) -> Ran {
-    let (results, errors) = match result {
-        Ok(result) => (vec![result], Vec::new()),
-        Err(failure) => (Vec::new(), vec![failure]),
-    };
-    let outcome = Outcome {
-        results,
-        errors,
-        total: started.elapsed(),
-        ..Outcome::default()
-    };
-    let mut ran = ended_with(engine, execution, None, outcome);
-    note_timeout(engine, execution, &mut ran);
-    ran
-}
-
-fn pass_records(
+pub(super) fn pass_records(
     engine: &Engine,
     execution: &Arc<Execution>,
     parked: &mut Parked,
@@ -402,7 +267,7 @@ fn tell_errors(
 }
 
 /// What tells the execution the value that it waits for, and wakes a worker for it.
-fn ticket(engine: &Engine, execution: &Arc<Execution>, step: usize, number: u64) -> Completion {
+pub(super) fn ticket(engine: &Engine, execution: &Arc<Execution>, step: usize, number: u64) -> Completion {
     let (engine, execution) = (engine.handle(), Arc::clone(execution));
     Box::new(move |value| {
         if execution.complete((step, number, value)) {
@@ -428,7 +293,7 @@ pub(super) fn ended(engine: &Engine, execution: &Execution, parked: &mut Parked)
     ended_with(engine, execution, results, outcome)
 }
 
-fn ended_with(
+pub(super) fn ended_with(
     engine: &Engine,
     execution: &Execution,
     results: impl IntoIterator<Item = Record>,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    language::{Awaitable, Called, Completion, Distinct, Failure, Function, Language, Packed},
+    language::{Awaitable, Called, Completion, Distinct, Failure, Function, Language, Packed, Shown},
     record::{Record, Value},
     session::Session,
     source::Source,
@@ -112,6 +112,10 @@ impl Function for Arithmetic {
     }
     fn answer(&self, _stop: &Stop, words: Argv<'_>, _text: bool) -> Result<Called<Reply>, Failure> {
         Ok(Called::Now(Reply::Int(words.len() as i64)))
+    }
+    fn text(&self, _stop: &Stop, record: Record, _visits: bool) -> Result<Called<Shown>, Failure> {
+        let text = number(&record).to_string();
+        Ok(Called::Now(Shown::Now(Reply::bulk(text))))
     }
     fn expand(&self, record: Record) -> Result<Called<Vec<Record>>, Failure> {
         let number = number(&record);

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     engine::{
-        language::{Awaitable, Called, Failure, Function},
+        language::{Awaitable, Called, Failure, Function, Shown},
         record::{Record, Value},
         session::Session,
         source::{Reading, Source},
@@ -177,6 +177,32 @@ impl Function for Callback {
                 })
             });
             answered.map_err(|error| errors::text_of_callback(py, &error))
+        })
+    }
+
+    fn text(&self, stop: &Stop, record: Record, visits: bool) -> Result<Called<Shown>, Failure> {
+        let interruptible = Interruptible::enter(stop);
+        attach(move |py| {
+            let _interruptible = interruptible;
+            let shown = record_object(py, record).and_then(|object| {
+                let value = match self.invoke(py, (&object,), Waits::Yes)? {
+                    Invoked::Value(value) => value,
+                    Invoked::Later(awaitable) => {
+                        let record = visits.then(|| object_record(object));
+                        return Ok(Called::Later(awaitable, record));
+                    }
+                };
+                let result = if visits {
+                    // It may be the record itself.
+                    drop(value);
+                    object
+                } else {
+                    drop(object);
+                    value
+                };
+                convert::shown(result).map(Called::Now)
+            });
+            shown.map_err(|error| errors::text_of_callback(py, &error))
         })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Byte strings that are valid UTF-8 become `str`, others `bytearray` (`bytes` as names of fields).
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use pyo3::{
     intern,
@@ -12,7 +12,10 @@ use pyo3::{
 
 use super::{attach::ObjectRef, errors, text};
 use crate::{
-    engine::record::{Foreign, Record, Value},
+    engine::{
+        language::Shown,
+        record::{Foreign, Record, Value},
+    },
     server::{reply::Reply, string::Argv},
 };
 
@@ -310,6 +313,17 @@ pub fn plain_reply(object: &Bound<'_, PyAny>) -> Option<Reply> {
         return number.extract::<i64>().ok().map(Reply::Int);
     }
     object.is_none().then_some(Reply::Null)
+}
+
+/// The text of an object as a result, made later where that is the same.
+///
+/// # Errors
+/// As [`result_reply`].
+pub fn shown(object: Bound<'_, PyAny>) -> PyResult<Shown> {
+    if text::is_settled(&object) {
+        return Ok(Shown::Late(Arc::new(text::Late(ObjectRef::new(object.unbind())))));
+    }
+    result_reply(&object, true).map(Shown::Now)
 }
 
 /// What a function returned, or its text, as a result.
