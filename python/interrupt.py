@@ -5,3 +5,10 @@ def wait_for_interrupt():
     """Runs until an exception is raised in this thread from outside."""
     while True:
         pass
+
+
+def raise_pending():
+    """An exception that was raised in this thread from outside comes out here: Python looks for one where a function begins,
+    and where a loop does."""
+    for _ in (0, 1):
+        pass

@@ -86,6 +86,8 @@ pub enum Error {
     RanTooLong(i64),
     /// `timeout` of a registration, in milliseconds.
     RanOverTime(u64),
+    /// `max_memory` of a registration, in bytes.
+    HeldTooMuch(u64),
 
     // requirements
     /// Which one, and why.
@@ -138,6 +140,14 @@ impl Error {
     pub fn loaded_by_another(prefix: &str) -> Self {
         Self::Text(format!(
             "read_through: prefix: expected one that has no loader yet, but a registration loads '{prefix}' already"
+        ))
+    }
+
+    /// A loader asks for a key whose load waits for that loader.
+    pub fn waits_for_itself(name: &[u8]) -> Self {
+        Self::Text(format!(
+            "read_through: refresh: expected keys whose loads do not wait for this loader, got '{}'",
+            String::from_utf8_lossy(name)
         ))
     }
 
@@ -242,7 +252,7 @@ impl Error {
             Self::ClientCannotWait => CLIENT_CANNOT_WAIT,
             Self::NotTriggered(reason) => return format!("ERR Could not trigger execution, {reason}").into(),
             Self::NotOneResult => "Command hook must return exactly one result",
-            Self::RanTooLong(_) | Self::RanOverTime(_) => return self.about_time(),
+            Self::RanTooLong(_) | Self::RanOverTime(_) | Self::HeldTooMuch(_) => return self.about_limits(),
             Self::NoHookContext => "Can not get CommandHook ctx",
             Self::RequirementsNotFetched(why) => {
                 let beginning = "Could not satisfy requirements (look at redis log file for more information)";
@@ -313,13 +323,17 @@ impl Error {
     }
 
     /// Which limit a function has passed.
-    fn about_time(&self) -> Cow<'_, str> {
+    fn about_limits(&self) -> Cow<'_, str> {
         match self {
             Self::RanOverTime(limit) => {
                 format!("ERR the function ran longer than its timeout ({limit} ms) and was stopped").into()
             }
             Self::RanTooLong(limit) => {
                 format!("ERR the function ran longer than SyncTimeout ({limit} ms) and was stopped").into()
+            }
+            Self::HeldTooMuch(limit) => {
+                format!("ERR the execution held more than its max_memory ({limit} bytes) and was ended")
+                    .into()
             }
             _ => "".into(),
         }
@@ -353,6 +367,19 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// What has no name of its own, or was told by somebody else.
+impl From<String> for Error {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<&str> for Error {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
 
 #[cfg(test)]
 mod tests {

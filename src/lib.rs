@@ -11,6 +11,7 @@ mod error;
 #[cfg(test)]
 #[allow(clippy::expect_used)] // a test may panic
 mod fuzz;
+mod hashing;
 mod hooks;
 mod module;
 mod mutex;

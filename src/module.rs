@@ -155,7 +155,7 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks, environment: &Environ
     time_events::connect(&engine);
     loading.create_type(time_events::load)?;
     loading.keep_in_files(Arc::clone(&persistence) as _)?;
-    python::start_loop().map_err(|error| format!("could not start the event loop's thread: {error}"))?;
+    python::start_threads(&engine).map_err(|error| format!("could not start a thread: {error}"))?;
     loading.make_categories();
     for command in callbacks.commands.iter().copied().flatten() {
         loading.create(*command, features)?;

@@ -67,7 +67,7 @@ const SHORT: usize = 128;
 impl Durations {
     pub fn record(&mut self, duration: Duration) {
         if duration.as_secs() == 0 {
-            if let Some(count) = self.short.get_mut((duration.subsec_nanos() / 1000) as usize) {
+            if let Some(count) = self.short.get_mut(duration.subsec_micros() as usize) {
                 if let Some(more) = count.checked_add(1) {
                     *count = more;
                     return;
@@ -317,7 +317,7 @@ mod tests {
     fn short_durations_count_as_others_do() {
         let (mut durations, mut all) = (
             Durations::default(),
-            Histogram::new_with_bounds(1, LONGEST_US, 2).unwrap_or_else(|error| panic!("{error:?}")),
+            Histogram::<u64>::new_with_bounds(1, LONGEST_US, 2).unwrap_or_else(|error| panic!("{error:?}")),
         );
         for us in (0..400).chain([5_000, 3_000_000]) {
             durations.record(Duration::from_micros(us));

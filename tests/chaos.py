@@ -96,9 +96,22 @@ class Chaos:
                     found.append((by_port[int(state[2])], node))
         return found
 
+    def rejoin(self, pairs: list[tuple[Server, Server]]) -> None:
+        """Makes a master without slots the replica of one that has none, as whoever runs the cluster would.
+
+        Who was away while its slots went to several others stays a master, as replicas must not migrate here.
+        """
+        paired = {node for pair in pairs for node in pair}
+        single = [node for node in self.masters() if node not in paired]
+        with contextlib.suppress(redis.RedisError):
+            empty = [node for node in single if not owned_slots(node)]
+            for node, master in zip(empty, [node for node in single if node not in empty]):
+                client_of(node).execute_command("CLUSTER", "REPLICATE", node_id(master))
+
     def is_well(self) -> bool:
         """Whether all shards have a replica with all data, and know each other."""
         pairs = self.shard_mates()
+        self.rejoin(pairs)
         return len(pairs) == 3 and all(
             is_up(master) and size(master) == size(replica) and is_linked(master, 3) for master, replica in pairs
         )
@@ -205,8 +218,8 @@ class Chaos:
         except redis.ConnectionError:
             # it was killed, which `check` looks at
             return
-        # A replica reads its own data only: who was demoted meanwhile was asked in vain.
-        if wrong and role(node) != "master":
+        # Who is no shard any more reads its own data only, and nothing is deployed to it: it was asked in vain.
+        if wrong and not is_shard(node):
             return self.note_error("demoted")
         with self._lock:
             self.told.slowest_s = max(self.told.slowest_s, time.monotonic() - started)
@@ -248,7 +261,7 @@ class Chaos:
             return
         except redis.ResponseError as error:
             return self.note_error(str(error))
-        if reply == "OK" and role(node) == "master":
+        if reply == "OK" and is_shard(node):
             with self._lock:
                 self.versions.append((version, time.monotonic()))
         elif reply != "OK":
@@ -338,6 +351,13 @@ def role(node: Server) -> str:
         return str(client_of(node).execute_command("ROLE")[0])
     except redis.RedisError:
         return ""
+
+
+def is_shard(node: Server) -> bool:
+    """Whether a node is a master with slots, as it sees it."""
+    with contextlib.suppress(redis.RedisError):
+        return role(node) == "master" and bool(owned_slots(node))
+    return False
 
 
 def is_up(node: Server) -> bool:

@@ -115,7 +115,12 @@ def fail_over(replica: Server) -> bool:
 
 
 def move_slot(masters: Sequence[Server], source: Server, target: Server, slot: int) -> None:
-    """Moves a slot with its keys, as `redis-cli --cluster reshard` does."""
+    """Moves a slot with its keys, as `redis-cli --cluster reshard` does.
+
+    Waits first until the masters agree on their epochs: the target of a slot takes the next epoch after those that it has heard of, and
+    loses the slot again if the old owner has a later one, which happens to whoever moves slots in quick succession.
+    """
+    wait_until(lambda: len({_epochs(server) for server in masters}) == 1, 20, "the masters agree on their epochs")
     origin, to = node_id(source), node_id(target)
     target.own.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", origin)
     source.own.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", to)
@@ -123,6 +128,12 @@ def move_slot(masters: Sequence[Server], source: Server, target: Server, slot: i
         source.own.execute_command("MIGRATE", target.host, target.port, key, 0, 5000)
     for server in sorted(masters, key=lambda server: server is not target):
         server.own.execute_command("CLUSTER", "SETSLOT", slot, "NODE", to)
+
+
+def _epochs(server: Server) -> tuple[tuple[str, str], ...]:
+    """The configuration epoch of each master, as a server knows it."""
+    nodes = server.own.execute_command("CLUSTER NODES").values()
+    return tuple(sorted((node["node_id"], node["epoch"]) for node in nodes if "master" in node["flags"]))
 
 
 def make_cluster(

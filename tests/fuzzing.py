@@ -9,11 +9,11 @@ import contextlib
 import random
 import threading
 import time
-from typing import Callable, Sequence, Union
+from typing import Any, Callable, Sequence, Union
 
 import redis
 
-from helpers import RawClient, Server
+from helpers import RawClient, Server, as_dict
 
 Word = Union[str, bytes, int]
 # A function may hold the server for SyncTimeout, and a save or a reload takes its time on a busy machine.
@@ -67,6 +67,7 @@ class Fuzzer:
         self.errors: collections.Counter[str] = collections.Counter()
         self.history: collections.deque[str] = collections.deque(maxlen=60)
         self.failure: str | None = None
+        self.registered: collections.Counter[str] = collections.Counter()
         self.ids: collections.deque[bytes] = collections.deque([b"0" * 40 + b"-1"], maxlen=40)
         self._raw: RawClient | None = None
 
@@ -128,8 +129,8 @@ class Fuzzer:
         if self.random.random() < 0.2:
             definition, function = self.function()
             lines += [definition, self.one([
-                f"read_through(prefix='k:*', ttl=1, max_load_time=3)({function})", f"read_through(prefix='t:*', batch=True)({function})",
-                f"write_behind(prefix='k:1', max_retries=1)({function})", f"registerTE(1, {function}, 'te:{self.random.randrange(3)}')", f"runCoroutine({function}(1))",
+                f"read_through(prefix='k:*', ttl=1, max_load_time=3)({function})", f"read_through(prefix='t:*', batch=5, max_load_time=3)({function})",
+                f"write_behind(prefix='k:1', max_tries=1, dead_letter='s')({function})", f"registerTE(1, {function}, 'te:{self.random.randrange(3)}')", f"runCoroutine({function}(1))",
                 f"execute({', '.join(repr(word) for word in self.data_command())})", f"atomic()\n{self.one(EXPRESSIONS)}",
             ])]
         text = "\n".join(lines)
@@ -221,7 +222,9 @@ class Fuzzer:
         """Ends some of what has been registered and what runs; otherwise there is more and more of it."""
         client = self.server.own
         with contextlib.suppress(redis.RedisError):
-            registrations = [entry[1] for entry in client.execute_command("RG.DUMPREGISTRATIONS")]
+            entries = client.execute_command("RG.DUMPREGISTRATIONS")
+            self.registered.update(map(kind, entries))
+            registrations = [entry[1] for entry in entries]
             for identifier in registrations[self.random.randrange(8):]:
                 client.execute_command("RG.UNREGISTER", identifier, *self.random.choice([[], ["ABORTPENDING"]]))
             for entry in client.execute_command("RG.DUMPEXECUTIONS")[-30:]:
@@ -302,6 +305,18 @@ class Fuzzer:
             except OSError:
                 self.disconnect()
         self.disconnect()
+
+
+# What the scripts register: each of them has to be seen in a run.
+KINDS = [*EVENT_READERS, "ReadThrough", "ReadThrough batch", "WriteBehind"]
+
+
+def kind(entry: list[Any]) -> str:
+    """What an entry of RG.DUMPREGISTRATIONS is, one of `KINDS`."""
+    shown = as_dict(entry)
+    arguments = as_dict(as_dict(shown["RegistrationData"])["args"])
+    batch = arguments["batch"] if shown["reader"] == "ReadThrough" else 1
+    return shown["reader"] + (" batch" if batch != 1 else "")
 
 
 def as_bytes(word: Word) -> bytes:

@@ -86,6 +86,7 @@ class History(Chaos):
     def is_well(self) -> bool:
         """Data change meanwhile, so that sizes tell nothing."""
         pairs = self.shard_mates()
+        self.rejoin(pairs)
         return len(pairs) == 3 and all(is_up(master) and is_linked(master, 3) for master, _ in pairs)
 
     def prepare(self) -> None:

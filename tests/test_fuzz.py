@@ -15,7 +15,7 @@ from typing import Any, Callable
 import pytest
 import redis
 
-from fuzzing import BOUND_S, Fuzzer
+from fuzzing import BOUND_S, KINDS, Fuzzer
 from helpers import Server, as_dict, wait_until
 
 CLIENTS = 3
@@ -67,6 +67,9 @@ def fuzz(start_server: Callable[..., Server], seconds: float, seed: int | None =
         print(sum((fuzzer.errors for fuzzer in fuzzers), start=type(fuzzers[0].errors)()).most_common(40))
         (server.dir / "history").write_text(report)
     assert not any(fuzzer.failure for fuzzer in fuzzers), report
+    registered = sum((fuzzer.registered for fuzzer in fuzzers), start=type(fuzzers[0].registered)())
+    print(registered)
+    assert [kind for kind in KINDS if not registered[kind]] == [], "each kind of script has registered something"
     settle(server)
 
 

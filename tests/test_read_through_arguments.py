@@ -44,6 +44,7 @@ SHARE = "a number from 0 to 1"
         ("read_through('k', f, on_error=1)", "on_error: expected"),
         ("read_through('k', f, max_waiting=0)", f"max_waiting: expected {WHOLE}, got 0"),
         ("read_through('k', f, max_waiting=1.5)", "max_waiting: expected"),
+        ("read_through('k', f, max_concurrent=2)", "max_concurrent: expected one of commands, ttl,"),
         ("read_through('k', f, max_loads=True)", f"max_loads: expected {WHOLE}, got True"),
         ("read_through('k', f, max_loads=2**70)", "max_loads: expected"),
         ("read_through('k', f, max_load_time=-5)", f"max_load_time: expected {POSITIVE}, got -5"),

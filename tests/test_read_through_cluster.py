@@ -74,3 +74,16 @@ def test_who_waits_for_a_slot_on_its_way_is_to_try_again(start_server: Callable[
     assert {raw.read()[:10] for raw in raws} == {b"-TRYAGAIN "}
     assert not owner.client().execute_command("CLUSTER", "COUNTKEYSINSLOT", slot)
     at_rest(owner)
+
+
+def test_a_shard_that_lacks_a_command_serves_its_keys_all_the_same(start_server: Callable[..., Server], source: Server) -> None:
+    """The question where a missing key is served is answered by PERSIST, which may have another name here."""
+    server = start_server(args=["--cluster-enabled", "yes", "--rename-command", "PERSIST", ""])
+    server.client().execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+    wait_until(lambda: "cluster_state:ok" in str(server.raw().call("CLUSTER", "INFO")))
+    origin = register(server, source, "ttl=60")
+    origin.give("user:1", "v")
+    assert server.client().get("user:1") == "v"
+    assert server.client().exists("user:1") == 1
+    origin.give("user:2", "-")
+    assert server.client().get("user:2") is None

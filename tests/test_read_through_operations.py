@@ -67,6 +67,15 @@ def test_refresh_that_fails_keeps_the_old_value(server: Server, source: Server) 
     assert client.get("user:1") == "old"
 
 
+def test_refresh_of_a_key_that_is_not_there_asks_a_failing_source_once(server: Server, source: Server) -> None:
+    origin = register(server, source, "backoff=0")
+    for _ in range(4):
+        origin.give("user:1", "!KeyError x")
+    assert server.client().execute_command("RG.REFRESH", "user:1") == 0
+    at_rest(server)
+    assert (origin.loads(), figures(server)["loadFailures"]) == (1, 1)
+
+
 @pytest.mark.parametrize("call", [("RG.REFRESH",), ("MULTI",)])
 def test_refresh_refuses(server: Server, call: tuple[str, ...]) -> None:
     server.run("read_through('k:*', lambda key: 'v')")

@@ -200,7 +200,7 @@ def test_verbose_adds_pairs_at_the_end(server: Server, reader: str, word: str) -
     found, plain = entry(server, word), entry(server)
     assert found[:12] == plain
     nothing = ["p50", 0, "p99", 0, "max", 0]
-    owner = ["owner", "default", "actsAs", None, "timeoutMS", None, "maxConcurrent", None]
+    owner = ["owner", "default", "actsAs", None, "timeoutMS", None, "maxConcurrent", None, "maxMemory", None]
     assert found[12:] == ["pending", 0, "runTimeUS", nothing, "waitTimeUS", nothing, "warnings", [], *owner]
 
 

@@ -34,6 +34,8 @@ from helpers import Server
         ("write_behind('k', f, on_full='drop')", "on_full: expected 'wait' or 'error', got 'drop'"),
         ("write_behind('k', f, wait='yes')", "wait: expected True or False, got 'yes'"),
         ("write_behind('k', f, timeout=0)", "timeout: expected a number of seconds above 0, got 0"),
+        ("write_behind('k', f, max_save_time=0)", "max_save_time: expected a number of seconds above 0, got 0"),
+        ("write_behind('k', f, max_concurrent=2)", "max_concurrent: expected one of events, batch,"),
         ("write_behind('k', f, ordered='none')", "ordered: expected 'key' or 'all', got 'none'"),
         ("write_behind('k', f, desc=5)", "desc: expected a str, got 5"),
         ("write_behind('k', f, onRegistered=5)", "onRegistered: expected a function, got 5"),
@@ -49,19 +51,20 @@ def test_all_of_them_are_shown(server: Server) -> None:
     server.run("""
         write_behind('k:*', lambda changes: None, events=['SET', 'del'], batch=7, interval=1.5, coalesce=False, backoff=0, max_backoff=2,
                      max_tries=3, dead_letter='dead', max_queue=10, max_queue_bytes=1000, on_full='error', wait=True, timeout=1,
-                     ordered='all', desc='all of them')
+                     ordered='all', max_save_time=3, desc='all of them')
         redisgears.writeBehind('l:*', lambda changes: None)
     """)
     shown = {
         "prefix": "k:*", "events": ["set", "del"], "batch": 7, "interval": "1.5", "coalesce": 0, "backoff": "0", "max_backoff": "2",
         "max_tries": 3, "dead_letter": "dead", "max_queue": 10, "max_queue_bytes": 1000, "on_full": "error", "wait": 1, "timeout": "1",
-        "ordered": "all",
+        "ordered": "all", "max_save_time": "3",
     }  # fmt: skip
     data = figures(server)
     assert data["args"] == shown
     assert server.registrations()[0]["desc"] == "all of them" and server.registrations()[0]["reader"] == "WriteBehind"
     args = figures(server, 1)["args"]
     assert (args["events"], args["batch"], args["max_queue"], args["max_queue_bytes"]) == (None, 100, 1_000_000, 256 * 1024 * 1024)
+    assert args["max_save_time"] is None, "as the option says"
     assert (args["coalesce"], args["wait"], args["timeout"], args["ordered"], args["on_full"]) == (1, 0, "5", "key", "wait")
 
 

@@ -202,14 +202,15 @@ def test_the_order_of_all(server: Server, source: Server) -> None:
     assert [change["value"] for change in database.changes()] == [str(number) for number in range(12)]
 
 
-def test_a_call_that_hangs_is_stopped_and_made_again(server: Server) -> None:
+@pytest.mark.parametrize("option, argument", [(200, None), (60_000, 0.2)], ids=["option", "argument"])
+def test_a_call_that_hangs_is_stopped_and_made_again(server: Server, option: int, argument: float | None) -> None:
     client = server.client()
-    client.execute_command("RG.CONFIGSET", "WriteBehindMaxSaveTime", 200)
-    server.run("""
+    client.execute_command("RG.CONFIGSET", "WriteBehindMaxSaveTime", option)
+    server.run(f"""
         import time
         calls = []
 
-        @write_behind('k:*', backoff=0.01)
+        @write_behind('k:*', backoff=0.01, max_save_time={argument})
         def save(changes):
             calls.append(len(changes))
             if len(calls) < 3:
@@ -220,5 +221,5 @@ def test_a_call_that_hangs_is_stopped_and_made_again(server: Server) -> None:
     client.set("k:1", "x")
     wait_until(lambda: client.get("saved") == "3")
     drained(server)
-    assert "is stopped" in server.log()
+    assert "has taken longer than its max_save_time (200 ms) and is stopped" in server.log()
     client.execute_command("RG.CONFIGSET", "WriteBehindMaxSaveTime", 60_000)

@@ -139,9 +139,10 @@ impl Cluster {
             return done(Ok(()));
         };
         let known = requirements.iter().find(|requirement| requirement.name == name);
-        let files = known.map(|requirement| files_of(requirement));
-        let Some(Ok(files)) = files else {
-            return done(Err(Error::RequirementsNotInstalled(String::new())));
+        let files = known.ok_or_else(|| format!("{name} is not known any more"));
+        let files = match files.and_then(|requirement| files_of(requirement)) {
+            Ok(files) => files,
+            Err(reason) => return done(Err(Error::RequirementsNotInstalled(reason))),
         };
         let question = Question::Import {
             archive: ByteBuf::from(archive::encode(&files)),
@@ -160,7 +161,9 @@ impl Cluster {
                 }
                 Some((_, Some(Err(error)))) => {
                     api::log_warning(&format!("shard {shard} could not install {name}: {error}"));
-                    done(Err(Error::RequirementsNotInstalled(String::new())));
+                    done(Err(Error::RequirementsNotInstalled(format!(
+                        "shard {shard}: {error}"
+                    ))));
                 }
                 _ => done(Err(Error::MaxIdle)),
             },
@@ -187,7 +190,7 @@ impl Cluster {
     /// Another shard asks for something.
     pub(super) fn answer(&self, lock: Lock<'_>, from: ShardId, number: u64, question: Question) {
         let answer = match question {
-            Question::Prepare(step) => match self.prepare(lock, from, number, step.into_vec()) {
+            Question::Prepare(change) => match self.prepare(lock, from, number, change.into_vec()) {
                 Some(answer) => answer,
                 None => return,
             },
@@ -196,7 +199,7 @@ impl Cluster {
                 let persistence = Arc::clone(&self.persistence);
                 self.packages.later(move || {
                     let installed = persistence.install_archive(archive.into_vec(), keeps_known);
-                    reply(installed.map(|()| Said::Done).map_err(|error| error.to_string()));
+                    reply(installed.map(|()| Said::Done));
                 });
                 return;
             }
@@ -209,17 +212,14 @@ impl Cluster {
             }
             Question::Commit(prepared) => self.commit(lock, from, prepared),
             Question::Cancel(prepared) => self.cancel(lock, from, prepared),
-            Question::Pause { ids, pause } => local::pause(&self.engine, lock, &ids, pause)
-                .map(|()| Said::Done)
-                .map_err(|error| error.to_string()),
+            Question::Pause { ids, pause } => {
+                local::pause(&self.engine, lock, &ids, pause).map(|()| Said::Done)
+            }
             Question::ClearStats => {
                 local::clear_stats(&self.engine);
                 Ok(Said::Done)
             }
-            Question::MayEnd(ids) => self
-                .check_end_here(lock, &ids)
-                .map(|()| Said::Done)
-                .map_err(|error| error.to_string()),
+            Question::MayEnd(ids) => self.check_end_here(lock, &ids).map(|()| Said::Done),
             Question::Describe(id) => Ok(match self.engine.registry.execution(id) {
                 Some(execution) => Said::Description(local::describe(&self.engine, &execution)),
                 None => Said::Unknown,

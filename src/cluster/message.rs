@@ -23,7 +23,7 @@ pub enum Message {
     },
     /// A finished execution is of no interest any more.
     Drop(Id),
-    /// What was registered inside a function: a step.
+    /// What was registered inside a function: a change.
     Registered(ByteBuf),
     /// A digest of the registrations here. Whoever has others says so.
     Digest(ByteBuf),
@@ -36,16 +36,16 @@ pub enum Message {
     },
     /// Registrations that the sender would like to have.
     Wanted(Vec<Id>),
-    /// A step for each of them.
+    /// A change for each of them.
     Given(Vec<ByteBuf>),
 }
 
 /// What one shard asks another one to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Question {
-    /// Get ready for a step of registrations, and say whether it can be done.
+    /// Get ready for a change of registrations, and say whether it can be done.
     Prepare(ByteBuf),
-    /// Do the step with this question's number, which was prepared.
+    /// Make the change with this question's number, which was prepared.
     Commit(u64),
     /// Forget it.
     Cancel(u64),

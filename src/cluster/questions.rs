@@ -17,7 +17,7 @@ use super::{
     Cluster,
     message::{Message, Question, Said},
 };
-use crate::engine::id::ShardId;
+use crate::{engine::id::ShardId, error::Error};
 
 /// The answer of one that is gone.
 const NO_SHARD: &str = "the cluster got other shards meanwhile";
@@ -126,8 +126,9 @@ impl Cluster {
         }
     }
 
-    /// Sends the answer to a question.
-    pub(super) fn reply_to(&self, shard: ShardId, number: u64, answer: Result<Said, String>) {
+    /// Sends the answer to a question; of an error the other shard gets the text.
+    pub(super) fn reply_to(&self, shard: ShardId, number: u64, answer: Result<Said, Error>) {
+        let answer = answer.map_err(|error| error.to_string());
         self.tell_shard(shard, &Message::Answer(number, answer));
     }
 
@@ -136,7 +137,7 @@ impl Cluster {
         &self,
         shard: ShardId,
         number: u64,
-    ) -> impl FnOnce(Result<Said, String>) + Send + use<> {
+    ) -> impl FnOnce(Result<Said, Error>) + Send + use<> {
         let cluster = self.handle();
         move |answer| {
             if let Some(cluster) = cluster.upgrade() {

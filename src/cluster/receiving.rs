@@ -47,14 +47,14 @@ impl Cluster {
                 self.in_order(id, move |cluster| Engine::drop_when_finished(&cluster.engine, id));
             }
             Message::Drop(id) => Engine::drop_when_finished(&self.engine, id),
-            Message::Registered(step) => self.take_over(lock, from, &step),
+            Message::Registered(change) => self.take_over(lock, from, &change),
             Message::Digest(digest) => self.compare_with(lock, from, &digest),
             Message::Seen(number) => self.engine.registry.saw_registration(number),
             Message::Inventory { live, gone } => self.make_good(lock, from, live, &gone),
             Message::Wanted(ids) => self.give(lock, from, &ids),
-            Message::Given(steps) => {
-                for step in steps {
-                    self.take_over(lock, from, &step);
+            Message::Given(changes) => {
+                for change in changes {
+                    self.take_over(lock, from, &change);
                 }
             }
         }

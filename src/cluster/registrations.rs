@@ -1,6 +1,6 @@
 //! Registrations on all shards. Contract: docs/contract/commands.md 1.2, 4.3, 4.4 and 8.5.
 //!
-//! What a script registers comes into force everywhere or nowhere: all shards prepare the step, then the initiator does it,
+//! What a script registers comes into force everywhere or nowhere: all shards prepare the change, then the initiator does it,
 //! then all others do. What was missed meanwhile, by a shard that was down or that joined later, is made good: shards
 //! compare what they have every few seconds. A registration that has ended is remembered, so that nobody brings it back.
 
@@ -23,13 +23,13 @@ use crate::{
     config::Number,
     engine::{
         id::{Id, ShardId},
-        loading::Loaded,
+        loading_functions::LoadedFunctions,
         registering::Registrar,
         registration::{Claim, Registration},
         session::Session,
     },
     error::Error,
-    persistence::{Prepared, Preparing},
+    persistence::{LoadingChange, PreparedChange},
     server::{
         api,
         guarded::Guarded,
@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// What is prepared here for others.
-pub type PreparedSteps = Guarded<HashMap<(ShardId, u64), (Prepared, Instant)>>;
+pub type PreparedChanges = Guarded<HashMap<(ShardId, u64), (PreparedChange, Instant)>>;
 
 /// What comes of a registration on all shards: the errors, one for each shard that failed.
 pub type Registered = Result<(), Vec<Reply>>;
@@ -50,8 +50,8 @@ impl Registrar for Cluster {
         let registrations = std::slice::from_ref(registration);
         self.persistence.register(lock, None, registrations)?;
         if !self.other_shards().is_empty() {
-            if let Some(step) = self.persistence.step(None, registrations) {
-                self.tell_all(&Message::Registered(ByteBuf::from(step)));
+            if let Some(change) = self.persistence.change(None, registrations) {
+                self.tell_all(&Message::Registered(ByteBuf::from(change)));
             }
         }
         Ok(())
@@ -69,7 +69,7 @@ impl Cluster {
         wanted: impl Fn() -> bool + Send + 'static,
         done: impl FnOnce(Registered) + Send + 'static,
     ) {
-        let Some(step) = self.persistence.step(old.as_ref(), &registrations) else {
+        let Some(change) = self.persistence.change(old.as_ref(), &registrations) else {
             return done(Ok(()));
         };
         if !lock.is_master() {
@@ -80,7 +80,7 @@ impl Cluster {
         };
         let limit = self.install_limit();
         self.ask_all(
-            &Question::Prepare(ByteBuf::from(step)),
+            &Question::Prepare(ByteBuf::from(change)),
             limit,
             move |number, answers| {
                 let failures = failures(answers);
@@ -184,27 +184,27 @@ impl Cluster {
         Duration::from_millis(limit.unwrap_or(1) as u64)
     }
 
-    /// Another shard asks to prepare a step. `None`: the answer is sent later, when its functions are loaded.
+    /// Another shard asks to prepare a change. `None`: the answer is sent later, when its functions are loaded.
     pub(super) fn prepare(
         &self,
         lock: Lock<'_>,
         from: ShardId,
         number: u64,
-        step: Vec<u8>,
-    ) -> Option<Result<Said, String>> {
-        let preparing = match self.persistence.begin_to_prepare(lock, step) {
-            Ok(preparing) => preparing,
+        change: Vec<u8>,
+    ) -> Option<Result<Said, Error>> {
+        let loading_change = match self.persistence.begin_to_prepare(lock, change) {
+            Ok(loading_change) => loading_change,
             Err(reason) => return Some(Err(reason)),
         };
-        let loading = preparing.loading.clone();
+        let loading = loading_change.loading.clone();
         if let Some(loaded) = loading.wait(self.engine.patience()) {
-            return Some(self.keep_prepared(lock, from, number, preparing, loaded));
+            return Some(self.keep_prepared(lock, from, number, loading_change, loaded));
         }
         let (this, reply) = (self.handle(), self.replier(from, number));
         loading.when_done(move |loaded| {
             let Some(this) = this.upgrade() else { return };
             reply(lock::with_lock(|lock| {
-                this.keep_prepared(lock, from, number, preparing, loaded)
+                this.keep_prepared(lock, from, number, loading_change, loaded)
             }));
         });
         None
@@ -215,53 +215,53 @@ impl Cluster {
         lock: Lock<'_>,
         from: ShardId,
         number: u64,
-        preparing: Preparing,
-        loaded: Loaded,
-    ) -> Result<Said, String> {
+        loading_change: LoadingChange,
+        loaded: LoadedFunctions,
+    ) -> Result<Said, Error> {
         let limit = self.install_limit() * 2;
         let dropped: Vec<_> = {
-            let mut steps = self.prepared.write(lock);
+            let mut changes = self.prepared.write(lock);
             // The initiator of such a one is gone.
-            let late: Vec<_> = steps
+            let late: Vec<_> = changes
                 .iter()
                 .filter(|(_, (_, since))| since.elapsed() > limit)
                 .map(|(key, _)| *key)
                 .collect();
-            late.iter().filter_map(|key| steps.remove(key)).collect()
+            late.iter().filter_map(|key| changes.remove(key)).collect()
         };
         drop(dropped);
         let claimed: Vec<_> = {
-            let steps = self.prepared.read(lock);
-            let prepared = steps.values().flat_map(|(prepared, _)| &prepared.registrations);
+            let changes = self.prepared.read(lock);
+            let prepared = changes.values().flat_map(|(prepared, _)| &prepared.registrations);
             prepared.cloned().collect()
         };
-        let prepared = self.persistence.prepare(lock, preparing, loaded, &claimed)?;
-        let mut steps = self.prepared.write(lock);
-        steps.insert((from, number), (prepared, Instant::now()));
+        let prepared = self.persistence.prepare(lock, loading_change, loaded, &claimed)?;
+        let mut changes = self.prepared.write(lock);
+        changes.insert((from, number), (prepared, Instant::now()));
         Ok(Said::Done)
     }
 
-    /// These shards will not say what becomes of the steps that are prepared for them: they are gone, or have started anew.
+    /// These shards will not say what becomes of the changes that are prepared for them: they are gone, or have started anew.
     pub(super) fn drop_prepared_of(&self, lock: Lock<'_>, shards: &BTreeSet<ShardId>) {
         let dropped: Vec<_> = {
-            let mut steps = self.prepared.write(lock);
-            let theirs: Vec<_> = steps
+            let mut changes = self.prepared.write(lock);
+            let theirs: Vec<_> = changes
                 .keys()
                 .filter(|(from, _)| shards.contains(from))
                 .copied()
                 .collect();
-            theirs.iter().filter_map(|key| steps.remove(key)).collect()
+            theirs.iter().filter_map(|key| changes.remove(key)).collect()
         };
         drop(dropped);
     }
 
-    pub(super) fn commit(&self, lock: Lock<'_>, from: ShardId, number: u64) -> Result<Said, String> {
+    pub(super) fn commit(&self, lock: Lock<'_>, from: ShardId, number: u64) -> Result<Said, Error> {
         let prepared = self.prepared.write(lock).remove(&(from, number));
         let (prepared, _) = prepared.ok_or("what was prepared is not there any more")?;
         self.persistence.commit(lock, prepared).map(|()| Said::Done)
     }
 
-    pub(super) fn cancel(&self, lock: Lock<'_>, from: ShardId, number: u64) -> Result<Said, String> {
+    pub(super) fn cancel(&self, lock: Lock<'_>, from: ShardId, number: u64) -> Result<Said, Error> {
         let cancelled = self.prepared.write(lock).remove(&(from, number));
         drop(cancelled);
         Ok(Said::Done)
@@ -322,14 +322,14 @@ impl Cluster {
 
     /// Another shard has missed some.
     pub(super) fn give(&self, lock: Lock<'_>, to: ShardId, wanted: &[Id]) {
-        let steps = self.persistence.steps_of(lock, wanted);
-        let steps = steps.into_iter().map(ByteBuf::from).collect();
-        self.tell_shard(to, &Message::Given(steps));
+        let changes = self.persistence.changes_of(lock, wanted);
+        let changes = changes.into_iter().map(ByteBuf::from).collect();
+        self.tell_shard(to, &Message::Given(changes));
     }
 
     /// Registrations of another shard come into force here.
-    pub(super) fn take_over(&self, lock: Lock<'_>, from: ShardId, step: &[u8]) {
-        if let Err(error) = self.persistence.accept(lock, step) {
+    pub(super) fn take_over(&self, lock: Lock<'_>, from: ShardId, change: &[u8]) {
+        if let Err(error) = self.persistence.accept(lock, change) {
             api::log_warning(&format!(
                 "a registration of shard {from} is not in force here: {error}"
             ));

@@ -93,7 +93,7 @@ fn pyexecute(pinion: &'static Pinion, command: &Command<'_>) -> Result<Answer, E
         return Ok(match pinion.run(lock, script, options, needs)? {
             Next::Reply(reply) => reply.into(),
             next => {
-                pinion.go_on(lock, next, command.block()?.watched(lock));
+                pinion.follow_up(lock, next, command.block()?.watched(lock));
                 Answer::Done
             }
         });
@@ -128,7 +128,7 @@ impl Pinion {
 
     fn install_and_run(&'static self, script: Vec<u8>, options: Options, client: WatchedClient) {
         self.packages.later(move || match self.install(&options) {
-            Ok(needs) => self.run_on_all_shards(script, options, needs, client),
+            Ok(needs) => self.run_when_shards_are_ready(script, options, needs, client),
             Err(error) => client.answer(error.into()),
         });
     }
@@ -164,7 +164,7 @@ impl Pinion {
     }
 
     /// Runs the script of a client that waited for an installation, when other shards have what it needs, too.
-    fn run_on_all_shards(
+    fn run_when_shards_are_ready(
         &'static self,
         script: Vec<u8>,
         options: Options,
@@ -194,13 +194,13 @@ impl Pinion {
             return;
         }
         match self.run(lock, script, options, needs) {
-            Ok(next) => self.go_on(lock, next, client),
+            Ok(next) => self.follow_up(lock, next, client),
             Err(error) => client.answer(error.into()),
         }
     }
 
     /// Does what follows a script whose client waits.
-    fn go_on(&'static self, lock: Lock<'_>, next: Next, client: WatchedClient) {
+    fn follow_up(&'static self, lock: Lock<'_>, next: Next, client: WatchedClient) {
         match next {
             Next::Reply(reply) => client.answer(reply),
             Next::Wait(start) => {

@@ -88,7 +88,7 @@ fn dump_registrations(engine: &Engine, command: &Command<'_>) -> Result<Answer, 
 }
 
 /// What only VERBOSE shows; times in microseconds.
-fn details(registration: &Registration) -> [Reply; 16] {
+fn details(registration: &Registration) -> [Reply; 18] {
     let (running, waiting) = registration.stats.spreads();
     let spread = |spread: Percentiles| {
         let pairs = [
@@ -120,6 +120,8 @@ fn details(registration: &Registration) -> [Reply; 16] {
         limit(registration.limits.timeout_ms),
         Reply::bulk("maxConcurrent"),
         limit(registration.limits.max_concurrent),
+        Reply::bulk("maxMemory"),
+        limit(registration.limits.max_memory),
     ]
 }
 

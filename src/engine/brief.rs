@@ -69,7 +69,9 @@ impl Engine {
         may_wait: bool,
     ) -> Option<Brief> {
         let call = registration.plan.only_call().filter(|call| !call.visits)?;
-        if registration.limits.timeout_ms.is_some() || self.config.is_on(Number::ProfileExecutions) {
+        let limits = &registration.limits;
+        let is_limited = limits.timeout_ms.is_some() || limits.max_memory.is_some();
+        if is_limited || self.config.is_on(Number::ProfileExecutions) {
             return None;
         }
         let _depth = Depth::enter()?;

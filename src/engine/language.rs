@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{
+    holding::Size,
     record::{Record, Value},
     session::Session,
     source::Source,
@@ -100,6 +101,12 @@ pub trait Language: Send + Sync {
     /// The text of the error that the question raised.
     fn is_true(&self, record: &Record) -> Result<bool, Failure>;
 
+    /// How much memory objects of the language take, with all that is in lists and the like; what several of them have counts once.
+    ///
+    /// # Errors
+    /// The text of the error that an object raised when it was asked.
+    fn size_of(&self, objects: &[&Record]) -> Result<Size, Failure>;
+
     /// An empty set of records, equal where the language says so.
     fn distinct(&self) -> Box<dyn Distinct>;
 
@@ -131,6 +138,12 @@ pub trait Distinct: Send {
     /// # Errors
     /// The text of the error that comparing raised.
     fn add(&mut self, record: &Record) -> Result<bool, Failure>;
+
+    /// How much memory it takes.
+    ///
+    /// # Errors
+    /// As of [`Language::size_of`].
+    fn size(&self) -> Result<Size, Failure>;
 }
 
 /// What a call of a user function gave.

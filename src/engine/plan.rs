@@ -282,7 +282,11 @@ mod tests {
     #[test]
     fn one_call_is_a_map_or_foreach_and_what_follows_by_itself() {
         let call = |steps: &[Step]| {
-            let call = plan(steps).only_call()?;
+            let plan = Plan {
+                steps: steps.to_vec(),
+                functions: Vec::new(),
+            };
+            let call = plan.only_call()?;
             Some((call.function, call.visits, call.text))
         };
         assert_eq!(call(&[Step::Map(3)]), Some((3, false, false)));

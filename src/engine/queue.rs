@@ -19,10 +19,10 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{
     execution::Execution,
-    hashing::Seeded,
     id::Id,
     load::{Advice, Load},
 };
+use crate::hashing::Seeds;
 
 /// How long ready jobs are left to the workers that are at it.
 const TICK: Duration = Duration::from_micros(500);
@@ -65,7 +65,7 @@ pub struct Queue {
 struct QueueState {
     ready: VecDeque<Job>,
     /// Each lane that has a job ready or running, with the jobs behind that one.
-    lanes: HashMap<Arc<Lane>, VecDeque<Job>, Seeded>,
+    lanes: HashMap<Arc<Lane>, VecDeque<Job>, Seeds>,
     /// Jobs that were ever taken.
     taken: u64,
     /// Workers between [`Queue::wait`] and the [`Queue::next`] that gave them nothing.

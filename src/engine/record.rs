@@ -26,6 +26,22 @@ pub enum Value {
     Dict(Vec<(Cow<'static, [u8]>, Value)>),
 }
 
+impl Value {
+    /// About how many bytes it has.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::None | Self::Int(_) | Self::Float(_) => 9,
+            Self::Text(text) | Self::Key(text) => text.len() + 5,
+            Self::Name(name) => name.len() + 5,
+            Self::List(items) | Self::Set(items) => items.iter().map(Self::bytes).sum::<usize>() + 5,
+            Self::Dict(fields) => fields
+                .iter()
+                .map(|(name, value)| name.len() + 5 + value.bytes())
+                .sum(),
+        }
+    }
+}
+
 /// One record.
 pub enum Record {
     Native(Value),
@@ -101,7 +117,20 @@ impl Drop for Foreign {
     }
 }
 
+/// What an object of the language counts for where only that one knows its size.
+const OBJECT_BYTES: usize = 64;
+
 impl Record {
+    /// About how many bytes it has.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Native(value) => value.bytes(),
+            Self::Group { key, value } => key.len() + value.bytes(),
+            Self::Keyed { key, record } => key.len() + record.bytes(),
+            Self::Foreign(_) => OBJECT_BYTES,
+        }
+    }
+
     pub const fn int(number: i64) -> Self {
         Self::Native(Value::Int(number))
     }

@@ -230,6 +230,9 @@ pub struct Limits {
     /// How many executions may be under way in the background at the same time, on one server.
     #[serde(default)]
     pub max_concurrent: Option<u64>,
+    /// How much an execution may hold at one moment, in bytes.
+    #[serde(default)]
+    pub max_memory: Option<u64>,
 }
 
 impl Limits {

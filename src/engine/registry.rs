@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    hash::BuildHasherDefault,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -15,14 +16,13 @@ use parking_lot::RwLock;
 use super::{
     distributed_run::DistributedRun,
     execution::Execution,
-    hashing::Seeded,
     id::{Id, ShardId},
     registration::Registration,
     run_message::Listing,
     session::{Session, Sessions},
     start::Start,
 };
-use crate::mutex::Mutex;
+use crate::{hashing::NumberHasher, mutex::Mutex};
 
 /// The tables of one server.
 pub struct Registry {
@@ -51,7 +51,7 @@ impl Default for Registry {
 
 #[derive(Default)]
 struct Executions {
-    by_id: HashMap<Id, Arc<Execution>, Seeded>,
+    by_id: HashMap<Id, Arc<Execution>, BuildHasherDefault<NumberHasher>>,
     /// Those that can be evicted; ids ascend in the order of creation.
     finished: Ascending,
     /// All, or more than those, in their order; only while there are too many of which none has finished.

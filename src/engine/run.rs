@@ -11,6 +11,7 @@ use super::{
     Engine,
     distributed_run::DistributedRun,
     execution::{Execution, Outcome},
+    holding::Gauge,
     language::Completion,
     phase::{Parked, Status},
     pipeline::{Pipeline, PipelineState, single},
@@ -20,8 +21,9 @@ use super::{
     scope::Scope,
     shuffle::Shuffle,
     source::Reading,
+    stop::Stoppable,
 };
-use crate::{config::Number, error::Error};
+use crate::{config::Number, error::Error, server::api};
 
 /// The error of an execution that panicked.
 pub(super) const INTERNAL: &str = "ERR internal error, see the server's log";
@@ -48,6 +50,7 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
         let profiled = engine.config.is_on(Number::ProfileExecutions);
         let is_single = !profiled
             && execution.distributed.is_none()
+            && max_memory(execution).is_none()
             && source.is_single()
             && single::takes_one_by_one(&execution.plan);
         if is_single {
@@ -61,9 +64,11 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
             }));
             return ran.unwrap_or_else(|_| Ran::Ended(Status::Done, Outcome::of_error(INTERNAL)));
         }
+        let mut state = PipelineState::new(&execution.plan, engine.language.as_ref(), profiled);
+        state.gauge = max_memory(execution).map(|limit| Box::new(Gauge::new(limit)));
         Parked {
             source: Some(source),
-            state: PipelineState::new(&execution.plan, engine.language.as_ref(), profiled),
+            state,
             loads: engine.loads(),
             total: Duration::ZERO,
             reading: Duration::ZERO,
@@ -104,6 +109,28 @@ pub(super) fn note_timeout(engine: &Engine, execution: &Execution, ran: &mut Ran
         *status = Status::Done;
         let error = Error::RanOverTime(limit.unwrap_or_default());
         outcome.errors.insert(0, error.into());
+    }
+}
+
+/// How much the execution may hold, in bytes.
+fn max_memory(execution: &Execution) -> Option<u64> {
+    execution.owner()?.limits.max_memory
+}
+
+/// Whoever held too much has that as its first error; of a part the initiator hears it.
+fn note_size(execution: &Execution, state: &mut PipelineState) {
+    if !state.held_too_much {
+        return;
+    }
+    let limit = state.gauge.as_ref().map_or(0, |gauge| gauge.limit());
+    api::log_warning(&format!(
+        "{} has held more than its max_memory ({limit} bytes) and is ended",
+        execution.describe_fully()
+    ));
+    let error = Error::HeldTooMuch(limit).into();
+    match &execution.distributed {
+        Some(distributed) if !distributed.is_initiator() => execution.set_fate(error),
+        _ => state.errors.insert(0, error),
     }
 }
 
@@ -279,6 +306,7 @@ pub(super) fn ticket(engine: &Engine, execution: &Arc<Execution>, step: usize, n
 /// The outcome of a run that has come to its end, or is broken off where it waits.
 pub(super) fn ended(engine: &Engine, execution: &Execution, parked: &mut Parked) -> Ran {
     let state = &mut parked.state;
+    note_size(execution, state);
     let steps = state.take_durations();
     let outcome = Outcome {
         errors: std::mem::take(&mut state.errors),

@@ -25,8 +25,6 @@ use crate::error::MAX_IDLE;
 const BATCH: usize = 1000;
 /// About how many bytes.
 const BATCH_BYTES: usize = 256 * 1024;
-/// What an object of the language counts for; its size is not known before it is bytes.
-const OBJECT_BYTES: usize = 64;
 
 /// The way out of one run.
 pub struct Shuffle<'a> {
@@ -88,7 +86,7 @@ impl Shuffle<'_> {
         record: Record,
     ) -> Result<(), Vec<Failure>> {
         let buffer = traffic.outgoing.entry((step, to)).or_default();
-        buffer.bytes += size(&record);
+        buffer.bytes += record.bytes();
         buffer.records.push(record);
         if buffer.records.len() < BATCH && buffer.bytes < BATCH_BYTES {
             return Ok(());
@@ -177,28 +175,6 @@ impl Traffic {
     /// Another shard has no more records for a step.
     pub fn note_ended(&mut self, step: usize, from: ShardId) {
         self.ended.entry(step).or_default().insert(from);
-    }
-}
-
-/// About how many bytes a record has.
-fn size(record: &Record) -> usize {
-    fn of_value(value: &Value) -> usize {
-        match value {
-            Value::None | Value::Int(_) | Value::Float(_) => 9,
-            Value::Text(text) | Value::Key(text) => text.len() + 5,
-            Value::Name(name) => name.len() + 5,
-            Value::List(items) | Value::Set(items) => items.iter().map(of_value).sum::<usize>() + 5,
-            Value::Dict(fields) => fields
-                .iter()
-                .map(|(name, value)| name.len() + 5 + of_value(value))
-                .sum(),
-        }
-    }
-    match record {
-        Record::Native(value) => of_value(value),
-        Record::Group { key, value } => key.len() + size(value),
-        Record::Keyed { key, record } => key.len() + size(record),
-        Record::Foreign(_) => OBJECT_BYTES,
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 
 use super::{
+    holding::Inventory,
     language::{Distinct, Failure, Function, Language},
     plan::{Plan, Step},
     record::Record,
@@ -65,6 +66,37 @@ impl StepState {
     /// True for a step that remembers something.
     pub fn is_needed(step: &Step) -> bool {
         step.is_barrier() || matches!(step, Step::Limit { .. } | Step::Distinct { .. })
+    }
+
+    /// Adds what the step remembers.
+    ///
+    /// # Errors
+    /// As of [`Inventory::count`].
+    pub fn take_stock<'a>(&'a self, stock: &mut Inventory<'a>) -> Result<(), Failure> {
+        match self {
+            Self::Accumulator(held) => stock.add_all(held),
+            Self::Groups(groups) => {
+                for (key, value) in groups {
+                    stock.add_bytes(key.len());
+                    stock.add_all(value);
+                }
+            }
+            Self::Batches { groups, .. } => {
+                for (key, records) in groups {
+                    stock.add_bytes(key.len());
+                    stock.add_all(records);
+                }
+            }
+            Self::Counts(counts) => {
+                for key in counts.keys() {
+                    stock.add_bytes(key.len() + size_of::<i64>());
+                }
+            }
+            Self::Distinct(seen) => stock.add_size(seen.size()?),
+            Self::Sorted { records, .. } => stock.add_all(records),
+            Self::Nothing | Self::Count(_) | Self::Sum(_) | Self::Passed { .. } => {}
+        }
+        Ok(())
     }
 
     /// The input has ended: what the step still holds, in its order. Made one by one, because user functions may run.

@@ -16,7 +16,7 @@ use std::{
 
 use crate::mutex::Mutex;
 
-use super::{Engine, execution::Execution, language::Language, session::Session};
+use super::{Engine, execution::Execution, language::Language, session::Session, sleeper::Sleepers};
 use crate::{
     config::Number,
     error::Error,
@@ -49,6 +49,8 @@ pub struct Stop {
     pub raised: AtomicBool,
     /// The thread while nothing is to be raised in it, and since when.
     shielded: Mutex<Option<(u64, Instant)>>,
+    /// Where it waits for something of ours.
+    pub sleepers: Sleepers,
 }
 
 /// How long code can be shielded: it may be a user's, and never end.
@@ -88,6 +90,7 @@ impl Stop {
 
     pub fn ask(&self) {
         self.asked.store(true, Ordering::Release);
+        self.sleepers.wake();
     }
 
     /// Somebody asked for its end.
@@ -383,6 +386,12 @@ impl Engine {
         now: Instant,
     ) -> (Arc<dyn Stoppable>, Option<Watched<'_>>) {
         self.sync_watch.enter_or_join(make, now)
+    }
+
+    /// What SyncTimeout counts for now, with the language's id of its thread.
+    pub fn holds_server(&self) -> Option<(u64, String)> {
+        let (code, _) = self.sync_watch.longer_than(Duration::ZERO)?;
+        Some((code.stop().thread.load(Ordering::Acquire), code.describe_fully()))
     }
 
     /// True while SyncTimeout counts for anything.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{
+    holding::Size,
     language::{Awaitable, Called, Completion, Distinct, Failure, Function, Language, Packed, Shown},
     record::{Record, Value},
     session::Session,
@@ -62,6 +63,11 @@ impl Language for Plain {
     fn is_true(&self, record: &Record) -> Result<bool, Failure> {
         Ok(number(record) != 0)
     }
+    fn size_of(&self, objects: &[&Record]) -> Result<Size, Failure> {
+        let bytes = objects.iter().map(|object| object.bytes()).sum();
+        let objects = objects.len();
+        Ok(Size { bytes, objects })
+    }
     fn distinct(&self) -> Box<dyn Distinct> {
         Box::new(Numbers::default())
     }
@@ -80,6 +86,11 @@ struct Numbers(std::collections::HashSet<i64>);
 impl Distinct for Numbers {
     fn add(&mut self, record: &Record) -> Result<bool, Failure> {
         Ok(self.0.insert(number(record)))
+    }
+    fn size(&self) -> Result<Size, Failure> {
+        let objects = self.0.len();
+        let bytes = objects * 8;
+        Ok(Size { bytes, objects })
     }
 }
 

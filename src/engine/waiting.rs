@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::{language::Failure, record::Record};
+use super::{holding::Inventory, language::Failure, record::Record};
 
 /// How many records of one step wait at a time; the reader is not asked for more then.
 pub const MAX_WAITING: usize = 1000;
@@ -137,6 +137,19 @@ impl Queue {
                 None
             }
         }
+    }
+
+    /// Adds what waits.
+    pub fn take_stock<'a>(&'a self, stock: &mut Inventory<'a>) {
+        for slot in &self.slots {
+            match slot {
+                Slot::Waiting { record, .. } => stock.add_all(record),
+                Slot::Ready(Ok(Flow::On(record))) => stock.add(record),
+                Slot::Ready(Ok(Flow::Apart(records))) => stock.add_all(records),
+                Slot::Ready(Ok(Flow::Kept | Flow::Waiting) | Err(_)) => {}
+            }
+        }
+        stock.add_all(&self.inputs);
     }
 
     pub fn push_input(&mut self, record: Record) {

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     engine::{
-        loading::Loading,
+        loading_functions::LoadingFunctions,
         registration::{Claim, Disabled, Images, Peers, Registration},
         requirement::Requirement,
         session::Session,
@@ -67,14 +67,11 @@ impl Persistence {
 
     /// Makes a requirement known that came from a file or the master. What is not installed yet will be, by its thread:
     /// a replica serves its clients meanwhile.
-    pub(super) fn take(&self, lock: Lock<'_>, archive: &[u8]) -> Result<(), String> {
-        let text = |error: Error| error.to_string();
-        let header = archive::header(archive).map_err(text)?;
+    pub(super) fn take(&self, lock: Lock<'_>, archive: &[u8]) -> Result<(), Error> {
+        let header = archive::header(archive)?;
         let loading = self.engine.is_loading();
         // Otherwise the thread for requirements finds out: it takes its time.
-        let files = loading
-            .then(|| archive::decode(archive).map_err(text))
-            .transpose()?;
+        let files = loading.then(|| archive::decode(archive)).transpose()?;
         let is_it = |known: &Arc<Requirement>| {
             known.name == header.name && known.digest == header.digest && known.has_files(lock)
         };
@@ -114,7 +111,7 @@ impl Persistence {
             for requirement in wanted {
                 let installed = this.unpack(&requirement).and_then(|()| {
                     let requirement = std::slice::from_ref(&requirement);
-                    this.packages.install(requirement)
+                    Ok(this.packages.install(requirement)?)
                 });
                 if let Err(error) = installed {
                     // Functions that miss it tell by themselves.
@@ -160,17 +157,14 @@ impl Persistence {
     }
 
     /// Puts files on the disk that exist as bytes only. The bytes are kept, and saved, until that has worked.
-    fn unpack(&self, requirement: &Arc<Requirement>) -> Result<(), String> {
+    fn unpack(&self, requirement: &Arc<Requirement>) -> Result<(), Error> {
         let Some(archive) = lock::with_lock(|lock| requirement.archive(lock)) else {
             return Ok(());
         };
-        let files = archive::decode(&archive).map_err(|error| {
+        let files = archive::decode(&archive).inspect_err(|_| {
             lock::with_lock(|lock| self.engine.requirements.remove(lock, requirement));
-            error.to_string()
         })?;
-        self.packages
-            .store(requirement, &files)
-            .map_err(|error| error.to_string())?;
+        self.packages.store(requirement, &files)?;
         lock::with_lock(|lock| requirement.drop_archive(lock));
         Ok(())
     }
@@ -213,7 +207,12 @@ impl Persistence {
     }
 
     /// Registrations of one session, which are held, begin when their functions are loaded.
-    pub(super) fn begin_when_loaded(&self, lock: Lock<'_>, loading: &Loading, group: Vec<Arc<Registration>>) {
+    pub(super) fn begin_when_loaded(
+        &self,
+        lock: Lock<'_>,
+        loading: &LoadingFunctions,
+        group: Vec<Arc<Registration>>,
+    ) {
         self.kept.write(lock).loading.extend(group.iter().cloned());
         let this = Weak::clone(&self.this);
         let named = group

@@ -1,6 +1,6 @@
-//! One step of what is registered, as bytes: in RDB and AOF files and on the way to replicas.
+//! One change of what is registered, as bytes: in RDB and AOF files and on the way to replicas.
 //!
-//! `PINION`, the format's version (one byte), a digest of the rest, and the step as MessagePack with named fields. Fields
+//! `PINION`, the format's version (one byte), a digest of the rest, and the change as MessagePack with named fields. Fields
 //! may be added with a default, never taken away or changed: files of older versions hold them. The digest keeps damaged
 //! bytes away from what would run them.
 
@@ -167,7 +167,7 @@ mod tests {
         requirements::{Files, archive},
     };
 
-    fn step() -> RegistrationChange {
+    fn change() -> RegistrationChange {
         RegistrationChange {
             replaces: Some("old".into()),
             session: SavedSession {
@@ -198,6 +198,7 @@ mod tests {
                 limits: Limits {
                     timeout_ms: Some(7),
                     max_concurrent: Some(2),
+                    max_memory: Some(1 << 20),
                 },
             }],
             gone: vec!["0-0".into()],
@@ -205,13 +206,13 @@ mod tests {
     }
 
     #[test]
-    fn a_step_reads_back() {
-        assert_eq!(RegistrationChange::decode(&step().encode()), Ok(step()));
+    fn a_change_reads_back() {
+        assert_eq!(RegistrationChange::decode(&change().encode()), Ok(change()));
     }
 
     #[test]
     fn damage_never_gets_through() {
-        let good = step().encode();
+        let good = change().encode();
         for place in 0..good.len() {
             let mut damaged = good.clone();
             damaged[place] ^= 0x55;
@@ -223,10 +224,10 @@ mod tests {
         }
     }
 
-    /// A step of all that one can hold.
-    fn whole_step() -> RegistrationChange {
-        let mut step = step();
-        step.requirements = vec![ByteBuf::from(archive::encode(&Files {
+    /// A change of all that one can hold.
+    fn whole_change() -> RegistrationChange {
+        let mut change = change();
+        change.requirements = vec![ByteBuf::from(archive::encode(&Files {
             name: "demo".into(),
             platform: "here".into(),
             wheels: vec![("demo.whl".into(), vec![1; 20])],
@@ -243,9 +244,9 @@ mod tests {
                 in_order: true,
             },
         ];
-        let first = step.registrations.remove(0);
+        let first = change.registrations.remove(0);
         for (number, image) in images.iter().enumerate() {
-            step.registrations.push(SavedRegistration {
+            change.registrations.push(SavedRegistration {
                 id: Id {
                     number: number as u64,
                     shard: ShardId::STANDALONE,
@@ -261,12 +262,12 @@ mod tests {
                 limits: first.limits,
             });
         }
-        step
+        change
     }
 
-    /// All that is read of a step before a function of it is loaded.
-    fn read(step: &RegistrationChange) {
-        for saved in &step.registrations {
+    /// All that is read of a change before a function of it is loaded.
+    fn read(change: &RegistrationChange) {
+        for saved in &change.registrations {
             let _ = Id::parse(saved.id.as_bytes());
             let _ = rmp_serde::from_slice::<Image>(&saved.trigger);
             let plan = Plan {
@@ -275,25 +276,26 @@ mod tests {
             };
             let _ = plan.is_complete();
         }
-        for archive in &step.requirements {
+        for archive in &change.requirements {
             let _ = archive::header(archive);
             let _ = archive::decode(archive);
         }
-        assert_eq!(RegistrationChange::decode(&step.encode()).as_ref(), Ok(step));
+        assert_eq!(RegistrationChange::decode(&change.encode()).as_ref(), Ok(change));
     }
 
-    /// Damage behind the digest is an error or another step.
+    /// Damage behind the digest is an error or another change.
     #[test]
-    fn fuzz_steps() {
-        let good = rmp_serde::to_vec_named(&whole_step()).unwrap_or_default();
-        fuzz("step", &[good], |input| {
+    fn fuzz_changes() {
+        let good = rmp_serde::to_vec_named(&whole_change()).unwrap_or_default();
+        fuzz("change", &[good], |input| {
             let _ = RegistrationChange::decode(input);
             match RegistrationChange::decode(&seal(input)) {
-                Ok(step) => {
-                    read(&step);
+                Ok(change) => {
+                    read(&change);
                     format!(
                         "{:?}",
-                        step.registrations
+                        change
+                            .registrations
                             .iter()
                             .map(|saved| &saved.steps)
                             .collect::<Vec<_>>()
@@ -306,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_newer_format_is_named() {
-        let mut newer = step().encode();
+        let mut newer = change().encode();
         newer[MAGIC.len()] = VERSION + 1;
         let refused = RegistrationChange::decode(&newer).err().unwrap_or_default();
         assert!(refused.contains("higher RedisGears version"), "{refused}");

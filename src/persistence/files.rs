@@ -7,6 +7,7 @@ use super::{
 use crate::{
     config::Number,
     engine::requirement::Requirement,
+    error::Error,
     requirements::{Files, archive},
     server::{
         api,
@@ -44,36 +45,36 @@ impl Saved for Persistence {
         }
         let kept = self.kept.read(lock);
         if !kept.tombstones.is_empty() {
-            let step = RegistrationChange {
+            let change = RegistrationChange {
                 gone: kept.tombstones.iter().map(|id| id.to_string()).collect(),
                 ..RegistrationChange::default()
             };
             save(Blob {
                 command: REGISTER,
-                bytes: step.encode(),
+                bytes: change.encode(),
             });
         }
         for registration in &kept.registrations {
-            let step = RegistrationChange {
+            let change = RegistrationChange {
                 session: SavedSession::of(&registration.session),
                 registrations: vec![SavedRegistration::of(registration)],
                 ..RegistrationChange::default()
             };
             save(Blob {
                 command: REGISTER,
-                bytes: step.encode(),
+                bytes: change.encode(),
             });
         }
         drop(kept);
         self.readers.behind.save_all(lock, save);
     }
 
-    fn load(&self, lock: Lock<'_>, blob: &[u8]) -> Result<(), String> {
+    fn load(&self, lock: Lock<'_>, blob: &[u8]) -> Result<(), Error> {
         if archive::is_one(blob) {
             return self.take(lock, blob);
         }
         if WriteBehind::is_one(blob) {
-            return self.readers.behind.apply(lock, blob);
+            return Ok(self.readers.behind.apply(lock, blob)?);
         }
         self.apply_change(lock, RegistrationChange::decode(blob)?)
     }

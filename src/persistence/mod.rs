@@ -23,7 +23,7 @@ use self::change::{SavedRegistration, SavedSession};
 use self::tombstones::Tombstones;
 pub use self::{
     change::RegistrationChange,
-    shared::{Prepared, Preparing},
+    shared::{LoadingChange, PreparedChange},
 };
 use crate::{
     engine::{
@@ -112,8 +112,8 @@ impl Persistence {
         self.check_awaiting(lock, old, registrations)?;
         self.check_ends(lock, old, registrations)?;
         self.put_in_force(lock, old, registrations)?;
-        let step = change_of(session, old, registrations);
-        replicate(lock, REGISTER, &[&step.encode()]);
+        let change = change_of(session, old, registrations);
+        replicate(lock, REGISTER, &[&change.encode()]);
         for registration in registrations {
             self.engine.call_on_registered(registration);
         }
@@ -235,7 +235,8 @@ impl Persistence {
     /// Somebody else sent it; not one argument.
     pub fn inner_register(&self, command: &Command<'_>) -> Result<Answer, Error> {
         let (lock, blob) = (command.lock(), only_argument(command)?);
-        log_failure(RegistrationChange::decode(blob).and_then(|step| self.apply_change(lock, step)));
+        let change = RegistrationChange::decode(blob).map_err(Error::from);
+        log_failure(change.and_then(|change| self.apply_change(lock, change)));
         replicate(lock, REGISTER, &[blob]);
         Ok(Answer::Done)
     }
@@ -270,7 +271,7 @@ impl Persistence {
             return Ok(Reply::ok().into());
         }
         let done = self.take_out_of_force(lock, id, abort_pending);
-        log_failure(done.map_err(|error| error.to_string()));
+        log_failure(done);
         let arguments: Vec<&[u8]> = words.iter().skip(1).map(Vec::as_slice).collect();
         replicate(lock, UNREGISTER, &arguments);
         Ok(Reply::ok().into())
@@ -369,7 +370,7 @@ fn change_of(
     }
 }
 
-fn log_failure(done: Result<(), String>) {
+fn log_failure(done: Result<(), Error>) {
     if let Err(reason) = done {
         api::log_warning(&format!("Failed register session on replica, {reason}"));
     }

@@ -10,11 +10,12 @@ use crate::{
     engine::{
         id::Id,
         language::{Failure, Function},
-        loading::{Loaded, Loading},
+        loading_functions::{LoadedFunctions, LoadingFunctions},
         plan::Plan,
         registration::{Disabled, Images, Life, Peers, Registration},
         session::Session,
     },
+    error::Error,
     server::{api, lock::Lock},
     stats::RunStats,
 };
@@ -67,7 +68,7 @@ impl Functions {
     }
 
     /// Those of several registrations of one session.
-    pub(super) fn of_each(images: &[Images], loaded: Loaded) -> Vec<Result<Self, String>> {
+    pub(super) fn of_each(images: &[Images], loaded: LoadedFunctions) -> Vec<Result<Self, String>> {
         let mut loaded = loaded.into_iter();
         let each = images.iter().map(|images| Self::take(images, &mut loaded));
         each.collect()
@@ -77,23 +78,23 @@ impl Functions {
 impl Persistence {
     /// Does what came from elsewhere. Registrations whose requirements are not installed yet are there, with their numbers,
     /// their names and their session, and begin to run later.
-    pub(super) fn apply_change(&self, lock: Lock<'_>, step: RegistrationChange) -> Result<(), String> {
+    pub(super) fn apply_change(&self, lock: Lock<'_>, change: RegistrationChange) -> Result<(), Error> {
         // Earlier versions sent them along.
-        for archive in &step.requirements {
+        for archive in &change.requirements {
             if let Err(error) = self.take(lock, archive) {
                 api::log_warning(&format!("a requirement could not be restored: {error}"));
             }
         }
-        let gone = step.gone.iter().filter_map(|id| Id::parse(id.as_bytes()));
+        let gone = change.gone.iter().filter_map(|id| Id::parse(id.as_bytes()));
         let gone: Vec<_> = gone.collect();
         self.saw_ids(&gone);
         self.kept.write(lock).tombstones.extend(gone);
         let live = |id: &str| self.engine.registry.sessions(|sessions| sessions.live(id));
-        let old = step.replaces.as_deref().and_then(live);
+        let old = change.replaces.as_deref().and_then(live);
         let same =
-            live(&step.session.id).filter(|same| !old.as_ref().is_some_and(|old| Arc::ptr_eq(old, same)));
-        let session = same.unwrap_or_else(|| Arc::new(self.session_of(lock, step.session)));
-        let images: Vec<Images> = step
+            live(&change.session.id).filter(|same| !old.as_ref().is_some_and(|old| Arc::ptr_eq(old, same)));
+        let session = same.unwrap_or_else(|| Arc::new(self.session_of(lock, change.session)));
+        let images: Vec<Images> = change
             .registrations
             .iter()
             .map(|saved| saved.images.clone())
@@ -116,7 +117,7 @@ impl Persistence {
             images.iter().map(|_| Err(reason.to_owned())).collect()
         };
         let mut registrations = Vec::new();
-        for (saved, functions) in step.registrations.into_iter().zip(functions) {
+        for (saved, functions) in change.registrations.into_iter().zip(functions) {
             let peers = Peers {
                 replaced: old.as_deref(),
                 prepared: &registrations,
@@ -127,8 +128,7 @@ impl Persistence {
             }
             registrations.push(restored);
         }
-        self.put_in_force(lock, old.as_ref(), &registrations)
-            .map_err(|error| error.to_string())?;
+        self.put_in_force(lock, old.as_ref(), &registrations)?;
         if !in_time {
             self.kept
                 .write(lock)
@@ -156,12 +156,12 @@ impl Persistence {
         session: &Arc<Session>,
         functions: Result<Functions, String>,
         peers: Peers<'_>,
-    ) -> Result<Arc<Registration>, String> {
+    ) -> Result<Arc<Registration>, Error> {
         let (functions, disabled) = Functions::or_reason(functions);
         let mut registration = self.rebuild(saved, session, functions, disabled)?;
         let id = registration.id;
         if self.engine.registry.registration(id).is_some() {
-            return Err(format!("there is a registration {id} already"));
+            return Err(format!("there is a registration {id} already").into());
         }
         if registration.disabled.is_none() {
             let refused = registration.trigger.check(lock, peers).err();
@@ -171,12 +171,12 @@ impl Persistence {
     }
 
     /// Begins to load the functions of registrations of one session.
-    pub(super) fn begin_loading(&self, images: &[Images], session: &Arc<Session>) -> Loading {
+    pub(super) fn begin_loading(&self, images: &[Images], session: &Arc<Session>) -> LoadingFunctions {
         let each = images
             .iter()
             .flat_map(|images| images.functions.iter().chain(&images.on_registered));
         self.engine
-            .load(each.map(|image| image.to_vec()).collect(), session)
+            .load_functions(each.map(|image| image.to_vec()).collect(), session)
     }
 
     /// # Errors
@@ -187,7 +187,7 @@ impl Persistence {
         session: &Arc<Session>,
         functions: Functions,
         disabled: Option<Disabled>,
-    ) -> Result<Registration, String> {
+    ) -> Result<Registration, Error> {
         let id = Id::parse(saved.id.as_bytes()).ok_or_else(|| format!("its id {} is none", saved.id))?;
         let trigger = self.readers.trigger(&saved.trigger)?;
         let plan = Plan {
@@ -195,9 +195,7 @@ impl Persistence {
             functions: functions.table,
         };
         if !matches!(disabled, Some(Disabled::NotLoaded(_))) && !plan.is_complete() {
-            return Err(format!(
-                "registration {id} names a function that it does not have"
-            ));
+            return Err(format!("registration {id} names a function that it does not have").into());
         }
         Ok(Registration {
             actor: Registration::actor_of(&saved.owner, id),

@@ -1,7 +1,7 @@
-//! What the shards of a cluster do with each other's registrations: a step is prepared on all of them before any of them
+//! What the shards of a cluster do with each other's registrations: a change is prepared on all of them before any of them
 //! does it; a shard that missed some gets them later. Called by `cluster/registrations.rs`, under the server's lock.
 //!
-//! Shards may get the same steps in different orders, and some of them not at all. So what wins is not what comes last: of
+//! Shards may get the same changes in different orders, and some of them not at all. So what wins is not what comes last: of
 //! two sessions with one id the later one ([`Session::rank`]) stays, wherever they meet, and the other one has ended.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     engine::{
         id::{Id, ShardId},
-        loading::{Loaded, Loading},
+        loading_functions::{LoadedFunctions, LoadingFunctions},
         registration::{Disabled, Images, Peers, Registration},
         requirement::Digest,
         session::{Needs, Session},
@@ -31,23 +31,23 @@ use crate::{
     },
 };
 
-/// A step of another shard that can be done.
-pub struct Prepared {
-    step: RegistrationChange,
+/// A change of another shard that can be done.
+pub struct PreparedChange {
+    change: RegistrationChange,
     pub registrations: Vec<Arc<Registration>>,
 }
 
-/// A step of another shard whose functions are being loaded.
-pub struct Preparing {
-    step: RegistrationChange,
+/// A change of another shard whose functions are being loaded.
+pub struct LoadingChange {
+    change: RegistrationChange,
     session: Arc<Session>,
     images: Vec<Images>,
-    pub loading: Loading,
+    pub loading: LoadingFunctions,
 }
 
 impl Persistence {
     /// Registrations that take the place of session `old`, as other shards get them. `None` if there is nothing to tell.
-    pub fn step(&self, old: Option<&Arc<Session>>, registrations: &[Arc<Registration>]) -> Option<Vec<u8>> {
+    pub fn change(&self, old: Option<&Arc<Session>>, registrations: &[Arc<Registration>]) -> Option<Vec<u8>> {
         let owner = registrations.first().map(|registration| &registration.session);
         let session = owner.or(old)?;
         Some(change_of(session, old, registrations).encode())
@@ -87,60 +87,59 @@ impl Persistence {
         known.is_some_and(|known| known.is_installed() && known.digest == *digest)
     }
 
-    /// Begins to load the functions of another shard's step.
+    /// Begins to load the functions of another shard's change.
     ///
     /// # Errors
-    /// Why the step cannot be done here.
-    pub fn begin_to_prepare(&self, lock: Lock<'_>, step: Vec<u8>) -> Result<Preparing, String> {
+    /// Why the change cannot be done here.
+    pub fn begin_to_prepare(&self, lock: Lock<'_>, change: Vec<u8>) -> Result<LoadingChange, Error> {
         if !lock.is_master() {
-            return Err(Error::ReadOnly.to_string());
+            return Err(Error::ReadOnly);
         }
-        let step = RegistrationChange::decode(&step)?;
-        self.replaced_by(&step).map_err(|error| error.to_string())?;
-        let replaces_it = step.replaces.as_ref() == Some(&step.session.id);
-        if !replaces_it && !step.registrations.is_empty() && self.live(&step.session.id).is_some() {
-            return Err(Error::SessionExists(step.session.id).to_string());
+        let change = RegistrationChange::decode(&change)?;
+        self.replaced_by(&change)?;
+        let replaces_it = change.replaces.as_ref() == Some(&change.session.id);
+        if !replaces_it && !change.registrations.is_empty() && self.live(&change.session.id).is_some() {
+            return Err(Error::SessionExists(change.session.id));
         }
-        for name in &step.session.requirements {
+        for name in &change.session.requirements {
             if !self.known(lock, name).is_some_and(|known| known.is_installed()) {
-                return Err(format!(
-                    "Failed deserializing session, requirement {name} is not installed"
-                ));
+                let reason = format!("Failed deserializing session, requirement {name} is not installed");
+                return Err(reason.into());
             }
         }
-        let saved = step.registrations.iter();
+        let saved = change.registrations.iter();
         let images: Vec<_> = saved.map(|saved| saved.images.clone()).collect();
-        let session = Arc::new(self.session_of(lock, step.session.clone()));
-        Ok(Preparing {
-            step,
+        let session = Arc::new(self.session_of(lock, change.session.clone()));
+        Ok(LoadingChange {
+            change,
             loading: self.begin_loading(&images, &session),
             session,
             images,
         })
     }
 
-    /// Makes the registrations of another shard's step, without putting them in force. `claimed`: what other steps that
+    /// Makes the registrations of another shard's change, without putting them in force. `claimed`: what other changes that
     /// are prepared take.
     ///
     /// # Errors
-    /// Why the step cannot be done here.
+    /// Why the change cannot be done here.
     pub fn prepare(
         &self,
         lock: Lock<'_>,
-        preparing: Preparing,
-        loaded: Loaded,
+        loading_change: LoadingChange,
+        loaded: LoadedFunctions,
         claimed: &[Arc<Registration>],
-    ) -> Result<Prepared, String> {
+    ) -> Result<PreparedChange, Error> {
         if !lock.is_master() {
-            return Err(Error::ReadOnly.to_string());
+            return Err(Error::ReadOnly);
         }
-        let Preparing { step, session, .. } = preparing;
-        let old = self.replaced_by(&step).map_err(|error| error.to_string())?;
+        let LoadingChange { change, session, .. } = loading_change;
+        let old = self.replaced_by(&change)?;
         let mut registrations: Vec<Arc<Registration>> = Vec::new();
-        let functions = Functions::of_each(&preparing.images, loaded);
-        for (saved, functions) in step.registrations.iter().zip(functions) {
+        let functions = Functions::of_each(&loading_change.images, loaded);
+        for (saved, functions) in change.registrations.iter().zip(functions) {
             if Id::parse(saved.id.as_bytes()).is_some_and(|id| self.kept.read(lock).tombstones.contains(id)) {
-                return Err(format!("there was a registration {} already", saved.id));
+                return Err(format!("there was a registration {} already", saved.id).into());
             }
             let prepared = [claimed, registrations.as_slice()].concat();
             let peers = Peers {
@@ -149,34 +148,36 @@ impl Persistence {
             };
             let restored = self.restore(lock, saved.clone(), &session, functions, peers)?;
             match &restored.disabled {
-                Some(Disabled::Refused(reason)) => return Err(reason.clone()),
+                Some(Disabled::Refused(reason)) => return Err(reason.clone().into()),
                 Some(Disabled::NotLoaded(reason)) => {
-                    return Err(format!("Failed deserializing flat execution, {reason}"));
+                    return Err(format!("Failed deserializing flat execution, {reason}").into());
                 }
                 None => {}
             }
             registrations.push(restored);
         }
-        self.check_ends(lock, old.as_ref(), &registrations)
-            .map_err(|error| error.to_string())?;
-        Ok(Prepared { step, registrations })
+        self.check_ends(lock, old.as_ref(), &registrations)?;
+        Ok(PreparedChange {
+            change,
+            registrations,
+        })
     }
 
     fn live(&self, id: &str) -> Option<Arc<Session>> {
         self.engine.registry.sessions(|sessions| sessions.live(id))
     }
 
-    /// The session whose place that of a step takes here, whatever the script that made the step saw.
+    /// The session whose place that of a change takes here, whatever the script that made the change saw.
     ///
     /// # Errors
-    /// It is later than that of the step.
-    fn replaced_by(&self, step: &RegistrationChange) -> Result<Option<Arc<Session>>, Error> {
-        let new = &step.session;
-        let live = self.live(step.replaces.as_ref().unwrap_or(&new.id));
+    /// It is later than that of the change.
+    fn replaced_by(&self, change: &RegistrationChange) -> Result<Option<Arc<Session>>, Error> {
+        let new = &change.session;
+        let live = self.live(change.replaces.as_ref().unwrap_or(&new.id));
         match live {
             Some(live) if live.rank() > new.rank() => Err(Error::LaterSession(live.id.clone())),
-            // A step without registrations only ends the session that it names.
-            live => Ok(live.filter(|live| live.token != new.token || step.registrations.is_empty())),
+            // A change without registrations only ends the session that it names.
+            live => Ok(live.filter(|live| live.token != new.token || change.registrations.is_empty())),
         }
     }
 
@@ -192,16 +193,16 @@ impl Persistence {
             .known_as(saved.token, saved.generation)
     }
 
-    /// Does a step that was prepared, here and on replicas. Nothing happens if it was done otherwise meanwhile.
+    /// Makes a change that was prepared, here and on replicas. Nothing happens if it was done otherwise meanwhile.
     ///
     /// # Errors
     /// Why it cannot be done any more.
-    pub fn commit(&self, lock: Lock<'_>, prepared: Prepared) -> Result<(), String> {
+    pub fn commit(&self, lock: Lock<'_>, prepared: PreparedChange) -> Result<(), Error> {
         if !lock.is_master() {
-            return Err(Error::ReadOnly.to_string());
+            return Err(Error::ReadOnly);
         }
-        let Prepared {
-            mut step,
+        let PreparedChange {
+            mut change,
             registrations,
         } = prepared;
         let done =
@@ -210,30 +211,30 @@ impl Persistence {
             return Ok(());
         }
         // Meanwhile another one may have come, or the same one anew, when data were loaded.
-        let put = self.replaced_by(&step).and_then(|old| {
+        let put = self.replaced_by(&change).and_then(|old| {
             self.check_awaiting(lock, old.as_ref(), &registrations)?;
             self.put_in_force(lock, old.as_ref(), &registrations)?;
             Ok(old)
         });
-        step.replaces = put.map_err(|error| error.to_string())?.map(|old| old.id.clone());
-        replicate(lock, REGISTER, &[&step.encode()]);
+        change.replaces = put?.map(|old| old.id.clone());
+        replicate(lock, REGISTER, &[&change.encode()]);
         for registration in &registrations {
             self.engine.call_on_registered(registration);
         }
         Ok(())
     }
 
-    /// Does a step that another shard has done before, here and on replicas. If what it needs is to be installed first, its
+    /// Makes a change that another shard has done before, here and on replicas. If what it needs is to be installed first, its
     /// registrations begin to run then.
     ///
     /// # Errors
     /// Why it cannot be done here.
-    pub fn accept(&self, lock: Lock<'_>, step: &[u8]) -> Result<(), String> {
+    pub fn accept(&self, lock: Lock<'_>, change: &[u8]) -> Result<(), Error> {
         if !lock.is_master() {
-            return Err(Error::ReadOnly.to_string());
+            return Err(Error::ReadOnly);
         }
-        let mut step = RegistrationChange::decode(step)?;
-        let saved = step.registrations.iter();
+        let mut change = RegistrationChange::decode(change)?;
+        let saved = change.registrations.iter();
         let ids: Vec<_> = saved.filter_map(|saved| Id::parse(saved.id.as_bytes())).collect();
         let known = ids.iter().any(|&id| {
             self.engine.registry.registration(id).is_some() || self.kept.read(lock).tombstones.contains(id)
@@ -241,17 +242,17 @@ impl Persistence {
         if known {
             return Ok(());
         }
-        let Ok(old) = self.replaced_by(&step) else {
+        let Ok(old) = self.replaced_by(&change) else {
             api::log_notice(&format!(
                 "a registration of session {} has come after it was replaced: it has ended",
-                step.session.id
+                change.session.id
             ));
             self.note_gone(lock, &ids);
             return Ok(());
         };
-        step.replaces = old.map(|old| old.id.clone());
-        let bytes = step.encode();
-        self.apply_change(lock, step)?;
+        change.replaces = old.map(|old| old.id.clone());
+        let bytes = change.encode();
+        self.apply_change(lock, change)?;
         replicate(lock, REGISTER, &[&bytes]);
         Ok(())
     }
@@ -279,11 +280,11 @@ impl Persistence {
             return;
         }
         self.saw_ids(&new);
-        let step = RegistrationChange {
+        let change = RegistrationChange {
             gone: new.iter().map(Id::to_string).collect(),
             ..RegistrationChange::default()
         };
-        replicate(lock, REGISTER, &[&step.encode()]);
+        replicate(lock, REGISTER, &[&change.encode()]);
     }
 
     /// What is registered here from now on has other numbers than these.
@@ -301,8 +302,8 @@ impl Persistence {
         all.filter(|id| id.shard == shard).map(|id| id.number).max()
     }
 
-    /// A step for each of these registrations, with whatever it needs.
-    pub fn steps_of(&self, lock: Lock<'_>, ids: &[Id]) -> Vec<Vec<u8>> {
+    /// A change for each of these registrations, with whatever it needs.
+    pub fn changes_of(&self, lock: Lock<'_>, ids: &[Id]) -> Vec<Vec<u8>> {
         let kept = self.kept.read(lock);
         let wanted = kept
             .registrations
@@ -312,7 +313,7 @@ impl Persistence {
             .map(|registration| {
                 let session = &registration.session;
                 let needs = session.needs.requirements.iter();
-                let step = RegistrationChange {
+                let change = RegistrationChange {
                     session: SavedSession::of(session),
                     requirements: needs
                         .filter_map(|requirement| archive_of(lock, requirement).ok())
@@ -321,7 +322,7 @@ impl Persistence {
                     registrations: vec![SavedRegistration::of(registration)],
                     ..RegistrationChange::default()
                 };
-                step.encode()
+                change.encode()
             })
             .collect()
     }

@@ -50,7 +50,9 @@ pub mod redisgears {
         watch_loop,
     };
     #[pymodule_export]
-    use crate::python::read_through::{refresh, register_read_through};
+    use crate::python::read_through::register_read_through;
+    #[pymodule_export]
+    use crate::python::refresh::refresh;
     #[pymodule_export]
     use crate::python::write_behind::register_write_behind;
     #[pymodule_export]

@@ -10,7 +10,7 @@ use pyo3::{
 use super::{
     callback::Code,
     errors,
-    keywords::{expected, whole},
+    keywords::{MOST_NAMES, expected, whole},
 };
 use crate::{
     engine::registration::{Limits, Mode},
@@ -94,10 +94,20 @@ impl<'a, 'py> Given<'a, 'py> {
             )));
         }
         let items = value.try_iter().map_err(|_| errors::gears_error(not_iterable))?;
-        items
+        // Nothing stops an iterator that never ends and runs no code of Python's.
+        let items = items.take(MOST_NAMES + 1);
+        let names: Vec<_> = items
             .map(|item| string(&item?, no_string))
-            .collect::<PyResult<_>>()
-            .map(Some)
+            .collect::<PyResult<_>>()?;
+        if names.len() > MOST_NAMES {
+            return Err(expected(
+                "register",
+                name,
+                &format!("at most {MOST_NAMES} names"),
+                &value,
+            ));
+        }
+        Ok(Some(names))
     }
 }
 
@@ -118,6 +128,7 @@ pub fn limits(given: &Given<'_, '_>) -> PyResult<Limits> {
     Ok(Limits {
         timeout_ms: count("timeout", "a whole number of milliseconds from 1 on")?,
         max_concurrent: count("max_concurrent", "a whole number from 1 on")?,
+        max_memory: count("max_memory", "a whole number of bytes from 1 on")?,
     })
 }
 

@@ -24,6 +24,7 @@ const BUILDER: &CStr = cstr(concat!(include_str!("../../python/builder.py"), "\0
 const INTERRUPT: &CStr = cstr(concat!(include_str!("../../python/interrupt.py"), "\0"));
 const LOOP: &CStr = cstr(concat!(include_str!("../../python/loop.py"), "\0"));
 const PROFILE: &CStr = cstr(concat!(include_str!("../../python/profile.py"), "\0"));
+const SIZES: &CStr = cstr(concat!(include_str!("../../python/sizes.py"), "\0"));
 const OUTPUT: &CStr = cstr(concat!(include_str!("../../python/output.py"), "\0"));
 const READ_THROUGH: &CStr = cstr(concat!(include_str!("../../python/read_through.py"), "\0"));
 const WRITE_BEHIND: &CStr = cstr(concat!(include_str!("../../python/write_behind.py"), "\0"));
@@ -237,6 +238,7 @@ fn prepare(py: Python<'_>, program: PathBuf, loop_kind: &str) -> PyResult<Starte
     let event_loop = PyModule::from_code(py, LOOP, c"<pinion>/loop.py", c"pinion_loop")?;
     event_loop.call_method1("prepare", (loop_kind,))?;
     PyModule::from_code(py, INTERRUPT, c"<pinion>/interrupt.py", c"pinion_interrupt")?;
+    PyModule::from_code(py, SIZES, c"<pinion>/sizes.py", c"pinion_sizes")?;
     PyModule::from_code(py, PROFILE, c"<pinion>/profile.py", c"pinion_profile")?;
     PyModule::from_code(
         py,

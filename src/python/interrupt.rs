@@ -147,6 +147,7 @@ pub fn raise(py: Python<'_>, stop: &Stop) -> Interrupted {
     stop.raised.store(true, Ordering::Release);
     // SAFETY: attached; an unknown thread is ignored.
     unsafe { ffi::PyThreadState_SetAsyncExc(thread as _, stopped.as_ptr()) };
+    stop.sleepers.wake();
     Interrupted::Now
 }
 
@@ -190,6 +191,16 @@ pub fn let_out(py: Python<'_>) {
         // It ends by that error and no other way.
         drop(wait.call0());
     }
+}
+
+/// What was raised in this thread by another one comes out here, for code of ours that is about to wait, or was woken.
+///
+/// # Errors
+/// What was raised.
+pub fn raise_pending(py: Python<'_>) -> PyResult<()> {
+    static LOOK: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    LOOK.import(py, "pinion_interrupt", "raise_pending")?.call0()?;
+    Ok(())
 }
 
 pub fn this_thread() -> u64 {

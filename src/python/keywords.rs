@@ -11,6 +11,9 @@ use super::{callback::Code, errors};
 /// Longer than anything that one can mean, and short enough for every clock: a century.
 pub const LONGEST_S: f64 = 100.0 * 366.0 * 24.0 * 3600.0;
 
+/// More names than a server has commands, or events.
+pub const MOST_NAMES: usize = 1000;
+
 /// The keyword arguments of one call.
 pub struct Keywords<'a, 'py> {
     /// The function that was called.
@@ -123,6 +126,10 @@ impl<'a, 'py> Keywords<'a, 'py> {
         }
         let mut names = Vec::new();
         for item in value.try_iter().map_err(|_| wrong())? {
+            // Nothing stops an iterator that never ends and runs no code of Python's.
+            if names.len() == MOST_NAMES {
+                return Err(self.expected(name, &format!("at most {MOST_NAMES} names"), &value));
+            }
             let item = item?;
             let item = item.cast::<PyString>().map_err(|_| wrong())?;
             names.push(item.to_str()?.to_lowercase());
@@ -139,12 +146,12 @@ impl<'a, 'py> Keywords<'a, 'py> {
 /// # Errors
 /// `gears.error` that says what was expected.
 pub fn prefix(call: &str, given: &Bound<'_, PyAny>) -> PyResult<String> {
-    let prefix = given
-        .cast::<PyString>()
-        .ok()
-        .filter(|prefix| prefix.len().is_ok_and(|len| len > 0))
-        .ok_or_else(|| expected(call, "prefix", "a str that is not empty", given))?;
-    Ok(prefix.to_str()?.to_owned())
+    let wrong = || expected(call, "prefix", "a str that is not empty", given);
+    let prefix = given.cast::<PyString>().map_err(|_| wrong())?.to_str()?;
+    if prefix.is_empty() {
+        return Err(wrong());
+    }
+    Ok(prefix.to_owned())
 }
 
 /// An error that names an argument and what was expected.

@@ -19,12 +19,13 @@ use super::{
     convert::{
         self, Surrogates, group_key, object_of, object_record, object_reply, parts, record_object, utf8,
     },
-    errors, image, installed,
+    errors, held, image, installed,
     interrupt::{self, Interruptible},
     text,
 };
 use crate::{
     engine::{
+        holding::Size,
         language::{Distinct, Failure, Function, Language, LateText, Packed},
         record::{Record, Value},
         session::Session,
@@ -38,6 +39,7 @@ pub struct CPython;
 
 impl Language for CPython {
     fn thread(&self, body: &mut (dyn FnMut() + Send)) {
+        held::note_this_thread();
         // The outer attachment keeps the thread's state alive, so that later ones are cheap.
         detached(body);
     }
@@ -182,6 +184,16 @@ impl Language for CPython {
         })
     }
 
+    fn size_of(&self, objects: &[&Record]) -> Result<Size, Failure> {
+        attach(|py| {
+            let objects = objects.iter().map(|object| object_of(py, object));
+            let counted = objects
+                .collect::<PyResult<Vec<_>>>()
+                .and_then(|objects| size_of(py, objects));
+            counted.map_err(|error| errors::text_of_callback(py, &error))
+        })
+    }
+
     fn distinct(&self) -> Box<dyn Distinct> {
         Box::new(Seen::default())
     }
@@ -271,6 +283,28 @@ impl Distinct for Seen {
             added.map_err(|error| errors::text_of_callback(py, &error))
         })
     }
+
+    fn size(&self) -> Result<Size, Failure> {
+        let mut size = Size {
+            bytes: self.texts.iter().map(Vec::len).sum(),
+            objects: self.texts.len(),
+        };
+        if let Some(set) = &self.objects {
+            size += attach(|py| {
+                let counted = size_of(py, vec![set.bind(py).clone().into_any()]);
+                counted.map_err(|error| errors::text_of_callback(py, &error))
+            })?;
+        }
+        Ok(size)
+    }
+}
+
+/// How much memory objects take.
+fn size_of(py: Python<'_>, objects: Vec<Bound<'_, PyAny>>) -> PyResult<Size> {
+    static SIZE_OF: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let size_of = SIZE_OF.import(py, "pinion_sizes", "size_of")?;
+    let (bytes, objects) = size_of.call1((PyList::new(py, objects)?,))?.extract()?;
+    Ok(Size { bytes, objects })
 }
 
 impl Seen {

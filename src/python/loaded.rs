@@ -179,7 +179,7 @@ fn content(value: &Bound<'_, PyAny>) -> PyResult<Option<Content>> {
             return sorted(dict);
         }
         let mut fields: Vec<(Vec<u8>, Vec<u8>)> = Vec::with_capacity(dict.len());
-        for (name, value) in dict.iter() {
+        for (name, value) in items_of(dict) {
             if !value.is_none() {
                 fields.push((item(&name, "a hash's field")?, item(&value, "a hash's value")?));
             }
@@ -219,13 +219,18 @@ fn content(value: &Bound<'_, PyAny>) -> PyResult<Option<Content>> {
     )))
 }
 
+/// All of them before one is looked at: the code that does that is a user's, and may change the dict.
+fn items_of<'py>(dict: &Bound<'py, PyDict>) -> Vec<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+    dict.iter().collect()
+}
+
 fn not_empty<T>(items: Vec<T>, content: impl FnOnce(Vec<T>) -> Content) -> Option<Content> {
     (!items.is_empty()).then(|| content(items))
 }
 
 fn sorted(dict: &Bound<'_, PyDict>) -> PyResult<Option<Content>> {
     let mut members = Vec::with_capacity(dict.len());
-    for (member, score) in dict.iter() {
+    for (member, score) in items_of(dict) {
         let number = if score.is_instance_of::<PyBool>() {
             None
         } else {

@@ -15,6 +15,7 @@ mod coroutine;
 mod current;
 mod errors;
 mod half;
+mod held;
 mod image;
 mod imports;
 mod installed;
@@ -29,6 +30,7 @@ pub mod memory;
 mod owners;
 pub mod profile;
 mod read_through;
+mod refresh;
 mod registering;
 mod script;
 mod scripting;
@@ -67,13 +69,14 @@ pub fn connect(runtime: Runtime) {
     let _ = RUNTIME.set(runtime);
 }
 
-/// Starts the thread of the event loop.
+/// Starts the thread of the event loop, and those that see who keeps Python to itself. Called on the server's own thread.
 ///
 /// # Errors
 /// The operating system gave no thread.
-pub fn start_loop() -> std::io::Result<()> {
+pub fn start_threads(engine: &Arc<Engine>) -> std::io::Result<()> {
     let life = || {
         current::mark_loop_thread();
+        held::note_this_thread();
         attach::attach(|py| {
             let ended = coroutine::loop_module(py).and_then(|module| module.call_method0("run"));
             if let Err(error) = ended {
@@ -81,7 +84,9 @@ pub fn start_loop() -> std::io::Result<()> {
             }
         });
     };
-    threads::spawn("pinion-loop".into(), life).map(drop)
+    threads::spawn("pinion-loop".into(), life)?;
+    held::note_this_thread();
+    held::watch(engine)
 }
 
 /// # Errors

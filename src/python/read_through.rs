@@ -1,29 +1,18 @@
 //! `read_through` as scripts call it: its arguments, checked one by one, and the registration that it makes. The decorator is
 //! python/read_through.py. Contract: docs/contract/read-through.md chapter 1.
 
-use std::{sync::Arc, time::Duration};
-
 use pyo3::{
     prelude::*,
     types::{PyDict, PyString, PyTuple},
 };
 
 use super::{
-    Runtime,
-    attach::{ObjectRef, attach},
     callback::Code,
-    convert,
-    coroutine::loop_module,
-    current, errors,
+    errors,
     half::Half,
     keywords::{Keywords, LONGEST_S, number, whole},
-    runtime,
 };
-use crate::{
-    engine::scope::Scope,
-    read_through::options::{Ahead, OnError, Options, Ttl},
-    server::{api, lock, reply::Reply},
-};
+use crate::read_through::options::{Ahead, OnError, Options, Ttl};
 
 const NAME: &str = "read_through";
 
@@ -42,95 +31,6 @@ pub fn register_read_through(
     let (options, ttl) = Arguments(&half.given).options(prefix)?;
     let trigger = half.runtime.readers.loads.trigger(options);
     half.enlist(py, ttl, trigger)
-}
-
-/// `refresh(key, ...)`: loads keys anew that `read_through` has a loader for, waits, and returns how many were loaded. In a
-/// coroutine it returns at once what is to be awaited for that.
-///
-/// # Errors
-/// `gears.error`: no key, whatever `str()` of one raised, a `sync` function or an atomic block, a replica, refused loads.
-#[pyfunction(name = "refresh")]
-#[pyo3(signature = (*keys))]
-pub fn refresh<'py>(py: Python<'py>, keys: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
-    const NOBODY_CAN_WAIT: &str =
-        "read_through: refresh: expected a background function, which can wait for a load";
-    if keys.is_empty() {
-        return Err(errors::gears_error(
-            "read_through: refresh: expected at least one key, got none",
-        ));
-    }
-    if lock::is_held() {
-        return Err(errors::gears_error(NOBODY_CAN_WAIT));
-    }
-    let keys = keys
-        .iter()
-        .map(|key| convert::argument(&key))
-        .collect::<PyResult<Vec<_>>>()?;
-    let db = current::scope().map_or(0, |scope| scope.db);
-    let runtime = runtime()?;
-    let event_loop = loop_module(py)?;
-    if event_loop.call_method0("runs_here")?.is_truthy()? {
-        let future = event_loop.call_method0("createFuture")?;
-        let awaited = ObjectRef::new(future.clone().unbind());
-        let engine = Arc::clone(&runtime.engine);
-        ask_refresh(py, runtime, db, &keys, move |reply| {
-            // Not here, where the server waits.
-            engine
-                .timers
-                .after(Duration::ZERO, move |_| tell(&awaited, reply));
-        })?;
-        return Ok(future);
-    }
-    let (told, reply) = crossbeam_channel::bounded(1);
-    ask_refresh(py, runtime, db, &keys, move |reply| {
-        // Whoever waited may be gone.
-        let _ = told.send(reply);
-    })?;
-    let wait = || reply.recv().unwrap_or(Reply::Int(0));
-    let reply = py.detach(|| runtime.engine.wait_on_worker(wait));
-    convert::reply_object(py, reply)
-}
-
-fn ask_refresh(
-    py: Python<'_>,
-    runtime: &Runtime,
-    db: i32,
-    keys: &[Vec<u8>],
-    done: impl FnOnce(Reply) + Send + 'static,
-) -> PyResult<()> {
-    let names: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
-    let loads = &runtime.readers.loads;
-    let scope = current::scope();
-    let actor = Scope::actor_of(scope.as_ref());
-    py.detach(|| {
-        lock::with_lock(|lock| {
-            if let Some(actor) = actor {
-                let words = [&[&b"RG.REFRESH"[..]], &names[..]].concat();
-                actor.check_command(lock, &words)?;
-            }
-            loads.refresh(lock, db, &names, done)
-        })
-    })?;
-    Ok(())
-}
-
-/// Gives whoever awaits a refresh its reply, or raises it there.
-fn tell(future: &ObjectRef, reply: Reply) {
-    attach(|py| {
-        let told = loop_module(py).and_then(|event_loop| {
-            let (method, value) = match convert::reply_object(py, reply) {
-                Ok(value) => ("setFutureResults", value),
-                Err(error) => (
-                    "setFutureException",
-                    error.into_value(py).into_bound(py).into_any(),
-                ),
-            };
-            event_loop.call_method1(method, (future.bind(py), value))
-        });
-        if let Err(error) = told {
-            api::log_warning(&format!("the reply of a refresh was lost: {error}"));
-        }
-    });
 }
 
 const KNOWN: [&str; 19] = [

@@ -190,9 +190,10 @@ fn register_now(runtime: &Runtime, registration: &Arc<Registration>) -> PyResult
     Ok(registered?)
 }
 
-const KNOWN_TO_REGISTER: [&str; 21] = [
+const KNOWN_TO_REGISTER: [&str; 22] = [
     "timeout",
     "max_concurrent",
+    "max_memory",
     "user",
     "mode",
     "onRegistered",

@@ -32,7 +32,7 @@ pub fn register_write_behind(
     half.enlist(py, None, trigger)
 }
 
-const KNOWN: [&str; 17] = [
+const KNOWN: [&str; 18] = [
     "events",
     "batch",
     "interval",
@@ -47,6 +47,7 @@ const KNOWN: [&str; 17] = [
     "wait",
     "timeout",
     "ordered",
+    "max_save_time",
     "user",
     "onRegistered",
     "desc",
@@ -83,6 +84,7 @@ fn read(given: &Keywords<'_, '_>, prefix: String) -> PyResult<Options> {
         ordered: given
             .word("ordered", [("key", Ordered::Key), ("all", Ordered::All)])?
             .unwrap_or_default(),
+        max_save_time: given.positive_seconds("max_save_time")?,
     };
     if options.dead_letter.is_some() && options.max_tries.is_none() {
         return Err(errors::gears_error(format!(

@@ -172,7 +172,7 @@ impl ReadThrough {
     }
 
     /// Nobody waits for these keys behind this reply any more: whoever watches or caches them hears of what was loaded.
-    fn replied(&self, lock: Lock<'_>, keys: &[Key]) {
+    pub(super) fn replied(&self, lock: Lock<'_>, keys: &[Key]) {
         for key in keys {
             if self.state.write(lock).machine.replied(key) {
                 store::signal_modified(lock, key.db, &key.name);

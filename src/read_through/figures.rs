@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use super::{
-    machine::Time,
-    rule::{Counts, Rule},
-};
+use super::machine::{Counts, Rule, Time};
 use crate::{hooks::Hot, server::reply::Reply, stats::Durations};
 
 /// How much the newest load time weighs in the mean.

@@ -6,8 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use super::hashing::Seeds;
-pub use super::hashing::{ByNumber, digest};
+use crate::hashing::Seeds;
 
 /// A key of a database. Cheap to copy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,7 +1,7 @@
 //! `read_through`: values that are loaded when a client misses them. Contract: docs/contract/read-through.md; the way of a load is in
 //! `docs/architecture.md`.
 //!
-//! `machine/` decides; `rule.rs`, `pace.rs`, `keys.rs` and `bounded.rs` are its tables and figures, `life.rs` computes lifetimes. All of
+//! `machine/` decides; `keys.rs` and `bounded.rs` are its tables, `life.rs` computes lifetimes. All of
 //! these are pure, without server or Python. `options.rs`: what a script says; `trigger.rs`: how a registration comes and goes;
 //! `refresh.rs`: loads on request; `behind.rs`: changes of `write_behind` that are not saved; `figures.rs`: counters. This file is
 //! where the server comes in; `pump.rs` does what the machine says, `answer.rs` answers the clients that waited.
@@ -12,15 +12,12 @@ mod answer;
 mod behind;
 mod bounded;
 mod figures;
-mod hashing;
 pub mod keys;
 mod life;
 mod machine;
 pub mod options;
-mod pace;
 mod pump;
 mod refresh;
-mod rule;
 mod trigger;
 
 use std::{
@@ -40,7 +37,6 @@ pub use pump::{check_keys, raised};
 use self::{
     bounded::Bounded,
     figures::Figures,
-    keys::ByNumber,
     life::Age,
     machine::{Ask, Bounds, Change, Machine, Purpose, Time, Why},
     options::{OnError, Options},
@@ -57,6 +53,7 @@ use crate::{
         registration::Registration,
         scope,
     },
+    hashing::ByNumber,
     hooks::{Hooks, Hot, Loads, Missing, Wait},
     mutex::Mutex,
     server::{
@@ -114,6 +111,8 @@ pub struct ReadThrough {
     behind: OnceLock<Arc<dyn Unsaved>>,
     state: Guarded<State>,
     inbox: Mutex<Vec<Brought>>,
+    /// Functions that waited and do so no longer, by their number in the machine.
+    given_up: Mutex<Vec<u64>>,
     /// The server was asked to come to [`ReadThrough::pump`] and has not come yet.
     awake: AtomicBool,
 }
@@ -202,6 +201,7 @@ impl ReadThrough {
                 armed: None,
             }),
             inbox: Mutex::default(),
+            given_up: Mutex::default(),
             awake: AtomicBool::new(false),
         });
         loads.hooks.connect(Arc::clone(&loads) as _);

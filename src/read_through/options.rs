@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::rule::Limits;
+use super::machine::Limits;
 use crate::{engine::prefix::Pattern, server::reply::Reply};
 
 /// The commands that wait by default: readers of the five kinds of values whose keys stand at fixed places. A server that

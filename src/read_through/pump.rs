@@ -17,7 +17,7 @@ use crate::{
         record::{Record, Value},
         registration::Registration,
         scope::Scope,
-        source::{Reading, Source},
+        source::{Once, Reading, Source},
         start::Start,
     },
     mutex::Mutex,
@@ -39,10 +39,9 @@ pub(super) struct Brought {
     took: Duration,
 }
 
-/// The argument of a loader, if its user may store what it brings.
+/// The argument of a loader that acts as a user, if he may store what it brings.
 struct Wanted {
     record: Option<Record>,
-    /// The keys to be loaded, where there is a user.
     keys: Vec<Key>,
 }
 
@@ -58,6 +57,10 @@ impl Source for Wanted {
 
     fn is_at_end(&self) -> bool {
         self.record.is_none()
+    }
+
+    fn is_single(&self) -> bool {
+        true
     }
 }
 
@@ -101,6 +104,7 @@ impl ReadThrough {
 
     fn pump_now(&self, lock: Lock<'_>) {
         let paused = !lock.may_write();
+        self.release_given_up(lock);
         if !self.engine.is_serving() {
             self.state.write(lock).machine.let_all_go();
         }
@@ -217,14 +221,15 @@ impl ReadThrough {
             .filter(|key| self.unsaved(lock, key.db, &key.name).is_some())
             .cloned()
             .collect();
-        let source = Wanted {
-            record: Some(Record::Native(argument)),
-            keys: registration
-                .actor
-                .as_ref()
-                .map_or_else(Vec::new, |_| keys.clone()),
+        let record = Some(Record::Native(argument));
+        let source: Box<dyn Source> = match &registration.actor {
+            None => Box::new(Once(record)),
+            Some(_) => Box::new(Wanted {
+                record,
+                keys: keys.clone(),
+            }),
         };
-        let start = Start::of_registration(registration, db, Box::new(source)).transient();
+        let start = Start::of_registration(registration, db, source).transient();
         let begun = Instant::now();
         let (this, unpack) = (self.this.clone(), Arc::clone(&self.unpack));
         let ttl = match options.ttl {

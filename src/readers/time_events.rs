@@ -22,7 +22,7 @@ use crate::{
     engine::{
         Engine,
         language::{Failure, Function, with_lock},
-        loading::Loading,
+        loading_functions::LoadingFunctions,
         scope::Scope,
         session::{Needs, Session},
     },
@@ -71,7 +71,7 @@ struct TimeEvent {
     /// `None` until the function is loaded.
     ready: Mutex<Option<Ready>>,
     /// The function while it is being loaded, with its session.
-    loading: Mutex<Option<(Arc<Session>, Loading)>>,
+    loading: Mutex<Option<(Arc<Session>, LoadingFunctions)>>,
     /// The log has said why it is not.
     complained: AtomicBool,
     ended: AtomicBool,
@@ -301,7 +301,7 @@ fn make_ready(engine: &Engine, lock: Lock<'_>, event: &TimeEvent, image: &[u8]) 
     let limit = begun.as_ref().map_or(engine.patience(), |_| Duration::ZERO);
     let (session, loading) = begun.unwrap_or_else(|| {
         let session = session(engine, lock, event);
-        let loading = engine.load(vec![image.to_vec()], &session);
+        let loading = engine.load_functions(vec![image.to_vec()], &session);
         (session, loading)
     });
     let Some(loaded) = loading.wait(limit) else {

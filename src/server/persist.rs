@@ -26,6 +26,7 @@ use super::{
     lock::{Entered, Lock},
     string::RString,
 };
+use crate::error::Error;
 
 /// The name that the section has in files of RedisGears, too.
 const NAME: &CStr = c"GEARS_DT0";
@@ -61,7 +62,7 @@ pub trait Saved: Send + Sync {
     ///
     /// # Errors
     /// Why it cannot be loaded, for the log; the server refuses the whole file.
-    fn load(&self, lock: Lock<'_>, blob: &[u8]) -> Result<(), String>;
+    fn load(&self, lock: Lock<'_>, blob: &[u8]) -> Result<(), Error>;
 }
 
 /// When the server begins to write a file.
@@ -215,8 +216,8 @@ unsafe fn write_all(io: *mut raw::RedisModuleIO, lock: Lock<'_>, saved: &dyn Sav
 /// `io` is that of a load callback.
 unsafe fn read_all(
     io: *mut raw::RedisModuleIO,
-    load: &mut dyn FnMut(&[u8]) -> Result<(), String>,
-) -> Result<(), String> {
+    load: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
+) -> Result<(), Error> {
     // SAFETY: by the caller's promise; each buffer is copied and freed.
     unsafe {
         while api!(RedisModule_LoadUnsigned(io)) == 1 {
@@ -237,13 +238,13 @@ unsafe fn read_all(
 }
 
 /// The frame around the callbacks: proof of the lock, no panic leaves it.
-fn guarded(work: impl FnOnce(Lock<'_>, &dyn Saved) -> Result<(), String>) -> c_int {
+fn guarded(work: impl FnOnce(Lock<'_>, &dyn Saved) -> Result<(), Error>) -> c_int {
     // SAFETY: the server holds its lock while it saves and loads.
     let entered = unsafe { Entered::new() };
     let done = catch_unwind(AssertUnwindSafe(|| {
         SAVED
             .get()
-            .ok_or_else(|| "the module is still loading".to_owned())
+            .ok_or_else(|| Error::from("the module is still loading"))
             .and_then(|saved| work(entered.lock(), saved.as_ref()))
     }));
     match done {

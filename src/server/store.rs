@@ -12,6 +12,7 @@ use super::{
     api::Features,
     audience,
     call::call,
+    call_reply::is_foreign,
     events::Mute,
     lock::Lock,
     reply::Reply,
@@ -174,7 +175,8 @@ pub fn is_local(lock: Lock<'_>, features: Features, db: i32, name: &[u8]) -> boo
     }
     // Does nothing to a key that is not there, and is not counted as a look at it.
     let words = [b"PERSIST".to_vec(), name.to_vec()];
-    !matches!(call(lock, features, db, &words), Reply::Error(_))
+    // Any other error says nothing of that: the cluster is down, the command has another name here.
+    !is_foreign(&call(lock, features, db, &words))
 }
 
 /// What a client hears whose key is served elsewhere by now: where, or that it is on the way. The server says that to no client

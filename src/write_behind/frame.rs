@@ -6,10 +6,7 @@
 use std::borrow::Cow;
 
 use super::machine::{Change, ChangeId, Gone};
-use crate::{
-    read_through::keys::{Key, digest},
-    server::snapshot::Snapshot,
-};
+use crate::{hashing::digest, read_through::keys::Key, server::snapshot::Snapshot};
 
 const MAGIC: &[u8] = b"PINIONQ";
 const VERSION: u8 = 1;

@@ -39,9 +39,10 @@ use self::{
 use crate::{
     config::Number,
     engine::{Engine, id::Id, prefix::Pattern, registration::Registration},
+    hashing::ByNumber,
     hooks::{CommandSpec, Hooks},
     mutex::Mutex,
-    read_through::{ReadThrough, keys::ByNumber},
+    read_through::ReadThrough,
     server::{
         after,
         events::{Changes, Class},

@@ -49,6 +49,8 @@ pub struct Options {
     pub wait: bool,
     pub timeout: f64,
     pub ordered: Ordered,
+    /// `None`: as long as WriteBehindMaxSaveTime says.
+    pub max_save_time: Option<f64>,
 }
 
 impl Default for Options {
@@ -69,6 +71,7 @@ impl Default for Options {
             wait: false,
             timeout: 5.0,
             ordered: Ordered::Key,
+            max_save_time: None,
         }
     }
 }
@@ -132,7 +135,7 @@ impl Options {
         }
     }
 
-    /// What the machine goes by.
+    /// What the machine goes by. `max_save_time`: of a call, where the script does not say.
     pub fn limits(&self, max_save_time: Duration) -> Limits {
         let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         Limits {
@@ -146,7 +149,7 @@ impl Options {
             max_entries: count(self.max_queue),
             max_bytes: count(self.max_queue_bytes),
             ordered: self.ordered == Ordered::All,
-            max_save_time,
+            max_save_time: self.max_save_time.map_or(max_save_time, seconds),
         }
     }
 
@@ -186,6 +189,7 @@ impl Options {
                     Ordered::All => "all",
                 }),
             ),
+            ("max_save_time", self.max_save_time.map_or(Reply::Null, time)),
         ]
     }
 }

@@ -214,12 +214,14 @@ impl WriteBehind {
             let Some(call) = sink.queue.overdue(now) else {
                 continue;
             };
-            hung.push((sink.token, call, sink.running.take()));
+            let limit = sink.queue.max_save_time();
+            hung.push((sink.token, call, sink.running.take(), limit));
         }
-        for (sink, call, running) in hung {
+        for (sink, call, running, limit) in hung {
             if let Some(execution) = running {
                 api::log_warning(&format!(
-                    "write_behind: a call of save has taken longer than WriteBehindMaxSaveTime and is stopped ({execution})"
+                    "write_behind: a call of save has taken longer than its max_save_time ({} ms) and is stopped ({execution})",
+                    limit.as_millis()
                 ));
                 // One that has ended in this moment is not there any more.
                 let _ = self.engine.abort(execution, || {});

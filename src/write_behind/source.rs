@@ -29,6 +29,10 @@ impl Source for Changes {
     fn is_at_end(&self) -> bool {
         self.0.is_none()
     }
+
+    fn is_single(&self) -> bool {
+        true
+    }
 }
 
 fn dict(change: Change<Snapshot>) -> Value {

@@ -109,6 +109,7 @@ class GearsBuilder(PyFlatExecution):
         user: str | None = None,
         timeout: int | None = None,
         max_concurrent: int | None = None,
+        max_memory: int | None = None,
         eventTypes: Iterable[str] | None = None,
         keyTypes: Iterable[str] | None = None,
         readValue: bool = True,

@@ -11,6 +11,7 @@ mod tests;
 use std::time::{Duration, Instant};
 
 use super::{
+    holding::{Gauge, Inventory, Size},
     id::ShardId,
     language::{Called, Completion, Failure, Language},
     plan::{Plan, Step},
@@ -41,6 +42,10 @@ pub struct PipelineState {
     failed: bool,
     /// How many of the errors the initiator knows.
     told: usize,
+    /// What it holds, where that is limited.
+    pub gauge: Option<Box<Gauge>>,
+    /// It held more than it may, and holds nothing any more.
+    pub held_too_much: bool,
     pub results: Vec<Record>,
     pub errors: Vec<Failure>,
 }
@@ -343,6 +348,9 @@ impl<'a> Pipeline<'a> {
             if let Some((index, parts)) = self.pass(first, record) {
                 apart.push((index, parts.into_iter()));
             }
+            if self.state.gauge.as_mut().is_some_and(|gauge| gauge.is_due()) {
+                self.look_at_size(&apart);
+            }
             while let Some((index, parts)) = apart.last_mut() {
                 if self.is_stopping() {
                     return;
@@ -368,6 +376,9 @@ impl<'a> Pipeline<'a> {
                     }
                 }
             }
+            if self.state.gauge.is_some() && StepState::is_needed(&self.plan.steps[index]) {
+                self.feed(&record);
+            }
             let started = self.state.durations.is_some().then(Instant::now);
             let outcome = self.apply(index, record);
             self.note(index, started);
@@ -389,8 +400,55 @@ impl<'a> Pipeline<'a> {
                 }
             }
         }
+        if self.state.gauge.is_some() {
+            self.feed(&record);
+        }
         self.state.results.push(record);
         None
+    }
+
+    /// Tells the gauge of a record that is about to be held.
+    fn feed(&mut self, record: &Record) {
+        let Some(gauge) = &mut self.state.gauge else {
+            return;
+        };
+        if let Err(failure) = gauge.feed(record, self.language) {
+            self.fail(failure);
+        }
+    }
+
+    /// Counts what the run holds; ends it if that is too much. `apart`: what is on its way.
+    fn look_at_size(&mut self, apart: &[(usize, std::vec::IntoIter<Record>)]) {
+        match self.size(apart) {
+            Ok(size) => {
+                let Some(gauge) = &mut self.state.gauge else {
+                    return;
+                };
+                if gauge.note(size) {
+                    self.state.held_too_much = true;
+                    self.stop.ask();
+                    // What they hold must not become results; objects end here, where code of users can be stopped.
+                    self.state.results.clear();
+                    self.state.step_states.clear();
+                }
+            }
+            Err(failure) => self.fail(failure),
+        }
+    }
+
+    fn size(&self, apart: &[(usize, std::vec::IntoIter<Record>)]) -> Result<Size, Failure> {
+        let mut stock = Inventory::default();
+        for (_, parts) in apart {
+            stock.add_all(parts.as_slice());
+        }
+        for memory in &self.state.step_states {
+            memory.take_stock(&mut stock)?;
+        }
+        for queue in self.state.waiting.values() {
+            queue.take_stock(&mut stock);
+        }
+        stock.add_all(&self.state.results);
+        stock.count(self.language)
     }
 
     /// Sends on what became of a record at a step.

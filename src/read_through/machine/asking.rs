@@ -1,10 +1,9 @@
 //! Somebody wants keys: he joins the loads that are under way, or new ones begin.
 
-use super::{Action, Ask, Change, Due, Flight, Load, Machine, Purpose, Stage, Time, Waiter, Wanted, Why};
-use crate::{
-    engine::id::Id,
-    read_through::{keys::Key, rule::Rule},
+use super::{
+    Action, Ask, Change, Due, Flight, Load, Machine, Purpose, Rule, Stage, Time, Waiter, Wanted, Why,
 };
+use crate::{engine::id::Id, read_through::keys::Key};
 
 impl<V> Machine<V> {
     /// Somebody waits for these keys, which are distinct. His number.
@@ -43,6 +42,7 @@ impl<V> Machine<V> {
                 rules,
                 purpose,
                 deadline,
+                loader_of: None,
             },
         );
         let shared = self.join(now, number, asks, &[]);

@@ -31,7 +31,7 @@ impl<V> Machine<V> {
     }
 
     /// The keys of this waiter that cannot be put back if they are gone, because their value was a newer one, or something has
-    /// happened to them since; each with whether it may be loaded again.
+    /// happened to them since; each with whether it may be loaded again: not for whom a load that failed is the answer.
     pub fn lost_keys(&self, number: u64) -> Vec<(Key, bool)> {
         let Some(waiter) = self.waiters.get(&number) else {
             return Vec::new();
@@ -44,7 +44,10 @@ impl<V> Machine<V> {
             .wanted
             .iter()
             .filter(is_lost)
-            .map(|wanted| (wanted.key.clone(), wanted.used < MAX_LOADS))
+            .map(|wanted| {
+                let again = waiter.purpose.is_command() && wanted.used < MAX_LOADS;
+                (wanted.key.clone(), again)
+            })
             .collect()
     }
 

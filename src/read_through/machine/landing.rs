@@ -2,11 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{Action, Change, Due, Landed, Landing, MAX_LOADS, Machine, Purpose, Stage, Time, Why};
-use crate::{
-    engine::id::Id,
-    read_through::{keys::Key, pace::Backoff},
-};
+use super::{Action, Backoff, Change, Due, Landed, Landing, MAX_LOADS, Machine, Purpose, Stage, Time, Why};
+use crate::{engine::id::Id, read_through::keys::Key};
 
 impl<V> Machine<V> {
     /// The keys of a load whose result has come, if anybody still knows it: each of them is to land, then it has ended

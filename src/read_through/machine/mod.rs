@@ -6,7 +6,10 @@
 
 mod asking;
 mod changes;
+mod circles;
 mod landing;
+mod pace;
+mod rule;
 #[cfg(test)]
 mod tests;
 
@@ -18,11 +21,12 @@ use std::{
 
 use super::{
     bounded::Bounded,
-    keys::{ByKey, ByNumber, Key},
-    pace::Backoff,
-    rule::{Counts, Limits, Rule},
+    keys::{ByKey, Key},
 };
-use crate::engine::id::Id;
+use crate::{engine::id::Id, hashing::ByNumber};
+
+use self::pace::Backoff;
+pub use self::rule::{Counts, Limits, Rule};
 
 /// A moment: how long after the start.
 pub type Time = Duration;
@@ -194,6 +198,8 @@ struct Waiter {
     rules: Vec<Id>,
     purpose: Purpose,
     deadline: Option<Time>,
+    /// The load whose loader waits here.
+    loader_of: Option<u64>,
 }
 
 struct Load {

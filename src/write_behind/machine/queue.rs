@@ -1,6 +1,6 @@
 //! Changes come into a queue and leave it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     Change, Counts, Entry, Gone, Limits, OVERHEAD, Queue, Settled, Stage, Time, places::Line, store::Store,
@@ -33,6 +33,11 @@ impl<P> Queue<P> {
             random: seed | 1,
             settled: Vec::new(),
         }
+    }
+
+    /// How long a call may take.
+    pub fn max_save_time(&self) -> Duration {
+        self.limits.max_save_time
     }
 
     /// A registration with other options takes over.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{Failed, Time};
-use crate::read_through::keys::ByNumber;
+use crate::hashing::ByNumber;
 
 /// What became of a change that somebody waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,4 @@
-//! How the tables of the room hash what they are asked for: next to nothing for numbers of our own, little for names that clients
-//! choose.
+//! How tables hash what they are asked for: next to nothing for numbers of our own, little for names that clients choose.
 
 use std::{
     collections::{HashMap, hash_map::RandomState},
@@ -85,6 +84,10 @@ impl Hasher for NameHasher {
         last[..rest.len()].copy_from_slice(rest);
         let (low, high) = words(&last);
         self.fold(low, high);
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.fold(number, 0);
     }
 
     /// The length of what follows.

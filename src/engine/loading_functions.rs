@@ -20,26 +20,26 @@ use crate::{config::Number, server::api, threads};
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What was loaded of each image, in their order.
-pub type Loaded = Vec<Result<Arc<dyn Function>, Failure>>;
+pub type LoadedFunctions = Vec<Result<Arc<dyn Function>, Failure>>;
 
-type Then = Box<dyn FnOnce(Loaded) + Send>;
+type Then = Box<dyn FnOnce(LoadedFunctions) + Send>;
 
 enum State {
     Busy,
     /// Nobody waits any more; this is to be called.
     Left(Then),
-    Done(Loaded),
+    Done(LoadedFunctions),
     Taken,
 }
 
 /// Functions of one session that are being loaded.
 #[derive(Clone)]
-pub struct Loading(Arc<(Mutex<State>, Condvar)>);
+pub struct LoadingFunctions(Arc<(Mutex<State>, Condvar)>);
 
 impl Engine {
     /// Begins to load functions of a session.
-    pub fn load(&self, images: Vec<Vec<u8>>, session: &Arc<Session>) -> Loading {
-        let loading = Loading(Arc::new((Mutex::new(State::Busy), Condvar::new())));
+    pub fn load_functions(&self, images: Vec<Vec<u8>>, session: &Arc<Session>) -> LoadingFunctions {
+        let loading = LoadingFunctions(Arc::new((Mutex::new(State::Busy), Condvar::new())));
         let (this, language, session) = (loading.clone(), Arc::clone(&self.language), Arc::clone(session));
         let count = images.len();
         let work = move || {
@@ -61,12 +61,12 @@ impl Engine {
     }
 }
 
-fn failed(count: usize, reason: &str) -> Loaded {
+fn failed(count: usize, reason: &str) -> LoadedFunctions {
     (0..count).map(|_| Err(reason.into())).collect()
 }
 
-impl Loading {
-    fn end(&self, loaded: Loaded) {
+impl LoadingFunctions {
+    fn end(&self, loaded: LoadedFunctions) {
         let (state, changed) = &*self.0;
         let mut state = state.lock();
         if let State::Left(then) = std::mem::replace(&mut *state, State::Taken) {
@@ -79,7 +79,7 @@ impl Loading {
     }
 
     /// What was loaded, if it is there within `limit`. Whoever calls is detached.
-    pub fn wait(&self, limit: Duration) -> Option<Loaded> {
+    pub fn wait(&self, limit: Duration) -> Option<LoadedFunctions> {
         let (state, changed) = &*self.0;
         let deadline = Instant::now() + limit;
         let mut state = state.lock();
@@ -98,7 +98,7 @@ impl Loading {
     }
 
     /// Calls `then` when it is there: on this thread if it is there already, else on that which loads.
-    pub fn when_done(&self, then: impl FnOnce(Loaded) + Send + 'static) {
+    pub fn when_done(&self, then: impl FnOnce(LoadedFunctions) + Send + 'static) {
         let mut state = self.0.0.lock();
         match std::mem::replace(&mut *state, State::Taken) {
             State::Done(loaded) => {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::machine::Time;
+use super::Time;
 
 /// What is known of a key whose loads failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

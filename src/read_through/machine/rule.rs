@@ -2,7 +2,8 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::{keys::Key, machine::Time, pace::Breaker};
+use super::{Time, pace::Breaker};
+use crate::read_through::keys::Key;
 
 /// The limits of a registration.
 #[derive(Clone, Debug, PartialEq)]
