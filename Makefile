@@ -148,6 +148,21 @@ docs: setup-docs ## build the site into target/site, check its links, and open e
 	@NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs --quiet build --strict
 	@$(VENV_PYTHON) scripts/docs/browse.py $(ARGS)
 
+# Tests that touch most of the module's memory and threads, and last for minutes under a sanitizer.
+SANITIZED := $(addprefix tests/test_,$(addsuffix .py,conversions limits hooks linked_client streams persistence read_through write_behind async time_events))
+
+.PHONY: test-asan
+test-asan: setup-test ## unit tests and a subset of the others with AddressSanitizer, on SERVERS (redis-7.0); ARGS: other tests
+	@SERVER_NAME='$(or $(SERVERS),$(TEST_SERVER))' scripts/sanitize.sh address $(or $(ARGS),$(SANITIZED))
+
+.PHONY: test-tsan
+test-tsan: setup-test ## the same with ThreadSanitizer
+	@SERVER_NAME='$(or $(SERVERS),$(TEST_SERVER))' scripts/sanitize.sh thread $(or $(ARGS),$(SANITIZED))
+
+.PHONY: test-model
+test-model: setup-test ## the queue, the link of a client and the exchange of shards under thousands of orders of their threads
+	@$(RUN_CARGO) test --lib --features model model $(ARGS)
+
 .PHONY: fuzz
 fuzz: setup-test build ## fuzz each decoder and a server for FUZZ_SECONDS (600); FUZZ_KEEP=yes keeps inputs that led to something new
 	@FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(RUN_CARGO) test --lib fuzz -- --nocapture

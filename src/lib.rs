@@ -26,6 +26,7 @@ mod scripting;
 mod server;
 mod stats;
 mod threads;
+mod waits;
 mod write_behind;
 
 use std::ffi::{CStr, c_char, c_int};

@@ -7,7 +7,7 @@ use std::cell::Cell;
 
 use parking_lot::lock_api;
 
-use crate::per_thread::per_thread;
+use crate::{per_thread::per_thread, waits::RawMutex};
 
 per_thread! {
     static HELD: Cell<u32> = Cell::new(0);
@@ -21,13 +21,13 @@ pub fn is_any_held() -> bool {
 }
 
 /// A raw mutex that is counted.
-pub struct Counted(parking_lot::RawMutex);
+pub struct Counted(RawMutex);
 
 // SAFETY: parking_lot's mutex does it. Guards stay on their thread (`GuardMarker`), so each count goes down where it went up.
 unsafe impl lock_api::RawMutex for Counted {
     // What the trait asks for: a value to begin with.
     #[allow(clippy::declare_interior_mutable_const)]
-    const INIT: Self = Self(<parking_lot::RawMutex as lock_api::RawMutex>::INIT);
+    const INIT: Self = Self(<RawMutex as lock_api::RawMutex>::INIT);
 
     type GuardMarker = lock_api::GuardNoSend;
 

@@ -20,6 +20,7 @@ import redis
 
 from clusters import Cluster, fail_over, is_linked, make_cluster, move_slot, node_id
 from helpers import Server, as_dict, wait_until
+from proxy import Proxy
 
 KEYS = 300
 SUM = sum(range(KEYS))
@@ -66,9 +67,12 @@ class Chaos:
         self.random = random.Random(seed)
         options = ["--appendonly", "yes", "--cluster-allow-replica-migration", "no"]
         limits = ["ExecutionMaxIdleTime", IDLE_MS, "PythonInstallReqMaxIdleTime", IDLE_MS]
-        self.cluster: Cluster = make_cluster(start_server, replicas=3, args=options, module_args=limits)
+        # In front of each node: shards, replicas and clients that were sent on come through them; the nodes' bus does not.
+        self.proxies = [Proxy() for _ in range(6)]
+        self.cluster: Cluster = make_cluster(start_server, replicas=3, args=options, module_args=limits, proxies=self.proxies)
         self.cluster.fill({f"key:{number}": number for number in range(KEYS)})
         self.nodes = self.cluster.nodes
+        self.announced = {proxy.port: node for proxy, node in zip(self.proxies, self.nodes)}
         self.told = Told()
         self.done: dict[str, int] = {}
         self.versions: list[tuple[int, float]] = []  # acknowledged ones, and when
@@ -87,13 +91,12 @@ class Chaos:
 
     def shard_mates(self) -> list[tuple[Server, Server]]:
         """Each master with its replica, where both are well."""
-        by_port = {node.port: node for node in self.nodes}
         found = []
         for node in self.nodes:
             with contextlib.suppress(redis.RedisError):
                 state = client_of(node).execute_command("ROLE")
-                if state[0] == "slave" and state[3] == "connected" and int(state[2]) in by_port:
-                    found.append((by_port[int(state[2])], node))
+                if state[0] == "slave" and state[3] == "connected" and int(state[2]) in self.announced:
+                    found.append((self.announced[int(state[2])], node))
         return found
 
     def rejoin(self, pairs: list[tuple[Server, Server]]) -> None:
@@ -119,7 +122,7 @@ class Chaos:
     # --- actions ---
 
     def actions(self) -> list[Callable[[], None]]:
-        chosen = [self.fail_over, self.fail_over_and_back, self.kill, self.kill, self.stop_for_a_while, self.reshard, self.reload, self.refresh]
+        chosen = [self.fail_over, self.fail_over_and_back, self.kill, self.kill, self.stop_for_a_while, self.cut_off, self.reshard, self.reload, self.refresh]
         return [*chosen, self.pause] if PAUSES else chosen
 
     def fail_over(self) -> None:
@@ -149,6 +152,18 @@ class Chaos:
             time.sleep(self.random.choice([0.3, 1, 6]))
         finally:
             victim.process.send_signal(signal.SIGCONT)
+
+    def cut_off(self) -> None:
+        """The links of some nodes break, or nothing gets through for a while, as where a network fails; the nodes' bus goes on."""
+        cut = self.random.sample(self.proxies, self.random.choice([1, 1, 2, 6]))
+        how = self.random.choice([Proxy.drop, Proxy.cut, Proxy.hold])
+        try:
+            for proxy in cut:
+                how(proxy)
+            time.sleep(self.random.choice([0.1, 1, 6]) * self.random.random())
+        finally:
+            for proxy in cut:
+                proxy.heal()
 
     def reshard(self) -> None:
         """Moves some slots with their keys, while nothing else happens but what clients do."""
@@ -306,6 +321,11 @@ class Chaos:
                 with self._lock:
                     self.told.wrong.append(f"{work.__name__}: {type(error).__name__}: {error}")
                 return
+
+    def close(self) -> None:
+        """Ends the proxies."""
+        for proxy in self.proxies:
+            proxy.close()
 
     def check(self) -> None:
         """What must hold when everything has calmed down."""

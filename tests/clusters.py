@@ -165,6 +165,8 @@ def make_cluster(
             proxies[number].target = servers[number].port
             bus = str(servers[number].port + 10000)
             servers[number].client().config_set("cluster-announce-bus-port", bus)
+            # When it starts again it has its options only.
+            servers[number].args = [*servers[number].args, "--cluster-announce-bus-port", bus]
     cluster = Cluster(servers[:masters], servers[masters:])
     for number, server in enumerate(cluster.masters):
         first, last = round(number * SLOTS / masters), round((number + 1) * SLOTS / masters) - 1

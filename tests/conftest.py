@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Fails a test whose server died, and attaches the servers' logs to failures."""
+    """Fails a test whose server died, or has made a sanitizer complain, and attaches the servers' logs to failures."""
     report = yield
     servers = [*item.stash.get(SERVERS, []), *item.stash.get(SHARED, [])]
     if report.when == "call":
@@ -64,6 +64,9 @@ def pytest_runtest_makereport(
             if server.died() and not server.death_reported:
                 server.death_reported = True
                 report.longrepr = f"{report.longreprtext}\n{server.death_text()}".lstrip()
+                report.outcome = "failed"
+            if server.sanitizer_report():
+                report.longrepr = f"{report.longreprtext}\n{server.sanitizer_report()}".lstrip()
                 report.outcome = "failed"
     if report.failed:
         for server in servers:

@@ -122,9 +122,16 @@ class Server:
         assert not self.alive(), "the server runs already"
         self.death_expected = False
         self.was_restarted = self._process is not None
+        # The runtime of a sanitizer (scripts/sanitize.sh) has to be there before all else.
+        preload = {"LD_PRELOAD": os.environ["PINION_PRELOAD"]} if "PINION_PRELOAD" in os.environ else {}
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                self.command_line(), cwd=self.dir, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                self.command_line(),
+                cwd=self.dir,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **preload},
             )
         wait_until(self._answers, timeout, f"{self.name} on port {self.port} answers PING")
         info = self.own.info("server")
@@ -202,6 +209,11 @@ class Server:
         if not self.log_path.exists():
             return ""
         return self.log_path.read_bytes()[self._log_start :].decode(errors="replace")
+
+    def sanitizer_report(self) -> str:
+        """What a sanitizer has reported first; empty if none has, or there is none."""
+        found = re.search(r"(ERROR|WARNING): \w+Sanitizer:[\s\S]{0,8000}", self.log())
+        return found[0] if found else ""
 
     def mark_log(self) -> None:
         """What was printed so far is of no interest to whoever gets the server now."""

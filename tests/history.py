@@ -112,7 +112,7 @@ class History(Chaos):
                 self.owners[slot] = node
                 return reply
             except redis.exceptions.MovedError as error:
-                [node] = [other for other in self.nodes if other.port == error.port]
+                node = self.announced[error.port]
             except redis.exceptions.AskError as error:
                 raise NotDone("the slot moves") from error
             except redis.exceptions.TimeoutError as error:

@@ -21,10 +21,13 @@ def chaos(start_server: Callable[..., Server], source: Server, seconds: float) -
     print(f"PINION_CHAOS_SEED={seed}")
     run = History(start_server, source, seed)
     try:
-        run.run(seconds)
+        try:
+            run.run(seconds)
+        finally:
+            print(run.done, run.told)
+        run.check()
     finally:
-        print(run.done, run.told)
-    run.check()
+        run.close()
     assert run.told.right > seconds / 2
 
 

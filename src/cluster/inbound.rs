@@ -25,7 +25,8 @@ use crate::{
 #[derive(Default)]
 pub struct Inbound(Guarded<HashMap<ShardId, Sender>>);
 
-struct Sender {
+/// One of them.
+pub(super) struct Sender {
     /// The connection that it talks on.
     client: u64,
     run: Vec<u8>,
@@ -33,6 +34,46 @@ struct Sender {
     epoch: u64,
     /// The number of the first message of that link that was not seen.
     next: u64,
+}
+
+impl Sender {
+    /// A shard says hello; `before`: what was known of it.
+    ///
+    /// # Errors
+    /// A later link of that shard was here: the thread of this one is about to end.
+    pub(super) fn greeting(
+        before: Option<&Self>,
+        client: u64,
+        run: &[u8],
+        epoch: u64,
+    ) -> Result<Self, Error> {
+        let before = before.filter(|before| before.run == run);
+        let next = match before {
+            Some(before) if before.epoch > epoch => return Err(Error::NotAShard),
+            Some(before) if before.epoch == epoch => before.next,
+            _ => 0,
+        };
+        Ok(Self {
+            client,
+            run: run.to_vec(),
+            epoch,
+            next,
+        })
+    }
+
+    /// The number of the first message of the link that was not seen.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// A message has come. False for one that was seen already.
+    pub(super) fn takes(&mut self, number: u64) -> bool {
+        let is_new = number >= self.next;
+        if is_new {
+            self.next = number.saturating_add(1);
+        }
+        is_new
+    }
 }
 
 impl Cluster {
@@ -60,19 +101,8 @@ impl Cluster {
         let mut senders = self.inbound.0.write(command.lock());
         let before = senders.get(&shard);
         let is_new = before.is_some_and(|before| before.run != *their_run);
-        let before = before.filter(|before| before.run == *their_run);
-        let next = match before {
-            // Its thread is about to end.
-            Some(before) if before.epoch > epoch => return Err(Error::NotAShard),
-            Some(before) if before.epoch == epoch => before.next,
-            _ => 0,
-        };
-        let sender = Sender {
-            client: command.client_id(),
-            run: their_run.clone(),
-            epoch,
-            next,
-        };
+        let sender = Sender::greeting(before, command.client_id(), their_run, epoch)?;
+        let next = sender.next();
         senders.insert(shard, sender);
         drop(senders);
         if is_new {
@@ -105,10 +135,9 @@ impl Cluster {
                 .get_mut(&shard)
                 .filter(|sender| sender.client == client && sender.run == word(2))
                 .ok_or(Error::InnerCommand)?;
-            if number < sender.next {
+            if !sender.takes(number) {
                 return Ok(Reply::status("duplicate message ignored").into());
             }
-            sender.next = number.saturating_add(1);
         }
         self.counts.received();
         match word(3) {

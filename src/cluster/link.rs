@@ -14,11 +14,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::{Condvar, Mutex};
 use redis::{Cmd, Connection, Value};
 
 use super::{Cluster, connect, topology::Address};
-use crate::{config::Number, engine::id::ShardId, error::NO_CLUSTER, server::api, threads};
+use crate::{
+    config::Number,
+    engine::id::ShardId,
+    error::NO_CLUSTER,
+    server::api,
+    threads,
+    waits::{Condvar, Mutex},
+};
+
+#[cfg(all(test, feature = "model"))]
+mod model;
 
 /// The kind of our own messages.
 pub const KIND: &str = "pinion1";
@@ -26,7 +35,7 @@ pub const KIND: &str = "pinion1";
 pub const TEST_KIND: &str = "RG_NetworkTest";
 
 /// From this many bytes on senders of records should wait.
-const FULL: usize = 64 << 20;
+const FULL: usize = if cfg!(feature = "model") { 2 } else { 64 << 20 };
 /// From this many bytes on nothing more is taken: the other shard is gone, or far too slow.
 const OVERFLOW: usize = 256 << 20;
 /// How much is sent at once at most.
@@ -82,10 +91,9 @@ pub struct LinkState {
 }
 
 impl Link {
-    /// Starts the thread of a link.
-    pub fn open(cluster: Weak<Cluster>, shard: ShardId, address: Address) -> Arc<Self> {
+    fn new(shard: ShardId, address: Address) -> Self {
         static EPOCHS: AtomicU64 = AtomicU64::new(0);
-        let link = Arc::new(Self {
+        Self {
             shard,
             epoch: EPOCHS.fetch_add(1, Ordering::Relaxed),
             state: Mutex::new(Outbox {
@@ -101,7 +109,12 @@ impl Link {
             }),
             work: Condvar::new(),
             room: Condvar::new(),
-        });
+        }
+    }
+
+    /// Starts the thread of a link.
+    pub fn open(cluster: Weak<Cluster>, shard: ShardId, address: Address) -> Arc<Self> {
+        let link = Arc::new(Self::new(shard, address));
         let life = Arc::clone(&link);
         let started = threads::spawn("pinion-link".into(), move || life.live(&cluster));
         if let Err(error) = started {

@@ -16,41 +16,78 @@ use crate::{
     },
 };
 
-/// One linked command.
-pub struct LinkedCommand {
-    /// As typed, its name first.
-    command: Vec<Vec<u8>>,
-    state: Mutex<ReplyState>,
+/// A client that waits for its reply: each of the two ends that.
+pub trait Waits: Send {
+    /// It gets this reply.
+    fn answer(self, reply: Reply);
+
+    /// Its command is run again, and is the reply.
+    fn run_again(self);
 }
 
-#[derive(Default)]
-struct ReplyState {
+impl Waits for BlockedClient {
+    fn answer(self, reply: Reply) {
+        Self::answer(self, reply);
+    }
+
+    fn run_again(self) {
+        Self::run_again(self);
+    }
+}
+
+/// One linked command.
+pub struct LinkedCommand<C: Waits = BlockedClient> {
+    /// As typed, its name first.
+    command: Vec<Vec<u8>>,
+    state: Mutex<ReplyState<C>>,
+}
+
+struct ReplyState<C> {
     holds: usize,
     replacement: Option<Reply>,
     /// The command is run again and is the reply, unless there is a replacement.
     again: bool,
     /// The client and the command's own reply, once the client waits.
-    waiting: Option<(BlockedClient, Reply)>,
+    waiting: Option<(C, Reply)>,
     /// The reply is decided; nothing can change it any more.
     closed: bool,
 }
 
 impl LinkedCommand {
     pub fn new(command: Vec<Vec<u8>>) -> Arc<Self> {
+        Self::of(command)
+    }
+
+    /// What measures the work for the client, once it waits.
+    pub fn meter(&self) -> Option<Meter> {
+        let state = self.state.lock();
+        state.waiting.as_ref().map(|(client, _)| client.meter())
+    }
+}
+
+impl<C: Waits> LinkedCommand<C> {
+    fn of(command: Vec<Vec<u8>>) -> Arc<Self> {
+        let state = ReplyState {
+            holds: 0,
+            replacement: None,
+            again: false,
+            waiting: None,
+            closed: false,
+        };
         Arc::new(Self {
             command,
-            state: Mutex::default(),
+            state: Mutex::new(state),
         })
     }
 
     /// Keeps the client waiting until the hold is dropped.
-    pub fn hold(self: &Arc<Self>) -> ReplyHold {
+    pub fn hold(self: &Arc<Self>) -> ReplyHold<C> {
         self.state.lock().holds += 1;
         ReplyHold(Arc::clone(self))
     }
 
     /// The same, unless the client has its reply already.
-    pub fn hold_open(self: &Arc<Self>) -> Option<ReplyHold> {
+    pub fn hold_open(self: &Arc<Self>) -> Option<ReplyHold<C>> {
         let mut state = self.state.lock();
         if state.closed {
             return None;
@@ -62,12 +99,6 @@ impl LinkedCommand {
     /// True while the client has no reply.
     pub fn is_open(&self) -> bool {
         !self.state.lock().closed
-    }
-
-    /// What measures the work for the client, once it waits.
-    pub fn meter(&self) -> Option<Meter> {
-        let state = self.state.lock();
-        state.waiting.as_ref().map(|(client, _)| client.meter())
     }
 
     pub fn command(&self) -> &[Vec<u8>] {
@@ -109,7 +140,7 @@ impl LinkedCommand {
     }
 
     /// The client waits for the holds, with the command's own reply. Answers at once if they are gone by now.
-    pub fn wait(&self, client: BlockedClient, original: Reply) {
+    pub fn wait(&self, client: C, original: Reply) {
         self.state.lock().waiting = Some((client, original));
         self.answer_if_free();
     }
@@ -143,20 +174,23 @@ impl LinkedCommand {
 pub struct StillHeld;
 
 /// One execution's part in a link; dropping it lets the client go, if it is the last one.
-pub struct ReplyHold(Arc<LinkedCommand>);
+pub struct ReplyHold<C: Waits = BlockedClient>(Arc<LinkedCommand<C>>);
 
-impl ReplyHold {
-    pub fn link(&self) -> &Arc<LinkedCommand> {
+impl<C: Waits> ReplyHold<C> {
+    pub fn link(&self) -> &Arc<LinkedCommand<C>> {
         &self.0
     }
 }
 
-impl Drop for ReplyHold {
+impl<C: Waits> Drop for ReplyHold<C> {
     fn drop(&mut self) {
         self.0.state.lock().holds -= 1;
         self.0.answer_if_free();
     }
 }
+
+#[cfg(all(test, feature = "model"))]
+mod model;
 
 #[cfg(test)]
 mod tests {

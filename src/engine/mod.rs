@@ -52,7 +52,6 @@ use std::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
@@ -170,7 +169,9 @@ impl Engine {
 
     /// `true`: the server's thread tells when it is about to sleep, see [`Engine::about_to_sleep`].
     pub fn gather_jobs(&self, gather: bool) {
-        self.queue.gather(gather.then(|| thread::current().id()));
+        if gather {
+            self.queue.gather();
+        }
     }
 
     /// The server's thread has done what its clients asked for: the workers get what came of that.

@@ -11,23 +11,26 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
-    thread::{self, Thread, ThreadId},
     time::Duration,
 };
-
-use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{
     execution::Execution,
     id::Id,
     load::{Advice, Load},
 };
-use crate::hashing::Seeds;
+use crate::{
+    hashing::Seeds,
+    waits::{self, Condvar, Mutex, MutexGuard, Thread, ThreadId},
+};
+
+#[cfg(all(test, feature = "model"))]
+mod model;
 
 /// How long ready jobs are left to the workers that are at it.
 const TICK: Duration = Duration::from_micros(500);
 /// How many ticks a worker stands by after the last job, so that it need not be woken for the next burst.
-const LINGER: u32 = 200;
+const LINGER: u32 = if cfg!(feature = "model") { 2 } else { 200 };
 
 /// How many jobs are gathered before a worker is woken for them.
 const GATHER: usize = 16;
@@ -124,7 +127,7 @@ impl Queue {
             && self
                 .gatherer
                 .get()
-                .is_some_and(|&gatherer| gatherer == thread::current().id());
+                .is_some_and(|&gatherer| gatherer == waits::current().id());
         if gathers {
             self.gathered.store(true, Ordering::Relaxed);
             return;
@@ -132,12 +135,10 @@ impl Queue {
         self.wake(state);
     }
 
-    /// Makes the calling thread, or none, the one that calls [`Queue::release`] after it has pushed jobs.
-    pub fn gather(&self, thread: Option<ThreadId>) {
-        if let Some(thread) = thread {
-            // Told once, while the module loads.
-            let _ = self.gatherer.set(thread);
-        }
+    /// The calling thread will call [`Queue::release`] after it has pushed jobs.
+    pub fn gather(&self) {
+        // Told once, while the module loads.
+        let _ = self.gatherer.set(waits::current().id());
     }
 
     /// Wakes a worker for the jobs gathered since the last call.
@@ -169,10 +170,10 @@ impl Queue {
                 break;
             }
             if state.standby || (state.at_it == 0 && (quiet_ticks == 0 || quiet_ticks > LINGER)) {
-                let this = thread::current();
+                let this = waits::current();
                 let id = this.id();
                 state.sleepers.push(this);
-                MutexGuard::unlocked(&mut state, thread::park);
+                MutexGuard::unlocked(&mut state, waits::park);
                 state.sleepers.retain(|sleeper| sleeper.id() != id);
                 quiet_ticks = 0;
                 continue;

@@ -2,11 +2,13 @@
 //!
 //! Servers are built with an allocator that aligns to 8 bytes: blocks whose size is a multiple of 16 are aligned to 16,
 //! others are not. Stricter layouts (cache-padded queues) are aligned here.
-//! Outside a server (unit tests) the system allocator serves.
+//! Outside a server (unit tests), and where a sanitizer is to see each block, the system allocator serves.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
 use redis_module::raw;
+
+use super::heap::SANITIZED;
 
 /// The strictest alignment that the server's allocator can be made to give.
 const NATURAL_ALIGN: usize = 16;
@@ -33,7 +35,7 @@ unsafe impl GlobalAlloc for ServerAlloc {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: see the impl; sizes are those of the layout.
         unsafe {
-            let Some(alloc) = raw::RedisModule_Alloc else {
+            let Some(alloc) = raw::RedisModule_Alloc.filter(|_| !SANITIZED) else {
                 return System.alloc(layout);
             };
             if layout.align() <= NATURAL_ALIGN {
@@ -51,7 +53,7 @@ unsafe impl GlobalAlloc for ServerAlloc {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: `block` came from `alloc` with the same layout.
         unsafe {
-            let Some(free) = raw::RedisModule_Free else {
+            let Some(free) = raw::RedisModule_Free.filter(|_| !SANITIZED) else {
                 return System.dealloc(block, layout);
             };
             if layout.align() <= NATURAL_ALIGN {
@@ -65,7 +67,7 @@ unsafe impl GlobalAlloc for ServerAlloc {
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: the caller's contract is that of the trait; the new layout has the same alignment.
         unsafe {
-            match raw::RedisModule_Realloc {
+            match raw::RedisModule_Realloc.filter(|_| !SANITIZED) {
                 Some(realloc) if layout.align() <= NATURAL_ALIGN => {
                     realloc(block.cast(), aligned_size(layout, size)).cast()
                 }

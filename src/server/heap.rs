@@ -4,9 +4,12 @@
 
 use std::ffi::c_void;
 
-/// True if the server offers all of it (7.0).
+/// Built for a sanitizer, which knows the blocks of the system's allocator only.
+pub const SANITIZED: bool = cfg!(feature = "sanitized");
+
+/// True if the server offers all of it (7.0), and a sanitizer need not see the blocks.
 pub fn is_offered() -> bool {
-    has_api!(RedisModule_TryAlloc) && has_api!(RedisModule_MallocSize)
+    !SANITIZED && has_api!(RedisModule_TryAlloc) && has_api!(RedisModule_MallocSize)
 }
 
 /// From this size on it is asked whether the machine has that much at all.
