@@ -6,7 +6,7 @@ use std::{io::Write, ptr};
 use pyo3::{
     Borrowed, ffi,
     prelude::*,
-    types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PyString, PyTuple},
+    types::{PyBool, PyByteArray, PyDict, PyInt, PyList, PyString, PyTuple},
 };
 
 use super::{
@@ -45,12 +45,7 @@ pub fn is_settled(object: &Bound<'_, PyAny>) -> bool {
 }
 
 fn is_fixed(object: Borrowed<'_, '_, PyAny>, depth: usize) -> bool {
-    if object.is_exact_instance_of::<PyString>()
-        || object.is_none()
-        || object.is_exact_instance_of::<PyBytes>()
-        || object.is_exact_instance_of::<PyFloat>()
-        || object.is_exact_instance_of::<PyBool>()
-    {
+    if never_changes(object) {
         return true;
     }
     if let Ok(number) = object.cast_exact::<PyInt>() {
@@ -72,6 +67,20 @@ fn is_fixed(object: Borrowed<'_, '_, PyAny>, depth: usize) -> bool {
     object.is_exact_instance_of::<PyByteArray>()
 }
 
+/// True for most of what records hold. By the addresses of types, since asking for each of them costs more than all of this.
+#[inline]
+fn never_changes(object: Borrowed<'_, '_, PyAny>) -> bool {
+    // SAFETY: the object is alive; of the types only the addresses are taken.
+    unsafe {
+        let kind = ffi::Py_TYPE(object.as_ptr()).cast_const();
+        ptr::eq(kind, &raw const ffi::PyUnicode_Type)
+            || ptr::eq(object.as_ptr(), ffi::Py_None())
+            || ptr::eq(kind, &raw const ffi::PyBytes_Type)
+            || ptr::eq(kind, &raw const ffi::PyFloat_Type)
+            || ptr::eq(kind, &raw const ffi::PyBool_Type)
+    }
+}
+
 fn is_container(object: &Bound<'_, PyAny>) -> bool {
     object.is_exact_instance_of::<PyDict>() || object.is_exact_instance_of::<PyList>()
 }
@@ -83,9 +92,9 @@ fn are_fixed(dict: &Bound<'_, PyDict>, depth: usize) -> bool {
     unsafe {
         while ffi::PyDict_Next(dict.as_ptr(), &raw mut place, &raw mut name, &raw mut value) != 0 {
             let py = dict.py();
-            let is_fixed = is_fixed(Borrowed::from_ptr(py, name), depth)
-                && is_fixed(Borrowed::from_ptr(py, value), depth);
-            if !is_fixed {
+            let (name, value) = (Borrowed::from_ptr(py, name), Borrowed::from_ptr(py, value));
+            let is_fixed = |object| never_changes(object) || is_fixed(object, depth);
+            if !(is_fixed(name) && is_fixed(value)) {
                 return false;
             }
         }
