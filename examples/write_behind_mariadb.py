@@ -5,18 +5,13 @@
 #   create table users (`key` varbinary(255) primary key, name text, city text, last_id varchar(30) character set ascii not null, gone bool not null);
 import pymysql
 
-connection = None
+connection = None  # the first batch connects
 
 UPSERT = """
     insert into users (`key`, name, city, last_id, gone) values (%(key)s, %(name)s, %(city)s, %(id)s, %(gone)s)
     on duplicate key update name = if(last_id < values(last_id), values(name), name), city = if(last_id < values(last_id), values(city), city),
         gone = if(last_id < values(last_id), values(gone), gone), last_id = greatest(last_id, values(last_id))
 """
-
-
-def connect():
-    global connection
-    connection = None  # the first batch connects
 
 
 def ordered(change_id):
@@ -31,7 +26,7 @@ def row(change):
             'gone': change['type'] is None}
 
 
-@write_behind('user:*', batch=500, max_tries=3, dead_letter='users:dead', onRegistered=connect, desc='users in MariaDB')
+@write_behind('user:*', batch=500, max_tries=3, dead_letter='users:dead', desc='users in MariaDB')
 def save(changes):
     global connection
     if connection is None:

@@ -7,18 +7,13 @@
 # marked; delete such rows when they are old enough.
 import psycopg
 
-connection = None
+connection = None  # the first batch connects
 
 UPSERT = """
     insert into users (key, name, city, last_id, gone) values (%(key)s, %(name)s, %(city)s, %(id)s, %(gone)s)
     on conflict (key) do update set name = excluded.name, city = excluded.city, last_id = excluded.last_id, gone = excluded.gone
     where users.last_id < excluded.last_id
 """
-
-
-def connect():
-    global connection
-    connection = None  # the first batch connects
 
 
 def ordered(change_id):
@@ -33,7 +28,7 @@ def row(change):
             'gone': change['type'] is None}
 
 
-@write_behind('user:*', batch=500, max_tries=3, dead_letter='users:dead', onRegistered=connect, desc='users in PostgreSQL')
+@write_behind('user:*', batch=500, max_tries=3, dead_letter='users:dead', desc='users in PostgreSQL')
 def save(changes):
     global connection
     if connection is None or connection.closed:

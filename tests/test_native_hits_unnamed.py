@@ -146,3 +146,19 @@ def test_what_expires_at_the_look_is_told_once(server: Server) -> None:
     assert client.get("price:1") == "fetched"
     wait_until(lambda: server.registrations()[1]["RegistrationData"]["numTriggered"] == 1)
     assert client.info("stats")["expired_keys"] == 1
+
+
+@pytest.mark.parametrize("key", ["price:1", "price:2"], ids=["hit", "miss"])
+def test_clients_that_want_no_reply(server: Server, key: str) -> None:
+    server.run(LINK)
+    raw = server.raw()
+    raw.call("SET", "price:1", "a")
+    raw.send("CLIENT", "REPLY", "SKIP")
+    raw.send("GET", key)
+    assert raw.call("PING") == b"+PONG\r\n"
+    raw.send("CLIENT", "REPLY", "OFF")
+    for _ in range(3):
+        raw.send("GET", key)
+    assert raw.call("CLIENT", "REPLY", "ON") == b"+OK\r\n"
+    assert raw.call("GET", "price:1") == b"$1\r\na\r\n"
+    wait_until(lambda: server.client().info("clients")["blocked_clients"] == 0)

@@ -93,6 +93,18 @@ def test_commands_of_register_that_never_end(server: Server) -> None:
     assert "commands: expected at most 1000 names" in said
 
 
+@pytest.mark.own_server
+@pytest.mark.parametrize("call, argument", [
+    ("read_through", "ttl=Endless()"), ("read_through", "commands=Endless()"), ("read_through", "breaker=(Endless(), 1)"),
+    ("write_behind", "events=Endless()"), ("write_behind", "dead_letter=Endless()"), ("write_behind", "max_save_time=Endless()"),
+])  # fmt: skip
+def test_arguments_whose_code_never_ends(server: Server, call: str, argument: str) -> None:
+    server.client().execute_command("RG.CONFIGSET", "SyncTimeout", 250)
+    said = errors(server, f"class Endless:\n    def __repr__(self):\n        while True: pass\n    __iter__ = __repr__\n{call}('k:*', len, {argument})")
+    assert "SyncTimeout" in said or "expected" in said, said
+    assert server.registrations() == []
+
+
 @pytest.mark.parametrize("call", ["read_through", "write_behind"])
 def test_a_text_that_lies_about_its_length(server: Server, call: str) -> None:
     said = errors(server, f"class Text(str):\n    def __len__(self): return 5\n{call}(Text(''), len)")
@@ -246,6 +258,26 @@ def test_what_a_loader_returns(server: Server, value: str, batch: bool) -> None:
     assert client.get("even:1") == "fine"
     assert "panicked" not in server.log()
     assert client.info("clients")["blocked_clients"] == 0
+
+
+def test_a_text_that_never_ends(server: Server) -> None:
+    """It is no part of the loader, and is stopped with it."""
+    server.run("""
+        def load(key):
+            import decimal
+            class Text(decimal.Decimal):
+                def __str__(self):
+                    while True: pass
+            return Text(1)
+        read_through('odd:*', load, max_load_time=0.3, backoff=0)
+        read_through('even:*', lambda key: 'fine')
+    """)
+    client = server.client()
+    for number in range(6):  # more than there are workers
+        with pytest.raises(redis.ResponseError, match="LOADFAILED LoadTimedOut"):
+            client.get(f"odd:{number}")
+    assert client.get("even:1") == "fine"
+    wait_until(lambda: all(entry[3] in ("done", "aborted") for entry in client.execute_command("RG.DUMPEXECUTIONS")))
 
 
 def test_keys_in_a_batch_that_say_they_are_equal(server: Server) -> None:

@@ -161,6 +161,42 @@ def test_more_functions_refresh_than_there_are_workers(server: Server) -> None:
     at_rest(server)
 
 
+# --- what the server counts ---
+
+
+def test_stores_count_as_changes_where_nobody_hears_of_them(start_server: Callable[..., Server]) -> None:
+    """What RDB files are written for after so many changes; neither AOF file nor replica is there."""
+    server = start_server()
+    server.run("read_through('k:*', lambda keys: {key: {'field': 'v'} for key in keys}, batch=10, ttl=60)")
+    client = server.client()
+    changes = lambda: client.info("persistence")["rdb_changes_since_last_save"]  # noqa: E731
+
+    def counted(key: str) -> int:
+        before = changes()
+        assert client.hget(key, "field") == "v"
+        return changes() - before
+
+    # As long as somebody may hear of it the lifetime is a command of its own.
+    wait_until(lambda: counted(f"k:first:{time.monotonic()}") == 1, message="it is seen that nobody hears")
+    before = changes()
+    with client.pipeline(transaction=False) as pipe:
+        for number in range(50):
+            pipe.hget(f"k:{number}", "field")
+        assert pipe.execute() == ["v"] * 50
+    assert changes() == before + 50
+    # Who comes later has all of it.
+    replica = start_server(args=["--replicaof", "127.0.0.1", server.port])
+    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up")
+    assert client.hget("k:late", "field") == "v"
+    wait_until(lambda: replica.client().exists("k:late") == 1)
+    assert replica.client().dbsize() == client.dbsize() and replica.client().ttl("k:1") > 0
+    client.config_set("appendonly", "yes")
+    wait_until(lambda: client.info("persistence")["aof_rewrite_in_progress"] + client.info("persistence")["aof_rewrite_scheduled"] == 0)
+    assert client.hget("k:later", "field") == "v"
+    client.execute_command("DEBUG", "LOADAOF")
+    assert client.exists("k:1", "k:late", "k:later") == 3
+
+
 # --- figures ---
 
 

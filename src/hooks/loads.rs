@@ -6,6 +6,8 @@ use std::sync::{
     atomic::{AtomicI64, AtomicU64, Ordering},
 };
 
+use smallvec::SmallVec;
+
 use super::{
     Hooks,
     table::{CommandSpec, Entry, Rule},
@@ -309,7 +311,7 @@ impl Hooks {
         let looked =
             std::mem::take(&mut *self.looked.write(lock)) && (cleared || !self.features.filter_client_id);
         let seen_missing = looked && entry.spec.has_one_key() && *self.seen_missing.read(lock);
-        let mut missing: Vec<Missing<'_>> = Vec::new();
+        let mut missing: SmallVec<[Missing<'_>; 1]> = SmallVec::new();
         for position in entry.spec.key_positions(original.len()) {
             let Some(name) = original.get(position) else {
                 continue;

@@ -113,6 +113,11 @@ fn is_a(object: &Bound<'_, PyAny>, slot: &'static PyOnceLock<Py<PyType>>, name: 
     object.is_instance(slot.import(object.py(), "pinion_read_through", name)?)
 }
 
+/// What most loaders return, which is certainly none of our classes: Python looks for the class of an object that is no instance twice.
+fn is_plain(value: &Bound<'_, PyAny>) -> bool {
+    value.is_exact_instance_of::<PyString>() || value.is_exact_instance_of::<PyDict>() || value.is_none()
+}
+
 fn loaded(
     py: Python<'_>,
     key: &Key,
@@ -120,7 +125,7 @@ fn loaded(
     ttl: Option<&dyn Function>,
 ) -> PyResult<Loaded> {
     static LOADED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
-    if is_a(value, &LOADED, "Loaded")? {
+    if !is_plain(value) && is_a(value, &LOADED, "Loaded")? {
         let content = content(&value.getattr(intern!(py, "value"))?)?;
         let lifetime = lifetime(&value.getattr(intern!(py, "ttl"))?, "Loaded's ttl")?;
         return Ok(Loaded { content, lifetime });
@@ -175,7 +180,7 @@ fn content(value: &Bound<'_, PyAny>) -> PyResult<Option<Content>> {
         return Ok(Some(Content::String(text)));
     }
     if let Ok(dict) = value.cast::<PyDict>() {
-        if is_a(value, &SORTED, "Sorted")? {
+        if !is_plain(value) && is_a(value, &SORTED, "Sorted")? {
             return sorted(dict);
         }
         let mut fields: Vec<(Vec<u8>, Vec<u8>)> = Vec::with_capacity(dict.len());

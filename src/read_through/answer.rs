@@ -3,7 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Key, Leave, Lifetime, Loaded, ReadThrough, Who, machine::Purpose};
+use super::{
+    Key, Leave, Lifetime, Loaded, ReadThrough, Who,
+    machine::{Keys, Purpose},
+};
 use crate::server::{
     command::Command,
     key::{self, Life},
@@ -68,7 +71,7 @@ enum Hindrance {
 /// What a client is let go with.
 struct Awaited {
     /// Keys with a value at hand.
-    keys: Vec<Key>,
+    keys: Keys,
     /// Its command writes.
     writes: bool,
 }
@@ -184,16 +187,16 @@ impl ReadThrough {
     fn provide<'a>(&self, lock: Lock<'_>, awaited: &'a Awaited) -> Vec<&'a Key> {
         let mut guests = Vec::new();
         for key in &awaited.keys {
-            let state = self.state.read(lock);
-            let loaded = state.machine.landed(key).and_then(|landed| landed.value.clone());
-            let rule = state.served_for(&key.name);
-            drop(state);
-            let Some(loaded) = loaded else { continue };
-            let Some(content) = &loaded.content else { continue };
             if key::life(lock, key.db, &key.name) != Life::Missing {
                 continue;
             }
-            if let (true, Some(rule)) = (awaited.writes, rule) {
+            let state = self.state.read(lock);
+            let loaded = state.machine.landed(key).and_then(|landed| landed.value.clone());
+            let rule = awaited.writes.then(|| state.served_for(&key.name)).flatten();
+            drop(state);
+            let Some(loaded) = loaded else { continue };
+            let Some(content) = &loaded.content else { continue };
+            if let Some(rule) = rule {
                 let kept = Loaded {
                     lifetime: match loaded.lifetime {
                         Lifetime::NotKept => Lifetime::Default,

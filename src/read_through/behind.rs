@@ -113,7 +113,7 @@ impl ReadThrough {
             self.restore_unsaved(lock, rule, key.db, &key.name);
         }
         let mut state = self.state.write(lock);
-        if state.machine.keys_of(load).is_some() {
+        if state.machine.knows(load) {
             state.machine.changed(key.db, &key.name, Change::Written);
         }
         value

@@ -29,6 +29,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use smallvec::SmallVec;
+
 pub use behind::{Newest, Unsaved};
 pub use keys::Key;
 pub use life::Lifetime;
@@ -134,6 +136,8 @@ struct State {
     storing: bool,
     subscribed: bool,
     pace: answer::Pace,
+    /// What loaders have brought while it is looked at; kept empty.
+    landing: Vec<Brought>,
     /// When the next wake-up comes.
     armed: Option<Time>,
 }
@@ -198,6 +202,7 @@ impl ReadThrough {
                 storing: false,
                 subscribed: false,
                 pace: answer::Pace::default(),
+                landing: Vec::new(),
                 armed: None,
             }),
             inbox: Mutex::default(),
@@ -356,7 +361,7 @@ impl Loads for ReadThrough {
         let mut state = self.state.write(lock);
         state.machine.bounds = bounds(&self.engine);
         let db = command.db();
-        let asks: Vec<Ask> = missing
+        let asks: SmallVec<[Ask; 1]> = missing
             .iter()
             .map(|missing| Ask {
                 rule: missing.registration,

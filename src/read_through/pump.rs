@@ -108,22 +108,21 @@ impl ReadThrough {
         if !self.engine.is_serving() {
             self.state.write(lock).machine.let_all_go();
         }
-        if !paused {
-            let brought = std::mem::take(&mut *self.inbox.lock());
-            for brought in brought {
-                self.land(lock, brought);
-            }
-        }
         let now = self.now();
+        if !paused {
+            // One list comes in the place of the other, so that neither is made anew each time.
+            let mut brought = std::mem::take(&mut self.state.write(lock).landing);
+            std::mem::swap(&mut *self.inbox.lock(), &mut brought);
+            for brought in brought.drain(..) {
+                self.land(lock, now, brought);
+            }
+            self.state.write(lock).landing = brought;
+        }
         self.state.write(lock).machine.tick(now);
         loop {
-            let actions = self.state.write(lock).machine.take_actions();
-            if actions.is_empty() {
-                break;
-            }
-            for action in actions {
-                self.act(lock, now, action);
-            }
+            let action = self.state.write(lock).machine.next_action();
+            let Some(action) = action else { break };
+            self.act(lock, now, action);
         }
         self.let_go(lock, paused);
         if paused {
@@ -274,12 +273,11 @@ impl ReadThrough {
     }
 
     /// A load has ended: its values are stored, or not, and whoever waited for them is served.
-    fn land(&self, lock: Lock<'_>, brought: Brought) {
+    fn land(&self, lock: Lock<'_>, now: Time, brought: Brought) {
         let Brought { load, values, took } = brought;
-        let now = self.now();
         let mut state = self.state.write(lock);
         state.running.remove(&load);
-        let Some((rule, keys)) = state.machine.keys_of(load) else {
+        let Some((rule, keys)) = state.machine.take_keys(load) else {
             return;
         };
         if let Some(served) = state.served.get_mut(&rule).filter(|_| values.is_ok()) {
@@ -338,7 +336,7 @@ impl ReadThrough {
                 // Where it cannot be stored, it answers without being kept.
                 self.store(lock, rule, key, &loaded);
             }
-            (Landing::Delete, _) if self.may_store(lock, rule, key, None) => {
+            (Landing::Delete, _) if self.may_delete(lock, rule, key) => {
                 self.quietly(lock, || store::delete(lock, key.db, &key.name));
                 store::signal_modified(lock, key.db, &key.name);
             }
@@ -346,33 +344,40 @@ impl ReadThrough {
         }
     }
 
-    /// Whether the user of a registration may put this value into a key, or take it away, if it has one.
-    fn may_store(&self, lock: Lock<'_>, rule: Id, key: &Key, content: Option<&Content>) -> bool {
+    /// Whether the user of a registration may take a value away, if it has one.
+    fn may_delete(&self, lock: Lock<'_>, rule: Id, key: &Key) -> bool {
         let state = self.state.read(lock);
-        let actor = state
-            .served
-            .get(&rule)
-            .and_then(|served| served.registration.actor.clone());
+        let served = state.served.get(&rule);
+        let actor = served.and_then(|served| served.registration.actor.clone());
         drop(state);
-        let command = content.map_or(&b"DEL"[..], Content::command);
-        actor.is_none_or(|actor| actor.check_command(lock, &[command, &key.name]).is_ok())
+        actor.is_none_or(|actor| actor.check_command(lock, &[b"DEL", &*key.name]).is_ok())
     }
 
     /// Stores a value with its lifetime; false if the memory limit forbids it, or its user's rights do.
     pub(super) fn store(&self, lock: Lock<'_>, rule: Id, key: &Key, loaded: &Loaded) -> bool {
         let now_ms = key::now_ms(lock);
-        let allowed = self.may_store(lock, rule, key, loaded.content.as_ref());
         let mut state = self.state.write(lock);
-        if !allowed || !store::has_room(lock, self.engine.features) {
+        let Some(served) = state.served.get(&rule) else {
+            return false;
+        };
+        let options = Arc::clone(&served.options);
+        let may = match served.registration.actor.clone() {
+            None => true,
+            Some(actor) => {
+                drop(state);
+                let command = loaded.content.as_ref().map_or(&b"DEL"[..], Content::command);
+                let may = actor.check_command(lock, &[command, &key.name]).is_ok();
+                state = self.state.write(lock);
+                may
+            }
+        };
+        if !may || !store::has_room(lock, self.engine.features) {
             if let Some(served) = state.served.get_mut(&rule) {
                 served.figures.not_stored += 1;
             }
             return false;
         }
         let chance = state.machine.chance();
-        let Some(options) = state.served.get(&rule).map(|served| Arc::clone(&served.options)) else {
-            return false;
-        };
         let fresh = loaded.lifetime.fresh_s(&options);
         if let (Lifetime::Seconds(seconds), true) = (loaded.lifetime, life::marks(&options)) {
             let limit = state.machine.bounds.absent;

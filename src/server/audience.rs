@@ -35,43 +35,24 @@ pub(super) fn may_have_come(lock: Lock<'_>) {
     }
 }
 
-/// What one turn of the server's loop has seen.
-struct Turn {
-    /// Somebody wanted to know whether anybody is there.
-    asked: bool,
-    /// Something was handed on only to be counted.
-    counted: bool,
-}
-
-static TURN: Guarded<Turn> = Guarded::new(Turn {
-    asked: false,
-    counted: false,
-});
+/// In this turn of the server's loop somebody wanted to know whether anybody is there.
+static ASKED: Guarded<bool> = Guarded::new(false);
 
 /// False if whatever is handed on would be heard by nobody.
 pub fn is_there(lock: Lock<'_>) -> bool {
     let there = !matches!(*AUDIENCE.read(lock), Audience::Nobody);
     if there {
-        TURN.write(lock).asked = true;
+        *ASKED.write(lock) = true;
     }
     there
-}
-
-/// The same for a change of data that no command makes. The server counts by what modules hand on how much has changed since it
-/// wrote its last RDB file, so one in each turn of its loop is to be handed on although nobody hears of it.
-pub fn counts(lock: Lock<'_>) -> bool {
-    is_there(lock) || !std::mem::replace(&mut TURN.write(lock).counted, true)
 }
 
 /// Another turn of the server's loop ends. Looks whether there is anybody, where that is not known, somebody wants to know and it
 /// was not looked at lately.
 pub fn next_turn(lock: Lock<'_>) {
-    let mut turn = TURN.write(lock);
-    turn.counted = false;
-    if !std::mem::take(&mut turn.asked) {
+    if !std::mem::take(&mut *ASKED.write(lock)) {
         return;
     }
-    drop(turn);
     let Audience::Perhaps(looked) = *AUDIENCE.read(lock) else {
         return;
     };

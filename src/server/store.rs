@@ -84,8 +84,10 @@ pub fn put(lock: Lock<'_>, db: i32, name: &[u8], content: &Content, expires_ms: 
     let key = RString::new(lock, name);
     let existed = place(lock, db, &key, content, expires_ms);
     let (_, class, event) = content.made_by();
-    if audience::counts(lock) {
+    if audience::is_there(lock) {
         hand_on(lock, db, &key, existed, content, expires_ms);
+    } else {
+        count(lock, db);
     }
     if !matches!(content, Content::Set(_)) {
         notify(lock, db, class, event, &key);
@@ -93,6 +95,13 @@ pub fn put(lock: Lock<'_>, db: i32, name: &[u8], content: &Content, expires_ms: 
     if expires_ms.is_some() {
         notify(lock, db, raw::REDISMODULE_NOTIFY_GENERIC, c"expire", &key);
     }
+}
+
+/// The server counts by what modules hand on how much has changed since it wrote its last RDB file. Where nobody hears of it, that
+/// the context has no command to be handed on does not matter: the server counts it, and looks no further.
+fn count(lock: Lock<'_>, db: i32) {
+    // SAFETY: the context is selected under the lock.
+    unsafe { api!(RedisModule_ReplicateVerbatim(lock.call_context(db))) };
 }
 
 /// Sends a value that was put there to replicas and files. `existed`: the key held something before.

@@ -1,8 +1,8 @@
 //! Somebody wants keys: he joins the loads that are under way, or new ones begin.
 
-use super::{
-    Action, Ask, Change, Due, Flight, Load, Machine, Purpose, Rule, Stage, Time, Waiter, Wanted, Why,
-};
+use smallvec::SmallVec;
+
+use super::{Action, Ask, Change, Due, Flight, Load, Machine, Purpose, Stage, Time, Waiter, Wanted, Why};
 use crate::{engine::id::Id, read_through::keys::Key};
 
 impl<V> Machine<V> {
@@ -17,27 +17,27 @@ impl<V> Machine<V> {
         }
         self.last_waiter += 1;
         let number = self.last_waiter;
-        let mut rules: Vec<Id> = asks.iter().map(|ask| ask.rule).collect();
+        let mut rules: SmallVec<[Id; 1]> = asks.iter().map(|ask| ask.rule).collect();
         rules.sort_unstable();
         rules.dedup();
         let command = purpose.is_command();
-        for &rule in &rules {
-            self.count(rule, |counts| {
-                counts.waiting += 1;
-                counts.misses += u64::from(command);
-            });
+        let mut timeout = None;
+        for rule in &rules {
+            let Some(rule) = self.rules.get_mut(rule) else {
+                continue;
+            };
+            rule.counts.waiting += 1;
+            rule.counts.misses += u64::from(command);
+            timeout = timeout.into_iter().chain(rule.limits.timeout).min();
         }
-        let timeouts = rules
-            .iter()
-            .filter_map(|rule| self.rules.get(rule)?.limits.timeout);
-        let deadline = timeouts.min().map(|timeout| now.saturating_add(timeout));
+        let deadline = timeout.map(|timeout| now.saturating_add(timeout));
         if let Some(deadline) = deadline {
             self.due.insert((deadline, Due::Waiter(number)));
         }
         self.waiters.insert(
             number,
             Waiter {
-                wanted: Vec::with_capacity(asks.len()),
+                wanted: SmallVec::with_capacity(asks.len()),
                 open: 0,
                 rules,
                 purpose,
@@ -72,8 +72,8 @@ impl<V> Machine<V> {
             let before = waiter.wanted.iter().position(|wanted| wanted.key == ask.key);
             used.push(before.map_or(0, |place| waiter.wanted[place].used.saturating_add(1)));
         }
-        let gone: Vec<Wanted> = std::mem::take(&mut waiter.wanted);
-        let (again, rest): (Vec<_>, Vec<_>) = gone
+        let gone: SmallVec<[Wanted; 1]> = std::mem::take(&mut waiter.wanted);
+        let (again, rest): (SmallVec<[_; 1]>, SmallVec<_>) = gone
             .into_iter()
             .partition(|wanted| asks.iter().any(|ask| ask.key == wanted.key));
         waiter.wanted = rest;
@@ -94,7 +94,7 @@ impl<V> Machine<V> {
         }
         self.join(now, number, asks, &used);
         if self.waiters.get(&number).is_some_and(|waiter| waiter.open == 0) {
-            self.actions.push(Action::Ready { waiter: number });
+            self.actions.push_back(Action::Ready { waiter: number });
         }
     }
 
@@ -152,7 +152,7 @@ impl<V> Machine<V> {
 
     /// Adds a waiter to the flights of keys. True if all of them were under way already.
     pub(super) fn join(&mut self, now: Time, number: u64, asks: &[Ask], used: &[u8]) -> bool {
-        let mut fresh: Vec<(Id, Vec<Key>)> = Vec::new();
+        let mut fresh: SmallVec<[(Id, Vec<Key>); 1]> = SmallVec::new();
         let refresh = self
             .waiters
             .get(&number)
@@ -214,27 +214,26 @@ impl<V> Machine<V> {
 
     /// Begins what may begin.
     pub(super) fn begin_loads(&mut self, now: Time, id: Id) {
-        while let Some(rule) = self.rules.get_mut(&id) {
-            let Some(chunk) = rule.next_chunk(now) else { break };
-            let mut keys = Vec::with_capacity(chunk.keys.len());
-            for key in chunk.keys {
-                match self.flights.of(&key) {
-                    Some(flight) if flight.stage != Stage::Queued => {}
-                    Some(flight) if flight.live > 0 || flight.background => keys.push(key),
-                    Some(_) => drop(self.flights.remove(key.db, &key.name)),
-                    None => {}
+        let mut refused = Vec::new();
+        let Some(rule) = self.rules.get_mut(&id) else {
+            return;
+        };
+        while let Some(chunk) = rule.next_chunk(now) {
+            let mut keys = chunk.keys;
+            keys.retain(|key| match self.flights.of(key) {
+                Some(flight) if flight.stage != Stage::Queued => false,
+                Some(flight) if flight.live > 0 || flight.background => true,
+                Some(_) => {
+                    drop(self.flights.remove(key.db, &key.name));
+                    false
                 }
-            }
+                None => false,
+            });
             if keys.is_empty() {
                 continue;
             }
-            let Some(rule) = self.rules.get_mut(&id) else {
-                break;
-            };
             if !rule.breaker.allows(now) {
-                for key in keys {
-                    self.fail(&key, &Why::BreakerOpen);
-                }
+                refused.extend(keys);
                 continue;
             }
             self.last_load += 1;
@@ -260,10 +259,13 @@ impl<V> Machine<V> {
                     failed: None,
                 },
             );
-            self.actions.push(Action::Begin { load, rule: id, keys });
+            self.actions.push_back(Action::Begin { load, rule: id, keys });
         }
-        if let Some(due) = self.rules.get(&id).and_then(Rule::next_due) {
+        if let Some(due) = rule.next_due() {
             self.due.insert((due.max(now), Due::Batch(id)));
+        }
+        for key in refused {
+            self.fail(&key, &Why::BreakerOpen);
         }
     }
 }

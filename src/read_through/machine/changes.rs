@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::{Action, Change, Due, MAX_LOADS, Machine, Purpose, Stage, Time, Wanted, Why};
+use super::{Action, Change, Due, Keys, MAX_LOADS, Machine, Purpose, Stage, Time, Wanted, Why};
 use crate::{engine::id::Id, read_through::keys::Key};
 
 impl<V> Machine<V> {
     /// Whoever waits is let go. His keys, each of which [`Machine::replied`] is to be told of, and what he waited for.
-    pub fn release(&mut self, number: u64) -> Option<(Vec<Key>, Purpose)> {
+    pub fn release(&mut self, number: u64) -> Option<(Keys, Purpose)> {
         let waiter = self.waiters.remove(&number)?;
         if let Some(deadline) = waiter.deadline {
             self.due.remove(&(deadline, Due::Waiter(number)));
@@ -15,7 +15,7 @@ impl<V> Machine<V> {
         for &rule in &waiter.rules {
             self.count(rule, |counts| counts.waiting = counts.waiting.saturating_sub(1));
         }
-        let mut keys = Vec::with_capacity(waiter.wanted.len());
+        let mut keys = Keys::with_capacity(waiter.wanted.len());
         for wanted in waiter.wanted {
             if wanted.settled {
                 if wanted.landed {
@@ -143,14 +143,14 @@ impl<V> Machine<V> {
     }
 
     pub(super) fn loaded_too_long(&mut self, now: Time, load: u64) {
-        let Some(known) = self.loads.get(&load) else {
+        let Some((_, keys)) = self.take_keys(load) else {
             return;
         };
-        for key in known.keys.clone() {
+        for key in keys {
             self.land(now, load, &key, Err(Why::LoadTimedOut), false, false);
         }
         self.ended(now, load);
-        self.actions.push(Action::Stop { load });
+        self.actions.push_back(Action::Stop { load });
     }
 
     /// A registration has gone. What its loads bring is dropped; those who wait for them ask again.
@@ -190,10 +190,10 @@ impl<V> Machine<V> {
             }
         }
         for (waiter, keys) in lost {
-            self.actions.push(Action::Again { waiter, keys });
+            self.actions.push_back(Action::Again { waiter, keys });
         }
         for waiter in self.waiters.values_mut() {
-            waiter.rules.retain(|&rule| rule != id);
+            waiter.rules.retain(|rule| *rule != id);
         }
     }
 

@@ -7,10 +7,15 @@ use crate::{engine::id::Id, read_through::keys::Key};
 
 impl<V> Machine<V> {
     /// The keys of a load whose result has come, if anybody still knows it: each of them is to land, then it has ended
-    /// ([`Machine::ended`]).
-    pub fn keys_of(&self, load: u64) -> Option<(Id, Vec<Key>)> {
-        let load = self.loads.get(&load)?;
-        Some((load.rule, load.keys.clone()))
+    /// ([`Machine::ended`]). Asked once.
+    pub fn take_keys(&mut self, load: u64) -> Option<(Id, Vec<Key>)> {
+        let load = self.loads.get_mut(&load)?;
+        Some((load.rule, std::mem::take(&mut load.keys)))
+    }
+
+    /// Whether a load is under way, or lands.
+    pub fn knows(&self, load: u64) -> bool {
+        self.loads.contains_key(&load)
     }
 
     /// The value of one key of a load has come. `keep`: it is to be stored if nothing speaks against it; `present`: the key is
@@ -27,7 +32,6 @@ impl<V> Machine<V> {
         let Some(known) = self.loads.get_mut(&load) else {
             return Landing::Nothing;
         };
-        known.keys.retain(|other| other != key);
         let rule = known.rule;
         let value = match value {
             Ok(value) => value,
@@ -100,9 +104,6 @@ impl<V> Machine<V> {
 
     /// The key of a load is another server's by now: whoever waits for it is told so when his command runs.
     pub fn moved_away(&mut self, load: u64, key: &Key) {
-        if let Some(known) = self.loads.get_mut(&load) {
-            known.keys.retain(|other| other != key);
-        }
         if self.is_loading(key, load) {
             self.settle_all(key, false);
         }
@@ -138,7 +139,7 @@ impl<V> Machine<V> {
         let id = flight.rule;
         let waiters = std::mem::take(&mut flight.waiters);
         let mut tired = Vec::new();
-        let mut rest = Vec::new();
+        let mut rest = smallvec::SmallVec::new();
         for number in waiters {
             let Some(wanted) = self
                 .waiters
@@ -223,7 +224,7 @@ impl<V> Machine<V> {
             *count += 1;
         }
         if waiter.open == 0 {
-            self.actions.push(Action::Ready { waiter: number });
+            self.actions.push_back(Action::Ready { waiter: number });
         }
         if landed {
             if let Some(landed) = self.landed.of(key) {
@@ -264,7 +265,7 @@ impl<V> Machine<V> {
                     flight.live = flight.live.saturating_sub(1);
                 }
             }
-            self.actions.push(Action::Refuse {
+            self.actions.push_back(Action::Refuse {
                 waiter: number,
                 rule,
                 why,

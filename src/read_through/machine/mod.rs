@@ -14,10 +14,12 @@ mod rule;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
+
+use smallvec::SmallVec;
 
 use super::{
     bounded::Bounded,
@@ -27,6 +29,9 @@ use crate::{engine::id::Id, hashing::ByNumber};
 
 use self::pace::Backoff;
 pub use self::rule::{Counts, Limits, Rule};
+
+/// Few keys, nearly always one.
+pub type Keys = SmallVec<[Key; 1]>;
 
 /// A moment: how long after the start.
 pub type Time = Duration;
@@ -167,7 +172,7 @@ struct Flight {
     rule: Id,
     stage: Stage,
     /// Perhaps also some who wait no longer.
-    waiters: Vec<u64>,
+    waiters: SmallVec<[u64; 2]>,
     /// How many of them wait.
     live: usize,
     /// It goes on although nobody waits.
@@ -193,9 +198,9 @@ struct Wanted {
 }
 
 struct Waiter {
-    wanted: Vec<Wanted>,
+    wanted: SmallVec<[Wanted; 1]>,
     open: usize,
-    rules: Vec<Id>,
+    rules: SmallVec<[Id; 1]>,
     purpose: Purpose,
     deadline: Option<Time>,
     /// The load whose loader waits here.
@@ -204,7 +209,7 @@ struct Waiter {
 
 struct Load {
     rule: Id,
-    /// Those that have not landed.
+    /// Until they land.
     keys: Vec<Key>,
     deadline: Time,
     /// Whether it failed, as far as it has told something of the source.
@@ -243,7 +248,7 @@ pub struct Machine<V> {
     last_waiter: u64,
     /// Entries that had to be forgotten because there was no room for more.
     pub forgotten: u64,
-    actions: Vec<Action>,
+    actions: VecDeque<Action>,
     random: fastrand::Rng,
 }
 
@@ -263,7 +268,7 @@ impl<V> Machine<V> {
             last_load: 0,
             last_waiter: 0,
             forgotten: 0,
-            actions: Vec::new(),
+            actions: VecDeque::new(),
             random: fastrand::Rng::with_seed(seed),
         }
     }
@@ -336,9 +341,9 @@ impl<V> Machine<V> {
         waiter.is_some_and(|waiter| waiter.purpose == Purpose::Command { writes: true })
     }
 
-    /// What is to be done; nothing is left behind.
-    pub fn take_actions(&mut self) -> Vec<Action> {
-        std::mem::take(&mut self.actions)
+    /// What is to be done next.
+    pub fn next_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
     }
 
     /// When [`Machine::tick`] is to be called next.
@@ -358,7 +363,7 @@ impl Flight {
         Self {
             rule,
             stage: Stage::Queued,
-            waiters: Vec::new(),
+            waiters: SmallVec::new(),
             live: 0,
             background,
             present,

@@ -126,6 +126,10 @@ impl Rule {
         } else {
             now.saturating_add(self.limits.batch_wait)
         };
+        if keys.len() <= batch {
+            self.queue.push_back(Chunk { db, keys, due });
+            return (due > now).then_some(due);
+        }
         let mut keys = keys.into_iter().peekable();
         while keys.peek().is_some() {
             self.queue.push_back(Chunk {

@@ -5,6 +5,13 @@ mod random;
 use super::*;
 use crate::engine::id::ShardId;
 
+impl<V> Machine<V> {
+    /// What is to be done; nothing is left behind.
+    pub(super) fn take_actions(&mut self) -> Vec<Action> {
+        std::iter::from_fn(|| self.next_action()).collect()
+    }
+}
+
 fn rule(number: u64) -> Id {
     Id {
         number,
@@ -247,11 +254,11 @@ fn a_removed_rule_hands_on_who_waits() {
 }
 
 trait OrNone {
-    fn unwrap_or_default_keys(self) -> (Vec<Key>, Purpose);
+    fn unwrap_or_default_keys(self) -> (Keys, Purpose);
 }
 
-impl OrNone for Option<(Vec<Key>, Purpose)> {
-    fn unwrap_or_default_keys(self) -> (Vec<Key>, Purpose) {
+impl OrNone for Option<(Keys, Purpose)> {
+    fn unwrap_or_default_keys(self) -> (Keys, Purpose) {
         self.unwrap_or_else(|| panic!("it waited"))
     }
 }

@@ -171,9 +171,10 @@ impl World {
                 match action {
                     Action::Begin { load, keys, .. } => {
                         for key in &keys {
-                            let twice = self.loads.iter().any(|(other, (keys, _))| {
-                                keys.contains(key) && self.machine.keys_of(*other).is_some()
-                            });
+                            let twice = self
+                                .loads
+                                .iter()
+                                .any(|(other, (keys, _))| keys.contains(key) && self.machine.knows(*other));
                             assert!(!twice || self.machine.loading(key.db, &key.name) == Some(load));
                         }
                         self.loads.insert(load, (keys, self.version));
