@@ -149,15 +149,11 @@ docs: setup-docs ## build the site into target/site, check its links, and open e
 	@$(VENV_PYTHON) scripts/docs/browse.py $(ARGS)
 
 # Tests that touch most of the module's memory and threads, and last for minutes under a sanitizer.
-SANITIZED := $(addprefix tests/test_,$(addsuffix .py,conversions limits hooks linked_client streams persistence read_through write_behind async time_events))
+SANITIZED := $(addprefix tests/test_,$(addsuffix .py,conversions limits hooks linked_client streams persistence read_through write_behind async time_events sanitizer))
 
 .PHONY: test-asan
-test-asan: setup-test ## unit tests and a subset of the others with AddressSanitizer, on SERVERS (redis-7.0); ARGS: other tests
-	@SERVER_NAME='$(or $(SERVERS),$(TEST_SERVER))' scripts/sanitize.sh address $(or $(ARGS),$(SANITIZED))
-
-.PHONY: test-tsan
-test-tsan: setup-test ## the same with ThreadSanitizer
-	@SERVER_NAME='$(or $(SERVERS),$(TEST_SERVER))' scripts/sanitize.sh thread $(or $(ARGS),$(SANITIZED))
+test-asan: setup-test ## a subset of the tests on a server with AddressSanitizer, on SERVERS (redis-7.0); ARGS: other tests
+	@SERVER_NAME='$(or $(SERVERS),$(TEST_SERVER))' scripts/sanitize.sh $(or $(ARGS),$(SANITIZED))
 
 .PHONY: test-model
 test-model: setup-test ## the queue, the link of a client and the exchange of shards under thousands of orders of their threads
