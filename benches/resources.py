@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
+import herds
 from client import HOST, Failure
 from harness import RedisBenchmark, Server, wait_until
 from loaders import herd, herd_calls
@@ -173,6 +174,7 @@ RESOURCES = {
             "clients",
         ),
         Resource("herd-calls", "how often the source is asked then", herd_calls, "calls", Most(), 5_000, "clients"),
+        *(Resource(name, said, measure, shown_in, Most(), herds.CLIENTS, "clients") for name, said, measure, shown_in in herds.figures()),
         Resource(
             "start", f"time to the first reply, more than without the module; median of {STARTS}", start, "ms", Most(150), 1
         ),

@@ -55,27 +55,52 @@ const LONGEST_US: u64 = 24 * 3600 * 1_000_000;
 
 /// The distribution behind a [`Percentiles`]; takes no memory before the first value.
 #[derive(Default)]
-pub struct Durations(Option<Histogram<u64>>);
+pub struct Durations {
+    /// How many took so many microseconds, where that is less than [`SHORT`]; added to the histogram when somebody looks.
+    short: Box<[u32]>,
+    histogram: Option<Histogram<u64>>,
+}
+
+/// A hundred or so is what most functions take at most.
+const SHORT: usize = 128;
 
 impl Durations {
     pub fn record(&mut self, duration: Duration) {
-        if self.0.is_none() {
-            // Valid bounds and a valid precision; without a histogram nothing is recorded.
-            self.0 = Histogram::new_with_bounds(1, LONGEST_US, 2).ok();
+        if duration.as_secs() == 0 {
+            if let Some(count) = self.short.get_mut(duration.subsec_micros() as usize) {
+                if let Some(more) = count.checked_add(1) {
+                    *count = more;
+                    return;
+                }
+            }
         }
-        if let Some(histogram) = &mut self.0 {
+        self.record_in_histogram(duration);
+    }
+
+    #[cold]
+    fn record_in_histogram(&mut self, duration: Duration) {
+        if self.histogram.is_none() {
+            // Valid bounds and a valid precision; without a histogram nothing is recorded.
+            self.histogram = Histogram::new_with_bounds(1, LONGEST_US, 2).ok();
+            self.short = vec![0; SHORT].into();
+        }
+        if let Some(histogram) = &mut self.histogram {
             histogram.saturating_record(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
         }
     }
 
     pub fn spread(&self) -> Percentiles {
-        self.0
-            .as_ref()
-            .map_or_else(Percentiles::default, |histogram| Percentiles {
-                p50_us: histogram.value_at_quantile(0.5),
-                p99_us: histogram.value_at_quantile(0.99),
-                max_us: histogram.max(),
-            })
+        let Some(mut histogram) = self.histogram.clone() else {
+            return Percentiles::default();
+        };
+        for (us, count) in (0..).zip(&self.short) {
+            histogram.saturating_record_n(us, u64::from(*count));
+        }
+        Percentiles {
+            p50_us: histogram.value_at_quantile(0.5),
+            p99_us: histogram.value_at_quantile(0.99),
+            max_us: histogram.max(),
+        }
     }
 }
 
@@ -99,6 +124,20 @@ struct Counters {
     counts: RunCounts,
     running: Durations,
     waiting: Durations,
+}
+
+impl Counters {
+    fn ended(&mut self, duration: Duration) {
+        self.running.record(duration);
+        self.counts.last = duration;
+        self.counts.total += duration;
+    }
+
+    fn succeeded(&mut self, duration: Duration) {
+        self.ended(duration);
+        self.counts.succeeded += 1;
+        self.counts.last_error = None;
+    }
 }
 
 impl RunStats {
@@ -141,23 +180,25 @@ impl RunStats {
         is_due.then(|| self.unlogged_failures.swap(0, Ordering::Relaxed))
     }
 
+    /// An execution ended well after running for `duration`.
+    pub fn succeeded(&self, duration: Duration) {
+        self.state.lock().succeeded(duration);
+    }
+
     /// An execution ended after running for `duration`.
     pub fn ended(&self, ending: Ending, duration: Duration) {
         let mut state = self.state.lock();
-        state.running.record(duration);
-        let counts = &mut state.counts;
-        counts.last = duration;
-        counts.total += duration;
         match ending {
-            Ending::Success => {
-                counts.succeeded += 1;
-                counts.last_error = None;
-            }
+            Ending::Success => state.succeeded(duration),
             Ending::Failure(error) => {
-                counts.failed += 1;
-                counts.last_error = Some(error);
+                state.ended(duration);
+                state.counts.failed += 1;
+                state.counts.last_error = Some(error);
             }
-            Ending::Aborted => counts.aborted += 1,
+            Ending::Aborted => {
+                state.ended(duration);
+                state.counts.aborted += 1;
+            }
         }
     }
 
@@ -270,5 +311,23 @@ mod tests {
         let at = |ms| stats.dropped(Duration::from_millis(ms));
         assert_eq!([at(0), at(900), at(6000)], [true, false, true]);
         assert_eq!(stats.snapshot().aborted, 3);
+    }
+
+    #[test]
+    fn short_durations_count_as_others_do() {
+        let (mut durations, mut all) = (
+            Durations::default(),
+            Histogram::<u64>::new_with_bounds(1, LONGEST_US, 2).unwrap_or_else(|error| panic!("{error:?}")),
+        );
+        for us in (0..400).chain([5_000, 3_000_000]) {
+            durations.record(Duration::from_micros(us));
+            all.saturating_record(us);
+        }
+        let expected = Percentiles {
+            p50_us: all.value_at_quantile(0.5),
+            p99_us: all.value_at_quantile(0.99),
+            max_us: all.max(),
+        };
+        assert_eq!(durations.spread(), expected);
     }
 }

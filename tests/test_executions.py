@@ -303,3 +303,54 @@ def test_executions_beyond_max_executions_go_when_they_end(start_server) -> None
     later = [server.run("GB('KeysReader').run('k', noScan=True)", "UNBLOCKING") for _ in range(2)]
     server.wait_idle()
     assert list(executions(server)) == later
+
+
+# --- runs that are over before anybody else can see them ---
+
+
+def test_a_sync_function_sees_its_own_execution(server) -> None:
+    server.run("""
+def look(record):
+    (own,) = execute('RG.DUMPEXECUTIONS')
+    execute('RPUSH', 'log', own[1], own[3])
+GB('KeysReader').foreach(look).register('x*', mode='sync')
+""")
+    server.client().set("x1", 1)
+    (execution,) = executions(server)
+    assert server.client().lrange("log", 0, -1) == [execution, "running"]
+    assert executions(server)[execution] == {"executionId": execution, "status": "done", "registered": 1}
+
+
+@pytest.mark.parametrize("mode", ["sync", "async_local"])
+def test_kept_results_are_what_they_were_at_the_end(server, mode: str) -> None:
+    """Their text is made when somebody asks for it, unless a function can still change what it is made of."""
+    server.run(f"""
+kept = []
+def keep(record):
+    while kept:
+        kept.pop()(record)
+    if record['key'] == 'x1':
+        kept.append(lambda other: record.update(value='other'))
+    if record['key'] == 'x2':
+        items = record['value']
+        kept.append(lambda other: items.append('other'))
+GB('KeysReader').foreach(keep).register('x*', mode='{mode}')
+""")
+    client = server.client()
+    client.set("x1", "one")
+    server.wait_idle()
+    client.rpush("x2", "two")
+    server.wait_idle()
+    client.hset("x3", "name", "th\u00f6ree")
+    server.wait_idle()
+    expected = [
+        "{'key': 'x1', 'event': 'set', 'type': 'string', 'value': 'one'}",
+        "{'key': 'x2', 'event': 'rpush', 'type': 'list', 'value': ['two']}",
+        "{'key': 'x3', 'event': 'hset', 'type': 'hash', 'value': {'name': 'th\u00f6ree'}}",
+    ]
+    for _ in range(2):
+        found = [client.execute_command("RG.GETRESULTS", execution) for execution in executions(server)]
+        assert found == [[[text], []] for text in expected]
+    for execution in executions(server):
+        ((_, _, _, plan, *_),) = client.execute_command("RG.GETEXECUTION", execution)
+        assert as_dict(plan)["results"] == 1

@@ -691,3 +691,35 @@ def test_nothing_kept_and_nothing_to_pause(server: Server) -> None:
     for verb in ("PAUSE", "UNPAUSE"):
         error = refused(client, f"RG.{verb}REGISTRATIONS", server.registrations()[0]["id"])
         assert error == f"Reader CommandReader does not support {verb.lower()}"
+
+
+def test_sync_calls_of_all_kinds_follow_each_other(server: Server) -> None:
+    """A call has nothing of the one before, however that ended."""
+    server.run(
+        """
+sessions = []
+async def later(word):
+    return word
+def answer(record):
+    kind, word = record[1], record[2]
+    sessions.append(getGearsSession())
+    if kind == 'raise':
+        raise ValueError(word)
+    if kind == 'wait':
+        return later(word)
+    if kind == 'inside':
+        return execute('RG.TRIGGER', 't', 'value', word)[0] + '!'
+    return word
+GB('CommandReader').map(answer).register(trigger='t', mode='sync')
+"""
+    )
+    for number in map(str, range(3)):
+        for kind in ("value", "raise", "value", "wait", "inside", "value"):
+            if kind == "raise":
+                with pytest.raises(redis.ResponseError, match=f"ValueError: {number}"):
+                    call(server, kind, number)
+            else:
+                assert call(server, kind, number) == [number + "!" * (kind == "inside")]
+    server.wait_idle()
+    assert counters(server) == (21, 18, 3, 0)
+    assert executions(server) == {}

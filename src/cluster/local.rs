@@ -41,7 +41,7 @@ pub fn brief(entry: Reply) -> Reply {
 fn plan(execution: &Execution) -> Reply {
     let outcome = execution.outcome();
     let outcome = outcome.as_deref();
-    let count = outcome.map_or(-1, |outcome| outcome.results.len() as i64);
+    let count = outcome.map_or(-1, |outcome| outcome.count() as i64);
     let errors = outcome
         .map(|outcome| outcome.errors.as_slice())
         .unwrap_or_default();

@@ -41,6 +41,19 @@ impl Engine {
         outcome
     }
 
+    /// How many executions may exist.
+    pub(super) fn most_executions(&self) -> Option<usize> {
+        self.config.limit(Number::MaxExecutions)
+    }
+
+    /// An execution that nobody could know of runs code that may ask for it.
+    pub fn show(&self, execution: Option<&Arc<Execution>>) {
+        if let Some(execution) = execution.filter(|execution| execution.is_unlisted() && !execution.transient)
+        {
+            self.registry.list(execution, self.most_executions());
+        }
+    }
+
     /// Counts how an execution of a registration ended. The log has a line about failures, at most once a second.
     pub(super) fn count_end(&self, registration: &Registration, status: Status, outcome: &Outcome) {
         let ending = outcome.ending(status);
@@ -77,7 +90,7 @@ impl Engine {
         self.tell_end(execution, status);
         if !execution.transient {
             let limit = self.config.limit(Number::MaxExecutionsPerRegistration);
-            self.registry.keep(execution, limit);
+            self.registry.keep(execution, limit, self.most_executions());
         }
         if let Some(collector) = execution.take_collector() {
             // It never came to its results.

@@ -4,6 +4,7 @@
 //! the queue and the thread that runs it.
 
 use std::{
+    fmt,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -17,7 +18,7 @@ use super::{
     Engine,
     distributed_run::DistributedRun,
     id::{Id, ShardId},
-    language::Failure,
+    language::{Failure, LateText},
     linked_command::{LinkedCommand, ReplyHold},
     phase::{Parked, Phase, Status},
     plan::Plan,
@@ -43,6 +44,8 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     pub results: Vec<Reply>,
+    /// The only result, in the place of `results`; only where nobody waited for it.
+    pub late: Option<Late>,
     pub errors: Vec<Failure>,
     pub total: Duration,
     pub reading: Duration,
@@ -51,11 +54,27 @@ pub struct Outcome {
     pub aborted: bool,
 }
 
+/// A result whose text is not made yet.
+#[derive(Clone)]
+pub struct Late(pub(super) Arc<dyn LateText>);
+
+impl fmt::Debug for Late {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Late")
+    }
+}
+
 impl Outcome {
+    /// How many results there are.
+    pub fn count(&self) -> usize {
+        self.results.len() + usize::from(self.late.is_some())
+    }
+
     /// `[results, errors]`.
     pub fn to_reply(&self) -> Reply {
+        let late = self.late.iter().map(|late| Reply::Bulk(late.0.text()));
         Reply::Array(vec![
-            Reply::Array(self.results.clone()),
+            Reply::Array(self.results.iter().cloned().chain(late).collect()),
             Reply::bulks(&self.errors),
         ])
     }
@@ -164,7 +183,7 @@ pub(super) struct Aftermath {
 }
 
 impl Execution {
-    pub(super) fn new(id: Id, start: Start, distributed: Option<DistributedRun>, unlisted: bool) -> Self {
+    pub(super) fn new(id: Id, start: Start, distributed: Option<DistributedRun>) -> Self {
         Self {
             id,
             plan: start.plan,
@@ -183,7 +202,7 @@ impl Execution {
             is_collected: start.collector.is_some(),
             fate: OnceLock::new(),
             error_kind: OnceLock::new(),
-            unlisted: AtomicBool::new(unlisted),
+            unlisted: AtomicBool::new(true),
             overrun: AtomicBool::new(false),
             queued_at: OnceLock::new(),
             records_read: AtomicU64::new(0),
@@ -285,8 +304,9 @@ impl Execution {
         self.unlisted.load(Ordering::Relaxed)
     }
 
-    pub(super) fn mark_listed(&self) {
-        self.unlisted.store(false, Ordering::Relaxed);
+    /// False if it was before. Under the mutex of those that are listed.
+    pub(super) fn mark_listed(&self) -> bool {
+        self.unlisted.swap(false, Ordering::Relaxed)
     }
 
     /// Something that it waited for has come. True if a thread is to go on with it.
@@ -342,6 +362,11 @@ impl Execution {
     /// Takes a run that waits, to go on with it or to end it.
     pub(super) fn unpark(&self) -> Option<Box<Parked>> {
         self.state.lock().phase.unpark()
+    }
+
+    /// Nobody waits for its results, which are kept.
+    pub(super) fn is_kept_only(&self) -> bool {
+        !self.transient && !self.is_collected && self.state.lock().waiters.is_empty()
     }
 
     pub(super) fn take_collector(&self) -> Option<Collector> {

@@ -17,6 +17,7 @@ use super::{
 use crate::server::{
     lock::{self, Lock},
     reply::Reply,
+    string::Argv,
 };
 
 pub use super::failure::Failure;
@@ -53,6 +54,14 @@ pub trait Language: Send + Sync {
     /// # Errors
     /// The text of the error that the conversion raised.
     fn to_reply(&self, record: Record) -> Result<Reply, Failure>;
+
+    /// The text form of a record that nobody else can change any more, and whose text is no error: made when somebody asks for it.
+    ///
+    /// # Errors
+    /// It is no such record.
+    fn to_late_text(&self, record: Record) -> Result<Arc<dyn LateText>, Record> {
+        Err(record)
+    }
 
     /// The key that a record stands for when it is grouped by itself (docs/contract/python-api.md 3.3, "Keys").
     ///
@@ -110,6 +119,17 @@ pub trait Language: Send + Sync {
 
 /// Objects as bytes, and the places and errors of those that could not become any.
 pub type Packed = (Vec<u8>, Vec<(usize, Failure)>);
+
+/// A text that is made when somebody asks for it: most results are kept and never looked at.
+pub trait LateText: Send + Sync {
+    fn text(&self) -> Vec<u8>;
+}
+
+/// A text that is a result.
+pub enum Shown {
+    Now(Reply),
+    Late(Arc<dyn LateText>),
+}
 
 /// A set of records.
 pub trait Distinct: Send {
@@ -174,6 +194,14 @@ pub trait Function: Send + Sync {
     /// # Errors
     /// The text of the error that it raised; the same for the calls below.
     fn map(&self, record: Record) -> Result<Called<Record>, Failure>;
+
+    /// Calls it with the words of a command under the server's lock, so that `stop` can end it: [`Language::interruptible`],
+    /// [`Function::map`] and [`Language::to_reply`], in one. `text`: behind [`Language::to_text`].
+    fn answer(&self, stop: &Stop, words: Argv<'_>, text: bool) -> Result<Called<Reply>, Failure>;
+
+    /// Calls it with one record so that `stop` can end it, and gives the text of what it returns, or of the record (`visits`):
+    /// [`Language::interruptible`], [`Function::map`] or [`Function::visit`], and [`Language::to_text`], in one.
+    fn text(&self, stop: &Stop, record: Record, visits: bool) -> Result<Called<Shown>, Failure>;
 
     /// Calls it with one record and takes a returned list apart, in its order.
     fn expand(&self, record: Record) -> Result<Called<Vec<Record>>, Failure>;

@@ -3,6 +3,7 @@
 //! One handle, made while the module loads and passed down. Commands and readers call it on the server's thread, the
 //! language's functions on any thread.
 
+pub mod brief;
 pub mod distributed_run;
 mod distribution;
 mod ending;
@@ -28,6 +29,7 @@ mod registry;
 pub mod requirement;
 mod run;
 pub mod run_message;
+mod run_one;
 mod running_now;
 pub mod scope;
 pub mod session;
@@ -251,8 +253,7 @@ impl Engine {
         }
         let payload = start.payload.take();
         let distributed = payload.map(|payload| DistributedRun::initiate(self.max_idle(), *payload));
-        self.registry
-            .create(start, distributed, self.config.limit(Number::MaxExecutions))
+        self.registry.create(start, distributed, self.most_executions())
     }
 
     /// Changes when the data are replaced.

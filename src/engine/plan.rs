@@ -71,6 +71,38 @@ pub enum Routing {
     ByKey,
 }
 
+/// A plan that is one call for each record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnlyCall {
+    pub function: FunctionIndex,
+    /// The record is the result, and not what the function returns.
+    pub visits: bool,
+    /// The result is its text.
+    pub text: bool,
+}
+
+impl Plan {
+    /// The only call of a plan that has no other steps but those that come by themselves; on a shard alone.
+    pub fn only_call(&self) -> Option<OnlyCall> {
+        let (first, rest) = self.steps.split_first()?;
+        let (function, visits) = match first {
+            Step::Map(function) => (*function, false),
+            Step::ForEach(function) => (*function, true),
+            _ => return None,
+        };
+        let text = match rest {
+            [] | [Step::Collect] => false,
+            [Step::Text] | [Step::Text, Step::Collect] => true,
+            _ => return None,
+        };
+        Some(OnlyCall {
+            function,
+            visits,
+            text,
+        })
+    }
+}
+
 impl Step {
     /// Where it moves records to, if it does.
     pub fn routing(&self) -> Option<Routing> {
@@ -245,5 +277,26 @@ mod tests {
             kinds(group(false)),
             ["extractkey", "repartition", "accumulatebykey", "map"]
         );
+    }
+
+    #[test]
+    fn one_call_is_a_map_or_foreach_and_what_follows_by_itself() {
+        let call = |steps: &[Step]| {
+            let plan = Plan {
+                steps: steps.to_vec(),
+                functions: Vec::new(),
+            };
+            let call = plan.only_call()?;
+            Some((call.function, call.visits, call.text))
+        };
+        assert_eq!(call(&[Step::Map(3)]), Some((3, false, false)));
+        assert_eq!(
+            call(&[Step::ForEach(0), Step::Text, Step::Collect]),
+            Some((0, true, true))
+        );
+        assert_eq!(call(&[Step::Map(0), Step::Collect, Step::Text]), None);
+        assert_eq!(call(&[Step::Map(0), Step::Map(1)]), None);
+        assert_eq!(call(&[Step::Filter(0)]), None);
+        assert_eq!(call(&[]), None);
     }
 }

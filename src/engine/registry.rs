@@ -3,8 +3,8 @@
 //! Retention: docs/contract/commands.md 3.6. Only finished executions are evicted, so nothing that runs is ever lost.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    ops::Bound,
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    hash::BuildHasherDefault,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -22,7 +22,7 @@ use super::{
     session::{Session, Sessions},
     start::Start,
 };
-use crate::mutex::Mutex;
+use crate::{hashing::NumberHasher, mutex::Mutex};
 
 /// The tables of one server.
 pub struct Registry {
@@ -51,9 +51,11 @@ impl Default for Registry {
 
 #[derive(Default)]
 struct Executions {
-    by_id: BTreeMap<Id, Arc<Execution>>,
+    by_id: HashMap<Id, Arc<Execution>, BuildHasherDefault<NumberHasher>>,
     /// Those that can be evicted; ids ascend in the order of creation.
     finished: Ascending,
+    /// All, or more than those, in their order; only while there are too many of which none has finished.
+    ordered: Option<BTreeSet<Id>>,
     /// Those up to this one are surplus: each is forgotten when it ends. `surplus`: how many there are.
     surplus_up_to: Option<Id>,
     surplus: usize,
@@ -98,22 +100,55 @@ impl Executions {
         self.surplus_up_to.is_some_and(|last| id <= last)
     }
 
+    fn insert(&mut self, execution: &Arc<Execution>) {
+        execution.session.add_execution();
+        if let Some(ordered) = &mut self.ordered {
+            ordered.insert(execution.id);
+        }
+        self.by_id.insert(execution.id, Arc::clone(execution));
+    }
+
+    /// The same for one that nobody could ask for so far; not twice.
+    fn list(&mut self, execution: &Arc<Execution>) {
+        if execution.mark_listed() {
+            self.insert(execution);
+        }
+    }
+
     /// Makes room for one more below `limit`: finished ones go now, else the oldest other ones when they end.
     fn evict(&mut self, limit: usize) -> Vec<Arc<Execution>> {
         let mut evicted = Vec::new();
+        if self.by_id.len() - self.surplus < limit {
+            self.ordered = None;
+            return evicted;
+        }
         while self.by_id.len() - self.surplus >= limit {
             if let Some(oldest) = self.finished.pop_first() {
                 evicted.extend(self.remove(oldest));
                 continue;
             }
-            let after = self.surplus_up_to.map_or(Bound::Unbounded, Bound::Excluded);
-            let Some((&oldest, _)) = self.by_id.range((after, Bound::Unbounded)).next() else {
+            let Some(oldest) = self.oldest_below_limit() else {
                 break;
             };
             self.surplus_up_to = Some(oldest);
             self.surplus += 1;
         }
         evicted
+    }
+
+    /// The oldest one that is no surplus.
+    fn oldest_below_limit(&mut self) -> Option<Id> {
+        let (by_id, last) = (&self.by_id, self.surplus_up_to);
+        let ordered = self
+            .ordered
+            .get_or_insert_with(|| by_id.keys().copied().collect());
+        while let Some(oldest) = ordered.pop_first() {
+            let is_surplus = last.is_some_and(|last| oldest <= last);
+            if !is_surplus && by_id.contains_key(&oldest) {
+                return Some(oldest);
+            }
+        }
+        None
     }
 }
 
@@ -152,32 +187,31 @@ impl Registry {
         distributed: Option<DistributedRun>,
         limit: Option<usize>,
     ) -> Arc<Execution> {
-        let mut executions = self.executions.lock();
-        let evicted = limit.map(|limit| executions.evict(limit)).unwrap_or_default();
-        start.session.add_execution();
-        let execution = Arc::new(Execution::new(id, start, distributed, false));
-        executions.by_id.insert(id, Arc::clone(&execution));
-        drop(executions);
-        for execution in evicted {
-            forget(&execution);
-            self.unlist_if_empty(&execution.session);
-        }
+        let execution = Arc::new(Execution::new(id, start, distributed));
+        self.list(&execution, limit);
         execution
     }
 
     /// Creates an execution that ends before anybody can ask for it, and is forgotten then.
     pub fn create_unlisted(&self, start: Start) -> Arc<Execution> {
-        Arc::new(Execution::new(self.next_execution_id(), start, None, true))
+        Arc::new(Execution::new(self.next_execution_id(), start, None))
     }
 
-    /// An execution that nobody could know of does not end yet: from now on it is one like the others.
-    pub fn list(&self, execution: &Arc<Execution>) {
-        execution.mark_listed();
-        execution.session.add_execution();
-        self.executions
-            .lock()
-            .by_id
-            .insert(execution.id, Arc::clone(execution));
+    /// An execution that nobody could know of is to be seen: from now on it is one like the others. `limit`: the number that may exist
+    /// with it.
+    pub fn list(&self, execution: &Arc<Execution>, limit: Option<usize>) {
+        let mut executions = self.executions.lock();
+        let evicted = limit.map(|limit| executions.evict(limit)).unwrap_or_default();
+        executions.list(execution);
+        drop(executions);
+        self.forget_all(evicted);
+    }
+
+    fn forget_all(&self, evicted: Vec<Arc<Execution>>) {
+        for execution in evicted {
+            forget(&execution);
+            self.unlist_if_empty(&execution.session);
+        }
     }
 
     /// The id of this shard; zeros while it is in no cluster.
@@ -207,7 +241,9 @@ impl Registry {
 
     /// All executions, oldest first.
     pub fn executions(&self) -> Vec<Arc<Execution>> {
-        self.executions.lock().by_id.values().cloned().collect()
+        let mut executions: Vec<_> = self.executions.lock().by_id.values().cloned().collect();
+        executions.sort_unstable_by_key(|execution| execution.id);
+        executions
     }
 
     pub fn execution_count(&self) -> usize {
@@ -215,25 +251,31 @@ impl Registry {
     }
 
     /// An execution that is kept has finished: `limit` is that of its registration, which does not count what belongs to
-    /// other shards' executions.
-    pub fn keep(&self, execution: &Arc<Execution>, limit: Option<usize>) {
+    /// other shards' executions; `most`: the number of all that may exist, for one that nobody could ask for so far.
+    pub fn keep(&self, execution: &Arc<Execution>, limit: Option<usize>, most: Option<usize>) {
         let registration = execution.owner();
         if registration.is_some_and(|registration| registration.is_removed()) {
             self.drop_execution(execution.id);
             return;
         }
         let mut executions = self.executions.lock();
-        if executions.is_surplus(execution.id) {
+        let mut evicted = Vec::new();
+        if execution.is_unlisted() {
+            if let Some(most) = most {
+                evicted = executions.evict(most);
+            }
+            executions.list(execution);
+        } else if executions.is_surplus(execution.id) {
             drop(executions);
             self.drop_execution(execution.id);
             return;
-        }
-        if !executions.by_id.contains_key(&execution.id) {
+        } else if !executions.by_id.contains_key(&execution.id) {
             // Dropped in this moment.
             return;
         }
         executions.finished.insert(execution.id);
         drop(executions);
+        self.forget_all(evicted);
         let Some(registration) = registration else { return };
         if execution.registration.is_none() {
             registration.keep_part(execution.id);

@@ -14,15 +14,13 @@ use super::{
     holding::Gauge,
     language::Completion,
     phase::{Parked, Status},
-    pipeline::{
-        Pipeline, PipelineState,
-        single::{self, Passed},
-    },
+    pipeline::{Pipeline, PipelineState, single},
     record::Record,
     run_message::RunMessage,
+    run_one::{run_call, run_single},
     scope::Scope,
     shuffle::Shuffle,
-    source::{Reading, Source},
+    source::Reading,
     stop::Stoppable,
 };
 use crate::{config::Number, error::Error, server::api};
@@ -47,7 +45,7 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
         }
     }
     // Before what the run remembers, so that it ends after that.
-    let _scope = Scope::of_execution(execution).enter();
+    let _scope = Scope::enter_execution(execution);
     let mut parked = if let Some(source) = execution.begin(started) {
         let profiled = engine.config.is_on(Number::ProfileExecutions);
         let is_single = !profiled
@@ -56,8 +54,13 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
             && source.is_single()
             && single::takes_one_by_one(&execution.plan);
         if is_single {
-            let ran = catch_unwind(AssertUnwindSafe(|| {
-                run_single(engine, execution, source, started)
+            let call = execution
+                .plan
+                .only_call()
+                .filter(|call| call.text && execution.is_kept_only());
+            let ran = catch_unwind(AssertUnwindSafe(|| match call {
+                Some(call) => run_call(engine, execution, source, started, call),
+                None => run_single(engine, execution, source, started),
             }));
             return ran.unwrap_or_else(|_| Ran::Ended(Status::Done, Outcome::of_error(INTERNAL)));
         }
@@ -93,7 +96,7 @@ fn run_steps(engine: &Engine, execution: &Arc<Execution>, parked: &mut Parked, s
 }
 
 /// Whoever ran for too long has that as its first error.
-fn note_timeout(engine: &Engine, execution: &Execution, ran: &mut Ran) {
+pub(super) fn note_timeout(engine: &Engine, execution: &Execution, ran: &mut Ran) {
     let Ran::Ended(status, outcome) = ran else { return };
     if execution.stop.has_timed_out() {
         *status = Status::Done;
@@ -131,82 +134,7 @@ fn note_size(execution: &Execution, state: &mut PipelineState) {
     }
 }
 
-/// [`run_steps`] for one record at most, and a plan that needs to remember nothing.
-fn run_single(engine: &Engine, execution: &Arc<Execution>, source: Box<dyn Source>, started: Instant) -> Ran {
-    let (mut ran, mut source) = (Ran::Gone, Some(source));
-    let timed = engine.time_run(execution, Duration::ZERO);
-    engine.language.interruptible(&execution.stop, &mut || {
-        if let Some(source) = source.take() {
-            ran = pass_single(engine, execution, source, started);
-        }
-    });
-    drop(timed);
-    note_timeout(engine, execution, &mut ran);
-    ran
-}
-
-fn pass_single(
-    engine: &Engine,
-    execution: &Arc<Execution>,
-    mut source: Box<dyn Source>,
-    started: Instant,
-) -> Ran {
-    let language = engine.language.as_ref();
-    let mut reading = Duration::ZERO;
-    let read = match source.buffered() {
-        _ if execution.stop.is_asked() => Ok(None),
-        Some(record) => Ok(Some(record)),
-        None if source.is_at_end() => Ok(None),
-        None => {
-            let delayed = execution.is_delayed();
-            let record = source.next(&Reading {
-                engine,
-                delayed,
-                actor: execution.actor.as_ref(),
-            });
-            reading = started.elapsed();
-            record
-        }
-    };
-    drop(source);
-    let passed = match read {
-        Ok(Some(record)) => {
-            execution.note_read();
-            let ticket = |step, number| ticket(engine, execution, step, number);
-            single::pass(&execution.plan, language, &ticket, record)
-        }
-        Ok(None) => Passed::Through(Ok(None)),
-        Err(failure) => Passed::Through(Err(failure)),
-    };
-    match passed {
-        Passed::Through(result) => {
-            let total = started.elapsed();
-            let (results, errors) = match result {
-                Ok(record) => (record, Vec::new()),
-                Err(failure) => (None, vec![failure]),
-            };
-            let outcome = Outcome {
-                errors,
-                total,
-                reading,
-                ..Outcome::default()
-            };
-            ended_with(engine, execution, results, outcome)
-        }
-        Passed::Waits(state) => {
-            let mut parked = Parked {
-                source: None,
-                state,
-                loads: engine.loads(),
-                total: Duration::ZERO,
-                reading,
-            };
-            pass_records(engine, execution, &mut parked, started)
-        }
-    }
-}
-
-fn pass_records(
+pub(super) fn pass_records(
     engine: &Engine,
     execution: &Arc<Execution>,
     parked: &mut Parked,
@@ -366,7 +294,7 @@ fn tell_errors(
 }
 
 /// What tells the execution the value that it waits for, and wakes a worker for it.
-fn ticket(engine: &Engine, execution: &Arc<Execution>, step: usize, number: u64) -> Completion {
+pub(super) fn ticket(engine: &Engine, execution: &Arc<Execution>, step: usize, number: u64) -> Completion {
     let (engine, execution) = (engine.handle(), Arc::clone(execution));
     Box::new(move |value| {
         if execution.complete((step, number, value)) {
@@ -393,7 +321,7 @@ pub(super) fn ended(engine: &Engine, execution: &Execution, parked: &mut Parked)
     ended_with(engine, execution, results, outcome)
 }
 
-fn ended_with(
+pub(super) fn ended_with(
     engine: &Engine,
     execution: &Execution,
     results: impl IntoIterator<Item = Record>,

@@ -10,7 +10,6 @@ use super::{
     start::Start,
 };
 use crate::{
-    config::Number,
     error::Error,
     per_thread::per_thread,
     server::{
@@ -25,12 +24,7 @@ impl Engine {
         if let Some(registration) = &start.registration {
             registration.stats.triggered();
         }
-        let execution = if start.transient {
-            self.registry.create_unlisted(start)
-        } else {
-            let limit = self.config.limit(Number::MaxExecutions);
-            self.registry.create(start, None, limit)
-        };
+        let execution = self.registry.create_unlisted(start);
         let mut ran = None;
         if let Some(_depth) = Depth::enter() {
             let now = Instant::now();
@@ -38,24 +32,30 @@ impl Engine {
             // It attaches by itself.
             ran = Some(run::run(self, &execution, now));
         }
-        match ran.unwrap_or_else(|| Ran::Ended(Status::Done, Outcome::of_error(TOO_DEEP))) {
-            Ran::Ended(status, outcome) if execution.is_unlisted() => {
-                RanNow::Ended(self.finish_unlisted(&execution, status, outcome))
+        let ran = ran.unwrap_or_else(|| Ran::Ended(Status::Done, Outcome::of_error(TOO_DEEP)));
+        self.after_run(&execution, ran)
+    }
+
+    /// What follows when this thread has left an execution that was unlisted when it began.
+    pub(super) fn after_run(&self, execution: &Arc<Execution>, ran: Ran) -> RanNow {
+        match ran {
+            Ran::Ended(status, outcome) if execution.is_unlisted() && execution.transient => {
+                RanNow::Ended(self.finish_unlisted(execution, status, outcome))
             }
             Ran::Ended(status, outcome) => {
-                self.finish(&execution, status, outcome);
+                self.finish(execution, status, outcome);
                 RanNow::Kept
             }
             Ran::Gone => RanNow::Kept,
             Ran::Waits => {
                 if execution.is_unlisted() {
-                    self.registry.list(&execution);
+                    self.registry.list(execution, self.most_executions());
                     // It may have gone on and ended before it was listed.
-                    if execution.status().is_final() {
+                    if execution.transient && execution.status().is_final() {
                         self.registry.drop_execution(execution.id);
                     }
                 }
-                RanNow::Waits(execution)
+                RanNow::Waits(Arc::clone(execution))
             }
         }
     }
@@ -103,10 +103,10 @@ per_thread! {
 }
 
 /// One level of functions that run at once.
-struct Depth;
+pub(super) struct Depth;
 
 impl Depth {
-    fn enter() -> Option<Self> {
+    pub(super) fn enter() -> Option<Self> {
         let depth = DEPTH.get();
         if depth >= MAX_DEPTH {
             return None;

@@ -26,6 +26,8 @@ per_thread! {
 enum Current {
     Nothing,
     In(Scope),
+    /// A function of an execution, as [`Scope::of_execution`].
+    Of(Arc<Execution>),
     /// It has given its session away, but not the rights that it had.
     Left(Arc<Actor>),
 }
@@ -34,6 +36,14 @@ impl Current {
     fn scope(&self) -> Option<&Scope> {
         match self {
             Self::In(scope) => Some(scope),
+            Self::Nothing | Self::Of(_) | Self::Left(_) => None,
+        }
+    }
+
+    fn execution(&self) -> Option<&Arc<Execution>> {
+        match self {
+            Self::In(scope) => scope.execution.as_ref(),
+            Self::Of(execution) => Some(execution),
             Self::Nothing | Self::Left(_) => None,
         }
     }
@@ -175,6 +185,16 @@ impl Scope {
         Entered(CURRENT.replace(Current::In(self)))
     }
 
+    /// The same for the functions of an execution.
+    pub fn enter_execution(execution: &Arc<Execution>) -> Entered {
+        Entered(CURRENT.replace(Current::Of(Arc::clone(execution))))
+    }
+
+    /// Looks at the execution whose function runs on this thread, if one does; `looks` neither calls the language nor ends anything.
+    pub fn with_execution<R>(looks: impl FnOnce(Option<&Arc<Execution>>) -> R) -> R {
+        CURRENT.with_borrow(|current| looks(current.execution()))
+    }
+
     /// Whose rights code has in this scope, or without one: that of a thread that code made, or that has left its session. `None`
     /// for all.
     pub fn actor_of(scope: Option<&Self>) -> Option<Arc<Actor>> {
@@ -202,6 +222,7 @@ impl Scope {
         // Who leaves a session is not free of its user.
         let actor = match gone {
             Current::In(gone) => gone.actor,
+            Current::Of(gone) => gone.actor.clone(),
             Current::Left(actor) => Some(actor),
             Current::Nothing => None,
         };
@@ -214,15 +235,15 @@ impl Scope {
 
     /// The scope of this thread; `None` on threads that user code made.
     pub fn current() -> Option<Self> {
-        CURRENT.with_borrow(|current| current.scope().cloned())
+        CURRENT.with_borrow(|current| match current {
+            Current::Of(execution) => Some(Self::of_execution(execution)),
+            other => other.scope().cloned(),
+        })
     }
 
     /// True if the execution whose callback runs on this thread may go to the background.
     pub fn may_wait() -> bool {
-        CURRENT.with_borrow(|current| {
-            let execution = current.scope().and_then(|scope| scope.execution.as_ref());
-            execution.is_some_and(|execution| execution.may_wait)
-        })
+        CURRENT.with_borrow(|current| current.execution().is_some_and(|execution| execution.may_wait))
     }
 }
 

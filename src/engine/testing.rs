@@ -7,13 +7,13 @@ use std::{
 
 use super::{
     holding::Size,
-    language::{Awaitable, Called, Completion, Distinct, Failure, Function, Language, Packed},
+    language::{Awaitable, Called, Completion, Distinct, Failure, Function, Language, Packed, Shown},
     record::{Record, Value},
     session::Session,
     source::Source,
     stop::{Interrupted, Stop},
 };
-use crate::server::reply::Reply;
+use crate::server::{reply::Reply, string::Argv};
 
 pub struct Plain;
 
@@ -120,6 +120,13 @@ impl Function for Arithmetic {
             0 => Ok(Called::Later(Box::new(Tomorrow), None)),
             other => Ok(Called::Now(Record::int(other * 2))),
         }
+    }
+    fn answer(&self, _stop: &Stop, words: Argv<'_>, _text: bool) -> Result<Called<Reply>, Failure> {
+        Ok(Called::Now(Reply::Int(words.len() as i64)))
+    }
+    fn text(&self, _stop: &Stop, record: Record, _visits: bool) -> Result<Called<Shown>, Failure> {
+        let text = number(&record).to_string();
+        Ok(Called::Now(Shown::Now(Reply::bulk(text))))
     }
     fn expand(&self, record: Record) -> Result<Called<Vec<Record>>, Failure> {
         let number = number(&record);

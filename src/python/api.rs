@@ -115,7 +115,9 @@ fn execute<'py>(
             return go_on(py, &next, arguments.to_vec());
         }
     }
-    let features = runtime()?.engine.features;
+    let engine = &runtime()?.engine;
+    engine.show(scope.as_ref().and_then(|scope| scope.execution.as_ref()));
+    let features = engine.features;
     let script = scope.as_ref().and_then(|scope| scope.server_script);
     if let Some(script) = script.filter(|_| lock::is_held()) {
         let reply = in_engine(|| match script {
@@ -475,9 +477,8 @@ fn override_reply(args: &Bound<'_, PyTuple>) -> PyResult<()> {
 }
 
 fn linked() -> PyResult<Arc<LinkedCommand>> {
-    let scope = current::scope();
-    let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
-    let link = execution.and_then(|execution| execution.link.clone());
+    let here = Scope::with_execution(|execution| execution.and_then(|execution| execution.link.clone()));
+    let link = here.or_else(|| current::scope()?.execution.as_ref()?.link.clone());
     link.filter(|link| link.is_open())
         .ok_or_else(|| Error::NoCommandContext.into())
 }

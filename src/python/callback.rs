@@ -12,13 +12,19 @@ use super::{
     children,
     convert::{self, Surrogates, object_record, record_object},
     coroutine::{Calling, Waits},
-    errors, image, profile,
+    errors, image,
+    interrupt::Interruptible,
+    profile,
 };
-use crate::engine::{
-    language::{Awaitable, Called, Failure, Function},
-    record::{Record, Value},
-    session::Session,
-    source::{Reading, Source},
+use crate::{
+    engine::{
+        language::{Awaitable, Called, Failure, Function, Shown},
+        record::{Record, Value},
+        session::Session,
+        source::{Reading, Source},
+        stop::Stop,
+    },
+    server::{reply::Reply, string::Argv},
 };
 
 const IN_EXTRACTOR: &str = "coroutine are not allow on extractor";
@@ -156,6 +162,47 @@ impl Function for Callback {
         self.call(|py| {
             let object = record_object(py, record)?;
             Ok(self.invoke(py, (object,), Waits::Yes)?.map(object_record))
+        })
+    }
+
+    fn answer(&self, stop: &Stop, words: Argv<'_>, text: bool) -> Result<Called<Reply>, Failure> {
+        let interruptible = Interruptible::enter(stop);
+        attach(move |py| {
+            // Ends behind all objects, attached.
+            let _interruptible = interruptible;
+            let answered = convert::words_object(py, words).and_then(|words| {
+                Ok(match self.invoke(py, (words,), Waits::Yes)? {
+                    Invoked::Value(value) => Called::Now(convert::result_reply(&value, text)?),
+                    Invoked::Later(awaitable) => Called::Later(awaitable, None),
+                })
+            });
+            answered.map_err(|error| errors::text_of_callback(py, &error))
+        })
+    }
+
+    fn text(&self, stop: &Stop, record: Record, visits: bool) -> Result<Called<Shown>, Failure> {
+        let interruptible = Interruptible::enter(stop);
+        attach(move |py| {
+            let _interruptible = interruptible;
+            let shown = record_object(py, record).and_then(|object| {
+                let value = match self.invoke(py, (&object,), Waits::Yes)? {
+                    Invoked::Value(value) => value,
+                    Invoked::Later(awaitable) => {
+                        let record = visits.then(|| object_record(object));
+                        return Ok(Called::Later(awaitable, record));
+                    }
+                };
+                let result = if visits {
+                    // It may be the record itself.
+                    drop(value);
+                    object
+                } else {
+                    drop(object);
+                    value
+                };
+                convert::shown(result).map(Called::Now)
+            });
+            shown.map_err(|error| errors::text_of_callback(py, &error))
         })
     }
 

@@ -1,14 +1,10 @@
 //! What a callback returns that has no value yet: a coroutine, or the future of `gearsFuture`. Contract:
 //! docs/contract/python-api.md 6.1 to 6.5.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, ptr, sync::Arc};
 
 use crate::mutex::Mutex;
-use pyo3::{
-    prelude::*,
-    sync::PyOnceLock,
-    types::{PyTuple, PyType},
-};
+use pyo3::{ffi, prelude::*, types::PyTuple};
 
 use super::{
     attach::{ObjectRef, attach, in_engine},
@@ -87,7 +83,6 @@ impl Calling {
         waits: Waits,
         returned: &Bound<'_, PyAny>,
     ) -> PyResult<Option<Box<dyn Awaitable>>> {
-        static COROUTINE: PyOnceLock<Py<PyType>> = PyOnceLock::new();
         let py = returned.py();
         let future = self.leave();
         if let Some(future) = future {
@@ -99,8 +94,9 @@ impl Calling {
             }
             api::log_warning(&format!("an api violation: {NOT_RETURNED}"));
         }
-        let coroutine = COROUTINE.import(py, "types", "CoroutineType")?;
-        if !returned.get_type().is(coroutine) {
+        // SAFETY: the object is alive; of the type only the address is taken.
+        let is_coroutine = unsafe { ptr::eq(ffi::Py_TYPE(returned.as_ptr()), &raw const ffi::PyCoro_Type) };
+        if !is_coroutine {
             return Ok(None);
         }
         if waits == Waits::Nowhere {

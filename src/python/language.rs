@@ -26,7 +26,7 @@ use super::{
 use crate::{
     engine::{
         holding::Size,
-        language::{Distinct, Failure, Function, Language, Packed},
+        language::{Distinct, Failure, Function, Language, LateText, Packed},
         record::{Record, Value},
         session::Session,
         stop::{Code, Interrupted, Stop},
@@ -91,6 +91,18 @@ impl Language for CPython {
                 }),
             },
         }
+    }
+
+    fn to_late_text(&self, record: Record) -> Result<Arc<dyn LateText>, Record> {
+        let Record::Foreign(object) = record else {
+            return Err(record);
+        };
+        // SAFETY: `object_record` made it.
+        if bare(|py| text::is_settled(unsafe { object.get::<ObjectRef>() }.bind(py))) {
+            // SAFETY: the same.
+            return Ok(Arc::new(text::Late(unsafe { object.into_inner::<ObjectRef>() })));
+        }
+        Err(Record::Foreign(object))
     }
 
     fn interruptible(&self, stop: &Stop, work: &mut dyn FnMut()) {

@@ -1,12 +1,19 @@
 //! What `str()` makes of plain values, without asking Python: an event's record becomes a text when it has passed the last
 //! step, and most records hold nothing but names, numbers and short texts.
 
-use std::io::Write;
+use std::{io::Write, ptr};
 
 use pyo3::{
+    Borrowed, ffi,
     prelude::*,
-    types::{PyBool, PyDict, PyInt, PyList, PyString, PyTuple},
+    types::{PyBool, PyByteArray, PyDict, PyInt, PyList, PyString, PyTuple},
 };
+
+use super::{
+    attach::{ObjectRef, attach},
+    convert::{self, Surrogates},
+};
+use crate::engine::language::LateText;
 
 /// Deeper values are Python's: a list can contain itself.
 const MAX_DEPTH: usize = 8;
@@ -16,6 +23,83 @@ const MAX_DEPTH: usize = 8;
 pub fn plain(object: &Bound<'_, PyAny>) -> Option<Vec<u8>> {
     let mut text = Vec::with_capacity(96);
     write_value(&mut text, object, 0).then_some(text)
+}
+
+/// A dict of which [`is_settled`] was true, and which nobody has got since.
+pub struct Late(pub ObjectRef);
+
+impl LateText for Late {
+    fn text(&self) -> Vec<u8> {
+        attach(|py| {
+            let object = self.0.bind(py);
+            let by_python = || convert::utf8(&object.str().ok()?, Surrogates::Escape).ok();
+            plain(object).or_else(by_python).unwrap_or_default()
+        })
+    }
+}
+
+/// True for a dict that only its one reference leads to, of values that never change, or that it alone leads to: its text is the same
+/// whenever it is made, runs no code of users and raises nothing.
+pub fn is_settled(object: &Bound<'_, PyAny>) -> bool {
+    object.is_exact_instance_of::<PyDict>() && is_fixed(object.as_borrowed(), 0)
+}
+
+fn is_fixed(object: Borrowed<'_, '_, PyAny>, depth: usize) -> bool {
+    if never_changes(object) {
+        return true;
+    }
+    if let Ok(number) = object.cast_exact::<PyInt>() {
+        // Of longer ones Python does not tell the text.
+        return number.extract::<i64>().is_ok();
+    }
+    // SAFETY: the object is alive.
+    if unsafe { ffi::Py_REFCNT(object.as_ptr()) } > 1 || depth > MAX_DEPTH {
+        return false;
+    }
+    if let Ok(dict) = object.cast_exact::<PyDict>() {
+        return are_fixed(&dict, depth + 1);
+    }
+    if let Ok(list) = object.cast_exact::<PyList>() {
+        // Whoever goes through a list has a reference to the item that he is at.
+        let plain = |item: Bound<'_, PyAny>| !is_container(&item) && is_fixed(item.as_borrowed(), depth + 1);
+        return list.iter().all(plain);
+    }
+    object.is_exact_instance_of::<PyByteArray>()
+}
+
+/// True for most of what records hold. By the addresses of types, since asking for each of them costs more than all of this.
+#[inline]
+fn never_changes(object: Borrowed<'_, '_, PyAny>) -> bool {
+    // SAFETY: the object is alive; of the types only the addresses are taken.
+    unsafe {
+        let kind = ffi::Py_TYPE(object.as_ptr()).cast_const();
+        ptr::eq(kind, &raw const ffi::PyUnicode_Type)
+            || ptr::eq(object.as_ptr(), ffi::Py_None())
+            || ptr::eq(kind, &raw const ffi::PyBytes_Type)
+            || ptr::eq(kind, &raw const ffi::PyFloat_Type)
+            || ptr::eq(kind, &raw const ffi::PyBool_Type)
+    }
+}
+
+fn is_container(object: &Bound<'_, PyAny>) -> bool {
+    object.is_exact_instance_of::<PyDict>() || object.is_exact_instance_of::<PyList>()
+}
+
+/// The same of all names and values of a dict, without a reference to any of them.
+fn are_fixed(dict: &Bound<'_, PyDict>, depth: usize) -> bool {
+    let (mut place, mut name, mut value) = (0, ptr::null_mut(), ptr::null_mut());
+    // SAFETY: attached; nothing of what is done here changes the dict, so that its names and values stay.
+    unsafe {
+        while ffi::PyDict_Next(dict.as_ptr(), &raw mut place, &raw mut name, &raw mut value) != 0 {
+            let py = dict.py();
+            let (name, value) = (Borrowed::from_ptr(py, name), Borrowed::from_ptr(py, value));
+            let is_fixed = |object| never_changes(object) || is_fixed(object, depth);
+            if !(is_fixed(name) && is_fixed(value)) {
+                return false;
+            }
+        }
+    }
+    true
 }
 
 /// Appends `repr()` of a value; false if Python is to be asked, which leaves half of it behind.

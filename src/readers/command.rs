@@ -9,6 +9,7 @@ use super::{image::Image, reachability, source::SourceImage};
 use crate::{
     engine::{
         Engine,
+        brief::{Brief, Spare},
         execution::{Next, Outcome},
         registration::{Claim, Mode, Peers, Registration, Trigger},
         run_message::LaunchPayload,
@@ -29,8 +30,14 @@ use crate::{
 pub struct Commands {
     engine: Arc<Engine>,
     hooks: Arc<Hooks>,
-    triggers: Guarded<BTreeMap<Vec<u8>, Arc<Registration>>>,
+    triggers: Guarded<BTreeMap<Vec<u8>, Arc<Called>>>,
     nothing: Arc<dyn Next>,
+}
+
+/// A registration that is called by its name.
+struct Called {
+    registration: Arc<Registration>,
+    spare: Spare,
 }
 
 impl Commands {
@@ -77,31 +84,47 @@ impl Commands {
     pub fn call(&self, command: &Command<'_>) -> Result<Answer, Error> {
         let words = command.argv().skip(1);
         let name = words.get(0).ok_or(Error::WrongArity)?;
-        let registration = self
+        let called = self
             .triggers
             .read(command.lock())
             .get(name)
             .cloned()
             .ok_or(Error::NoSuchTrigger)?;
-        let record = Box::new(Once::of_words(words.iter()));
-        let start = Start::of_call(&registration, 0, record, Arc::clone(&self.nothing));
+        let registration = &called.registration;
+        let start = || {
+            let record = Box::new(Once::of_words(words.iter()));
+            Start::of_call(registration, 0, record, Arc::clone(&self.nothing))
+        };
         if registration.mode == Mode::Sync {
-            let start = start.waiting(command.may_block());
-            return self.engine.run_now(start).answer(command, all_results);
+            let (lock, may_wait) = (command.lock(), command.may_block());
+            let ran =
+                self.engine
+                    .run_brief(lock, registration, &called.spare, &self.nothing, words, may_wait);
+            return match ran {
+                Some(Brief::Result(result)) => {
+                    command.send_only(&result);
+                    Ok(Answer::Done)
+                }
+                Some(Brief::Ran(ran)) => ran.answer(command, all_results),
+                None => {
+                    let start = start().waiting(may_wait);
+                    self.engine.run_now(start).answer(command, all_results)
+                }
+            };
         }
         if !command.may_block() {
             return Err(Error::CannotWaitHere);
         }
-        if !self.engine.has_room(&registration) {
+        if !self.engine.has_room(registration) {
             return Err(Error::NotTriggered("too many executions are pending"));
         }
         let distributed =
             registration.mode == Mode::Async && self.engine.is_distributed(&registration.plan, true);
         let payload = distributed.then(|| {
             let words = SourceImage::of_words(words.iter()).to_bytes();
-            LaunchPayload::of_registration(&registration, Some(words))
+            LaunchPayload::of_registration(registration, Some(words))
         });
-        let owner = Arc::clone(&registration);
+        let owner = Arc::clone(registration);
         let reply = move |outcome: &Outcome| {
             // Otherwise it would look as if the function had nothing to say.
             let removed = outcome.aborted && outcome.errors.is_empty() && owner.is_removed();
@@ -111,7 +134,7 @@ impl Commands {
                 all_results(outcome.clone())
             }
         };
-        let start = start.distributed(payload).answering(command.block()?, reply);
+        let start = start().distributed(payload).answering(command.block()?, reply);
         self.engine.submit(start, registration.lane());
         Ok(Answer::Done)
     }
@@ -174,7 +197,7 @@ impl Trigger for Named {
     fn check(&self, lock: Lock<'_>, peers: Peers<'_>) -> Result<(), Error> {
         let triggers = self.commands.triggers.read(lock);
         let taken = triggers.get(self.name.as_bytes());
-        if taken.is_some_and(|taken| !peers.replace(taken)) {
+        if taken.is_some_and(|taken| !peers.replace(&taken.registration)) {
             return Err(Error::TriggerExists);
         }
         if peers.claims().any(|claim| claim == Claim::Trigger(&self.name)) {
@@ -188,7 +211,11 @@ impl Trigger for Named {
         if triggers.contains_key(self.name.as_bytes()) {
             return Err(Error::TriggerExists);
         }
-        triggers.insert(self.name.clone().into_bytes(), Arc::clone(registration));
+        let called = Called {
+            registration: Arc::clone(registration),
+            spare: Spare::default(),
+        };
+        triggers.insert(self.name.clone().into_bytes(), Arc::new(called));
         Ok(())
     }
 
@@ -196,7 +223,7 @@ impl Trigger for Named {
         let mut triggers = self.commands.triggers.write(lock);
         if triggers
             .get(self.name.as_bytes())
-            .is_some_and(|known| known.id == registration.id)
+            .is_some_and(|known| known.registration.id == registration.id)
         {
             triggers.remove(self.name.as_bytes());
         }

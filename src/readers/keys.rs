@@ -62,9 +62,10 @@ pub struct Conditions {
 impl Conditions {
     fn names_event(&self, event: &[u8]) -> bool {
         self.events.as_ref().is_none_or(|events| {
+            // Nearly always in the server's own letters.
             events
                 .iter()
-                .any(|name| name.as_bytes().eq_ignore_ascii_case(event))
+                .any(|name| name.as_bytes() == event || name.as_bytes().eq_ignore_ascii_case(event))
         })
     }
 

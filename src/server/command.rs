@@ -124,6 +124,15 @@ impl<'a> Command<'a> {
         unsafe { reply.send(self.ctx) };
     }
 
+    /// Sends an array that holds this reply only.
+    pub fn send_only(&self, reply: &Reply) {
+        // SAFETY: as above.
+        unsafe {
+            api!(RedisModule_ReplyWithArray(self.ctx, 1));
+            reply.send(self.ctx);
+        }
+    }
+
     /// True when the server only asks where the keys are.
     pub fn asks_for_keys(&self) -> bool {
         // SAFETY: the context is alive.

@@ -45,6 +45,9 @@ impl ProxyName {
     }
 }
 
+/// So many words need no allocation.
+const FEW: usize = 8;
+
 /// A command on its way to the server, as the filter sees it.
 #[derive(Clone, Copy)]
 pub struct Passing<'a> {
@@ -114,10 +117,15 @@ impl<'a> Passing<'a> {
     }
 
     fn may_run(self, user: &User, proxy: &ProxyName) -> bool {
-        let mut argv: Vec<_> = std::iter::once(proxy.0)
-            .chain((0..self.len()).map(|index| self.raw_arg(index)))
-            .collect();
-        user.may_run(&mut argv) && user.may_run(&mut argv[1..])
+        let len = self.len();
+        let words = std::iter::once(proxy.0).chain((0..len).map(|index| self.raw_arg(index)));
+        let check = |argv: &mut [_]| user.may_run(argv) && user.may_run(&mut argv[1..]);
+        let mut few = [ptr::null_mut(); FEW];
+        if let Some(argv) = few.get_mut(..=len) {
+            argv.iter_mut().zip(words).for_each(|(place, word)| *place = word);
+            return check(argv);
+        }
+        check(&mut words.collect::<Vec<_>>())
     }
 
     /// Puts `proxy` in front of the command.

@@ -75,6 +75,7 @@ pub(super) struct Stays(Option<(*mut raw::RedisModuleCtx, i32)>);
 impl Stays {
     /// # Safety
     /// `ctx` is the context of a notification under way, `event` the name of its event.
+    #[inline]
     pub(super) unsafe fn enter(lock: Lock<'_>, ctx: *mut raw::RedisModuleCtx, event: *const c_char) -> Self {
         if !is_needed() {
             return Self(None);

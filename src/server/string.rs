@@ -150,7 +150,7 @@ impl<'a> Argv<'a> {
         }
     }
 
-    pub fn iter(self) -> impl Iterator<Item = &'a [u8]> {
+    pub fn iter(self) -> impl ExactSizeIterator<Item = &'a [u8]> {
         // SAFETY: the strings live for `'a`.
         self.raw.iter().map(|&string| unsafe { bytes(string) })
     }

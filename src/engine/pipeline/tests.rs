@@ -168,9 +168,10 @@ fn pass_singly(steps: &[Step], value: i64) -> (Vec<i64>, usize, usize) {
         functions: vec![Arc::new(Arithmetic)],
     };
     assert!(single::takes_one_by_one(&plan));
-    match single::pass(&plan, &Plain, &no_ticket, Record::int(value)) {
+    match single::pass(&plan, &Plain, &no_ticket, Record::int(value), false) {
         single::Passed::Through(Ok(record)) => (record.iter().map(number).collect(), 0, 1),
         single::Passed::Through(Err(_)) => (Vec::new(), 1, 1),
+        single::Passed::Text(_) => panic!("the text of {value} is to be made at once"),
         single::Passed::Waits(_) => panic!("{value} waits"),
     }
 }
@@ -198,7 +199,7 @@ fn one_record_comes_to_the_same_by_the_short_way() {
         steps: vec![Step::Collect, Step::Map(0)],
         functions: vec![Arc::new(Arithmetic)],
     };
-    let waits = single::pass(&plan, &Plain, &no_ticket, Record::int(0));
+    let waits = single::pass(&plan, &Plain, &no_ticket, Record::int(0), false);
     assert!(matches!(waits, single::Passed::Waits(state) if state.is_waiting_at(1)));
     for step in [Step::FlatMap(0), Step::Count, Step::Distinct { merging: false }] {
         let plan = Plan {

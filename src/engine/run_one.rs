@@ -1,0 +1,216 @@
+//! Runs of one record at most, through steps that remember nothing: what most events are. The same as `run.rs` does, without what more
+//! records need.
+//!
+//! On the thread that runs the execution; where it waits, `run.rs` goes on with it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Engine,
+    execution::{Execution, Late, Outcome},
+    language::{Called, Failure, Shown},
+    phase::Parked,
+    pipeline::{
+        PipelineState, Tickets,
+        single::{self, Passed},
+    },
+    plan::OnlyCall,
+    record::Record,
+    run::{Ran, ended_with, note_timeout, pass_records, ticket},
+    source::{Reading, Source},
+};
+use crate::server::reply::Reply;
+
+/// Runs the steps for one record at most, and a plan that needs to remember nothing.
+pub(super) fn run_single(
+    engine: &Engine,
+    execution: &Arc<Execution>,
+    source: Box<dyn Source>,
+    started: Instant,
+) -> Ran {
+    let (mut ran, mut source) = (Ran::Gone, Some(source));
+    let timed = engine.time_run(execution, Duration::ZERO);
+    engine.language.interruptible(&execution.stop, &mut || {
+        if let Some(source) = source.take() {
+            ran = pass_single(engine, execution, source, started);
+        }
+    });
+    drop(timed);
+    note_timeout(engine, execution, &mut ran);
+    ran
+}
+
+/// The same for a plan that is one call, whose text is kept and nobody waits for it.
+pub(super) fn run_call(
+    engine: &Engine,
+    execution: &Arc<Execution>,
+    source: Box<dyn Source>,
+    started: Instant,
+    call: OnlyCall,
+) -> Ran {
+    let (read, reading) = read_single(engine, execution, source, started);
+    let called = read.and_then(|record| {
+        let Some(record) = record else { return Ok(None) };
+        execution.note_read();
+        let _timed = engine.time_run(execution, Duration::ZERO);
+        let function = &execution.plan.functions[call.function];
+        function.text(&execution.stop, record, call.visits).map(Some)
+    });
+    let mut outcome = Outcome {
+        reading,
+        ..Outcome::default()
+    };
+    match called {
+        Ok(None) => {}
+        Ok(Some(Called::Now(Shown::Late(text)))) => outcome.late = Some(Late(text)),
+        Ok(Some(Called::Now(Shown::Now(reply)))) => outcome.results.push(reply),
+        Ok(Some(Called::Later(awaitable, record))) => {
+            return wait_for(engine, execution, reading, started, |ticket| {
+                single::waiting_at(0, awaitable, record, ticket)
+            });
+        }
+        Err(failure) => outcome.errors.push(failure),
+    }
+    outcome.total = started.elapsed();
+    let mut ran = ended_with(engine, execution, None, outcome);
+    note_timeout(engine, execution, &mut ran);
+    ran
+}
+
+/// The only record, and how long it took to read it.
+fn read_single(
+    engine: &Engine,
+    execution: &Execution,
+    mut source: Box<dyn Source>,
+    started: Instant,
+) -> (Result<Option<Record>, Failure>, Duration) {
+    let mut reading = Duration::ZERO;
+    let read = match source.buffered() {
+        _ if execution.stop.is_asked() => Ok(None),
+        Some(record) => Ok(Some(record)),
+        None if source.is_at_end() => Ok(None),
+        None => {
+            let delayed = execution.is_delayed();
+            let record = source.next(&Reading {
+                engine,
+                delayed,
+                actor: execution.actor.as_ref(),
+            });
+            reading = started.elapsed();
+            record
+        }
+    };
+    (read, reading)
+}
+
+fn pass_single(
+    engine: &Engine,
+    execution: &Arc<Execution>,
+    source: Box<dyn Source>,
+    started: Instant,
+) -> Ran {
+    let language = engine.language.as_ref();
+    let (read, reading) = read_single(engine, execution, source, started);
+    let passed = match read {
+        Ok(Some(record)) => {
+            execution.note_read();
+            let ticket = |step, number| ticket(engine, execution, step, number);
+            single::pass(
+                &execution.plan,
+                language,
+                &ticket,
+                record,
+                execution.is_kept_only(),
+            )
+        }
+        Ok(None) => Passed::Through(Ok(None)),
+        Err(failure) => Passed::Through(Err(failure)),
+    };
+    match passed {
+        Passed::Text(text) => {
+            let outcome = Outcome {
+                late: Some(Late(text)),
+                total: started.elapsed(),
+                reading,
+                ..Outcome::default()
+            };
+            ended_with(engine, execution, None, outcome)
+        }
+        Passed::Through(result) => {
+            let total = started.elapsed();
+            let (results, errors) = match result {
+                Ok(record) => (record, Vec::new()),
+                Err(failure) => (None, vec![failure]),
+            };
+            let outcome = Outcome {
+                errors,
+                total,
+                reading,
+                ..Outcome::default()
+            };
+            ended_with(engine, execution, results, outcome)
+        }
+        Passed::Waits(state) => go_on_waiting(engine, execution, state, reading, started),
+    }
+}
+
+fn go_on_waiting(
+    engine: &Engine,
+    execution: &Arc<Execution>,
+    state: PipelineState,
+    reading: Duration,
+    started: Instant,
+) -> Ran {
+    let mut parked = Parked {
+        source: None,
+        state,
+        loads: engine.loads(),
+        total: Duration::ZERO,
+        reading,
+    };
+    pass_records(engine, execution, &mut parked, started)
+}
+
+/// A run whose only call gave something to wait for; `wait` begins that.
+pub(super) fn wait_for(
+    engine: &Engine,
+    execution: &Arc<Execution>,
+    reading: Duration,
+    started: Instant,
+    wait: impl FnOnce(Tickets<'_>) -> PipelineState,
+) -> Ran {
+    let (mut ran, mut wait) = (Ran::Gone, Some(wait));
+    engine.language.interruptible(&execution.stop, &mut || {
+        let ticket = |step, number| ticket(engine, execution, step, number);
+        if let Some(wait) = wait.take() {
+            ran = go_on_waiting(engine, execution, wait(&ticket), reading, started);
+        }
+    });
+    note_timeout(engine, execution, &mut ran);
+    ran
+}
+
+/// A run whose only call has ended otherwise than well.
+pub(super) fn ended_at_once(
+    engine: &Engine,
+    execution: &Arc<Execution>,
+    result: Result<Reply, Failure>,
+    started: Instant,
+) -> Ran {
+    let (results, errors) = match result {
+        Ok(result) => (vec![result], Vec::new()),
+        Err(failure) => (Vec::new(), vec![failure]),
+    };
+    let outcome = Outcome {
+        results,
+        errors,
+        total: started.elapsed(),
+        ..Outcome::default()
+    };
+    let mut ran = ended_with(engine, execution, None, outcome);
+    note_timeout(engine, execution, &mut ran);
+    ran
+}
