@@ -1,12 +1,6 @@
 """Helps to stop functions. Embedded into the module and imported as `pinion_interrupt`."""
 
 
-def wait_for_interrupt():
-    """Runs until an exception is raised in this thread from outside."""
-    while True:
-        pass
-
-
 def raise_pending():
     """An exception that was raised in this thread from outside comes out here: Python looks for one where a function begins,
     and where a loop does."""

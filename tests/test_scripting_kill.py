@@ -160,6 +160,34 @@ def test_sync_timeout(busy: Server) -> None:
     assert client.ping()
 
 
+def test_each_stop_ends_the_script_while_others_ask(busy: Server) -> None:
+    """What the server does in the middle of a script may let out a stop that was meant to come out behind it; nobody waits for that then."""
+    client = busy.client()
+    client.config_set("busy-reply-threshold", 20)
+    client.execute_command("RG.CONFIGSET", "SyncTimeout", 102)
+    over = threading.Event()
+
+    def ask() -> None:
+        raw = busy.raw(timeout=60)
+        while not over.is_set():
+            for _ in range(100):
+                raw.send("PING")
+            for _ in range(100):
+                raw.read()
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        raw = busy.raw(timeout=20)
+        for _ in range(100):
+            assert raw.call("EVAL", "#!python\nwhile True: pass", "0").startswith(b"-ERR the function ran longer than SyncTimeout (102 ms)")
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(20)
+
+
 ENDLESS_OBJECTS = {
     "the text of an error": "class E(Exception):\n    def __str__(self):\n        while True: pass\nraise E()",
     "an argument": "class A:\n    def __str__(self):\n        while True: pass\nexecute('SET', 'k', A())",

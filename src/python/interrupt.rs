@@ -180,16 +180,14 @@ fn take_back(py: Python<'_>, stop: &Stop) {
 
 /// Lets out what is pending in this thread.
 pub fn let_out(py: Python<'_>) {
-    static WAIT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let wait = WAIT.import(py, "pinion_interrupt", "wait_for_interrupt");
-    let (Ok(wait), Ok(stopped)) = (wait, errors::force_stopped_type(py)) else {
+    let Ok(stopped) = errors::force_stopped_type(py) else {
         return;
     };
     // SAFETY: attached. Whatever is pending is replaced.
     let raised = unsafe { ffi::PyThreadState_SetAsyncExc(this_thread() as _, stopped.as_ptr()) };
     if raised == 1 {
-        // It ends by that error and no other way.
-        drop(wait.call0());
+        // It is not waited for: what Python does before it raises (calls that another thread has asked for) may have let it out.
+        drop(raise_pending(py));
     }
 }
 
