@@ -13,20 +13,21 @@ for file in sorted(source.rglob('*.py')):
     (out / f'{name}.pyc').write_bytes(importlib.util.MAGIC_NUMBER + marshal.dumps(code))
 ";
 
-fn main() {
+fn main() -> Result<(), String> {
     pyo3_build_config::use_pyo3_cfgs();
     println!("cargo::rerun-if-changed=python");
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=PYO3_PYTHON");
     let python = pyo3_build_config::get().executable().unwrap_or("python3");
-    let source = Path::new(&env::var_os("CARGO_MANIFEST_DIR").expect("cargo tells it")).join("python");
+    let out = env::var("OUT_DIR").map_err(|error| format!("OUT_DIR: {error}"))?;
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("python");
     let status = Command::new(python)
         .args(["-I", "-c", COMPILE])
-        .arg(source)
-        .arg(env::var_os("OUT_DIR").expect("cargo tells it"))
-        .status();
-    assert!(
-        status.as_ref().is_ok_and(std::process::ExitStatus::success),
-        "{python} could not compile python/: {status:?}"
-    );
+        .args([source.as_path(), Path::new(&out)])
+        .status()
+        .map_err(|error| format!("{python} cannot be run: {error}"))?;
+    status
+        .success()
+        .then_some(())
+        .ok_or_else(|| format!("{python} could not compile python/: {status}"))
 }
