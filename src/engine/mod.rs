@@ -13,7 +13,6 @@ pub mod holding;
 pub mod id;
 pub mod language;
 pub mod linked_command;
-mod load;
 pub mod loading_functions;
 pub mod members;
 mod overtime;
@@ -42,6 +41,7 @@ pub mod stop;
 #[cfg(test)]
 pub mod testing;
 pub mod timers;
+mod utilization;
 mod waiting;
 mod workers;
 

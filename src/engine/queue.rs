@@ -17,7 +17,7 @@ use std::{
 use super::{
     execution::Execution,
     id::Id,
-    load::{Advice, Load},
+    utilization::{Advice, Utilization},
 };
 use crate::{
     hashing::Seeds,
@@ -77,7 +77,7 @@ struct QueueState {
     called: bool,
     /// A worker stands by.
     standby: bool,
-    load: Load,
+    utilization: Utilization,
     /// Workers that sleep. The last one is woken first: its memory is still warm.
     sleepers: Vec<Thread>,
 }
@@ -185,7 +185,8 @@ impl Queue {
             if state.taken != taken {
                 quiet_ticks = 1;
                 let workers = state.at_it;
-                if workers > 0 && !state.ready.is_empty() && state.load.advice(workers) == Advice::More {
+                if workers > 0 && !state.ready.is_empty() && state.utilization.advice(workers) == Advice::More
+                {
                     break;
                 }
             } else if state.ready.is_empty() {
@@ -195,7 +196,7 @@ impl Queue {
             }
         }
         if state.at_it == 0 {
-            state.load.restart();
+            state.utilization.restart();
         }
         state.at_it += 1;
         // Somebody has to stand by while this one is at it.
@@ -208,7 +209,7 @@ impl Queue {
 
     /// Counts the calling thread as a worker; before it waits for the first time.
     pub fn enlist(&self) {
-        self.state.lock().load.count_this_thread();
+        self.state.lock().utilization.count_this_thread();
     }
 
     /// The next job; if there is none, or others do it better alone, the worker is no longer at it. `last`: the worker's own
@@ -218,7 +219,7 @@ impl Queue {
         let workers = state.at_it;
         // Whoever is the only one that gets on with it stays: the others wait for something.
         let others_take = state.taken != *last;
-        if workers > 1 && others_take && state.load.advice(workers) == Advice::Fewer {
+        if workers > 1 && others_take && state.utilization.advice(workers) == Advice::Fewer {
             state.at_it -= 1;
             return None;
         }

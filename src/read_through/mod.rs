@@ -210,7 +210,7 @@ impl ReadThrough {
             awake: AtomicBool::new(false),
         });
         loads.hooks.connect(Arc::clone(&loads) as _);
-        waiting::connect(waiting::Why::Load, Arc::clone(&loads) as _);
+        waiting::connect(waiting::Awaited::Load, Arc::clone(&loads) as _);
         loads
     }
 
@@ -412,7 +412,7 @@ impl ReadThrough {
     /// Lets the client of a command wait under its number in the machine.
     fn block(&self, command: &Command<'_>, number: u64) -> Wait {
         let lock = command.lock();
-        let client = command.wait(waiting::Why::Load);
+        let client = command.wait(waiting::Awaited::Load);
         let mut state = self.state.write(lock);
         let Some(client) = client else {
             state.machine.release(number);

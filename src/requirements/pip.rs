@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use super::reason::{self, Failed, Why};
+use super::reason::{self, Cause, PipFailure};
 use crate::server::api;
 
 /// A pip that says nothing for so long has hung. Building a package may take minutes without a word.
@@ -74,11 +74,11 @@ impl Pip {
                 Ok(()) => return Ok(()),
                 Err(failed) => {
                     reason = failed.reason;
-                    match failed.why {
-                        Why::NotBuilt => break,
+                    match failed.cause {
+                        Cause::NotBuilt => break,
                         // Without an index there may be setuptools in the environment.
-                        Why::NoBuildTools => isolated = false,
-                        Why::Other => {}
+                        Cause::NoBuildTools => isolated = false,
+                        Cause::Other => {}
                     }
                 }
             }
@@ -166,11 +166,11 @@ const INSTALLED: &str = "pinion-installed";
 const UNFINISHED: &str = "unfinished";
 
 /// Runs a command to its end; each line that it writes becomes one of the log.
-fn run(command: Command) -> Result<(), Failed> {
+fn run(command: Command) -> Result<(), PipFailure> {
     let shown = format!("{command:?}");
     api::log_notice(&format!("Executing : {shown}"));
     let (mut child, output) =
-        start(command).map_err(|error| Failed::plain(format!("could not start {shown}: {error}")))?;
+        start(command).map_err(|error| PipFailure::plain(format!("could not start {shown}: {error}")))?;
     // SAFETY: a number and a process of ours; failure means that it stays as urgent as we are.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, child.id(), NICENESS) };
     let (said, lines) = mpsc::channel();

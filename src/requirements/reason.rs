@@ -12,7 +12,7 @@ const WITHOUT_PIP: &str = "the server's Python has no pip: install it (Debian: p
 
 /// What failed, as far as it matters for another attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Why {
+pub enum Cause {
     /// A source distribution could not be built.
     NotBuilt,
     /// What builds it could not be fetched.
@@ -22,46 +22,48 @@ pub enum Why {
 
 /// A command that failed.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Failed {
+pub struct PipFailure {
     pub reason: String,
-    pub why: Why,
+    pub cause: Cause,
 }
 
-impl Failed {
+impl PipFailure {
     pub fn plain(reason: String) -> Self {
         Self {
             reason,
-            why: Why::Other,
+            cause: Cause::Other,
         }
     }
 }
 
 /// The reason in what pip wrote last; `otherwise`: how its process ended.
-pub fn of(lines: &[String], otherwise: String) -> Failed {
+pub fn of(lines: &[String], otherwise: String) -> PipFailure {
     let said = |text: &str| lines.iter().any(|line| line.contains(text));
     let no_tools = said("to install build dependencies did not run successfully");
-    let why = if no_tools {
-        Why::NoBuildTools
-    } else if said("Failed building wheel")
+    let cause = if no_tools {
+        Cause::NoBuildTools
+    } else if said("PipFailure building wheel")
         || said("metadata-generation-failed")
         || said("to build wheel did not run")
     {
-        Why::NotBuilt
+        Cause::NotBuilt
     } else {
-        Why::Other
+        Cause::Other
     };
     if said(NO_PIP) {
-        return Failed::plain(WITHOUT_PIP.to_owned());
+        return PipFailure::plain(WITHOUT_PIP.to_owned());
     }
-    let reason = match why {
-        Why::NotBuilt => not_built(lines),
-        Why::NoBuildTools => not_found(lines).map(|reason| format!("what builds it was not found: {reason}")),
-        Why::Other => not_found(lines),
+    let reason = match cause {
+        Cause::NotBuilt => not_built(lines),
+        Cause::NoBuildTools => {
+            not_found(lines).map(|reason| format!("what builds it was not found: {reason}"))
+        }
+        Cause::Other => not_found(lines),
     };
     let reason = reason.or_else(|| last_error(lines)).unwrap_or(otherwise);
-    Failed {
+    PipFailure {
         reason: shortened(&reason),
-        why,
+        cause,
     }
 }
 
@@ -91,7 +93,7 @@ fn not_built(lines: &[String]) -> Option<String> {
     let named = |line: &'_ String| {
         Some(
             error(line)?
-                .strip_prefix("Failed building wheel for ")?
+                .strip_prefix("PipFailure building wheel for ")?
                 .to_owned(),
         )
     };
@@ -160,7 +162,7 @@ mod tests {
     fn fuzz_reasons() {
         let seeds = [
             "Collecting demo\nERROR: Could not find a version that satisfies the requirement x (from versions: 1, 2, 3)\n",
-            "error: a\n x.c:1: error: b\n [end of output]\n ERROR: Failed building wheel for zone\n",
+            "error: a\n x.c:1: error: b\n [end of output]\n ERROR: PipFailure building wheel for zone\n",
             "ERROR: Exception:\nTraceback\nBackendUnavailable: nowhere\n",
             "to install build dependencies did not run successfully\nProcessing /a/b.tar.gz (from c)\n",
         ];
@@ -170,13 +172,13 @@ mod tests {
             assert!(failed.reason.chars().count() <= MAX_LENGTH + 3);
             format!(
                 "{:?} {}",
-                failed.why,
+                failed.cause,
                 failed.reason.split(' ').take(3).collect::<Vec<_>>().join(" ")
             )
         });
     }
 
-    fn of_text(text: &str) -> Failed {
+    fn of_text(text: &str) -> PipFailure {
         let lines: Vec<_> = text.lines().map(str::to_owned).collect();
         of(&lines, "it ended with exit status: 1".into())
     }
@@ -192,7 +194,7 @@ mod tests {
             failed.reason,
             "no version found that satisfies nowhere (there are: none)"
         );
-        assert_eq!(failed.why, Why::Other);
+        assert_eq!(failed.cause, Cause::Other);
         let failed = of_text(
             "ERROR: Ignored the following versions that require a different python version: 3.10 Requires-Python <3.5\n\
              ERROR: Could not find a version that satisfies the requirement typing==3.10 (from versions: 1, 2, 3, 4, 5, 6)",
@@ -212,14 +214,14 @@ mod tests {
              \u{20}     x.c:600:19: error: '_PyLong_One' undeclared\n\
              \u{20}     error: command '/usr/bin/gcc' failed with exit code 1\n\
              \u{20}     [end of output]\n\
-             \u{20} ERROR: Failed building wheel for zone\n\
-             ERROR: Failed to build one or more wheels",
+             \u{20} ERROR: PipFailure building wheel for zone\n\
+             ERROR: PipFailure to build one or more wheels",
         );
         assert_eq!(
             failed.reason,
             "zone could not be built: x.c:600:19: error: '_PyLong_One' undeclared"
         );
-        assert_eq!(failed.why, Why::NotBuilt);
+        assert_eq!(failed.cause, Cause::NotBuilt);
     }
 
     #[test]
@@ -265,7 +267,7 @@ mod tests {
              \u{20}     ERROR: Could not find a version that satisfies the requirement setuptools>=40.8.0 (from versions: none)\n\
              \u{20}     [end of output]",
         );
-        assert_eq!(failed.why, Why::NoBuildTools);
+        assert_eq!(failed.cause, Cause::NoBuildTools);
         assert!(failed.reason.contains("setuptools>=40.8.0"), "{}", failed.reason);
     }
 

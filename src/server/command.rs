@@ -113,9 +113,9 @@ impl<'a> Command<'a> {
 
     /// Suspends the client until its command can be run. `None` if the server does not let it wait. Only where
     /// [`Command::may_block`] is true.
-    pub fn wait(&self, why: waiting::Why) -> Option<WaitingClient> {
+    pub fn wait(&self, awaited: waiting::Awaited) -> Option<WaitingClient> {
         // SAFETY: as above.
-        unsafe { WaitingClient::block(self.ctx, why) }
+        unsafe { WaitingClient::block(self.ctx, awaited) }
     }
 
     /// Sends a reply now.

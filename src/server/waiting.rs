@@ -43,7 +43,7 @@ pub struct Note {
 /// What a client waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
-pub enum Why {
+pub enum Awaited {
     /// Keys that are loaded.
     Load,
     /// Room in a queue of changes.
@@ -53,9 +53,9 @@ pub enum Why {
 static WAITING: [OnceLock<std::sync::Arc<dyn Waiting>>; 2] = [OnceLock::new(), OnceLock::new()];
 
 /// To be called once for each, while the module loads.
-pub fn connect(why: Why, waiting: std::sync::Arc<dyn Waiting>) {
+pub fn connect(awaited: Awaited, waiting: std::sync::Arc<dyn Waiting>) {
     // A second call cannot happen: the module cannot be loaded twice.
-    let _ = WAITING[why as usize].set(waiting);
+    let _ = WAITING[awaited as usize].set(waiting);
 }
 
 /// A client that waits. Let go once, by [`WaitingClient::let_go`].
@@ -67,12 +67,12 @@ unsafe impl Send for WaitingClient {}
 impl WaitingClient {
     /// # Safety
     /// `ctx` is the context of a running command that may block and has not replied.
-    pub(super) unsafe fn block(ctx: *mut raw::RedisModuleCtx, why: Why) -> Option<Self> {
-        const LOAD: usize = Why::Load as usize;
-        const ROOM: usize = Why::Room as usize;
-        let (reply, free, disconnect): (ReplyFunction, FreeFunction, DisconnectFunction) = match why {
-            Why::Load => (on_reply::<LOAD>, on_free::<LOAD>, on_disconnect::<LOAD>),
-            Why::Room => (on_reply::<ROOM>, on_free::<ROOM>, on_disconnect::<ROOM>),
+    pub(super) unsafe fn block(ctx: *mut raw::RedisModuleCtx, awaited: Awaited) -> Option<Self> {
+        const LOAD: usize = Awaited::Load as usize;
+        const ROOM: usize = Awaited::Room as usize;
+        let (reply, free, disconnect): (ReplyFunction, FreeFunction, DisconnectFunction) = match awaited {
+            Awaited::Load => (on_reply::<LOAD>, on_free::<LOAD>, on_disconnect::<LOAD>),
+            Awaited::Room => (on_reply::<ROOM>, on_free::<ROOM>, on_disconnect::<ROOM>),
         };
         // SAFETY: by the caller's promise. Without a timeout callback, CLIENT UNBLOCK leaves the client alone.
         unsafe {
@@ -132,7 +132,7 @@ pub(super) unsafe fn run(
     note: Option<&Note>,
 ) {
     // SAFETY: by the caller's promise.
-    unsafe { run_for(Why::Load as usize, ctx, argv, argc, note) };
+    unsafe { run_for(Awaited::Load as usize, ctx, argv, argc, note) };
 }
 
 /// Answers a client that has waited by its own command.
@@ -140,13 +140,13 @@ pub(super) unsafe fn run(
 /// # Safety
 /// To be called by a reply callback with the server's own arguments.
 unsafe fn run_for(
-    why: usize,
+    awaited: usize,
     ctx: *mut raw::RedisModuleCtx,
     argv: *mut *mut raw::RedisModuleString,
     argc: c_int,
     note: Option<&Note>,
 ) {
-    let Some(waiting) = WAITING.get(why).and_then(OnceLock::get) else {
+    let Some(waiting) = WAITING.get(awaited).and_then(OnceLock::get) else {
         return;
     };
     // SAFETY: by the caller's promise; the server holds its lock.

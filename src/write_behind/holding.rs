@@ -11,7 +11,7 @@ use crate::{
         command::Command,
         lock::Lock,
         reply::Reply,
-        waiting::{Note, Waiting, WaitingClient, Why},
+        waiting::{Awaited, Note, Waiting, WaitingClient},
     },
 };
 
@@ -112,7 +112,7 @@ impl Writes for WriteBehind {
             return Wait::No;
         }
         drop(state);
-        let Some(client) = command.wait(Why::Room) else {
+        let Some(client) = command.wait(Awaited::Room) else {
             return Wait::No;
         };
         let mut state = self.state.write(lock);

@@ -150,7 +150,7 @@ impl WriteBehind {
         });
         behind.hooks.connect_writes(Arc::clone(&behind) as _);
         behind.loads.connect_behind(Arc::clone(&behind) as _);
-        waiting::connect(waiting::Why::Room, Arc::clone(&behind) as _);
+        waiting::connect(waiting::Awaited::Room, Arc::clone(&behind) as _);
         behind
     }
 

@@ -14,7 +14,7 @@ const ALONE: f64 = 0.75;
 
 /// The processor time that the workers have used lately.
 #[derive(Default)]
-pub struct Load {
+pub struct Utilization {
     clocks: Vec<libc::clockid_t>,
     /// When the window began, and what the clocks showed then.
     since: Option<(Instant, Duration)>,
@@ -29,7 +29,7 @@ pub enum Advice {
     Fewer,
 }
 
-impl Load {
+impl Utilization {
     /// Counts the time of this thread, which never ends.
     pub fn count_this_thread(&mut self) {
         let mut clock = 0;
@@ -110,16 +110,16 @@ mod tests {
 
     #[test]
     fn a_thread_that_computes_is_busy() {
-        let mut load = Load::default();
-        load.count_this_thread();
-        assert_eq!(load.clocks.len(), 1, "it has a clock of its own");
-        let begun = load.used();
-        assert_eq!(load.advice(1), Advice::Stay, "the window begins");
+        let mut utilization = Utilization::default();
+        utilization.count_this_thread();
+        assert_eq!(utilization.clocks.len(), 1, "it has a clock of its own");
+        let begun = utilization.used();
+        assert_eq!(utilization.advice(1), Advice::Stay, "the window begins");
         let started = Instant::now();
-        while load.used() < begun + 2 * WINDOW && started.elapsed() < Duration::from_secs(20) {}
-        let _ = load.advice(1);
-        assert!(load.since.is_some_and(|(_, used)| used >= begun + WINDOW));
-        load.restart();
-        assert_eq!(load.advice(1), Advice::Stay, "another window begins");
+        while utilization.used() < begun + 2 * WINDOW && started.elapsed() < Duration::from_secs(20) {}
+        let _ = utilization.advice(1);
+        assert!(utilization.since.is_some_and(|(_, used)| used >= begun + WINDOW));
+        utilization.restart();
+        assert_eq!(utilization.advice(1), Advice::Stay, "another window begins");
     }
 }
