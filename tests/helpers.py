@@ -28,16 +28,21 @@ FINISHED = ("done", "aborted")
 MAX_CLIENTS = 3000
 
 
-def wait_until(predicate: Callable[[], T], timeout: float = 10, message: str = "", interval: float = 0.005) -> T:
-    """Polls until `predicate()` is true and returns its value; fails with `message` and the last value seen."""
+def wait_until(predicate: Callable[[], T], timeout: float = 10, message: str = "", interval: float = 0.02) -> T:
+    """Polls until `predicate()` is true and returns its value; fails with `message` and the last value seen.
+
+    It looks often at first, and every `interval` seconds at last: the tests share the machine with what they wait for.
+    """
     deadline = time.monotonic() + timeout
+    pause = 0.002
     while True:
         value = predicate()
         if value:
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout} s: {message or 'the awaited condition'} (last value: {value!r})")
-        time.sleep(interval)
+        time.sleep(min(pause, interval))
+        pause *= 1.5
 
 
 def module_path() -> Path:
