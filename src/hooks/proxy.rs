@@ -125,7 +125,7 @@ impl Hooks {
             Ok(Some(replacement)) => command.send(&replacement),
             // Functions wait until clients are not paused, and a script that only reads cannot wait for them.
             Err(StillHeld) if !linked.may_wait.unwrap_or_else(|| command.may_block()) => {
-                reply.forward(command)
+                reply.forward(command);
             }
             Err(StillHeld) => {
                 if let Some(link) = link {
