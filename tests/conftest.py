@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Callable, Generator, Sequence
+from typing import Any, Callable, Generator, Mapping, Sequence
 
 import pytest
 
@@ -83,10 +83,11 @@ def serve(config: pytest.Config, servers: list[Server], folder: Path) -> Generat
         module_args: Sequence[Arg] = (),
         args: Sequence[Arg] = (),
         python_env: str | os.PathLike[str] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Server:
         directory = folder / f"server-{len(servers)}"
         directory.mkdir()
-        options: dict[str, Any] = {"module_args": module_args, "args": args, "python_env": python_env}
+        options: dict[str, Any] = {"module_args": module_args, "args": args, "python_env": python_env, "environment": environment}
         server = Server(config.stash[BINARY], config.getoption("--server"), directory, module=module, **options)
         servers.append(server)
         return server.start()
@@ -103,7 +104,7 @@ def serve(config: pytest.Config, servers: list[Server], folder: Path) -> Generat
 def start_server(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Callable[..., Server], None, None]:
     """Factory for servers: replicas, sources, cluster nodes. All are ended, and checked, after the test.
 
-    `python_env` is the directory of a virtual environment (the module argument PythonVenv).
+    `python_env` is the directory of a virtual environment (the module argument PythonVenv), `environment` what is added to its own.
     """
     servers: list[Server] = request.node.stash.setdefault(SERVERS, [])
     yield from serve(request.config, servers, tmp_path)

@@ -238,7 +238,6 @@ fn prepare(py: Python<'_>, program: PathBuf, loop_kind: &str) -> PyResult<Starte
     let event_loop = PyModule::from_code(py, LOOP, c"<pinion>/loop.py", c"pinion_loop")?;
     event_loop.call_method1("prepare", (loop_kind,))?;
     PyModule::from_code(py, INTERRUPT, c"<pinion>/interrupt.py", c"pinion_interrupt")?;
-    PyModule::from_code(py, SIZES, c"<pinion>/sizes.py", c"pinion_sizes")?;
     PyModule::from_code(py, PROFILE, c"<pinion>/profile.py", c"pinion_profile")?;
     PyModule::from_code(
         py,
@@ -252,6 +251,7 @@ fn prepare(py: Python<'_>, program: PathBuf, loop_kind: &str) -> PyResult<Starte
         c"<pinion>/write_behind.py",
         c"pinion_write_behind",
     )?;
+    PyModule::from_code(py, SIZES, c"<pinion>/sizes.py", c"pinion_sizes")?;
     PyModule::from_code(py, SCRIPTING, c"<pinion>/scripting.py", c"pinion_scripting")?;
     PyModule::from_code(py, REDIS_AI, c"<pinion>/redisai.py", c"redisAI")?;
     let main = PyModule::import(py, "__main__")?.dict();
