@@ -37,6 +37,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [f"server: {config.getoption('--server')}: {version_line(config.stash[BINARY])}", f"module: {module_path()}"]
 
 
+# How long a node of a cluster may be silent that tests share, on a machine that is busy with other tests.
+PATIENT_MS = 15_000
 # Files that take longest, the longest first: whoever works at one begins early, and not when the others have nothing left to do.
 # From the durations of a whole run (`--durations=0`).
 LONG_FILES = [
@@ -116,7 +118,11 @@ def shared_cluster(
 ) -> Generator[Cluster, None, None]:
     """Three shards for all tests of a file, which leave them as they found them: see `cluster`."""
     for start in serve(request.config, [], tmp_path_factory.mktemp("cluster")):
-        yield make_cluster(start)
+        cluster = make_cluster(start)
+        for node in cluster.nodes:
+            # Nobody stops them: who gets no processor for two seconds is not gone, and the cluster is not down.
+            node.own.config_set("cluster-node-timeout", PATIENT_MS)
+        yield cluster
 
 
 @pytest.fixture
