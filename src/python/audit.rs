@@ -9,9 +9,7 @@ use std::{
 
 use pyo3::{exceptions::PyRuntimeError, ffi, prelude::*, types::PyTuple};
 
-use super::interpreter::cstr;
-
-const BYTECODE: &CStr = cstr(concat!(include_str!("../../python/bytecode.py"), "\0"));
+use super::embedded;
 
 unsafe extern "C" {
     fn PySys_AddAuditHook(
@@ -25,7 +23,7 @@ unsafe extern "C" {
 /// # Errors
 /// Somebody else's hook does not allow it.
 pub fn install(py: Python<'_>) -> PyResult<()> {
-    PyModule::from_code(py, BYTECODE, c"<pinion>/bytecode.py", c"pinion_bytecode")?;
+    embedded::load(py, &embedded::BYTECODE)?;
     // SAFETY: attached; the function lives as long as the process, and takes no data.
     if unsafe { PySys_AddAuditHook(on_event, ptr::null_mut()) } != 0 {
         let error = PyErr::take(py);

@@ -13,65 +13,11 @@ use std::{
 use pyo3::{
     ffi,
     prelude::*,
-    types::{IntoPyDict, PyDict, PyModule},
+    types::{PyDict, PyModule},
 };
 
-use super::{api, attach, audit, errors, memory};
+use super::{api, attach, audit, embedded, errors, memory};
 use crate::threads;
-
-/// Python's part of the module, embedded.
-const BUILDER: &CStr = cstr(concat!(include_str!("../../python/builder.py"), "\0"));
-const INTERRUPT: &CStr = cstr(concat!(include_str!("../../python/interrupt.py"), "\0"));
-const LOOP: &CStr = cstr(concat!(include_str!("../../python/loop.py"), "\0"));
-const PROFILE: &CStr = cstr(concat!(include_str!("../../python/profile.py"), "\0"));
-const SIZES: &CStr = cstr(concat!(include_str!("../../python/sizes.py"), "\0"));
-const OUTPUT: &CStr = cstr(concat!(include_str!("../../python/output.py"), "\0"));
-const READ_THROUGH: &CStr = cstr(concat!(include_str!("../../python/read_through.py"), "\0"));
-const WRITE_BEHIND: &CStr = cstr(concat!(include_str!("../../python/write_behind.py"), "\0"));
-const SCRIPTING: &CStr = cstr(concat!(include_str!("../../python/scripting.py"), "\0"));
-const REDIS_AI: &CStr = cstr(concat!(include_str!("../../python/redisai.py"), "\0"));
-const SHIPPED: &CStr = cstr(concat!(include_str!("../../python/shipped.py"), "\0"));
-const CHILDREN: &CStr = cstr(concat!(include_str!("../../python/children.py"), "\0"));
-const NURSERY: &str = include_str!("../../python/nursery.py");
-const NOT_MAIN: &CStr = cstr(concat!(include_str!("../../python/not_main.py"), "\0"));
-const NAMESPACE: &CStr = cstr(concat!(include_str!("../../python/namespace.py"), "\0"));
-
-/// Modules that are imported when they are first needed, by names of their own.
-const OWN: [(&str, &str); 3] = [
-    (
-        "pinion_cloudpickle",
-        include_str!("../../python/vendor/cloudpickle/cloudpickle.py"),
-    ),
-    ("pinion_portable", include_str!("../../python/portable.py")),
-    ("pinion_serial", include_str!("../../python/serial.py")),
-];
-/// Packages that scripts and clients expect, unless others are installed.
-const FALLBACKS: [(&str, &str); 5] = [
-    (
-        "cloudpickle",
-        include_str!("../../python/vendor/cloudpickle/__init__.py"),
-    ),
-    (
-        "cloudpickle.cloudpickle",
-        include_str!("../../python/vendor/cloudpickle/cloudpickle.py"),
-    ),
-    (
-        "cloudpickle.cloudpickle_fast",
-        include_str!("../../python/vendor/cloudpickle/cloudpickle_fast.py"),
-    ),
-    ("gearsclient", "from .redisgears_builder import *\n"),
-    (
-        "gearsclient.redisgears_builder",
-        include_str!("../../python/gearsclient.py"),
-    ),
-];
-
-pub(super) const fn cstr(text: &'static str) -> &'static CStr {
-    match CStr::from_bytes_with_nul(text.as_bytes()) {
-        Ok(text) => text,
-        Err(_) => panic!("an embedded file holds NUL"),
-    }
-}
 
 /// How long a thread that computes keeps Python from others. The server's own thread may be one of them: Python's 5 ms would
 /// hold up all clients.
@@ -228,34 +174,24 @@ unsafe fn check(status: ffi::PyStatus) -> Result<(), String> {
 /// Loads Python's part of the module and fills `__main__`, the template of every script's globals.
 fn prepare(py: Python<'_>, program: PathBuf, loop_kind: &str) -> PyResult<Started> {
     errors::init(py)?;
-    let shipped = PyModule::from_code(py, SHIPPED, c"<pinion>/shipped.py", c"pinion_shipped")?;
-    shipped.call_method1("install", (OWN.into_py_dict(py)?, FALLBACKS.into_py_dict(py)?))?;
-    PyModule::from_code(py, NOT_MAIN, c"<pinion>/not_main.py", c"pinion_not_main")?;
-    PyModule::from_code(py, OUTPUT, c"<pinion>/output.py", c"pinion_output")?.call_method0("install")?;
-    PyModule::from_code(py, BUILDER, c"<pinion>/builder.py", c"pinion_builder")?;
-    let children = PyModule::from_code(py, CHILDREN, c"<pinion>/children.py", c"pinion_children")?;
-    children.call_method1("install", (NURSERY,))?;
-    let event_loop = PyModule::from_code(py, LOOP, c"<pinion>/loop.py", c"pinion_loop")?;
-    event_loop.call_method1("prepare", (loop_kind,))?;
-    PyModule::from_code(py, INTERRUPT, c"<pinion>/interrupt.py", c"pinion_interrupt")?;
-    PyModule::from_code(py, SIZES, c"<pinion>/sizes.py", c"pinion_sizes")?;
-    PyModule::from_code(py, PROFILE, c"<pinion>/profile.py", c"pinion_profile")?;
-    PyModule::from_code(
-        py,
-        READ_THROUGH,
-        c"<pinion>/read_through.py",
-        c"pinion_read_through",
-    )?;
-    PyModule::from_code(
-        py,
-        WRITE_BEHIND,
-        c"<pinion>/write_behind.py",
-        c"pinion_write_behind",
-    )?;
-    PyModule::from_code(py, SCRIPTING, c"<pinion>/scripting.py", c"pinion_scripting")?;
-    PyModule::from_code(py, REDIS_AI, c"<pinion>/redisai.py", c"redisAI")?;
-    let main = PyModule::import(py, "__main__")?.dict();
-    py.run(NAMESPACE, Some(&main), None)?;
+    embedded::install(py)?;
+    embedded::load(py, &embedded::NOT_MAIN)?;
+    embedded::load(py, &embedded::OUTPUT)?.call_method0("install")?;
+    embedded::load(py, &embedded::BUILDER)?;
+    embedded::load(py, &embedded::CHILDREN)?.call_method1("install", (embedded::NURSERY,))?;
+    embedded::load(py, &embedded::LOOP)?.call_method1("prepare", (loop_kind,))?;
+    for module in [
+        &embedded::INTERRUPT,
+        &embedded::SIZES,
+        &embedded::PROFILE,
+        &embedded::READ_THROUGH,
+        &embedded::WRITE_BEHIND,
+        &embedded::SCRIPTING,
+        &embedded::REDIS_AI,
+    ] {
+        embedded::load(py, module)?;
+    }
+    embedded::run(py, embedded::NAMESPACE, &PyModule::import(py, "__main__")?.dict())?;
     let sys = PyModule::import(py, "sys")?;
     sys.call_method1("setswitchinterval", (SWITCH_INTERVAL_S,))?;
     PyModule::import(py, "threading")?.call_method1("stack_size", (threads::stack_size(),))?;

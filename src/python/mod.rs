@@ -13,6 +13,7 @@ mod children;
 mod convert;
 mod coroutine;
 mod current;
+mod embedded;
 mod errors;
 mod half;
 mod held;
