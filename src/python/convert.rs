@@ -16,11 +16,7 @@ use crate::{
         language::Shown,
         record::{Foreign, IdText, Record, Value},
     },
-    server::{
-        reply::Reply,
-        snapshot::{Parts, Snapshot},
-        string::Argv,
-    },
+    server::{reply::Reply, string::Argv},
 };
 
 /// How deep a reply may be nested: deeper ones have no reader, and a list can contain itself.
@@ -92,7 +88,7 @@ pub(super) fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Boun
         Value::Key(name) => name_object(py, name),
         Value::SharedKey(name) => name_object(py, name),
         Value::Id(first, second) => text_object(py, IdText::new(*first, *second).as_bytes()),
-        Value::Kept(kept) => kept_object(py, kept)?,
+        Value::Kept(kept) => rows::kept_object(py, kept)?,
         Value::Name(name) => static_name(py, name.as_bytes()).into_any(),
         Value::Float(number) => PyFloat::new(py, *number).into_any(),
         // The words of a command, above all.
@@ -123,31 +119,6 @@ pub(super) fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Boun
     })
 }
 
-/// The value that a key had.
-fn kept_object<'py>(py: Python<'py>, kept: &Snapshot) -> PyResult<Bound<'py, PyAny>> {
-    let key = |part| name_object(py, part);
-    Ok(match kept.parts() {
-        Parts::None => py.None().into_bound(py),
-        Parts::String(text) => key(text),
-        Parts::List(items) => PyList::new(py, items.map(key).collect::<Vec<_>>())?.into_any(),
-        Parts::Set(items) => PySet::new(py, items.map(key))?.into_any(),
-        Parts::Hash(fields) => {
-            let dict = PyDict::new(py);
-            for (name, value) in fields {
-                dict.set_item(key(name), key(value))?;
-            }
-            dict.into_any()
-        }
-        Parts::Sorted(members) => {
-            let dict = PyDict::new(py);
-            for (member, score) in members {
-                dict.set_item(key(member), score)?;
-            }
-            dict.into_any()
-        }
-    })
-}
-
 /// A value as part of a list.
 struct Item<'a>(&'a Value);
 
@@ -160,6 +131,9 @@ impl<'py> IntoPyObject<'py> for Item<'_> {
         value_object(py, self.0)
     }
 }
+
+/// A name and what it stands for.
+pub(super) type Field = (Cow<'static, [u8]>, Value);
 
 /// The object that a function gets for a record.
 pub fn record_object(py: Python<'_>, record: Record) -> PyResult<Bound<'_, PyAny>> {

@@ -8,16 +8,14 @@ use std::borrow::Cow;
 
 use pyo3::{
     prelude::*,
-    types::{PyDict, PyString},
+    types::{PyDict, PyList, PySet, PyString},
 };
 
-use super::convert::{name_object, static_name, value_object};
+use super::convert::{Field, name_object, static_name, value_object};
 use crate::{
     engine::record::Value,
-    server::snapshot::{Fields, Parts},
+    server::snapshot::{Fields, Parts, Snapshot},
 };
-
-type Field = (Cow<'static, [u8]>, Value);
 
 /// The items of one list.
 #[derive(Default)]
@@ -115,6 +113,34 @@ impl<'v, 'py> Rows<'v, 'py> {
         });
         Ok(dict.into_any())
     }
+}
+
+/// The value that a key had.
+///
+/// # Errors
+/// Python has no memory.
+pub fn kept_object<'py>(py: Python<'py>, kept: &Snapshot) -> PyResult<Bound<'py, PyAny>> {
+    let key = |part| name_object(py, part);
+    Ok(match kept.parts() {
+        Parts::None => py.None().into_bound(py),
+        Parts::String(text) => key(text),
+        Parts::List(items) => PyList::new(py, items.map(key).collect::<Vec<_>>())?.into_any(),
+        Parts::Set(items) => PySet::new(py, items.map(key))?.into_any(),
+        Parts::Hash(fields) => {
+            let dict = PyDict::new(py);
+            for (name, value) in fields {
+                dict.set_item(key(name), key(value))?;
+            }
+            dict.into_any()
+        }
+        Parts::Sorted(members) => {
+            let dict = PyDict::new(py);
+            for (member, score) in members {
+                dict.set_item(key(member), score)?;
+            }
+            dict.into_any()
+        }
+    })
 }
 
 /// True if both have the same names, all of them ours.
