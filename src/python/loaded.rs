@@ -23,7 +23,7 @@ use crate::{
         language::{Called, Function},
         record::{Record, Value},
     },
-    read_through::{Failed, Key, Lifetime, Loaded, Unpack},
+    read_through::{FailedLoad, Key, Lifetime, Loaded, Unpack},
     server::store::Content,
 };
 
@@ -34,7 +34,7 @@ impl Unpack for CPython {
         returned: Record,
         batch: bool,
         ttl: Option<&dyn Function>,
-    ) -> Result<Vec<Result<Loaded, Failed>>, Failed> {
+    ) -> Result<Vec<Result<Loaded, FailedLoad>>, FailedLoad> {
         attach(|py| {
             let returned = record_object(py, returned).map_err(|error| failed(py, &error))?;
             if batch {
@@ -58,8 +58,8 @@ impl Unpack for CPython {
     }
 }
 
-fn failed(py: Python<'_>, error: &PyErr) -> Failed {
-    Failed {
+fn failed(py: Python<'_>, error: &PyErr) -> FailedLoad {
+    FailedLoad {
         kind: errors::kind(py, error),
         text: errors::text_of_callback(py, error),
     }

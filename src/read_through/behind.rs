@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{
     Key, Lifetime, Loaded, ReadThrough, life,
-    machine::{Change, Why},
+    machine::{Change, NoValue},
     options::{PARTIAL_WRITERS, Ttl},
 };
 use crate::{
@@ -98,8 +98,8 @@ impl ReadThrough {
         rule: Id,
         load: u64,
         key: &Key,
-        value: Result<Loaded, Why>,
-    ) -> Result<Loaded, Why> {
+        value: Result<Loaded, NoValue>,
+    ) -> Result<Loaded, NoValue> {
         let Some(unsaved) = self.unsaved(lock, key.db, &key.name) else {
             return value;
         };

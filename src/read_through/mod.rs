@@ -40,7 +40,7 @@ use self::{
     bounded::Bounded,
     figures::Figures,
     life::Age,
-    machine::{Ask, Bounds, Change, Machine, Purpose, Time, Why},
+    machine::{Ask, Bounds, Change, Machine, NoValue, Purpose, Time},
     options::{OnError, Options},
     pump::Brought,
 };
@@ -79,7 +79,7 @@ pub struct Loaded {
 
 /// Why a load failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failed {
+pub struct FailedLoad {
     /// The type of what was raised: what clients see.
     pub kind: String,
     /// All of it, for the log.
@@ -99,7 +99,7 @@ pub trait Unpack: Send + Sync {
         returned: Record,
         batch: bool,
         ttl: Option<&dyn Function>,
-    ) -> Result<Vec<Result<Loaded, Failed>>, Failed>;
+    ) -> Result<Vec<Result<Loaded, FailedLoad>>, FailedLoad>;
 }
 
 /// All loads of this server.
@@ -450,7 +450,7 @@ impl ReadThrough {
 
 impl State {
     /// What somebody gets who gets no value; `None`: the command's own reply.
-    fn refusal(&self, rule: Id, why: &Why, writes: bool) -> Option<Reply> {
+    fn refusal(&self, rule: Id, why: &NoValue, writes: bool) -> Option<Reply> {
         let on_error = self
             .served
             .get(&rule)
@@ -462,8 +462,8 @@ impl State {
     }
 }
 
-impl From<Why> for Reply {
-    fn from(why: Why) -> Self {
+impl From<NoValue> for Reply {
+    fn from(why: NoValue) -> Self {
         Self::error(format!("LOADFAILED {}", why.kind()))
     }
 }

@@ -7,8 +7,8 @@ use std::{
 };
 
 use super::{
-    Failed, Key, Leave, Lifetime, Loaded, ReadThrough, Running, life,
-    machine::{Action, Ask, Landing, Time, Why},
+    FailedLoad, Key, Leave, Lifetime, Loaded, ReadThrough, Running, life,
+    machine::{Action, Ask, Landing, NoValue, Time},
 };
 use crate::{
     engine::{
@@ -36,7 +36,7 @@ const LOAD_TIMED_OUT: &str = "LoadTimedOut: the load took longer than max_load_t
 /// What a load has brought, or why it brought nothing.
 pub(super) struct Brought {
     load: u64,
-    values: Result<Vec<Result<Loaded, Failed>>, Why>,
+    values: Result<Vec<Result<Loaded, FailedLoad>>, NoValue>,
     took: Duration,
 }
 
@@ -212,7 +212,7 @@ impl ReadThrough {
             keys.first().map_or(Value::None, name)
         };
         if !self.engine.has_room(registration) {
-            self.bring(load, Duration::ZERO, Err(Why::TooManyPending));
+            self.bring(load, Duration::ZERO, Err(NoValue::TooManyPending));
             return;
         }
         // What is loaded of a key with a change that is not saved may be older than that.
@@ -245,7 +245,10 @@ impl ReadThrough {
                 (None, Some(returned)) => {
                     let unpacked = unpack.unpack(&keys, returned, batch, ttl.as_deref());
                     let wrong = wrong(&unpacked);
-                    (unpacked.map_err(|failed| Why::Failed(failed.kind.into())), wrong)
+                    (
+                        unpacked.map_err(|failed| NoValue::Failed(failed.kind.into())),
+                        wrong,
+                    )
                 }
                 _ => (Err(raised()), Vec::new()),
             };
@@ -254,7 +257,7 @@ impl ReadThrough {
         }));
         let start = start.told(move |_| {
             let values = values.lock().take();
-            let values = values.unwrap_or(Err(Why::Aborted));
+            let values = values.unwrap_or(Err(NoValue::Aborted));
             if let Some(this) = this.upgrade() {
                 this.bring(load, begun.elapsed(), values);
             }
@@ -268,7 +271,7 @@ impl ReadThrough {
     }
 
     /// A load has ended: on any thread, with or without the server's lock.
-    fn bring(&self, load: u64, took: Duration, values: Result<Vec<Result<Loaded, Failed>>, Why>) {
+    fn bring(&self, load: u64, took: Duration, values: Result<Vec<Result<Loaded, FailedLoad>>, NoValue>) {
         self.inbox.lock().push(Brought { load, values, took });
         self.wake();
     }
@@ -290,7 +293,7 @@ impl ReadThrough {
         match values {
             Ok(values) => {
                 for (key, value) in keys.iter().zip(values) {
-                    let value = value.map_err(|failed| Why::Failed(failed.kind.into()));
+                    let value = value.map_err(|failed| NoValue::Failed(failed.kind.into()));
                     self.land_one(lock, now, load, rule, key, value);
                 }
             }
@@ -310,7 +313,7 @@ impl ReadThrough {
         load: u64,
         rule: Id,
         key: &Key,
-        value: Result<Loaded, Why>,
+        value: Result<Loaded, NoValue>,
     ) {
         let value = self.newer_than(lock, rule, load, key, value);
         let present = key::life(lock, key.db, &key.name) != Life::Missing;
@@ -425,7 +428,7 @@ impl ReadThrough {
 }
 
 /// What the function raised whose execution ends on this thread; nothing: it was ended by somebody.
-pub fn raised() -> Why {
+pub fn raised() -> NoValue {
     let scope = Scope::current();
     let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
     let kind = execution.and_then(|execution| {
@@ -433,11 +436,11 @@ pub fn raised() -> Why {
         // Whoever held too much was stopped for what it did by itself.
         kind.filter(|kind| !execution.stop.is_asked() || *kind == HELD_TOO_MUCH)
     });
-    kind.map_or(Why::Aborted, |kind| Why::Failed(kind.into()))
+    kind.map_or(NoValue::Aborted, |kind| NoValue::Failed(kind.into()))
 }
 
 /// What the execution has to answer for besides what its function raised: values that are none.
-fn wrong(values: &Result<Vec<Result<Loaded, Failed>>, Failed>) -> Vec<Failure> {
+fn wrong(values: &Result<Vec<Result<Loaded, FailedLoad>>, FailedLoad>) -> Vec<Failure> {
     match values {
         Err(failed) => vec![failed.text.clone()],
         Ok(values) => values

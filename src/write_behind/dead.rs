@@ -5,7 +5,7 @@ use std::{fmt::Write as _, sync::Arc};
 use super::{
     WriteBehind,
     frame::Frames,
-    machine::{Change, Failed, Queue},
+    machine::{Change, FailedSave, Queue},
     source::type_name,
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
 
 impl WriteBehind {
     /// Puts a change away that is given up. If that fails it stays.
-    pub(super) fn put_away(&self, lock: Lock<'_>, token: u64, place: u64, why: &Arc<Failed>) {
+    pub(super) fn put_away(&self, lock: Lock<'_>, token: u64, place: u64, why: &Arc<FailedSave>) {
         let mut state = self.state.write(lock);
         let Some(sink) = state.token(token) else { return };
         let Some(entry) = sink.queue.entry(place) else {
@@ -92,7 +92,7 @@ impl WriteBehind {
 }
 
 /// The fields of a dead letter and their values.
-fn words(registration: &str, change: &Change<Snapshot>, tries: u32, why: &Failed) -> Vec<Vec<u8>> {
+fn words(registration: &str, change: &Change<Snapshot>, tries: u32, why: &FailedSave) -> Vec<Vec<u8>> {
     let payload = &change.payload;
     let (kind, value) = if payload.is_damaged() {
         ("damaged", payload.damaged_bytes().to_vec())

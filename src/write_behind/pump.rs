@@ -9,7 +9,7 @@ use std::{
 use super::{
     Sink, State, WriteBehind,
     frame::Frames,
-    machine::{Change, Failed, Settled, Time},
+    machine::{Change, FailedSave, Settled, Time},
     source::Changes,
 };
 use crate::{
@@ -26,7 +26,7 @@ const LOG_EVERY: Duration = Duration::from_secs(60);
 pub(super) struct Brought {
     sink: u64,
     call: u64,
-    result: Result<(), Failed>,
+    result: Result<(), FailedSave>,
     took: Duration,
 }
 
@@ -115,7 +115,7 @@ impl WriteBehind {
             damaged,
         } = begun;
         for place in damaged {
-            let why = Arc::new(Failed {
+            let why = Arc::new(FailedSave {
                 kind: "Damaged".into(),
                 text: "the bytes of this change are damaged".into(),
             });
@@ -128,7 +128,7 @@ impl WriteBehind {
             return;
         }
         if !self.engine.has_room(&saver) {
-            let failed = Failed {
+            let failed = FailedSave {
                 kind: "TooManyPending".into(),
                 text: "too many executions are pending".into(),
             };
@@ -146,7 +146,7 @@ impl WriteBehind {
         let result = Arc::clone(&made);
         let start = start.collected(Box::new(move |results, errors| {
             let result = match errors.first() {
-                Some(text) => Err(Failed {
+                Some(text) => Err(FailedSave {
                     kind: raised().kind().to_owned(),
                     text: text.text().to_owned(),
                 }),
@@ -169,7 +169,7 @@ impl WriteBehind {
     }
 
     /// A call has ended, on any thread.
-    fn bring(&self, sink: u64, call: u64, took: Duration, result: Result<(), Failed>) {
+    fn bring(&self, sink: u64, call: u64, took: Duration, result: Result<(), FailedSave>) {
         self.inbox.lock().push(Brought {
             sink,
             call,
@@ -231,7 +231,7 @@ impl WriteBehind {
                 let _ = self.engine.abort(execution, || {});
                 continue;
             }
-            let failed = Failed {
+            let failed = FailedSave {
                 kind: "SaveTimedOut".into(),
                 text: "save could not be stopped".into(),
             };
@@ -257,7 +257,7 @@ impl WriteBehind {
             let kind = state.trouble_of(number);
             done.push((
                 number,
-                Settled::Lost(Arc::new(Failed {
+                Settled::Lost(Arc::new(FailedSave {
                     kind: kind.unwrap_or_else(|| "Timeout".into()),
                     text: String::new(),
                 })),
@@ -294,8 +294,8 @@ impl WriteBehind {
     }
 }
 
-fn aborted() -> Failed {
-    Failed {
+fn aborted() -> FailedSave {
+    FailedSave {
         kind: "Aborted".into(),
         text: "the call of save was aborted".into(),
     }
@@ -357,7 +357,7 @@ impl State {
 
 impl Sink {
     /// Says in the log that changes cannot be saved, once a minute.
-    fn complain(&mut self, now: Time, why: &Failed) {
+    fn complain(&mut self, now: Time, why: &FailedSave) {
         if self.logged.is_some_and(|logged| now < logged + LOG_EVERY) {
             return;
         }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     MOST_SINKS, Sink, WriteBehind,
     figures::Figures,
-    machine::{Failed, Queue, Settled},
+    machine::{FailedSave, Queue, Settled},
     options::Options,
 };
 use crate::{
@@ -180,7 +180,7 @@ impl Trigger for SaveTrigger {
         };
         let sink = state.sinks.remove(place);
         state.notes.forget_sink(sink.number);
-        let why = Arc::new(Failed {
+        let why = Arc::new(FailedSave {
             kind: "Unregistered".into(),
             text: String::new(),
         });

@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::{Action, Ask, Change, Due, Flight, Load, Machine, Purpose, Stage, Time, Waiter, Wanted, Why};
+use super::{Action, Ask, Change, Due, Flight, Load, Machine, NoValue, Purpose, Stage, Time, Waiter, Wanted};
 use crate::{engine::id::Id, read_through::keys::Key};
 
 impl<V> Machine<V> {
@@ -10,7 +10,7 @@ impl<V> Machine<V> {
     ///
     /// # Errors
     /// It is refused, on behalf of a registration; nothing has changed then but its counter.
-    pub fn ask(&mut self, now: Time, asks: &[Ask], purpose: Purpose) -> Result<u64, (Id, Why)> {
+    pub fn ask(&mut self, now: Time, asks: &[Ask], purpose: Purpose) -> Result<u64, (Id, NoValue)> {
         if let Err((rule, why)) = self.check(now, asks, purpose, true) {
             self.count(rule, |counts| counts.refusals += 1);
             return Err((rule, why));
@@ -124,27 +124,27 @@ impl<V> Machine<V> {
         asks: &[Ask],
         purpose: Purpose,
         is_new: bool,
-    ) -> Result<(), (Id, Why)> {
+    ) -> Result<(), (Id, NoValue)> {
         for ask in asks {
             let Some(rule) = self.rules.get(&ask.rule) else {
                 continue;
             };
             let refuse = |why| Err((ask.rule, why));
             if is_new && rule.counts.waiting >= rule.limits.max_waiting as u64 {
-                return refuse(Why::TooManyWaiting);
+                return refuse(NoValue::TooManyWaiting);
             }
             if self.flights.get(ask.key.db, &ask.key.name).is_some() {
                 continue;
             }
             if !rule.breaker.allows(now) {
-                return refuse(Why::BreakerOpen);
+                return refuse(NoValue::BreakerOpen);
             }
             let backoff = self.backoffs.get(ask.key.db, &ask.key.name);
             if purpose.is_command() && backoff.is_some_and(|(_, backoff)| !backoff.is_over(now)) {
-                return refuse(Why::BackingOff);
+                return refuse(NoValue::BackingOff);
             }
             if rule.queued() as u64 + rule.counts.loading + asks.len() as u64 > self.bounds.loads as u64 {
-                return refuse(Why::TooManyLoads);
+                return refuse(NoValue::TooManyLoads);
             }
         }
         Ok(())
@@ -265,7 +265,7 @@ impl<V> Machine<V> {
             self.due.insert((due.max(now), Due::Batch(id)));
         }
         for key in refused {
-            self.fail(&key, &Why::BreakerOpen);
+            self.fail(&key, &NoValue::BreakerOpen);
         }
     }
 }

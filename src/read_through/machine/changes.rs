@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Action, Change, Due, Keys, MAX_LOADS, Machine, Purpose, Stage, Time, Wanted, Why};
+use super::{Action, Change, Due, Keys, MAX_LOADS, Machine, NoValue, Purpose, Stage, Time, Wanted};
 use crate::{engine::id::Id, read_through::keys::Key};
 
 impl<V> Machine<V> {
@@ -139,7 +139,7 @@ impl<V> Machine<V> {
             }
         }
         self.count(rule, |counts| counts.timeouts += 1);
-        self.refuse(number, rule, Why::TimedOut);
+        self.refuse(number, rule, NoValue::TimedOut);
     }
 
     pub(super) fn loaded_too_long(&mut self, now: Time, load: u64) {
@@ -147,7 +147,7 @@ impl<V> Machine<V> {
             return;
         };
         for key in keys {
-            self.land(now, load, &key, Err(Why::LoadTimedOut), false, false);
+            self.land(now, load, &key, Err(NoValue::LoadTimedOut), false, false);
         }
         self.ended(now, load);
         self.actions.push_back(Action::Stop { load });

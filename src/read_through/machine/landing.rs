@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Action, Backoff, Change, Due, Landed, Landing, MAX_LOADS, Machine, Purpose, Stage, Time, Why};
+use super::{
+    Action, Backoff, Change, Due, Landed, Landing, MAX_LOADS, Machine, NoValue, Purpose, Stage, Time,
+};
 use crate::{engine::id::Id, read_through::keys::Key};
 
 impl<V> Machine<V> {
@@ -25,7 +27,7 @@ impl<V> Machine<V> {
         now: Time,
         load: u64,
         key: &Key,
-        value: Result<Option<Arc<V>>, Why>,
+        value: Result<Option<Arc<V>>, NoValue>,
         keep: bool,
         present: bool,
     ) -> Landing {
@@ -234,11 +236,11 @@ impl<V> Machine<V> {
     }
 
     /// Nobody gets a value for this key.
-    pub(super) fn fail(&mut self, key: &Key, why: &Why) {
+    pub(super) fn fail(&mut self, key: &Key, why: &NoValue) {
         let Some(flight) = self.flights.remove(key.db, &key.name) else {
             return;
         };
-        let refused = *why == Why::TooManyPending;
+        let refused = *why == NoValue::TooManyPending;
         for number in flight.waiters {
             let Some(waiter) = self.waiters.get_mut(&number) else {
                 continue;
@@ -255,7 +257,7 @@ impl<V> Machine<V> {
         }
     }
 
-    pub(super) fn refuse(&mut self, number: u64, rule: Id, why: Why) {
+    pub(super) fn refuse(&mut self, number: u64, rule: Id, why: NoValue) {
         if let Some(waiter) = self.waiters.get_mut(&number) {
             // Nothing else decides about it any more.
             waiter.open = 0;

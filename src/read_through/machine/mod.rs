@@ -41,7 +41,7 @@ const MAX_LOADS: u8 = 3;
 
 /// Why somebody gets no value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Why {
+pub enum NoValue {
     /// The load failed; with the type of what was raised.
     Failed(Arc<str>),
     /// It took longer than `max_load_time`.
@@ -58,7 +58,7 @@ pub enum Why {
     Aborted,
 }
 
-impl Why {
+impl NoValue {
     /// Whether it tells something of the source, and so counts for back-off and breaker.
     fn blames_the_source(&self) -> bool {
         matches!(self, Self::Failed(_) | Self::LoadTimedOut)
@@ -100,7 +100,7 @@ pub enum Action {
     Refuse {
         waiter: u64,
         rule: Id,
-        why: Why,
+        why: NoValue,
     },
     /// The registration that was to load these keys has gone: perhaps another one has them ([`Machine::ask_again`]).
     Again {

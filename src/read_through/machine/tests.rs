@@ -40,7 +40,7 @@ fn machine(limits: Limits) -> Machine<u32> {
     machine
 }
 
-fn ask(machine: &mut Machine<u32>, now: u64, names: &[&str]) -> Result<u64, Why> {
+fn ask(machine: &mut Machine<u32>, now: u64, names: &[&str]) -> Result<u64, NoValue> {
     let asks: Vec<Ask> = names
         .iter()
         .map(|name| Ask {
@@ -146,13 +146,13 @@ fn a_load_whose_time_is_over_is_known_to_nobody() {
             Action::Refuse {
                 waiter,
                 rule: rule(1),
-                why: Why::LoadTimedOut
+                why: NoValue::LoadTimedOut
             },
             Action::Stop { load }
         ]
     );
     assert_eq!(land(&mut machine, load, "a", Some(1), false), Landing::Nothing);
-    assert_eq!(ask(&mut machine, 20, &["a"]), Err(Why::BackingOff));
+    assert_eq!(ask(&mut machine, 20, &["a"]), Err(NoValue::BackingOff));
     machine.release(waiter);
     assert!(ask(&mut machine, 200, &["a"]).is_ok());
 }
@@ -164,7 +164,7 @@ fn what_says_nothing_of_the_source_counts_for_neither_back_off_nor_breaker() {
         breaker: Some((2, ms(1000))),
         ..Limits::default()
     });
-    let mut ends_with = |now: u64, why: Why| {
+    let mut ends_with = |now: u64, why: NoValue| {
         let waiter = ask(&mut machine, now, &["a"])?;
         let (load, _) = begun(&mut machine);
         machine.land(ms(now), load, &key("a"), Err(why), false, false);
@@ -176,15 +176,15 @@ fn what_says_nothing_of_the_source_counts_for_neither_back_off_nor_breaker() {
             .map(|rule| (rule.counts.load_failures, rule.counts.refusals));
         Ok(counts.unwrap_or_default())
     };
-    let failed = || Why::Failed("KeyError".into());
+    let failed = || NoValue::Failed("KeyError".into());
     assert_eq!(ends_with(0, failed()), Ok((1, 0)));
-    assert_eq!(ends_with(1, Why::Aborted), Err(Why::BackingOff));
-    assert_eq!(ends_with(200, Why::Aborted), Ok((1, 1)));
-    assert_eq!(ends_with(200, Why::TooManyPending), Ok((1, 2)));
+    assert_eq!(ends_with(1, NoValue::Aborted), Err(NoValue::BackingOff));
+    assert_eq!(ends_with(200, NoValue::Aborted), Ok((1, 1)));
+    assert_eq!(ends_with(200, NoValue::TooManyPending), Ok((1, 2)));
     // The second failure in a row: what was between them was none, and no success.
     assert_eq!(ends_with(200, failed()), Ok((2, 2)));
     assert_eq!(
-        ends_with(5000, Why::Aborted),
+        ends_with(5000, NoValue::Aborted),
         Ok((2, 2)),
         "a trial that told nothing"
     );
@@ -193,7 +193,7 @@ fn what_says_nothing_of_the_source_counts_for_neither_back_off_nor_breaker() {
         Ok((3, 2)),
         "makes room for another one"
     );
-    assert_eq!(ends_with(5001, failed()), Err(Why::BreakerOpen));
+    assert_eq!(ends_with(5001, failed()), Err(NoValue::BreakerOpen));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Entry, Failed, Flight, Gone, Queue, Settled, Stage, TRIES_BEFORE_HALVING, Time};
+use super::{Entry, FailedSave, Flight, Gone, Queue, Settled, Stage, TRIES_BEFORE_HALVING, Time};
 
 /// From where the next changes come.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -181,7 +181,7 @@ impl<P> Queue<P> {
     }
 
     /// A call has failed. The place of a change that is to be given up, which stays until [`Queue::bury`].
-    pub fn failed(&mut self, now: Time, call: u64, why: &Arc<Failed>) -> Option<u64> {
+    pub fn failed(&mut self, now: Time, call: u64, why: &Arc<FailedSave>) -> Option<u64> {
         let flight = self.flight.take_if(|flight| flight.call == call)?;
         let places: Vec<u64> = flight
             .places
@@ -334,7 +334,7 @@ impl<P> Queue<P> {
     }
 
     /// A change is given up: it stands elsewhere now.
-    pub fn bury(&mut self, place: u64, why: &Arc<Failed>) -> Option<Entry<P>> {
+    pub fn bury(&mut self, place: u64, why: &Arc<FailedSave>) -> Option<Entry<P>> {
         let entry = self.remove(place, &Settled::Lost(Arc::clone(why)))?;
         self.counts.dead += 1;
         if self.suspects.is_empty() {
@@ -362,7 +362,7 @@ impl<P> Queue<P> {
     }
 
     /// Why the last call failed, if it did.
-    pub fn last_failure(&self) -> Option<&Failed> {
+    pub fn last_failure(&self) -> Option<&FailedSave> {
         self.last_failure.as_deref()
     }
 

@@ -109,7 +109,7 @@ impl Counts {
 
 /// Why a call failed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Failed {
+pub struct FailedSave {
     /// The type of what was raised: what clients see.
     pub kind: String,
     /// All of it.
@@ -193,7 +193,7 @@ pub struct Queue<P> {
     /// Calls that ended well.
     successes: u64,
     /// Why the last call failed; nothing after one that ended well.
-    last_failure: Option<Arc<Failed>>,
+    last_failure: Option<Arc<FailedSave>>,
     turn: u8,
     /// The change that is called next, or runs, in the place of the first one, which fails; and where it comes from.
     probe: Option<(u64, Stage)>,

@@ -5,7 +5,7 @@ mod failing;
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use super::{Change, ChangeId, Failed, Gone, Ids, Limits, Queue, Settled};
+use super::{Change, ChangeId, FailedSave, Gone, Ids, Limits, Queue, Settled};
 use crate::read_through::keys::Key;
 
 /// A change of a call: its place, its key and its value.
@@ -96,8 +96,8 @@ impl Bench {
     }
 }
 
-fn why() -> Arc<Failed> {
-    Arc::new(Failed {
+fn why() -> Arc<FailedSave> {
+    Arc::new(FailedSave {
         kind: "ValueError".into(),
         text: "no".into(),
     })

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Failed, Time};
+use super::{FailedSave, Time};
 use crate::hashing::ByNumber;
 
 /// What became of a change that somebody waits for.
@@ -11,7 +11,7 @@ pub enum Settled {
     /// It is saved, or replaced by one that is.
     Saved,
     /// It will not be.
-    Lost(Arc<Failed>),
+    Lost(Arc<FailedSave>),
 }
 
 struct Waiter {

@@ -142,7 +142,7 @@ impl World {
         for key in keys {
             let absent = self.below(6) == 0;
             let value = match (fails, absent) {
-                (true, _) => Err(Why::Failed("Error".into())),
+                (true, _) => Err(NoValue::Failed("Error".into())),
                 (_, true) => Ok(None),
                 _ => Ok(Some(Arc::new(version))),
             };
