@@ -51,7 +51,10 @@ impl Hooks {
             return;
         }
         let word = |position| passing.arg(position);
-        if entry.hook(None, passing.len(), word).is_some() && applies_hooks(engine, entry) {
+        if !entry.hooks.is_empty()
+            && entry.hook(None, passing.len(), word).is_some()
+            && applies_hooks(engine, entry)
+        {
             let client = native.then(|| passing.client_id());
             let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
             self.rewrite(engine, passing, entry.spec.proxy, client, native);

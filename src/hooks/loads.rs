@@ -233,6 +233,11 @@ impl Hooks {
             return entry.concerns(passing, |_| true);
         }
         let lock = passing.lock();
+        if let Some(position) = entry.plain_key {
+            return passing.arg(position).is_some_and(|key| entry.links(key))
+                // What is there may be gone when the command runs, which looks again.
+                && (passing.key_life(db, position) == Life::Missing || room::may_evict(lock));
+        }
         let loads = self.loads.get();
         entry.spec.key_positions(passing.len()).any(|position| {
             let Some(key) = passing.arg(position) else {

@@ -132,6 +132,8 @@ pub(super) struct Entry {
     pub(super) writes: Vec<WriteRule>,
     /// A hit concerns nobody: the filter may look the keys up and leave hits alone.
     pub(super) only_misses: bool,
+    /// The place of its only key, where nothing matters but whether that is missing.
+    pub(super) plain_key: Option<usize>,
     /// What [`changes_state`] says of it.
     pub(super) changes_state: bool,
 }
@@ -184,6 +186,7 @@ impl Table {
                 removers: Vec::new(),
                 writes: Vec::new(),
                 only_misses: false,
+                plain_key: None,
             });
             self.entries.len() - 1
         });
@@ -208,6 +211,12 @@ impl Table {
             .retain(|entry| entry.strays || entry.is_linked() || !entry.hooks.is_empty());
         for entry in &mut self.entries {
             entry.only_misses = entry.spec.first > 0 && entry.rules.iter().all(|rule| rule.only_misses);
+            let is_plain = entry.only_misses
+                && entry.spec.has_one_key()
+                && entry.loads.is_empty()
+                && entry.removers.is_empty()
+                && entry.writes.is_empty();
+            entry.plain_key = is_plain.then_some(entry.spec.first as usize);
         }
         self.places = vec![Vec::new(); PLACES];
         for (place, entry) in self.entries.iter().enumerate() {

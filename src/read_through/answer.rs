@@ -186,7 +186,11 @@ impl ReadThrough {
     /// Puts back the values that the command waited for and that are gone. Returns those that are to be taken away after it.
     fn provide<'a>(&self, lock: Lock<'_>, awaited: &'a Awaited) -> Vec<&'a Key> {
         let mut guests = Vec::new();
+        let now_ms = key::now_ms(lock);
         for key in &awaited.keys {
+            if self.state.read(lock).machine.holds(key, now_ms) {
+                continue;
+            }
             if key::life(lock, key.db, &key.name) != Life::Missing {
                 continue;
             }

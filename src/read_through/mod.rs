@@ -234,7 +234,13 @@ impl ReadThrough {
     /// One notification of the server.
     pub fn notify(&self, event: &KeyEvent<'_>) {
         let change = match event.name {
-            b"expire" | b"persist" | b"hexpire" | b"hpersist" => return,
+            b"expire" | b"persist" | b"hexpire" | b"hpersist" => {
+                return self
+                    .state
+                    .write(event.lock)
+                    .machine
+                    .mentioned(event.db, event.key);
+            }
             b"keymiss" => return self.missed(event.lock, event.key),
             b"del" | b"rename_from" | b"move_from" => Change::Removed,
             b"expired" | b"evicted" | b"hexpired" => Change::Aged,

@@ -392,6 +392,8 @@ impl ReadThrough {
         let expires = fresh.map(|fresh| life::expires_ms(&options, fresh, now_ms, chance));
         if let Some(content) = &loaded.content {
             self.quietly(lock, || store::put(lock, key.db, &key.name, content, expires));
+            let until_ms = expires.unwrap_or(i64::MAX);
+            self.state.write(lock).machine.stored(key, until_ms);
         }
         if unwaited {
             store::signal_modified(lock, key.db, &key.name);

@@ -79,6 +79,7 @@ impl<V> Machine<V> {
     /// Something happened to a key.
     pub fn changed(&mut self, db: i32, name: &[u8], change: Change) {
         self.absent.remove(db, name);
+        self.mentioned(db, name);
         if change == Change::Aged {
             return;
         }

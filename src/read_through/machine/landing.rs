@@ -194,6 +194,7 @@ impl<V> Machine<V> {
             Landed {
                 value,
                 void: false,
+                held_until: None,
                 left,
             },
         );

@@ -159,6 +159,8 @@ pub struct Landed<V> {
     pub value: Option<Arc<V>>,
     /// Something has happened to the key since.
     pub void: bool,
+    /// Until when the key holds it (Unix time in milliseconds), if it was stored and nobody has said anything of the key since.
+    held_until: Option<i64>,
     left: usize,
 }
 
@@ -333,6 +335,28 @@ impl<V> Machine<V> {
     /// What was loaded for a key, while somebody waits for his reply.
     pub fn landed(&self, key: &Key) -> Option<&Landed<V>> {
         self.landed.get(key.db, &key.name)
+    }
+
+    /// What was loaded for a key has been stored, to expire at that moment (Unix time in milliseconds).
+    pub fn stored(&mut self, key: &Key, until_ms: i64) {
+        if let Some(landed) = self.landed.of(key) {
+            landed.held_until = Some(until_ms);
+        }
+    }
+
+    /// True if what was loaded for a key is still there, by all that has been said of it: then nobody needs to look.
+    pub fn holds(&self, key: &Key, now_ms: i64) -> bool {
+        let landed = self.landed(key).filter(|landed| !landed.void);
+        landed
+            .and_then(|landed| landed.held_until)
+            .is_some_and(|until| now_ms < until)
+    }
+
+    /// Something was said of a key: when it is to expire, or more.
+    pub fn mentioned(&mut self, db: i32, name: &[u8]) {
+        if let Some(landed) = self.landed.get_mut(db, name) {
+            landed.held_until = None;
+        }
     }
 
     /// Whether somebody waits with a command that writes.

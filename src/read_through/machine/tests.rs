@@ -262,3 +262,30 @@ impl OrNone for Option<(Keys, Purpose)> {
         self.unwrap_or_else(|| panic!("it waited"))
     }
 }
+
+#[test]
+fn what_was_stored_is_there_until_anything_is_said_of_it() {
+    type Said = fn(&mut Machine<u32>);
+    let said: [Said; 6] = [
+        |_| (),
+        |machine| machine.mentioned(0, b"k"),
+        |machine| machine.changed(0, b"k", Change::Aged),
+        |machine| machine.changed(0, b"k", Change::Removed),
+        |machine| machine.flushed(None),
+        |machine| machine.changed(0, b"other", Change::Removed),
+    ];
+    for (place, say) in said.into_iter().enumerate() {
+        let mut machine = machine(Limits::default());
+        let waiter = ask(&mut machine, 0, &["k"]);
+        let (load, _) = begun(&mut machine);
+        assert_eq!(land(&mut machine, load, "k", Some(7), false), Landing::Store);
+        assert!(!machine.holds(&key("k"), 0), "not stored yet");
+        machine.stored(&key("k"), 100);
+        assert!(machine.holds(&key("k"), 99) && !machine.holds(&key("k"), 100));
+        say(&mut machine);
+        assert_eq!(machine.holds(&key("k"), 99), [0, 5].contains(&place), "{place}");
+        assert_eq!(ready(&mut machine).len(), 1);
+        assert!(machine.release(waiter.unwrap_or_default()).is_some() && machine.replied(&key("k")));
+        assert!(!machine.holds(&key("k"), 0));
+    }
+}
