@@ -17,7 +17,7 @@ mod writes;
 use std::sync::{Arc, OnceLock};
 
 use chain::HookRule;
-use clients::ClientCache;
+use clients::{ClientCache, names_of_rights};
 pub use loads::{Hot, Loads, Missing, Wait, nearness};
 pub use table::{CommandSpec, ProxyCommand};
 use table::{Entry, Rule, Table, look_up};
@@ -35,6 +35,7 @@ use crate::{
     error::Error,
     server::{
         api::{self, Features},
+        asking,
         current::CurrentCommand,
         filter::{Function, Installed, ProxyName},
         guarded::Guarded,
@@ -52,24 +53,41 @@ pub struct Hooks {
     clients: Guarded<ClientCache>,
     /// The same where the server does not tell who sent a command.
     whereabouts: Guarded<Whereabouts>,
-    /// The filter has looked at the keys of the command that it has just put behind a proxy command, and counted what it saw.
-    looked: Guarded<bool>,
+    /// What the filter has seen of the command that has just passed it.
+    noted: Guarded<Noted>,
     /// The client whose command the filter has just put behind a proxy command, having asked for its user's rights. The
     /// command runs next, unless the server refuses it; the next one that is put behind a proxy command takes this back.
     cleared: Guarded<Option<u64>>,
     /// The linked command that runs now, and its link, made when the first event fires. Whoever runs one holds the server's
     /// lock until it has run.
-    current: CurrentCommand<Option<Arc<LinkedCommand>>>,
+    current: CurrentCommand<Linked>,
     /// The next command is what `call_next` runs: it is left alone.
     bypass: Guarded<bool>,
-    /// The command that runs moves keys between the shards of a cluster.
-    moving: Guarded<bool>,
-    /// The only key of the command that has just passed the filter is to be loaded, and is missing.
-    seen_missing: Guarded<bool>,
+    /// Commands that change rights are known by their names here.
+    knows_rights: OnceLock<bool>,
     /// Who loads keys that are missed.
     loads: OnceLock<Arc<dyn Loads>>,
     /// Who saves changes of keys.
     writes: OnceLock<Arc<dyn Writes>>,
+}
+
+/// What the filter has seen of a command.
+#[derive(Clone, Copy, Default)]
+struct Noted {
+    /// It moves keys between the shards of a cluster.
+    moving: bool,
+    /// The filter has looked at its keys, and counted what it saw.
+    looked: bool,
+    /// Its only key is to be loaded, and is missing.
+    seen_missing: bool,
+}
+
+/// What is noted of a linked command while it runs.
+#[derive(Default)]
+struct Linked {
+    link: Option<Arc<LinkedCommand>>,
+    /// Its caller can wait, if that was asked.
+    may_wait: Option<bool>,
 }
 
 impl Hooks {
@@ -82,12 +100,11 @@ impl Hooks {
             installed: Guarded::new(None),
             clients: Guarded::default(),
             whereabouts: Guarded::default(),
-            looked: Guarded::new(false),
+            noted: Guarded::default(),
             cleared: Guarded::new(None),
             current: CurrentCommand::default(),
             bypass: Guarded::new(false),
-            moving: Guarded::new(false),
-            seen_missing: Guarded::new(false),
+            knows_rights: OnceLock::new(),
             loads: OnceLock::new(),
             writes: OnceLock::new(),
         })
@@ -106,10 +123,16 @@ impl Hooks {
     /// A hold on the linked command that runs now. `None` if there is none, or if its caller cannot wait for an
     /// execution in the background.
     pub fn hold_running(&self, lock: Lock<'_>, sync: bool) -> Option<ReplyHold> {
-        if !sync && !self.current.may_block(lock)? {
-            return None;
+        if !sync {
+            let may_wait = self.current.may_block(lock)?;
+            self.current
+                .note(lock, |linked, _| linked.may_wait = Some(may_wait));
+            if !may_wait {
+                return None;
+            }
         }
-        self.current.note(lock, |link, words| {
+        self.current.note(lock, |linked, words| {
+            let link = &mut linked.link;
             link.get_or_insert_with(|| LinkedCommand::new(words())).hold()
         })
     }
@@ -222,6 +245,10 @@ impl Hooks {
     }
 
     fn install(&self, lock: Lock<'_>) {
+        self.knows_rights.get_or_init(|| {
+            names_of_rights()
+                .all(|name| asking::is_known(lock, self.features, &String::from_utf8_lossy(name)))
+        });
         self.clients.write(lock).clear();
         *self.whereabouts.write(lock) = Whereabouts::default();
         let mut installed = self.installed.write(lock);

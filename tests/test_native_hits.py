@@ -231,6 +231,58 @@ def test_a_user_with_the_command_only_in_a_transaction(server: Server) -> None:
             pipe.execute()
 
 
+def test_what_is_known_of_rights_ends_when_they_change(server: Server) -> None:
+    """Who may do everything is asked for once: by ACL, also in a transaction, and by AUTH that is over."""
+    server.run(LINK)
+    if not server.native_hits:
+        pytest.skip("this server does not tell who sent a command: it checks the rights itself")
+    admin, limited = server.client(), user(server, "+@all", "~*", "&*")
+
+    def is_linked(client: redis.Redis) -> bool:
+        before = server.own.info("rg")["rg_unlinked_for_acl"]
+        reply = client.get("price:1")
+        unlinked = server.own.info("rg")["rg_unlinked_for_acl"] - before
+        assert (reply, unlinked) in (("fetched", 0), (None, 1))
+        return reply is not None
+
+    assert is_linked(limited) and is_linked(limited)
+    admin.execute_command("ACL", "SETUSER", "limited", "-rg.innerread")
+    assert not is_linked(limited)
+    admin.execute_command("Acl", "SETUSER", "limited", "+@all")
+    assert is_linked(limited)
+
+    raw = server.raw()
+    raw.call("MULTI")
+    raw.call("ACL", "SETUSER", "limited", "-rg.innerread")
+    assert is_linked(limited), "it is only queued"
+    raw.call("EXEC")
+    assert not is_linked(limited)
+    assert is_linked(admin)
+
+    for words in (("AUTH", "limited", "secret"), ("HELLO", "2", "AUTH", "limited", "secret")):
+        other = server.raw()
+        assert other.call("GET", "price:1") == FETCHED
+        other.call(*words)
+        assert other.call("GET", "price:1") == b"$-1\r\n"
+        other.call("RESET")
+        assert other.call("GET", "price:1") == FETCHED
+        other.call("MULTI")
+        other.call(*words)
+        other.call("EXEC")
+        assert other.call("GET", "price:1") in (FETCHED, b"$-1\r\n")
+        who = other.call("ACL", "WHOAMI")
+        assert other.call("GET", "price:1") == (FETCHED if b"default" in who else b"$-1\r\n")
+
+
+def test_a_user_with_some_keys_only_is_asked_about_each(server: Server) -> None:
+    server.run(LINK)
+    limited = user(server, "+@all", "~price:1", "&*")
+    for _ in range(3):
+        assert limited.get("price:1") == "fetched"
+        with pytest.raises(redis.exceptions.NoPermissionError, match="(?i)key"):
+            limited.get("price:2")
+
+
 def test_the_inner_command_gives_no_rights(server: Server) -> None:
     server.run(LINK)
     server.client().set("price:1", "a")

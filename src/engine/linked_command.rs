@@ -13,6 +13,7 @@ use crate::{
     server::{
         client::{BlockedClient, Meter},
         reply::Reply,
+        string::Words,
     },
 };
 
@@ -38,7 +39,7 @@ impl Waits for BlockedClient {
 /// One linked command.
 pub struct LinkedCommand<C: Waits = BlockedClient> {
     /// As typed, its name first.
-    command: Vec<Vec<u8>>,
+    command: Words,
     state: Mutex<ReplyState<C>>,
 }
 
@@ -54,7 +55,7 @@ struct ReplyState<C> {
 }
 
 impl LinkedCommand {
-    pub fn new(command: Vec<Vec<u8>>) -> Arc<Self> {
+    pub fn new(command: Words) -> Arc<Self> {
         Self::of(command)
     }
 
@@ -66,7 +67,7 @@ impl LinkedCommand {
 }
 
 impl<C: Waits> LinkedCommand<C> {
-    fn of(command: Vec<Vec<u8>>) -> Arc<Self> {
+    fn of(command: Words) -> Arc<Self> {
         let state = ReplyState {
             holds: 0,
             replacement: None,
@@ -101,7 +102,7 @@ impl<C: Waits> LinkedCommand<C> {
         !self.state.lock().closed
     }
 
-    pub fn command(&self) -> &[Vec<u8>] {
+    pub fn command(&self) -> &Words {
         &self.command
     }
 
@@ -198,7 +199,7 @@ mod tests {
 
     #[test]
     fn the_first_override_wins_until_the_link_is_closed() {
-        let link = LinkedCommand::new(vec![b"get".to_vec()]);
+        let link = LinkedCommand::new(Words::default());
         let hold = link.hold();
         assert!(link.close_if_free().is_err());
         assert_eq!(link.replace_reply(Reply::Int(1)), Ok(()));
@@ -210,7 +211,7 @@ mod tests {
 
     #[test]
     fn whoever_holds_a_closed_link_has_no_say() {
-        let link = LinkedCommand::new(vec![b"get".to_vec()]);
+        let link = LinkedCommand::new(Words::default());
         let hold = link.hold();
         assert_eq!(link.replace_reply(Reply::Int(1)), Ok(()));
         assert_eq!(link.close(), Some(Reply::Int(1)));

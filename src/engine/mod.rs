@@ -190,7 +190,7 @@ impl Engine {
         execution.enter_queue();
         self.queue.push(Job {
             execution: Arc::clone(&execution),
-            lane: lane.map(Arc::new),
+            lane,
         });
         execution
     }

@@ -36,10 +36,10 @@ const LINGER: u32 = if cfg!(feature = "model") { 2 } else { 200 };
 const GATHER: usize = 16;
 
 /// Executions of one lane run one after another, in the order of their events.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Lane {
-    /// One key of one registration.
-    Key { registration: Id, db: i32, key: Vec<u8> },
+    /// One key of one registration, as a hash that nobody outside can foresee: two that share one by chance follow each other, too.
+    Key(u64),
     /// A whole registration.
     Registration(Id),
     /// One of as many as executions of a registration may run at the same time.
@@ -49,7 +49,7 @@ pub enum Lane {
 /// An execution with the lane that it stands in.
 pub struct Job {
     pub execution: Arc<Execution>,
-    pub lane: Option<Arc<Lane>>,
+    pub lane: Option<Lane>,
 }
 
 /// The queue. Its mutex is held for a few moves of pointers only.
@@ -68,7 +68,7 @@ pub struct Queue {
 struct QueueState {
     ready: VecDeque<Job>,
     /// Each lane that has a job ready or running, with the jobs behind that one.
-    lanes: HashMap<Arc<Lane>, VecDeque<Job>, Seeds>,
+    lanes: HashMap<Lane, VecDeque<Job>, Seeds>,
     /// Jobs that were ever taken.
     taken: u64,
     /// Workers between [`Queue::wait`] and the [`Queue::next`] that gave them nothing.
@@ -109,8 +109,8 @@ impl Queue {
     /// Appends a job. Never waits for anything but the mutex.
     pub fn push(&self, job: Job) {
         let mut state = self.state.lock();
-        if let Some(lane) = &job.lane {
-            match state.lanes.entry(Arc::clone(lane)) {
+        if let Some(lane) = job.lane {
+            match state.lanes.entry(lane) {
                 Entry::Occupied(mut behind) => {
                     job.execution.mark_delayed();
                     behind.get_mut().push_back(job);
@@ -233,9 +233,9 @@ impl Queue {
     }
 
     /// The job of `lane` has ended: the next one of that lane becomes ready.
-    pub fn advance(&self, lane: &Arc<Lane>) {
+    pub fn advance(&self, lane: Lane) {
         let mut state = self.state.lock();
-        let Entry::Occupied(mut behind) = state.lanes.entry(Arc::clone(lane)) else {
+        let Entry::Occupied(mut behind) = state.lanes.entry(lane) else {
             return;
         };
         match behind.get_mut().pop_front() {

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    hash::{DefaultHasher, Hash, Hasher},
+    hash::{BuildHasher, DefaultHasher, Hash, Hasher},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,6 +18,7 @@ use serde_bytes::ByteBuf;
 use super::{id::Id, language::Function, plan::Plan, queue::Lane, session::Session};
 use crate::{
     error::Error,
+    hashing::Seeds,
     server::{
         lock::Lock,
         reply::Reply,
@@ -293,11 +294,7 @@ impl Registration {
             (db, key).hash(&mut hasher);
             return self.share(hasher.finish() % most.max(1));
         }
-        Lane::Key {
-            registration: self.id,
-            db,
-            key: key.to_vec(),
-        }
+        Lane::Key(Seeds::default().hash_one((self.id, db, key)))
     }
 
     fn share(&self, number: u64) -> Lane {

@@ -93,13 +93,16 @@ fn read_single(
         Some(record) => Ok(Some(record)),
         None if source.is_at_end() => Ok(None),
         None => {
-            let delayed = execution.is_delayed();
-            let record = source.next(&Reading {
+            let what = Reading {
                 engine,
-                delayed,
+                delayed: execution.is_delayed(),
                 actor: execution.actor.as_ref(),
-            });
-            reading = started.elapsed();
+            };
+            let at_hand = source.is_at_hand(&what);
+            let record = source.next(&what);
+            if !at_hand {
+                reading = started.elapsed();
+            }
             record
         }
     };

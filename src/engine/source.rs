@@ -17,6 +17,11 @@ pub trait Source: Send {
     /// The text of an error record; there is no next record then.
     fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure>;
 
+    /// True if `next` has nothing to read or to wait for: what it takes is not measured.
+    fn is_at_hand(&self, _reading: &Reading<'_>) -> bool {
+        false
+    }
+
     /// A record that was read ahead, so that `next` need not be asked now.
     fn buffered(&mut self) -> Option<Record> {
         None

@@ -86,7 +86,7 @@ fn work(engine: &Engine) {
         engine.language.attached(&mut || {
             while let Some(job) = engine.queue.next(&mut last) {
                 engine.run_job(&job.execution);
-                if let Some(lane) = &job.lane {
+                if let Some(lane) = job.lane {
                     leave(engine, &job.execution, lane);
                 }
             }
@@ -95,12 +95,12 @@ fn work(engine: &Engine) {
 }
 
 /// An execution leaves its lane: those that only share it with others when they have ended, all others when they wait, too.
-fn leave(engine: &Engine, execution: &Arc<Execution>, lane: &Arc<Lane>) {
-    if !matches!(**lane, Lane::Share { .. }) || execution.status().is_final() {
+fn leave(engine: &Engine, execution: &Arc<Execution>, lane: Lane) {
+    if !matches!(lane, Lane::Share { .. }) || execution.status().is_final() {
         return engine.queue.advance(lane);
     }
-    let (engine, lane) = (engine.handle(), Arc::clone(lane));
-    execution.when_finished(Box::new(move |_| engine.queue.advance(&lane)));
+    let engine = engine.handle();
+    execution.when_finished(Box::new(move |_| engine.queue.advance(lane)));
 }
 
 fn stop(engine: &Engine, to_stop: &Receiver<Option<Arc<Execution>>>) {

@@ -2,8 +2,8 @@
 //! docs/contract/readers-and-events.md chapters 8 and 10. Under the server's lock; what is not linked must cost next to nothing.
 
 use super::{
-    Hooks, applies_hooks,
-    table::{Entry, ProxyCommand, changes_state, length_bit},
+    Hooks, Noted, applies_hooks,
+    table::{Entry, ProxyCommand},
     writes,
 };
 use crate::{
@@ -22,10 +22,13 @@ impl Hooks {
     pub fn filter(&self, engine: &Engine, passing: Passing<'_>) {
         let Some(name) = passing.arg(0) else { return };
         let lock = passing.lock();
-        *self.moving.write(lock) = writes::moves_keys(name);
-        *self.seen_missing.write(lock) = false;
         let table = self.table.read(lock);
-        if table.lengths & length_bit(name) == 0 && !name.contains(&b'.') {
+        let minds = table.minds(name);
+        *self.noted.write(lock) = Noted {
+            moving: minds && writes::moves_keys(name),
+            ..Noted::default()
+        };
+        if !minds && !name.contains(&b'.') {
             return;
         }
         let native = self.features.filter_client_id && self.features.quiet_open;
@@ -35,10 +38,15 @@ impl Hooks {
                 .passes(name, |position| passing.arg(position));
         }
         let found = table.find(name);
-        if native && found.map_or_else(|| changes_state(name), |entry| entry.changes_state) {
+        let Some(entry) = found else {
+            if native {
+                self.clients.write(lock).passes(lock, passing.client_id(), name);
+            }
+            return;
+        };
+        if native && entry.changes_state {
             self.clients.write(lock).forget(passing.client_id());
         }
-        let Some(entry) = found else { return };
         if std::mem::take(&mut *self.bypass.write(lock)) {
             return;
         }
@@ -63,7 +71,7 @@ impl Hooks {
         let db = client.filter(|client| !client.in_multi).map(|client| client.db);
         let db = db.or_else(|| self.everybodys_db(lock, entry));
         if !entry.loads.is_empty() {
-            *self.looked.write(lock) = db.is_some();
+            self.noted.write(lock).looked = db.is_some();
         }
         let wanted = match db {
             Some(db) => self.wants_proxy(entry, passing, db),
@@ -134,7 +142,11 @@ impl Hooks {
             return;
         };
         let name = |proxy: ProxyCommand| &self.proxy[proxy as usize];
-        if later && passing.user_may_run(client.id, name(ProxyCommand::ReadLater)) {
+        let known = self.knows_rights.get().copied().unwrap_or_default();
+        if known && self.clients.write(lock).is_unrestricted(lock, client.id) {
+            passing.rewrite(name(if later { ProxyCommand::ReadLater } else { proxy }));
+            *self.cleared.write(lock) = (!in_multi && !later).then_some(client.id);
+        } else if later && passing.user_may_run(client.id, name(ProxyCommand::ReadLater)) {
             passing.rewrite(name(ProxyCommand::ReadLater));
         } else if passing.user_may_run(client.id, name(proxy)) {
             passing.rewrite(name(proxy));

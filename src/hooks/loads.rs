@@ -258,7 +258,7 @@ impl Hooks {
                 return true;
             }
             if life == Life::Missing && load.is_some() && entry.spec.has_one_key() {
-                *self.seen_missing.write(lock) = true;
+                self.noted.write(lock).seen_missing = true;
             }
             if let Some(rule) = load {
                 return self.wants_load(lock, rule, db, key, life) || (linked && life == Life::Missing);
@@ -308,9 +308,9 @@ impl Hooks {
             return Ok(None);
         };
         let (db, writes) = (command.db(), entry.spec.writes());
-        let looked =
-            std::mem::take(&mut *self.looked.write(lock)) && (cleared || !self.features.filter_client_id);
-        let seen_missing = looked && entry.spec.has_one_key() && *self.seen_missing.read(lock);
+        let looked = std::mem::take(&mut self.noted.write(lock).looked)
+            && (cleared || !self.features.filter_client_id);
+        let seen_missing = looked && entry.spec.has_one_key() && self.noted.read(lock).seen_missing;
         let mut missing: SmallVec<[Missing<'_>; 1]> = SmallVec::new();
         for position in entry.spec.key_positions(original.len()) {
             let Some(name) = original.get(position) else {

@@ -99,7 +99,7 @@ impl Hooks {
         } else {
             Vec::new()
         };
-        let (reply, link) = self.current.during(command, 1, || {
+        let (reply, linked) = self.current.during(command, 1, || {
             call_original(command, self.features, original, cleared)
         });
         let reply = match reply {
@@ -119,11 +119,14 @@ impl Hooks {
         if !reply.is_error() {
             self.tell_writes_removed(command, &absent);
         }
+        let link = linked.link;
         match link.as_ref().map_or(Ok(None), |link| link.close_if_free()) {
             Ok(None) => reply.forward(command),
             Ok(Some(replacement)) => command.send(&replacement),
             // Functions wait until clients are not paused, and a script that only reads cannot wait for them.
-            Err(StillHeld) if !command.may_block() => reply.forward(command),
+            Err(StillHeld) if !linked.may_wait.unwrap_or_else(|| command.may_block()) => {
+                reply.forward(command);
+            }
             Err(StillHeld) => {
                 if let Some(link) = link {
                     wait(command, &link, reply);

@@ -2,7 +2,13 @@
 
 use std::{ffi::CStr, sync::Arc};
 
-use super::{chain::HookRule, loads::LoadRule, writes::WriteRule};
+use super::{
+    chain::HookRule,
+    clients,
+    loads::LoadRule,
+    whereabouts,
+    writes::{self, WriteRule},
+};
 use crate::{
     engine::{id::Id, prefix::Pattern},
     error::Error,
@@ -133,8 +139,8 @@ pub(super) struct Entry {
 #[derive(Default)]
 pub(super) struct Table {
     pub(super) entries: Vec<Entry>,
-    /// Bit n: some name of n letters matters.
-    pub(super) lengths: u64,
+    /// Bit n: some name matters whose place is n.
+    mattering: u64,
     /// The places of the entries by [`place_of`] their names: a registration that loads has dozens of them.
     places: Vec<Vec<u16>>,
 }
@@ -151,7 +157,7 @@ pub(super) fn changes_state(name: &[u8]) -> bool {
 }
 
 /// How many places there are to look for a name.
-const PLACES: usize = 64;
+const PLACES: usize = u64::BITS as usize;
 
 /// Where a name is looked for, in any letter case.
 fn place_of(name: &[u8]) -> usize {
@@ -159,8 +165,8 @@ fn place_of(name: &[u8]) -> usize {
     (name.len() * 5 + letter(name.first()) * 3 + letter(name.last())) % PLACES
 }
 
-pub(super) fn length_bit(name: &[u8]) -> u64 {
-    1 << name.len().min(63)
+fn place_bit(name: &[u8]) -> u64 {
+    1 << place_of(name)
 }
 
 impl Table {
@@ -184,6 +190,11 @@ impl Table {
         &mut self.entries[place]
     }
 
+    /// False if nobody minds a command of this name: most of them.
+    pub(super) fn minds(&self, name: &[u8]) -> bool {
+        self.mattering & place_bit(name) != 0
+    }
+
     pub(super) fn find(&self, name: &[u8]) -> Option<&Entry> {
         let places = self.places.get(place_of(name))?;
         places
@@ -202,9 +213,11 @@ impl Table {
         for (place, entry) in self.entries.iter().enumerate() {
             self.places[place_of(&entry.spec.name)].push(place as u16);
         }
-        let linked = self.entries.iter().map(|entry| length_bit(&entry.spec.name));
-        let changing = STATE_CHANGING.iter().map(|name| length_bit(name));
-        self.lengths = linked.chain(changing).fold(0, |all, bit| all | bit);
+        let linked = self.entries.iter().map(|entry| place_bit(&entry.spec.name));
+        let changing = STATE_CHANGING.into_iter().chain(clients::names_of_rights());
+        let elsewhere = writes::MOVING.into_iter().chain(whereabouts::NAMES);
+        let others = changing.chain(elsewhere).map(place_bit);
+        self.mattering = linked.chain(others).fold(0, |all, bit| all | bit);
     }
 }
 

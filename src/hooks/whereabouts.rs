@@ -16,6 +16,9 @@ const PART: u32 = 100;
 /// The rest between two questions doubles up to that while the answer is no.
 const LONGEST_REST: Duration = Duration::from_secs(5);
 
+/// The commands that matter for it.
+pub(super) const NAMES: [&[u8]; 3] = [b"select", b"multi", b"module"];
+
 #[derive(Default)]
 pub(super) struct Whereabouts {
     known: Known,
@@ -72,10 +75,8 @@ impl Whereabouts {
 }
 
 fn ask(lock: Lock<'_>, features: Features) -> Known {
-    let by_name = ["select", "multi", "module"];
-    if by_name.iter().any(|name| !asking::is_known(lock, features, name))
-        || asking::modules(lock, features) != Some(1)
-    {
+    let is_known = |name: &&[u8]| asking::is_known(lock, features, &String::from_utf8_lossy(name));
+    if !NAMES.iter().all(is_known) || asking::modules(lock, features) != Some(1) {
         return Known::Never;
     }
     match asking::clients(lock, features) {

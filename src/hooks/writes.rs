@@ -65,18 +65,17 @@ pub(super) struct WriteRule {
 }
 
 /// Commands by which a key comes to another shard as it is.
+pub(super) const MOVING: [&[u8]; 2] = [b"migrate", b"restore-asking"];
+
+/// True for one of them, in any letter case.
 pub(super) fn moves_keys(name: &[u8]) -> bool {
-    match name.len() {
-        7 => name.eq_ignore_ascii_case(b"migrate"),
-        14 => name.eq_ignore_ascii_case(b"restore-asking"),
-        _ => false,
-    }
+    MOVING.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
 impl Hooks {
     /// True while such a command runs; known while the filter is installed.
     pub fn is_moving(&self, lock: Lock<'_>) -> bool {
-        *self.moving.read(lock)
+        self.noted.read(lock).moving
     }
 
     /// Told once who saves changes.

@@ -35,6 +35,9 @@ per_thread! {
     static LATER: RefCell<Vec<Py<PyAny>>> = RefCell::new(Vec::new());
 }
 
+/// For so many objects the place is kept.
+const FEW: usize = 64;
+
 /// The code that runs on this thread, until the guard is dropped.
 struct Side(bool);
 
@@ -93,7 +96,11 @@ pub fn attached(work: impl FnOnce(Python<'_>)) {
         Frame::end_leaked();
         work(py);
         drop(side);
-        settle();
+        // Unless code of the engine called this.
+        if !IN_ENGINE.get() {
+            check_mutexes();
+            end_later();
+        }
     });
 }
 
@@ -146,7 +153,15 @@ fn settle() {
 fn end_later() {
     // What ends may drop more.
     while LATER.with_borrow(|later| !later.is_empty()) {
-        drop(LATER.take());
+        let mut ending = LATER.take();
+        ending.clear();
+        if ending.capacity() <= FEW {
+            LATER.with_borrow_mut(|later| {
+                if later.is_empty() {
+                    *later = ending;
+                }
+            });
+        }
     }
 }
 

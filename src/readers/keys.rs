@@ -428,6 +428,13 @@ impl Source for Pending {
         Ok(Some(with_lock(language, |lock| occurred.record_looked_at(lock))))
     }
 
+    fn is_at_hand(&self, reading: &Reading<'_>) -> bool {
+        let coalesces = self.coalesced.is_some() && reading.delayed;
+        let looks =
+            |occurred: &Occurred| occurred.read_value && (occurred.event != KEY_MISS || reading.delayed);
+        !coalesces && reading.actor.is_none() && !self.occurred.as_ref().is_some_and(looks)
+    }
+
     fn is_at_end(&self) -> bool {
         self.occurred.is_none()
     }

@@ -90,6 +90,9 @@ impl BlockedClient {
 
 impl Drop for BlockedClient {
     fn drop(&mut self) {
+        if self.0.0.lock().client.is_null() {
+            return;
+        }
         self.unblock(Some(Reply::error(
             "ERR the execution was lost before it could reply",
         )));
@@ -329,6 +332,17 @@ impl User {
         rules.is_some_and(|rules| unsafe { bytes(rules.as_raw()) }.starts_with(b"on "))
     }
 
+    /// True if nothing is forbidden to the user. False where that cannot be told: only where [`super::rights::are_offered`].
+    pub fn is_unrestricted(&self, lock: Lock<'_>) -> bool {
+        if !has_api!(RedisModule_GetModuleUserACLString) {
+            return false;
+        }
+        // SAFETY: the presence of the function was just checked; as in `is_on`.
+        let rules = unsafe { RString::adopt(lock, api!(RedisModule_GetModuleUserACLString(self.0))) };
+        // SAFETY: the string is alive.
+        rules.is_some_and(|rules| forbids_nothing(unsafe { bytes(rules.as_raw()) }))
+    }
+
     /// Whether the user may do that to a key: flags of key specifications. Only where [`super::rights::are_offered`].
     pub(super) fn may_access(&self, key: &RString<'_>, flags: c_int) -> bool {
         // SAFETY: the string is alive.
@@ -399,9 +413,54 @@ impl User {
     }
 }
 
+/// What the server says of users who may do everything; whatever else it says may forbid something.
+fn forbids_nothing(rules: &[u8]) -> bool {
+    const NEEDED: [&[u8]; 3] = [b"~*", b"&*", b"+@all"];
+    const HARMLESS: [&[u8]; 6] = [
+        b"on",
+        b"off",
+        b"nopass",
+        b"sanitize-payload",
+        b"skip-sanitize-payload",
+        b"alldbs",
+    ];
+    let words = || rules.split(|byte| *byte == b' ');
+    let is_harmless =
+        |word: &[u8]| NEEDED.contains(&word) || HARMLESS.contains(&word) || word.starts_with(b"#");
+    NEEDED.iter().all(|needed| words().any(|word| word == *needed)) && words().all(is_harmless)
+}
+
 impl Drop for User {
     fn drop(&mut self) {
         // SAFETY: we own the handle; the server's user itself stays.
         unsafe { api!(RedisModule_FreeModuleUser(self.0)) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_may_do_everything_is_unrestricted() {
+        for rules in [
+            "on nopass sanitize-payload ~* &* +@all",
+            "on #5e88 skip-sanitize-payload ~* &* alldbs +@all",
+        ] {
+            assert!(forbids_nothing(rules.as_bytes()), "{rules}");
+        }
+        for rules in [
+            "",
+            "on nopass ~* &* -@all +get",
+            "on nopass ~* &* +@all -get",
+            "on nopass ~* &* +@all -@admin",
+            "on nopass ~cache:* &* +@all",
+            "on nopass %R~* &* +@all",
+            "on nopass ~* resetchannels +@all",
+            "on nopass ~* &* +@all db=0",
+            "on nopass ~* &* +@all (~x +get)",
+        ] {
+            assert!(!forbids_nothing(rules.as_bytes()), "{rules}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::{
     command::{Command, allow_blocking},
     guarded::Guarded,
     lock::Lock,
-    string::Argv,
+    string::{Argv, Words},
 };
 
 /// The command that runs now, if one does, and what its owner notes about it.
@@ -66,11 +66,7 @@ impl<T> CurrentCommand<T> {
     }
 
     /// Changes what is noted about the one that runs; `words` copies its words.
-    pub fn note<R>(
-        &self,
-        lock: Lock<'_>,
-        change: impl FnOnce(&mut T, &dyn Fn() -> Vec<Vec<u8>>) -> R,
-    ) -> Option<R> {
+    pub fn note<R>(&self, lock: Lock<'_>, change: impl FnOnce(&mut T, &dyn Fn() -> Words) -> R) -> Option<R> {
         let mut current = self.0.write(lock);
         let Running { ctx, argv, len, note } = current.as_mut()?;
         let words = Running {
@@ -79,7 +75,7 @@ impl<T> CurrentCommand<T> {
             len: *len,
             note: (),
         };
-        Some(change(note, &|| words.argv().to_vecs()))
+        Some(change(note, &|| words.argv().to_words()))
     }
 }
 

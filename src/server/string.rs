@@ -3,6 +3,7 @@
 use std::{ffi::CStr, marker::PhantomData, ptr, slice};
 
 use redis_module::raw;
+use smallvec::SmallVec;
 
 use super::lock::Lock;
 
@@ -160,7 +161,61 @@ impl<'a> Argv<'a> {
         self.iter().map(<[u8]>::to_vec).collect()
     }
 
+    /// Copies of all arguments, in one piece.
+    pub fn to_words(self) -> Words {
+        self.iter().collect()
+    }
+
     pub(super) fn as_raw(self) -> &'a [*mut raw::RedisModuleString] {
         self.raw
+    }
+}
+
+/// The words of a command, in one piece.
+#[derive(Debug, Default)]
+pub struct Words {
+    bytes: Vec<u8>,
+    /// Where each of them ends.
+    ends: SmallVec<[usize; 4]>,
+}
+
+impl<'a> FromIterator<&'a [u8]> for Words {
+    fn from_iter<I: IntoIterator<Item = &'a [u8]>>(words: I) -> Self {
+        let words: SmallVec<[&[u8]; 4]> = words.into_iter().collect();
+        let mut bytes = Vec::with_capacity(words.iter().map(|word| word.len()).sum());
+        let ends = words.iter().map(|word| {
+            bytes.extend_from_slice(word);
+            bytes.len()
+        });
+        let ends = ends.collect();
+        Self { bytes, ends }
+    }
+}
+
+impl Words {
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut start = 0;
+        self.ends.iter().map(move |&end| {
+            let word = &self.bytes[start..end];
+            start = end;
+            word
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_in_one_piece_are_told_apart() {
+        for words in [
+            &[][..],
+            &[&b"get"[..], b"key"],
+            &[&b"mget"[..], b"", b"a", b"b", b"", b"c"],
+        ] {
+            let kept: Words = words.iter().copied().collect();
+            assert!(kept.iter().eq(words.iter().copied()), "{words:?}");
+        }
     }
 }

@@ -5,34 +5,55 @@ use std::borrow::Cow;
 use super::machine::Change;
 use crate::{
     engine::{
+        holding::HELD_TOO_MUCH,
         language::Failure,
         record::{Record, Value},
+        scope::Scope,
         source::{Reading, Source},
     },
+    error::Error,
     read_through::check_keys,
     server::{key::Kind, rights::Access, snapshot::Snapshot},
 };
 
 /// Makes the list when a worker asks for it.
-pub(super) struct Changes(pub(super) Option<Vec<Change<Snapshot>>>);
+pub(super) struct Changes {
+    pub changes: Option<Vec<Change<Snapshot>>>,
+    /// `max_memory` of the registration, in bytes: of what a call gets, too, since it is there while `save` runs.
+    pub most: Option<u64>,
+}
 
 impl Source for Changes {
     fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
-        let changes = self.0.take();
+        let changes = self.changes.take();
         if let (Some(actor), Some(changes)) = (reading.actor, &changes) {
             let names = changes.iter().map(|change| &*change.key.name);
             check_keys(reading, actor, names, Access::Read)?;
         }
-        Ok(changes.map(|changes| Record::Native(Value::List(changes.into_iter().map(dict).collect()))))
+        let record =
+            changes.map(|changes| Record::Native(Value::List(changes.into_iter().map(dict).collect())));
+        match (self.most, record) {
+            (Some(most), Some(record)) if record.bytes() as u64 > most => Err(too_much(most)),
+            (_, record) => Ok(record),
+        }
     }
 
     fn is_at_end(&self) -> bool {
-        self.0.is_none()
+        self.changes.is_none()
     }
 
     fn is_single(&self) -> bool {
         true
     }
+}
+
+/// The changes of one call are too large: as if `save` had raised that.
+fn too_much(most: u64) -> Failure {
+    let scope = Scope::current();
+    if let Some(execution) = scope.as_ref().and_then(|scope| scope.execution.as_ref()) {
+        execution.note_error_kind(HELD_TOO_MUCH);
+    }
+    Error::HeldTooMuch(most).into()
 }
 
 fn dict(change: Change<Snapshot>) -> Value {

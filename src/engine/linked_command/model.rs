@@ -66,7 +66,7 @@ fn come_late(link: &LinkedCommand<Told>, number: i64) -> Option<Reply> {
 }
 
 fn run(late: bool, executions: &'static [Does]) {
-    let link = LinkedCommand::<Told>::of(vec![b"get".to_vec()]);
+    let link = LinkedCommand::<Told>::of(Words::default());
     let client = Told::default();
     let mut threads: Vec<_> = (1..)
         .zip(executions)
@@ -131,7 +131,7 @@ fn one_who_comes_late() {
 #[test]
 fn a_client_that_cannot_wait() {
     check(ORDERS, || {
-        let link = LinkedCommand::<Told>::of(vec![b"get".to_vec()]);
+        let link = LinkedCommand::<Told>::of(Words::default());
         let hold = link.hold();
         let thread = thread::spawn(move || execute(hold, 1, Does::Overrides));
         let reply = link.close();

@@ -38,17 +38,17 @@ fn job(number: u64, lane: Option<u64>) -> Job {
     let session = Arc::new(Session::new("session".into(), None, Needs::default()));
     let start = Start::of_run(plan, session, Box::new(Once(None)));
     Job {
-        execution: Arc::new(Execution::new(id(number), start, None, true)),
-        lane: lane.map(|lane| Arc::new(Lane::Registration(id(lane)))),
+        execution: Arc::new(Execution::new(id(number), start, None)),
+        lane: lane.map(|lane| Lane::Registration(id(lane))),
     }
 }
 
 /// What workers have done: lanes and numbers, in the order in which jobs were begun.
 #[derive(Default)]
 struct Done {
-    begun: parking_lot::Mutex<Vec<(Option<Arc<Lane>>, u64)>>,
+    begun: parking_lot::Mutex<Vec<(Option<Lane>, u64)>>,
     /// Lanes with a job that runs.
-    running: parking_lot::Mutex<Vec<Arc<Lane>>>,
+    running: parking_lot::Mutex<Vec<Lane>>,
     ended: AtomicUsize,
 }
 
