@@ -32,6 +32,8 @@ NURSERY = ''  # the text of nursery.py
 _MAX_SENT = 250
 # Of a child whose status nobody can tell any more; asyncio says the same.
 _UNKNOWN = 255 << 8
+# What the server handles: in a forked process it would only note that it is to shut down, or write its report of a crash into the log.
+_SERVERS_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 _fork, _waitpid, _fork_exec = os.fork, os.waitpid, _posixsubprocess.fork_exec
 # True in a process that was forked from the server.
 forked = False
@@ -293,6 +295,9 @@ def _after_fork():
     global forked, _nursery
     forked = True
     redisgears.becomeChild()
+    for number in _SERVERS_SIGNALS:
+        if signal.getsignal(number) is None:  # not Python's
+            signal.signal(number, signal.SIG_DFL)
     _children.clear()
     _own.clear()
     _nursery = None

@@ -29,7 +29,7 @@ def read_through(prefix, loader=None, **options):
 
     A decorator, which returns the function, or a call. `prefix`: keys with this name, or with this beginning if it ends with
     `*`. Options: commands, ttl, jitter, negative_ttl, stale, refresh_ahead, timeout, on_error, max_waiting, max_loads,
-    max_load_time, backoff, max_backoff, breaker, batch, batch_wait, user, onRegistered, desc.
+    max_load_time, max_memory, backoff, max_backoff, breaker, batch, batch_wait, user, onRegistered, desc.
     Raises `gears.error` that names the argument.
     """
     def register(loader):

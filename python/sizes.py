@@ -4,8 +4,10 @@ from collections import deque
 from gc import get_referents
 from sys import getsizeof
 
+from pinion_read_through import Loaded
+
 # What is in these counts, too. Other objects count as they say themselves: what they refer to may be anybody's.
-_CONTAINERS = (list, tuple, dict, set, frozenset, deque)
+_CONTAINERS = (list, tuple, dict, set, frozenset, deque, Loaded)
 _PLAIN = frozenset((str, bytes, int, float, bool, type(None)))
 
 
@@ -23,4 +25,7 @@ def size_of(objects):
         if kind not in _PLAIN and issubclass(kind, _CONTAINERS):
             # The class of one that Python code has made is among what it refers to.
             objects.extend(part for part in get_referents(item) if part is not kind)
+            if issubclass(kind, dict):
+                # Keys that are all texts are not among what it refers to, as far as Python's garbage collector is concerned.
+                objects.extend(dict.keys(item))
     return total, len(seen)

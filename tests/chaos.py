@@ -18,6 +18,7 @@ from typing import Any, Callable, Iterable
 
 import redis
 
+from clock import Clock, compiler
 from clusters import Cluster, fail_over, is_linked, make_cluster, move_slot, node_id
 from helpers import Server, as_dict, wait_until
 from proxy import Proxy
@@ -29,6 +30,8 @@ IDLE_MS = 3000
 BOUND_S = 45
 # How long a version may still be seen after a later one was acknowledged: shards that were away compare every three seconds.
 STALE_S = 30
+# How far a clock is set back at a time.
+MOST_BACK_S = 40
 # Writes while clients are paused end a server until that is mended elsewhere (fault C6): a failover on request pauses them, too,
 # so that none begins while something is deployed.
 PAUSES = True
@@ -65,11 +68,17 @@ class Chaos:
 
     def __init__(self, start_server: Callable[..., Server], seed: int) -> None:
         self.random = random.Random(seed)
-        options = ["--appendonly", "yes", "--cluster-allow-replica-migration", "no"]
+        # A master that is killed and back before its replica takes over goes on with its file, and the replica follows it: with `everysec` on
+        # a busy disk up to two seconds of what the replica has acknowledged are gone.
+        options = ["--appendonly", "yes", "--appendfsync", "always", "--cluster-allow-replica-migration", "no"]
         limits = ["ExecutionMaxIdleTime", IDLE_MS, "PythonInstallReqMaxIdleTime", IDLE_MS]
         # In front of each node: shards, replicas and clients that were sent on come through them; the nodes' bus does not.
         self.proxies = [Proxy() for _ in range(6)]
-        self.cluster: Cluster = make_cluster(start_server, replicas=3, args=options, module_args=limits, proxies=self.proxies)
+        # One node, so that the others are the majority: who was set back neither votes nor comes back for as long.
+        self.clocks = {self.random.randrange(6): Clock()} if compiler() else {}
+        self.cluster: Cluster = make_cluster(
+            start_server, replicas=3, args=options, module_args=limits, proxies=self.proxies, clocks=self.clocks
+        )
         self.cluster.fill({f"key:{number}": number for number in range(KEYS)})
         self.nodes = self.cluster.nodes
         self.announced = {proxy.port: node for proxy, node in zip(self.proxies, self.nodes)}
@@ -77,6 +86,8 @@ class Chaos:
         self.done: dict[str, int] = {}
         self.versions: list[tuple[int, float]] = []  # acknowledged ones, and when
         self.tried = 0
+        # Those that are not moved.
+        self.fixed_slots: set[int] = set()
         self._lock = threading.Lock()
         self._deploying: contextlib.AbstractContextManager[Any] = contextlib.nullcontext() if PAUSES else threading.Lock()
         self._stop = threading.Event()
@@ -123,6 +134,7 @@ class Chaos:
 
     def actions(self) -> list[Callable[[], None]]:
         chosen = [self.fail_over, self.fail_over_and_back, self.kill, self.kill, self.stop_for_a_while, self.cut_off, self.reshard, self.reload, self.refresh]
+        chosen += [self.jump] * len(self.clocks)
         return [*chosen, self.pause] if PAUSES else chosen
 
     def fail_over(self) -> None:
@@ -169,7 +181,7 @@ class Chaos:
         """Moves some slots with their keys, while nothing else happens but what clients do."""
         masters = [master for master, _ in self.shard_mates()]
         source, target = self.random.sample(masters, 2)
-        slots = self.random.sample(owned_slots(source), 10)
+        slots = self.random.sample([slot for slot in owned_slots(source) if slot not in self.fixed_slots], 10)
         try:
             for slot in slots:
                 move_slot(masters, source, target, slot)
@@ -200,6 +212,16 @@ class Chaos:
 
     def pause(self) -> None:
         client_of(self.random.choice(self.masters())).execute_command("CLIENT", "PAUSE", self.random.randrange(100, 1500), "WRITE")
+
+    def jump(self) -> None:
+        """Sets the clock of a node, forwards by minutes or backwards by less than one.
+
+        Servers measure by it: one that was set back takes nothing for over until it is that late again (its cluster's state, WAIT, pauses).
+        """
+        for number, clock in self.clocks.items():
+            with contextlib.suppress(redis.RedisError):
+                client_of(self.nodes[number]).execute_command("CLIENT", "UNPAUSE")
+            clock.jump(self.random.choice([self.random.uniform(60, 300), -self.random.uniform(5, MOST_BACK_S)]))
 
     # --- clients ---
 
@@ -306,7 +328,7 @@ class Chaos:
                     action()
                 self.done[action.__name__] = self.done.get(action.__name__, 0) + 1
                 time.sleep(self.random.random())
-                wait_until(self.is_well, 120, f"the cluster is well after {action.__name__}", 0.05)
+                wait_until(self.is_well, 120 + MOST_BACK_S, f"the cluster is well after {action.__name__}", 0.05)
         finally:
             self._stop.set()
             for thread in threads:

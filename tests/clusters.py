@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import redis
 from redis.crc import key_slot
 
+from clock import Clock
 from helpers import Arg, Server, as_dict, free_port, wait_until
 from proxy import Proxy
 
@@ -145,8 +146,11 @@ def make_cluster(
     module_args: Sequence[Arg] = (),
     proxies: Sequence[Proxy] = (),
     tls: bool = False,
+    clocks: Mapping[int, Clock] | None = None,
 ) -> Cluster:
     """Starts `masters` masters and a replica for each of the first `replicas` ones.
+
+    `clocks`: of nodes whose clock a test sets, by their number.
 
     `tls`: nodes listen for TLS, too, on a port of its own.
 
@@ -160,7 +164,8 @@ def make_cluster(
         if tls:
             ports[number] = free_port()
             announced += ["--tls-port", str(ports[number])]
-        servers.append(start_server(args=[*options, *announced], module_args=module_args))
+        environment = clocks[number].environment if clocks and number in clocks else None
+        servers.append(start_server(args=[*options, *announced], module_args=module_args, environment=environment))
         if proxies:
             proxies[number].target = servers[number].port
             bus = str(servers[number].port + 10000)

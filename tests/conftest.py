@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Callable, Generator, Sequence
+from typing import Any, Callable, Generator, Mapping, Sequence
 
 import pytest
 
@@ -37,6 +37,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [f"server: {config.getoption('--server')}: {version_line(config.stash[BINARY])}", f"module: {module_path()}"]
 
 
+# How long a node of a cluster may be silent that tests share, on a machine that is busy with other tests.
+PATIENT_MS = 15_000
 # Files that take longest, the longest first: whoever works at one begins early, and not when the others have nothing left to do.
 # From the durations of a whole run (`--durations=0`).
 LONG_FILES = [
@@ -83,10 +85,11 @@ def serve(config: pytest.Config, servers: list[Server], folder: Path) -> Generat
         module_args: Sequence[Arg] = (),
         args: Sequence[Arg] = (),
         python_env: str | os.PathLike[str] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> Server:
         directory = folder / f"server-{len(servers)}"
         directory.mkdir()
-        options: dict[str, Any] = {"module_args": module_args, "args": args, "python_env": python_env}
+        options: dict[str, Any] = {"module_args": module_args, "args": args, "python_env": python_env, "environment": environment}
         server = Server(config.stash[BINARY], config.getoption("--server"), directory, module=module, **options)
         servers.append(server)
         return server.start()
@@ -103,7 +106,7 @@ def serve(config: pytest.Config, servers: list[Server], folder: Path) -> Generat
 def start_server(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[Callable[..., Server], None, None]:
     """Factory for servers: replicas, sources, cluster nodes. All are ended, and checked, after the test.
 
-    `python_env` is the directory of a virtual environment (the module argument PythonVenv).
+    `python_env` is the directory of a virtual environment (the module argument PythonVenv), `environment` what is added to its own.
     """
     servers: list[Server] = request.node.stash.setdefault(SERVERS, [])
     yield from serve(request.config, servers, tmp_path)
@@ -115,7 +118,11 @@ def shared_cluster(
 ) -> Generator[Cluster, None, None]:
     """Three shards for all tests of a file, which leave them as they found them: see `cluster`."""
     for start in serve(request.config, [], tmp_path_factory.mktemp("cluster")):
-        yield make_cluster(start)
+        cluster = make_cluster(start)
+        for node in cluster.nodes:
+            # Nobody stops them: who gets no processor for two seconds is not gone, and the cluster is not down.
+            node.own.config_set("cluster-node-timeout", PATIENT_MS)
+        yield cluster
 
 
 @pytest.fixture

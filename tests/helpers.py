@@ -12,7 +12,7 @@ import subprocess
 import textwrap
 import time
 from pathlib import Path
-from typing import Any, Callable, Sequence, TypeVar, Union
+from typing import Any, Callable, Mapping, Sequence, TypeVar, Union
 
 import redis
 from redis.backoff import NoBackoff
@@ -85,6 +85,7 @@ class Server:
         module_args: Sequence[Arg] = (),
         args: Sequence[Arg] = (),
         python_env: str | os.PathLike[str] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.binary = binary
         self.name = name
@@ -96,6 +97,7 @@ class Server:
         if python_env is not None:
             self.module_args += ["PythonVenv", os.fspath(python_env)]
         self.args = list(args)
+        self.environment = dict(environment or {})
         self.credentials: dict[str, str] = {}
         """What clients made from now on log in with: `username`, `password`."""
         self.version: tuple[int, ...] = ()
@@ -123,7 +125,8 @@ class Server:
         self.death_expected = False
         self.was_restarted = self._process is not None
         # The runtime of a sanitizer (scripts/sanitize.sh) has to be there before all else.
-        preload = {"LD_PRELOAD": os.environ["PINION_PRELOAD"]} if "PINION_PRELOAD" in os.environ else {}
+        preload = [path for path in (os.environ.get("PINION_PRELOAD"), self.environment.get("LD_PRELOAD")) if path]
+        environment = {**os.environ, **self.environment, **({"LD_PRELOAD": ":".join(preload)} if preload else {})}
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command_line(),
@@ -131,7 +134,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **preload},
+                env=environment,
             )
         wait_until(self._answers, timeout, f"{self.name} on port {self.port} answers PING")
         info = self.own.info("server")

@@ -188,6 +188,7 @@ HOLDING = {
     "distinct objects": ("flatmap(lambda r: list(range(int(r[1])))).map(lambda n: (n, n)).distinct().count()", 500, 20000),
     "sorted": ("flatmap(lambda r: list(range(int(r[1])))).map(lambda n: 'x' * 990 + str(n)).sort().count()", 500, 2000),
     "one record": ("map(lambda r: 'x' * int(r[1]))", 900_000, 1_100_000),
+    "keys of a dict": ("map(lambda r: {'x' * 900 + str(n): 1 for n in range(int(r[1]))})", 500, 2000),
     "nested": ("map(lambda r: {'a': [{'b': ('x' * int(r[1]),)}]})", 900_000, 1_100_000),
 }
 

@@ -11,6 +11,9 @@ use super::{
     record::Record,
 };
 
+/// The kind of the error of an execution that held too much, as loads and saves tell it.
+pub const HELD_TOO_MUCH: &str = "HeldTooMuch";
+
 /// What was counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Size {

@@ -11,7 +11,7 @@ use super::{
     Engine,
     distributed_run::DistributedRun,
     execution::{Execution, Outcome},
-    holding::Gauge,
+    holding::{Gauge, HELD_TOO_MUCH},
     language::Completion,
     phase::{Parked, Status},
     pipeline::{Pipeline, PipelineState, single},
@@ -127,6 +127,7 @@ fn note_size(execution: &Execution, state: &mut PipelineState) {
         "{} has held more than its max_memory ({limit} bytes) and is ended",
         execution.describe_fully()
     ));
+    execution.note_error_kind(HELD_TOO_MUCH);
     let error = Error::HeldTooMuch(limit).into();
     match &execution.distributed {
         Some(distributed) if !distributed.is_initiator() => execution.set_fate(error),

@@ -10,7 +10,7 @@ use pyo3::{
 use super::{
     callback::Code,
     errors,
-    keywords::{MOST_NAMES, expected, whole},
+    keywords::{BYTES, MOST_NAMES, expected, whole},
 };
 use crate::{
     engine::registration::{Limits, Mode},
@@ -128,7 +128,7 @@ pub fn limits(given: &Given<'_, '_>) -> PyResult<Limits> {
     Ok(Limits {
         timeout_ms: count("timeout", "a whole number of milliseconds from 1 on")?,
         max_concurrent: count("max_concurrent", "a whole number from 1 on")?,
-        max_memory: count("max_memory", "a whole number of bytes from 1 on")?,
+        max_memory: count("max_memory", BYTES)?,
     })
 }
 

@@ -58,11 +58,12 @@ impl<'a, 'py> Half<'a, 'py> {
     /// Registers it. `more`: another function, which the trigger calls by itself.
     ///
     /// # Errors
-    /// `gears.error`: a wrong `desc`, `user` or `onRegistered`, or what [`registering::enlist`] says.
+    /// `gears.error`: a wrong `desc`, `user`, `onRegistered` or `max_memory`, or what [`registering::enlist`] says.
     pub fn enlist(self, py: Python<'_>, more: Option<Code>, trigger: Box<dyn Trigger>) -> PyResult<String> {
         let desc = self.given.text("desc")?;
         let on_registered = self.given.function("onRegistered")?;
         let user = self.given.text("user")?;
+        let max_memory = self.given.max_memory()?;
         let callback = |code| Arc::new(Callback::new(py, code));
         let callbacks: Vec<_> = std::iter::once(self.function).chain(more).map(callback).collect();
         let functions = callbacks
@@ -82,7 +83,10 @@ impl<'a, 'py> Half<'a, 'py> {
             on_registered: on_registered.map(callback),
             doubts: Vec::new(),
             user,
-            limits: Limits::default(),
+            limits: Limits {
+                max_memory,
+                ..Limits::default()
+            },
         };
         registering::enlist(self.runtime, &self.scope, new)
     }

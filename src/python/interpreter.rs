@@ -182,9 +182,10 @@ fn prepare(py: Python<'_>, program: PathBuf, loop_kind: &str) -> PyResult<Starte
     embedded::load(py, &embedded::LOOP)?.call_method1("prepare", (loop_kind,))?;
     for module in [
         &embedded::INTERRUPT,
-        &embedded::SIZES,
         &embedded::PROFILE,
         &embedded::READ_THROUGH,
+        // It knows what loaders return.
+        &embedded::SIZES,
         &embedded::WRITE_BEHIND,
         &embedded::SCRIPTING,
         &embedded::REDIS_AI,

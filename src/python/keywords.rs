@@ -11,6 +11,9 @@ use super::{callback::Code, errors};
 /// Longer than anything that one can mean, and short enough for every clock: a century.
 pub const LONGEST_S: f64 = 100.0 * 366.0 * 24.0 * 3600.0;
 
+/// What `max_memory` is.
+pub const BYTES: &str = "a whole number of bytes from 1 on";
+
 /// More names than a server has commands, or events.
 pub const MOST_NAMES: usize = 1000;
 
@@ -110,6 +113,13 @@ impl<'a, 'py> Keywords<'a, 'py> {
     pub fn count(&self, name: &str) -> PyResult<Option<u64>> {
         self.read(name, "a whole number from 1 on", |value| {
             whole(value).filter(|&number| number > 0)
+        })
+    }
+
+    /// How much an execution may hold, in bytes.
+    pub fn max_memory(&self) -> PyResult<Option<u64>> {
+        self.read("max_memory", BYTES, |value| {
+            whole(value).filter(|&bytes| bytes > 0)
         })
     }
 

@@ -33,7 +33,7 @@ pub fn register_read_through(
     half.enlist(py, ttl, trigger)
 }
 
-const KNOWN: [&str; 19] = [
+const KNOWN: [&str; 20] = [
     "commands",
     "ttl",
     "jitter",
@@ -45,6 +45,7 @@ const KNOWN: [&str; 19] = [
     "max_waiting",
     "max_loads",
     "max_load_time",
+    "max_memory",
     "backoff",
     "max_backoff",
     "breaker",

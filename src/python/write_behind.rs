@@ -32,7 +32,7 @@ pub fn register_write_behind(
     half.enlist(py, None, trigger)
 }
 
-const KNOWN: [&str; 18] = [
+const KNOWN: [&str; 19] = [
     "events",
     "batch",
     "interval",
@@ -48,6 +48,7 @@ const KNOWN: [&str; 18] = [
     "timeout",
     "ordered",
     "max_save_time",
+    "max_memory",
     "user",
     "onRegistered",
     "desc",

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     engine::{
+        holding::HELD_TOO_MUCH,
         id::Id,
         language::{Failure, with_lock},
         record::{Record, Value},
@@ -429,8 +430,11 @@ impl ReadThrough {
 pub fn raised() -> Why {
     let scope = Scope::current();
     let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
-    let own = execution.filter(|execution| !execution.stop.is_asked());
-    let kind = own.and_then(|execution| execution.error_kind());
+    let kind = execution.and_then(|execution| {
+        let kind = execution.error_kind();
+        // Whoever held too much was stopped for what it did by itself.
+        kind.filter(|kind| !execution.stop.is_asked() || *kind == HELD_TOO_MUCH)
+    });
     kind.map_or(Why::Aborted, |kind| Why::Failed(kind.into()))
 }
 

@@ -134,7 +134,11 @@ impl WriteBehind {
             };
             return self.bring(sink, call, Duration::ZERO, Err(failed));
         }
-        let start = Start::of_registration(&saver, 0, Box::new(Changes(Some(changes)))).transient();
+        let source = Changes {
+            changes: Some(changes),
+            most: saver.limits.max_memory,
+        };
+        let start = Start::of_registration(&saver, 0, Box::new(source)).transient();
         let begun = Instant::now();
         let this = self.this.clone();
         // Brought when the execution is counted, so that whoever has a reply sees it counted.

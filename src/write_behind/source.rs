@@ -5,29 +5,41 @@ use std::borrow::Cow;
 use super::machine::Change;
 use crate::{
     engine::{
+        holding::HELD_TOO_MUCH,
         language::Failure,
         record::{Record, Value},
+        scope::Scope,
         source::{Reading, Source},
     },
+    error::Error,
     read_through::check_keys,
-    server::{key::Kind, rights::Access, snapshot::Snapshot, store::Content},
+    server::{key::Kind, rights::Access, snapshot::Snapshot},
 };
 
 /// Makes the list when a worker asks for it.
-pub(super) struct Changes(pub(super) Option<Vec<Change<Snapshot>>>);
+pub(super) struct Changes {
+    pub changes: Option<Vec<Change<Snapshot>>>,
+    /// `max_memory` of the registration, in bytes: of what a call gets, too, since it is there while `save` runs.
+    pub most: Option<u64>,
+}
 
 impl Source for Changes {
     fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
-        let changes = self.0.take();
+        let changes = self.changes.take();
         if let (Some(actor), Some(changes)) = (reading.actor, &changes) {
             let names = changes.iter().map(|change| &*change.key.name);
             check_keys(reading, actor, names, Access::Read)?;
         }
-        Ok(changes.map(|changes| Record::Native(Value::List(changes.into_iter().map(dict).collect()))))
+        let record =
+            changes.map(|changes| Record::Native(Value::List(changes.into_iter().map(dict).collect())));
+        match (self.most, record) {
+            (Some(most), Some(record)) if record.bytes() as u64 > most => Err(too_much(most)),
+            (_, record) => Ok(record),
+        }
     }
 
     fn is_at_end(&self) -> bool {
-        self.0.is_none()
+        self.changes.is_none()
     }
 
     fn is_single(&self) -> bool {
@@ -35,11 +47,20 @@ impl Source for Changes {
     }
 }
 
+/// The changes of one call are too large: as if `save` had raised that.
+fn too_much(most: u64) -> Failure {
+    let scope = Scope::current();
+    if let Some(execution) = scope.as_ref().and_then(|scope| scope.execution.as_ref()) {
+        execution.note_error_kind(HELD_TOO_MUCH);
+    }
+    Error::HeldTooMuch(most).into()
+}
+
 fn dict(change: Change<Snapshot>) -> Value {
     let field = |name: &'static str, value| (Cow::Borrowed(name.as_bytes()), value);
     Value::Dict(vec![
-        field("id", Value::Text(change.id.text())),
-        field("key", Value::Key(change.key.name.to_vec())),
+        field("id", Value::Id(change.id.ms, change.id.seq)),
+        field("key", Value::SharedKey(change.key.name)),
         field("db", Value::Int(i64::from(change.key.db))),
         field("event", event(change.event)),
         field(
@@ -49,7 +70,7 @@ fn dict(change: Change<Snapshot>) -> Value {
                 .kind()
                 .map_or(Value::None, |kind| Value::Name(kind.name())),
         ),
-        field("value", value(&change.payload)),
+        field("value", Value::Kept(change.payload)),
     ])
 }
 
@@ -57,29 +78,6 @@ fn event(event: Cow<'static, str>) -> Value {
     match event {
         Cow::Borrowed(name) => Value::Name(name),
         Cow::Owned(name) => Value::Text(name.into_bytes()),
-    }
-}
-
-/// Streams and values of modules have none.
-pub(super) fn value(payload: &Snapshot) -> Value {
-    let keys = |items: Vec<Vec<u8>>| items.into_iter().map(Value::Key).collect();
-    match payload.content() {
-        None => Value::None,
-        Some(Content::String(text)) => Value::Key(text),
-        Some(Content::List(items)) => Value::List(keys(items)),
-        Some(Content::Set(items)) => Value::Set(keys(items)),
-        Some(Content::Hash(fields)) => Value::Dict(
-            fields
-                .into_iter()
-                .map(|(name, value)| (Cow::Owned(name), Value::Key(value)))
-                .collect(),
-        ),
-        Some(Content::Sorted(members)) => Value::Dict(
-            members
-                .into_iter()
-                .map(|(member, score)| (Cow::Owned(member), Value::Float(score)))
-                .collect(),
-        ),
     }
 }
 
