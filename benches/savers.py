@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from harness import Failure, RedisBenchmark, Server
+from harness import Failure, RedisBenchmark, Server, wait_until
 from scenarios import Goal, Scenario
 
 KEYSPACE = 100_000
@@ -39,6 +39,31 @@ class Saver(Scenario):
             raise Failure(f"{runs} commands made no call of save")
 
 
+@dataclass(frozen=True)
+class Logged(Saver):
+    """The same where both servers write an AOF file: each change is in it, and that it was saved."""
+
+    def prepare(self, vanilla: Server, module: Server, around: Any = None) -> None:
+        super().prepare(vanilla, module, around)
+        for server in (vanilla, module):
+            # No rewrite while something is measured, after the first one.
+            words = ("appendfsync", "everysec", "auto-aof-rewrite-percentage", "0", "appendonly", "yes")
+            for option, value in zip(words[::2], words[1::2]):
+                server.client.call("CONFIG", "SET", option, value)
+            wait_until(lambda: logs(server), 30, lambda: "the AOF file is there")
+
+    def check(self, vanilla: Server, module: Server, events: Optional[int] = None, runs: int = 0) -> None:
+        super().check(vanilla, module, events, runs)
+        if not (logs(vanilla) and logs(module)):
+            raise Failure("a server writes no AOF file")
+
+
+def logs(server: Server) -> bool:
+    """Whether it writes an AOF file, and rewrites none."""
+    lines = server.client.call("INFO", "persistence").split()
+    return b"aof_enabled:1" in lines and b"aof_rewrite_in_progress:0" in lines and b"aof_rewrite_scheduled:0" in lines
+
+
 SAVERS = {
     scenario.name: scenario
     for scenario in (
@@ -47,5 +72,10 @@ SAVERS = {
         Saver("set-saved-pipelined", "the same at pipeline 16", sets(16), sets(16), 1_000_000, goal=Goal.everywhere(0.45)),
         Saver("hset-saved", "the same: HSET of 5 fields, pipeline 1", hsets(1), hsets(1), 200_000, goal=Goal.everywhere(0.85)),
         Saver("hset-saved-pipelined", "the same at pipeline 16", hsets(16), hsets(16), 600_000, goal=Goal.everywhere(0.45)),
+        Logged("set-saved-logged", "write_behind and an AOF file (everysec) on both servers: SET of 100 bytes, pipeline 1", sets(1), sets(1),
+               200_000, goal=Goal.everywhere(0.85)),
+        Logged("set-saved-logged-pipelined", "the same at pipeline 16", sets(16), sets(16), 600_000, goal=Goal.everywhere(0.45)),
+        Logged("hset-saved-logged", "the same: HSET of 5 fields, pipeline 1", hsets(1), hsets(1), 200_000, goal=Goal.everywhere(0.85)),
+        Logged("hset-saved-logged-pipelined", "the same at pipeline 16", hsets(16), hsets(16), 600_000, goal=Goal.everywhere(0.45)),
     )
 }  # fmt: skip

@@ -144,3 +144,58 @@ def test_functions_of_the_server(server: Server, source: Server) -> None:
     client.fcall("put", 1, "k:1")
     drained(server)
     assert database.rows() == {"k:1": "f"}
+
+
+NUMBERS = [sign * (2**bits + more) for bits in (0, 7, 12, 15, 23, 31) for more in (-1, 0, 1) for sign in (1, -1)] + [2**63 - 1, -(2**63)]
+TEXTS = ["", "a", "00", "+5", "1.5", "\xe9", b"\xff\x00", *("x" * length for length in (63, 64, 127, 128, 4095, 4096, 15999, 16383, 20000))]
+
+
+def test_containers_are_captured_as_they_are(server: Server, source: Server) -> None:
+    """Small ones are copied as the server keeps them, others are walked; rows of one call that are alike are copies of each other."""
+    database = register(server, source, prefix="k:*")
+    client = server.client(decode_responses=False)
+    client.config_set("hash-max-listpack-value", 30_000)
+    mixed = [*NUMBERS, *TEXTS]
+    with client.pipeline(transaction=True) as pipe:
+        for number, value in enumerate(mixed):
+            pipe.hset(f"k:alike:{number}", mapping={"a": value, "b": number, b"\xfe": "c"})
+        for number in range(5):
+            pipe.hset(f"k:turned:{number}", mapping={"b": number, "a": "x"} if number % 2 else {"a": "x", "b": number})
+        pipe.hset("k:wide", mapping={value: other for value, other in zip(mixed, reversed(mixed))})
+        pipe.hset("k:many", mapping={f"field {number}": number for number in range(2000)})
+        pipe.sadd("k:numbers", *NUMBERS).sadd("k:texts", *mixed).sadd("k:small", "a", 1, -1)
+        pipe.rpush("k:list", *mixed).rpush("k:long list", *range(2000)).zadd("k:sorted", {"a": 1.5, "b": 2, "c": "-inf"})
+        pipe.set("k:string", "x" * 100_000).set("k:number", -5)
+        pipe.execute()
+    kept = {key: client.object("encoding", key) for key in client.keys("k:*")}
+    drained(server)
+    assert {key: client.object("encoding", key) for key in kept} == kept
+    assert {kept[b"k:alike:0"], kept[b"k:wide"], kept[b"k:many"]} == {b"listpack", b"hashtable"}
+    expected = {plain(key): plain(value_of(client, key)) for key in kept}
+    expected["k:sorted"]["c"] = float("-inf")
+    rows = database.rows()
+    assert set(rows) == set(expected)
+    assert {key: row for key, row in rows.items() if row != expected[key]} == {}
+
+
+def value_of(client: Any, key: bytes) -> Any:
+    """What commands say that a key holds."""
+    kind = client.type(key)
+    if kind == b"zset":
+        return dict(client.zrange(key, 0, -1, withscores=True))
+    read = {b"string": client.get, b"hash": client.hgetall, b"set": client.smembers}
+    return client.lrange(key, 0, -1) if kind == b"list" else read[kind](key)
+
+
+def plain(value: Any) -> Any:
+    """As the database of these tests keeps it."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return repr(value)
+    if isinstance(value, set):
+        return sorted(map(plain, value))
+    if isinstance(value, dict):
+        return {plain(name): plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list) else value

@@ -5,9 +5,13 @@
 use std::{
     borrow::Cow,
     mem::{ManuallyDrop, MaybeUninit},
+    sync::Arc,
 };
 
-use crate::server::reply::Reply;
+use crate::server::{
+    reply::Reply,
+    snapshot::{Parts, Snapshot},
+};
 
 /// A value that the engine understands without the language. Byte strings are never assumed to be UTF-8.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,6 +21,12 @@ pub enum Value {
     Text(Vec<u8>),
     /// A key: a `str`, or where it is no UTF-8 immutable bytes.
     Key(Vec<u8>),
+    /// The same, of which somebody else has a part.
+    SharedKey(Arc<[u8]>),
+    /// Two numbers with a dash between them: an id.
+    Id(u64, u64),
+    /// The value that a key had at some moment. Byte strings in it are as keys.
+    Kept(Snapshot),
     /// A text of ours, which many records have.
     Name(&'static str),
     Float(f64),
@@ -31,7 +41,10 @@ impl Value {
     fn bytes(&self) -> usize {
         match self {
             Self::None | Self::Int(_) | Self::Float(_) => 9,
+            Self::Id(..) => 17,
             Self::Text(text) | Self::Key(text) => text.len() + 5,
+            Self::SharedKey(text) => text.len() + 5,
+            Self::Kept(value) => value.as_bytes().len(),
             Self::Name(name) => name.len() + 5,
             Self::List(items) | Self::Set(items) => items.iter().map(Self::bytes).sum::<usize>() + 5,
             Self::Dict(fields) => fields
@@ -39,6 +52,65 @@ impl Value {
                 .map(|(name, value)| name.len() + 5 + value.bytes())
                 .sum(),
         }
+    }
+}
+
+impl From<&Snapshot> for Value {
+    /// In single values. Streams and values of modules have none.
+    fn from(kept: &Snapshot) -> Self {
+        let key = |part: &[u8]| Self::Key(part.to_vec());
+        match kept.parts() {
+            Parts::None => Self::None,
+            Parts::String(text) => key(text),
+            Parts::List(items) => Self::List(items.map(key).collect()),
+            Parts::Set(items) => Self::Set(items.map(key).collect()),
+            Parts::Hash(fields) => Self::Dict(
+                fields
+                    .map(|(name, value)| (Cow::Owned(name.to_vec()), key(value)))
+                    .collect(),
+            ),
+            Parts::Sorted(members) => Self::Dict(
+                members
+                    .map(|(member, score)| (Cow::Owned(member.to_vec()), Self::Float(score)))
+                    .collect(),
+            ),
+        }
+    }
+}
+
+/// The text of an id, which takes no memory of its own: each change has one.
+pub struct IdText {
+    /// Two numbers of 20 digits at most, and what stands between them.
+    digits: [u8; 41],
+    start: usize,
+}
+
+impl IdText {
+    pub fn new(first: u64, second: u64) -> Self {
+        let mut text = Self {
+            digits: [b'-'; 41],
+            start: 41,
+        };
+        text.put(second);
+        text.start -= 1;
+        text.put(first);
+        text
+    }
+
+    /// Writes a number in front of what is there.
+    fn put(&mut self, mut number: u64) {
+        loop {
+            self.start -= 1;
+            self.digits[self.start] = b'0' + (number % 10) as u8;
+            number /= 10;
+            if number == 0 {
+                return;
+            }
+        }
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.digits[self.start..]
     }
 }
 
@@ -153,6 +225,9 @@ impl From<Value> for Reply {
             Value::None => Self::Null,
             Value::Int(number) => Self::Int(number),
             Value::Text(text) | Value::Key(text) => Self::Bulk(text),
+            Value::SharedKey(text) => Self::bulk(&*text),
+            Value::Id(first, second) => Self::Bulk(IdText::new(first, second).as_bytes().to_vec()),
+            Value::Kept(kept) => Value::from(&kept).into(),
             Value::Name(name) => Self::bulk(name),
             Value::Float(number) => Self::Double(number),
             Value::List(items) => Self::Array(items.into_iter().map(Self::from).collect()),
@@ -163,6 +238,19 @@ impl From<Value> for Reply {
                     .map(|(name, value)| (Self::Bulk(name.into_owned()), value.into()))
                     .collect(),
             ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_have_a_text() {
+        for (first, second) in [(0, 0), (1_764_000_000_123, 10), (u64::MAX, u64::MAX)] {
+            let text = IdText::new(first, second);
+            assert_eq!(text.as_bytes(), format!("{first}-{second}").as_bytes());
         }
     }
 }

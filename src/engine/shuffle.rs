@@ -16,7 +16,7 @@ use super::{
     id::{Id, ShardId},
     language::{Failure, Language},
     plan::Routing,
-    record::{Record, Value},
+    record::{IdText, Record, Value},
     run_message::{RunMessage, Shards},
 };
 use crate::error::MAX_IDLE;
@@ -205,6 +205,9 @@ impl From<Value> for Packed {
             Value::None => Self::None,
             Value::Int(number) => Self::Int(number),
             Value::Text(text) | Value::Key(text) => Self::Text(ByteBuf::from(text)),
+            Value::SharedKey(text) => Self::Text(ByteBuf::from(&*text)),
+            Value::Id(first, second) => Self::Text(ByteBuf::from(IdText::new(first, second).as_bytes())),
+            Value::Kept(kept) => Value::from(&kept).into(),
             Value::Name(name) => Self::Text(ByteBuf::from(name)),
             Value::Float(number) => Self::Text(ByteBuf::from(number.to_string())),
             Value::List(items) | Value::Set(items) => Self::List(items.into_iter().map(Self::from).collect()),

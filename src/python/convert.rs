@@ -11,11 +11,11 @@ use pyo3::{
     types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PySet, PyString, PyTuple},
 };
 
-use super::{attach::ObjectRef, errors, text};
+use super::{attach::ObjectRef, errors, rows, text};
 use crate::{
     engine::{
         language::Shown,
-        record::{Foreign, Record, Value},
+        record::{Foreign, IdText, Record, Value},
     },
     server::{reply::Reply, string::Argv},
 };
@@ -60,7 +60,7 @@ pub fn name_object<'py>(py: Python<'py>, name: &[u8]) -> Bound<'py, PyAny> {
 }
 
 /// A text that every record has: made once where it is one of the usual ones.
-fn static_name<'py>(py: Python<'py>, name: &[u8]) -> Bound<'py, PyString> {
+pub(super) fn static_name<'py>(py: Python<'py>, name: &[u8]) -> Bound<'py, PyString> {
     let usual = match name {
         b"key" => intern!(py, "key"),
         b"event" => intern!(py, "event"),
@@ -81,12 +81,15 @@ fn static_name<'py>(py: Python<'py>, name: &[u8]) -> Bound<'py, PyString> {
     usual.clone()
 }
 
-fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
+pub(super) fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
     Ok(match value {
         Value::None => py.None().into_bound(py),
         Value::Int(number) => number.into_pyobject(py)?.into_any(),
         Value::Text(text) => text_object(py, text),
         Value::Key(name) => name_object(py, name),
+        Value::SharedKey(name) => name_object(py, name),
+        Value::Id(first, second) => text_object(py, IdText::new(*first, *second).as_bytes()),
+        Value::Kept(kept) => rows::kept_object(py, kept)?,
         Value::Name(name) => static_name(py, name.as_bytes()).into_any(),
         Value::Float(number) => PyFloat::new(py, *number).into_any(),
         // The words of a command, above all.
@@ -94,7 +97,7 @@ fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAn
             PyList::new(py, items.iter().map(Item))?.into_any()
         }
         Value::List(items) => {
-            let mut rows = Rows::default();
+            let mut rows = rows::Rows::default();
             let items = items.iter().map(|item| rows.object(py, item));
             PyList::new(py, items.collect::<PyResult<Vec<_>>>()?)?.into_any()
         }
@@ -170,53 +173,8 @@ impl<'py> IntoPyObject<'py> for Item<'_> {
     }
 }
 
-/// The items of a list. Many lists have rows that are alike, with names that are ours: each is a copy of one without values,
-/// which takes Python a third of what it takes to put one together.
-#[derive(Default)]
-struct Rows<'v, 'py>(Option<Row<'v, 'py>>);
-
-/// The fields of one, their names, and a dict that has these without values.
-type Row<'v, 'py> = (&'v [Field], Vec<Bound<'py, PyString>>, Bound<'py, PyDict>);
-
-type Field = (Cow<'static, [u8]>, Value);
-
-impl<'v, 'py> Rows<'v, 'py> {
-    fn object(&mut self, py: Python<'py>, item: &'v Value) -> PyResult<Bound<'py, PyAny>> {
-        let Value::Dict(fields) = item else {
-            return value_object(py, item);
-        };
-        if let Some((first, names, empty)) = &self.0 {
-            if are_alike(first, fields) {
-                let row = empty.copy()?;
-                for (name, (_, value)) in names.iter().zip(fields) {
-                    row.set_item(name, value_object(py, value)?)?;
-                }
-                return Ok(row.into_any());
-            }
-        }
-        let ours = |(name, _): &Field| match name {
-            Cow::Borrowed(name) => Some(static_name(py, name)),
-            Cow::Owned(_) => None,
-        };
-        if let Some(names) = fields.iter().map(ours).collect::<Option<Vec<_>>>() {
-            let empty = PyDict::new(py);
-            for name in &names {
-                empty.set_item(name, py.None())?;
-            }
-            self.0 = Some((fields.as_slice(), names, empty));
-        }
-        value_object(py, item)
-    }
-}
-
-/// True if both have the same names, all of them ours.
-fn are_alike(one: &[Field], other: &[Field]) -> bool {
-    let same = |((one, _), (other, _)): (&Field, &Field)| match (one, other) {
-        (Cow::Borrowed(one), Cow::Borrowed(other)) => std::ptr::eq(*one, *other),
-        _ => false,
-    };
-    one.len() == other.len() && one.iter().zip(other).all(same)
-}
+/// A name and what it stands for.
+pub(super) type Field = (Cow<'static, [u8]>, Value);
 
 /// The object that a function gets for a record.
 pub fn record_object(py: Python<'_>, record: Record) -> PyResult<Bound<'_, PyAny>> {

@@ -33,6 +33,7 @@ pub mod profile;
 mod read_through;
 mod refresh;
 mod registering;
+mod rows;
 mod script;
 mod scripting;
 mod text;

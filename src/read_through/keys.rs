@@ -91,9 +91,15 @@ impl<T> ByKey<T> {
 
     /// Changes the value of a key, if it has one; `change` says whether it stays.
     pub fn change(&mut self, key: &Key, change: impl FnOnce(&mut T) -> bool) {
-        let stays = self.of(key).is_none_or(change);
-        if !stays {
-            self.remove(key.db, &key.name);
+        let Some(database) = self.database(key.db) else {
+            return;
+        };
+        let Entry::Occupied(mut entry) = database.entry(Arc::clone(&key.name)) else {
+            return;
+        };
+        if !change(entry.get_mut()) {
+            entry.remove();
+            self.len -= 1;
         }
     }
 

@@ -28,6 +28,7 @@ pub mod heap;
 pub mod home;
 pub mod info;
 pub mod key;
+mod listpack;
 pub mod load;
 pub mod lock;
 pub mod options;

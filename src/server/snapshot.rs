@@ -53,16 +53,25 @@ impl Snapshot {
         let kind = Kind::of(&opened);
         out.clear();
         out.push(tag_of(kind));
-        let taken = match kind {
-            Kind::Empty | Kind::Stream | Kind::Module => true,
-            // SAFETY: the key is open and a string.
-            Kind::String => text::can_peek() && unsafe { text::peek_into(opened.as_raw(), out) },
-            Kind::Hash | Kind::Set | Kind::Zset => {
-                scan(&opened, kind, out);
-                true
-            }
-            Kind::List => false,
-        };
+        // SAFETY: the key is open and of this kind.
+        let peeked = text::can_peek()
+            && unsafe {
+                match kind {
+                    Kind::String => text::peek_into(opened.as_raw(), out),
+                    Kind::Hash | Kind::Set | Kind::List => text::peek_parts_into(opened.as_raw(), kind, out),
+                    _ => false,
+                }
+            };
+        let taken = peeked
+            || match kind {
+                Kind::Empty | Kind::Stream | Kind::Module => true,
+                Kind::Hash | Kind::Set | Kind::Zset => {
+                    out.truncate(1);
+                    scan(&opened, kind, out);
+                    true
+                }
+                Kind::String | Kind::List => false,
+            };
         drop(opened);
         if !taken {
             out.truncate(1);
@@ -112,9 +121,70 @@ impl Snapshot {
         read(&self.0).ok().flatten()
     }
 
+    /// The value, to be looked at where it is.
+    pub fn parts(&self) -> Parts<'_> {
+        let rest = self.0.get(1..).unwrap_or_default();
+        match self.kind() {
+            Some(Kind::String) => Parts::String(rest),
+            Some(Kind::List) => Parts::List(Items(rest)),
+            Some(Kind::Set) => Parts::Set(Items(rest)),
+            Some(Kind::Hash) => Parts::Hash(Fields(rest)),
+            Some(Kind::Zset) => Parts::Sorted(Members(rest)),
+            _ => Parts::None,
+        }
+    }
+
     /// The bytes that are damaged.
     pub fn damaged_bytes(&self) -> &[u8] {
         self.0.get(1..).unwrap_or_default()
+    }
+}
+
+/// A value that is looked at, without copies.
+pub enum Parts<'a> {
+    None,
+    String(&'a [u8]),
+    List(Items<'a>),
+    Set(Items<'a>),
+    Hash(Fields<'a>),
+    Sorted(Members<'a>),
+}
+
+/// See [`Parts`].
+#[derive(Clone)]
+pub struct Items<'a>(&'a [u8]);
+
+impl<'a> Iterator for Items<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        next(&mut self.0)
+    }
+}
+
+/// The fields of a hash with their values.
+#[derive(Clone)]
+pub struct Fields<'a>(&'a [u8]);
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = (&'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<(&'a [u8], &'a [u8])> {
+        Some((next(&mut self.0)?, next(&mut self.0)?))
+    }
+}
+
+/// The members of a sorted set with their scores.
+#[derive(Clone)]
+pub struct Members<'a>(&'a [u8]);
+
+impl<'a> Iterator for Members<'a> {
+    type Item = (&'a [u8], f64);
+
+    fn next(&mut self) -> Option<(&'a [u8], f64)> {
+        let (score, rest) = self.0.split_first_chunk::<8>()?;
+        self.0 = rest;
+        Some((next(&mut self.0)?, f64::from_le_bytes(*score)))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The bytes of a string key, read without a trace.
+//! The bytes of a string key, or of a small container, read without a trace.
 //!
 //! The module API has one function for that, StringDMA. It first turns whatever the server keeps as a number, or in one
 //! piece with its object, into a plain string: the key takes more memory from then on, and the value that the command
@@ -13,6 +13,8 @@ use std::{
 use redis_module::raw;
 
 use super::{
+    key::Kind,
+    listpack,
     lock::Lock,
     string::{RString, bytes},
     version::Version,
@@ -34,9 +36,10 @@ struct Handle {
 const PLAIN: u8 = 0;
 const NUMBER: u8 = 1;
 const EMBEDDED: u8 = 8;
+const LISTPACK: u8 = 11;
 
-/// A number stands in the place of the pointer to a plain string.
-const NUMBER_OFFSET: usize = 8;
+/// The pointer to what the value is, or a number in its place.
+const INNER_OFFSET: usize = 8;
 
 /// Decides how strings are read. Called once, while the module loads.
 pub(super) fn init(lock: Lock<'_>, version: Version) {
@@ -80,21 +83,14 @@ pub(super) unsafe fn peek_into(key: *mut raw::RedisModuleKey, out: &mut Vec<u8>)
     // SAFETY: by the caller's promise. The handle begins as on all servers of `Version::has_known_layout`, which its name
     // shows; a value has a head, and a number behind it where the head says so.
     unsafe {
-        let handle = key.cast::<Handle>();
-        if !std::ptr::eq((*handle).name, api!(RedisModule_GetKeyNameFromModuleKey(key))) {
-            return false;
-        }
-        let value = (*handle).value;
-        if value.is_null() {
-            return false;
-        }
+        let Some(value) = value_of(key) else { return false };
         let before = out.len();
         match value.cast::<u8>().read() {
             head if head == PLAIN << 4 || head == EMBEDDED << 4 => out.extend(bytes(value)),
             head if head == NUMBER << 4 => {
                 let number = value
                     .cast::<u8>()
-                    .add(NUMBER_OFFSET)
+                    .add(INNER_OFFSET)
                     .cast::<i64>()
                     .read_unaligned();
                 out.extend(number.to_string().into_bytes());
@@ -102,5 +98,46 @@ pub(super) unsafe fn peek_into(key: *mut raw::RedisModuleKey, out: &mut Vec<u8>)
             _ => return false,
         }
         out.len() - before == api!(RedisModule_ValueLength(key))
+    }
+}
+
+/// Appends the items of a small list or set, or the fields and values of a small hash, each behind its length; false if the
+/// server keeps the value in another way, then `out` may have some of them.
+///
+/// # Safety
+/// [`can_peek`] says true; `key` is open, and of this kind.
+pub(super) unsafe fn peek_parts_into(key: *mut raw::RedisModuleKey, kind: Kind, out: &mut Vec<u8>) -> bool {
+    let (tag, parts_each) = match kind {
+        Kind::List => (1, 1),
+        Kind::Set => (2, 1),
+        Kind::Hash => (4, 2),
+        _ => return false,
+    };
+    // SAFETY: as in `peek_into`; a value whose head says so has a pointer to its listpack behind it.
+    unsafe {
+        let Some(value) = value_of(key) else { return false };
+        if value.cast::<u8>().read() != LISTPACK << 4 | tag {
+            return false;
+        }
+        let inner = value.cast::<u8>().add(INNER_OFFSET);
+        let parts = listpack::at(inner.cast::<*const u8>().read_unaligned());
+        let number = parts.and_then(|parts| listpack::copy_parts(parts, out));
+        number == Some(api!(RedisModule_ValueLength(key)) * parts_each)
+    }
+}
+
+/// Where the value of an open key lies.
+///
+/// # Safety
+/// [`can_peek`] says true; `key` is open.
+unsafe fn value_of(key: *mut raw::RedisModuleKey) -> Option<*const raw::RedisModuleString> {
+    let handle = key.cast::<Handle>();
+    // SAFETY: by the caller's promise. The handle begins as on all servers of `Version::has_known_layout`, which its name shows.
+    unsafe {
+        if !std::ptr::eq((*handle).name, api!(RedisModule_GetKeyNameFromModuleKey(key))) {
+            return None;
+        }
+        let value = (*handle).value;
+        (!value.is_null()).then_some(value)
     }
 }

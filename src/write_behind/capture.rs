@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use super::{
     State, WriteBehind,
-    frame::{Frames, event_name},
+    frame::{Frames, event_name, usual_name},
     machine::{Change, Settled, Time},
     options::removes,
 };
@@ -154,10 +154,13 @@ impl WriteBehind {
             state.notes.expired = Some(Key::new(db, name));
         }
         let by_expiry = event == b"del" && expired.is_some_and(|key| key.db == db && *key.name == *name);
+        let usual = usual_name(event);
         let mut sinks = 0;
         let mut waits = false;
         for sink in &state.sinks {
-            let wanted = || sink.options.wants(event) && (!by_expiry || sink.options.wants(b"hexpired"));
+            let options = &sink.options;
+            let wanted =
+                || options.wants(event, usual.is_some()) && (!by_expiry || options.wants(b"hexpired", false));
             if sink.pattern.matches(name) && !sink.draining && wanted() {
                 sinks |= 1 << sink.number;
                 waits |= sink.options.wait;
@@ -167,9 +170,10 @@ impl WriteBehind {
         if sinks == 0 || self.hooks.is_moving(lock) || ours() {
             return;
         }
+        let event = usual.map_or_else(|| event_name(event), Cow::Borrowed);
         let waiter = state.notes.waiter.filter(|_| waits);
         if let Some(note) = state.notes.find(db, name) {
-            note.event = event_name(event);
+            note.event = event;
             note.sinks |= sinks;
             if waiter.is_some() && note.waiter != waiter {
                 // Who noted it before waits for nothing: there is one client in a unit.
@@ -179,7 +183,7 @@ impl WriteBehind {
             state.notes.add(Note {
                 db,
                 name: hold(),
-                event: event_name(event),
+                event,
                 sinks,
                 waiter,
             });

@@ -6,7 +6,7 @@ use super::{
     WriteBehind,
     frame::Frames,
     machine::{Change, Failed, Queue},
-    source::{type_name, value},
+    source::type_name,
 };
 use crate::{
     engine::{members::tag_of, record::Value},
@@ -97,7 +97,7 @@ fn words(registration: &str, change: &Change<Snapshot>, tries: u32, why: &Failed
     let (kind, value) = if payload.is_damaged() {
         ("damaged", payload.damaged_bytes().to_vec())
     } else {
-        (type_name(payload), text(&value(payload)))
+        (type_name(payload), text(&Value::from(payload)))
     };
     let pairs: [(&str, Vec<u8>); 10] = [
         ("id", change.id.to_string().into_bytes()),
@@ -122,6 +122,8 @@ fn text(value: &Value) -> Vec<u8> {
     match value {
         Value::None => Vec::new(),
         Value::Key(text) | Value::Text(text) => text.clone(),
+        Value::SharedKey(text) => text.to_vec(),
+        Value::Kept(kept) => text(&Value::from(kept)),
         other => json(other).into_bytes(),
     }
 }
@@ -133,6 +135,9 @@ fn json(value: &Value) -> String {
         Value::Float(number) if number.is_finite() => number.to_string(),
         Value::Float(number) => quoted(&number.to_string()),
         Value::Text(text) | Value::Key(text) => quoted(&String::from_utf8_lossy(text)),
+        Value::SharedKey(text) => quoted(&String::from_utf8_lossy(text)),
+        Value::Id(first, second) => format!("\"{first}-{second}\""),
+        Value::Kept(kept) => json(&Value::from(kept)),
         Value::Name(name) => quoted(name),
         Value::List(items) | Value::Set(items) => {
             let items: Vec<String> = items.iter().map(json).collect();

@@ -276,10 +276,15 @@ const EVENTS: [&str; 42] = [
 
 /// The name of an event.
 pub fn event_name(name: &[u8]) -> Cow<'static, str> {
-    match EVENTS.iter().find(|known| known.as_bytes() == name) {
+    match usual_name(name) {
         Some(known) => Cow::Borrowed(known),
         None => Cow::Owned(String::from_utf8_lossy(name).into_owned()),
     }
+}
+
+/// The same, if it is one of the server's own that change a value.
+pub fn usual_name(name: &[u8]) -> Option<&'static str> {
+    EVENTS.iter().find(|known| known.as_bytes() == name).copied()
 }
 
 #[cfg(test)]

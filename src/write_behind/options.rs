@@ -101,7 +101,7 @@ pub fn removes(event: &[u8]) -> bool {
 
 /// One of the server's own events of a value that is there.
 fn is_of_values(event: &[u8]) -> bool {
-    matches!(super::frame::event_name(event), std::borrow::Cow::Borrowed(_))
+    super::frame::usual_name(event).is_some()
 }
 
 impl Options {
@@ -109,17 +109,17 @@ impl Options {
         Pattern::new(self.prefix.as_bytes())
     }
 
-    /// Whether changes by this event are captured.
-    pub fn wants(&self, event: &[u8]) -> bool {
+    /// Whether changes by this event are captured. `is_usual`: it is known to be one that changes a value.
+    pub fn wants(&self, event: &[u8], is_usual: bool) -> bool {
         match &self.events {
-            None => !NO_CHANGES.contains(&event),
+            None => is_usual || !NO_CHANGES.contains(&event),
             Some(events) => events.iter().any(|name| name.as_bytes() == event),
         }
     }
 
     /// Whether keys that are deleted without being there are of interest.
     pub fn wants_removals(&self) -> bool {
-        self.wants(b"del")
+        self.wants(b"del", true)
     }
 
     /// The classes of notifications that are needed.
@@ -191,5 +191,20 @@ impl Options {
             ),
             ("max_save_time", self.max_save_time.map_or(Reply::Null, time)),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::write_behind::frame::usual_name;
+
+    #[test]
+    fn usual_names_are_of_changes() {
+        for event in NO_CHANGES {
+            assert_eq!(usual_name(event), None);
+            assert!(!Options::default().wants(event, false));
+        }
+        assert!(Options::default().wants(b"set", usual_name(b"set").is_some()));
     }
 }

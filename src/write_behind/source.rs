@@ -13,7 +13,7 @@ use crate::{
     },
     error::Error,
     read_through::check_keys,
-    server::{key::Kind, rights::Access, snapshot::Snapshot, store::Content},
+    server::{key::Kind, rights::Access, snapshot::Snapshot},
 };
 
 /// Makes the list when a worker asks for it.
@@ -59,8 +59,8 @@ fn too_much(most: u64) -> Failure {
 fn dict(change: Change<Snapshot>) -> Value {
     let field = |name: &'static str, value| (Cow::Borrowed(name.as_bytes()), value);
     Value::Dict(vec![
-        field("id", Value::Text(change.id.text())),
-        field("key", Value::Key(change.key.name.to_vec())),
+        field("id", Value::Id(change.id.ms, change.id.seq)),
+        field("key", Value::SharedKey(change.key.name)),
         field("db", Value::Int(i64::from(change.key.db))),
         field("event", event(change.event)),
         field(
@@ -70,7 +70,7 @@ fn dict(change: Change<Snapshot>) -> Value {
                 .kind()
                 .map_or(Value::None, |kind| Value::Name(kind.name())),
         ),
-        field("value", value(&change.payload)),
+        field("value", Value::Kept(change.payload)),
     ])
 }
 
@@ -78,29 +78,6 @@ fn event(event: Cow<'static, str>) -> Value {
     match event {
         Cow::Borrowed(name) => Value::Name(name),
         Cow::Owned(name) => Value::Text(name.into_bytes()),
-    }
-}
-
-/// Streams and values of modules have none.
-pub(super) fn value(payload: &Snapshot) -> Value {
-    let keys = |items: Vec<Vec<u8>>| items.into_iter().map(Value::Key).collect();
-    match payload.content() {
-        None => Value::None,
-        Some(Content::String(text)) => Value::Key(text),
-        Some(Content::List(items)) => Value::List(keys(items)),
-        Some(Content::Set(items)) => Value::Set(keys(items)),
-        Some(Content::Hash(fields)) => Value::Dict(
-            fields
-                .into_iter()
-                .map(|(name, value)| (Cow::Owned(name), Value::Key(value)))
-                .collect(),
-        ),
-        Some(Content::Sorted(members)) => Value::Dict(
-            members
-                .into_iter()
-                .map(|(member, score)| (Cow::Owned(member), Value::Float(score)))
-                .collect(),
-        ),
     }
 }
 
