@@ -70,6 +70,7 @@ class Fuzzer:
         self.registered: collections.Counter[str] = collections.Counter()
         self.ids: collections.deque[bytes] = collections.deque([b"0" * 40 + b"-1"], maxlen=40)
         self._raw: RawClient | None = None
+        self._plain = server.client(decode_responses=False)
 
     # --- pieces ---
 
@@ -129,7 +130,7 @@ class Fuzzer:
         if self.random.random() < 0.2:
             definition, function = self.function()
             lines += [definition, self.one([
-                f"read_through(prefix='k:*', ttl=1, max_load_time=3)({function})", f"read_through(prefix='t:*', batch=5, max_load_time=3)({function})",
+                f"read_through(prefix='k:*', ttl=1, max_load_time=3)({function})", f"read_through(prefix='t:*', batch=5, max_load_time=3, max_memory=300)({function})",
                 f"write_behind(prefix='k:1', max_tries=1, dead_letter='s')({function})", f"registerTE(1, {function}, 'te:{self.random.randrange(3)}')", f"runCoroutine({function}(1))",
                 f"execute({', '.join(repr(word) for word in self.data_command())})", f"atomic()\n{self.one(EXPRESSIONS)}",
             ])]
@@ -211,7 +212,7 @@ class Fuzzer:
         """What a key of the module would be in a file, and other values, damaged."""
         client = self.server.own
         with contextlib.suppress(redis.RedisError):
-            dumped = self.server.client(decode_responses=False).dump(self.one(KEYS)) or b""
+            dumped = self._plain.dump(self.one(KEYS)) or b""
             place = self.random.randrange(len(dumped) + 1)
             damaged = dumped[:place] + self.random.randbytes(self.random.randrange(4)) + dumped[place:]
             client.execute_command("RESTORE", self.one(KEYS), 0, damaged, "REPLACE")
@@ -302,8 +303,10 @@ class Fuzzer:
                 self.failure = f"no reply within {BOUND_S} s in {action.__name__}\n{state(self.server)}"
             except ConnectionRefusedError:
                 self.failure = "there is no server any more"
-            except OSError:
+            except (OSError, redis.RedisError):
                 self.disconnect()
+            except Exception as error:  # noqa: BLE001 (who stops by a fault of its own must not look like one that found nothing)
+                self.failure = f"{action.__name__}: {type(error).__name__}: {error}"
         self.disconnect()
 
 
