@@ -212,32 +212,30 @@ def f(r):
 """
 
 
+def check_limit(server: Server, clock: Clock, ends: tuple[str, str], is_stopped: tuple[str, str], error: bytes) -> None:
+    """Jumps change neither the end of what may run so long (trigger, seconds) nor that of what may not."""
+    for seconds in (10 * MINUTE_S, -20 * MINUTE_S):
+        raw = server.raw(SOON_S)
+        raw.send("RG.TRIGGER", *ends)
+        clock.jump(seconds)
+        assert raw.read() == b"*1\r\n$5\r\nended\r\n"
+        raw.send("RG.TRIGGER", *is_stopped)
+        clock.jump(seconds)
+        assert error in raw.read()
+
+
 @pytest.mark.parametrize("mode", ["async_local", "sync"])
 def test_functions_run_for_as_long_as_they_may(server: Server, clock: Clock, mode: str) -> None:
     """Nobody else comes to the server's thread while a `sync` function runs: the clock is looked at by the module only."""
     server.run(f"{WAITS}\nGB('CommandReader').map(f).register(trigger='t', mode={mode!r}, timeout=60_000)")
     server.run(f"{WAITS}\nGB('CommandReader').map(f).register(trigger='short', mode={mode!r}, timeout=1000)")
-    for seconds in (10 * MINUTE_S, -20 * MINUTE_S):
-        raw = server.raw(SOON_S)
-        raw.send("RG.TRIGGER", "t", "1")
-        clock.jump(seconds)
-        assert raw.read() == b"*1\r\n$5\r\nended\r\n"
-        raw.send("RG.TRIGGER", "short", "120")
-        clock.jump(seconds)
-        assert b"ran longer than its timeout (1000 ms)" in raw.read()
+    check_limit(server, clock, ("t", "1"), ("short", "120"), b"ran longer than its timeout (1000 ms)")
 
 
 def test_sync_timeout(server: Server, clock: Clock) -> None:
     server.client().execute_command("RG.CONFIGSET", "SyncTimeout", 2000)
     server.run(f"{WAITS}\nGB('CommandReader').map(f).register(trigger='t', mode='sync')")
-    for seconds in (10 * MINUTE_S, -20 * MINUTE_S):
-        raw = server.raw(SOON_S)
-        raw.send("RG.TRIGGER", "t", "0.5")
-        clock.jump(seconds)
-        assert raw.read() == b"*1\r\n$5\r\nended\r\n"
-        raw.send("RG.TRIGGER", "t", "120")
-        clock.jump(seconds)
-        assert b"SyncTimeout (2000 ms)" in raw.read()
+    check_limit(server, clock, ("t", "0.5"), ("t", "120"), b"SyncTimeout (2000 ms)")
 
 
 def test_coroutines_sleep_for_as_long_as_they_said(server: Server, jump: Callable[[], None]) -> None:
