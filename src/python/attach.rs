@@ -85,14 +85,16 @@ pub fn in_engine<R>(work: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Does `work` of the engine attached, so that each [`attach`] in it is cheap.
-pub fn attached(work: impl FnOnce(Python<'_>)) {
+/// Does `work` of the engine attached, so that each [`attach`] in it is cheap. `guard` is dropped attached, when what the work has
+/// dropped has ended: code of users runs there, and is to be stopped as any.
+pub fn attached<G>(guard: G, work: impl FnOnce(Python<'_>)) {
     let side = Side::enter(true);
     let frame = Frame::enter();
     let armed = arm();
     Python::attach(|py| {
         let _armed = armed;
         let _frame = frame;
+        let _guard = guard;
         Frame::end_leaked();
         work(py);
         drop(side);

@@ -45,7 +45,7 @@ impl Language for CPython {
     }
 
     fn attached(&self, work: &mut dyn FnMut()) {
-        attached(|_| work());
+        attached((), |_| work());
     }
 
     fn detached(&self, work: &mut (dyn FnMut() + Send)) {
@@ -106,11 +106,7 @@ impl Language for CPython {
     }
 
     fn interruptible(&self, stop: &Stop, work: &mut dyn FnMut()) {
-        let interruptible = Interruptible::enter(stop);
-        attached(move |_| {
-            let _interruptible = interruptible;
-            work();
-        });
+        attached(Interruptible::enter(stop), |_| work());
     }
 
     fn interrupt(&self, stop: &Stop) -> Interrupted {

@@ -42,7 +42,7 @@ pub fn of(lines: &[String], otherwise: String) -> PipFailure {
     let no_tools = said("to install build dependencies did not run successfully");
     let cause = if no_tools {
         Cause::NoBuildTools
-    } else if said("PipFailure building wheel")
+    } else if said("Failed building wheel")
         || said("metadata-generation-failed")
         || said("to build wheel did not run")
     {
@@ -93,7 +93,7 @@ fn not_built(lines: &[String]) -> Option<String> {
     let named = |line: &'_ String| {
         Some(
             error(line)?
-                .strip_prefix("PipFailure building wheel for ")?
+                .strip_prefix("Failed building wheel for ")?
                 .to_owned(),
         )
     };
@@ -162,7 +162,7 @@ mod tests {
     fn fuzz_reasons() {
         let seeds = [
             "Collecting demo\nERROR: Could not find a version that satisfies the requirement x (from versions: 1, 2, 3)\n",
-            "error: a\n x.c:1: error: b\n [end of output]\n ERROR: PipFailure building wheel for zone\n",
+            "error: a\n x.c:1: error: b\n [end of output]\n ERROR: Failed building wheel for zone\n",
             "ERROR: Exception:\nTraceback\nBackendUnavailable: nowhere\n",
             "to install build dependencies did not run successfully\nProcessing /a/b.tar.gz (from c)\n",
         ];
@@ -214,7 +214,7 @@ mod tests {
              \u{20}     x.c:600:19: error: '_PyLong_One' undeclared\n\
              \u{20}     error: command '/usr/bin/gcc' failed with exit code 1\n\
              \u{20}     [end of output]\n\
-             \u{20} ERROR: PipFailure building wheel for zone\n\
+             \u{20} ERROR: Failed building wheel for zone\n\
              ERROR: PipFailure to build one or more wheels",
         );
         assert_eq!(
