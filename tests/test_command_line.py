@@ -6,6 +6,7 @@ The subcommands run in this process, as `pinion` would; the installed one is pla
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -422,3 +423,35 @@ Function          called...
     assert [(f.name, f.calls, f.own_s) for f in profile.by_time()] == [("<string>:2(b)", 6, 6.0), ("<string>:1(a)", 4, 2.0)]
     drawn = speedscope(profile, "s")["profiles"][0]
     assert (drawn["samples"], drawn["weights"]) == ([[0], [0, 1]], [2.0, 6.0])
+
+
+SWALLOWED = """
+import signal, sys
+sys.path.insert(0, {path!r})
+from pinion_redis import cli
+from pinion_redis.connection import Server
+
+class Ends:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+looks, stats = [], Server.stats
+
+def look(self):
+    looks.append(1)
+    if len(looks) == 3:
+        Ends()  # Python drops the exception that comes out there
+    assert len(looks) < 6, "it goes on"
+    return stats(self)
+
+Server.stats = look
+sys.argv = ["pinion", "top", "-i", "0.1", "-u", {url!r}]
+cli.main()
+"""
+
+
+def test_top_ends_though_something_swallows_ctrl_c(url: str) -> None:
+    program = SWALLOWED.format(path=str(ROOT / "package/src"), url=url)
+    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "FORCE_COLOR": "1"}, capture_output=True, timeout=60)
+    # What is dropped is told on the screen.
+    assert done.returncode == 0 and b"KeyboardInterrupt" in done.stdout, done

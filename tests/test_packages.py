@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -206,6 +207,8 @@ def test_top_in_a_terminal(shop: tuple[Path, int], environment: dict[str, str], 
         assert not [line for line in screen.display if "Traceback" in line]
     finally:
         os.kill(child, signal.SIGINT)
+        ended = threading.Timer(30, os.kill, (child, signal.SIGKILL))
+        ended.start()
         while True:
             try:
                 if not os.read(terminal, 65536):
@@ -213,6 +216,7 @@ def test_top_in_a_terminal(shop: tuple[Path, int], environment: dict[str, str], 
             except OSError:
                 break
         _, status = os.waitpid(child, 0)
+        ended.cancel()
         os.close(terminal)
     assert os.waitstatus_to_exitcode(status) == 0
 

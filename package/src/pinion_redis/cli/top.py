@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Optional
@@ -49,9 +50,18 @@ def command(
         time.sleep(interval)
         out.print(screen(server, before, Look(time.monotonic(), server.stats())), soft_wrap=False)
         return
+    ended = False
+
+    def end(*_: object) -> None:
+        nonlocal ended
+        ended = True
+        raise KeyboardInterrupt
+
+    # Python drops an exception that comes out where an object ends: then the flag tells.
+    signal.signal(signal.SIGINT, end)
     with Live(screen(server, before, before), console=out, screen=True, auto_refresh=False) as live:
         try:
-            while True:
+            while not ended:
                 time.sleep(interval)
                 try:
                     now = Look(time.monotonic(), server.stats())
