@@ -64,10 +64,10 @@ fn work(queue: &Queue, done: &Done) {
                 ends += 1;
                 continue;
             }
-            done.begun.lock().push((job.lane.clone(), number));
-            if let Some(lane) = &job.lane {
-                assert!(!done.running.lock().contains(lane), "two jobs of a lane at once");
-                done.running.lock().push(Arc::clone(lane));
+            done.begun.lock().push((job.lane, number));
+            if let Some(lane) = job.lane {
+                assert!(!done.running.lock().contains(&lane), "two jobs of a lane at once");
+                done.running.lock().push(lane);
             }
             assert!(
                 job.execution.begin(Instant::now()).is_some(),
@@ -79,8 +79,8 @@ fn work(queue: &Queue, done: &Done) {
                     .end(Status::Done, Some(&Arc::new(Outcome::default())))
                     .is_some()
             );
-            if let Some(lane) = &job.lane {
-                done.running.lock().retain(|running| running != lane);
+            if let Some(lane) = job.lane {
+                done.running.lock().retain(|running| *running != lane);
                 queue.advance(lane);
             }
             done.ended.fetch_add(1, Ordering::AcqRel);
