@@ -12,11 +12,13 @@ mod dead;
 mod figures;
 mod frame;
 mod holding;
+mod late;
 mod machine;
 pub mod options;
 mod pump;
 mod saved;
 mod source;
+mod tail;
 mod trigger;
 
 use std::{
@@ -32,9 +34,11 @@ use self::{
     capture::Notes,
     figures::Figures,
     holding::{Held, Waits},
+    late::Unsent,
     machine::{Ids, Queue, Time, Waiters},
     options::Options,
     pump::Brought,
+    tail::Tail,
 };
 use crate::{
     config::Number,
@@ -77,6 +81,8 @@ struct State {
     last_token: u64,
     ids: Ids,
     notes: Notes,
+    unsent: Unsent,
+    tail: Tail,
     waiters: Waiters,
     /// Clients whose changes are not saved yet, by their number among the waiters.
     waiting: ByNumber<Waits>,

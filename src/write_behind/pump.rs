@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Sink, State, WriteBehind,
-    frame::Frames,
+    late::Unsent,
     machine::{Change, FailedSave, Settled, Time},
     source::Changes,
 };
@@ -47,6 +47,7 @@ impl WriteBehind {
         if self.awake.swap(false, Ordering::AcqRel) || self.is_due(lock) {
             self.pump_now(lock);
         }
+        self.flush_before(lock);
     }
 
     fn is_due(&self, lock: Lock<'_>) -> bool {
@@ -60,8 +61,11 @@ impl WriteBehind {
             self.give_up(lock);
         }
         if !self.engine.is_serving() {
+            // Whoever is master now tells what there is.
+            self.state.write(lock).unsent = Unsent::default();
             return;
         }
+        self.capture_tail(lock);
         if lock.may_write() {
             let brought = std::mem::take(&mut *self.inbox.lock());
             for brought in brought {
@@ -192,12 +196,10 @@ impl WriteBehind {
             Ok(()) => {
                 let gone = sink.queue.saved(brought.call);
                 sink.figures.saved(brought.took);
-                let mut frames = Frames::default();
                 if audience::is_there(lock) {
-                    frames.gone(&sink.options.prefix, &gone);
+                    let prefix = Arc::clone(&sink.options);
+                    state.unsent.frames.gone(&prefix.prefix, &gone);
                 }
-                drop(state);
-                self.send(lock, &frames);
             }
             Err(failed) => {
                 let why = Arc::new(failed);
