@@ -40,6 +40,12 @@ HSET user:8 f v
 EXEC
 SET user:7 2
 RENAME user:7 user:9
+SET user:l 1
+MULTI
+SET user:m 1
+EXPIRE user:l 1000
+EXEC
+SET user:n 1
 EVAL redis.call('SET',KEYS[1],'s')redis.call('SET',KEYS[2],'t') 2 user:a user:b
 HINCRBYFLOAT user:8 n 1.5
 SET user:c x

@@ -250,6 +250,7 @@ impl WriteBehind {
         let mut state = self.state.write(lock);
         let mut notes = state.notes.take();
         let no_change = std::mem::take(&mut state.unsent.no_change);
+        let split = std::mem::take(&mut state.unsent.split);
         drop(state);
         // The same transaction may have made a replica of the server.
         if !self.engine.is_serving() {
@@ -262,13 +263,13 @@ impl WriteBehind {
             self.say_no_change(lock);
         }
         let Some(late) = late else { return };
-        self.hand_on(lock, late);
+        self.hand_on(lock, late && !split);
         self.link_where_full(lock);
         self.come();
     }
 
-    /// Puts what was noted into the queues and the frames. `None` if there was nothing; else whether it may be handed on late.
-    /// `only_there`: keys that are gone are left out.
+    /// Puts what was noted into the queues and the frames. `None` if there was nothing; else whether it may be handed on late,
+    /// and whatever waits. `only_there`: keys that are gone are left out.
     pub(super) fn take_in(&self, lock: Lock<'_>, notes: &mut Vec<Note>, only_there: bool) -> Option<bool> {
         if notes.is_empty() {
             return None;
@@ -280,19 +281,19 @@ impl WriteBehind {
         let told = audience::is_there(lock);
         let mut late = late::is_possible();
         let mut waiters: Vec<u64> = Vec::new();
-        let mut any = false;
         for note in notes.drain(..) {
             waiters.extend(note.waiter);
             let (payload, stays) = Snapshot::take(lock, note.db, &note.name, &mut room);
             if payload.is_gone() && (only_there || !removes(note.event.as_bytes())) {
                 // The cache has forgotten it since; that is no deletion.
+                late = false;
                 continue;
             }
             let key = note.key();
             if payload.is_gone() && self.has_lost_slot(lock, &key) {
+                late = false;
                 continue;
             }
-            any = true;
             late &= stays && late::is_plain(note.event.as_bytes());
             let mut state = self.state.write(lock);
             let id = state.ids.next(now_ms);
@@ -311,7 +312,7 @@ impl WriteBehind {
         }
         drop(state);
         self.let_free(lock, waiters);
-        any.then_some(late)
+        Some(late)
     }
 
     /// True if the key's slot belongs to another shard by now: what the server takes away for that is there.

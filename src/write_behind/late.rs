@@ -30,6 +30,8 @@ pub(super) struct Unsent {
     pub(super) frames: Frames,
     /// The unit that runs does to a key what is no change, though it looks like one.
     pub(super) no_change: bool,
+    /// Something went out in the middle of the unit that runs: whoever follows believes that he was told of all before it.
+    pub(super) split: bool,
     /// Those who hear of us know that changes may come late: the generation of them ([`audience::generation`]).
     told: Option<u64>,
 }
@@ -64,6 +66,7 @@ impl State {
             replicate(lock, QUEUE, &[self.unsent.frames.as_bytes()]);
         }
         self.unsent.frames.clear(LARGE);
+        self.unsent.split |= !self.notes.is_empty();
     }
 }
 
