@@ -343,14 +343,15 @@ impl Hooks {
             }
         }
         drop(table);
-        if command.may_block() && command.has_client() {
-            missing.retain(|missing| !loads.restore(lock, missing.registration, db, missing.name));
-        }
         let Some(first) = missing.first() else {
             return Ok(None);
         };
         if !command.may_block() || !command.has_client() {
             loads.count_plain(lock, first.registration);
+            return Ok(None);
+        }
+        missing.retain(|missing| !loads.restore(lock, missing.registration, db, missing.name));
+        if missing.is_empty() {
             return Ok(None);
         }
         if !cleared && !command.sender_may_run(original) {

@@ -208,7 +208,7 @@ impl ReadThrough {
                     },
                     ..Loaded::clone(&loaded)
                 };
-                self.store(lock, rule, key, &kept);
+                self.store(lock, rule, key, &kept, None);
                 continue;
             }
             self.quietly(lock, || store::put_quietly(lock, key.db, &key.name, content));

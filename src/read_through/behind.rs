@@ -47,7 +47,7 @@ impl ReadThrough {
     /// Commands that change a part of a value wait for loads from now on, where no commands were named.
     pub fn meet_writes(&self, lock: Lock<'_>) {
         let mut meeting = Vec::new();
-        for (&id, served) in &mut self.state.write(lock).served {
+        for (id, served) in self.state.write(lock).served.iter_mut() {
             if served.options.commands.is_none() && !std::mem::replace(&mut served.meets_writes, true) {
                 meeting.push((id, served.pattern.clone(), Arc::clone(&served.hot)));
             }
@@ -69,7 +69,7 @@ impl ReadThrough {
         let now_ms = key::now_ms(lock);
         let mut state = self.state.write(lock);
         let chance = state.machine.chance();
-        let options = state.served.get(&rule).map(|served| Arc::clone(&served.options));
+        let options = state.served.get(rule).map(|served| Arc::clone(&served.options));
         drop(state);
         let expires = options.and_then(|options| {
             let fresh = match options.ttl {

@@ -54,7 +54,7 @@ impl<T> Bounded<T> {
                 break;
             };
             if self.is_current(number, &key) {
-                self.entries.remove(key.db, &key.name);
+                self.entries.remove(&key);
                 forgotten += 1;
             }
         }
@@ -69,12 +69,21 @@ impl<T> Bounded<T> {
     }
 
     fn is_current(&self, number: u64, key: &Key) -> bool {
-        let entry = self.entries.get(key.db, &key.name);
+        let entry = self.entries.at(key);
         entry.is_some_and(|(known, _)| *known == number)
     }
 
-    pub fn remove(&mut self, db: i32, name: &[u8]) -> Option<T> {
-        self.entries.remove(db, name).map(|(_, value)| value)
+    pub fn at(&self, key: &Key) -> Option<&T> {
+        self.entries.at(key).map(|(_, value)| value)
+    }
+
+    pub fn remove(&mut self, key: &Key) -> Option<T> {
+        self.entries.remove(key).map(|(_, value)| value)
+    }
+
+    /// The same for a key of which only the name is at hand.
+    pub fn remove_named(&mut self, db: i32, name: &[u8]) -> Option<T> {
+        self.entries.remove_named(db, name).map(|(_, value)| value)
     }
 
     /// Forgets those of which `keep` says no.
@@ -109,7 +118,7 @@ mod tests {
         assert!(table.get(0, b"3").is_none() && table.get(0, b"2") == Some(&9));
         for _ in 0..10_000 {
             table.insert(&key(7), 7, 3);
-            table.remove(0, b"7");
+            table.remove_named(0, b"7");
         }
         assert!(table.order.len() < 200, "{}", table.order.len());
         table.clear(Some(1));

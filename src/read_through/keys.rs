@@ -1,18 +1,22 @@
-//! Keys as the room names them, and tables by key and by number. A table by key has one part for each database, so that looking a
-//! key up costs no copy of it.
+//! Keys as the room names them, and tables by key. A key is hashed once, when it is named, and so is a name that is only looked
+//! up: a load looks at tables of keys a dozen times.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    cmp::Ordering,
+    hash::{BuildHasher, Hasher},
     sync::Arc,
 };
+
+use hashbrown::{HashTable, hash_table::Entry};
 
 use crate::hashing::Seeds;
 
 /// A key of a database. Cheap to copy.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug)]
 pub struct Key {
     pub db: i32,
     pub name: Arc<[u8]>,
+    hash: u64,
 }
 
 impl Key {
@@ -20,54 +24,96 @@ impl Key {
         Self {
             db,
             name: name.into(),
+            hash: hash_of(db, name),
         }
+    }
+
+    fn is(&self, db: i32, name: &[u8]) -> bool {
+        self.db == db && *self.name == *name
     }
 }
 
-/// The part of one database.
-type Names<T> = HashMap<Arc<[u8]>, T, Seeds>;
+fn hash_of(db: i32, name: &[u8]) -> u64 {
+    let mut hasher = Seeds::default().build_hasher();
+    hasher.write_usize(name.len() ^ (db as usize).rotate_left(32));
+    hasher.write(name);
+    hasher.finish()
+}
+
+/// Nearly always two copies of one key.
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.db == other.db && (Arc::ptr_eq(&self.name, &other.name) || self.name == other.name)
+    }
+}
+
+impl Eq for Key {}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.db, &self.name).cmp(&(other.db, &other.name))
+    }
+}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
 
 /// A table by key.
-pub struct ByKey<T> {
-    /// There are few of them.
-    databases: Vec<(i32, Names<T>)>,
-    len: usize,
-}
+pub struct ByKey<T>(HashTable<(Key, T)>);
 
 impl<T> Default for ByKey<T> {
     fn default() -> Self {
-        Self {
-            databases: Vec::new(),
-            len: 0,
-        }
+        Self(HashTable::new())
     }
+}
+
+fn rehash<T>((key, _): &(Key, T)) -> u64 {
+    key.hash
 }
 
 impl<T> ByKey<T> {
     pub fn len(&self) -> usize {
-        self.len
+        self.0.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.0.is_empty()
     }
 
+    /// The value of a key of which only the name is at hand.
     pub fn get(&self, db: i32, name: &[u8]) -> Option<&T> {
-        let (_, database) = self.databases.iter().find(|(number, _)| *number == db)?;
-        database.get(name)
+        if self.0.is_empty() {
+            return None;
+        }
+        let found = self.0.find(hash_of(db, name), |(key, _)| key.is(db, name));
+        found.map(|(_, value)| value)
     }
 
     pub fn get_mut(&mut self, db: i32, name: &[u8]) -> Option<&mut T> {
-        self.database(db)?.get_mut(name)
+        if self.0.is_empty() {
+            return None;
+        }
+        let found = self.0.find_mut(hash_of(db, name), |(key, _)| key.is(db, name));
+        found.map(|(_, value)| value)
     }
 
-    fn database(&mut self, db: i32) -> Option<&mut Names<T>> {
-        let found = self.databases.iter_mut().find(|(number, _)| *number == db);
-        found.map(|(_, database)| database)
+    /// The value of a key.
+    pub fn at(&self, key: &Key) -> Option<&T> {
+        let found = self.0.find(key.hash, |(known, _)| known == key);
+        found.map(|(_, value)| value)
     }
 
+    /// The same, to be changed.
     pub fn of(&mut self, key: &Key) -> Option<&mut T> {
-        self.get_mut(key.db, &key.name)
+        let found = self.0.find_mut(key.hash, |(known, _)| known == key);
+        found.map(|(_, value)| value)
+    }
+
+    fn entry(&mut self, key: &Key) -> Entry<'_, (Key, T)> {
+        self.0.entry(key.hash, |(known, _)| known == key, rehash)
     }
 
     /// The value of a key, made if there is none.
@@ -75,85 +121,107 @@ impl<T> ByKey<T> {
     where
         T: Default,
     {
-        let place = self.databases.iter().position(|(number, _)| *number == key.db);
-        let place = place.unwrap_or_else(|| {
-            self.databases.push((key.db, Names::default()));
-            self.databases.len() - 1
-        });
-        match self.databases[place].1.entry(Arc::clone(&key.name)) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                self.len += 1;
-                entry.insert(T::default())
-            }
-        }
+        let entry = self.entry(key).or_insert_with(|| (key.clone(), T::default()));
+        &mut entry.into_mut().1
     }
 
     /// Changes the value of a key, if it has one; `change` says whether it stays.
     pub fn change(&mut self, key: &Key, change: impl FnOnce(&mut T) -> bool) {
-        let Some(database) = self.database(key.db) else {
-            return;
-        };
-        let Entry::Occupied(mut entry) = database.entry(Arc::clone(&key.name)) else {
-            return;
-        };
-        if !change(entry.get_mut()) {
-            entry.remove();
-            self.len -= 1;
+        if let Entry::Occupied(mut entry) = self.entry(key) {
+            if !change(&mut entry.get_mut().1) {
+                entry.remove();
+            }
         }
     }
 
     /// The value that was there before, if any.
     pub fn insert(&mut self, key: &Key, value: T) -> Option<T> {
-        if self.database(key.db).is_none() {
-            self.databases.push((key.db, Names::default()));
+        match self.entry(key) {
+            Entry::Occupied(mut entry) => Some(std::mem::replace(&mut entry.get_mut().1, value)),
+            Entry::Vacant(entry) => {
+                entry.insert((key.clone(), value));
+                None
+            }
         }
-        let database = self.database(key.db)?;
-        let before = database.insert(Arc::clone(&key.name), value);
-        self.len += usize::from(before.is_none());
-        before
     }
 
-    pub fn remove(&mut self, db: i32, name: &[u8]) -> Option<T> {
-        let removed = self.database(db)?.remove(name)?;
-        self.len -= 1;
-        Some(removed)
+    pub fn remove(&mut self, key: &Key) -> Option<T> {
+        let entry = self.0.find_entry(key.hash, |(known, _)| known == key).ok()?;
+        let ((_, value), _) = entry.remove();
+        Some(value)
+    }
+
+    /// The same for a key of which only the name is at hand.
+    pub fn remove_named(&mut self, db: i32, name: &[u8]) -> Option<T> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let entry = self.0.find_entry(hash_of(db, name), |(key, _)| key.is(db, name));
+        let ((_, value), _) = entry.ok()?.remove();
+        Some(value)
     }
 
     /// Those of one database, or of all.
     pub fn values_mut(&mut self, db: Option<i32>) -> impl Iterator<Item = &mut T> {
-        self.databases
+        self.0
             .iter_mut()
-            .filter(move |(number, _)| db.is_none_or(|db| db == *number))
-            .flat_map(|(_, database)| database.values_mut())
+            .filter(move |(key, _)| db.is_none_or(|db| db == key.db))
+            .map(|(_, value)| value)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
-        self.databases.iter().flat_map(|(db, database)| {
-            database.iter().map(move |(name, value)| {
-                let name = Arc::clone(name);
-                (Key { db: *db, name }, value)
-            })
-        })
+    pub fn iter(&self) -> impl Iterator<Item = (&Key, &T)> {
+        self.0.iter().map(|(key, value)| (key, value))
     }
 
     /// Forgets those of which `keep` says no.
     pub fn retain(&mut self, keep: impl Fn(&T) -> bool) {
-        self.len = 0;
-        for (_, database) in &mut self.databases {
-            database.retain(|_, value| keep(value));
-            self.len += database.len();
-        }
+        self.0.retain(|(_, value)| keep(value));
     }
 
     /// Forgets those of one database, or all.
     pub fn clear(&mut self, db: Option<i32>) {
         match db {
-            Some(db) => {
-                let removed = self.database(db).map(std::mem::take);
-                self.len -= removed.map_or(0, |database| database.len());
-            }
+            Some(db) => self.0.retain(|(key, _)| key.db != db),
             None => *self = Self::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_found_by_its_name_in_its_database() {
+        let mut table = ByKey::default();
+        for number in 0..100 {
+            let name = format!("user:{number}");
+            assert_eq!(table.insert(&Key::new(0, name.as_bytes()), number), None);
+            assert_eq!(table.insert(&Key::new(1, name.as_bytes()), -number), None);
+        }
+        assert_eq!(
+            (table.get(0, b"user:7"), table.get(1, b"user:7")),
+            (Some(&7), Some(&-7))
+        );
+        let key = Key::new(1, b"user:7");
+        assert_eq!((table.at(&key), table.at(&key.clone())), (Some(&-7), Some(&-7)));
+        assert_eq!(table.insert(&key, 5), Some(-7));
+        assert_eq!(table.len(), 200);
+        table.change(&key, |value| {
+            *value += 1;
+            *value < 7
+        });
+        assert_eq!(table.get(1, b"user:7"), Some(&6));
+        table.change(&key, |_| false);
+        assert!(table.at(&key).is_none() && table.remove(&key).is_none() && table.len() == 199);
+        assert_eq!(table.remove_named(0, b"user:8"), Some(8));
+        table.clear(Some(0));
+        assert_eq!(
+            (table.len(), table.get(0, b"user:9"), table.get(1, b"user:9")),
+            (99, None, Some(&-9))
+        );
+        *table.of_or_default(&key) += 1;
+        assert_eq!(table.at(&key), Some(&1));
+        assert_eq!(table.values_mut(Some(1)).count(), 100);
     }
 }

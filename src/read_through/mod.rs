@@ -21,7 +21,7 @@ mod refresh;
 mod trigger;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     sync::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
@@ -48,7 +48,7 @@ use crate::{
     config::Number,
     engine::{
         Engine,
-        id::Id,
+        id::{ById, Id},
         language::{Failure, Function},
         prefix::Pattern,
         record::Record,
@@ -121,7 +121,7 @@ pub struct ReadThrough {
 
 struct State {
     machine: Machine<Loaded>,
-    served: BTreeMap<Id, Served>,
+    served: ById<Served>,
     /// Those who wait, by their number in the machine.
     clients: ByNumber<Who>,
     /// Their numbers by their address.
@@ -193,7 +193,7 @@ impl ReadThrough {
             behind: OnceLock::new(),
             state: Guarded::new(State {
                 machine: Machine::new(bounds, seed),
-                served: BTreeMap::new(),
+                served: ById::default(),
                 clients: ByNumber::default(),
                 numbers: ByNumber::default(),
                 leaving: VecDeque::new(),
@@ -299,7 +299,7 @@ impl State {
             .iter()
             .filter(|(_, served)| served.pattern.matches(name));
         let nearest = matching.max_by_key(|(_, served)| crate::hooks::nearness(&served.pattern));
-        nearest.map(|(&id, _)| id)
+        nearest.map(|(id, _)| id)
     }
 }
 
@@ -312,7 +312,7 @@ impl Loads for ReadThrough {
         let mut state = self.state.write(lock);
         let chance = state.machine.chance();
         let stored = state.lives.get(db, name).copied();
-        let Some(served) = state.served.get_mut(&registration) else {
+        let Some(served) = state.served.get_mut(registration) else {
             return;
         };
         let fresh = match served.options.ttl {
@@ -339,7 +339,7 @@ impl Loads for ReadThrough {
             return false;
         }
         let absent = state.machine.is_absent(self.now(), db, name);
-        if let Some(served) = state.served.get_mut(&registration).filter(|_| absent) {
+        if let Some(served) = state.served.get_mut(registration).filter(|_| absent) {
             served.figures.negative_hits += 1;
         }
         absent
@@ -375,11 +375,14 @@ impl Loads for ReadThrough {
                 present: false,
             })
             .collect();
-        let asked = state.machine.ask(self.now(), &asks, Purpose::Command { writes });
+        let now = self.now();
+        let asked = state.machine.ask(now, &asks, Purpose::Command { writes });
         match asked {
             Ok(number) => {
                 drop(state);
-                self.block(command, number)
+                let wait = self.block(command, number);
+                self.begin_at_once(lock, now);
+                wait
             }
             Err((rule, why)) => match state.refusal(rule, &why, writes) {
                 Some(reply) => Wait::Refused(reply.into()),
@@ -390,7 +393,7 @@ impl Loads for ReadThrough {
 
     fn count_plain(&self, lock: Lock<'_>, registration: Id) {
         let mut state = self.state.write(lock);
-        if let Some(served) = state.served.get_mut(&registration) {
+        if let Some(served) = state.served.get_mut(registration) {
             served.figures.plain += 1;
         }
     }
@@ -401,7 +404,7 @@ impl ReadThrough {
     pub fn totals(&self, lock: Lock<'_>) -> Vec<(&'static str, u64)> {
         let state = self.state.read(lock);
         let mut totals = figures::Totals::default();
-        for (&id, served) in &state.served {
+        for (id, served) in state.served.iter() {
             if let Some(rule) = state.machine.rule(id) {
                 totals.add(&served.hot, rule, &served.figures);
             }
@@ -459,7 +462,7 @@ impl State {
     fn refusal(&self, rule: Id, why: &NoValue, writes: bool) -> Option<Reply> {
         let on_error = self
             .served
-            .get(&rule)
+            .get(rule)
             .map_or(OnError::Error, |served| served.options.on_error);
         match on_error {
             OnError::Miss if !writes => None,

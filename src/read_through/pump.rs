@@ -3,12 +3,13 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
     FailedLoad, Key, Leave, Lifetime, Loaded, ReadThrough, Running, life,
-    machine::{Action, Ask, Landing, NoValue, Time},
+    machine::{Action, Ask, Keys, Landing, NoValue, Time},
+    options::{Options, Ttl},
 };
 use crate::{
     engine::{
@@ -26,7 +27,7 @@ use crate::{
         key::{self, Life},
         lock::Lock,
         rights::{Access, Actor},
-        store::{self, Content},
+        store::{self, Content, Open},
     },
 };
 
@@ -43,7 +44,7 @@ pub(super) struct Brought {
 /// The argument of a loader that acts as a user, if he may store what it brings.
 struct Wanted {
     record: Option<Record>,
-    keys: Vec<Key>,
+    keys: Keys,
 }
 
 impl Source for Wanted {
@@ -90,26 +91,40 @@ pub fn check_keys<'a>(
 impl ReadThrough {
     /// Does whatever is to be done now. Called in each turn of the server's loop: most of the time that is nothing.
     pub fn pump(&self, lock: Lock<'_>) {
-        if self.awake.swap(false, Ordering::AcqRel) || self.is_due(lock) {
-            self.pump_now(lock);
+        if self.awake.swap(false, Ordering::AcqRel) || self.has_more(lock) {
+            return self.pump_now(lock, self.now());
+        }
+        let due = self.state.read(lock).machine.next_due();
+        if let Some(due) = due {
+            let now = self.now();
+            if due <= now {
+                self.pump_now(lock, now);
+            }
         }
     }
 
-    fn is_due(&self, lock: Lock<'_>) -> bool {
+    fn has_more(&self, lock: Lock<'_>) -> bool {
         let state = self.state.read(lock);
-        if state.machine.has_actions() || !state.leaving.is_empty() {
-            return true;
-        }
-        state.machine.next_due().is_some_and(|due| due <= self.now())
+        state.machine.has_actions() || !state.leaving.is_empty()
     }
 
-    fn pump_now(&self, lock: Lock<'_>) {
+    /// A command has asked for keys, and its client waits: what begins with that need not wait for the next turn of the server's loop,
+    /// which may have been the last one for a while.
+    pub(super) fn begin_at_once(&self, lock: Lock<'_>, now: Time) {
+        loop {
+            let begin = self.state.write(lock).machine.next_begin();
+            let Some(begin) = begin else { break };
+            self.act(lock, now, begin);
+        }
+        self.arm(lock, now);
+    }
+
+    fn pump_now(&self, lock: Lock<'_>, now: Time) {
         let paused = !lock.may_write();
         self.release_given_up(lock);
         if !self.engine.is_serving() {
             self.state.write(lock).machine.let_all_go();
         }
-        let now = self.now();
         if !paused {
             // One list comes in the place of the other, so that neither is made anew each time.
             let mut brought = std::mem::take(&mut self.state.write(lock).landing);
@@ -137,13 +152,14 @@ impl ReadThrough {
         let mut state = self.state.write(lock);
         match action {
             Action::Begin { load, rule, keys } => {
-                let registration = state
-                    .served
-                    .get(&rule)
-                    .map(|served| Arc::clone(&served.registration));
+                let served = state.served.get(rule);
+                let served =
+                    served.map(|served| (Arc::clone(&served.registration), Arc::clone(&served.options)));
                 drop(state);
-                match registration {
-                    Some(registration) => self.begin(lock, load, &registration, keys),
+                match served {
+                    Some((registration, options)) => {
+                        self.begin(lock, now, load, &registration, &options, keys);
+                    }
                     None => self.state.write(lock).machine.ended(now, load),
                 }
             }
@@ -193,17 +209,18 @@ impl ReadThrough {
     }
 
     /// Calls the loader, as an execution like any other.
-    fn begin(&self, lock: Lock<'_>, load: u64, registration: &Arc<Registration>, keys: Vec<Key>) {
+    fn begin(
+        &self,
+        lock: Lock<'_>,
+        begun: Time,
+        load: u64,
+        registration: &Arc<Registration>,
+        options: &Options,
+        keys: Keys,
+    ) {
         let Some(db) = keys.first().map(|key| key.db) else {
             return;
         };
-        let options = self
-            .state
-            .read(lock)
-            .served
-            .get(&registration.id)
-            .map(|served| Arc::clone(&served.options));
-        let Some(options) = options else { return };
         let batch = options.batch > 1;
         let name = |key: &Key| Value::Key(key.name.to_vec());
         let argument = if batch {
@@ -216,7 +233,7 @@ impl ReadThrough {
             return;
         }
         // What is loaded of a key with a change that is not saved may be older than that.
-        let unsaved: Vec<Key> = keys
+        let unsaved: Keys = keys
             .iter()
             .filter(|key| self.unsaved(lock, key.db, &key.name).is_some())
             .cloned()
@@ -230,10 +247,9 @@ impl ReadThrough {
             }),
         };
         let start = Start::of_registration(registration, db, source).transient();
-        let begun = Instant::now();
         let (this, unpack) = (self.this.clone(), Arc::clone(&self.unpack));
         let ttl = match options.ttl {
-            super::options::Ttl::Function => registration.plan.functions.get(1).cloned(),
+            Ttl::Function => registration.plan.functions.get(1).cloned(),
             _ => None,
         };
         // Brought when the execution is counted, so that whoever has a reply sees it counted.
@@ -259,7 +275,8 @@ impl ReadThrough {
             let values = values.lock().take();
             let values = values.unwrap_or(Err(NoValue::Aborted));
             if let Some(this) = this.upgrade() {
-                this.bring(load, begun.elapsed(), values);
+                let took = this.now().saturating_sub(begun);
+                this.bring(load, took, values);
             }
         });
         let execution = self.engine.submit(start, None);
@@ -284,7 +301,7 @@ impl ReadThrough {
         let Some((rule, keys)) = state.machine.take_keys(load) else {
             return;
         };
-        if let Some(served) = state.served.get_mut(&rule).filter(|_| values.is_ok()) {
+        if let Some(served) = state.served.get_mut(rule).filter(|_| values.is_ok()) {
             served.figures.loaded(took);
             let below = life::interesting_below_ms(&served.options, served.figures.mean_load_s());
             served.hot.set_below(below);
@@ -316,7 +333,15 @@ impl ReadThrough {
         value: Result<Loaded, NoValue>,
     ) {
         let value = self.newer_than(lock, rule, load, key, value);
-        let present = key::life(lock, key.db, &key.name) != Life::Missing;
+        let is_kept = |loaded: &Loaded| loaded.content.is_some() && loaded.lifetime != Lifetime::NotKept;
+        // Whoever is to store opens the key for that, and sees whether it is there.
+        let open = value.as_ref().is_ok_and(is_kept).then(|| self.open(lock, key));
+        let present = match &open {
+            Some(open) => open.is_there(),
+            None => key::life(lock, key.db, &key.name) != Life::Missing,
+        };
+        // What is there may go before it is replaced.
+        let open = open.filter(|_| !present);
         if !present && !store::is_local(lock, self.engine.features, key.db, &key.name) {
             self.state.write(lock).machine.moved_away(load, key);
             return;
@@ -338,7 +363,7 @@ impl ReadThrough {
         match (landing, loaded) {
             (Landing::Store, Some(loaded)) => {
                 // Where it cannot be stored, it answers without being kept.
-                self.store(lock, rule, key, &loaded);
+                self.store(lock, rule, key, &loaded, open);
             }
             (Landing::Delete, _) if self.may_delete(lock, rule, key) => {
                 self.quietly(lock, || store::delete(lock, key.db, &key.name));
@@ -351,17 +376,25 @@ impl ReadThrough {
     /// Whether the user of a registration may take a value away, if it has one.
     fn may_delete(&self, lock: Lock<'_>, rule: Id, key: &Key) -> bool {
         let state = self.state.read(lock);
-        let served = state.served.get(&rule);
+        let served = state.served.get(rule);
         let actor = served.and_then(|served| served.registration.actor.clone());
         drop(state);
         actor.is_none_or(|actor| actor.check_command(lock, &[b"DEL", &*key.name]).is_ok())
     }
 
     /// Stores a value with its lifetime; false if the memory limit forbids it, or its user's rights do.
-    pub(super) fn store(&self, lock: Lock<'_>, rule: Id, key: &Key, loaded: &Loaded) -> bool {
+    /// `open`: the key, if it is open by now, and not there.
+    pub(super) fn store(
+        &self,
+        lock: Lock<'_>,
+        rule: Id,
+        key: &Key,
+        loaded: &Loaded,
+        open: Option<Open<'_>>,
+    ) -> bool {
         let now_ms = key::now_ms(lock);
         let mut state = self.state.write(lock);
-        let Some(served) = state.served.get(&rule) else {
+        let Some(served) = state.served.get(rule) else {
             return false;
         };
         let options = Arc::clone(&served.options);
@@ -376,7 +409,7 @@ impl ReadThrough {
             }
         };
         if !may || !store::has_room(lock, self.engine.features) {
-            if let Some(served) = state.served.get_mut(&rule) {
+            if let Some(served) = state.served.get_mut(rule) {
                 served.figures.not_stored += 1;
             }
             return false;
@@ -391,7 +424,8 @@ impl ReadThrough {
         drop(state);
         let expires = fresh.map(|fresh| life::expires_ms(&options, fresh, now_ms, chance));
         if let Some(content) = &loaded.content {
-            self.quietly(lock, || store::put(lock, key.db, &key.name, content, expires));
+            let open = open.unwrap_or_else(|| self.open(lock, key));
+            self.quietly(lock, || open.put(content, expires));
             let until_ms = expires.unwrap_or(i64::MAX);
             self.state.write(lock).machine.stored(key, until_ms);
         }
@@ -401,11 +435,16 @@ impl ReadThrough {
         true
     }
 
+    fn open<'a>(&self, lock: Lock<'a>, key: &Key) -> Open<'a> {
+        self.quietly(lock, || Open::new(lock, key.db, &key.name))
+    }
+
     /// Does something to a key that is our own doing.
-    pub(super) fn quietly(&self, lock: Lock<'_>, work: impl FnOnce()) {
+    pub(super) fn quietly<R>(&self, lock: Lock<'_>, work: impl FnOnce() -> R) -> R {
         let before = std::mem::replace(&mut self.state.write(lock).storing, true);
-        work();
+        let result = work();
         self.state.write(lock).storing = before;
+        result
     }
 
     /// Sees to it that the server comes when the next time is over.

@@ -125,7 +125,7 @@ impl Trigger for LoadTrigger {
         let Some(loads) = &self.loads else { return };
         loads.hooks.unlink(lock, registration.id);
         let mut state = loads.state.write(lock);
-        state.served.remove(&registration.id);
+        state.served.remove(registration.id);
         state.machine.remove_rule(registration.id);
         drop(state);
         loads.come();
@@ -145,7 +145,7 @@ impl Trigger for LoadTrigger {
                 .served
                 .iter()
                 .find(|(_, served)| Arc::ptr_eq(&served.hot, &self.hot));
-            let Some((&id, served)) = served else {
+            let Some((id, served)) = served else {
                 return Vec::new();
             };
             let rule = state.machine.rule(id);
@@ -163,11 +163,11 @@ impl Trigger for LoadTrigger {
                 .served
                 .iter()
                 .find(|(_, served)| Arc::ptr_eq(&served.hot, &self.hot));
-            let Some(id) = found.map(|(&id, _)| id) else {
+            let Some(id) = found.map(|(id, _)| id) else {
                 return;
             };
             self.hot.clear();
-            if let Some(served) = state.served.get_mut(&id) {
+            if let Some(served) = state.served.get_mut(id) {
                 served.figures.clear();
             }
             state.machine.clear_counts(id);

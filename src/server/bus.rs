@@ -5,6 +5,7 @@ use std::{
     ffi::{CString, c_char},
     panic::{AssertUnwindSafe, catch_unwind},
     slice,
+    sync::OnceLock,
 };
 
 use redis_module::raw;
@@ -17,9 +18,10 @@ const ID: usize = 40;
 /// The C form of a function that gets messages.
 pub type Receiver = unsafe extern "C" fn(*mut raw::RedisModuleCtx, *const c_char, u8, *const u8, u32);
 
-/// True if this server is a node of a Redis Cluster, also while it is the only one.
+/// True if this server is a node of a Redis Cluster, also while it is the only one. It is one from its start on, or never.
 pub fn is_cluster_node(lock: Lock<'_>) -> bool {
-    lock.server_flags() & raw::REDISMODULE_CTX_FLAGS_CLUSTER != 0
+    static IS_NODE: OnceLock<bool> = OnceLock::new();
+    *IS_NODE.get_or_init(|| lock.server_flags() & raw::REDISMODULE_CTX_FLAGS_CLUSTER != 0)
 }
 
 /// Asks for messages of type `kind`. Nothing happens on a server that is no node.

@@ -10,7 +10,7 @@ use redis_module::raw;
 
 use super::{
     api::Features,
-    audience,
+    audience, bus,
     call::call,
     call_reply::is_foreign,
     events::Mute,
@@ -78,23 +78,65 @@ fn score_text(score: f64) -> Vec<u8> {
     format!("{score:?}").into_bytes()
 }
 
-/// Puts a value in the place of whatever the key holds, with the moment (Unix time in milliseconds) at which it expires. It
-/// goes to replicas and files as one step, and fires its usual events.
+/// A key that is open for a value to be put there. Nothing may happen to the key meanwhile.
+pub struct Open<'a> {
+    lock: Lock<'a>,
+    db: i32,
+    name: RString<'a>,
+    /// Null when it is closed.
+    key: *mut raw::RedisModuleKey,
+}
+
+impl<'a> Open<'a> {
+    pub fn new(lock: Lock<'a>, db: i32, name: &[u8]) -> Self {
+        let name = RString::new(lock, name);
+        Self {
+            // SAFETY: the name is alive as long as the key is open.
+            key: unsafe { open(lock, db, &name) },
+            lock,
+            db,
+            name,
+        }
+    }
+
+    /// True if it holds something. What has expired is gone.
+    pub fn is_there(&self) -> bool {
+        // SAFETY: the key is open.
+        unsafe { api!(RedisModule_KeyType(self.key)) as isize != raw::REDISMODULE_KEYTYPE_EMPTY }
+    }
+
+    /// Puts a value in the place of whatever the key holds, with the moment (Unix time in milliseconds) at which it expires. It
+    /// goes to replicas and files as one step, and fires its usual events.
+    pub fn put(mut self, content: &Content, expires_ms: Option<i64>) {
+        let existed = self.place(content, expires_ms);
+        let (lock, db, name) = (self.lock, self.db, &self.name);
+        let (_, class, event) = content.made_by();
+        if audience::is_there(lock) {
+            hand_on(lock, db, name, existed, content, expires_ms);
+        } else {
+            count(lock, db);
+        }
+        if !matches!(content, Content::Set(_)) {
+            notify(lock, db, class, event, name);
+        }
+        if expires_ms.is_some() {
+            notify(lock, db, raw::REDISMODULE_NOTIFY_GENERIC, c"expire", name);
+        }
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        if !self.key.is_null() {
+            // SAFETY: opened by us, closed once.
+            unsafe { api!(RedisModule_CloseKey(self.key)) };
+        }
+    }
+}
+
+/// Puts a value into a key, see [`Open::put`].
 pub fn put(lock: Lock<'_>, db: i32, name: &[u8], content: &Content, expires_ms: Option<i64>) {
-    let key = RString::new(lock, name);
-    let existed = place(lock, db, &key, content, expires_ms);
-    let (_, class, event) = content.made_by();
-    if audience::is_there(lock) {
-        hand_on(lock, db, &key, existed, content, expires_ms);
-    } else {
-        count(lock, db);
-    }
-    if !matches!(content, Content::Set(_)) {
-        notify(lock, db, class, event, &key);
-    }
-    if expires_ms.is_some() {
-        notify(lock, db, raw::REDISMODULE_NOTIFY_GENERIC, c"expire", &key);
-    }
+    Open::new(lock, db, name).put(content, expires_ms);
 }
 
 /// The server counts by what modules hand on how much has changed since it wrote its last RDB file. Where nobody hears of it, that
@@ -141,19 +183,15 @@ fn hand_on(
 /// Puts a value there for a moment: nobody else hears of it, but for what the server tells of a set, which has no native way.
 pub fn put_quietly(lock: Lock<'_>, db: i32, name: &[u8], content: &Content) {
     let _mute = Mute::new();
-    place(lock, db, &RString::new(lock, name), content, None);
+    Open::new(lock, db, name).place(content, None);
 }
 
 /// Takes away what [`put_quietly`] put there.
 pub fn take_quietly(lock: Lock<'_>, db: i32, name: &[u8]) {
     let _mute = Mute::new();
-    let key = RString::new(lock, name);
-    // SAFETY: the key is open for writing while it is used.
-    unsafe {
-        let opened = open(lock, db, &key);
-        api!(RedisModule_DeleteKey(opened));
-        api!(RedisModule_CloseKey(opened));
-    }
+    let opened = Open::new(lock, db, name);
+    // SAFETY: the key is open for writing.
+    unsafe { api!(RedisModule_DeleteKey(opened.key)) };
 }
 
 /// Takes a value away for good.
@@ -179,7 +217,7 @@ pub fn has_room(lock: Lock<'_>, features: Features) -> bool {
 
 /// False if the key's slot is served by another node of the cluster. For keys that are not there.
 pub fn is_local(lock: Lock<'_>, features: Features, db: i32, name: &[u8]) -> bool {
-    if lock.server_flags() & raw::REDISMODULE_CTX_FLAGS_CLUSTER == 0 {
+    if !bus::is_cluster_node(lock) {
         return true;
     }
     // Does nothing to a key that is not there, and is not counted as a look at it.
@@ -223,69 +261,72 @@ pub fn redirection(lock: Lock<'_>, features: Features, slot: u16) -> Reply {
     Reply::error(ON_ITS_WAY)
 }
 
-/// True if the key held something before.
-fn place(lock: Lock<'_>, db: i32, key: &RString<'_>, content: &Content, expires_ms: Option<i64>) -> bool {
-    let string = |bytes: &[u8]| RString::new(lock, bytes);
-    let knows_moments = has_api!(RedisModule_SetAbsExpire);
-    // SAFETY: the key is open for writing while it is used, the strings outlive the calls, which copy them or count their
-    // references.
-    unsafe {
-        let mut opened = open(lock, db, key);
-        let existed = api!(RedisModule_KeyType(opened)) as isize != raw::REDISMODULE_KEYTYPE_EMPTY;
-        api!(RedisModule_DeleteKey(opened));
-        match content {
-            Content::String(text) => {
-                api!(RedisModule_StringSet(opened, string(text).as_raw()));
+impl Open<'_> {
+    /// True if the key held something before. It is closed then.
+    fn place(&mut self, content: &Content, expires_ms: Option<i64>) -> bool {
+        let (lock, db) = (self.lock, self.db);
+        let string = |bytes: &[u8]| RString::new(lock, bytes);
+        let knows_moments = has_api!(RedisModule_SetAbsExpire);
+        let existed = self.is_there();
+        // SAFETY: the key is open for writing while it is used, the strings outlive the calls, which copy them or count their
+        // references.
+        unsafe {
+            let mut opened = std::mem::replace(&mut self.key, ptr::null_mut());
+            api!(RedisModule_DeleteKey(opened));
+            match content {
+                Content::String(text) => {
+                    api!(RedisModule_StringSet(opened, string(text).as_raw()));
+                }
+                Content::Hash(fields) => {
+                    for (name, value) in fields {
+                        api!(RedisModule_HashSet(
+                            opened,
+                            raw::REDISMODULE_HASH_NONE as c_int,
+                            string(name).as_raw(),
+                            string(value).as_raw(),
+                            ptr::null_mut::<raw::RedisModuleString>()
+                        ));
+                    }
+                }
+                Content::List(items) => {
+                    for item in items {
+                        api!(RedisModule_ListPush(
+                            opened,
+                            raw::REDISMODULE_LIST_TAIL as c_int,
+                            string(item).as_raw()
+                        ));
+                    }
+                }
+                Content::Sorted(members) => {
+                    for (member, score) in members {
+                        api!(RedisModule_ZsetAdd(
+                            opened,
+                            *score,
+                            string(member).as_raw(),
+                            ptr::null_mut()
+                        ));
+                    }
+                }
+                Content::Set(members) => {
+                    // The module API has no access to sets.
+                    api!(RedisModule_CloseKey(opened));
+                    add_members(lock, db, &self.name, members);
+                    opened = open(lock, db, &self.name);
+                }
             }
-            Content::Hash(fields) => {
-                for (name, value) in fields {
-                    api!(RedisModule_HashSet(
+            if let Some(ms) = expires_ms {
+                if knows_moments {
+                    api!(RedisModule_SetAbsExpire(opened, ms));
+                } else {
+                    api!(RedisModule_SetExpire(
                         opened,
-                        raw::REDISMODULE_HASH_NONE as c_int,
-                        string(name).as_raw(),
-                        string(value).as_raw(),
-                        ptr::null_mut::<raw::RedisModuleString>()
+                        ms - api!(RedisModule_Milliseconds())
                     ));
                 }
             }
-            Content::List(items) => {
-                for item in items {
-                    api!(RedisModule_ListPush(
-                        opened,
-                        raw::REDISMODULE_LIST_TAIL as c_int,
-                        string(item).as_raw()
-                    ));
-                }
-            }
-            Content::Sorted(members) => {
-                for (member, score) in members {
-                    api!(RedisModule_ZsetAdd(
-                        opened,
-                        *score,
-                        string(member).as_raw(),
-                        ptr::null_mut()
-                    ));
-                }
-            }
-            Content::Set(members) => {
-                // The module API has no access to sets.
-                api!(RedisModule_CloseKey(opened));
-                add_members(lock, db, key, members);
-                opened = open(lock, db, key);
-            }
+            api!(RedisModule_CloseKey(opened));
+            existed
         }
-        if let Some(ms) = expires_ms {
-            if knows_moments {
-                api!(RedisModule_SetAbsExpire(opened, ms));
-            } else {
-                api!(RedisModule_SetExpire(
-                    opened,
-                    ms - api!(RedisModule_Milliseconds())
-                ));
-            }
-        }
-        api!(RedisModule_CloseKey(opened));
-        existed
     }
 }
 

@@ -1,8 +1,10 @@
 //! Somebody wants keys: he joins the loads that are under way, or new ones begin.
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
-use super::{Action, Ask, Change, Due, Flight, Load, Machine, NoValue, Purpose, Stage, Time, Waiter, Wanted};
+use super::{
+    Action, Ask, Change, Due, Flight, Keys, Load, Machine, NoValue, Purpose, Stage, Time, Waiter, Wanted,
+};
 use crate::{engine::id::Id, read_through::keys::Key};
 
 impl<V> Machine<V> {
@@ -23,7 +25,7 @@ impl<V> Machine<V> {
         let command = purpose.is_command();
         let mut timeout = None;
         for rule in &rules {
-            let Some(rule) = self.rules.get_mut(rule) else {
+            let Some(rule) = self.rules.get_mut(*rule) else {
                 continue;
             };
             rule.counts.waiting += 1;
@@ -84,7 +86,7 @@ impl<V> Machine<V> {
         for ask in asks {
             if !waiter.rules.contains(&ask.rule) {
                 waiter.rules.push(ask.rule);
-                if let Some(rule) = self.rules.get_mut(&ask.rule) {
+                if let Some(rule) = self.rules.get_mut(ask.rule) {
                     rule.counts.waiting += 1;
                 }
             }
@@ -105,7 +107,7 @@ impl<V> Machine<V> {
             key: key.clone(),
             present: true,
         }];
-        if self.flights.get(key.db, &key.name).is_some()
+        if self.flights.at(key).is_some()
             || self
                 .check(now, &ask, Purpose::Command { writes: false }, false)
                 .is_err()
@@ -114,7 +116,7 @@ impl<V> Machine<V> {
         }
         self.flights.insert(key, Flight::new(rule, true, true));
         self.count(rule, |counts| counts.refreshes += 1);
-        self.enqueue(now, rule, vec![key.clone()]);
+        self.enqueue(now, rule, smallvec![key.clone()]);
         true
     }
 
@@ -126,20 +128,20 @@ impl<V> Machine<V> {
         is_new: bool,
     ) -> Result<(), (Id, NoValue)> {
         for ask in asks {
-            let Some(rule) = self.rules.get(&ask.rule) else {
+            let Some(rule) = self.rules.get(ask.rule) else {
                 continue;
             };
             let refuse = |why| Err((ask.rule, why));
             if is_new && rule.counts.waiting >= rule.limits.max_waiting as u64 {
                 return refuse(NoValue::TooManyWaiting);
             }
-            if self.flights.get(ask.key.db, &ask.key.name).is_some() {
+            if self.flights.at(&ask.key).is_some() {
                 continue;
             }
             if !rule.breaker.allows(now) {
                 return refuse(NoValue::BreakerOpen);
             }
-            let backoff = self.backoffs.get(ask.key.db, &ask.key.name);
+            let backoff = self.backoffs.at(&ask.key);
             if purpose.is_command() && backoff.is_some_and(|(_, backoff)| !backoff.is_over(now)) {
                 return refuse(NoValue::BackingOff);
             }
@@ -152,7 +154,7 @@ impl<V> Machine<V> {
 
     /// Adds a waiter to the flights of keys. True if all of them were under way already.
     pub(super) fn join(&mut self, now: Time, number: u64, asks: &[Ask], used: &[u8]) -> bool {
-        let mut fresh: SmallVec<[(Id, Vec<Key>); 1]> = SmallVec::new();
+        let mut fresh: SmallVec<[(Id, Keys); 1]> = SmallVec::new();
         let refresh = self
             .waiters
             .get(&number)
@@ -180,7 +182,7 @@ impl<V> Machine<V> {
                 self.flights.insert(&ask.key, flight);
                 match fresh.iter_mut().find(|(rule, _)| *rule == ask.rule) {
                     Some((_, keys)) => keys.push(ask.key.clone()),
-                    None => fresh.push((ask.rule, vec![ask.key.clone()])),
+                    None => fresh.push((ask.rule, smallvec![ask.key.clone()])),
                 }
             }
             if let Some(waiter) = self.waiters.get_mut(&number) {
@@ -202,8 +204,8 @@ impl<V> Machine<V> {
         shared
     }
 
-    pub(super) fn enqueue(&mut self, now: Time, id: Id, keys: Vec<Key>) {
-        let Some(rule) = self.rules.get_mut(&id) else {
+    pub(super) fn enqueue(&mut self, now: Time, id: Id, keys: Keys) {
+        let Some(rule) = self.rules.get_mut(id) else {
             return;
         };
         if let Some(due) = rule.enqueue(now, keys) {
@@ -215,7 +217,7 @@ impl<V> Machine<V> {
     /// Begins what may begin.
     pub(super) fn begin_loads(&mut self, now: Time, id: Id) {
         let mut refused = Vec::new();
-        let Some(rule) = self.rules.get_mut(&id) else {
+        let Some(rule) = self.rules.get_mut(id) else {
             return;
         };
         while let Some(chunk) = rule.next_chunk(now) {
@@ -224,7 +226,7 @@ impl<V> Machine<V> {
                 Some(flight) if flight.stage != Stage::Queued => false,
                 Some(flight) if flight.live > 0 || flight.background => true,
                 Some(_) => {
-                    drop(self.flights.remove(key.db, &key.name));
+                    drop(self.flights.remove(key));
                     false
                 }
                 None => false,

@@ -37,7 +37,7 @@ impl<V> Machine<V> {
             return Vec::new();
         };
         let is_lost = |wanted: &&Wanted| {
-            let landed = self.landed.get(wanted.key.db, &wanted.key.name);
+            let landed = self.landed.at(&wanted.key);
             wanted.settled && !landed.is_some_and(|landed| wanted.landed && !landed.void)
         };
         waiter
@@ -72,13 +72,13 @@ impl<V> Machine<V> {
         if landed.left > 0 {
             return false;
         }
-        let landed = self.landed.remove(key.db, &key.name);
+        let landed = self.landed.remove(key);
         landed.is_some_and(|landed| landed.value.is_some())
     }
 
     /// Something happened to a key.
     pub fn changed(&mut self, db: i32, name: &[u8], change: Change) {
-        self.absent.remove(db, name);
+        self.absent.remove_named(db, name);
         self.mentioned(db, name);
         if change == Change::Aged {
             return;
@@ -156,7 +156,7 @@ impl<V> Machine<V> {
 
     /// A registration has gone. What its loads bring is dropped; those who wait for them ask again.
     pub fn remove_rule(&mut self, id: Id) {
-        self.rules.remove(&id);
+        self.rules.remove(id);
         // What it found out is nothing that the next loader has to go by.
         self.absent.retain(|&(rule, _)| rule != id);
         self.backoffs.retain(|&(rule, _)| rule != id);
@@ -176,11 +176,11 @@ impl<V> Machine<V> {
             .flights
             .iter()
             .filter(|(_, flight)| flight.rule == id)
-            .map(|(key, _)| key)
+            .map(|(key, _)| key.clone())
             .collect();
         let mut lost: BTreeMap<u64, Vec<Key>> = BTreeMap::new();
         for key in keys {
-            let Some(flight) = self.flights.remove(key.db, &key.name) else {
+            let Some(flight) = self.flights.remove(&key) else {
                 continue;
             };
             for number in flight.waiters {
@@ -217,7 +217,7 @@ impl<V> Machine<V> {
         self.absent.clear(None);
         for (number, load) in self.loads.drain() {
             self.due.remove(&(load.deadline, Due::Load(number)));
-            if let Some(rule) = self.rules.get_mut(&load.rule) {
+            if let Some(rule) = self.rules.get_mut(load.rule) {
                 rule.counts.loading -= 1;
                 rule.breaker.forget(number);
             }

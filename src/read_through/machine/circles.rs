@@ -52,13 +52,13 @@ impl<V> Machine<V> {
 
     /// Whether the load of a key, by `rule` if there is none yet, goes on while these wait.
     fn goes_on(&self, rule: Id, key: &Key, waiting: &Waiting<'_>) -> bool {
-        let flight = self.flights.get(key.db, &key.name);
+        let flight = self.flights.at(key);
         if let Some(Stage::Loading(load)) = flight.map(|flight| flight.stage) {
             return !waiting.contains_key(&load);
         }
         let id = flight.map_or(rule, |flight| flight.rule);
         let is_full = |rule: &super::Rule| rule.counts.loading >= rule.limits.max_loads as u64;
-        if !self.rules.get(&id).is_some_and(is_full) {
+        if !self.rules.get(id).is_some_and(is_full) {
             return true;
         }
         let mut running = self.loads.iter().filter(|(_, load)| load.rule == id);

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use super::{
-    Action, Backoff, Change, Due, Landed, Landing, MAX_LOADS, Machine, NoValue, Purpose, Stage, Time,
+    Action, Backoff, Change, Due, Keys, Landed, Landing, MAX_LOADS, Machine, NoValue, Purpose, Stage, Time,
 };
 use crate::{engine::id::Id, read_through::keys::Key};
 
 impl<V> Machine<V> {
     /// The keys of a load whose result has come, if anybody still knows it: each of them is to land, then it has ended
     /// ([`Machine::ended`]). Asked once.
-    pub fn take_keys(&mut self, load: u64) -> Option<(Id, Vec<Key>)> {
+    pub fn take_keys(&mut self, load: u64) -> Option<(Id, Keys)> {
         let load = self.loads.get_mut(&load)?;
         Some((load.rule, std::mem::take(&mut load.keys)))
     }
@@ -49,7 +49,7 @@ impl<V> Machine<V> {
             }
         };
         known.failed = known.failed.or(Some(false));
-        self.backoffs.remove(key.db, &key.name);
+        self.backoffs.remove(key);
         if !self.is_loading(key, load) {
             return Landing::Nothing;
         }
@@ -93,7 +93,7 @@ impl<V> Machine<V> {
             return;
         };
         self.due.remove(&(known.deadline, Due::Load(load)));
-        if let Some(rule) = self.rules.get_mut(&known.rule) {
+        if let Some(rule) = self.rules.get_mut(known.rule) {
             rule.counts.loading -= 1;
             match (rule.limits.breaker, known.failed) {
                 (Some(limit), Some(failed)) => rule.breaker.ended(load, failed, now, limit),
@@ -113,20 +113,20 @@ impl<V> Machine<V> {
 
     pub(super) fn is_loading(&self, key: &Key, load: u64) -> bool {
         self.flights
-            .get(key.db, &key.name)
+            .at(key)
             .is_some_and(|flight| flight.stage == Stage::Loading(load))
     }
 
     pub(super) fn load_failed(&mut self, now: Time, id: Id, key: &Key) {
         let jitter = self.chance();
-        let Some(rule) = self.rules.get_mut(&id) else {
+        let Some(rule) = self.rules.get_mut(id) else {
             return;
         };
         rule.counts.load_failures += 1;
         if rule.limits.backoff.is_zero() {
             return;
         }
-        let before = self.backoffs.get(key.db, &key.name).map(|&(_, backoff)| backoff);
+        let before = self.backoffs.at(key).map(|&(_, backoff)| backoff);
         let (first, most) = (rule.limits.backoff, rule.limits.max_backoff);
         let backoff = Backoff::after_failure(before, now, first, most, jitter);
         self.forgotten += self.backoffs.insert(key, (id, backoff), self.bounds.backoffs);
@@ -173,14 +173,14 @@ impl<V> Machine<V> {
             }
         }
         if again {
-            self.enqueue(now, id, vec![key.clone()]);
+            self.enqueue(now, id, smallvec::smallvec![key.clone()]);
         } else {
-            self.flights.remove(key.db, &key.name);
+            self.flights.remove(key);
         }
     }
 
     pub(super) fn remember_absent(&mut self, now: Time, id: Id, key: &Key) {
-        let Some(rule) = self.rules.get(&id) else { return };
+        let Some(rule) = self.rules.get(id) else { return };
         if !rule.limits.negative_ttl.is_zero() {
             let until = now.saturating_add(rule.limits.negative_ttl);
             self.forgotten += self.absent.insert(key, (id, until), self.bounds.absent);
@@ -188,7 +188,7 @@ impl<V> Machine<V> {
     }
 
     pub(super) fn put_landed(&mut self, key: &Key, value: Option<Arc<V>>) {
-        let left = self.landed.get(key.db, &key.name).map_or(0, |landed| landed.left);
+        let left = self.landed.at(key).map_or(0, |landed| landed.left);
         self.landed.insert(
             key,
             Landed {
@@ -202,14 +202,14 @@ impl<V> Machine<V> {
 
     /// All who wait for the key are served. `landed`: by what was loaded.
     pub(super) fn settle_all(&mut self, key: &Key, landed: bool) {
-        let Some(flight) = self.flights.remove(key.db, &key.name) else {
+        let Some(flight) = self.flights.remove(key) else {
             return;
         };
         for number in flight.waiters {
             self.settle(number, key, landed);
         }
         if self.landed.of(key).is_some_and(|landed| landed.left == 0) {
-            self.landed.remove(key.db, &key.name);
+            self.landed.remove(key);
         }
     }
 
@@ -238,7 +238,7 @@ impl<V> Machine<V> {
 
     /// Nobody gets a value for this key.
     pub(super) fn fail(&mut self, key: &Key, why: &NoValue) {
-        let Some(flight) = self.flights.remove(key.db, &key.name) else {
+        let Some(flight) = self.flights.remove(key) else {
             return;
         };
         let refused = *why == NoValue::TooManyPending;

@@ -14,7 +14,7 @@ mod rule;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -25,7 +25,10 @@ use super::{
     bounded::Bounded,
     keys::{ByKey, Key},
 };
-use crate::{engine::id::Id, hashing::ByNumber};
+use crate::{
+    engine::id::{ById, Id},
+    hashing::ByNumber,
+};
 
 use self::pace::Backoff;
 pub use self::rule::{Counts, Limits, Rule};
@@ -87,7 +90,7 @@ pub enum Action {
     Begin {
         load: u64,
         rule: Id,
-        keys: Vec<Key>,
+        keys: Keys,
     },
     /// Its time is over: whatever it brings is dropped.
     Stop {
@@ -212,7 +215,7 @@ struct Waiter {
 struct Load {
     rule: Id,
     /// Until they land.
-    keys: Vec<Key>,
+    keys: Keys,
     deadline: Time,
     /// Whether it failed, as far as it has told something of the source.
     failed: Option<bool>,
@@ -237,7 +240,7 @@ pub struct Bounds {
 /// See the module.
 pub struct Machine<V> {
     pub bounds: Bounds,
-    rules: BTreeMap<Id, Rule>,
+    rules: ById<Rule>,
     flights: ByKey<Flight>,
     landed: ByKey<Landed<V>>,
     /// Until when keys are known to be absent, by the registration that found out.
@@ -259,7 +262,7 @@ impl<V> Machine<V> {
     pub fn new(bounds: Bounds, seed: u64) -> Self {
         Self {
             bounds,
-            rules: BTreeMap::new(),
+            rules: ById::default(),
             flights: ByKey::default(),
             landed: ByKey::default(),
             absent: Bounded::default(),
@@ -285,12 +288,12 @@ impl<V> Machine<V> {
     }
 
     pub fn rule(&self, id: Id) -> Option<&Rule> {
-        self.rules.get(&id)
+        self.rules.get(id)
     }
 
     /// Forgets what [`Counts`] counts, but not what is under way.
     pub fn clear_counts(&mut self, id: Id) {
-        if let Some(rule) = self.rules.get_mut(&id) {
+        if let Some(rule) = self.rules.get_mut(id) {
             rule.counts = Counts {
                 waiting: rule.counts.waiting,
                 loading: rule.counts.loading,
@@ -319,7 +322,7 @@ impl<V> Machine<V> {
         };
         let known = now < *until;
         if !known {
-            self.absent.remove(db, name);
+            self.absent.remove_named(db, name);
         }
         known
     }
@@ -334,7 +337,7 @@ impl<V> Machine<V> {
 
     /// What was loaded for a key, while somebody waits for his reply.
     pub fn landed(&self, key: &Key) -> Option<&Landed<V>> {
-        self.landed.get(key.db, &key.name)
+        self.landed.at(key)
     }
 
     /// What was loaded for a key has been stored, to expire at that moment (Unix time in milliseconds).
@@ -370,13 +373,18 @@ impl<V> Machine<V> {
         self.actions.pop_front()
     }
 
+    /// The same if it is a load that begins: who has asked need not wait for the others.
+    pub fn next_begin(&mut self) -> Option<Action> {
+        matches!(self.actions.front(), Some(Action::Begin { .. })).then(|| self.actions.pop_front())?
+    }
+
     /// When [`Machine::tick`] is to be called next.
     pub fn next_due(&self) -> Option<Time> {
         self.due.first().map(|&(time, _)| time)
     }
 
     fn count(&mut self, rule: Id, change: impl FnOnce(&mut Counts)) {
-        if let Some(rule) = self.rules.get_mut(&rule) {
+        if let Some(rule) = self.rules.get_mut(rule) {
             change(&mut rule.counts);
         }
     }

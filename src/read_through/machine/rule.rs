@@ -2,8 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::{Time, pace::Breaker};
-use crate::read_through::keys::Key;
+use super::{Keys, Time, pace::Breaker};
 
 /// The limits of a registration.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,7 +76,7 @@ impl Counts {
 /// Keys that go to the loader together.
 pub struct Chunk {
     pub db: i32,
-    pub keys: Vec<Key>,
+    pub keys: Keys,
     /// When it goes although there is room for more.
     pub due: Time,
 }
@@ -108,7 +107,7 @@ impl Rule {
     }
 
     /// Adds keys that are missed by one command, of one database. The time at which they go, if that is not now.
-    pub fn enqueue(&mut self, now: Time, keys: Vec<Key>) -> Option<Time> {
+    pub fn enqueue(&mut self, now: Time, keys: Keys) -> Option<Time> {
         let db = keys.first()?.db;
         self.queued += keys.len();
         let batch = self.limits.batch.max(1);
@@ -168,8 +167,9 @@ impl Rule {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::read_through::keys::Key;
 
-    fn keys(names: &str) -> Vec<Key> {
+    fn keys(names: &str) -> Keys {
         names
             .chars()
             .map(|name| Key::new(0, name.to_string().as_bytes()))

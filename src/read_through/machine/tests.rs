@@ -53,7 +53,7 @@ fn ask(machine: &mut Machine<u32>, now: u64, names: &[&str]) -> Result<u64, NoVa
 }
 
 /// The load that begins, and its keys.
-fn begun(machine: &mut Machine<u32>) -> (u64, Vec<Key>) {
+fn begun(machine: &mut Machine<u32>) -> (u64, Keys) {
     match machine.take_actions().as_slice() {
         [Action::Begin { load, keys, .. }] => (*load, keys.clone()),
         other => panic!("one load begins, not {other:?}"),
@@ -83,7 +83,7 @@ fn one_load_serves_all_who_wait() {
     let (load, keys) = begun(&mut machine);
     let second = ask(&mut machine, 0, &["a", "b"]);
     let (other, _) = begun(&mut machine);
-    assert_eq!(keys, [key("a")]);
+    assert_eq!(keys.as_slice(), [key("a")]);
     assert_eq!(land(&mut machine, load, "a", Some(1), false), Landing::Store);
     assert_eq!(ready(&mut machine), [first.clone().unwrap_or(0)]);
     assert_eq!(land(&mut machine, other, "b", None, false), Landing::Nothing);

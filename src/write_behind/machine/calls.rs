@@ -274,7 +274,7 @@ impl<P> Queue<P> {
         let later = self.entries.iter().filter(|(place, _)| *place > head);
         let mut fit = later.filter(|(place, entry)| {
             let key = &entry.change.key;
-            let chain = self.chains.get(key.db, &key.name);
+            let chain = self.chains.at(key);
             entry.probed < most && chain.is_some_and(|chain| chain.places.front() == Some(*place))
         });
         fit.next().map(|(place, entry)| (place, entry.stage))

@@ -16,7 +16,7 @@ struct World {
     /// What each client that waits must get at least, for each of his keys.
     waiting: BTreeMap<u64, BTreeMap<Key, u32>>,
     /// Loads that run, with the version that they have read.
-    loads: BTreeMap<u64, (Vec<Key>, u32)>,
+    loads: BTreeMap<u64, (Keys, u32)>,
     ready: BTreeSet<u64>,
     rules: u64,
     answered: usize,
