@@ -105,6 +105,7 @@ lint: setup-test ## check the format, the rooms, and run clippy: warnings are er
 	@scripts/rooms.py >/dev/null
 	@scripts/rules.py
 	@$(CARGO) clippy --all-targets -- -D warnings
+	@$(CARGO) clippy --all-targets --features bench,model -- -D warnings
 	@cd loader && cargo fmt --check && $(LOADER) clippy --release -- -D warnings
 
 .PHONY: test-rust

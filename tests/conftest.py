@@ -139,23 +139,39 @@ def cluster(request: pytest.FixtureRequest, shared_cluster: Cluster) -> Generato
 def shared_servers(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[Lender, None, None]:
-    """What lends the tests of a file one server after the other: see `server`."""
+    """What lends the tests of a file one server after the other: see `server` and `borrow_server`."""
     servers: list[Server] = []
     for start in serve(request.config, servers, tmp_path_factory.mktemp("server")):
         yield Lender(start)
 
 
 @pytest.fixture
-def server(request: pytest.FixtureRequest, shared_servers: Lender) -> Generator[Server, None, None]:
+def borrow_server(request: pytest.FixtureRequest, shared_servers: Lender) -> Generator[Callable[..., Server], None, None]:
+    """As `start_server`, with `module_args` and `args`, for tests to which the server's past does not matter.
+
+    The tests of a file share servers that are started alike, as long as they leave nothing behind that cannot be taken away.
+    """
+    borrowed: list[Server] = []
+
+    def borrow(**arguments: Any) -> Server:
+        server = shared_servers.lend(**arguments)
+        borrowed.append(server)
+        request.node.stash[SHARED] = [*request.node.stash.get(SHARED, []), server]
+        return server
+
+    yield borrow
+    for server in borrowed:
+        shared_servers.take_back(server)
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, borrow_server: Callable[..., Server]) -> Server:
     """A server with the module that is as a fresh one.
 
     The tests of a file share it as long as they leave nothing behind that cannot be taken away; the others get a new one.
     The mark `own_server` is for tests to which the server's past matters: ids, counters, threads, memory.
     """
-    server = shared_servers.lend(fresh=request.node.get_closest_marker("own_server") is not None)
-    request.node.stash[SHARED] = [*request.node.stash.get(SHARED, []), server]
-    yield server
-    shared_servers.take_back(server)
+    return borrow_server(fresh=request.node.get_closest_marker("own_server") is not None)
 
 
 @pytest.fixture

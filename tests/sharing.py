@@ -1,38 +1,42 @@
-"""One server for many tests: it is emptied between them, and replaced where that does not make it as it was."""
+"""Servers for many tests: they are emptied between them, and replaced where that does not make them as they were."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple, Sequence
 
 import redis
 
-from helpers import Server, as_dict, wait_until
+from helpers import Arg, Server, as_dict, wait_until
 
 # What changes by itself, or by looking at it.
 VOLATILE = {"maxmemory-clients"}
+# The module's options that can change while it runs.
+MODULE_OPTIONS = ["MaxExecutions", "MaxExecutionsPerRegistration", "ProfileExecutions", "SyncTimeout", "ExecutionMaxIdleTime",
+                  "MaxPendingPerRegistration", "PythonInstallReqMaxIdleTime", "SendMsgRetries"]
 
 
 class Lender:
-    """Has at most one server that is ready for a test."""
+    """Keeps servers that are ready for a test, by what they were started with."""
 
     def __init__(self, start: Callable[..., Server]) -> None:
         self._start = start
-        self._ready: Server | None = None
-        self._fresh: dict[int, Any] = {}
-        """What each server was like at its start, by port."""
+        self._ready: dict[Any, list[Server]] = {}
+        self._fresh: dict[int, tuple[Any, Fingerprint]] = {}
+        """What each server was started with, and what it was like then, by port."""
 
-    def lend(self, *, fresh: bool) -> Server:
-        """A server that is as a fresh one; with `fresh`, one that was never used."""
-        server, self._ready = self._ready, None
-        if server is not None and (fresh or not server.alive()):
+    def lend(self, *, fresh: bool = False, module_args: Sequence[Arg] = (), args: Sequence[Arg] = ()) -> Server:
+        """A server with these arguments that is as a fresh one; with `fresh`, one that was never used."""
+        started_with = (tuple(map(str, module_args)), tuple(map(str, args)))
+        ready = self._ready.setdefault(started_with, [])
+        while ready:
+            server = ready.pop()
+            if not fresh and server.alive():
+                server.mark_log()
+                return server
             server.cleanup()
-            server = None
-        if server is None:
-            server = self._start()
-            self._fresh[server.port] = fingerprint(server)
-        else:
-            server.mark_log()
+        server = self._start(module_args=module_args, args=args)
+        self._fresh[server.port] = (started_with, fingerprint(server))
         return server
 
     def take_back(self, server: Server) -> None:
@@ -41,14 +45,18 @@ class Lender:
             return
         server.credentials = {}
         server.disconnect()
+        started_with, fresh = self._fresh[server.port]
         try:
             empty(server)
-            clean = fingerprint(server) == self._fresh[server.port]
+            now = fingerprint(server)
+            if now != fresh:
+                restore(server, now, fresh)
+                now = fingerprint(server)
         except (redis.RedisError, AssertionError, OSError):
-            clean = False
+            now = None
         server.disconnect()
-        if clean:
-            self._ready = server
+        if now == fresh:
+            self._ready[started_with].append(server)
         else:
             server.cleanup()
 
@@ -70,18 +78,42 @@ def empty(server: Server) -> None:
     wait_until(lambda: client.info("clients")["blocked_clients"] == 0, 2, "nobody is blocked")
 
 
-def fingerprint(server: Server) -> Any:
+class Fingerprint(NamedTuple):
     """All that a test could have changed and that others would see."""
+
+    options: dict[str, str]
+    module_options: dict[str, Any]
+    users: list[str]
+    dumps: list[Any]
+    role: tuple[str, int]
+    keys: int
+
+
+def fingerprint(server: Server) -> Fingerprint:
     client = server.client(socket_timeout=5)
     options = {name: value for name, value in client.config_get("*").items() if name not in VOLATILE}
+    words = ("RG.DUMPREGISTRATIONS", "RG.DUMPEXECUTIONS", "RG.PYDUMPREQS", "RG.PYDUMPSESSIONS", "RG.PYDUMPSESSIONS DEAD")
     role = client.info("replication")
-    lists = [client.execute_command(word) for word in ("RG.DUMPREGISTRATIONS", "RG.DUMPEXECUTIONS", "RG.PYDUMPREQS")]
-    sessions = [client.execute_command("RG.PYDUMPSESSIONS"), client.execute_command("RG.PYDUMPSESSIONS", "DEAD")]
-    module = client.execute_command("RG.CONFIGGET", *module_options(client))
-    return options, module, lists, sessions, client.acl_list(), (role["role"], role["connected_slaves"]), client.dbsize()
+    return Fingerprint(
+        options=options,
+        module_options=dict(zip(MODULE_OPTIONS, client.execute_command("RG.CONFIGGET", *MODULE_OPTIONS))),
+        users=client.acl_list(),
+        dumps=[client.execute_command(*word.split()) for word in words],
+        role=(role["role"], role["connected_slaves"]),
+        keys=client.dbsize(),
+    )
 
 
-def module_options(client: redis.Redis) -> list[str]:
-    """The names of the module's options that can change while it runs."""
-    return ["MaxExecutions", "MaxExecutionsPerRegistration", "ProfileExecutions", "SyncTimeout", "ExecutionMaxIdleTime",
-            "MaxPendingPerRegistration", "PythonInstallReqMaxIdleTime", "SendMsgRetries"]
+def restore(server: Server, now: Fingerprint, fresh: Fingerprint) -> None:
+    """Takes back options, and users that were not there. What cannot be taken back shows in the next fingerprint."""
+    client = server.client(socket_timeout=5)
+    for name, value in fresh.options.items():
+        if now.options.get(name) != value:
+            with contextlib.suppress(redis.ResponseError):
+                client.config_set(name, value)
+    for name, value in fresh.module_options.items():
+        if now.module_options[name] != value:
+            client.execute_command("RG.CONFIGSET", name, value)
+    names = lambda users: {user.split()[1] for user in users}  # noqa: E731
+    if strangers := names(now.users) - names(fresh.users):
+        client.execute_command("ACL", "DELUSER", *strangers)

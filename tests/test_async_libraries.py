@@ -51,8 +51,8 @@ GB('CommandReader').map(everything).register(trigger='everything', mode='{mode}'
 
 
 @pytest.fixture(params=LOOPS)
-def looping(request: pytest.FixtureRequest, start_server: Callable[..., Server]) -> Server:
-    return start_server(module_args=["AsyncLoop", request.param])
+def looping(request: pytest.FixtureRequest, borrow_server: Callable[..., Server]) -> Server:
+    return borrow_server(module_args=["AsyncLoop", request.param])
 
 
 def loop_of(server: Server) -> str:

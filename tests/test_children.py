@@ -26,8 +26,7 @@ SAVING = ["--rdb-key-save-delay", "20000"]
 def saving(start_server: Callable[..., Server]) -> Server:
     """A server in the middle of BGSAVE, until the test ends."""
     server = start_server(args=SAVING if "6.2" not in str(start_server) else [])
-    for number in range(2000):
-        server.client().set(f"key:{number}", number)
+    server.client().mset({f"key:{number}": number for number in range(2000)})
     server.client().bgsave()
     assert server.client().info("persistence")["rdb_bgsave_in_progress"] == 1
     return server

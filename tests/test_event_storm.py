@@ -36,9 +36,9 @@ def hold(record):
 
 
 @pytest.fixture
-def server(start_server: Callable[..., Server]) -> Server:
+def server(borrow_server: Callable[..., Server]) -> Server:
     """With one worker: what is not running waits."""
-    return start_server(module_args=["ExecutionThreads", "1", "MaxPendingPerRegistration", LIMIT])
+    return borrow_server(module_args=["ExecutionThreads", "1", "MaxPendingPerRegistration", LIMIT])
 
 
 def hold(server: Server, arguments: str = "'k:*', eventTypes=['set']", mode: str = "async_local") -> None:
@@ -189,8 +189,8 @@ def test_sync_functions_never_wait(server: Server) -> None:
 
 
 @pytest.mark.matrix
-def test_no_entry_of_a_stream_is_dropped(start_server: Callable[..., Server]) -> None:
-    server = start_server(module_args=["ExecutionThreads", "1", "MaxPendingPerRegistration", "1"])
+def test_no_entry_of_a_stream_is_dropped(borrow_server: Callable[..., Server]) -> None:
+    server = borrow_server(module_args=["ExecutionThreads", "1", "MaxPendingPerRegistration", "1"])
     server.run("GB('StreamReader').foreach(lambda r: execute('SADD', 'done', r['id'])).register('s:*')")
     client = server.client()
     busy = start_busy(server)
@@ -285,8 +285,8 @@ def test_sync_triggers_and_hooks_have_no_bound(server: Server) -> None:
 
 
 @pytest.mark.matrix
-def test_there_is_no_bound_by_default(start_server: Callable[..., Server]) -> None:
-    server = start_server(module_args=["ExecutionThreads", "1"])
+def test_there_is_no_bound_by_default(borrow_server: Callable[..., Server]) -> None:
+    server = borrow_server(module_args=["ExecutionThreads", "1"])
     client = server.client()
     assert client.execute_command("RG.CONFIGGET", "MaxPendingPerRegistration") == [0]
     assert client.config_get("rg.max-pending-per-registration") == {"rg.max-pending-per-registration": "0"}

@@ -41,17 +41,17 @@ def as_user(server: Server, name: str = "app", **options: Any) -> redis.Redis:
 
 
 @pytest.fixture
-def owned(start_server: StartServer) -> Server:
+def owned(borrow_server: StartServer) -> Server:
     """A server whose code has the rights of who sent it, and the user `app`."""
-    server = start_server(module_args=["RunAs", "owner"])
+    server = borrow_server(module_args=["RunAs", "owner"])
     set_user(server)
     return server
 
 
 @pytest.fixture
-def plain(start_server: StartServer) -> Server:
+def plain(borrow_server: StartServer) -> Server:
     """A server with the default, and the user `app`."""
-    server = start_server()
+    server = borrow_server()
     set_user(server)
     return server
 

@@ -45,8 +45,8 @@ MODES = ["sync", "async", "async_local"]
 
 
 @pytest.fixture
-def server(start_server: Callable[..., Server]) -> Server:
-    return start_server(args=["--appendonly", "yes", "--appendfsync", "always"])
+def server(borrow_server: Callable[..., Server]) -> Server:
+    return borrow_server(args=["--appendonly", "yes", "--appendfsync", "always"])
 
 
 def pause(server: Server, what: str = "WRITE", duration_ms: int = LONG_MS) -> None:

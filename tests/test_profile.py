@@ -26,9 +26,9 @@ GB('KeysReader').map(outer).register('x*', mode='{mode}')
 
 
 @pytest.fixture
-def profiled(start_server):
+def profiled(borrow_server):
     """A server that profiles from the start."""
-    return start_server(module_args=PROFILED)
+    return borrow_server(module_args=PROFILED)
 
 
 def stats(server, *words):
@@ -324,8 +324,8 @@ GB('KeysReader').map(lambda record: 1).map(slow).map(lambda record: 2).run('k', 
 
 
 @pytest.mark.parametrize("is_on", [0, 1])
-def test_durations_of_steps(start_server, is_on):
-    server = start_server(module_args=["ProfileExecutions", is_on])
+def test_durations_of_steps(borrow_server, is_on):
+    server = borrow_server(module_args=["ProfileExecutions", is_on])
     execution = start(server, SLOW, "done")
     [entry] = server.client().execute_command("RG.GETEXECUTION", execution)
     plan = as_dict(entry[3])
@@ -439,8 +439,8 @@ def test_used_memory_of_the_server_includes_it(counted):
 
 
 @pytest.mark.matrix
-def test_without_overridden_allocators_all_is_zero(start_server):
-    server = start_server(module_args=["OverridePythonAllocators", "0"])
+def test_without_overridden_allocators_all_is_zero(borrow_server):
+    server = borrow_server(module_args=["OverridePythonAllocators", "0"])
     before = used_memory(server)
     server.run(HOLD)
     assert memory(server) == (0, 0, 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+import redis
 
 from helpers import Server, as_dict, wait_until
 from probes import AOF, attach, blocked_clients, error_of
@@ -323,10 +325,10 @@ def test_nobody_is_held_up_while_pip_runs(server: Server) -> None:
 
 def test_an_interrupted_environment_is_made_anew(start_server: Callable[..., Server]) -> None:
     """Killed after all of it was there but the marks, or in the middle of it."""
-    environment = f"python-{sys.version_info[0]}.{sys.version_info[1]}"
+    version = f"python-{sys.version_info[0]}.{sys.version_info[1]}"
     for broken in (False, True):
         server = start_server()
-        path = server.dir / "pinion-requirements" / environment
+        path = server.dir / "pinion-requirements" / f"{version}-{server.port}"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", path], check=True)
         if broken:
             (path / "bin/python").unlink()
@@ -344,6 +346,42 @@ def test_an_environment_whose_interpreter_is_gone(server: Server) -> None:
     python.symlink_to("/nowhere/python")
     assert server.run("1", "REQUIREMENTS", "pinion-user") == "OK"
     assert server.run(VERSION) == [["1.0"], []]
+
+
+def test_a_pip_that_knows_no_other_environment(start_server: Callable[..., Server], tmp_path: Path) -> None:
+    """Before version 22.3 it had neither the option `--python` nor what runs it there: Ubuntu 22.04 has such a pip."""
+    venv = tmp_path / "old"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    [packages] = venv.glob("lib/python*/site-packages")
+    [pip] = importlib.util.find_spec("pip").submodule_search_locations  # type: ignore[union-attr]
+    shutil.copytree(pip, packages / "pip", ignore=shutil.ignore_patterns("__pip-runner__.py", "__pycache__"))
+    server = start_server(python_env=venv)
+    assert server.run(VERSION, "REQUIREMENTS", "pinion-user") == [["1.0"], []]
+    # What it is installed with is no part of what it is installed into.
+    script = "import importlib.util\nGB('ShardsIDReader').map(lambda _: importlib.util.find_spec('pip').origin).run()"
+    assert server.run(script)[0][0].startswith(str(packages))
+
+
+def test_the_environment_sees_nothing_of_pip_s(server: Server) -> None:
+    """What is installed beside pip does not count as installed here."""
+    [[version], []] = server.run(VERSION, "REQUIREMENTS", "pinion-demo==2.0")
+    [python] = (server.dir / "pinion-requirements").glob("python-*/bin/python")
+    program = "import importlib.util as i; print([n for n in ('pip', 'pytest', 'pinion_demo') if i.find_spec(n)])"
+    said = subprocess.run([python, "-I", "-c", program], capture_output=True, text=True, check=True).stdout
+    assert (version, said) == ("2.0", "['pinion_demo']\n")
+
+
+def test_a_python_without_pip(start_server: Callable[..., Server], packages: Path, tmp_path: Path) -> None:
+    """Told so, also where nothing has to be fetched any more."""
+    venv = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    server = start_server(python_env=venv)
+    expected = "the server's Python has no pip: install it (Debian: python3-pip)"
+    assert expected in error_of(server, VERSION, "REQUIREMENTS", "pinion-demo==1.0")
+    with pytest.raises(redis.ResponseError, match="check shard log"):
+        archive = archive_of("pinion-demo==1.0", packages / "pinion_demo-1.0-py3-none-any.whl")
+        server.client().execute_command("RG.PYIMPORTREQ", archive)
+    assert f"was not installed: pinion-demo==1.0: {expected}" in server.log()
 
 
 def test_what_is_not_installed_is_not_known(start_server: Callable[..., Server]) -> None:

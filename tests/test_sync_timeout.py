@@ -28,8 +28,8 @@ def loop(record):
 
 
 @pytest.fixture
-def server(start_server: Callable[..., Server]) -> Server:
-    server = start_server()
+def server(borrow_server: Callable[..., Server]) -> Server:
+    server = borrow_server()
     # The first registration imports what pickles functions, which takes a while and counts as the script's.
     server.run("GB('CommandReader').map(len).register(trigger='first')")
     client = server.client()
@@ -77,8 +77,8 @@ def works(server: Server) -> None:
 
 
 @pytest.mark.matrix
-def test_the_default(start_server: Callable[..., Server]) -> None:
-    server = start_server()
+def test_the_default(borrow_server: Callable[..., Server]) -> None:
+    server = borrow_server()
     client = server.client()
     assert client.execute_command("RG.CONFIGGET", "SyncTimeout") == [5000]
     assert client.config_get("rg.sync-timeout") == {"rg.sync-timeout": "5000"}
@@ -86,8 +86,8 @@ def test_the_default(start_server: Callable[..., Server]) -> None:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("command", [["RG.CONFIGSET", "SyncTimeout"], ["CONFIG", "SET", "rg.sync-timeout"]])
-def test_a_change_takes_effect(start_server: Callable[..., Server], command: list[str]) -> None:
-    server = start_server()
+def test_a_change_takes_effect(borrow_server: Callable[..., Server], command: list[str]) -> None:
+    server = borrow_server()
     trigger(server, LOOP)
     server.client().execute_command(*command, LIMIT)
     assert server.client().execute_command("RG.CONFIGGET", "SyncTimeout") == [LIMIT]

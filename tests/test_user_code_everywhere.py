@@ -149,8 +149,8 @@ PLACES = {
 
 
 @pytest.fixture
-def server(start_server: Callable[..., Server]) -> Server:
-    server = start_server()
+def server(borrow_server: Callable[..., Server]) -> Server:
+    server = borrow_server()
     # What pickles functions is imported first: that takes a while and counts as the script's.
     server.run("GB('CommandReader').map(len).register(trigger='first')")
     server.client().execute_command("RG.UNREGISTER", server.registrations()[0]["id"])
@@ -343,9 +343,9 @@ def test_an_object_that_only_its_session_keeps(server: Server, ending: str) -> N
     assert "a mutex is held" not in server.log()
 
 
-def test_imports_by_the_server_are_watched_too(start_server: Callable[..., Server]) -> None:
+def test_imports_by_the_server_are_watched_too(borrow_server: Callable[..., Server]) -> None:
     """Who has replaced `__import__` sees those of Pinion: where the server listens is told to Python by one (7.0)."""
-    server = start_server(module_args=["SyncTimeout", 500])
+    server = borrow_server(module_args=["SyncTimeout", 500])
     if server.version < (7,):
         pytest.skip("the server does not tell when its port changes")
     script = LOOP + "import builtins\nbefore = builtins.__import__\n"

@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     fs,
-    io::{self, BufRead, BufReader, PipeReader},
+    io::{self, BufRead, BufReader, PipeReader, Read},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -22,6 +22,11 @@ const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(1);
 /// How many lines are kept to tell why it failed.
 const LAST_WORDS: usize = 2000;
+/// Says where pip is imported from, or what Python says where there is none.
+const FIND_PIP: &str = "import importlib.util as i, os; pip = i.find_spec('pip'); \
+    print(os.path.dirname(pip.submodule_search_locations[0]) if pip else 'No module named pip')";
+/// What runs pip in an environment that has none.
+const RUN_PIP: &str = include_str!("run_pip.py");
 /// Less urgent than the server.
 const NICENESS: libc::c_int = 10;
 
@@ -75,7 +80,7 @@ impl Pip {
                 Err(failed) => {
                     reason = failed.reason;
                     match failed.cause {
-                        Cause::NotBuilt => break,
+                        Cause::NotBuilt | Cause::NoPip => break,
                         // Without an index there may be setuptools in the environment.
                         Cause::NoBuildTools => isolated = false,
                         Cause::Other => {}
@@ -95,10 +100,8 @@ impl Pip {
         let unfinished = self.environment.join(INSTALLED).join(UNFINISHED);
         let failed = |error: std::io::Error| format!("{}: {error}", unfinished.display());
         fs::write(&unfinished, "").map_err(failed)?;
-        let mut command = self.command();
+        let mut command = self.command_for_environment()?;
         command
-            .arg("--python")
-            .arg(self.environment.join("bin/python"))
             .args([
                 "install",
                 "--no-cache-dir",
@@ -157,6 +160,41 @@ impl Pip {
         // Neither the server's directory nor variables for Python bring modules of their own; each line comes at once.
         command.args(["-I", "-u", "-m", "pip"]);
         command
+    }
+
+    /// The same pip, whose packages are those of the environment.
+    ///
+    /// # Errors
+    /// There is no pip; the runner could not be written.
+    fn command_for_environment(&self) -> Result<Command, String> {
+        let folder = self.folder_of_pip()?;
+        let runner = self.environment.join("run_pip.py");
+        fs::write(&runner, RUN_PIP).map_err(|error| format!("{}: {error}", runner.display()))?;
+        let mut command = Command::new(self.environment.join("bin/python"));
+        command.args(["-I", "-u"]).arg(runner).arg(folder);
+        Ok(command)
+    }
+
+    /// Where pip is imported from.
+    ///
+    /// # Errors
+    /// Python's words, where there is none.
+    fn folder_of_pip(&self) -> Result<PathBuf, String> {
+        let mut command = Command::new(&self.program);
+        command.args(["-I", "-c", FIND_PIP]);
+        let shown = format!("{command:?}");
+        let (mut child, mut output) =
+            start(command).map_err(|error| format!("could not start {shown}: {error}"))?;
+        let mut said = String::new();
+        let read = output.read_to_string(&mut said);
+        // Its status may be gone: see `ended`.
+        let _ = child.wait();
+        let words: Vec<_> = said.lines().map(str::to_owned).collect();
+        let folder = words.last().map(PathBuf::from).unwrap_or_default();
+        if read.is_ok() && folder.is_absolute() && folder.exists() {
+            return Ok(folder);
+        }
+        Err(reason::of(&words, "where pip is could not be found out".to_owned()).reason)
     }
 }
 

@@ -17,6 +17,8 @@ pub enum Cause {
     NotBuilt,
     /// What builds it could not be fetched.
     NoBuildTools,
+    /// There is no pip.
+    NoPip,
     Other,
 }
 
@@ -51,14 +53,17 @@ pub fn of(lines: &[String], otherwise: String) -> PipFailure {
         Cause::Other
     };
     if said(NO_PIP) {
-        return PipFailure::plain(WITHOUT_PIP.to_owned());
+        return PipFailure {
+            reason: WITHOUT_PIP.to_owned(),
+            cause: Cause::NoPip,
+        };
     }
     let reason = match cause {
         Cause::NotBuilt => not_built(lines),
         Cause::NoBuildTools => {
             not_found(lines).map(|reason| format!("what builds it was not found: {reason}"))
         }
-        Cause::Other => not_found(lines),
+        Cause::NoPip | Cause::Other => not_found(lines),
     };
     let reason = reason.or_else(|| last_error(lines)).unwrap_or(otherwise);
     PipFailure {

@@ -119,7 +119,7 @@ fn one_passes_the_link_on() {
 #[test]
 fn a_command_that_is_run_again() {
     check(ORDERS, || {
-        run(false, &[Does::RunsAgain, Does::Overrides, Does::Nothing])
+        run(false, &[Does::RunsAgain, Does::Overrides, Does::Nothing]);
     });
 }
 

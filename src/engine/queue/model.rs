@@ -161,13 +161,13 @@ fn jobs_without_lanes() {
 #[test]
 fn jobs_of_lanes() {
     check(ORDERS, || {
-        run(false, &[&[Some(1), Some(2), Some(1)], &[Some(1), None]])
+        run(false, &[&[Some(1), Some(2), Some(1)], &[Some(1), None]]);
     });
 }
 
 #[test]
 fn what_the_servers_thread_gathers() {
     check(ORDERS, || {
-        run(true, &[&[Some(1), None, Some(1)], &[None, Some(1)]])
+        run(true, &[&[Some(1), None, Some(1)], &[None, Some(1)]]);
     });
 }
