@@ -13,7 +13,7 @@ use super::{
     source::Changes,
 };
 use crate::{
-    engine::{registration::Registration, start::Start},
+    engine::{language::Failure, record::Record, registration::Registration, start::Start},
     mutex::Mutex,
     read_through::raised,
     server::{api, audience, lock::Lock, reply::Reply, snapshot::Snapshot},
@@ -148,7 +148,7 @@ impl WriteBehind {
         // Brought when the execution is counted, so that whoever has a reply sees it counted.
         let made = Arc::new(Mutex::new(None));
         let result = Arc::clone(&made);
-        let start = start.collected(Box::new(move |results, errors| {
+        let start = start.collected(Arc::new(move |results: Vec<Record>, errors: &[Failure]| {
             let result = match errors.first() {
                 Some(text) => Err(FailedSave {
                     kind: raised().kind().to_owned(),
