@@ -48,6 +48,7 @@ class Way(NamedTuple):
     command: tuple[str, ...]
     script: str
     plain: tuple[str, ...]  # what a server without the module is asked instead
+    logged: bool = False  # both servers write an AOF file
 
 
 STREAM = "GB('StreamReader').foreach(lambda record: None).register(prefix='stream:*', mode='sync')"
@@ -64,6 +65,8 @@ WAYS = (
     Way("set-other-keys", ("SET", "key:#", "value"), OTHER_KEYS, ("SET", "key:#", "value")),
     Way("set-saved", ("SET", "key:#", VALUE), SAVE.format(prefix="key"), ("SET", "key:#", VALUE)),
     Way("hset-saved", ("HSET", "hash:#", *FIELDS), SAVE.format(prefix="hash"), ("HSET", "hash:#", *FIELDS)),
+    Way("set-saved-logged", ("SET", "key:#", VALUE), SAVE.format(prefix="key"), ("SET", "key:#", VALUE), logged=True),
+    Way("hset-saved-logged", ("HSET", "hash:#", *FIELDS), SAVE.format(prefix="hash"), ("HSET", "hash:#", *FIELDS), logged=True),
     Way("stream-sync", ADD, STREAM, ADD),
     Way("hook-other-keys", ("HSET", "hash:#", "field", "value"), HOOK, ("HSET", "hash:#", "field", "value")),
 )
@@ -83,6 +86,8 @@ def profile(server: str, way: Way, module: bool, commands: int = COMMANDS) -> Co
     # The server's own housekeeping does not depend on commands, but on how long they take: it is rare, and what it costs is left out.
     line[-1:-1] = ["--toggle-collect=serverCron", "--collect-atstart=yes"]
     line += ["--port", str(port), "--dir", str(directory), "--save", "", "--hz", "1", "--dynamic-hz", "no"]
+    if way.logged:
+        line += ["--appendonly", "yes", "--auto-aof-rewrite-percentage", "0"]
     if module:
         line += ["--loadmodule", str(module_path())]
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

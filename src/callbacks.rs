@@ -96,6 +96,7 @@ pub unsafe extern "C" fn on_server_event(
                     return pinion.loads.flushed(lock, db);
                 }
                 ServerEvent::Swapped(first, second) => {
+                    pinion.behind.flush_before(lock);
                     pinion.loads.flushed(lock, Some(first));
                     return pinion.loads.flushed(lock, Some(second));
                 }
@@ -106,10 +107,12 @@ pub unsafe extern "C" fn on_server_event(
             match event {
                 ServerEvent::LoadingStarted => {
                     time_events::loading_started(lock);
+                    pinion.behind.loading_started(lock);
                     persistence.loading_started(lock);
                 }
                 ServerEvent::LoadingFailed => {
                     persist::ended(lock);
+                    pinion.behind.loading_started(lock);
                     persistence.loading_failed(lock);
                 }
                 ServerEvent::LoadingEnded => {

@@ -36,6 +36,9 @@ impl Engine {
             for waiter in aftermath.waiters {
                 guarded(|| waiter(&outcome));
             }
+            if let Some(collector) = aftermath.collector {
+                guarded(|| collector.ended());
+            }
             drop(aftermath.link);
         }
         outcome
@@ -92,16 +95,14 @@ impl Engine {
             let limit = self.config.limit(Number::MaxExecutionsPerRegistration);
             self.registry.keep(execution, limit, self.most_executions());
         }
-        if let Some(collector) = execution.take_collector() {
-            // It never came to its results.
-            let mut collector = Some(collector);
-            guarded(|| {
-                self.language.attached(&mut || {
-                    if let Some(collector) = collector.take() {
-                        drop(collector(Vec::new(), &outcome.errors));
-                    }
+        if let Some(collector) = aftermath.collector {
+            if aftermath.uncollected {
+                guarded(|| {
+                    self.language
+                        .attached(&mut || drop(collector.collect(Vec::new(), &outcome.errors)));
                 });
-            });
+            }
+            guarded(|| collector.ended());
         }
         for waiter in aftermath.waiters {
             guarded(|| waiter(&outcome));

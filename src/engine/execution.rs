@@ -150,6 +150,8 @@ struct ExecutionState {
     waiters: Vec<Waiter>,
     link: Option<ReplyHold>,
     collector: Option<Collector>,
+    /// It has the results, or is about to get them.
+    collected: bool,
     /// What it waited for and nobody has taken yet.
     completions: Vec<Completed>,
     /// What other shards have told and nobody has looked at yet.
@@ -162,9 +164,25 @@ pub type Arrival = (ShardId, RunMessage);
 /// A value that was waited for: the step, the place in the order of that step, and what came.
 pub type Completed = (usize, u64, Result<Record, Failure>);
 
-/// Takes the results as the objects that they are, and gives what is wrong with them, which the execution then ended with.
-/// Called once, attached, on the thread that finished the execution.
-pub type Collector = Box<dyn FnOnce(Vec<Record>, &[Failure]) -> Vec<Failure> + Send>;
+/// Who gets the results as the objects that they are, in the place of those who look at the outcome.
+pub trait Collects: Send + Sync {
+    /// Takes the results, and gives what is wrong with them, which the execution then ended with. Called once, attached, on the thread
+    /// that finished the execution.
+    fn collect(&self, results: Vec<Record>, errors: &[Failure]) -> Vec<Failure>;
+
+    /// The execution is counted and kept, behind [`Collects::collect`]; as a [`Waiter`].
+    fn ended(&self) {}
+}
+
+/// Who need not hear more.
+impl<F: Fn(Vec<Record>, &[Failure]) -> Vec<Failure> + Send + Sync> Collects for F {
+    fn collect(&self, results: Vec<Record>, errors: &[Failure]) -> Vec<Failure> {
+        self(results, errors)
+    }
+}
+
+/// See [`Collects`]. It holds no object that nothing else holds once it has collected.
+pub type Collector = Arc<dyn Collects>;
 
 /// The way from a function that stands in the place of a command to what stands behind it.
 pub trait Next: Send + Sync {
@@ -179,6 +197,9 @@ pub trait Next: Send + Sync {
 pub(super) struct Aftermath {
     pub waiters: Vec<Waiter>,
     pub link: Option<ReplyHold>,
+    pub collector: Option<Collector>,
+    /// It never came to its results: the collector is to be told.
+    pub uncollected: bool,
     _dropped: (Phase, Vec<Completed>, Vec<Arrival>),
 }
 
@@ -213,6 +234,7 @@ impl Execution {
                 waiters: start.waiter.into_iter().collect(),
                 link: start.link,
                 collector: start.collector,
+                collected: false,
                 completions: Vec::new(),
                 arrivals: Vec::new(),
             }),
@@ -369,11 +391,14 @@ impl Execution {
         !self.transient && !self.is_collected && self.state.lock().waiters.is_empty()
     }
 
-    pub(super) fn take_collector(&self) -> Option<Collector> {
+    /// Who gets the results now; `None` if nobody does, or he has them.
+    pub(super) fn begin_collecting(&self) -> Option<Collector> {
         if !self.is_collected {
             return None;
         }
-        self.state.lock().collector.take()
+        let mut state = self.state.lock();
+        let has_them = std::mem::replace(&mut state.collected, true);
+        state.collector.clone().filter(|_| !has_them)
     }
 
     /// How many records its reader has given so far, on this shard.
@@ -421,6 +446,8 @@ impl Execution {
         Some(Aftermath {
             waiters: std::mem::take(&mut state.waiters),
             link: state.link.take(),
+            collector: state.collector.take(),
+            uncollected: !std::mem::replace(&mut state.collected, true),
             _dropped: (
                 before,
                 std::mem::take(&mut state.completions),

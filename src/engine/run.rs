@@ -332,8 +332,8 @@ pub(super) fn ended_with(
     // Whoever was stopped inside a function has its error and is done; all others are aborted.
     let aborted = execution.stop.is_asked() && outcome.errors.is_empty();
     let results = results.into_iter();
-    if let Some(collector) = execution.take_collector() {
-        let wrong = collector(results.collect(), &outcome.errors);
+    if let Some(collector) = execution.begin_collecting() {
+        let wrong = collector.collect(results.collect(), &outcome.errors);
         outcome.errors.extend(wrong);
     } else {
         // Results become replies while their objects can still be looked at.

@@ -74,7 +74,7 @@ impl Saved for Persistence {
             return self.take(lock, blob);
         }
         if WriteBehind::is_one(blob) {
-            return Ok(self.readers.behind.apply(lock, blob)?);
+            return Ok(self.readers.behind.load(lock, blob)?);
         }
         self.apply_change(lock, RegistrationChange::decode(blob)?)
     }

@@ -33,6 +33,7 @@ use crate::{
         start::Start,
     },
     error::Error,
+    mutex::Mutex,
     readers::{Reader, generator::Generator, keys_scan::Content, source::SourceImage},
     server::api,
 };
@@ -109,9 +110,11 @@ pub fn start<'py>(
         future.call_method0("cancel")?;
         return Ok(future);
     }
-    let awaited = ObjectRef::new(future.clone().unbind());
-    let start = start.collected(Box::new(move |results, errors| {
+    let awaited = Mutex::new(Some(ObjectRef::new(future.clone().unbind())));
+    let start = start.collected(Arc::new(move |results: Vec<Record>, errors: &[Failure]| {
+        let awaited = awaited.lock().take();
         attach(|py| {
+            let Some(awaited) = awaited else { return };
             if let Err(error) = set_results(py, &awaited, results, errors) {
                 api::log_warning(&format!("the results of a run were lost: {error}"));
             }

@@ -3,7 +3,7 @@
 //!
 //! `machine/` decides; `keys.rs` and `bounded.rs` are its tables, `life.rs` computes lifetimes. All of
 //! these are pure, without server or Python. `options.rs`: what a script says; `trigger.rs`: how a registration comes and goes;
-//! `refresh.rs`: loads on request; `behind.rs`: changes of `write_behind` that are not saved; `figures.rs`: counters. This file is
+//! `refresh.rs`: loads on request; `brought.rs`: what a loader returned; `behind.rs`: changes of `write_behind` that are not saved; `figures.rs`: counters. This file is
 //! where the server comes in; `pump.rs` does what the machine says, `answer.rs` answers the clients that waited.
 //!
 //! All state lives under the server's lock, but for the inbox of what loaders have brought.
@@ -11,6 +11,7 @@
 mod answer;
 mod behind;
 mod bounded;
+mod brought;
 mod figures;
 pub mod keys;
 mod life;
@@ -32,17 +33,18 @@ use std::{
 use smallvec::SmallVec;
 
 pub use behind::{Newest, Unsaved};
+pub use brought::raised;
 pub use keys::Key;
 pub use life::Lifetime;
-pub use pump::{check_keys, raised};
+pub use pump::check_keys;
 
 use self::{
     bounded::Bounded,
+    brought::Brought,
     figures::Figures,
     life::Age,
     machine::{Ask, Bounds, Change, Machine, NoValue, Purpose, Time},
     options::{OnError, Options},
-    pump::Brought,
 };
 use crate::{
     config::Number,

@@ -7,13 +7,14 @@ use std::{
 };
 
 use super::{
-    FailedLoad, Key, Leave, Lifetime, Loaded, ReadThrough, Running, life,
+    Key, Leave, Lifetime, Loaded, ReadThrough, Running,
+    brought::{Brings, Brought, Unloading},
+    life,
     machine::{Action, Ask, Keys, Landing, NoValue, Time},
     options::{Options, Ttl},
 };
 use crate::{
     engine::{
-        holding::HELD_TOO_MUCH,
         id::Id,
         language::{Failure, with_lock},
         record::{Record, Value},
@@ -22,7 +23,6 @@ use crate::{
         source::{Once, Reading, Source},
         start::Start,
     },
-    mutex::Mutex,
     server::{
         key::{self, Life},
         lock::Lock,
@@ -33,13 +33,6 @@ use crate::{
 
 /// What `lastError` says of a load that took too long.
 const LOAD_TIMED_OUT: &str = "LoadTimedOut: the load took longer than max_load_time";
-
-/// What a load has brought, or why it brought nothing.
-pub(super) struct Brought {
-    load: u64,
-    values: Result<Vec<Result<Loaded, FailedLoad>>, NoValue>,
-    took: Duration,
-}
 
 /// The argument of a loader that acts as a user, if he may store what it brings.
 struct Wanted {
@@ -247,38 +240,11 @@ impl ReadThrough {
             }),
         };
         let start = Start::of_registration(registration, db, source).transient();
-        let (this, unpack) = (self.this.clone(), Arc::clone(&self.unpack));
         let ttl = match options.ttl {
             Ttl::Function => registration.plan.functions.get(1).cloned(),
             _ => None,
         };
-        // Brought when the execution is counted, so that whoever has a reply sees it counted.
-        let made = Arc::new(Mutex::new(None));
-        let values = Arc::clone(&made);
-        // Attached to Python, on whichever thread ends the execution; it must not take the server's lock.
-        let start = start.collected(Box::new(move |results, errors| {
-            let (unpacked, wrong) = match (errors.first(), results.into_iter().next()) {
-                (None, Some(returned)) => {
-                    let unpacked = unpack.unpack(&keys, returned, batch, ttl.as_deref());
-                    let wrong = wrong(&unpacked);
-                    (
-                        unpacked.map_err(|failed| NoValue::Failed(failed.kind.into())),
-                        wrong,
-                    )
-                }
-                _ => (Err(raised()), Vec::new()),
-            };
-            *made.lock() = Some(unpacked);
-            wrong
-        }));
-        let start = start.told(move |_| {
-            let values = values.lock().take();
-            let values = values.unwrap_or(Err(NoValue::Aborted));
-            if let Some(this) = this.upgrade() {
-                let took = this.now().saturating_sub(begun);
-                this.bring(load, took, values);
-            }
-        });
+        let start = start.collected(Unloading::new(self, load, begun, keys, batch, ttl));
         let execution = self.engine.submit(start, None);
         let running = Running {
             execution: execution.id,
@@ -288,7 +254,7 @@ impl ReadThrough {
     }
 
     /// A load has ended: on any thread, with or without the server's lock.
-    fn bring(&self, load: u64, took: Duration, values: Result<Vec<Result<Loaded, FailedLoad>>, NoValue>) {
+    pub(super) fn bring(&self, load: u64, took: Duration, values: Brings) {
         self.inbox.lock().push(Brought { load, values, took });
         self.wake();
     }
@@ -465,28 +431,5 @@ impl ReadThrough {
                 this.wake();
             }
         });
-    }
-}
-
-/// What the function raised whose execution ends on this thread; nothing: it was ended by somebody.
-pub fn raised() -> NoValue {
-    let scope = Scope::current();
-    let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
-    let kind = execution.and_then(|execution| {
-        let kind = execution.error_kind();
-        // Whoever held too much was stopped for what it did by itself.
-        kind.filter(|kind| !execution.stop.is_asked() || *kind == HELD_TOO_MUCH)
-    });
-    kind.map_or(NoValue::Aborted, |kind| NoValue::Failed(kind.into()))
-}
-
-/// What the execution has to answer for besides what its function raised: values that are none.
-fn wrong(values: &Result<Vec<Result<Loaded, FailedLoad>>, FailedLoad>) -> Vec<Failure> {
-    match values {
-        Err(failed) => vec![failed.text.clone()],
-        Ok(values) => values
-            .iter()
-            .filter_map(|value| value.as_ref().err().map(|failed| failed.text.clone()))
-            .collect(),
     }
 }

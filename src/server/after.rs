@@ -100,11 +100,16 @@ pub fn connect_units(ended: fn(Lock<'_>)) {
     let _ = UNITS.set(ended);
 }
 
+/// True if the server has units of which it tells the end, in one step with them.
+pub fn has_units() -> bool {
+    has_api!(RedisModule_AddPostNotificationJob)
+}
+
 /// Calls what [`connect_units`] was given when the command, transaction or script has ended that runs now, in one step with it for
 /// replicas and files; before 7.2, where the server has no such thing, as [`after_command`] does. False if the server takes no
 /// more work.
 pub fn at_end_of_unit(lock: Lock<'_>) -> bool {
-    if !has_api!(RedisModule_AddPostNotificationJob) {
+    if !has_units() {
         after_command(lock, end_unit);
         return true;
     }

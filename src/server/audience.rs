@@ -22,6 +22,9 @@ enum Audience {
 
 static AUDIENCE: Guarded<Audience> = Guarded::new(Audience::Untold);
 
+/// How often somebody may have come.
+static ARRIVALS: Guarded<u64> = Guarded::new(0);
+
 /// The server tells of processes that it forks. Called once, while the module loads.
 pub(super) fn is_told(lock: Lock<'_>) {
     *AUDIENCE.write(lock) = Audience::Perhaps(None);
@@ -29,10 +32,17 @@ pub(super) fn is_told(lock: Lock<'_>) {
 
 /// A process was forked, the role has changed, data are loaded: there may be somebody now.
 pub(super) fn may_have_come(lock: Lock<'_>) {
+    *ARRIVALS.write(lock) += 1;
     let mut audience = AUDIENCE.write(lock);
     if !matches!(*audience, Audience::Untold) {
         *audience = Audience::Perhaps(Some(Instant::now()));
     }
+}
+
+/// Another number whenever somebody may have come to hear of what is handed on, who knows only what is handed on from then on.
+/// `None` where the server does not tell of that.
+pub fn generation(lock: Lock<'_>) -> Option<u64> {
+    (!matches!(*AUDIENCE.read(lock), Audience::Untold)).then(|| *ARRIVALS.read(lock))
 }
 
 /// In this turn of the server's loop somebody wanted to know whether anybody is there.

@@ -79,10 +79,6 @@ pub struct Changes(i32);
 impl Changes {
     pub const NONE: Self = Self(0);
     pub const ALL: Self = Self(raw::REDISMODULE_NOTIFY_ALL);
-    /// Without what the server does to keys by itself.
-    pub const OF_VALUES: Self = Self(
-        raw::REDISMODULE_NOTIFY_ALL & !(raw::REDISMODULE_NOTIFY_EXPIRED | raw::REDISMODULE_NOTIFY_EVICTED),
-    );
     /// Not part of "all": only those get them who name them. The last two are known to Redis 8.2 and later.
     const BY_NAME: [(&'static str, i32); 3] = [
         ("new", raw::REDISMODULE_NOTIFY_NEW),

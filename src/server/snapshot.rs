@@ -25,6 +25,8 @@ use super::{
 pub struct Snapshot(Arc<[u8]>);
 
 const GONE: u8 = 0;
+/// The time of expiry of a key that has none.
+const NEVER: i64 = raw::REDISMODULE_NO_EXPIRE as i64;
 /// What is left of bytes that were damaged.
 const DAMAGED: u8 = 255;
 const KINDS: [(u8, Kind); 7] = [
@@ -45,8 +47,9 @@ fn tag_of(kind: Kind) -> u8 {
 }
 
 impl Snapshot {
-    /// The value of a key now; an expired one is gone. `out`: room to work in.
-    pub fn take(lock: Lock<'_>, db: i32, name: &Held, out: &mut Vec<u8>) -> Self {
+    /// The value of a key now; an expired one is gone. `out`: room to work in. True if it stays as it is until a command changes it:
+    /// it is small, has no time of expiry, and none of its parts has.
+    pub fn take(lock: Lock<'_>, db: i32, name: &Held, out: &mut Vec<u8>) -> (Self, bool) {
         let _mute = Mute::new();
         // SAFETY: the string lives to the end of this function.
         let opened = unsafe { key::open(lock, db, name.as_raw()) };
@@ -72,6 +75,8 @@ impl Snapshot {
                 }
                 Kind::String | Kind::List => false,
             };
+        // SAFETY: the key is open. Fields that expire are kept in other ways than those that are looked at.
+        let stays = peeked && unsafe { api!(RedisModule_GetExpire(opened.as_raw())) } == NEVER;
         drop(opened);
         if !taken {
             out.truncate(1);
@@ -81,7 +86,7 @@ impl Snapshot {
                 _ => {}
             }
         }
-        Self(out.as_slice().into())
+        (Self(out.as_slice().into()), stays)
     }
 
     pub fn is_gone(&self) -> bool {

@@ -5,7 +5,8 @@ use std::borrow::Cow;
 
 use super::{
     State, WriteBehind,
-    frame::{Frames, event_name, usual_name},
+    frame::{event_name, usual_name},
+    late,
     machine::{Change, Settled, Time},
     options::removes,
 };
@@ -40,7 +41,7 @@ pub(super) struct Notes {
     room: Vec<u8>,
 }
 
-struct Note {
+pub(super) struct Note {
     db: i32,
     name: Held,
     event: Cow<'static, str>,
@@ -77,7 +78,39 @@ impl Notes {
         self.list.push(note);
     }
 
-    fn take(&mut self) -> Vec<Note> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// All keys with their events.
+    pub(super) fn keys(&self) -> impl Iterator<Item = (Key, Cow<'static, str>)> {
+        self.list.iter().map(|note| (note.key(), note.event.clone()))
+    }
+
+    /// A key has changed; nobody waits for that.
+    pub(super) fn note(
+        &mut self,
+        db: i32,
+        name: &[u8],
+        event: Cow<'static, str>,
+        sinks: u64,
+        hold: impl FnOnce() -> Held,
+    ) {
+        if let Some(note) = self.find(db, name) {
+            note.event = event;
+            note.sinks |= sinks;
+        } else {
+            self.add(Note {
+                db,
+                name: hold(),
+                event,
+                sinks,
+                waiter: None,
+            });
+        }
+    }
+
+    pub(super) fn take(&mut self) -> Vec<Note> {
         self.asked = false;
         self.expired = None;
         if !self.places.is_empty() {
@@ -133,7 +166,8 @@ impl WriteBehind {
     /// One notification of the server.
     pub fn notify(&self, event: &KeyEvent<'_>) {
         if !self.engine.is_serving() {
-            return;
+            let mut state = self.state.write(event.lock);
+            return state.follow(event.db, event.key, event.name, || event.hold());
         }
         self.note(event.lock, event.db, event.key, event.name, || event.hold());
     }
@@ -157,17 +191,30 @@ impl WriteBehind {
         let usual = usual_name(event);
         let mut sinks = 0;
         let mut waits = false;
+        let mut followed = false;
         for sink in &state.sinks {
             let options = &sink.options;
             let wanted =
                 || options.wants(event, usual.is_some()) && (!by_expiry || options.wants(b"hexpired", false));
-            if sink.pattern.matches(name) && !sink.draining && wanted() {
+            if !sink.pattern.matches(name) {
+                continue;
+            }
+            followed |= options.may_come_late();
+            if !sink.draining && wanted() {
                 sinks |= 1 << sink.number;
-                waits |= sink.options.wait;
+                waits |= options.wait;
             }
         }
         let ours = || state.quiet || self.loads.is_storing(lock) || self.is_saving(state);
         if sinks == 0 || self.hooks.is_moving(lock) || ours() {
+            if !state.unsent.frames.is_empty() {
+                // Ahead of whatever happens to the key now.
+                state.send(lock);
+            }
+            if followed && late::is_possible() && late::is_plain(event) {
+                state.unsent.no_change = true;
+                state.notes.asked = state.notes.asked || after::at_end_of_unit(lock);
+            }
             return;
         }
         let event = usual.map_or_else(|| event_name(event), Cow::Borrowed);
@@ -202,30 +249,52 @@ impl WriteBehind {
     pub(super) fn unit_ended(&self, lock: Lock<'_>) {
         let mut state = self.state.write(lock);
         let mut notes = state.notes.take();
-        let mut room = std::mem::take(&mut state.notes.room);
+        let no_change = std::mem::take(&mut state.unsent.no_change);
+        let split = std::mem::take(&mut state.unsent.split);
         drop(state);
         // The same transaction may have made a replica of the server.
-        if notes.is_empty() || !self.engine.is_serving() {
+        if !self.engine.is_serving() {
             return;
         }
+        self.capture_tail(lock);
+        let late = self.take_in(lock, &mut notes, false);
+        self.state.write(lock).notes.give_back(notes);
+        if no_change {
+            self.say_no_change(lock);
+        }
+        let Some(late) = late else { return };
+        self.hand_on(lock, late && !split);
+        self.link_where_full(lock);
+        self.come();
+    }
+
+    /// Puts what was noted into the queues and the frames. `None` if there was nothing; else whether it may be handed on late,
+    /// and whatever waits. `only_there`: keys that are gone are left out.
+    pub(super) fn take_in(&self, lock: Lock<'_>, notes: &mut Vec<Note>, only_there: bool) -> Option<bool> {
+        if notes.is_empty() {
+            return None;
+        }
+        let mut room = std::mem::take(&mut self.state.write(lock).notes.room);
         // One look at a clock in each turn of the loop: it costs more than the queue.
         let now = *self.state.write(lock).turn.get_or_insert_with(|| self.now());
         let now_ms = u64::try_from(key::command_ms(lock)).unwrap_or(0);
-        let mut frames = audience::is_there(lock).then(Frames::default);
+        let told = audience::is_there(lock);
+        let mut late = late::is_possible();
         let mut waiters: Vec<u64> = Vec::new();
-        let mut any = false;
         for note in notes.drain(..) {
             waiters.extend(note.waiter);
-            let payload = Snapshot::take(lock, note.db, &note.name, &mut room);
-            if payload.is_gone() && !removes(note.event.as_bytes()) {
+            let (payload, stays) = Snapshot::take(lock, note.db, &note.name, &mut room);
+            if payload.is_gone() && (only_there || !removes(note.event.as_bytes())) {
                 // The cache has forgotten it since; that is no deletion.
+                late = false;
                 continue;
             }
             let key = note.key();
             if payload.is_gone() && self.has_lost_slot(lock, &key) {
+                late = false;
                 continue;
             }
-            any = true;
+            late &= stays && late::is_plain(note.event.as_bytes());
             let mut state = self.state.write(lock);
             let id = state.ids.next(now_ms);
             let change = Change {
@@ -235,23 +304,15 @@ impl WriteBehind {
                 size: payload.as_bytes().len(),
                 payload,
             };
-            state.enqueue(now, change, note.sinks, note.waiter, frames.as_mut());
+            late &= state.enqueue(now, change, note.sinks, note.waiter, told);
         }
         let mut state = self.state.write(lock);
         if room.capacity() <= LARGE {
             state.notes.room = room;
         }
-        state.notes.give_back(notes);
         drop(state);
         self.let_free(lock, waiters);
-        if !any {
-            return;
-        }
-        if let Some(frames) = frames {
-            self.send(lock, &frames);
-        }
-        self.link_where_full(lock);
-        self.come();
+        Some(late)
     }
 
     /// True if the key's slot belongs to another shard by now: what the server takes away for that is there.
@@ -281,19 +342,23 @@ impl WriteBehind {
 
     /// All keys of a database are gone, or of all: a cache that forgets deletes nothing.
     pub fn flushed(&self, lock: Lock<'_>, db: Option<i32>) {
+        self.flush_before(lock);
         self.state.write(lock).notes.forget(db);
     }
 }
 
 impl State {
+    /// Puts a change into the queues of these sinks, and into the frames if somebody is to be `told`. True if all of them let it be
+    /// told late.
     fn enqueue(
         &mut self,
         now: Time,
         change: Change<Snapshot>,
         sinks: u64,
         waiter: Option<u64>,
-        mut frames: Option<&mut Frames>,
-    ) {
+        told: bool,
+    ) -> bool {
+        let mut late = true;
         let mut left = sinks;
         let mut change = Some(change);
         for sink in &mut self.sinks {
@@ -304,9 +369,10 @@ impl State {
             left &= !bit;
             // The last one gets it without a copy.
             let theirs = if left == 0 { change.take() } else { change.clone() };
-            let Some(change) = theirs else { return };
-            if let Some(frames) = frames.as_mut() {
-                frames.change(&sink.options.prefix, &change);
+            let Some(change) = theirs else { return late };
+            late &= sink.options.may_come_late();
+            if told {
+                self.unsent.frames.change(&sink.options.prefix, &change);
             }
             let waiter = waiter.filter(|_| sink.options.wait);
             if let Some(waiter) = waiter {
@@ -314,5 +380,6 @@ impl State {
             }
             sink.queue.add(now, change, waiter);
         }
+        late
     }
 }

@@ -4,7 +4,6 @@ use std::{fmt::Write as _, sync::Arc};
 
 use super::{
     WriteBehind,
-    frame::Frames,
     machine::{Change, FailedSave, Queue},
     source::type_name,
 };
@@ -50,10 +49,7 @@ impl WriteBehind {
         let Some(entry) = sink.queue.bury(place, why) else {
             return;
         };
-        let mut frames = Frames::default();
-        frames.gone(&prefix, &[Queue::gone_with(&entry)]);
-        drop(state);
-        self.send(lock, &frames);
+        state.unsent.frames.gone(&prefix, &[Queue::gone_with(&entry)]);
     }
 
     fn append(

@@ -29,11 +29,31 @@ pub enum Frame {
         queue: String,
         gone: Vec<Gone>,
     },
-    /// The newest id that was given.
-    Last(ChangeId),
+    Last(Last),
     /// Its bytes are damaged beyond reading.
     Unreadable,
 }
+
+/// The newest id that was given, and how what comes behind it is to be read.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Last {
+    pub id: ChangeId,
+    pub follows: Follows,
+}
+
+/// Whether the changes of a unit may come some units behind it ([`super::tail`]).
+#[derive(Debug, PartialEq, Eq)]
+pub enum Follows {
+    /// They come with it.
+    Never,
+    /// Behind this in an AOF file, or in what a master hands on, they may.
+    FromHere,
+    /// This server follows a master that does so, and has seen these keys change since it heard of changes: databases, names, events.
+    Following(Vec<(Key, Cow<'static, str>)>),
+}
+
+const FROM_HERE: u8 = 1;
+const FOLLOWING: u8 = 2;
 
 /// Frames, written one after the other.
 pub struct Frames(Vec<u8>);
@@ -55,6 +75,14 @@ impl Frames {
 
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
+    }
+
+    /// Forgets them, and keeps the room that they had if it is at most so many bytes.
+    pub fn clear(&mut self, most: usize) {
+        if self.0.capacity() > most {
+            *self = Self::default();
+        }
+        self.0.truncate(MAGIC.len() + 1);
     }
 
     pub fn into_bytes(self) -> Vec<u8> {
@@ -83,8 +111,22 @@ impl Frames {
         });
     }
 
-    pub fn last(&mut self, id: ChangeId) {
-        self.frame(LAST, |out| put_id(out, id));
+    pub fn last(&mut self, id: ChangeId, follows: &Follows) {
+        self.frame(LAST, |out| {
+            put_id(out, id);
+            match follows {
+                Follows::Never => {}
+                Follows::FromHere => out.push(FROM_HERE),
+                Follows::Following(tail) => {
+                    out.push(FOLLOWING);
+                    for (key, event) in tail {
+                        out.extend(key.db.to_le_bytes());
+                        put(out, &key.name);
+                        put(out, event.as_bytes());
+                    }
+                }
+            }
+        });
     }
 
     fn frame(&mut self, kind: u8, body: impl FnOnce(&mut Vec<u8>)) {
@@ -141,7 +183,7 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Frame>, String> {
         let frame = match kind {
             CHANGE => read_change(body, damaged),
             GONE if !damaged => read_gone(body),
-            LAST if !damaged => read_id(&mut Reader(body)).map(Frame::Last),
+            LAST if !damaged => read_last(body),
             _ => None,
         };
         frames.push(frame.unwrap_or(Frame::Unreadable));
@@ -191,6 +233,24 @@ fn read_gone(body: &[u8]) -> Option<Frame> {
         });
     }
     Some(Frame::Gone { queue, gone })
+}
+
+fn read_last(body: &[u8]) -> Option<Frame> {
+    let mut reader = Reader(body);
+    let id = read_id(&mut reader)?;
+    let follows = match reader.take(1).and_then(<[u8]>::first) {
+        Some(&FROM_HERE) => Follows::FromHere,
+        Some(&FOLLOWING) => {
+            let mut tail = Vec::new();
+            while !reader.0.is_empty() {
+                let key = Key::new(reader.db()?, reader.bytes()?);
+                tail.push((key, event_name(reader.bytes()?)));
+            }
+            Follows::Following(tail)
+        }
+        _ => Follows::Never,
+    };
+    Some(Frame::Last(Last { id, follows }))
 }
 
 fn read_id(reader: &mut Reader<'_>) -> Option<ChangeId> {
@@ -344,7 +404,7 @@ mod tests {
                             again.gone(queue, gone);
                             outcome.push('g');
                         }
-                        Frame::Last(id) => again.last(*id),
+                        Frame::Last(last) => again.last(last.id, &last.follows),
                         Frame::Unreadable => outcome.push('u'),
                     }
                 }
@@ -369,6 +429,10 @@ mod tests {
         }
     }
 
+    fn tail() -> Vec<(Key, Cow<'static, str>)> {
+        vec![(Key::new(3, b"user:2"), event_name(b"hset"))]
+    }
+
     fn sample() -> Vec<u8> {
         let mut frames = Frames::default();
         frames.change("user:*", &change("user:1", b"\x01Ann"));
@@ -379,7 +443,7 @@ mod tests {
                 id: ChangeId { ms: 9, seq: 0 },
             }],
         );
-        frames.last(ChangeId { ms: 20, seq: 1 });
+        frames.last(ChangeId { ms: 20, seq: 1 }, &Follows::Following(tail()));
         frames.into_bytes()
     }
 
@@ -395,7 +459,15 @@ mod tests {
             }
         );
         assert!(matches!(&frames[1], Frame::Gone { gone, .. } if gone[0].key.name[..] == *b"\xff"));
-        assert_eq!(frames[2], Frame::Last(ChangeId { ms: 20, seq: 1 }));
+        let id = ChangeId { ms: 20, seq: 1 };
+        let follows = Follows::Following(tail());
+        assert_eq!(frames[2], Frame::Last(Last { id, follows }));
+        for follows in [Follows::Never, Follows::FromHere] {
+            let mut frames = Frames::default();
+            frames.last(id, &follows);
+            let again = read(frames.as_bytes()).expect("they are frames");
+            assert_eq!(again, [Frame::Last(Last { id, follows })]);
+        }
     }
 
     #[test]

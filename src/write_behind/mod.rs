@@ -2,7 +2,8 @@
 //! a change is in `docs/architecture.md`.
 //!
 //! `machine/` decides and is pure, without server or Python. `options.rs` is what a script says, `trigger.rs` makes a registration
-//! of it. `capture.rs` sees what happens to keys, `frame.rs` is that as bytes and `saved.rs` keeps it in files and on replicas;
+//! of it. `capture.rs` sees what happens to keys, `frame.rs` is that as bytes and `saved.rs` keeps it in files and on replicas,
+//! `late.rs` decides when they hear of it and `tail.rs` makes good what they did not hear;
 //! `pump.rs` does what the machine says, `dead.rs` puts away what cannot be saved, `holding.rs` lets clients wait.
 //!
 //! All state lives under the server's lock, but for the inbox of what calls of `save` have come to.
@@ -12,11 +13,13 @@ mod dead;
 mod figures;
 mod frame;
 mod holding;
+mod late;
 mod machine;
 pub mod options;
 mod pump;
 mod saved;
 mod source;
+mod tail;
 mod trigger;
 
 use std::{
@@ -32,9 +35,11 @@ use self::{
     capture::Notes,
     figures::Figures,
     holding::{Held, Waits},
+    late::Unsent,
     machine::{Ids, Queue, Time, Waiters},
     options::Options,
     pump::Brought,
+    tail::Tail,
 };
 use crate::{
     config::Number,
@@ -77,6 +82,8 @@ struct State {
     last_token: u64,
     ids: Ids,
     notes: Notes,
+    unsent: Unsent,
+    tail: Tail,
     waiters: Waiters,
     /// Clients whose changes are not saved yet, by their number among the waiters.
     waiting: ByNumber<Waits>,

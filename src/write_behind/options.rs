@@ -117,6 +117,11 @@ impl Options {
         }
     }
 
+    /// Whether whoever hears of a write could make the change of it himself, and only the newest one of a key matters.
+    pub fn may_come_late(&self) -> bool {
+        self.events.is_none() && self.coalesce && self.ordered == Ordered::Key
+    }
+
     /// Whether keys that are deleted without being there are of interest.
     pub fn wants_removals(&self) -> bool {
         self.wants(b"del", true)
@@ -125,7 +130,8 @@ impl Options {
     /// The classes of notifications that are needed.
     pub fn changes(&self) -> Changes {
         match &self.events {
-            None => Changes::OF_VALUES,
+            // Before the cache forgets a key whatever waits is handed on.
+            None => Changes::ALL,
             Some(events) => {
                 let named = events.iter().map(|name| Changes::of_event(name));
                 // The server tells by `hexpired` why a hash is deleted.

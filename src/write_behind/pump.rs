@@ -8,12 +8,12 @@ use std::{
 
 use super::{
     Sink, State, WriteBehind,
-    frame::Frames,
+    late::Unsent,
     machine::{Change, FailedSave, Settled, Time},
     source::Changes,
 };
 use crate::{
-    engine::{registration::Registration, start::Start},
+    engine::{language::Failure, record::Record, registration::Registration, start::Start},
     mutex::Mutex,
     read_through::raised,
     server::{api, audience, lock::Lock, reply::Reply, snapshot::Snapshot},
@@ -47,6 +47,7 @@ impl WriteBehind {
         if self.awake.swap(false, Ordering::AcqRel) || self.is_due(lock) {
             self.pump_now(lock);
         }
+        self.flush_before(lock);
     }
 
     fn is_due(&self, lock: Lock<'_>) -> bool {
@@ -60,8 +61,11 @@ impl WriteBehind {
             self.give_up(lock);
         }
         if !self.engine.is_serving() {
+            // Whoever is master now tells what there is.
+            self.state.write(lock).unsent = Unsent::default();
             return;
         }
+        self.capture_tail(lock);
         if lock.may_write() {
             let brought = std::mem::take(&mut *self.inbox.lock());
             for brought in brought {
@@ -144,7 +148,7 @@ impl WriteBehind {
         // Brought when the execution is counted, so that whoever has a reply sees it counted.
         let made = Arc::new(Mutex::new(None));
         let result = Arc::clone(&made);
-        let start = start.collected(Box::new(move |results, errors| {
+        let start = start.collected(Arc::new(move |results: Vec<Record>, errors: &[Failure]| {
             let result = match errors.first() {
                 Some(text) => Err(FailedSave {
                     kind: raised().kind().to_owned(),
@@ -192,12 +196,10 @@ impl WriteBehind {
             Ok(()) => {
                 let gone = sink.queue.saved(brought.call);
                 sink.figures.saved(brought.took);
-                let mut frames = Frames::default();
                 if audience::is_there(lock) {
-                    frames.gone(&sink.options.prefix, &gone);
+                    let prefix = Arc::clone(&sink.options);
+                    state.unsent.frames.gone(&prefix.prefix, &gone);
                 }
-                drop(state);
-                self.send(lock, &frames);
             }
             Err(failed) => {
                 let why = Arc::new(failed);

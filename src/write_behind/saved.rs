@@ -4,13 +4,13 @@ use std::ffi::CStr;
 
 use super::{
     WriteBehind,
-    frame::{self, Frame, Frames},
+    frame::{self, Follows, Frame, Frames},
     machine::Settled,
 };
 use crate::{
     error::Error,
     server::{
-        api, audience,
+        api,
         call::replicate,
         command::{Answer, Command},
         lock::Lock,
@@ -19,20 +19,12 @@ use crate::{
 };
 
 /// The internal command that carries what happens to queues.
-const QUEUE: &CStr = c"RG.INNERQUEUE";
+pub(super) const QUEUE: &CStr = c"RG.INNERQUEUE";
 
 /// About how many bytes a blob of a file has.
 const BLOB: usize = 1 << 20;
 
 impl WriteBehind {
-    /// Sends what has happened to replicas and the AOF file, if anybody hears of it.
-    pub(super) fn send(&self, lock: Lock<'_>, frames: &Frames) {
-        if !frames.is_empty() && audience::is_there(lock) {
-            self.state.write(lock).handed_on += 1;
-            replicate(lock, QUEUE, &[frames.as_bytes()]);
-        }
-    }
-
     /// Calls `save` with one blob after the other. In a forked process.
     pub fn save_all(&self, lock: Lock<'_>, save: &mut dyn FnMut(Blob)) {
         let state = self.state.read(lock);
@@ -40,7 +32,9 @@ impl WriteBehind {
             return;
         }
         let mut frames = Frames::default();
-        frames.last(state.ids.last());
+        let serves = self.engine.is_serving();
+        let follows = if serves { Follows::Never } else { state.tail.kept() };
+        frames.last(state.ids.last(), &follows);
         let mut flush = |frames: &mut Frames| {
             save(Blob {
                 command: QUEUE,
@@ -65,11 +59,31 @@ impl WriteBehind {
         frame::are_frames(blob)
     }
 
-    /// What a file, a master, or an AOF file says has happened.
+    /// What an RDB file says.
     ///
     /// # Errors
     /// The bytes are of a later version.
-    pub fn apply(&self, lock: Lock<'_>, blob: &[u8]) -> Result<(), String> {
+    pub fn load(&self, lock: Lock<'_>, blob: &[u8]) -> Result<(), String> {
+        if let Some(Follows::Following(keys)) = self.apply(lock, blob)? {
+            self.state.write(lock).go_on_following(lock, keys);
+            self.subscribe_to_follow(lock);
+        }
+        Ok(())
+    }
+
+    /// What a master or an AOF file says has happened. All that happened before was told by that, too.
+    fn heard(&self, lock: Lock<'_>, blob: &[u8]) -> Result<(), String> {
+        let follows = self.apply(lock, blob)? == Some(Follows::FromHere);
+        self.state.write(lock).tail.told(follows);
+        if follows {
+            self.subscribe_to_follow(lock);
+        }
+        Ok(())
+    }
+
+    /// How what comes behind it is to be read, as far as it says so.
+    fn apply(&self, lock: Lock<'_>, blob: &[u8]) -> Result<Option<Follows>, String> {
+        let mut follows = None;
         let now = self.now();
         let mut unreadable = 0_u64;
         let mut strangers = 0_u64;
@@ -77,11 +91,15 @@ impl WriteBehind {
         let mut state = self.state.write(lock);
         for frame in frames {
             match frame {
-                Frame::Last(id) => state.ids.seen(id),
+                Frame::Last(last) => {
+                    state.ids.seen(last.id);
+                    follows = Some(last.follows);
+                }
                 Frame::Unreadable => unreadable += 1,
                 Frame::Change { queue, change } => {
                     state.ids.seen(change.id);
                     match state.sink(&queue) {
+                        Some(sink) if sink.queue.has(&change) => {}
                         Some(sink) => sink.queue.add(now, change, None),
                         None => strangers += 1,
                     }
@@ -111,7 +129,7 @@ impl WriteBehind {
                 "write_behind: {strangers} changes belong to no registration, and are dropped"
             ));
         }
-        Ok(())
+        Ok(follows)
     }
 
     /// `RG.INNERQUEUE <blob>`, from an AOF file or a master only.
@@ -125,7 +143,7 @@ impl WriteBehind {
         let argv = command.argv();
         let blob = argv.get(1).filter(|_| argv.len() == 2).ok_or(Error::WrongArity)?;
         let lock = command.lock();
-        if let Err(reason) = self.apply(lock, blob) {
+        if let Err(reason) = self.heard(lock, blob) {
             api::log_warning(&format!("write_behind: {reason}"));
         }
         replicate(lock, QUEUE, &[blob]);

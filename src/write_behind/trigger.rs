@@ -78,6 +78,17 @@ impl WriteBehind {
         if lock.is_loading() {
             return;
         }
+        self.subscribe_now(lock);
+    }
+
+    /// Changes may come late from here on: what happens to keys is of interest on this server.
+    pub(super) fn subscribe_to_follow(&self, lock: Lock<'_>) {
+        if !home::is_needed() {
+            self.subscribe_now(lock);
+        }
+    }
+
+    fn subscribe_now(&self, lock: Lock<'_>) {
         let mut state = self.state.write(lock);
         let wanted = state.sinks.iter().map(|sink| sink.options.changes());
         let more = wanted.fold(Changes::NONE, Changes::and).without(state.subscribed);
@@ -172,6 +183,8 @@ impl Trigger for SaveTrigger {
 
     fn ended(&self, lock: Lock<'_>, registration: &Registration) {
         let Some(behind) = &self.behind else { return };
+        // While others know the queue.
+        behind.flush_before(lock);
         let mut state = behind.state.write(lock);
         let is_it =
             |sink: &Sink| sink.options.prefix == self.options.prefix && sink.owner.id == registration.id;
@@ -180,6 +193,7 @@ impl Trigger for SaveTrigger {
         };
         let sink = state.sinks.remove(place);
         state.notes.forget_sink(sink.number);
+        state.tail.notes.forget_sink(sink.number);
         let why = Arc::new(FailedSave {
             kind: "Unregistered".into(),
             text: String::new(),

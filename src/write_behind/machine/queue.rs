@@ -86,6 +86,12 @@ impl<P> Queue<P> {
         self.entries.get(place).map(|entry| &entry.change)
     }
 
+    /// True if it is there already, or a newer one of its key: what a file has of a moment is told again by what follows it.
+    pub fn has(&self, change: &Change<P>) -> bool {
+        let newest = self.newest(change.key.db, &change.key.name);
+        newest.is_some_and(|newest| newest.id >= change.id)
+    }
+
     /// Whether a change of the key would take the place of an older one.
     pub fn replaces(&self, db: i32, name: &[u8]) -> bool {
         let last = self.chains.get(db, name).and_then(|chain| chain.places.back());

@@ -1,0 +1,118 @@
+//! What becomes of the result of a loader: plain values are made of it, attached to Python, on the thread that ends the execution;
+//! they are brought to the pump when the execution is counted, so that whoever has a reply sees it counted.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use super::{
+    FailedLoad, Loaded, ReadThrough, Unpack,
+    machine::{Keys, NoValue, Time},
+};
+use crate::{
+    engine::{
+        execution::Collects,
+        holding::HELD_TOO_MUCH,
+        language::{Failure, Function},
+        record::Record,
+        scope::Scope,
+    },
+    mutex::Mutex,
+};
+
+/// A value for each key, or why there is none.
+pub(super) type Brings = Result<Vec<Result<Loaded, FailedLoad>>, NoValue>;
+
+/// What a load has brought.
+pub(super) struct Brought {
+    pub load: u64,
+    pub values: Brings,
+    pub took: Duration,
+}
+
+/// Who unloads what a loader returned.
+pub(super) struct Unloading {
+    loads: Weak<ReadThrough>,
+    unpack: Arc<dyn Unpack>,
+    load: u64,
+    begun: Time,
+    keys: Keys,
+    batch: bool,
+    /// What tells how long a value is fresh.
+    ttl: Option<Arc<dyn Function>>,
+    made: Mutex<Option<Brings>>,
+}
+
+impl Unloading {
+    pub fn new(
+        loads: &ReadThrough,
+        load: u64,
+        begun: Time,
+        keys: Keys,
+        batch: bool,
+        ttl: Option<Arc<dyn Function>>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            loads: loads.this.clone(),
+            unpack: Arc::clone(&loads.unpack),
+            load,
+            begun,
+            keys,
+            batch,
+            ttl,
+            made: Mutex::new(None),
+        })
+    }
+}
+
+impl Collects for Unloading {
+    /// Attached; it must not take the server's lock.
+    fn collect(&self, results: Vec<Record>, errors: &[Failure]) -> Vec<Failure> {
+        let (unpacked, wrong) = match (errors.first(), results.into_iter().next()) {
+            (None, Some(returned)) => {
+                let unpacked = self
+                    .unpack
+                    .unpack(&self.keys, returned, self.batch, self.ttl.as_deref());
+                let wrong = wrong(&unpacked);
+                let unpacked = unpacked.map_err(|failed| NoValue::Failed(failed.kind.into()));
+                (unpacked, wrong)
+            }
+            _ => (Err(raised()), Vec::new()),
+        };
+        *self.made.lock() = Some(unpacked);
+        wrong
+    }
+
+    fn ended(&self) {
+        let values = self.made.lock().take();
+        let values = values.unwrap_or(Err(NoValue::Aborted));
+        if let Some(loads) = self.loads.upgrade() {
+            let took = loads.now().saturating_sub(self.begun);
+            loads.bring(self.load, took, values);
+        }
+    }
+}
+
+/// What the function raised whose execution ends on this thread; nothing: it was ended by somebody.
+pub fn raised() -> NoValue {
+    let scope = Scope::current();
+    let execution = scope.as_ref().and_then(|scope| scope.execution.as_deref());
+    let kind = execution.and_then(|execution| {
+        let kind = execution.error_kind();
+        // Whoever held too much was stopped for what it did by itself.
+        kind.filter(|kind| !execution.stop.is_asked() || *kind == HELD_TOO_MUCH)
+    });
+    kind.map_or(NoValue::Aborted, |kind| NoValue::Failed(kind.into()))
+}
+
+/// What the execution has to answer for besides what its function raised: values that are none.
+fn wrong(values: &Result<Vec<Result<Loaded, FailedLoad>>, FailedLoad>) -> Vec<Failure> {
+    match values {
+        Err(failed) => vec![failed.text.clone()],
+        Ok(values) => values
+            .iter()
+            .filter_map(|value| value.as_ref().err().map(|failed| failed.text.clone()))
+            .collect(),
+    }
+}
