@@ -142,7 +142,6 @@ def housemates(start_server: Callable[..., Server], packages: Path, tmp_path: Pa
     return make_cluster(start, module_args=["PythonInstallReqMaxIdleTime", 120000])
 
 
-@pytest.mark.matrix
 def test_nodes_in_one_folder_have_environments_of_their_own(housemates: Cluster, tmp_path: Path) -> None:
     for name in ("pinion-demo==1.0", "pinion-user"):
         found, errors = housemates[0].run(ON_ALL, "REQUIREMENTS", name)

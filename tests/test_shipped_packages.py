@@ -80,7 +80,6 @@ def running(server: Server) -> bool:
     return all(entry["RegistrationData"]["lastError"] is None for entry in server.registrations())
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("requirement", ["cloudpickle==1.6", "cloudpickle==3.1", "pinion-hostile"])
 def test_requirements_break_nothing(start_server: Callable[..., Server], requirement: str) -> None:
     server, replica = start_server(args=AOF), start_server()

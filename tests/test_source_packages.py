@@ -90,7 +90,6 @@ KINDS = {
 }
 
 
-@pytest.mark.matrix
 @pytest.mark.parametrize("kind", KINDS)
 def test_source_distributions_are_built(server: Server, packages: Path, kind: str) -> None:
     name = f"pinion-{kind}"

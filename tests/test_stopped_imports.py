@@ -8,8 +8,6 @@ import pytest
 
 from helpers import Server, wait_until
 
-pytestmark = pytest.mark.matrix
-
 # As a C extension behaves: what is done once is done for ever, and a second time is refused.
 MODULE = """
 import builtins, time

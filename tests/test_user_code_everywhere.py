@@ -12,8 +12,6 @@ from redis import ResponseError
 
 from helpers import Server, free_port, wait_until
 
-pytestmark = pytest.mark.matrix
-
 # What the dunder does, for a function `mischief()`.
 ENTER = "def mischief():\n    try:\n        atomic().__enter__()\n    except Exception:\n        pass\n"
 LOOP = "def mischief():\n    while True:\n        pass\n"
@@ -181,6 +179,7 @@ def unregister_all(server: Server) -> None:
             assert "not registered" in str(error)  # some object has done that meanwhile
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("place", PLACES)
 def test_a_block_that_is_left_open_ends(server: Server, place: str) -> None:
     go(server, ENTER + OBJECT + PLACES[place])
@@ -251,6 +250,7 @@ ENDINGS = {
 }
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("mode", ["async", "sync"])
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_an_object_that_dies_with_its_session_may_run_commands(server: Server, ending: str, mode: str) -> None:
@@ -343,6 +343,7 @@ def test_an_object_that_only_its_session_keeps(server: Server, ending: str) -> N
     assert "a mutex is held" not in server.log()
 
 
+@pytest.mark.matrix
 def test_imports_by_the_server_are_watched_too(borrow_server: Callable[..., Server]) -> None:
     """Who has replaced `__import__` sees those of Pinion: where the server listens is told to Python by one (7.0)."""
     server = borrow_server(module_args=["SyncTimeout", 500])
