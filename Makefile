@@ -126,7 +126,7 @@ test: ## everything that a change must pass on one server: lint, Rust tests, all
 .PHONY: test-matrix
 test-matrix: setup-test build ## the other servers of the matrix: Redis 8.2 whole, Valkey 8.1 and 9.1 in part
 	@for server in $(FULL_SERVERS); do \
-		$(call run-tests,$$server,); \
+		$(call run-tests,$$server,-m 'not once and not soak and not compat and not package'); \
 	done
 	@for server in $(SUBSET_SERVERS); do \
 		$(call run-tests,$$server,-m 'matrix and not soak and not package'); \

@@ -403,6 +403,30 @@ def test_many_clients_hold_nobody_else_up(server: Server, source: Server) -> Non
     at_rest(server)
 
 
+@pytest.mark.parametrize("how", ["SWAPDB 0 5", "FLUSHALL", "DEL user:1", "RENAME user:1 other:1", "MOVE user:1 5"])
+def test_a_key_that_goes_while_its_clients_are_let_go(server: Server, source: Server, how: str) -> None:
+    """Those who still wait get what is loaded anew; nobody gets nothing."""
+    origin = register(server, source, "max_waiting=5000", "def load(key):\n    found = fetch(key)\n    return {str(n): found for n in range(800)}")
+    raws = [server.raw(60) for _ in range(300)]
+    for raw in raws:
+        raw.send("HGETALL", "user:1")
+    wait_for(server, waiting=300)
+    origin.give("user:1", "first")
+    wait_until(lambda: figures(server)["waiting"] < 300, interval=0.0)
+    assert server.client().execute_command(*how.split()) in (True, 1, b"OK", "OK")
+    left = figures(server)["waiting"]
+    assert left > 0, "all had their replies: nothing was tested"
+    origin.give("user:1", "second")
+    replies = [raw.read() for raw in raws]
+    assert all(len(reply) > 5000 for reply in replies)
+    old = sum(b"first" in reply for reply in replies)
+    assert old + sum(b"second" in reply for reply in replies) == 300
+    assert old <= 300 - left
+    assert origin.loads() == 2
+    source.client().flushall()
+    at_rest(server)
+
+
 # --- register(..., coalesce=True) ---
 
 TUTORIAL = """

@@ -16,8 +16,8 @@ import redis
 
 from helpers import Server
 
-# The folder of packages is in the environment that a server starts with.
-pytestmark = pytest.mark.own_server
+# The folder of packages is in the environment that a server starts with. What is tested is how pip builds them.
+pytestmark = [pytest.mark.own_server, pytest.mark.once]
 
 SETUP = "from setuptools import setup, Extension\nsetup(name='{name}', version='1.0', {options})\n"
 PROJECT = """

@@ -78,6 +78,7 @@ def scripts(folder: Path, *, imported: bool) -> None:
     (folder / "users.py").write_text(template.read_text())
 
 
+@pytest.mark.once
 def test_mypy_accepts_all_examples(tmp_path: Path) -> None:
     scripts(tmp_path, imported=True)
     done = mypy(*tmp_path.glob("*.py"), cwd=tmp_path)
@@ -87,6 +88,7 @@ def test_mypy_accepts_all_examples(tmp_path: Path) -> None:
     assert all(word in told for word in ("moed", "execut", "loud")), told
 
 
+@pytest.mark.once
 def test_pyright_accepts_all_examples(tmp_path: Path) -> None:
     scripts(tmp_path, imported=False)
     done = pyright(tmp_path, **LENIENT)
@@ -98,6 +100,7 @@ def test_pyright_accepts_all_examples(tmp_path: Path) -> None:
     assert all(word in told for word in ("moed", "execut", "loud")), told
 
 
+@pytest.mark.once
 def test_the_package_itself(tmp_path: Path) -> None:
     done = mypy("--config-file", ROOT / "package/pyproject.toml", PACKAGE / "pinion_redis", cwd=tmp_path)
     assert done.returncode == 0, done.stdout

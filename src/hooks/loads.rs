@@ -17,17 +17,22 @@ use crate::{
     error::Error,
     server::{
         api,
-        call::{Refusal, call_original},
+        call::{Refusal, call_original, must_wait},
         call_reply::CallReply,
         command::{Answer, Command},
         filter::Passing,
         key::{self, Life},
         lock::Lock,
+        reply::Reply,
         room,
         slots::slot_of,
         store,
     },
 };
+
+/// What a command gets that could not run because clients were paused when its turn had come.
+const PAUSED_MEANWHILE: &str =
+    "TRYAGAIN clients were paused before the command could run, and nothing was done";
 
 /// What a hit looks at. Changed and counted under the server's lock only, so that plain loads and stores do.
 #[derive(Default)]
@@ -390,6 +395,17 @@ impl Hooks {
         let entry = table.find(original.get(0)?)?;
         let place = entry.spec.key_positions(original.len()).next()?;
         original.get(place)
+    }
+
+    /// The server calls us back for a client that was let go a turn of its loop before, and does not let it wait once more. If clients
+    /// have been paused since, what may write is not run: true, and the client was told.
+    pub fn is_paused_meanwhile(&self, command: &Command<'_>) -> bool {
+        let name = command.argv().get(1).unwrap_or_default();
+        let paused = must_wait(command.lock(), self.features, name);
+        if paused {
+            command.send(&Reply::error(PAUSED_MEANWHILE));
+        }
+        paused
     }
 
     /// Answers a client that has waited by its own command, in whose place the server calls us back.

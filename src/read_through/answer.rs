@@ -224,6 +224,9 @@ impl Waiting for ReadThrough {
             command.send(reply);
             return;
         }
+        if self.hooks.is_paused_meanwhile(command) {
+            return;
+        }
         let begun = Instant::now();
         let lock = command.lock();
         let awaited = note.and_then(|note| note.more.downcast_ref::<Awaited>());

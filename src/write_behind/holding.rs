@@ -265,7 +265,9 @@ impl State {
 
 impl Waiting for WriteBehind {
     fn answer(&self, command: &Command<'_>, _note: Option<&Note>) {
-        self.hooks.answer_awaited(command);
+        if !self.hooks.is_paused_meanwhile(command) {
+            self.hooks.answer_awaited(command);
+        }
     }
 
     fn gone(&self, lock: Lock<'_>, address: usize) {
