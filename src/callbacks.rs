@@ -127,7 +127,7 @@ pub unsafe extern "C" fn on_server_event(
                     pinion
                         .cluster
                         .forget_shape("this server has just got another role");
-                    pinion.behind.role_changed();
+                    pinion.behind.role_changed(lock);
                 }
                 ServerEvent::BeforeSleep
                 | ServerEvent::PortsChanged

@@ -369,6 +369,115 @@ write_behind('user:*', save)
     assert set(server.client().lrange("keys", 0, -1)) == {"user:1"}
 
 
+def linked(replica: Server) -> None:
+    wait_until(lambda: replica.own.info("replication")["master_link_status"] == "up")
+
+
+def test_what_is_loaded_is_no_change_behind_a_fork(pair: tuple[Server, Server, Database]) -> None:
+    master, replica, database = pair
+    skip_where_it_is_not_one_step(master)
+    master.run("read_through('user:l*', lambda key: 'loaded')")
+    master.client().set("user:1", "a")
+    wait_for(replica, queued=2)
+    master.client().bgsave()
+    wait_until(lambda: not master.client().info("persistence")["rdb_bgsave_in_progress"])
+    assert master.client().get("user:l") == "loaded"
+    wait_until(lambda: replica.own.get("user:l") == "loaded")
+    assert promoted(master, replica, database) == {"user:0": "told", "user:1": "a"}
+
+
+def test_what_is_loaded_first_is_no_change(start_server: Callable[..., Server], source: Server) -> None:
+    server = start_server(args=AOF)
+    skip_where_it_is_not_one_step(server)
+    database = register(server, source)
+    server.run("read_through('user:l*', lambda key: 'loaded')")
+    for value in ("a", "b"):
+        server.client().set("user:1", value)
+    drained(server)
+    # The file says that changes may come late, and this run of the server has said nothing yet.
+    server.restart(kill=True)
+    assert server.client().get("user:l") == "loaded"
+    server.restart(kill=True)
+    server.client().set("user:2", "c")
+    drained(server)
+    assert database.rows() == {"user:1": "b", "user:2": "c"}
+
+
+def test_fields_that_expire_are_no_change(pair: tuple[Server, Server, Database]) -> None:
+    master, replica, database = pair
+    if master.version < ((9, 0) if master.is_valkey else (7, 4)):
+        pytest.skip("fields do not expire there")
+    client = master.client()
+    client.execute_command("HSET", "user:h", "f", "1", "g", "2")
+    client.execute_command("HPEXPIRE", "user:h", "20", "FIELDS", "1", "f")
+    # Replicas get an HDEL, which is a change where a client sends it.
+    wait_until(lambda: replica.own.hlen("user:h") == 1)
+    assert promoted(master, replica, database) == {"user:0": "told", "user:h": {"f": "1", "g": "2"}}
+
+
+@pytest.mark.parametrize("command", ["'INCRBYFLOAT', 'user:n', '1'", "'HINCRBYFLOAT', 'user:n', 'f', '1'", "'SPOP', 'user:s'"])
+def test_what_save_writes_is_no_change_where_it_is_handed_on_as_another_command(
+    start_server: Callable[..., Server], command: str
+) -> None:
+    master = start_server()
+    skip_where_it_is_not_one_step(master)
+    master.run(f"""
+import time
+
+def save(changes):
+    execute('RPUSH', 'keys', *(change['key'] for change in changes))
+    if execute('GETDEL', 'armed'):
+        execute({command})
+        execute('SET', 'written', 1)
+        time.sleep(60)
+
+write_behind('user:*', save)
+""")
+    replica = start_server(args=["--replicaof", master.host, master.port, "--save", ""])
+    linked(replica)
+    client = master.client()
+    client.sadd("user:s", "a", "b", "c")
+    drained(master)
+    client.set("armed", 1)
+    client.set("user:1", "a")
+    wait_until(lambda: replica.own.exists("written"))
+    master.stop(kill=True)
+    before = replica.own.llen("keys")
+    replica.client().replicaof("no", "one")
+    wait_until(lambda: replica.own.llen("keys") > before)
+    drained(replica)
+    assert replica.own.lrange("keys", before, -1) == ["user:1"]
+
+
+def test_what_was_not_told_before_a_shutdown_is_told_behind_it(pair: tuple[Server, Server, Database]) -> None:
+    master, replica, database = pair
+    if not comes_late(master):
+        pytest.skip("nothing comes late there")
+    # The file has changes of which the replica knows nothing, and the replica goes on where it was.
+    master.raw().send_bytes(b"SET user:1 a\r\nSET user:2 b\r\nSHUTDOWN SAVE\r\n")
+    master.wait_exit(20)
+    master.start()
+    linked(replica)
+    assert master.client().info("stats")["sync_partial_ok"] == 1
+    master.client().set("user:3", "c")
+    wait_for(replica, queued=4)
+    assert promoted(master, replica, database) == {"user:0": "told", "user:1": "a", "user:2": "b", "user:3": "c"}
+
+
+@pytest.mark.parametrize("command", ["FLUSHALL", "SWAPDB 0 1"])
+def test_a_promoted_replica_captures_before_anything_else_happens(pair: tuple[Server, Server, Database], command: str) -> None:
+    master, replica, database = pair
+    in_a_turn(master, "SET user:1 a")
+    wait_until(lambda: replica.own.get("user:1") == "a")
+    master.stop(kill=True)
+    raw = replica.raw()
+    raw.send_bytes(f"REPLICAOF NO ONE\r\n{command}\r\n".encode())
+    assert [raw.read()[:1] for _ in range(2)] == [b"+", b"+"]
+    database.fail(0)
+    drained(replica)
+    assert database.rows() == {"user:0": "told", "user:1": "a"}
+
+
 @pytest.mark.parametrize("arguments", ["coalesce=False", "ordered='all'", "events=['set', 'del']"])
 def test_registrations_that_want_each_change_are_told_at_once(
     start_server: Callable[..., Server], source: Server, arguments: str

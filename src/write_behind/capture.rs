@@ -211,7 +211,7 @@ impl WriteBehind {
                 // Ahead of whatever happens to the key now.
                 state.send(lock);
             }
-            if followed && late::is_possible() && late::is_plain(event) {
+            if followed && late::is_possible() && late::seems_plain(event) {
                 state.unsent.no_change = true;
                 state.notes.asked = state.notes.asked || after::at_end_of_unit(lock);
             }

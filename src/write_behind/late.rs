@@ -10,7 +10,7 @@
 
 use super::{
     State, WriteBehind,
-    frame::{Follows, Frames},
+    frame::{self, Follows, Frame, Frames},
     saved::QUEUE,
 };
 use crate::server::{after, audience, call::replicate, home, lock, lock::Lock};
@@ -41,12 +41,37 @@ pub(super) fn is_plain(event: &[u8]) -> bool {
     PLAIN.iter().any(|plain| plain.as_bytes() == event)
 }
 
+/// Events whose command is handed on as one of a plain event.
+const SEEN_AS_PLAIN: [&str; 4] = ["incrbyfloat", "hincrbyfloat", "spop", "hexpired"];
+
+/// True if whoever hears of the command would take it for a change that comes late.
+pub(super) fn seems_plain(event: &[u8]) -> bool {
+    is_plain(event) || SEEN_AS_PLAIN.iter().any(|plain| plain.as_bytes() == event)
+}
+
 /// True if changes may come late on this server: it tells of the ends of units, and of keys also while data are loaded.
 pub(super) fn is_possible() -> bool {
     after::has_units() && !home::is_needed()
 }
 
 impl Unsent {
+    /// As it is kept in a file: a server that starts with that goes on with the stream of this one, and has to tell of what was not
+    /// told any more.
+    pub(super) fn kept(&self) -> Follows {
+        // They are our own.
+        let frames = frame::read(self.frames.as_bytes()).unwrap_or_default();
+        let changes = frames.into_iter().filter_map(|frame| match frame {
+            Frame::Change { change, .. } => Some((change.key, change.event)),
+            _ => None,
+        });
+        let keys: Vec<_> = changes.collect();
+        if keys.is_empty() || !is_possible() {
+            Follows::Never
+        } else {
+            Follows::Following(keys)
+        }
+    }
+
     fn is_known(&self, lock: Lock<'_>) -> bool {
         self.told.is_some() && self.told == audience::generation(lock)
     }
@@ -82,12 +107,11 @@ impl WriteBehind {
         }
     }
 
-    /// The unit that runs has written what is no change, and whoever follows would take it for one: something goes out with it.
+    /// The unit that runs has written what is no change, and whoever follows would take it for one: something goes out with it. There
+    /// may be somebody also where this server has told nobody yet: a file of an earlier run, replicas of an earlier master, or
+    /// those who were there before it forked.
     pub(super) fn say_no_change(&self, lock: Lock<'_>) {
-        let mut state = self.state.write(lock);
-        if state.unsent.is_known(lock) {
-            state.send(lock);
-        }
+        self.state.write(lock).send(lock);
     }
 
     /// Hands on what waits. While clients are paused it stays.

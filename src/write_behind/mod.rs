@@ -170,8 +170,12 @@ impl WriteBehind {
         Duration::from_millis(u64::try_from(ms).unwrap_or(1))
     }
 
-    /// Another role: clients that wait are told so, whatever runs is of no interest.
-    pub fn role_changed(&self) {
+    /// Another role: clients that wait are told so, whatever runs is of no interest. What nobody has told of is captured before
+    /// anything else can happen to it.
+    pub fn role_changed(&self, lock: Lock<'_>) {
+        if self.engine.is_serving() {
+            self.capture_tail(lock);
+        }
         self.role_changed.store(true, Ordering::Release);
         self.wake();
     }

@@ -33,7 +33,11 @@ impl WriteBehind {
         }
         let mut frames = Frames::default();
         let serves = self.engine.is_serving();
-        let follows = if serves { Follows::Never } else { state.tail.kept() };
+        let follows = if serves {
+            state.unsent.kept()
+        } else {
+            state.tail.kept()
+        };
         frames.last(state.ids.last(), &follows);
         let mut flush = |frames: &mut Frames| {
             save(Blob {

@@ -84,6 +84,7 @@ impl WriteBehind {
     /// Captures what nobody has told of, now that this server serves clients.
     pub(super) fn capture_tail(&self, lock: Lock<'_>) {
         let mut state = self.state.write(lock);
+        state.tail.follows = false;
         if state.tail.is_empty() {
             return;
         }
