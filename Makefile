@@ -129,7 +129,7 @@ test-matrix: setup-test build ## the other servers of the matrix: Redis 8.2 whol
 		$(call run-tests,$$server,-m 'not once and not soak and not compat and not package'); \
 	done
 	@for server in $(SUBSET_SERVERS); do \
-		$(call run-tests,$$server,-m 'matrix and not soak and not package'); \
+		$(call run-tests,$$server,-m 'matrix and not once and not soak and not package'); \
 	done
 
 .PHONY: test-package
