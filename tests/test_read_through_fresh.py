@@ -218,7 +218,8 @@ def test_one_key_alone_waits_for_no_more_than_batch_wait(server: Server) -> None
     client = server.client()
     # The server's own timer comes once a second: it must not be what ends the wait.
     client.config_set("hz", 1)
-    client.config_set("dynamic-hz", "no")
+    if client.config_get("dynamic-hz"):  # Valkey 9.1 has none
+        client.config_set("dynamic-hz", "no")
     began = time.monotonic()
     for number in range(20):
         assert client.get(f"k:{number}") == f"v of k:{number}"

@@ -19,7 +19,7 @@ from figures import figures
 from helpers import RawClient, Server, wait_until
 from probes import attach
 from test_replication import promote
-from test_write_behind_late import OUTAGE, commands, newest_file
+from test_write_behind_late import OUTAGE, commands, newest_file, rewrite
 from write_behind import Database, register
 
 pytestmark = pytest.mark.matrix
@@ -167,7 +167,9 @@ def test_a_file_that_is_cut_off(start_server: Callable[..., Server], source: Ser
     args = ["--appendonly", "yes", "--appendfsync", "no", "--aof-use-rdb-preamble", preamble, "--save", ""]
     server = start_server(args=args)
     database = register_all(server, source)
-    # What is saved is in no file then: each cut has to bring all of it.
+    # What is registered is in the file before the one that is cut.
+    rewrite(server)
+    # Nothing is saved meanwhile: each file has to bring all of it.
     database.fail(OUTAGE)
     send(server.raw(), chooser, history(chooser, 400))
     server.stop(kill=True)
