@@ -28,6 +28,8 @@ pub(super) struct Pace {
     slice: usize,
     let_go: usize,
     spent: Duration,
+    /// What they take is measured.
+    is_measured: bool,
     /// How many slices there were.
     pub(super) slices: u64,
 }
@@ -38,15 +40,16 @@ impl Default for Pace {
             slice: FIRST,
             let_go: 0,
             spent: Duration::ZERO,
+            is_measured: false,
             slices: 0,
         }
     }
 }
 
 impl Pace {
-    /// How many may go now, by what the last ones took.
-    fn next(&mut self) -> usize {
-        if self.let_go > 0 {
+    /// How many of those who leave may go now, by what the last ones took.
+    fn next(&mut self, leaving: usize) -> usize {
+        if self.is_measured && self.let_go > 0 {
             let each = self.spent.as_secs_f64() / self.let_go as f64;
             let fit = SLICE.as_secs_f64() / each.max(1e-7);
             // By and by: one client may be far from the next.
@@ -56,7 +59,9 @@ impl Pace {
             self.slice = self.slice.min(FIRST);
         }
         (self.let_go, self.spent) = (0, Duration::ZERO);
-        self.slice
+        // One alone holds nobody up who comes with him: two reads of the clock would be for nothing.
+        self.is_measured = leaving > 1;
+        self.slice.min(leaving)
     }
 }
 
@@ -81,8 +86,8 @@ impl ReadThrough {
     pub(super) fn let_go(&self, lock: Lock<'_>, paused: bool) {
         let slice = {
             let mut state = self.state.write(lock);
-            let slice = state.pace.next();
-            slice.min(state.leaving.len())
+            let leaving = state.leaving.len();
+            state.pace.next(leaving)
         };
         if slice > 0 {
             self.state.write(lock).pace.slices += 1;
@@ -227,15 +232,17 @@ impl Waiting for ReadThrough {
         if self.hooks.is_paused_meanwhile(command) {
             return;
         }
-        let begun = Instant::now();
         let lock = command.lock();
+        let begun = self.state.read(lock).pace.is_measured.then(Instant::now);
         let awaited = note.and_then(|note| note.more.downcast_ref::<Awaited>());
         let guests = awaited.map_or_else(Vec::new, |awaited| self.provide(lock, awaited));
         self.hooks.answer_awaited(command);
         for key in guests {
             self.quietly(lock, || store::take_quietly(lock, key.db, &key.name));
         }
-        self.state.write(lock).pace.spent += begun.elapsed();
+        if let Some(begun) = begun {
+            self.state.write(lock).pace.spent += begun.elapsed();
+        }
     }
 
     fn gone(&self, lock: Lock<'_>, address: usize) {

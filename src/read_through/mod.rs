@@ -140,7 +140,7 @@ struct State {
     pace: answer::Pace,
     /// What loaders have brought while it is looked at; kept empty.
     landing: Vec<Brought>,
-    /// When the next wake-up comes.
+    /// When the next wake-up comes, which has not come yet.
     armed: Option<Time>,
 }
 

@@ -81,24 +81,26 @@ pub fn check_keys<'a>(
     Ok(checked?)
 }
 
+impl super::State {
+    /// The server comes by itself when the next time is over.
+    fn is_armed(&self) -> bool {
+        let due = self.machine.next_due();
+        due.is_none_or(|due| self.armed.is_some_and(|armed| armed <= due))
+    }
+}
+
 impl ReadThrough {
     /// Does whatever is to be done now. Called in each turn of the server's loop: most of the time that is nothing.
     pub fn pump(&self, lock: Lock<'_>) {
         if self.awake.swap(false, Ordering::AcqRel) || self.has_more(lock) {
-            return self.pump_now(lock, self.now());
-        }
-        let due = self.state.read(lock).machine.next_due();
-        if let Some(due) = due {
-            let now = self.now();
-            if due <= now {
-                self.pump_now(lock, now);
-            }
+            self.pump_now(lock, self.now());
         }
     }
 
+    /// Something is to be done, or a time has come up for which nothing wakes the server. No clock is read for that.
     fn has_more(&self, lock: Lock<'_>) -> bool {
         let state = self.state.read(lock);
-        state.machine.has_actions() || !state.leaving.is_empty()
+        state.machine.has_actions() || !state.leaving.is_empty() || !state.is_armed()
     }
 
     /// A command has asked for keys, and its client waits: what begins with that need not wait for the next turn of the server's loop,
@@ -416,12 +418,10 @@ impl ReadThrough {
     /// Sees to it that the server comes when the next time is over.
     fn arm(&self, lock: Lock<'_>, now: Time) {
         let mut state = self.state.write(lock);
-        let Some(due) = state.machine.next_due() else {
+        state.armed = state.armed.filter(|armed| *armed > now);
+        let Some(due) = state.machine.next_due().filter(|_| !state.is_armed()) else {
             return;
         };
-        if state.armed.is_some_and(|armed| armed > now && armed <= due) {
-            return;
-        }
         state.armed = Some(due);
         drop(state);
         let this = self.this.clone();

@@ -251,13 +251,16 @@ impl<V> Machine<V> {
                     flight.touched = None;
                 }
             }
-            self.due.insert((deadline, Due::Load(load)));
-            self.loads.insert(
+            let loads = &mut self.loads;
+            let runs = |load| loads.contains_key(&load);
+            if rule.deadlines.begin(deadline, load, rule.counts.loading, runs) {
+                self.due.insert((deadline, Due::Loads(id)));
+            }
+            loads.insert(
                 load,
                 Load {
                     rule: id,
                     keys: keys.clone(),
-                    deadline,
                     failed: None,
                 },
             );

@@ -116,7 +116,7 @@ impl<V> Machine<V> {
             self.due.pop_first();
             match due {
                 Due::Waiter(number) => self.waited_too_long(number),
-                Due::Load(load) => self.loaded_too_long(now, load),
+                Due::Loads(rule) => self.loads_are_late(now, rule),
                 Due::Batch(rule) => self.begin_loads(now, rule),
             }
         }
@@ -143,6 +143,19 @@ impl<V> Machine<V> {
         self.refuse(number, rule, NoValue::TimedOut);
     }
 
+    /// The time of the oldest load of a registration may be over.
+    fn loads_are_late(&mut self, now: Time, id: Id) {
+        while let Some(rule) = self.rules.get_mut(id) {
+            match rule.deadlines.next(now, |load| self.loads.contains_key(&load)) {
+                Ok(late) => self.loaded_too_long(now, late),
+                Err(next) => {
+                    self.due.extend(next.map(|next| (next, Due::Loads(id))));
+                    break;
+                }
+            }
+        }
+    }
+
     pub(super) fn loaded_too_long(&mut self, now: Time, load: u64) {
         let Some((_, keys)) = self.take_keys(load) else {
             return;
@@ -167,11 +180,10 @@ impl<V> Machine<V> {
             .map(|(&number, _)| number)
             .collect();
         for number in loads {
-            if let Some(load) = self.loads.remove(&number) {
-                self.due.remove(&(load.deadline, Due::Load(number)));
-            }
+            self.loads.remove(&number);
         }
-        self.due.retain(|(_, due)| *due != Due::Batch(id));
+        self.due
+            .retain(|(_, due)| *due != Due::Batch(id) && *due != Due::Loads(id));
         let keys: Vec<Key> = self
             .flights
             .iter()
@@ -216,7 +228,6 @@ impl<V> Machine<V> {
         self.flights.clear(None);
         self.absent.clear(None);
         for (number, load) in self.loads.drain() {
-            self.due.remove(&(load.deadline, Due::Load(number)));
             if let Some(rule) = self.rules.get_mut(load.rule) {
                 rule.counts.loading -= 1;
                 rule.breaker.forget(number);

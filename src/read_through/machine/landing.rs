@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Action, Backoff, Change, Due, Keys, Landed, Landing, MAX_LOADS, Machine, NoValue, Purpose, Stage, Time,
+    Action, Backoff, Change, Keys, Landed, Landing, MAX_LOADS, Machine, NoValue, Purpose, Stage, Time,
 };
 use crate::{engine::id::Id, read_through::keys::Key};
 
@@ -92,7 +92,6 @@ impl<V> Machine<V> {
         let Some(known) = self.loads.remove(&load) else {
             return;
         };
-        self.due.remove(&(known.deadline, Due::Load(load)));
         if let Some(rule) = self.rules.get_mut(known.rule) {
             rule.counts.loading -= 1;
             match (rule.limits.breaker, known.failed) {

@@ -216,7 +216,6 @@ struct Load {
     rule: Id,
     /// Until they land.
     keys: Keys,
-    deadline: Time,
     /// Whether it failed, as far as it has told something of the source.
     failed: Option<bool>,
 }
@@ -224,7 +223,8 @@ struct Load {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
     Waiter(u64),
-    Load(u64),
+    /// Of a registration, the oldest one.
+    Loads(Id),
     Batch(Id),
 }
 

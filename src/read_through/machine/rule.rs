@@ -73,12 +73,52 @@ impl Counts {
     }
 }
 
+/// So many loads that have ended may stand among the deadlines before they are looked for.
+const ENDED: u64 = 64;
+
 /// Keys that go to the loader together.
 pub struct Chunk {
     pub db: i32,
     pub keys: Keys,
     /// When it goes although there is room for more.
     pub due: Time,
+}
+
+/// Until when the loads of a registration may take, in the order in which they began: all have the same time. Most end long before, and
+/// then nobody looks for theirs here.
+#[derive(Default)]
+pub struct Deadlines {
+    times: VecDeque<(Time, u64)>,
+    /// The machine comes back when the first one is over.
+    is_watched: bool,
+}
+
+impl Deadlines {
+    /// A load begins. True if nothing tells the machine yet to come back. `runs`: whether a load that began has not ended; `loading`: how
+    /// many such there are.
+    pub fn begin(&mut self, until: Time, load: u64, loading: u64, runs: impl Fn(u64) -> bool) -> bool {
+        if self.times.len() as u64 > 2 * loading + ENDED {
+            self.times.retain(|&(_, load)| runs(load));
+        }
+        self.times.push_back((until, load));
+        !std::mem::replace(&mut self.is_watched, true)
+    }
+
+    /// The machine is back. A load whose time is over, each time another one; or else when to come back, if any load runs.
+    pub fn next(&mut self, now: Time, runs: impl Fn(u64) -> bool) -> Result<u64, Option<Time>> {
+        while let Some(&(until, load)) = self.times.front() {
+            if runs(load) {
+                if until > now {
+                    return Err(Some(until));
+                }
+                self.times.pop_front();
+                return Ok(load);
+            }
+            self.times.pop_front();
+        }
+        self.is_watched = false;
+        Err(None)
+    }
 }
 
 /// One registration.
@@ -88,6 +128,7 @@ pub struct Rule {
     pub breaker: Breaker,
     queue: VecDeque<Chunk>,
     queued: usize,
+    pub deadlines: Deadlines,
 }
 
 impl Rule {
@@ -98,6 +139,7 @@ impl Rule {
             breaker: Breaker::default(),
             queue: VecDeque::new(),
             queued: 0,
+            deadlines: Deadlines::default(),
         }
     }
 
@@ -176,8 +218,12 @@ mod tests {
             .collect()
     }
 
+    fn ms(ms: u64) -> Time {
+        Duration::from_millis(ms)
+    }
+
     fn sizes(rule: &mut Rule, now: u64) -> Vec<usize> {
-        let now = Duration::from_millis(now);
+        let now = ms(now);
         std::iter::from_fn(|| rule.next_chunk(now))
             .map(|chunk| chunk.keys.len())
             .collect()
@@ -185,7 +231,6 @@ mod tests {
 
     #[test]
     fn keys_gather_until_a_batch_is_full_or_its_time_has_come() {
-        let ms = Duration::from_millis;
         let limits = Limits {
             batch: 4,
             batch_wait: ms(10),
@@ -224,5 +269,32 @@ mod tests {
         assert_eq!(sizes(&mut rule, 1000), [0; 0]);
         rule.counts.loading = 0;
         assert_eq!(sizes(&mut rule, 1000), [3, 1]);
+    }
+
+    #[test]
+    fn late_loads_come_in_their_order_and_those_that_ended_do_not() {
+        let mut deadlines = Deadlines::default();
+        assert!(
+            deadlines.begin(ms(10), 1, 1, |_| true),
+            "somebody has to come back"
+        );
+        assert!(!deadlines.begin(ms(12), 2, 2, |_| true));
+        assert!(!deadlines.begin(ms(14), 3, 3, |_| true));
+        let runs = |load| load != 1;
+        assert_eq!(deadlines.next(ms(10), runs), Err(Some(ms(12))));
+        assert_eq!(deadlines.next(ms(13), runs), Ok(2));
+        assert_eq!(deadlines.next(ms(13), runs), Err(Some(ms(14))));
+        assert_eq!(deadlines.next(ms(14), |_| false), Err(None));
+        assert!(deadlines.begin(ms(30), 4, 1, |_| true), "and again");
+    }
+
+    #[test]
+    fn deadlines_of_loads_that_ended_do_not_pile_up_behind_one_that_hangs() {
+        let mut deadlines = Deadlines::default();
+        for load in 1..10_000 {
+            deadlines.begin(ms(load), load, 2, |other| other == 1 || other == load);
+        }
+        assert!(deadlines.times.len() < 100);
+        assert_eq!(deadlines.next(ms(1), |load| load == 1), Ok(1));
     }
 }

@@ -96,7 +96,10 @@ fn one_load_serves_all_who_wait() {
             machine.replied(&key);
         }
     }
-    assert!(machine.is_idle() && machine.next_due().is_none());
+    assert!(machine.is_idle());
+    // What might still take too long is only looked at when its time is over.
+    machine.tick(Time::MAX);
+    assert!(machine.next_due().is_none());
 }
 
 #[test]
