@@ -62,6 +62,7 @@ impl Unsent {
         let frames = frame::read(self.frames.as_bytes()).unwrap_or_default();
         let changes = frames.into_iter().filter_map(|frame| match frame {
             Frame::Change { change, .. } => Some((change.key, change.event)),
+            Frame::Bare { change, .. } => Some((change.key, change.event)),
             _ => None,
         });
         let keys: Vec<_> = changes.collect();

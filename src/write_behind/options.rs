@@ -94,6 +94,9 @@ const NO_CHANGES: [&[u8]; 11] = [
 /// Behind one of these a key is gone because somebody took it away.
 const REMOVALS: [&[u8]; 4] = [b"del", b"rename_from", b"move_from", b"expired"];
 
+/// Calls that take less time than that gather changes meanwhile: each costs two changes of thread.
+const PACE: Duration = Duration::from_millis(2);
+
 /// Whether a key that is not there behind this event was taken away, and not forgotten by the cache. Modules may report any name.
 pub fn removes(event: &[u8]) -> bool {
     REMOVALS.contains(&event) || event == b"evicted" || !is_of_values(event)
@@ -156,6 +159,7 @@ impl Options {
             max_bytes: count(self.max_queue_bytes),
             ordered: self.ordered == Ordered::All,
             max_save_time: self.max_save_time.map_or(max_save_time, seconds),
+            pace: if self.wait { Duration::ZERO } else { PACE },
         }
     }
 

@@ -5,16 +5,19 @@ use std::ffi::CStr;
 use super::{
     WriteBehind,
     frame::{self, Follows, Frame, Frames},
-    machine::Settled,
+    machine::{Change, Settled},
 };
 use crate::{
     error::Error,
+    read_through::keys::Key,
     server::{
         api,
         call::replicate,
         command::{Answer, Command},
         lock::Lock,
         persist::Blob,
+        snapshot::Snapshot,
+        string::Held,
     },
 };
 
@@ -88,28 +91,28 @@ impl WriteBehind {
     /// How what comes behind it is to be read, as far as it says so.
     fn apply(&self, lock: Lock<'_>, blob: &[u8]) -> Result<Option<Follows>, String> {
         let mut follows = None;
-        let now = self.now();
-        let mut unreadable = 0_u64;
-        let mut strangers = 0_u64;
-        let frames = frame::read(blob)?;
-        let mut state = self.state.write(lock);
-        for frame in frames {
+        let mut lost = Lost::default();
+        let mut room = Vec::new();
+        for frame in frame::read(blob)? {
             match frame {
                 Frame::Last(last) => {
-                    state.ids.seen(last.id);
+                    self.state.write(lock).ids.seen(last.id);
                     follows = Some(last.follows);
                 }
-                Frame::Unreadable => unreadable += 1,
-                Frame::Change { queue, change } => {
-                    state.ids.seen(change.id);
-                    match state.sink(&queue) {
-                        Some(sink) if sink.queue.has(&change) => {}
-                        Some(sink) => sink.queue.add(now, change, None),
-                        None => strangers += 1,
+                Frame::Unreadable => lost.unreadable += 1,
+                Frame::Change { queue, change } => self.add(lock, &queue, change, &mut lost),
+                Frame::Bare { queue, change } => {
+                    let name = Held::of_bytes(lock, &change.key.name);
+                    let (value, _) = Snapshot::take(lock, change.key.db, &name, &mut room);
+                    if value.is_gone() {
+                        self.state.write(lock).ids.seen(change.id);
+                        lost.valueless.push(change.key);
+                    } else {
+                        self.add(lock, &queue, change.with(value), &mut lost);
                     }
                 }
                 Frame::Gone { queue, gone } => {
-                    if let Some(sink) = state.sink(&queue) {
+                    if let Some(sink) = self.state.write(lock).sink(&queue) {
                         for gone in gone {
                             sink.queue.remove_up_to(&gone);
                         }
@@ -118,22 +121,25 @@ impl WriteBehind {
             }
         }
         // Nobody waits on a replica, or while data are loaded.
-        for sink in &mut state.sinks {
+        for sink in &mut self.state.write(lock).sinks {
             let settled = sink.queue.take_settled();
             debug_assert!(settled.iter().all(|(_, settled)| *settled == Settled::Saved));
         }
-        drop(state);
-        if unreadable > 0 {
-            api::log_warning(&format!(
-                "write_behind: {unreadable} changes are damaged so that they cannot be read, and are lost"
-            ));
-        }
-        if strangers > 0 {
-            api::log_warning(&format!(
-                "write_behind: {strangers} changes belong to no registration, and are dropped"
-            ));
-        }
+        lost.tell();
         Ok(follows)
+    }
+
+    /// A change of elsewhere goes into its queue, unless that has it or a newer one.
+    fn add(&self, lock: Lock<'_>, queue: &str, change: Change<Snapshot>, lost: &mut Lost) {
+        let now = self.now();
+        let mut state = self.state.write(lock);
+        state.ids.seen(change.id);
+        lost.valueless.retain(|key| *key != change.key);
+        match state.sink(queue) {
+            Some(sink) if sink.queue.has(&change) => {}
+            Some(sink) => sink.queue.add(now, change, None),
+            None => lost.strangers += 1,
+        }
     }
 
     /// `RG.INNERQUEUE <blob>`, from an AOF file or a master only.
@@ -152,5 +158,33 @@ impl WriteBehind {
         }
         replicate(lock, QUEUE, &[blob]);
         Ok(Answer::Done)
+    }
+}
+
+/// What could not be taken into the queues.
+#[derive(Default)]
+struct Lost {
+    unreadable: u64,
+    strangers: u64,
+    /// Their values were to be those of their keys, which are not there. A later change of the same key is as good.
+    valueless: Vec<Key>,
+}
+
+impl Lost {
+    fn tell(&self) {
+        let warn = |count, what| {
+            if count > 0 {
+                api::log_warning(&format!("write_behind: {count} changes {what}"));
+            }
+        };
+        warn(
+            self.unreadable,
+            "are damaged so that they cannot be read, and are lost",
+        );
+        warn(self.strangers, "belong to no registration, and are dropped");
+        warn(
+            self.valueless.len() as u64,
+            "are lost, as their keys are gone here: a replica that evicts keys by itself (replica-ignore-maxmemory no) does that",
+        );
     }
 }

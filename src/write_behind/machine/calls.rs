@@ -31,6 +31,7 @@ impl<P> Queue<P> {
             self.leave(place, stage);
         }
         self.last_call += 1;
+        self.paced_until = now.saturating_add(self.limits.pace);
         self.flight = Some(Flight {
             call: self.last_call,
             places: places.clone(),
@@ -92,7 +93,8 @@ impl<P> Queue<P> {
         if self.ready.len() >= self.limits.batch {
             return Some(Time::ZERO);
         }
-        Some(first.since.saturating_add(self.limits.interval))
+        let at = first.since.saturating_add(self.limits.interval);
+        Some(at.max(self.paced_until))
     }
 
     /// When [`Queue::begin`] or [`Queue::overdue`] is to be called next.

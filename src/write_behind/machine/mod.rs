@@ -61,6 +61,8 @@ pub struct Limits {
     /// All changes are saved in their order, not only those of one key.
     pub ordered: bool,
     pub max_save_time: Duration,
+    /// The least time from one call to the next, unless that is full.
+    pub pace: Duration,
 }
 
 impl Default for Limits {
@@ -77,6 +79,7 @@ impl Default for Limits {
             max_bytes: 256 << 20,
             ordered: false,
             max_save_time: Duration::from_secs(60),
+            pace: Duration::ZERO,
         }
     }
 }
@@ -190,6 +193,8 @@ pub struct Queue<P> {
     streak: u32,
     /// No call begins before.
     rests_until: Option<Time>,
+    /// None begins before that is not full, and has no changes that failed.
+    paced_until: Time,
     /// Calls that ended well.
     successes: u64,
     /// Why the last call failed; nothing after one that ended well.

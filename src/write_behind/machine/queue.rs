@@ -26,6 +26,7 @@ impl<P> Queue<P> {
             failures: 0,
             streak: 0,
             rests_until: None,
+            paced_until: Time::ZERO,
             successes: 0,
             last_failure: None,
             turn: 0,
