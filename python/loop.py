@@ -281,3 +281,5 @@ def blocked():
 
 def _beat():
     _beats[1] = _beats[0]
+    # Who was stopped in the middle of `start` may have woken nobody.
+    _drain()

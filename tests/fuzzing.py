@@ -22,7 +22,7 @@ KEYS = [f"k:{number}" for number in range(12)] + ["s", "t:1", "", "\xff", "{tag}
 NAMES = ["one", "two", "three"]
 NUMBERS = ["0", "1", "-1", "2", "100", "18446744073709551615", "18446744073709551616", "-9223372036854775808", "1e300", "nan", "01", " 1", "1.5"]
 WORDS = ["ID", "UNBLOCKING", "UPGRADE", "REPLACE_WITH", "DESCRIPTION", "VERBOSE", "DEAD", "TS", "SESSIONS", "SHARD", "CLUSTER",
-         "ABORTPENDING", "STATS", "RESET", "SyncTimeout", "MaxExecutions", "ProfileExecutions", "*"]
+         "ABORTPENDING", "STATS", "RESET", "MaxExecutions", "ProfileExecutions", "*"]
 COMMANDS = """ABORTEXECUTION ALLREGISTRATIONSABORT CLEARREGISTRATIONSSTATS CONFIGGET CONFIGSET DROPEXECUTION DUMPEXECUTIONS
 DUMPREGISTRATIONS GETEXECUTION GETRESULTS GETRESULTSBLOCKING HELLO INFOCLUSTER NETWORKTEST PAUSEREGISTRATIONS UNPAUSEREGISTRATIONS
 PYDUMPREQS PYDUMPSESSIONS PYEXECUTE PYEXPORTREQ PYIMPORTREQ PYPROFILE PYSTATS REFRESH REFRESHCLUSTER STATS TRIGGER TRIGGERONKEY
@@ -237,6 +237,8 @@ class Fuzzer:
         words = self.random.choice([
             ["DEBUG", "RELOAD"], ["BGREWRITEAOF"], ["BGSAVE"], ["FLUSHALL"], ["FLUSHDB"], ["SWAPDB", "0", "1"], ["SCRIPT", "FLUSH"], ["CLIENT", "PAUSE", "20", "WRITE"],
             ["CLIENT", "PAUSE", "20"], ["INFO", "everything"], ["DEBUG", "SLEEP", "0.01"], ["RG.CONFIGSET", "ProfileExecutions", self.one(["0", "1"])],
+            # Never without one: functions that call each other a hundred deep, twice each, end by nothing else.
+            ["RG.CONFIGSET", "SyncTimeout", self.one(["1", "20", "500"])],
             ["CONFIG", "SET", "maxmemory", self.one(["0", "0", "40mb"])], ["COMMAND", "DOCS"], ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no"],
             ["CONFIG", "SET", "appendonly", self.one(["yes", "no"])], ["ACL", "LOG"], ["MEMORY", "DOCTOR"],
         ])

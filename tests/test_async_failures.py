@@ -210,6 +210,43 @@ def test_nothing_in_a_coroutine_of_its_own_ends_the_loop(server: Server, error: 
     assert_well(server)
 
 
+def test_who_is_stopped_while_he_starts_a_coroutine_holds_up_nobody(server: Server) -> None:
+    # What SyncTimeout raises hits any line; here it is the one before the loop is woken.
+    put(server, """
+        import sys
+
+        class Stopped(BaseException):
+            pass
+
+        def look(frame, event, _):
+            module = frame.f_globals
+            if module['__name__'] != 'pinion_loop' or frame.f_code.co_name != 'start':
+                return None
+            if event == 'line' and module['_draining']:
+                raise Stopped
+            return look
+
+        async def late():
+            execute('INCR', 'late')
+
+        def f(_):
+            sys.settrace(look)
+            try:
+                runCoroutine(late())
+            except Stopped:
+                return 'stopped'
+            finally:
+                sys.settrace(None)
+    """, "sync", "stop")  # fmt: skip
+    put(server, """
+        async def f(_):
+            return 'well'
+    """)
+    assert server.own.execute_command("RG.TRIGGER", "stop") == ["stopped"]
+    assert server.own.execute_command("RG.TRIGGER", "t") == ["well"]
+    wait_until(lambda: server.own.get("late") == "1", message="what was started before has run, too")
+
+
 def test_an_error_whose_text_cannot_be_made(server: Server) -> None:
     setup = """
     class Bad(Exception):
