@@ -294,6 +294,41 @@ def test_a_replica_that_restarts_still_knows_what_it_was_not_told(pair: tuple[Se
     assert promoted(master, replica, database) == {"user:0": "told", "user:1": "a"}
 
 
+def test_a_replica_that_forgets_keys_by_itself_says_what_it_lost(pair: tuple[Server, Server, Database]) -> None:
+    master, replica, database = pair
+    if not comes_late(master):
+        pytest.skip("there a change comes with its value")
+    for option, value in (("replica-ignore-maxmemory", "no"), ("maxmemory-policy", "allkeys-random"), ("maxmemory", "1")):
+        replica.own.config_set(option, value)
+    master.client().set("user:1", "a")
+    wait_until(lambda: "1 changes are lost, as their keys are gone here" in replica.log())
+    replica.own.config_set("maxmemory", "0")
+    master.client().set("user:2", "b")
+    wait_for(replica, queued=2)
+    assert promoted(master, replica, database) == {"user:0": "told", "user:2": "b"}
+
+
+def test_values_are_sent_once(start_server: Callable[..., Server], source: Server) -> None:
+    server = start_server(args=AOF)
+    if not comes_late(server):
+        pytest.skip("there a change comes with its value")
+    database = register(server, source)
+    database.fail(OUTAGE)
+    client = server.client()
+    client.set("user:0", "told")
+    with client.pipeline() as pipe:
+        # Behind the second one of a key the first one has its value, too, and is replaced.
+        pipe.set("user:1", "VALUE").set("user:1", "VALUE").hset("user:2", "f", "VALUE").rpush("user:3", "VALUE").execute()
+    wait_for(server, queued=4)
+    server.stop(kill=True)
+    (file,) = server.dir.glob("appendonlydir/*.incr.aof")
+    assert file.read_bytes().count(b"VALUE") == 4
+    database.fail(0)
+    server.start()
+    drained(server)
+    assert database.rows() == {"user:0": "told", "user:1": "VALUE", "user:2": {"f": "VALUE"}, "user:3": ["VALUE"]}
+
+
 def test_what_is_told_after_all_is_one_change(pair: tuple[Server, Server, Database]) -> None:
     master, replica, database = pair
     in_a_turn(master, "SET user:1 a", "SET user:2 b")

@@ -197,7 +197,7 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Frame>, String> {
         let damaged = digest(body) != said;
         let frame = match kind {
             CHANGE => read_change(body, damaged),
-            BARE if !damaged => read_bare(body),
+            BARE => read_bare(body, damaged),
             GONE if !damaged => read_gone(body),
             LAST if !damaged => read_last(body),
             _ => None,
@@ -224,9 +224,14 @@ fn read_change(body: &[u8], damaged: bool) -> Option<Frame> {
     Some(Frame::Change { queue, change })
 }
 
-fn read_bare(body: &[u8]) -> Option<Frame> {
-    let (queue, change) = read_bare_change(&mut Reader(body))?;
-    Some(Frame::Bare { queue, change })
+fn read_bare(body: &[u8], damaged: bool) -> Option<Frame> {
+    let (queue, bare) = read_bare_change(&mut Reader(body))?;
+    if damaged {
+        // Perhaps not even the key is right: whose value would it be?
+        let change = bare.with(Snapshot::of_bytes(&[], true));
+        return Some(Frame::Change { queue, change });
+    }
+    Some(Frame::Bare { queue, change: bare })
 }
 
 fn read_bare_change(reader: &mut Reader<'_>) -> Option<(String, Change<()>)> {

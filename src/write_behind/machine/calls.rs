@@ -94,7 +94,11 @@ impl<P> Queue<P> {
             return Some(Time::ZERO);
         }
         let at = first.since.saturating_add(self.limits.interval);
-        Some(at.max(self.paced_until))
+        Some(if self.is_full() {
+            at
+        } else {
+            at.max(self.paced_until)
+        })
     }
 
     /// When [`Queue::begin`] or [`Queue::overdue`] is to be called next.

@@ -170,6 +170,37 @@ fn a_batch_waits_for_its_interval_or_until_it_is_full() {
 }
 
 #[test]
+fn calls_that_end_soon_gather_changes() {
+    let limits = Limits {
+        batch: 3,
+        pace: ms(2),
+        max_entries: 4,
+        ..Limits::default()
+    };
+    let mut bench = Bench::new(limits);
+    bench.now = ms(10);
+    bench.add("a", 1);
+    assert!(bench.begin().is_some(), "the first one waits for nothing");
+    bench.queue.saved(1);
+    bench.now = ms(11);
+    bench.add("b", 1);
+    assert!(bench.begin().is_none());
+    assert_eq!(bench.queue.next_due(), Some(ms(12)));
+    bench.add("c", 1);
+    bench.add("d", 1);
+    assert_eq!(
+        bench.names().map(|(_, names)| names.len()),
+        Some(3),
+        "that is full"
+    );
+    // Who has run for longer than that is not waited for.
+    bench.now = ms(13);
+    bench.add("e", 1);
+    bench.queue.saved(2);
+    assert_eq!(bench.names().map(|(_, names)| names), Some(vec!["e1".into()]));
+}
+
+#[test]
 fn a_full_queue_takes_what_replaces() {
     let limits = Limits {
         max_entries: 2,
