@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use super::{
     State, WriteBehind,
-    frame::{event_name, usual_name},
+    event_names::{event_name, usual_name},
     late,
     machine::{Change, Settled, Time},
     options::removes,

@@ -5,7 +5,10 @@
 
 use std::borrow::Cow;
 
-use super::machine::{Change, ChangeId, Gone};
+use super::{
+    event_names::event_name,
+    machine::{Change, ChangeId, Gone},
+};
 use crate::{hashing::digest, read_through::keys::Key, server::snapshot::Snapshot};
 
 const MAGIC: &[u8] = b"PINIONQ";
@@ -328,65 +331,6 @@ impl<'a> Reader<'a> {
     fn text(&mut self) -> Option<String> {
         String::from_utf8(self.bytes()?.to_vec()).ok()
     }
-}
-
-/// The usual names need no allocation.
-const EVENTS: [&str; 42] = [
-    "set",
-    "hset",
-    "del",
-    "hdel",
-    "hincrby",
-    "hincrbyfloat",
-    "incrby",
-    "incrbyfloat",
-    "append",
-    "setrange",
-    "lpush",
-    "rpush",
-    "lpop",
-    "rpop",
-    "lset",
-    "lrem",
-    "linsert",
-    "ltrim",
-    "sadd",
-    "srem",
-    "spop",
-    "sinterstore",
-    "sunionstore",
-    "sdiffstore",
-    "zadd",
-    "zincr",
-    "zrem",
-    "zremrangebyscore",
-    "zremrangebyrank",
-    "zremrangebylex",
-    "zpopmin",
-    "zpopmax",
-    "zunionstore",
-    "zinterstore",
-    "zdiffstore",
-    "rename_from",
-    "rename_to",
-    "restore",
-    "copy_to",
-    "move_to",
-    "move_from",
-    "xadd",
-];
-
-/// The name of an event.
-pub fn event_name(name: &[u8]) -> Cow<'static, str> {
-    match usual_name(name) {
-        Some(known) => Cow::Borrowed(known),
-        None => Cow::Owned(String::from_utf8_lossy(name).into_owned()),
-    }
-}
-
-/// The same, if it is one of the server's own that change a value.
-pub fn usual_name(name: &[u8]) -> Option<&'static str> {
-    EVENTS.iter().find(|known| known.as_bytes() == name).copied()
 }
 
 #[cfg(test)]

@@ -104,7 +104,7 @@ pub fn removes(event: &[u8]) -> bool {
 
 /// One of the server's own events of a value that is there.
 fn is_of_values(event: &[u8]) -> bool {
-    super::frame::usual_name(event).is_some()
+    super::event_names::usual_name(event).is_some()
 }
 
 impl Options {
@@ -207,7 +207,7 @@ impl Options {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::write_behind::frame::usual_name;
+    use crate::write_behind::event_names::usual_name;
 
     #[test]
     fn usual_names_are_of_changes() {

@@ -7,7 +7,8 @@ use std::borrow::Cow;
 use super::{
     State, WriteBehind,
     capture::{Note, Notes},
-    frame::{Follows, event_name, usual_name},
+    event_names::{event_name, usual_name},
+    frame::Follows,
     late,
 };
 use crate::{
