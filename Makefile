@@ -150,7 +150,7 @@ docs: setup-docs ## build the site into target/site, check its links, and open e
 	@$(VENV_PYTHON) scripts/docs/browse.py $(ARGS)
 
 # Tests that touch most of the module's memory and threads, and last for minutes under a sanitizer.
-SANITIZED := $(addprefix tests/test_,$(addsuffix .py,conversions limits hooks linked_client streams persistence read_through write_behind async time_events sanitizer))
+SANITIZED := $(addprefix tests/test_,$(addsuffix .py,conversions limits hooks linked_client streams persistence read_through read_through_lease write_behind write_behind_late write_behind_random paused async async_failures user_code_everywhere time_events sanitizer))
 
 .PHONY: test-asan
 test-asan: setup-test ## a subset of the tests on a server with AddressSanitizer, on SERVERS (redis-7.0); ARGS: other tests
