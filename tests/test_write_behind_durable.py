@@ -199,24 +199,18 @@ def test_damaged_changes_come_to_light(start_server: Callable[..., Server], sour
     database = register(server, source, "max_tries=1, dead_letter='dead'")
     database.fail(1_000_000)
     client = server.client()
-    with client.pipeline() as pipe:
-        # The value of the first one is told with it, as it expires.
-        pipe.set("user:1", "precious", ex=1000).set("user:2", "fine").execute()
-    client.set("user:3", "fine")
-    wait_for(server, queued=3)
+    client.set("user:1", "precious")
+    client.set("user:2", "fine")
+    wait_for(server, queued=2)
     server.stop(kill=True)
     (file,) = server.dir.glob("appendonlydir/*.incr.aof")
     content = file.read_bytes()
-    changes = content.index(b"PINIONQ")
-    at = content.index(b"precious", changes)
-    content = content[:at] + b"PRECIOUS" + content[at + 8 :]
-    at = content.rindex(b"user:3", changes)
-    file.write_bytes(content[:at] + b"USER:3" + content[at + 6 :])
+    at = content.index(b"precious", content.index(b"PINIONQ"))
+    file.write_bytes(content[:at] + b"PRECIOUS" + content[at + 8 :])
     database.fail(0)
     server.start()
     drained(server)
     assert database.rows() == {"user:2": "fine"}
-    letters = [letter for _, letter in server.client().xrange("dead")]
-    shown = [(letter["key"], letter["type"], letter["error"]) for letter in letters]
-    assert sorted(shown) == [("USER:3", "damaged", "Damaged"), ("user:1", "damaged", "Damaged")]
-    assert any("PRECIOUS" in letter["value"] for letter in letters)
+    ((_, letter),) = server.client().xrange("dead")
+    assert (letter["key"], letter["type"], letter["error"]) == ("user:1", "damaged", "Damaged")
+    assert "PRECIOUS" in letter["value"]

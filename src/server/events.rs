@@ -259,12 +259,19 @@ pub unsafe fn run_server_event(
     data: *mut c_void,
     work: impl FnOnce(Lock<'_>, ServerEvent),
 ) {
-    if matches!(
-        event.id,
+    // SAVE writes a file without a process of its own, and a replica may begin with that.
+    let writes_itself = matches!(
+        sub_event,
+        raw::REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_RDB_START
+            | raw::REDISMODULE_SUBEVENT_PERSISTENCE_SYNC_AOF_START
+    );
+    if match event.id {
         raw::REDISMODULE_EVENT_FORK_CHILD
-            | raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED
-            | raw::REDISMODULE_EVENT_LOADING
-    ) {
+        | raw::REDISMODULE_EVENT_REPLICATION_ROLE_CHANGED
+        | raw::REDISMODULE_EVENT_LOADING => true,
+        raw::REDISMODULE_EVENT_PERSISTENCE => writes_itself,
+        _ => false,
+    } {
         // SAFETY: the server holds its lock while it fires events.
         audience::may_have_come(unsafe { Lock::assume() });
     }

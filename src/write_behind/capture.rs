@@ -217,10 +217,6 @@ impl WriteBehind {
             }
             return;
         }
-        if !state.unsent.frames.is_empty() && removes(event) {
-            // Whoever is told of earlier changes takes the values from his own keys.
-            state.send(lock);
-        }
         let event = usual.map_or_else(|| event_name(event), Cow::Borrowed);
         let waiter = state.notes.waiter.filter(|_| waits);
         if let Some(note) = state.notes.find(db, name) {
@@ -298,8 +294,7 @@ impl WriteBehind {
                 late = false;
                 continue;
             }
-            let follows = stays && late::is_plain(note.event.as_bytes());
-            late &= follows;
+            late &= stays && late::is_plain(note.event.as_bytes());
             let mut state = self.state.write(lock);
             let id = state.ids.next(now_ms);
             let change = Change {
@@ -309,7 +304,6 @@ impl WriteBehind {
                 size: payload.as_bytes().len(),
                 payload,
             };
-            let told = told.then(|| follows && late::is_possible());
             late &= state.enqueue(now, change, note.sinks, note.waiter, told);
         }
         let mut state = self.state.write(lock);
@@ -354,15 +348,15 @@ impl WriteBehind {
 }
 
 impl State {
-    /// Puts a change into the queues of these sinks, and into the frames if somebody is to be `told`: then whether those have its value
-    /// at their key until then. True if all of them let it be told late.
+    /// Puts a change into the queues of these sinks, and into the frames if somebody is to be `told`. True if all of them let it be
+    /// told late.
     fn enqueue(
         &mut self,
         now: Time,
         change: Change<Snapshot>,
         sinks: u64,
         waiter: Option<u64>,
-        told: Option<bool>,
+        told: bool,
     ) -> bool {
         let mut late = true;
         let mut left = sinks;
@@ -376,12 +370,9 @@ impl State {
             // The last one gets it without a copy.
             let theirs = if left == 0 { change.take() } else { change.clone() };
             let Some(change) = theirs else { return late };
-            let may_come_late = sink.options.may_come_late();
-            late &= may_come_late;
-            match told {
-                Some(true) if may_come_late => self.unsent.frames.bare(&sink.options.prefix, &change),
-                Some(_) => self.unsent.frames.change(&sink.options.prefix, &change),
-                None => {}
+            late &= sink.options.may_come_late();
+            if told {
+                self.unsent.frames.change(&sink.options.prefix, &change);
             }
             let waiter = waiter.filter(|_| sink.options.wait);
             if let Some(waiter) = waiter {

@@ -20,7 +20,6 @@ const USUAL: usize = 512;
 const CHANGE: u8 = 1;
 const GONE: u8 = 2;
 const LAST: u8 = 3;
-const BARE: u8 = 4;
 
 /// One of them, read.
 #[derive(Debug, PartialEq, Eq)]
@@ -28,11 +27,6 @@ pub enum Frame {
     Change {
         queue: String,
         change: Change<Snapshot>,
-    },
-    /// Its value is the one that the key has where this is read.
-    Bare {
-        queue: String,
-        change: Change<()>,
     },
     Gone {
         queue: String,
@@ -100,14 +94,13 @@ impl Frames {
 
     pub fn change(&mut self, queue: &str, change: &Change<Snapshot>) {
         self.frame(CHANGE, |out| {
-            put_change(out, queue, change);
+            put(out, queue.as_bytes());
+            put_id(out, change.id);
+            out.extend(change.key.db.to_le_bytes());
+            put(out, change.event.as_bytes());
+            put(out, &change.key.name);
             put(out, change.payload.as_bytes());
         });
-    }
-
-    /// The same without its value, for those who have it at their key: it is half of what they are sent, or more.
-    pub fn bare<P>(&mut self, queue: &str, change: &Change<P>) {
-        self.frame(BARE, |out| put_change(out, queue, change));
     }
 
     pub fn gone(&mut self, queue: &str, gone: &[Gone]) {
@@ -160,14 +153,6 @@ fn put(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend(bytes);
 }
 
-fn put_change<P>(out: &mut Vec<u8>, queue: &str, change: &Change<P>) {
-    put(out, queue.as_bytes());
-    put_id(out, change.id);
-    out.extend(change.key.db.to_le_bytes());
-    put(out, change.event.as_bytes());
-    put(out, &change.key.name);
-}
-
 fn put_id(out: &mut Vec<u8>, id: ChangeId) {
     out.extend(id.ms.to_le_bytes());
     out.extend(id.seq.to_le_bytes());
@@ -200,7 +185,6 @@ pub fn read(bytes: &[u8]) -> Result<Vec<Frame>, String> {
         let damaged = digest(body) != said;
         let frame = match kind {
             CHANGE => read_change(body, damaged),
-            BARE => read_bare(body, damaged),
             GONE if !damaged => read_gone(body),
             LAST if !damaged => read_last(body),
             _ => None,
@@ -221,48 +205,22 @@ fn split(rest: &[u8]) -> Option<(u8, u32, &[u8], &[u8])> {
 
 fn read_change(body: &[u8], damaged: bool) -> Option<Frame> {
     let mut reader = Reader(body);
-    let (queue, bare) = read_bare_change(&mut reader)?;
-    let payload = Snapshot::of_bytes(reader.bytes()?, damaged);
-    let change = bare.with(payload);
-    Some(Frame::Change { queue, change })
-}
-
-fn read_bare(body: &[u8], damaged: bool) -> Option<Frame> {
-    let (queue, bare) = read_bare_change(&mut Reader(body))?;
-    if damaged {
-        // Perhaps not even the key is right: whose value would it be?
-        let change = bare.with(Snapshot::of_bytes(&[], true));
-        return Some(Frame::Change { queue, change });
-    }
-    Some(Frame::Bare { queue, change: bare })
-}
-
-fn read_bare_change(reader: &mut Reader<'_>) -> Option<(String, Change<()>)> {
     let queue = reader.text()?;
-    let id = read_id(reader)?;
+    let id = read_id(&mut reader)?;
     let db = reader.db()?;
     let event = event_name(reader.bytes()?);
-    let change = Change {
-        id,
-        key: Key::new(db, reader.bytes()?),
-        event,
-        size: 0,
-        payload: (),
-    };
-    Some((queue, change))
-}
-
-impl Change<()> {
-    /// The same with its value.
-    pub fn with(self, payload: Snapshot) -> Change<Snapshot> {
-        Change {
-            id: self.id,
-            key: self.key,
-            event: self.event,
+    let name = reader.bytes()?;
+    let payload = Snapshot::of_bytes(reader.bytes()?, damaged);
+    Some(Frame::Change {
+        queue,
+        change: Change {
+            id,
+            key: Key::new(db, name),
+            event,
             size: payload.as_bytes().len(),
             payload,
-        }
-    }
+        },
+    })
 }
 
 fn read_gone(body: &[u8]) -> Option<Frame> {
@@ -386,10 +344,6 @@ mod tests {
                             let (kind, damaged) = (change.payload.kind(), change.payload.is_damaged());
                             let _ = write!(outcome, "c{kind:?}{damaged}");
                         }
-                        Frame::Bare { queue, change } => {
-                            again.bare(queue, change);
-                            outcome.push('b');
-                        }
                         Frame::Gone { queue, gone } => {
                             again.gone(queue, gone);
                             outcome.push('g');
@@ -426,7 +380,6 @@ mod tests {
     fn sample() -> Vec<u8> {
         let mut frames = Frames::default();
         frames.change("user:*", &change("user:1", b"\x01Ann"));
-        frames.bare("user:*", &change("user:3", b"\x01"));
         frames.gone(
             "user:*",
             &[Gone {
@@ -441,7 +394,7 @@ mod tests {
     #[test]
     fn frames_are_read_back() {
         let frames = read(&sample()).expect("they are frames");
-        assert_eq!(frames.len(), 4);
+        assert_eq!(frames.len(), 3);
         assert_eq!(
             frames[0],
             Frame::Change {
@@ -449,14 +402,10 @@ mod tests {
                 change: change("user:1", b"\x01Ann")
             }
         );
-        assert!(matches!(
-            &frames[1],
-            Frame::Bare { change, .. } if change.clone().with(Snapshot::of_bytes(b"\x01", false)) == self::change("user:3", b"\x01")
-        ));
-        assert!(matches!(&frames[2], Frame::Gone { gone, .. } if gone[0].key.name[..] == *b"\xff"));
+        assert!(matches!(&frames[1], Frame::Gone { gone, .. } if gone[0].key.name[..] == *b"\xff"));
         let id = ChangeId { ms: 20, seq: 1 };
         let follows = Follows::Following(tail());
-        assert_eq!(frames[3], Frame::Last(Last { id, follows }));
+        assert_eq!(frames[2], Frame::Last(Last { id, follows }));
         for follows in [Follows::Never, Follows::FromHere] {
             let mut frames = Frames::default();
             frames.last(id, &follows);
@@ -476,7 +425,7 @@ mod tests {
         damaged[at] = b'X';
         let frames = read(&damaged).expect("they are frames");
         assert!(matches!(&frames[0], Frame::Change { change, .. } if change.payload.is_damaged()));
-        assert_eq!(frames.len(), 4);
+        assert_eq!(frames.len(), 3);
         // Whatever is cut off or turned: never a panic.
         for cut in 0..sound.len() {
             let _ = read(&sound[..cut]);

@@ -62,7 +62,6 @@ impl Unsent {
         let frames = frame::read(self.frames.as_bytes()).unwrap_or_default();
         let changes = frames.into_iter().filter_map(|frame| match frame {
             Frame::Change { change, .. } => Some((change.key, change.event)),
-            Frame::Bare { change, .. } => Some((change.key, change.event)),
             _ => None,
         });
         let keys: Vec<_> = changes.collect();
@@ -71,6 +70,12 @@ impl Unsent {
         } else {
             Follows::Following(keys)
         }
+    }
+
+    /// This server hands on nothing now. What waits stays, for the case that it goes on with the data that it has.
+    pub(super) fn stay_behind(&mut self) {
+        self.told = None;
+        (self.no_change, self.split) = (false, false);
     }
 
     fn is_known(&self, lock: Lock<'_>) -> bool {

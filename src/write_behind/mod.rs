@@ -172,10 +172,11 @@ impl WriteBehind {
     }
 
     /// Another role: clients that wait are told so, whatever runs is of no interest. What nobody has told of is captured before
-    /// anything else can happen to it.
+    /// anything else can happen to it, and handed on later: the server would take the command that gave it this role for a write, and
+    /// its replicas would get that, too.
     pub fn role_changed(&self, lock: Lock<'_>) {
         if self.engine.is_serving() {
-            self.capture_tail(lock);
+            self.take_tail(lock);
         }
         self.role_changed.store(true, Ordering::Release);
         self.wake();

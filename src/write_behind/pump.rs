@@ -8,7 +8,6 @@ use std::{
 
 use super::{
     Sink, State, WriteBehind,
-    late::Unsent,
     machine::{Change, FailedSave, Settled, Time},
     source::Changes,
 };
@@ -61,8 +60,8 @@ impl WriteBehind {
             self.give_up(lock);
         }
         if !self.engine.is_serving() {
-            // Whoever is master now tells what there is.
-            self.state.write(lock).unsent = Unsent::default();
+            // Whoever is master now tells what there is. If it comes to none, and this server is master again, it tells that itself.
+            self.state.write(lock).unsent.stay_behind();
             return;
         }
         self.capture_tail(lock);

@@ -5,19 +5,17 @@ use std::ffi::CStr;
 use super::{
     WriteBehind,
     frame::{self, Follows, Frame, Frames},
-    machine::{Change, Settled},
+    late::Unsent,
+    machine::Settled,
 };
 use crate::{
     error::Error,
-    read_through::keys::Key,
     server::{
         api,
         call::replicate,
         command::{Answer, Command},
         lock::Lock,
         persist::Blob,
-        snapshot::Snapshot,
-        string::Held,
     },
 };
 
@@ -81,7 +79,11 @@ impl WriteBehind {
     /// What a master or an AOF file says has happened. All that happened before was told by that, too.
     fn heard(&self, lock: Lock<'_>, blob: &[u8]) -> Result<(), String> {
         let follows = self.apply(lock, blob)? == Some(Follows::FromHere);
-        self.state.write(lock).tail.told(follows);
+        let mut state = self.state.write(lock);
+        state.tail.told(follows);
+        // What this server did not tell while it was a master itself.
+        state.unsent = Unsent::default();
+        drop(state);
         if follows {
             self.subscribe_to_follow(lock);
         }
@@ -91,28 +93,28 @@ impl WriteBehind {
     /// How what comes behind it is to be read, as far as it says so.
     fn apply(&self, lock: Lock<'_>, blob: &[u8]) -> Result<Option<Follows>, String> {
         let mut follows = None;
-        let mut lost = Lost::default();
-        let mut room = Vec::new();
-        for frame in frame::read(blob)? {
+        let now = self.now();
+        let mut unreadable = 0_u64;
+        let mut strangers = 0_u64;
+        let frames = frame::read(blob)?;
+        let mut state = self.state.write(lock);
+        for frame in frames {
             match frame {
                 Frame::Last(last) => {
-                    self.state.write(lock).ids.seen(last.id);
+                    state.ids.seen(last.id);
                     follows = Some(last.follows);
                 }
-                Frame::Unreadable => lost.unreadable += 1,
-                Frame::Change { queue, change } => self.add(lock, &queue, change, &mut lost),
-                Frame::Bare { queue, change } => {
-                    let name = Held::of_bytes(lock, &change.key.name);
-                    let (value, _) = Snapshot::take(lock, change.key.db, &name, &mut room);
-                    if value.is_gone() {
-                        self.state.write(lock).ids.seen(change.id);
-                        lost.valueless.push(change.key);
-                    } else {
-                        self.add(lock, &queue, change.with(value), &mut lost);
+                Frame::Unreadable => unreadable += 1,
+                Frame::Change { queue, change } => {
+                    state.ids.seen(change.id);
+                    match state.sink(&queue) {
+                        Some(sink) if sink.queue.has(&change) => {}
+                        Some(sink) => sink.queue.add(now, change, None),
+                        None => strangers += 1,
                     }
                 }
                 Frame::Gone { queue, gone } => {
-                    if let Some(sink) = self.state.write(lock).sink(&queue) {
+                    if let Some(sink) = state.sink(&queue) {
                         for gone in gone {
                             sink.queue.remove_up_to(&gone);
                         }
@@ -121,25 +123,22 @@ impl WriteBehind {
             }
         }
         // Nobody waits on a replica, or while data are loaded.
-        for sink in &mut self.state.write(lock).sinks {
+        for sink in &mut state.sinks {
             let settled = sink.queue.take_settled();
             debug_assert!(settled.iter().all(|(_, settled)| *settled == Settled::Saved));
         }
-        lost.tell();
-        Ok(follows)
-    }
-
-    /// A change of elsewhere goes into its queue, unless that has it or a newer one.
-    fn add(&self, lock: Lock<'_>, queue: &str, change: Change<Snapshot>, lost: &mut Lost) {
-        let now = self.now();
-        let mut state = self.state.write(lock);
-        state.ids.seen(change.id);
-        lost.valueless.retain(|key| *key != change.key);
-        match state.sink(queue) {
-            Some(sink) if sink.queue.has(&change) => {}
-            Some(sink) => sink.queue.add(now, change, None),
-            None => lost.strangers += 1,
+        drop(state);
+        if unreadable > 0 {
+            api::log_warning(&format!(
+                "write_behind: {unreadable} changes are damaged so that they cannot be read, and are lost"
+            ));
         }
+        if strangers > 0 {
+            api::log_warning(&format!(
+                "write_behind: {strangers} changes belong to no registration, and are dropped"
+            ));
+        }
+        Ok(follows)
     }
 
     /// `RG.INNERQUEUE <blob>`, from an AOF file or a master only.
@@ -158,33 +157,5 @@ impl WriteBehind {
         }
         replicate(lock, QUEUE, &[blob]);
         Ok(Answer::Done)
-    }
-}
-
-/// What could not be taken into the queues.
-#[derive(Default)]
-struct Lost {
-    unreadable: u64,
-    strangers: u64,
-    /// Their values were to be those of their keys, which are not there. A later change of the same key is as good.
-    valueless: Vec<Key>,
-}
-
-impl Lost {
-    fn tell(&self) {
-        let warn = |count, what| {
-            if count > 0 {
-                api::log_warning(&format!("write_behind: {count} changes {what}"));
-            }
-        };
-        warn(
-            self.unreadable,
-            "are damaged so that they cannot be read, and are lost",
-        );
-        warn(self.strangers, "belong to no registration, and are dropped");
-        warn(
-            self.valueless.len() as u64,
-            "are lost, as their keys are gone here: a replica that evicts keys by itself (replica-ignore-maxmemory no) does that",
-        );
     }
 }

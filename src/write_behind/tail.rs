@@ -9,7 +9,7 @@ use super::{
     capture::{Note, Notes},
     event_names::{event_name, usual_name},
     frame::Follows,
-    late,
+    late::{self, Unsent},
 };
 use crate::{
     read_through::keys::Key,
@@ -26,6 +26,10 @@ pub(super) struct Tail {
 }
 
 impl Tail {
+    pub(super) fn follows(&self) -> bool {
+        self.follows
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.notes.is_empty()
     }
@@ -82,27 +86,36 @@ impl State {
 }
 
 impl WriteBehind {
-    /// Captures what nobody has told of, now that this server serves clients.
+    /// Captures what nobody has told of, now that this server serves clients, and hands it on.
     pub(super) fn capture_tail(&self, lock: Lock<'_>) {
+        if self.take_tail(lock) {
+            self.hand_on(lock, false);
+        }
+    }
+
+    /// The same; it is handed on with what comes next, or at the end of this turn. True if there was anything.
+    pub(super) fn take_tail(&self, lock: Lock<'_>) -> bool {
         let mut state = self.state.write(lock);
         state.tail.follows = false;
         if state.tail.is_empty() {
-            return;
+            return false;
         }
         let mut notes: Vec<Note> = state.tail.notes.take();
         state.tail.reset();
         drop(state);
         // What is gone by now was told, or is nothing that a cache would delete elsewhere.
-        if self.take_in(lock, &mut notes, true).is_some() {
-            self.hand_on(lock, false);
+        let some = self.take_in(lock, &mut notes, true).is_some();
+        if some {
             self.link_where_full(lock);
             self.come();
         }
+        some
     }
 
     /// Other data are loaded, or could not be.
     pub fn loading_started(&self, lock: Lock<'_>) {
         let mut state = self.state.write(lock);
         state.tail.reset();
+        state.unsent = Unsent::default();
     }
 }

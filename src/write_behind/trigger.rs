@@ -68,6 +68,10 @@ impl WriteBehind {
         self.hooks.link_removals(lock, owner.id, &options.pattern());
         self.link_where_full(lock);
         self.loads.meet_writes(lock);
+        if self.state.read(lock).tail.follows() {
+            // It comes while data are loaded, behind others whose changes may come late.
+            self.subscribe_to_follow(lock);
+        }
         self.subscribe_wanted(lock);
         self.come();
     }
