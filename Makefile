@@ -19,6 +19,8 @@ ARGS ?=
 JOBS ?= 4
 
 export PORT PYTHON SERVER
+# pytest rewrites each test file once and keeps that, not once a process and run.
+unexport PYTHONDONTWRITEBYTECODE
 # rustup's folder, for shells that have not read its profile
 export PATH := $(PATH):$(HOME)/.cargo/bin
 

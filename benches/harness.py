@@ -39,7 +39,7 @@ WORK_TIMEOUT_S = 300
 
 def module_path() -> Path:
     """The module to measure: $PINION_MODULE or the release build, as in the tests."""
-    return Path(os.environ.get("PINION_MODULE") or ROOT / "target/release/libpinion.so").resolve()
+    return Path(os.environ.get("PINION_MODULE") or ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release/libpinion.so").resolve()
 
 
 def wait_until(predicate: Callable[[], bool], timeout_s: float, failure: Callable[[], str]) -> None:

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # `make run`: a server with the module in the foreground, after a few lines on what to type next.
-# Environment: SERVER, PORT, MODULE. The server works in a private directory that is removed at the end.
+# Environment: SERVER, PORT, PINION_MODULE (what was built), CARGO_TARGET_DIR. The server works in a private directory that is removed at the end.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-server=${SERVER:-redis-server} port=${PORT:-6379} module=$PWD/target/release/libpinion.so
+server=${SERVER:-redis-server} port=${PORT:-6379}
+module=${PINION_MODULE:-$(realpath -m "${CARGO_TARGET_DIR:-target}")/release/libpinion.so}
 
 if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
     echo "pinion: port $port is taken: stop what listens there, or choose another: make run PORT=$((port + 1000))" >&2

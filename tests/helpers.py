@@ -47,7 +47,7 @@ def wait_until(predicate: Callable[[], T], timeout: float = 10, message: str = "
 
 def module_path() -> Path:
     """The module under test: $PINION_MODULE or the release build."""
-    return Path(os.environ.get("PINION_MODULE") or ROOT / "target/release/libpinion.so").resolve()
+    return Path(os.environ.get("PINION_MODULE") or ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release/libpinion.so").resolve()
 
 
 def free_port() -> int:

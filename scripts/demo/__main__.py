@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import shutil
 import sys
 import tempfile
@@ -26,7 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Plays the key-miss tutorial and read-through against real servers.")
     parser.add_argument("--server", default="redis-server", help="server binary (redis-server)")
     parser.add_argument("--cli", default="redis-cli", help="client binary (redis-cli)")
-    parser.add_argument("--module", type=Path, default=ROOT / "target/release/libpinion.so")
+    parser.add_argument("--module", type=Path, default=ROOT / os.environ.get("CARGO_TARGET_DIR", "target") / "release/libpinion.so")
     parser.add_argument("--port", type=int, default=0, help="of the server with the module (a free one)")
     parser.add_argument("--source-port", type=int, default=0, help="of the plain server (a free one)")
     parser.add_argument("--svg", type=Path, help="write the pictures to this file, too (not in a terminal)")
