@@ -42,9 +42,13 @@ PATIENT_MS = 15_000
 # Files that take longest, the longest first: whoever works at one begins early, and not when the others have nothing left to do.
 # From the durations of a whole run (`--durations=0`).
 LONG_FILES = [
-    "test_requirements", "test_cluster_requirements", "test_cluster_changes", "test_source_packages", "test_cluster_chaos", "test_types",
-    "test_hooks", "test_shipped_packages", "test_maxmemory", "test_cluster_registrations", "test_sessions", "test_user_code_everywhere",
-    "test_fuzz", "test_shutdown", "test_write_behind_databases", "test_cluster_faults", "test_persistence", "test_async_load",
+    "test_requirements_failures", "test_requirements_elsewhere", "test_shipped_packages", "test_cluster_requirements",
+    "test_requirements", "test_cluster_changes", "test_cluster_chaos", "test_time_events", "test_maxmemory", "test_write_behind_late",
+    "test_cluster_faults", "test_persistence", "test_clock_jumps", "test_async_load", "test_faults", "test_sync_writes",
+    "test_cluster_registrations", "test_write_behind_random", "test_fuzz", "test_streams", "test_testing_tools", "test_command_line",
+    "test_leaks", "test_user_code_everywhere", "test_hooks", "test_children", "test_demo", "test_sync_timeout", "test_cluster_links",
+    "test_docs", "test_limits", "test_cluster_runs", "test_async", "test_async_failures", "test_read_through_under_load",
+    "test_stress", "test_slow_loads", "test_paused", "test_triggers", "test_write_behind_durable", "test_replication",
 ]
 
 

@@ -11,7 +11,7 @@ import redis
 
 from clusters import Cluster, make_cluster, node_id
 from helpers import Server, as_dict, wait_until
-from test_requirements import NEEDY, VERSION, build_wheel, names, packages, requirements, settle
+from requirements import NEEDY, VERSION, build_wheel, names, packages, requirements, settle
 
 __all__ = ["packages"]  # a fixture
 

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from helpers import Server, as_dict, wait_until
-from test_requirements import build_wheel
+from requirements import build_wheel
 
 SOAK_S = float(os.environ.get("LEAK_SECONDS", "3600"))
 SHORT_S = 20

@@ -19,7 +19,7 @@ from helpers import Server, wait_until
 from probes import AOF, error_of, in_script, in_step
 
 # The folder of packages is in the environment that a server starts with.
-pytestmark = pytest.mark.own_server
+pytestmark = [pytest.mark.own_server, pytest.mark.once]
 
 # A closure, a class, an accumulator: each needs other functions of cloudpickle.
 REGISTER = """

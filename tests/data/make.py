@@ -17,9 +17,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from helpers import Server  # noqa: E402
+from requirements import build_wheel  # noqa: E402
 from servers import binary  # noqa: E402
 from test_persistence import EVERYTHING, TICK  # noqa: E402
-from test_requirements import build_wheel  # noqa: E402
 
 # A server without sections that can be left out, and one that has them; both write files that many others read.
 KINDS = {"carrier": "redis-7.0", "section": "valkey-8.1"}
