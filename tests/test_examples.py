@@ -17,6 +17,7 @@ from clusters import Cluster
 from databases import Postgres
 from helpers import Server, wait_until
 from servers import ROOT
+from write_behind import drained
 
 EXAMPLES = ROOT / "examples"
 
@@ -91,6 +92,50 @@ def test_postgres_batches(server: Server, users: Postgres) -> None:
     assert client.mget("name:1", "name:9", "name:3") == ["Ann", None, "Zoë"]
     [data] = [registration["RegistrationData"] for registration in server.registrations()]
     assert (data["loads"], data["loadedKeys"]) == (1, 3)
+
+
+def test_both_halves_postgresql(server: Server, postgres: Postgres) -> None:
+    postgres.execute(
+        "CREATE TABLE users (id int PRIMARY KEY, name text NOT NULL, city text, age int, active boolean NOT NULL DEFAULT true,"
+        " last_id text COLLATE \"C\" NOT NULL DEFAULT '', gone boolean NOT NULL DEFAULT false)"
+    )
+    postgres.execute("INSERT INTO users VALUES (1, 'Ann', 'Bern', 40, false), (2, 'Ben', NULL, NULL, true)")
+    client = server.client()
+    client.execute_command("RG.CONFIGSET", "dsn", postgres.dsn())
+    send(server, "both_halves_postgresql")
+
+    def rows() -> list[tuple[Any, ...]]:
+        drained(server, [registration["reader"] for registration in server.registrations()].index("WriteBehind"))
+        return postgres.execute("SELECT id, name, city, age, active FROM users WHERE NOT gone ORDER BY id")
+
+    assert client.hgetall("user:1") == {"name": "Ann", "city": "Bern", "age": "40", "active": "0"}
+    assert client.hgetall("user:9") == client.hgetall("user:none") == {}
+    # A part of a row that is not in the cache, and a field that is gone.
+    assert client.hset("user:2", "city", "Thun") == 1 and client.hdel("user:1", "city") == 1
+    assert client.hincrby("user:1", "age") == 41
+    client.hset("user:3", mapping={"name": "Zoë", "active": 0})
+    assert rows() == [(1, "Ann", None, 41, False), (2, "Ben", "Thun", None, True), (3, "Zoë", None, None, False)]
+    assert client.delete("user:3", "user:8") == 1
+    assert [number for number, *_ in rows()] == [1, 2] and client.hgetall("user:3") == {}
+    # What cannot be saved is put away, and saved when it can be.
+    client.hset("user:4", mapping={"name": "Eve", "age": "very old"})
+    wait_until(lambda: client.hset("user:1", "city", "Chur") == 0 and client.xlen("users:dead") == 1)
+    assert client.execute_command("RG.TRIGGER", "users.again") == ["1"]
+    postgres.execute("ALTER TABLE users ALTER age TYPE text")
+    assert client.execute_command("RG.TRIGGER", "users.again") == ["0"] and client.xlen("users:dead") == 0
+    assert rows()[-1] == (4, "Eve", None, "very old", True)
+    # An outage: what is known goes on, and a whole row replaces whatever is there.
+    client.hgetall("user:2")
+    postgres.stop(kill=True)
+    assert client.hset("user:2", "city", "Genf") == 0
+    with pytest.raises(redis.ResponseError, match="LOADFAILED OperationalError"):
+        client.hset("user:5", mapping={"name": "Ida", "city": "Sion"})
+    with client.pipeline() as transaction:
+        transaction.delete("user:6")
+        transaction.hset("user:6", mapping={"name": "Leo"})
+        assert transaction.execute() == [0, 1]
+    postgres.start()
+    assert [(number, city) for number, _, city, *_ in rows()] == [(1, "Chur"), (2, "Genf"), (4, None), (6, None)]
 
 
 def test_http_read_through(server: Server, site: Site) -> None:
