@@ -3,17 +3,21 @@
 # in the end, since changes of a key come in their order.
 import sqlite3
 
-connection: sqlite3.Connection  # made when the registration is in force
+connection = None  # the first batch opens it; one call at a time uses it, on whichever thread
 
 
-def connect():
+def database():
     global connection
-    connection = sqlite3.connect(gearsConfigGet('sqliteFile', 'users.sqlite'), timeout=5, check_same_thread=False)
-    connection.execute('create table if not exists users (key text primary key, name text, city text)')
+    if connection is None:
+        opened = sqlite3.connect(gearsConfigGet('sqliteFile', 'users.sqlite'), timeout=5, check_same_thread=False)
+        opened.execute('create table if not exists users (key text primary key, name text, city text)')
+        connection = opened
+    return connection
 
 
-@write_behind('user:*', batch=500, onRegistered=connect, desc='users in SQLite')
+@write_behind('user:*', batch=500, desc='users in SQLite')
 def save(changes):
+    connection = database()
     with connection:  # one transaction
         for change in changes:
             if change['type'] is None:
