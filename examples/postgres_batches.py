@@ -1,6 +1,6 @@
 """Rows of PostgreSQL, many at a time: the users that an MGET or many clients miss together are one query.
 
-    redis-cli RG.CONFIGSET dsn 'host=127.0.0.1 dbname=shop user=app'
+    redis-cli RG.CONFIGSET dsn postgresql://app:secret@127.0.0.1/shop  # until the server ends; for good see postgres_read_through.py
     redis-cli -X SCRIPT RG.PYEXECUTE SCRIPT ID postgres-batches UPGRADE REQUIREMENTS 'psycopg[binary]' < postgres_batches.py
 """
 

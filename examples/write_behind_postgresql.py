@@ -1,5 +1,7 @@
 # Users are kept in PostgreSQL: hashes `user:<number>` become rows of the table users, deleted keys leave it.
-# Where: RG.CONFIGSET database 'host=127.0.0.1 port=5432 dbname=shop user=shop' (what psycopg takes). Needs the package psycopg.
+# Where: RG.CONFIGSET database postgresql://shop:secret@127.0.0.1:5432/shop (what psycopg takes), until the server ends. For good:
+# `loadmodule .../libpinion.so database postgresql://...` in its file. Needs the package psycopg.
+# Where rows are loaded as well, take both_halves_postgresql.py: a loader has to know of rows that are marked.
 #
 #   create table users (key text primary key, name text, city text, last_id text collate "C" not null, gone boolean not null);
 #

@@ -67,8 +67,8 @@ def site(server: Server) -> Iterator[Site]:
 
 @pytest.fixture
 def users(server: Server, postgres: Postgres) -> Postgres:
-    postgres.execute("CREATE TABLE users (id int PRIMARY KEY, name text NOT NULL, city text)")
-    postgres.execute("INSERT INTO users VALUES (1, 'Ann', 'Bern'), (2, 'Ben', NULL), (3, 'Zoë', 'Oslo')")
+    postgres.execute("CREATE TABLE users (id int PRIMARY KEY, name text NOT NULL, city text, active boolean NOT NULL DEFAULT true)")
+    postgres.execute("INSERT INTO users VALUES (1, 'Ann', 'Bern', true), (2, 'Ben', NULL, false), (3, 'Zoë', 'Oslo', true)")
     server.client().execute_command("RG.CONFIGSET", "dsn", postgres.dsn())
     return postgres
 
@@ -76,8 +76,8 @@ def users(server: Server, postgres: Postgres) -> Postgres:
 def test_postgres_read_through(server: Server, users: Postgres) -> None:
     send(server, "postgres_read_through")
     client = server.client()
-    assert client.hgetall("user:1") == {"name": "Ann", "city": "Bern"}
-    assert client.hgetall("user:2") == {"name": "Ben"}
+    assert client.hgetall("user:1") == {"name": "Ann", "city": "Bern", "active": "1"}
+    assert client.hgetall("user:2") == {"name": "Ben", "active": "0"}
     assert client.hgetall("user:9") == {}
     assert 0 < client.ttl("user:1") <= 3900
     users.execute("UPDATE users SET name = 'Anna' WHERE id = 1")
