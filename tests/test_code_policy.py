@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Callable
 
 import pytest
 import redis
 
 from helpers import Server, wait_until
+from servers import ROOT
 
 pytestmark = pytest.mark.matrix
 
@@ -45,6 +47,25 @@ def test_three_rights(server: Server) -> None:
                 with pytest.raises(redis.exceptions.NoPermissionError):
                     one.execute_command(f"RG.{command}", *arguments)
     client.execute_command("ACL", "DELUSER", "one")
+
+
+def test_the_users_of_the_page(server: Server) -> None:
+    """Those of docs/security.md can do what they are for."""
+    client = server.client()
+    if "gears" not in client.execute_command("ACL", "CAT"):
+        return
+    rules = re.findall(r"^    ACL SETUSER (deployer|monitor) (.*)$", (ROOT / "docs/security.md").read_text(), re.MULTILINE)
+    assert [name for name, _ in rules] == ["deployer", "monitor"]
+    for name, words in rules:
+        client.execute_command("ACL", "SETUSER", name, "reset", *words.split())
+    deployer, monitor = (server.client(username=name, password="secret") for name, _ in rules)
+    server.run(SCRIPT, client=deployer)
+    for one in (deployer, monitor):
+        assert one.ping() and one.info("rg")["rg_nregistrations"] == 1
+        assert len(one.execute_command("RG.DUMPREGISTRATIONS")) == 1
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        monitor.execute_command("RG.CONFIGGET", "dsn")
+    client.execute_command("ACL", "DELUSER", "deployer", "monitor")
 
 
 def test_all_but_ours(server: Server) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from figures import figures, wait_for
 from helpers import Server, wait_until
+from servers import ROOT
 from write_behind import Database, drained, register
 
 pytestmark = pytest.mark.matrix
@@ -40,6 +43,22 @@ def test_what_was_loaded_is_not_saved(server: Server, source: Server) -> None:
     client.set("user:2", "x")
     drained(server, saver(server))
     assert [change["key"] for change in database.changes()] == ["user:2"]
+
+
+def test_the_rights_that_the_page_names_are_enough(server: Server, source: Server) -> None:
+    """A user of single commands: docs/write-behind.md, "Rights"."""
+    database = both(server, source, "ttl=100")
+    database.client.set("row:0:user:1", '{"name": "Ann", "city": "Bern"}')
+    [rules] = re.findall(r"^    ACL SETUSER app (.*)$", (ROOT / "docs/write-behind.md").read_text(), re.MULTILINE)
+    server.client().execute_command("ACL", "SETUSER", "app", "reset", *rules.split())
+    client = server.client(username="app", password="secret")
+    assert client.hset("user:1", "city", "Thun") == 0
+    assert client.hgetall("user:1") == {"name": "Ann", "city": "Thun"}
+    assert client.delete("user:2") == 0
+    drained(server, saver(server))
+    saved = [(change["key"], change["value"]) for change in database.changes()]
+    assert saved == [("user:1", {"name": "Ann", "city": "Thun"}), ("user:2", None)]
+    server.client().execute_command("ACL", "DELUSER", "app")
 
 
 def test_a_miss_is_answered_from_the_queue(server: Server, source: Server) -> None:
