@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "package/src"))
 
 from pinion_redis import cli, scripts  # noqa: E402
+from pinion_redis.figures import last_line  # noqa: E402
 from pinion_redis.profiling import Profile, parse, speedscope  # noqa: E402
 
 KEYS = "GB('KeysReader', desc='counts').foreach(lambda r: execute('INCR', 'n')).register('x*', eventTypes=['set'], mode='async_local')\n"
@@ -304,6 +305,23 @@ def test_top_shows_rates_and_errors(server: Server, pinion: Pinion, url: str, sc
     shown = pinion("top", "--once", "-i", "0.1", "-u", url).out
     assert "halves" in shown and "keys x*" in shown and "ZeroDivisionError: division by zero" in shown
     assert json.loads(pinion("top", "--json", "-u", url).out)[0]["schema"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        ("", ""),
+        ("NameError: x", "NameError: x"),
+        ("Traceback (most recent call last):\n  File \"f\"\nValueError: 'no'\n", "ValueError: 'no'"),
+        (str(["Traceback:\n", "AttributeError: 'str' object has no attribute 'get'\n"]), "AttributeError: 'str' object has no attribute 'get'"),
+        (str(["Traceback:\n", "ValueError: [\"it's\", 'so']\n"]), "ValueError: [\"it's\", 'so']"),
+        (str(["Traceback:\n", "psycopg.Error: no such table\nLINE 1: select\n        ^\n"]), "psycopg.Error: no such table"),
+        ("..." + str(["  File 'f'\n", "ValueError: it is long\n"])[5:], "ValueError: it is long"),
+        ("...", "..."),
+    ],
+)
+def test_the_last_line_of_an_error(error: str, shown: str) -> None:
+    assert last_line(error) == shown
 
 
 def test_profile_gives_a_table_and_a_file_for_speedscope(server: Server, pinion: Pinion, url: str, script: Callable[..., Path], tmp_path: Path) -> None:
