@@ -30,6 +30,7 @@ from pinion_redis.figures import last_line  # noqa: E402
 from pinion_redis.profiling import Profile, parse, speedscope  # noqa: E402
 
 KEYS = "GB('KeysReader', desc='counts').foreach(lambda r: execute('INCR', 'n')).register('x*', eventTypes=['set'], mode='async_local')\n"
+UNSAVED = "write_behind('w*', lambda changes: 1 / 0)\n"
 TRIGGER = "GB('CommandReader').map(lambda r: r[1].upper()).register(trigger='shout')\n"
 
 
@@ -307,6 +308,19 @@ def test_top_shows_rates_and_errors(server: Server, pinion: Pinion, url: str, sc
     assert json.loads(pinion("top", "--json", "-u", url).out)[0]["schema"] == 1
 
 
+def test_changes_that_are_not_saved_count_as_backlog(server: Server, pinion: Pinion, url: str, script: Callable[..., Path]) -> None:
+    if server.version < (7, 0):
+        pytest.skip("this server cannot have write_behind")
+    pinion("deploy", script(UNSAVED), "-u", url)
+    server.client().mset({f"w{number}": number for number in range(8)})
+    for words in (("list",), ("top", "--once", "-i", "0.1")):
+        lines = pinion(*words, "-u", url).out.splitlines()
+        [head] = [line for line in lines if "events" in line]
+        [row] = [line for line in lines if "w*" in line]
+        end = max(head.find(title) + len(title) for title in ("pending", "backlog") if title in head)
+        assert row[:end].endswith(" 8"), lines
+
+
 @pytest.mark.parametrize(
     ("error", "shown"),
     [
@@ -354,8 +368,10 @@ def test_profile_gives_a_table_and_a_file_for_speedscope(server: Server, pinion:
 
 
 def test_exporter(server: Server, url: str, pinion: Pinion, script: Callable[..., Path]) -> None:
-    pinion("deploy", script(KEYS), "-u", url)
+    has_write_behind = server.version >= (7, 0)
+    pinion("deploy", script(KEYS + UNSAVED * has_write_behind), "-u", url)
     server.client().set("x", 1)
+    server.client().set("w", 1)
     server.wait_idle()
     dashboard = json.loads(pinion("exporter", "--dashboard").out)
     port = free_port()
@@ -372,9 +388,14 @@ def test_exporter(server: Server, url: str, pinion: Pinion, script: Callable[...
             exporter.send_signal(signal.SIGTERM)
             assert exporter.wait(20) == 0
     assert "pinion_up 1.0" in text
-    [line] = [line for line in text.splitlines() if line.startswith("pinion_registration_succeeded_total{")]
+    [line] = [line for line in text.splitlines() if re.match("pinion_registration_succeeded_total{.*KeysReader", line)]
     assert 'session="counts"' in line and line.endswith(" 1.0")
     known = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")}
+    if has_write_behind:
+        told = {name.removeprefix("rg_write_behind") for name in server.client().info("rg_write_behind")}
+        shown = {name.removeprefix("pinion_registration") for name in known}
+        assert {name for name in told if name.endswith("_total")} - {"_handed_on_total"} <= shown
+        assert {"_queued", "_queued_bytes", "_oldest_ms", "_save_p99_us"} <= shown
     asked = {target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])}
     for expression in asked:
 
@@ -421,6 +442,10 @@ def test_path(pinion: Pinion, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pinion("path").out == f"{module_path()}\n"
     monkeypatch.setenv("PINION_MODULE", "/nowhere/libpinion.so")
     assert pinion("path").code == 4
+    monkeypatch.delenv("PINION_MODULE")
+    monkeypatch.setattr("pinion_redis.__file__", "/nowhere/__init__.py")
+    done = pinion("path")
+    assert done.code == 4 and "set PINION_MODULE to its path" in done.err
 
 
 def test_flame_graphs_share_time_among_callers() -> None:

@@ -14,7 +14,9 @@ from .errors import PinionError
 
 _REGISTRATION = ["shard", "registration", "session", "reader", "description"]
 _ENDS = ("triggered", "succeeded", "failed", "aborted")
-_GAUGES_OF_LOADS = ("registrations", "waiting_clients", "loading", "queued_keys", "absent_entries", "backoff_entries")
+# Figures of readers that go up and down; all others only grow, and end in `_total` as they do in INFO.
+_GAUGES = ("queued", "queuedBytes", "waiting", "loading")
+_TIMES = ("MS", "US")
 Family = Union[CounterMetricFamily, GaugeMetricFamily]
 
 
@@ -91,7 +93,8 @@ def metrics(shards: list[dict[str, Any]]) -> Iterator[Metric]:
             add("registration_warnings", "Reasons why it may never fire.", labels, len(entry["warnings"]))
             for name, value in entry["figures"].items():
                 if isinstance(value, (int, float)):
-                    add(f"registration_{_snake(name)}", "A figure of this reader.", labels, value)
+                    counter = name not in _GAUGES and not name.endswith(_TIMES)
+                    add(f"registration_{_snake(name)}", "A figure of this reader.", labels, value, counter=counter)
     yield from families.values()
 
 

@@ -58,6 +58,10 @@ class Registration:
         """What makes it the same one after an upgrade."""
         return (self.reader, self.events(), self.mode, self.description)
 
+    def backlog(self) -> int:
+        """What waits: the changes that are not saved yet of `write_behind`, else executions that no worker has begun."""
+        return int(self.figures["queued"]) if self.reader == "WriteBehind" else self.pending
+
     def finished(self) -> int:
         """Executions that have ended, on all shards."""
         return self.succeeded + self.failed + self.aborted
