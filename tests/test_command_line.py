@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "package/src"))
 
 from pinion_redis import cli, scripts  # noqa: E402
+from pinion_redis.connection import Address  # noqa: E402
+from pinion_redis.exporter import StatsCollector  # noqa: E402
 from pinion_redis.figures import last_line  # noqa: E402
 from pinion_redis.profiling import Profile, parse, speedscope  # noqa: E402
 
@@ -232,6 +234,51 @@ def test_doctor_tells_which_rights_are_missing(server: Server, pinion: Pinion, u
         assert pinion("doctor", "-u", url).code == 0
     finally:
         server.client().execute_command("ACL", "DELUSER", "ann")
+
+
+def test_a_user_without_rights_is_told_all_that_is_missing(server: Server, pinion: Pinion, url: str) -> None:
+    client = server.client()
+    client.execute_command("ACL", "SETUSER", "mini", "on", ">secret", "~*")
+    mini = ("--user", "mini", "--password", "secret")
+    try:
+        done = pinion("doctor", "-u", url, *mini)
+        assert done.code == 1 and "`pinion doctor`" not in done.out + done.err
+        for word in ("ping", "info", "command"):
+            assert f"do: ACL SETUSER mini +{word}" in done.out, done.out
+        assert "FAIL figures: this user may not do that" in done.out
+        assert "+info +rg.stats, in a cluster +cluster|myid +cluster|slots as well" in done.out
+        assert "see `pinion doctor`" in pinion("list", "-u", url, *mini).err
+        client.execute_command("ACL", "SETUSER", "mini", "+info", "+rg.stats")
+        assert pinion("list", "-u", url, *mini, "--json").out == "[]\n", "PING is not needed"
+        done = pinion("doctor", "-u", url, *mini)
+        assert done.code == 0 and "ok   functions: 0 registrations" in done.out
+    finally:
+        client.execute_command("ACL", "DELUSER", "mini")
+
+
+def test_the_exporter_tells_each_reason_once(server: Server, cluster) -> None:  # type: ignore[no-untyped-def]
+    told: list[str] = []
+    server.client().execute_command("ACL", "SETUSER", "monitor", "on", ">secret")
+
+    def up(port: int) -> float:
+        collector = StatsCollector(Address(f"redis://127.0.0.1:{port}", user="monitor", password="secret"), told.append)
+        values = [next(iter(collector.collect())).samples[0].value for _ in range(3)]
+        return float(values[-1])
+
+    try:
+        assert up(server.port) == 0
+        [reason] = told
+        assert "'info'" in reason and "the exporter needs: ACL SETUSER monitor +info +rg.stats" in reason
+        server.client().execute_command("ACL", "SETUSER", "monitor", "+info", "+rg.stats")
+        assert up(server.port) == 1
+        for node in cluster.nodes:
+            rules = ("+info", "+rg.stats", "+cluster|myid", "+cluster|slots")
+            node.client().execute_command("ACL", "SETUSER", "monitor", "on", ">secret", *rules)
+        assert up(cluster.nodes[1].port) == 1 and len(told) == 1
+    finally:
+        for node in [server, *cluster.nodes]:
+            node.client().execute_command("ACL", "DELUSER", "monitor")
+    assert up(free_port()) == 0 and "cannot be reached" in told[-1]
 
 
 def test_unix_sockets_and_tls(start_server: Callable[..., Server], pinion: Pinion, tmp_path: Path) -> None:
