@@ -138,6 +138,16 @@ def test_a_run_shows_its_results_and_its_errors(server: Server, pinion: Pinion, 
     assert "registers nothing and has no run" in pinion("deploy", script("log('x')"), "-u", url).err
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_script_that_registers_nothing_is_told(server: Server, pinion: Pinion, url: str, script: Callable[..., Path], options: tuple[str, ...]) -> None:
+    done = pinion("deploy", script("log('x')"), "-u", url, *options)
+    assert done.code == 0 and "registers nothing" in done.err
+    assert pinion("deploy", script(KEYS + TRIGGER), "-u", url, *options).code == 0
+    done = pinion("deploy", script("log('x')"), "-u", url, *options)
+    assert done.code == 1 and "registers nothing: what it had before is gone, 2 registrations" in done.err
+    assert server.registrations() == []
+
+
 def test_requirements_come_from_the_script_and_its_folder(pinion: Pinion, script: Callable[..., Path]) -> None:
     path = script("# /// script\n# dependencies = ['requests>=2']\n# ///\n" + KEYS)
     script("numpy  # numbers\n\n# nothing\n", "functions.txt")
