@@ -426,7 +426,7 @@ def test_profile_gives_a_table_and_a_file_for_speedscope(server: Server, pinion:
 
 def test_exporter(server: Server, url: str, pinion: Pinion, script: Callable[..., Path]) -> None:
     has_write_behind = server.version >= (7, 0)
-    pinion("deploy", script(KEYS + UNSAVED * has_write_behind), "-u", url)
+    pinion("deploy", script(KEYS + "read_through('r*', str)\n" + UNSAVED * has_write_behind), "-u", url)
     server.client().set("x", 1)
     server.client().set("w", 1)
     server.wait_idle()
