@@ -10,6 +10,7 @@ import sys
 import textwrap
 from pathlib import Path
 from typing import Any, Callable
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -150,6 +151,20 @@ def test_changes_are_saved(stub: Load) -> None:
     [[first, second]] = script.save_changes()
     assert (first["value"], second["db"]) == ("good", 1)
     assert script.rows == {"user:1": None, "user:2": "new", "user:3": "good"}
+
+
+def test_the_script_with_both_halves_of_the_page(stub: Load) -> None:
+    """As docs/command-line.md shows it."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/write-behind.md").read_text(), re.S)
+    [both] = [block for block in blocks if "read_through(" in block and "write_behind(" in block]
+    db = MagicMock()
+    script = stub(both, replace={"connect": lambda: None, "db": db})
+    script.change("user:7", {"name": "Ann"})
+    [[change]] = script.save_changes()
+    assert change["key"] == "user:7"
+    db.hset.assert_called_with("user:7", mapping={"name": "Ann"})
+    script.loaders["user:*"]("user:8")
+    db.hgetall.assert_called_with("user:8")
 
 
 @pytest.mark.parametrize(
