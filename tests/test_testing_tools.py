@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import os
 import re
@@ -14,7 +15,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from helpers import module_path
+from helpers import Server, module_path, wait_until
 from servers import ROOT, binary
 from test_types import exported, names_of
 
@@ -346,3 +347,30 @@ def test_the_fixtures(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     line += [f"--gears-server={server}", "--gears-option=MaxExecutions=7", str(tmp_path)]
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and re.search("8 passed|6 passed, 2 skipped", done.stdout), done.stdout + done.stderr
+
+
+def test_changes_are_those_of_the_server(server: Server, stub: Load) -> None:
+    if server.version < (7, 0):
+        pytest.skip("this server has no write_behind")
+    server.run("write_behind('k:*', lambda changes: [execute('RPUSH', 'seen', repr(change)) for change in changes])")
+    script, client = stub("write_behind('k:*', lambda changes: None)"), server.client()
+    values: dict[str, tuple[list[Any], Any, dict[str, Any]]] = {
+        "k:s": (["SET", 7], 7, {}),
+        "k:b": (["SET", b"\xff"], b"\xff", {}),
+        "k:h": (["HSET", "age", 7], {"age": 7}, {}),
+        "k:l": (["RPUSH", "a", "b"], ["a", "b"], {}),
+        "k:m": (["SADD", "a"], {"a"}, {}),
+        "k:z": (["ZADD", 1, "a"], {"a": 1}, {"type": "zset"}),
+        "k:x": (["XADD", "*", "a", "b"], None, {"type": "stream"}),
+        "k:none": (["DEL"], None, {}),
+    }
+    for key, ((name, *words), value, options) in values.items():
+        client.execute_command(name, key, *words)
+        script.change(key, value, **options)
+    wait_until(lambda: client.llen("seen") == len(values))
+    [changes] = script.save_changes()
+    of_server = [ast.literal_eval(text) for text in client.lrange("seen", 0, -1)]
+    for change in [*changes, *of_server]:
+        assert re.fullmatch(r"\d+-\d+", change.pop("id"))
+    by_key = {change["key"]: change for change in of_server}
+    assert {change["key"]: change for change in changes} == by_key
