@@ -1,79 +1,26 @@
-"""The command `pinion` of package/: what each subcommand prints, its exit codes, and the ways to a server.
+"""The command `pinion` of package/: deploying, exit codes, the ways to a server, `run`, `new` and `path`.
 
-The subcommands run in this process, as `pinion` would; the installed one is played by test_packages.py.
+The subcommands run in this process, as `pinion` would; the installed one is played by test_packages.py. What watches a server is in
+test_command_line_watching.py.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import textwrap
-import urllib.request
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable
 
 import pytest
 
+from command_line import KEYS, ROOT, TRIGGER, Pinion, pinion, script, url  # noqa: F401
 from helpers import Server, ServerDied, free_port, module_path, wait_until
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "package/src"))
-
-from pinion_redis import cli, scripts  # noqa: E402
-from pinion_redis.profiling import Profile, parse, speedscope  # noqa: E402
-
-KEYS = "GB('KeysReader', desc='counts').foreach(lambda r: execute('INCR', 'n')).register('x*', eventTypes=['set'], mode='async_local')\n"
-TRIGGER = "GB('CommandReader').map(lambda r: r[1].upper()).register(trigger='shout')\n"
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Pinion = Callable[..., Done]
-
-
-@pytest.fixture
-def pinion(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Pinion:
-    """Runs the command with these words."""
-
-    def run(*words: object) -> Done:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["pinion", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "160")
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        seen = capsys.readouterr()
-        return Done(int(ended.value.code or 0), seen.out, seen.err)
-
-    return run
-
-
-@pytest.fixture
-def url(server: Server) -> str:
-    return f"redis://{server.host}:{server.port}"
-
-
-@pytest.fixture
-def script(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a file."""
-
-    def write(text: str, name: str = "counts.py") -> Path:
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(text))
-        return path
-
-    return write
-
+# command_line says where it is.
+from pinion_redis import scripts
 
 # --- deploy ---
 
@@ -132,6 +79,16 @@ def test_a_run_shows_its_results_and_its_errors(server: Server, pinion: Pinion, 
     done = pinion("deploy", script("GB().map(lambda r: 1 / int(r['value'])).run('k:*')"), "-u", url)
     assert done.code == 1 and "ZeroDivisionError: division by zero" in done.err
     assert "registers nothing and has no run" in pinion("deploy", script("log('x')"), "-u", url).err
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_script_that_registers_nothing_is_told(server: Server, pinion: Pinion, url: str, script: Callable[..., Path], options: tuple[str, ...]) -> None:
+    done = pinion("deploy", script("log('x')"), "-u", url, *options)
+    assert done.code == 0 and "registers nothing" in done.err
+    assert pinion("deploy", script(KEYS + TRIGGER), "-u", url, *options).code == 0
+    done = pinion("deploy", script("log('x')"), "-u", url, *options)
+    assert done.code == 1 and "registers nothing: what it had before is gone, 2 registrations" in done.err
+    assert server.registrations() == []
 
 
 def test_requirements_come_from_the_script_and_its_folder(pinion: Pinion, script: Callable[..., Path]) -> None:
@@ -232,6 +189,26 @@ def test_doctor_tells_which_rights_are_missing(server: Server, pinion: Pinion, u
         server.client().execute_command("ACL", "DELUSER", "ann")
 
 
+def test_a_user_without_rights_is_told_all_that_is_missing(server: Server, pinion: Pinion, url: str) -> None:
+    client = server.client()
+    client.execute_command("ACL", "SETUSER", "mini", "on", ">secret", "~*")
+    mini = ("--user", "mini", "--password", "secret")
+    try:
+        done = pinion("doctor", "-u", url, *mini)
+        assert done.code == 1 and "`pinion doctor`" not in done.out + done.err
+        for word in ("ping", "info", "command"):
+            assert f"do: ACL SETUSER mini +{word}" in done.out, done.out
+        assert "FAIL figures: this user may not do that" in done.out
+        assert "+info +rg.stats, in a cluster +cluster|myid +cluster|slots as well" in done.out
+        assert "see `pinion doctor`" in pinion("list", "-u", url, *mini).err
+        client.execute_command("ACL", "SETUSER", "mini", "+info", "+rg.stats")
+        assert pinion("list", "-u", url, *mini, "--json").out == "[]\n", "PING is not needed"
+        done = pinion("doctor", "-u", url, *mini)
+        assert done.code == 0 and "ok   functions: 0 registrations" in done.out
+    finally:
+        client.execute_command("ACL", "DELUSER", "mini")
+
+
 def test_unix_sockets_and_tls(start_server: Callable[..., Server], pinion: Pinion, tmp_path: Path) -> None:
     key, certificate, port = tmp_path / "key", tmp_path / "certificate", free_port()
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
@@ -284,86 +261,6 @@ def test_a_cluster(cluster, pinion: Pinion, script: Callable[..., Path]) -> None
     assert pinion("rm", "counts", "-u", there).code == 0
 
 
-# --- call, top, profile, exporter ---
-
-
-def test_call(server: Server, pinion: Pinion, url: str, script: Callable[..., Path]) -> None:
-    pinion("deploy", script(TRIGGER), "-u", url)
-    assert pinion("call", "shout", "hello", "-u", url).out == "HELLO\n"
-    assert json.loads(pinion("call", "shout", "hello", "-u", url, "--json").out) == ["HELLO"]
-    assert pinion("call", "shout", "hello", "--key", "k", "-u", url).code == 0
-    done = pinion("call", "shout", "-u", url)
-    assert done.code == 1 and "IndexError" in done.err
-
-
-def test_top_shows_rates_and_errors(server: Server, pinion: Pinion, url: str, script: Callable[..., Path]) -> None:
-    pinion("deploy", script("GB(desc='halves').foreach(lambda r: 1 / int(r['value'])).register('x*', mode='async_local')"), "-u", url)
-    for value in (1, 2, 0):
-        server.client().set("x", value)
-        server.wait_idle()
-    shown = pinion("top", "--once", "-i", "0.1", "-u", url).out
-    assert "halves" in shown and "keys x*" in shown and "ZeroDivisionError: division by zero" in shown
-    assert json.loads(pinion("top", "--json", "-u", url).out)[0]["schema"] == 1
-
-
-def test_profile_gives_a_table_and_a_file_for_speedscope(server: Server, pinion: Pinion, url: str, script: Callable[..., Path], tmp_path: Path) -> None:
-    pinion("deploy", script("""
-        def inner():
-            return sum(range(20000))
-
-        def outer(record):
-            for _ in range(20):
-                inner()
-
-        GB().foreach(outer).register('x*', mode='async_local')
-        """, "work.py"), "-u", url)
-    client = server.client()
-    client.execute_command("RG.CONFIGSET", "ProfileExecutions", 1)
-    for number in range(3):
-        client.set(f"x{number}", 1)
-    server.wait_idle()
-    client.execute_command("RG.CONFIGSET", "ProfileExecutions", 0)
-    target = tmp_path / "profile.json"
-    done = pinion("profile", "work", "--seconds", "0", "-o", target, "-u", url)
-    assert done.code == 0 and "(inner)" in done.out and "(outer)" in done.out
-    flame = json.loads(target.read_text())
-    names = [frame["name"] for frame in flame["shared"]["frames"]]
-    stacks = [[names[frame].rsplit("(", 1)[-1].rstrip(")") for frame in sample] for sample in flame["profiles"][0]["samples"]]
-    assert any(stack[:2] == ["outer", "inner"] for stack in stacks), stacks
-    assert flame["profiles"][0]["endValue"] == pytest.approx(sum(flame["profiles"][0]["weights"]))
-    assert pinion("profile", "work", "--seconds", "0.2", "-u", url).code == 0
-    assert client.execute_command("RG.CONFIGGET", "ProfileExecutions") == [0], "it is as it was"
-
-
-def test_exporter(server: Server, url: str, pinion: Pinion, script: Callable[..., Path]) -> None:
-    pinion("deploy", script(KEYS), "-u", url)
-    server.client().set("x", 1)
-    server.wait_idle()
-    dashboard = json.loads(pinion("exporter", "--dashboard").out)
-    port = free_port()
-    words = [sys.executable, "-m", "pinion_redis", "exporter", "-u", url, "--port", str(port)]
-    with subprocess.Popen(words, env={"PYTHONPATH": str(ROOT / "package/src"), "PATH": "/usr/bin:/bin"}, stderr=subprocess.PIPE) as exporter:
-        try:
-            def ready() -> bool:
-                with socket.socket() as probe:
-                    return probe.connect_ex(("127.0.0.1", port)) == 0
-            wait_until(ready, 20, "the exporter listens")
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
-                text = reply.read().decode()
-        finally:
-            exporter.send_signal(signal.SIGTERM)
-            assert exporter.wait(20) == 0
-    assert "pinion_up 1.0" in text
-    [line] = [line for line in text.splitlines() if line.startswith("pinion_registration_succeeded_total{")]
-    assert 'session="counts"' in line and line.endswith(" 1.0")
-    known = {line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")}
-    asked = {target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])}
-    for expression in asked:
-
-        for name in re.findall(r"pinion_\w+", expression):
-            assert name in known, f"the dashboard asks for {name}"
-
-
 # --- run, new, path ---
 
 
@@ -403,55 +300,7 @@ def test_path(pinion: Pinion, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pinion("path").out == f"{module_path()}\n"
     monkeypatch.setenv("PINION_MODULE", "/nowhere/libpinion.so")
     assert pinion("path").code == 4
-
-
-def test_flame_graphs_share_time_among_callers() -> None:
-    text = """
-   ncalls  tottime  percall  cumtime  percall filename:lineno(function)
-        2    1.000    0.500    4.000    2.000 <string>:1(a)
-      3/1    3.000    1.000    3.000    1.000 <string>:2(b)
-
-Function          was called by...
-                      ncalls  tottime  cumtime
-<string>:1(a)     <-
-<string>:2(b)     <-       2    3.000    3.000  <string>:1(a)
-
-
-Function          called...
-"""
-    profile = Profile.merged([parse(text), parse(text)])
-    assert [(f.name, f.calls, f.own_s) for f in profile.by_time()] == [("<string>:2(b)", 6, 6.0), ("<string>:1(a)", 4, 2.0)]
-    drawn = speedscope(profile, "s")["profiles"][0]
-    assert (drawn["samples"], drawn["weights"]) == ([[0], [0, 1]], [2.0, 6.0])
-
-
-SWALLOWED = """
-import signal, sys
-sys.path.insert(0, {path!r})
-from pinion_redis import cli
-from pinion_redis.connection import Server
-
-class Ends:
-    def __del__(self):
-        signal.raise_signal(signal.SIGINT)
-
-looks, stats = [], Server.stats
-
-def look(self):
-    looks.append(1)
-    if len(looks) == 3:
-        Ends()  # Python drops the exception that comes out there
-    assert len(looks) < 6, "it goes on"
-    return stats(self)
-
-Server.stats = look
-sys.argv = ["pinion", "top", "-i", "0.1", "-u", {url!r}]
-cli.main()
-"""
-
-
-def test_top_ends_though_something_swallows_ctrl_c(url: str) -> None:
-    program = SWALLOWED.format(path=str(ROOT / "package/src"), url=url)
-    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "FORCE_COLOR": "1"}, capture_output=True, timeout=60)
-    # What is dropped is told on the screen.
-    assert done.returncode == 0 and b"KeyboardInterrupt" in done.stdout, done
+    monkeypatch.delenv("PINION_MODULE")
+    monkeypatch.setattr("pinion_redis.__file__", "/nowhere/__init__.py")
+    done = pinion("path")
+    assert done.code == 4 and "set PINION_MODULE to its path" in done.err

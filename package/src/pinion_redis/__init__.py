@@ -31,6 +31,11 @@ def module_path() -> Path:
     given = os.environ.get("PINION_MODULE")
     path = Path(given).absolute() if given else Path(__file__).resolve().parent / "libpinion.so"
     if not path.is_file():
-        reason = "$PINION_MODULE names no file" if given else "this package was installed without the module for this machine"
+        reason = (
+            "$PINION_MODULE names no file"
+            if given
+            else "this package was installed without the module for this machine; "
+            "if you have a libpinion.so, e.g. of your own build, set PINION_MODULE to its path"
+        )
         raise ModuleMissing(f"{path} does not exist: {reason}")
     return path

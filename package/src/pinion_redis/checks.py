@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from . import __version__
 from .connection import Address, Server
-from .errors import NoConnection, PinionError
+from .errors import NoConnection, NotAllowed, PinionError
 from .figures import last_line, registrations
 
 Level = Literal["ok", "warning", "problem"]
@@ -30,22 +31,44 @@ def check(address: Address) -> list[Finding]:
     """All findings about a server. Without a connection the only one is a problem."""
     server = Server(address)
     try:
-        server.call("PING")
+        answers = _as_allowed(address, _connection(server))
     except NoConnection as error:
         return [Finding("problem", "connection", str(error), "see whether the server runs, and that the URL and the password are right")]
     try:
-        findings = [Finding("ok", "connection", address.shown()), *_server(server), *_rights(server)]
-        module = list(_module(server))
+        findings = [*answers, *_as_allowed(address, _server(server)), *_rights(server)]
+        module = _as_allowed(address, _module(server))
         findings += module
         if any(finding.level == "problem" for finding in module):
             return findings
         try:
             shards = server.stats()
+        except NotAllowed as error:
+            return [*findings, Finding("problem", "figures", str(error), address.rights_for_stats())]
         except PinionError as error:
-            return [*findings, Finding("problem", "figures", str(error), "let this user call RG.STATS, on all shards: +rg.stats")]
-        return [*findings, *_python(shards), *_options(server, shards), *_cluster(server, shards), *_functions(shards)]
+            advice = "see that each shard can be reached and has the module"
+            return [*findings, Finding("problem", "figures", str(error), advice)]
+        cluster = _as_allowed(address, _cluster(server, shards))
+        return [*findings, *_python(shards), *_options(server, shards), *cluster, *_functions(shards)]
     finally:
         server.close()
+
+
+def _as_allowed(address: Address, found: Iterable[Finding]) -> list[Finding]:
+    """These findings; where the user may not look any further, that is the last one."""
+    findings = []
+    try:
+        for finding in found:
+            findings.append(finding)
+    except NotAllowed as error:
+        refused = re.search(r"run the '(.+?)' command", str(error))
+        advice = f"ACL SETUSER {address.user_name()} +{refused[1]}" if refused else "let this user run it"
+        findings.append(Finding("warning", "rights", str(error), advice))
+    return findings
+
+
+def _connection(server: Server) -> Iterator[Finding]:
+    yield Finding("ok", "connection", server.address.shown())
+    server.call("PING")
 
 
 def _server(server: Server) -> Iterator[Finding]:

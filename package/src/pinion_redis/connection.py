@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Optional, Union, cast
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
-from .errors import NoConnection, NotFound, PinionError
+from .errors import NoCommand, NoConnection, NotAllowed, NotFound, PinionError
 
 DEFAULT_URL = "redis://127.0.0.1:6379"
 Word = Union[str, bytes, int, float]
@@ -44,6 +44,14 @@ class Address:
         if "@" not in parts.netloc:
             return self.url
         return self.url.replace(parts.netloc, "***@" + parts.netloc.rsplit("@", 1)[1])
+
+    def user_name(self) -> str:
+        """As whom one logs in."""
+        return self.user or unquote(urlsplit(self.url).username or "") or "default"
+
+    def rights_for_stats(self) -> str:
+        """What lets this user run all that `Server.stats` does."""
+        return f"ACL SETUSER {self.user_name()} +info +rg.stats, in a cluster +cluster|myid +cluster|slots as well, on each shard"
 
 
 class Server:
@@ -126,7 +134,8 @@ class Server:
 def connect(address: Address) -> Server:
     """A server that has answered. # Raises `NoConnection`."""
     server = Server(address)
-    server.call("PING")
+    with suppress(NotAllowed):  # that is an answer
+        server.call("PING")
     return server
 
 
@@ -145,11 +154,11 @@ def speaking(address: Address) -> Iterator[None]:
     except redis.ConnectionError as error:
         raise NoConnection(f"{where} cannot be reached: {error}") from None
     except redis.exceptions.NoPermissionError as error:
-        raise PinionError(f"this user may not do that: {error}; see `pinion doctor`") from None
+        raise NotAllowed(f"this user may not do that: {error}") from None
     except redis.ResponseError as error:
         text = str(error)
         if text.lower().startswith("unknown command"):
-            raise PinionError(f"{where} does not have this command of Pinion ({text}): is the module loaded? see `pinion doctor`") from None
+            raise NoCommand(f"{where} does not have this command of Pinion ({text}): is the module loaded?") from None
         if "does not exist" in text or "is not registered" in text or "subcommand not found" in text:
             raise NotFound(text) from None
         raise PinionError(text) from None

@@ -30,6 +30,14 @@ class Deployment:
         """Why something that is registered now may never fire."""
         return [f"{entry.reader} {entry.events()}: {text}" for entry in [*self.added, *self.renewed] for text in entry.warnings]
 
+    def is_empty(self) -> bool:
+        """True if the script registers nothing."""
+        return not self.added and not self.renewed
+
+    def is_loss(self) -> bool:
+        """True if it registers nothing in the place of what was there."""
+        return self.is_empty() and bool(self.removed)
+
 
 def deploy(
     server: Server,

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Union
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from .connection import Address, Server
-from .errors import PinionError
+from .errors import NotAllowed, PinionError
 
 _REGISTRATION = ["shard", "registration", "session", "reader", "description"]
 _ENDS = ("triggered", "succeeded", "failed", "aborted")
-_GAUGES_OF_LOADS = ("registrations", "waiting_clients", "loading", "queued_keys", "absent_entries", "backoff_entries")
+# Figures of readers that go up and down; all others only grow, and end in `_total` as they do in INFO.
+_GAUGES = ("queued", "queuedBytes", "waiting", "loading")
+_TIMES = ("MS", "US")
 Family = Union[CounterMetricFamily, GaugeMetricFamily]
 
 
 class StatsCollector(Collector):
-    """Asks the shards when Prometheus asks. A connection lives until an error."""
+    """Asks the shards when Prometheus asks. A connection lives until an error.
 
-    def __init__(self, address: Address) -> None:
+    `tell`: gets why there are no figures, each reason once until there are some again.
+    """
+
+    def __init__(self, address: Address, tell: Callable[[str], None]) -> None:
         self._address = address
+        self._tell = tell
+        self._told: set[str] = set()
         self._server: Union[Server, None] = None
         self._lock = threading.Lock()  # several scrapes may come at once
 
@@ -35,12 +42,23 @@ class StatsCollector(Collector):
             try:
                 self._server = self._server or Server(self._address)
                 shards = self._server.stats()
-            except PinionError:
+                self._told.clear()
+            except PinionError as error:
                 if self._server:
                     self._server.close()
                 self._server, shards = None, []
+                self._tell_once(error)
         yield GaugeMetricFamily("pinion_up", "1 if all shards have answered.", value=1 if shards else 0)
         yield from metrics(shards)
+
+    def _tell_once(self, error: PinionError) -> None:
+        reason = str(error)
+        if reason in self._told:
+            return
+        self._told.add(reason)
+        if isinstance(error, NotAllowed):
+            reason += f"; the exporter needs: {self._address.rights_for_stats()}"
+        self._tell(reason)
 
 
 def metrics(shards: list[dict[str, Any]]) -> Iterator[Metric]:
@@ -91,7 +109,8 @@ def metrics(shards: list[dict[str, Any]]) -> Iterator[Metric]:
             add("registration_warnings", "Reasons why it may never fire.", labels, len(entry["warnings"]))
             for name, value in entry["figures"].items():
                 if isinstance(value, (int, float)):
-                    add(f"registration_{_snake(name)}", "A figure of this reader.", labels, value)
+                    counter = name not in _GAUGES and not name.endswith(_TIMES)
+                    add(f"registration_{_snake(name)}", "A figure of this reader.", labels, value, counter=counter)
     yield from families.values()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -57,6 +58,10 @@ class Registration:
         """What makes it the same one after an upgrade."""
         return (self.reader, self.events(), self.mode, self.description)
 
+    def backlog(self) -> int:
+        """What waits: the changes that are not saved yet of `write_behind`, else executions that no worker has begun."""
+        return int(self.figures["queued"]) if self.reader == "WriteBehind" else self.pending
+
     def finished(self) -> int:
         """Executions that have ended, on all shards."""
         return self.succeeded + self.failed + self.aborted
@@ -105,13 +110,17 @@ def short(name: str) -> str:
 
 
 def last_line(error: Optional[str]) -> str:
-    """The line of a traceback that tells what happened."""
-    if not error:
-        return ""
-    text = error.strip()
-    if text.startswith("[") and "\\n" in text:  # a list of lines, as Python shows it
-        text = text.strip("[]").replace("\\n", "\n").replace("', '", "").replace("\", '", "")
-    lines = [line.strip(" '\"") for line in text.splitlines() if line.strip(" '\"")]
+    """The line of a traceback that tells what happened; `error` may be the list of its parts, as Python shows one."""
+    text = (error or "").strip()
+    if text.startswith(("[", "...")):
+        try:
+            parts = [str(part).strip() for part in ast.literal_eval(text)]
+            # The last part is the exception with all lines of its text, of which the first has its type.
+            return next((part.splitlines()[0] for part in reversed(parts) if part), "")
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+            # It is no list, or the end of one: the server keeps the last 4 KB of a long error.
+            text = "\n".join(part.strip("'\", ") for part in text.strip("[]").split("\\n"))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
 
 

@@ -20,7 +20,7 @@ import redis
 from .connection import Address, Server, Word
 from .deployment import Deployment, deploy
 from .errors import PinionError
-from .figures import Registration, registrations
+from .figures import Registration, last_line, registrations
 from .local_server import HOST, LocalServer, find_server, free_port
 from .scripts import Script, read
 from .testing import Loader
@@ -59,17 +59,20 @@ class Gears:
         return registrations(self._server.stats())
 
     def wait_idle(self, timeout: float = 10) -> None:
-        """Waits until all that was started has ended. # Raises `AssertionError` when time is over."""
+        """Waits until all that was started has ended, and no change waits to be saved by `write_behind`.
+
+        # Raises `AssertionError` when time is over: what there still is, and its last error.
+        """
         deadline = time.monotonic() + timeout
         while True:
             shards = self._server.stats()
-            busy = [entry for shard in shards for entry in shard["registrations"]
-                    if entry["triggered"] != entry["succeeded"] + entry["failed"] + entry["aborted"]]
+            busy = [entry for entry in registrations(shards) if entry.triggered != entry.finished() or entry.figures.get("queued")]
             running = any(set(shard["executions"]["by_status"]) - {"done", "aborted"} for shard in shards)
             if not busy and not running and not any(shard["executions"]["queued"] for shard in shards):
                 return
             if time.monotonic() > deadline:
-                raise AssertionError(f"after {timeout} s there is still work: {[entry['id'] for entry in busy]}")
+                left = "; ".join(map(_unfinished, busy)) or "executions without a registration"
+                raise AssertionError(f"after {timeout} s there is still work: {left}")
             time.sleep(0.01)
 
     def errors(self) -> dict[str, str]:
@@ -88,6 +91,15 @@ class Gears:
         self._server.close()
         for server in self.servers:
             server.stop()
+
+
+def _unfinished(entry: Registration) -> str:
+    """What a registration has not done yet, on one line."""
+    queued = entry.figures.get("queued")
+    what = "changes that are not saved" if entry.reader == "WriteBehind" else "keys that are not loaded"
+    left = f"{what}: {queued}" if queued else f"executions that have not ended: {entry.triggered - entry.finished()}"
+    error = f", its last error: {last_line(entry.last_error)}" if entry.last_error else ""
+    return f"{entry.reader} {entry.events()} of session {entry.session} ({entry.short_id()}): {left}{error}"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -59,7 +59,7 @@ def main() -> None:
     try:
         app()
     except PinionError as error:
-        fail(str(error), error.exit_code)
+        fail(f"{error}; {error.advice}" if error.advice else str(error), error.exit_code)
     except ModuleMissing as error:
         fail(str(error), 4)
     except BrokenPipeError:

@@ -49,11 +49,12 @@ def command(
     if as_json:
         lists = {name: [vars(entry) for entry in getattr(done, name)] for name in ("added", "removed", "renewed")}
         print_json({"id": done.id, **lists, "results": done.results, "errors": done.errors, "warnings": done.warnings()})
+        warn_of_nothing(done)
     else:
         print_changes(done)
     for error in done.errors:
         err.print(f"[red]pinion:[/] the run failed: {escape(last_line(error))}")
-    if done.errors or (strict and done.warnings()):
+    if done.errors or done.is_loss() or (strict and done.warnings()):
         raise typer.Exit(1)
 
 
@@ -65,10 +66,22 @@ def print_changes(done: Deployment) -> None:
             out.print(f"{sign} {escape(entry.reader)} {escape(entry.events())} [dim]{escape(entry.mode)}[/]{same}")
     for result in done.results or []:
         out.print(str(result), markup=False)
-    if not (done.added or done.renewed or done.removed) and done.results is None:
-        warn(f"the script of session {done.id} ran, but registers nothing and has no run")
-    else:
-        count = len(done.added) + len(done.renewed)
-        note(f"session {done.id}: {count} registration{'' if count == 1 else 's'}")
+    if not warn_of_nothing(done):
+        note(f"session {done.id}: {_counted(len(done.added) + len(done.renewed))}")
     for text in done.warnings():
         warn(f"may never fire: {text}")
+
+
+def warn_of_nothing(done: Deployment) -> bool:
+    """Warns of a script that registers nothing, unless that is all right; returns whether it does."""
+    if done.is_loss():
+        warn(f"the script of session {done.id} registers nothing: what it had before is gone, {_counted(len(done.removed))}")
+    elif done.is_empty() and done.results is None:
+        warn(f"the script of session {done.id} ran, but registers nothing and has no run")
+    else:
+        return False
+    return True
+
+
+def _counted(registrations: int) -> str:
+    return f"{registrations} registration{'' if registrations == 1 else 's'}"

@@ -11,7 +11,7 @@ import typer
 from prometheus_client import CollectorRegistry, start_http_server
 
 from pinion_redis.cli.options import address_options
-from pinion_redis.cli.output import note
+from pinion_redis.cli.output import note, warn
 from pinion_redis.connection import Address
 from pinion_redis.errors import PinionError
 from pinion_redis.exporter import StatsCollector
@@ -29,7 +29,7 @@ def command(
         print((files("pinion_redis") / "grafana.json").read_text(encoding="utf-8"), end="")
         return
     registry = CollectorRegistry()
-    registry.register(StatsCollector(address))
+    registry.register(StatsCollector(address, lambda reason: warn(f"pinion_up is 0: {reason}")))
     try:
         server, thread = start_http_server(port, listen, registry)
     except OSError as error:

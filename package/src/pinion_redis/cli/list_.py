@@ -43,7 +43,7 @@ def command(
             *map(escape, (entry.session, entry.reader, entry.events(), entry.mode)),
             str(entry.succeeded),
             f"[red]{entry.failed}[/]" if entry.failed else "0",
-            str(entry.pending),
+            str(entry.backlog()),
             duration(entry.run_us["p50"]),
             duration(entry.run_us["p99"]),
             escape(last_line(entry.last_error)),

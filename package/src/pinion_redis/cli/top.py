@@ -146,7 +146,7 @@ def _table(before: Look, now: Look) -> RenderableType:
             f"{speed:,.1f}" if speed else "[dim]0[/]",
             duration(_time(entry, "p50")),
             duration(_time(entry, "p99")),
-            f"[yellow]{entry.pending:,}[/]" if entry.pending else "[dim]0[/]",
+            f"[yellow]{entry.backlog():,}[/]" if entry.backlog() else "[dim]0[/]",
             f"{entry.finished():,}",
             f"[red]{entry.failed:,}[/]" if entry.failed else "[dim]0[/]",
         )
@@ -155,7 +155,7 @@ def _table(before: Look, now: Look) -> RenderableType:
     return table
 
 
-_SHORT = {"KeysReader": "keys", "StreamReader": "stream", "CommandReader": "command", "ReadThrough": "loads"}
+_SHORT = {"KeysReader": "keys", "StreamReader": "stream", "CommandReader": "command", "ReadThrough": "loads", "WriteBehind": "saves"}
 
 
 def _work(entry: Registration) -> int:
