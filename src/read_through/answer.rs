@@ -235,6 +235,12 @@ impl Waiting for ReadThrough {
         let lock = command.lock();
         let begun = self.state.read(lock).pace.is_measured.then(Instant::now);
         let awaited = note.and_then(|note| note.more.downcast_ref::<Awaited>());
+        if let Some(awaited) = awaited.filter(|awaited| awaited.writes && self.engine.is_serving()) {
+            let loaded = |name: &[u8]| awaited.keys.iter().any(|key| *key.name == *name);
+            if self.hooks.is_forgotten_meanwhile(command, loaded) {
+                return;
+            }
+        }
         let guests = awaited.map_or_else(Vec::new, |awaited| self.provide(lock, awaited));
         self.hooks.answer_awaited(command);
         for key in guests {
