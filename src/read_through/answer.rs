@@ -236,7 +236,13 @@ impl Waiting for ReadThrough {
         let begun = self.state.read(lock).pace.is_measured.then(Instant::now);
         let awaited = note.and_then(|note| note.more.downcast_ref::<Awaited>());
         if let Some(awaited) = awaited.filter(|awaited| awaited.writes && self.engine.is_serving()) {
-            let loaded = |name: &[u8]| awaited.keys.iter().any(|key| *key.name == *name);
+            let loaded = |name: &[u8]| {
+                let state = self.state.read(lock);
+                let mut keys = awaited.keys.iter();
+                keys.any(|key| {
+                    *key.name == *name && state.machine.landed(key).is_some_and(|landed| !landed.void)
+                })
+            };
             if self.hooks.is_forgotten_meanwhile(command, loaded) {
                 return;
             }
