@@ -207,15 +207,20 @@ impl Hooks {
         partial: bool,
     ) {
         let mut table = self.table.write(lock);
+        let near = nearness(pattern);
         for spec in commands {
             let loads = &mut table.entry(spec).loads;
-            loads.push(LoadRule {
-                registration,
-                pattern: pattern.clone(),
-                hot: Arc::clone(hot),
-                partial,
-            });
-            loads.sort_by_key(|rule| std::cmp::Reverse(nearness(&rule.pattern)));
+            // The nearest one comes first, of those that are as near the eldest.
+            let place = loads.partition_point(|rule| nearness(&rule.pattern) >= near);
+            loads.insert(
+                place,
+                LoadRule {
+                    registration,
+                    pattern: pattern.clone(),
+                    hot: Arc::clone(hot),
+                    partial,
+                },
+            );
         }
         table.recompute();
     }
