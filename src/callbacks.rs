@@ -96,7 +96,7 @@ pub unsafe extern "C" fn on_server_event(
                     return pinion.loads.flushed(lock, db);
                 }
                 ServerEvent::Swapped(first, second) => {
-                    pinion.behind.flush_before(lock);
+                    pinion.behind.swapped(lock, first, second);
                     pinion.loads.flushed(lock, Some(first));
                     return pinion.loads.flushed(lock, Some(second));
                 }

@@ -89,6 +89,34 @@ def test_move_restore_and_transactions(server: Server, source: Server) -> None:
     assert shown == {(0, "k:1"): None, (1, "k:1"): "a", (0, "k:2"): "a", (1, "k:3"): "2", (1, "k:4"): None}
 
 
+@pytest.mark.parametrize("flush", ["FLUSHALL", "FLUSHDB"])
+def test_what_a_transaction_deletes_before_it_flushes(server: Server, source: Server, flush: str) -> None:
+    client = server.client()
+    client.mset({"k:1": "a", "k:2": "b"})
+    database = register(server, source, prefix="k:*")
+    with client.pipeline(transaction=True) as pipe:
+        pipe.delete("k:1").rename("k:2", "x").set("k:3", "c").execute_command(flush)
+        pipe.set("k:4", "d").execute()
+    drained(server)
+    if server.version < (7, 2):
+        return  # each command is a unit
+    assert {change["key"]: change["value"] for change in database.changes()} == {"k:1": None, "k:2": None, "k:4": "d"}
+
+
+def test_what_a_transaction_changes_before_it_swaps_databases(server: Server, source: Server) -> None:
+    client = server.client()
+    client.delete("k:0")
+    database = register(server, source, prefix="k:*")
+    with client.pipeline(transaction=True) as pipe:
+        pipe.set("k:1", "a").delete("k:0").execute_command("SWAPDB", 0, 1)
+        pipe.set("k:2", "b").execute()
+    drained(server)
+    if server.version < (7, 2):
+        return  # each command is a unit
+    shown = {(change["db"], change["key"]): change["value"] for change in database.changes()}
+    assert shown == {(1, "k:1"): "a", (1, "k:0"): None, (0, "k:2"): "b"}
+
+
 def test_a_cache_that_forgets_deletes_nothing(server: Server, source: Server) -> None:
     database = register(server, source, prefix="k:*")
     client = server.client()

@@ -128,6 +128,58 @@ def test_partial_writers_wait_for_the_load(server: Server, source: Server, comma
     assert saved == ({} if value is None else {key: value})
 
 
+def test_who_waits_for_room_makes_no_part_of_what_was_forgotten(server: Server, source: Server) -> None:
+    database = both(server, source, saving="max_queue=1")
+    database.client.mset({"row:0:user:1": '{"a": "1"}', "row:0:user:2": '{"a": "1"}'})
+    client, raws = server.client(), [server.raw() for _ in range(3)]
+    assert client.hgetall("user:1") == client.hgetall("user:2") == {"a": "1"}
+    database.fail(1_000_000)
+    client.set("user:full", "x")
+    wait_for(server, saver(server), queued=1)
+    raws[0].send("HINCRBY", "user:1", "n", 1)
+    raws[1].send("HINCRBY", "user:2", "n", 1)
+    raws[2].send("SET", "user:3", "whole")
+    wait_until(lambda: client.info("clients")["blocked_clients"] == 3)
+    client.flushall()
+    assert client.hgetall("user:1") == {"a": "1"}
+    database.fail(0)
+    assert raws[0].read() == b":1\r\n"
+    assert raws[1].read().startswith(b"-TRYAGAIN the cache has forgotten")
+    assert raws[2].read() == b"+OK\r\n"
+    drained(server, saver(server))
+    assert database.row("user:1") == {"a": "1", "n": "1"} and database.row("user:2") == {"a": "1"}
+    assert raws[1].call("HINCRBY", "user:2", "n", 1) == b":1\r\n"
+    drained(server, saver(server))
+    assert database.row("user:2") == {"a": "1", "n": "1"} and database.row("user:3") == "whole"
+
+
+def test_a_value_that_was_loaded_in_vain_three_times_is_changed_by_nobody(server: Server, source: Server) -> None:
+    database = register(server, source, more="""
+    def load(key):
+        text = db.get('row:0:' + key)
+        db.rpush('begun', key)
+        db.blpop('end', 20)
+        return json.loads(text)
+
+    read_through('user:*', load, onRegistered=connect)
+    """)
+    database.client.set("row:0:user:1", '"5"')
+    client, raw = server.client(), server.raw()
+    raw.send("INCR", "user:1")
+    for number in range(3):
+        wait_until(lambda: database.client.llen("begun") == number + 1)
+        client.set("user:1", 10 * number)
+        drained(server, saver(server))
+        client.flushall()
+        database.client.rpush("end", 1)
+    assert raw.read().startswith(b"-TRYAGAIN the cache has forgotten")
+    assert database.row("user:1") == "20"
+    database.client.rpush("end", 1)
+    assert raw.call("INCR", "user:1") == b":21\r\n"
+    drained(server, saver(server))
+    assert database.row("user:1") == "21"
+
+
 def test_writers_wait_only_where_changes_are_saved(server: Server, source: Server) -> None:
     register(server, source, prefix="user:saved:*", more=BOTH.format(arguments="on_error='miss', backoff=0"))
     client = server.client()

@@ -378,6 +378,14 @@ def test_a_file_in_which_a_registration_for_more_events_comes_later(start_server
     wait_until(lambda: database.rows() == {"a:0": "told", "b:1": {"f": "v"}})
 
 
+def test_a_promoted_replica_finds_what_has_gone_with_its_database(pair: tuple[Server, Server, Database]) -> None:
+    master, replica, database = pair
+    in_a_turn(master, "MULTI", "SET user:1 a", "SWAPDB 0 1", "SET user:2 b", "EXEC")
+    wait_until(lambda: replica.own.exists("user:2"))
+    promoted(master, replica, database)
+    assert rows(database) == {"0:user:0": "told", "1:user:1": "a", "0:user:2": "b"}
+
+
 def test_what_is_told_after_all_is_one_change(pair: tuple[Server, Server, Database]) -> None:
     master, replica, database = pair
     in_a_turn(master, "SET user:1 a", "SET user:2 b")

@@ -101,6 +101,17 @@ def test_write_through_answers_when_the_change_is_saved(server: Server, source: 
     wait_until(lambda: client.info("clients")["blocked_clients"] == 0)
 
 
+def test_a_transaction_with_a_wrong_command_is_refused(server: Server, source: Server) -> None:
+    register(server, source, "wait=True", more="read_through('user:*', lambda key: None)")
+    raw = server.raw()
+    for wrong in (["SET", "user:1"], ["HSET", "user:1", "f"], ["GET", "user:1", "user:2"]):
+        raw.call("MULTI")
+        assert raw.call("SET", "user:2", "a") == b"+QUEUED\r\n"
+        assert raw.call(*wrong).startswith(b"-ERR wrong number of arguments")
+        assert raw.call("EXEC").startswith(b"-EXECABORT")
+    assert server.client().exists("user:2") == 0
+
+
 def test_write_through_gives_up_and_the_change_stays(server: Server, source: Server) -> None:
     database = register(server, source, "wait=True, timeout=0.3, backoff=0.01")
     database.fail(1_000_000)

@@ -73,3 +73,20 @@ def test_a_save_that_hangs_at_the_memory_limit(server: Server, source: Server, p
     client.set("user:0", "saved")
     drained(server)
     assert database.row("user:0") == "saved"
+
+
+def test_an_upgrade_to_the_order_of_all(server: Server, source: Server) -> None:
+    database = register(server, source, "max_tries=1, backoff=0.2, batch=1", words=("ID", "mine"))
+    database.poison("user:bad")
+    client = server.client()
+    client.set("user:bad", "x")
+    for number in range(3):
+        client.set(f"user:{number}", "x")
+    wait_until(lambda: len(database.changes()) == 3)
+    register(server, source, "backoff=0.2, ordered='all'", words=("ID", "mine", "UPGRADE"))
+    failures = figures(server)["saveFailures"]
+    client.set("user:3", "x")
+    wait_until(lambda: figures(server)["saveFailures"] > failures)
+    database.poison()
+    drained(server)
+    assert [change["key"] for change in database.changes()[3:]] == ["user:bad", "user:3"]

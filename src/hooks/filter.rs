@@ -63,7 +63,8 @@ impl Hooks {
         if entry.strays && self.keep_home(passing, &self.proxy[entry.spec.proxy as usize]) {
             return;
         }
-        if !entry.is_linked() {
+        // The server refuses a wrong number of words, in a transaction at once: then nothing of that runs.
+        if !entry.is_linked() || !entry.spec.takes(passing.len()) {
             return;
         }
         if !engine.is_serving() || self.current.is_running(lock) {

@@ -33,6 +33,9 @@ use crate::{
 /// What a command gets that could not run because clients were paused when its turn had come.
 const PAUSED_MEANWHILE: &str =
     "TRYAGAIN clients were paused before the command could run, and nothing was done";
+/// The same, where what it was to change was forgotten by then.
+const FORGOTTEN_MEANWHILE: &str =
+    "TRYAGAIN the cache has forgotten the value before the command could run, and nothing was done";
 
 /// What a hit looks at. Changed and counted under the server's lock only, so that plain loads and stores do.
 #[derive(Default)]
@@ -204,15 +207,20 @@ impl Hooks {
         partial: bool,
     ) {
         let mut table = self.table.write(lock);
+        let near = nearness(pattern);
         for spec in commands {
             let loads = &mut table.entry(spec).loads;
-            loads.push(LoadRule {
-                registration,
-                pattern: pattern.clone(),
-                hot: Arc::clone(hot),
-                partial,
-            });
-            loads.sort_by_key(|rule| std::cmp::Reverse(nearness(&rule.pattern)));
+            // The nearest one comes first, of those that are as near the eldest.
+            let place = loads.partition_point(|rule| nearness(&rule.pattern) >= near);
+            loads.insert(
+                place,
+                LoadRule {
+                    registration,
+                    pattern: pattern.clone(),
+                    hot: Arc::clone(hot),
+                    partial,
+                },
+            );
         }
         table.recompute();
     }
@@ -367,6 +375,44 @@ impl Hooks {
             Wait::Waits => Some(Answer::Done),
             Wait::Refused(answer) => Some(answer),
         })
+    }
+
+    /// A command that has waited and changes a part of a value is not run where the cache has forgotten the value since, and changes
+    /// of the key are saved: a part would be saved over the whole. True then, and the client was told. What is not saved yet is put
+    /// back. `known`: the key was loaded.
+    pub fn is_forgotten_meanwhile(&self, command: &Command<'_>, known: impl Fn(&[u8]) -> bool) -> bool {
+        let (lock, db, original) = (command.lock(), command.db(), command.argv().skip(1));
+        let (Some(loads), Some(writes)) = (self.loads.get(), self.writes.get()) else {
+            return false;
+        };
+        let table = self.table.read(lock);
+        let entry = original.get(0).and_then(|name| table.find(name));
+        let takes = |entry: &&Entry| entry.spec.writes() && entry.spec.takes(original.len());
+        let Some(entry) = entry.filter(takes).filter(|entry| !entry.loads.is_empty()) else {
+            return false;
+        };
+        let positions = entry.spec.key_positions(original.len());
+        let missing: SmallVec<[Missing<'_>; 1]> = positions
+            .filter_map(|position| {
+                let name = original.get(position)?;
+                let rule = self.load_before(lock, entry, name, original.len(), |at| original.get(at))?;
+                let missing = writes.saves(lock, name) && key::life(lock, db, name) == Life::Missing;
+                missing.then_some(Missing {
+                    registration: rule.registration,
+                    name,
+                })
+            })
+            .collect();
+        drop(table);
+        let forgotten = missing.iter().any(|&Missing { registration, name }| {
+            !loads.restore(lock, registration, db, name)
+                && !known(name)
+                && !loads.is_absent(lock, registration, db, name)
+        });
+        if forgotten {
+            command.send(&Reply::error(FORGOTTEN_MEANWHILE));
+        }
+        forgotten
     }
 
     /// A command that removes keys has run.

@@ -235,6 +235,18 @@ impl Waiting for ReadThrough {
         let lock = command.lock();
         let begun = self.state.read(lock).pace.is_measured.then(Instant::now);
         let awaited = note.and_then(|note| note.more.downcast_ref::<Awaited>());
+        if let Some(awaited) = awaited.filter(|awaited| awaited.writes && self.engine.is_serving()) {
+            let loaded = |name: &[u8]| {
+                let state = self.state.read(lock);
+                let mut keys = awaited.keys.iter();
+                keys.any(|key| {
+                    *key.name == *name && state.machine.landed(key).is_some_and(|landed| !landed.void)
+                })
+            };
+            if self.hooks.is_forgotten_meanwhile(command, loaded) {
+                return;
+            }
+        }
         let guests = awaited.map_or_else(Vec::new, |awaited| self.provide(lock, awaited));
         self.hooks.answer_awaited(command);
         for key in guests {

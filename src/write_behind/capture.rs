@@ -8,7 +8,7 @@ use super::{
     event_names::{event_name, usual_name},
     late,
     machine::{Change, Settled, Time},
-    options::removes,
+    options::{removes, takes_away},
 };
 use crate::{
     engine::scope,
@@ -144,14 +144,28 @@ impl Notes {
         }
     }
 
-    /// Keys of a database are forgotten, or all.
+    /// Keys of a database are forgotten, or all. What was taken away before stays a deletion.
     pub(super) fn forget(&mut self, db: Option<i32>) {
         let list = std::mem::take(&mut self.list);
         self.places.clear(None);
         for note in list {
-            if db.is_some_and(|db| db != note.db) {
+            if db.is_some_and(|db| db != note.db) || takes_away(note.event.as_bytes()) {
                 self.add(note);
             }
+        }
+    }
+
+    /// Two databases have changed places, with the keys that were noted in them.
+    pub(super) fn swap(&mut self, first: i32, second: i32) {
+        let list = std::mem::take(&mut self.list);
+        self.places.clear(None);
+        for mut note in list {
+            if note.db == first {
+                note.db = second;
+            } else if note.db == second {
+                note.db = first;
+            }
+            self.add(note);
         }
     }
 }
@@ -344,6 +358,15 @@ impl WriteBehind {
     pub fn flushed(&self, lock: Lock<'_>, db: Option<i32>) {
         self.flush_before(lock);
         self.state.write(lock).notes.forget(db);
+    }
+
+    /// Two databases have changed places: what the unit that runs has done before is found in the other one. Whoever follows has
+    /// noted that of a unit, too.
+    pub fn swapped(&self, lock: Lock<'_>, first: i32, second: i32) {
+        self.flush_before(lock);
+        let mut state = self.state.write(lock);
+        state.notes.swap(first, second);
+        state.tail.notes.swap(first, second);
     }
 }
 

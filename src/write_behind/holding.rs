@@ -265,7 +265,10 @@ impl State {
 
 impl Waiting for WriteBehind {
     fn answer(&self, command: &Command<'_>, _note: Option<&Note>) {
-        if !self.hooks.is_paused_meanwhile(command) {
+        if self.hooks.is_paused_meanwhile(command) {
+            return;
+        }
+        if !self.engine.is_serving() || !self.hooks.is_forgotten_meanwhile(command, |_| false) {
             self.hooks.answer_awaited(command);
         }
     }

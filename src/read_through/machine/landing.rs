@@ -78,7 +78,7 @@ impl<V> Machine<V> {
         if value.is_none() {
             self.remember_absent(now, rule, key);
         }
-        self.put_landed(key, value);
+        self.put_landed(key, value, false);
         self.settle_all(key, true);
         match (keep, delete) {
             (true, _) => Landing::Store,
@@ -166,7 +166,8 @@ impl<V> Machine<V> {
             flight.present = false;
         }
         if !tired.is_empty() {
-            self.put_landed(key, value);
+            // Something has happened to it: who changes a part of it may not take it for what there is.
+            self.put_landed(key, value, true);
             for number in tired {
                 self.settle(number, key, true);
             }
@@ -186,13 +187,13 @@ impl<V> Machine<V> {
         }
     }
 
-    pub(super) fn put_landed(&mut self, key: &Key, value: Option<Arc<V>>) {
+    pub(super) fn put_landed(&mut self, key: &Key, value: Option<Arc<V>>, void: bool) {
         let left = self.landed.at(key).map_or(0, |landed| landed.left);
         self.landed.insert(
             key,
             Landed {
                 value,
-                void: false,
+                void,
                 held_until: None,
                 left,
             },

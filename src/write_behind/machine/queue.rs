@@ -46,6 +46,15 @@ impl<P> Queue<P> {
         self.narrow = limits.batch.max(1);
         self.limits = limits;
         self.rests_until = None;
+        if self.limits.ordered {
+            // What failed by itself lets nothing pass any more.
+            for place in std::mem::take(&mut self.alone) {
+                self.suspects.insert(place);
+                if let Some(entry) = self.entries.get_mut(place) {
+                    entry.stage = Stage::Suspect;
+                }
+            }
+        }
     }
 
     pub fn len(&self) -> usize {
