@@ -372,8 +372,9 @@ impl Occurred {
     fn record(self, lock: Option<Lock<'_>>) -> Record {
         let content = match lock {
             _ if !self.read_value => None,
-            Some(lock) if self.event != KEY_MISS => Some(key::read(lock, self.db, &self.key)),
-            _ => Some((Kind::Empty, Value::None)),
+            _ if self.event == KEY_MISS => return Record::Native(record::Value::Missed(self.key)),
+            Some(lock) => Some(key::read(lock, self.db, &self.key)),
+            None => Some((Kind::Empty, Value::None)),
         };
         Record::Native(key_record(self.key, Some(self.event), content))
     }
