@@ -354,3 +354,93 @@ GB('KeysReader').foreach(keep).register('x*', mode='{mode}')
     for execution in executions(server):
         ((_, _, _, plan, *_),) = client.execute_command("RG.GETEXECUTION", execution)
         assert as_dict(plan)["results"] == 1
+
+
+@pytest.mark.parametrize("mode", ["sync", "async_local"])
+def test_a_run_knows_nothing_of_the_one_before(server, mode: str) -> None:
+    """A run that nobody has looked at leaves its execution to the next one: neither its command, nor its error, nor its result goes with it."""
+    server.run(f"""
+def answer(record):
+    if record['key'] == 'x:fails':
+        raise ValueError('no')
+    try:
+        override_reply('got ' + record['key'])
+        return ' '.join(get_command())
+    except redisgears.GearsError as error:
+        return 'alone'
+import redisgears
+GB('KeysReader').map(answer).register('x:*', eventTypes=['keymiss'], commands=['get'], mode='{mode}')
+""")
+    client = server.client()
+
+    def in_transaction(key: str) -> str | None:
+        with client.pipeline(transaction=True) as commands:
+            (reply,) = commands.get(key).execute()
+        server.wait_idle()
+        return reply
+
+    assert [client.get(f"x:{name}") for name in ("1", "2", "fails", "3")] == ["got x:1", "got x:2", None, "got x:3"]
+    # There only functions of mode sync are linked.
+    linked = mode == "sync"
+    assert in_transaction("x:4") == ("got x:4" if linked else None)
+    assert client.get("x:5") == "got x:5"
+    server.wait_idle()
+    found = [client.execute_command("RG.GETRESULTS", execution) for execution in executions(server)]
+    fourth = "GET x:4" if linked else "alone"
+    results = [["GET x:1"], ["GET x:2"], [], ["GET x:3"], [fourth], ["GET x:5"]]
+    assert [result for result, _ in found] == results
+    assert [len(errors) for _, errors in found] == [0, 0, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("looks", ["before", "while it runs", "behind"])
+def test_an_execution_is_the_same_whenever_somebody_looks(server, looks: str) -> None:
+    server.run("""
+import time
+def wait(record):
+    while not execute('EXISTS', 'go' + record['key']):
+        time.sleep(0.001)
+    return record['key']
+GB('KeysReader').map(wait).register('x*', eventTypes=['set'], mode='async_local')
+""")
+    client = server.client()
+    for number in range(3):
+        client.set(f"x{number}", 1)
+        if looks == "before":
+            assert len(executions(server)) == number + 1
+        if looks == "while it runs":
+            wait_until(lambda: "running" in [entry["status"] for entry in executions(server).values()])
+        client.set(f"gox{number}", 1)
+        if looks == "while it runs":
+            assert client.execute_command("RG.GETRESULTSBLOCKING", list(executions(server))[-1]) == [[f"x{number}"], []]
+        server.wait_idle()
+    listed = executions(server)
+    assert [(entry["status"], entry["registered"]) for entry in listed.values()] == [("done", 1)] * 3
+    for number, execution in enumerate(listed):
+        assert client.execute_command("RG.GETRESULTS", execution) == [[f"x{number}"], []]
+        ((_, _, _, plan, _, read),) = client.execute_command("RG.GETEXECUTION", execution, "VERBOSE")
+        plan = as_dict(plan)
+        assert (plan["status"], plan["results"], plan["errors"], read) == ("done", 1, [], 1)
+    first, *others = listed
+    assert client.execute_command("RG.DROPEXECUTION", first) == "OK"
+    assert client.execute_command("RG.ABORTEXECUTION", others[0]) == "OK"
+    assert list(executions(server)) == others
+
+
+@pytest.mark.parametrize("mode", ["sync", "async_local"])
+def test_runs_of_two_registrations_are_kept_apart(start_server, mode: str) -> None:
+    """Each has its own limit, all together have one, and those of a registration go with it."""
+    server = start_server(module_args=["MaxExecutionsPerRegistration", "3", "MaxExecutions", "5"])
+    for name in "xy":
+        server.run(f"GB('KeysReader').map(lambda r: r['key']).register('{name}*', eventTypes=['set'], mode='{mode}')", "ID", name)
+
+    def kept() -> list[str]:
+        found = [server.client().execute_command("RG.GETRESULTS", execution) for execution in executions(server)]
+        return [result for (result,), _ in found]
+
+    for key in ("x1", "y1", "x2", "y2", "x3", "x4", "y3"):
+        server.client().set(key, 1)
+        server.wait_idle()
+    assert kept() == ["x2", "y2", "x3", "x4", "y3"]
+    registrations = server.client().execute_command("RG.DUMPREGISTRATIONS")
+    server.client().execute_command("RG.UNREGISTER", as_dict(registrations[0])["id"])
+    assert kept() == ["y2", "y3"]

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::{
-    engine::{Engine, execution::Execution, registration::Registration, session::Session},
+    engine::{Engine, phase::Status, registration::Registration, session::Session},
     error::Error,
     module::Pinion,
     python::{interpreter, memory},
@@ -209,14 +209,17 @@ fn memory_figures(lock: Lock<'_>) -> Memory {
 }
 
 fn executions(engine: &Engine) -> Executions {
-    let kept: Vec<Arc<Execution>> = engine.registry.executions();
+    let (whole, done) = engine.registry.whole_executions();
     let mut by_status = BTreeMap::new();
-    for execution in &kept {
+    for execution in &whole {
         *by_status.entry(execution.state_name()).or_default() += 1;
+    }
+    if done > 0 {
+        *by_status.entry(Status::Done.name()).or_default() += done;
     }
     Executions {
         queued: engine.queued(),
-        kept: kept.len(),
+        kept: whole.len() + done,
         by_status,
     }
 }

@@ -96,7 +96,7 @@ impl Engine {
         if before == shape && gone.is_empty() {
             return;
         }
-        for execution in self.registry.executions() {
+        for execution in self.registry.whole_executions().0 {
             let Some(distributed) = &execution.distributed else {
                 continue;
             };

@@ -79,6 +79,9 @@ impl Engine {
 
     /// Brings an execution to its end and does what follows: counters, retention, waiters, and last the client.
     pub(super) fn finish(&self, execution: &Arc<Execution>, status: Status, mut outcome: Outcome) {
+        if self.finish_unseen(execution, status, &mut outcome) {
+            return;
+        }
         outcome.aborted = status == Status::Aborted;
         if let Some(fate) = execution.fate() {
             outcome.errors.insert(0, fate.clone());
@@ -177,7 +180,7 @@ impl Engine {
     }
 
     pub(super) fn abort_queued(&self, concerns: impl Fn(&Execution) -> bool) {
-        for execution in self.registry.executions() {
+        for execution in self.registry.whole_executions().0 {
             if execution.status() == Status::Created && concerns(&execution) {
                 self.abort_execution(&execution);
             }

@@ -4,21 +4,21 @@
 //! the queue and the thread that runs it.
 
 use std::{
-    fmt,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
+pub use super::outcome::{Collector, Collects, Late, Outcome};
 use crate::mutex::Mutex;
 
 use super::{
     Engine,
     distributed_run::DistributedRun,
     id::{Id, ShardId},
-    language::{Failure, LateText},
+    language::Failure,
     linked_command::{LinkedCommand, ReplyHold},
     phase::{Parked, Phase, Status},
     plan::Plan,
@@ -30,72 +30,16 @@ use super::{
     start::Start,
     stop::Stop,
 };
-use crate::{
-    server::{
-        client::{BlockedClient, Meter},
-        lock::Lock,
-        reply::Reply,
-        rights::Actor,
-    },
-    stats::Ending,
+use crate::server::{
+    client::{BlockedClient, Meter},
+    lock::Lock,
+    reply::Reply,
+    rights::Actor,
 };
 
-/// What an execution has when it is finished.
-#[derive(Clone, Debug, Default)]
-pub struct Outcome {
-    pub results: Vec<Reply>,
-    /// The only result, in the place of `results`; only where nobody waited for it.
-    pub late: Option<Late>,
-    pub errors: Vec<Failure>,
-    pub total: Duration,
-    pub reading: Duration,
-    /// One for each step; empty if it never ran.
-    pub steps: Vec<Duration>,
-    pub aborted: bool,
-}
-
-/// A result whose text is not made yet.
-#[derive(Clone)]
-pub struct Late(pub(super) Arc<dyn LateText>);
-
-impl fmt::Debug for Late {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Late")
-    }
-}
-
-impl Outcome {
-    /// How many results there are.
-    pub fn count(&self) -> usize {
-        self.results.len() + usize::from(self.late.is_some())
-    }
-
-    /// `[results, errors]`.
-    pub fn to_reply(&self) -> Reply {
-        let late = self.late.iter().map(|late| Reply::Bulk(late.0.text()));
-        Reply::Array(vec![
-            Reply::Array(self.results.iter().cloned().chain(late).collect()),
-            Reply::bulks(&self.errors),
-        ])
-    }
-
-    /// The outcome of one that could not run.
-    pub fn of_error(text: impl Into<Failure>) -> Self {
-        Self {
-            errors: vec![text.into()],
-            ..Self::default()
-        }
-    }
-
-    /// How the counters see it.
-    pub(super) fn ending(&self, status: Status) -> Ending {
-        match (self.errors.first(), status) {
-            (Some(error), _) => Ending::Failure(error.to_string()),
-            (None, Status::Aborted) => Ending::Aborted,
-            (None, _) => Ending::Success,
-        }
-    }
-}
+/// [`Execution::end_unseen`] found somebody who waits.
+#[derive(Debug)]
+pub(super) struct AwaitedEnd;
 
 /// Called once, with the outcome, on the thread that finished the execution.
 pub type Waiter = Box<dyn FnOnce(&Outcome) + Send>;
@@ -164,26 +108,6 @@ pub type Arrival = (ShardId, RunMessage);
 /// A value that was waited for: the step, the place in the order of that step, and what came.
 pub type Completed = (usize, u64, Result<Record, Failure>);
 
-/// Who gets the results as the objects that they are, in the place of those who look at the outcome.
-pub trait Collects: Send + Sync {
-    /// Takes the results, and gives what is wrong with them, which the execution then ended with. Called once, attached, on the thread
-    /// that finished the execution.
-    fn collect(&self, results: Vec<Record>, errors: &[Failure]) -> Vec<Failure>;
-
-    /// The execution is counted and kept, behind [`Collects::collect`]; as a [`Waiter`].
-    fn ended(&self) {}
-}
-
-/// Who need not hear more.
-impl<F: Fn(Vec<Record>, &[Failure]) -> Vec<Failure> + Send + Sync> Collects for F {
-    fn collect(&self, results: Vec<Record>, errors: &[Failure]) -> Vec<Failure> {
-        self(results, errors)
-    }
-}
-
-/// See [`Collects`]. It holds no object that nothing else holds once it has collected.
-pub type Collector = Arc<dyn Collects>;
-
 /// The way from a function that stands in the place of a command to what stands behind it.
 pub trait Next: Send + Sync {
     /// Runs the next function, or the command itself, with these arguments. Called under the server's lock.
@@ -239,6 +163,77 @@ impl Execution {
                 arrivals: Vec::new(),
             }),
         }
+    }
+
+    /// One that has ended well, and is listed.
+    pub(super) fn ended(id: Id, start: Start, outcome: Outcome) -> Self {
+        let mut execution = Self::new(id, start, None);
+        *execution.unlisted.get_mut() = false;
+        *execution.records_read.get_mut() = 1;
+        execution.state.get_mut().phase = Phase::Ended(Status::Done, Some(Arc::new(outcome)));
+        execution
+    }
+
+    /// It begins anew as another run of the same registration, which nobody knows of.
+    pub(super) fn renew(&mut self, id: Id, db: i32, may_wait: bool, link: Option<ReplyHold>) {
+        self.id = id;
+        self.db = db;
+        self.may_wait = may_wait;
+        self.link = link.as_ref().map(|hold| Arc::clone(hold.link()));
+        self.state.get_mut().link = link;
+        *self.records_read.get_mut() = 0;
+    }
+
+    /// The same of one that begins in the queue.
+    pub(super) fn renew_queued(
+        &mut self,
+        id: Id,
+        db: i32,
+        link: Option<ReplyHold>,
+        source: Box<dyn Source>,
+        now: Instant,
+    ) {
+        self.renew(id, db, true, link);
+        self.state.get_mut().phase = Phase::Created(source);
+        self.queued_at = OnceLock::from(now);
+        *self.delayed.get_mut() = false;
+        *self.unlisted.get_mut() = true;
+    }
+
+    /// Nothing has happened in it that the next run must not know of: it may be renewed.
+    pub(super) fn is_as_new(&self) -> bool {
+        !self.stop.is_asked() && self.error_kind.get().is_none() && !self.has_news()
+    }
+
+    /// It has ended. True if it may be renewed: of its run only an `Ended` is left.
+    pub(super) fn retire(&mut self) -> bool {
+        let unseen = matches!(self.state.get_mut().phase, Phase::Ended(_, None));
+        drop(self.unlink());
+        unseen && self.is_as_new() && self.meter.get().is_none() && !self.has_overrun()
+    }
+
+    /// It is one like most: of a registration, of this shard alone, of one record.
+    pub(super) fn is_usual(&self) -> bool {
+        let is_kept = !self.transient && !self.is_collected && self.fate().is_none();
+        is_kept && self.distributed.is_none() && self.records_read() == 1
+    }
+
+    /// It has ended well: the hold on its link.
+    ///
+    /// # Errors
+    /// Somebody waits for its end.
+    pub(super) fn end_unseen(&self) -> Result<Option<ReplyHold>, AwaitedEnd> {
+        let mut state = self.state.lock();
+        if !state.waiters.is_empty() || state.phase.end(Status::Done, None).is_none() {
+            return Err(AwaitedEnd);
+        }
+        Ok(state.link.take())
+    }
+
+    /// It knows of no linked command any more.
+    pub(super) fn unlink(&mut self) -> Option<ReplyHold> {
+        self.link = None;
+        self.state.get_mut().link.take()
     }
 
     /// A function of it raised an error of this type.
@@ -465,10 +460,14 @@ impl Execution {
     /// It stands in the queue from now on.
     pub(super) fn enter_queue(&self) {
         if let Some(registration) = &self.registration {
-            // Once only.
-            let _ = self.queued_at.set(Instant::now());
+            self.note_queued(Instant::now());
             registration.stats.queued();
         }
+    }
+
+    pub(super) fn note_queued(&self, now: Instant) {
+        // Once only.
+        let _ = self.queued_at.set(now);
     }
 
     fn leave_queue(&self, now: Instant) {

@@ -126,6 +126,7 @@ pub trait LateText: Send + Sync {
 }
 
 /// A text that is a result.
+#[derive(Clone)]
 pub enum Shown {
     Now(Reply),
     Late(Arc<dyn LateText>),

@@ -6,6 +6,7 @@
 pub mod brief;
 pub mod distributed_run;
 mod distribution;
+mod ended;
 mod ending;
 pub mod execution;
 mod failure;
@@ -15,6 +16,7 @@ pub mod language;
 pub mod linked_command;
 pub mod loading_functions;
 pub mod members;
+mod outcome;
 mod overtime;
 pub mod phase;
 mod pipeline;
@@ -26,6 +28,8 @@ pub mod registering;
 pub mod registration;
 mod registry;
 pub mod requirement;
+mod retention;
+pub mod reuse;
 mod run;
 pub mod run_message;
 mod run_one;
@@ -191,6 +195,7 @@ impl Engine {
         self.queue.push(Job {
             execution: Arc::clone(&execution),
             lane,
+            pool: None,
         });
         execution
     }
@@ -209,6 +214,7 @@ impl Engine {
         self.queue.push(Job {
             execution: Arc::clone(execution),
             lane: None,
+            pool: None,
         });
     }
 
@@ -266,7 +272,7 @@ impl Engine {
     pub fn loading_started(&self) {
         self.loads.fetch_add(1, Ordering::AcqRel);
         self.unprepared.lock().clear();
-        for execution in self.registry.executions() {
+        for execution in self.registry.whole_executions().0 {
             if execution.status() == Status::Created {
                 self.fail(&execution, Error::DataReplaced.into());
             }

@@ -17,6 +17,7 @@ use std::{
 use super::{
     execution::Execution,
     id::Id,
+    reuse::Pool,
     utilization::{Advice, Utilization},
 };
 use crate::{
@@ -50,6 +51,8 @@ pub enum Lane {
 pub struct Job {
     pub execution: Arc<Execution>,
     pub lane: Option<Lane>,
+    /// Where the execution goes if it can be used again.
+    pub pool: Option<Arc<Pool>>,
 }
 
 /// The queue. Its mutex is held for a few moves of pointers only.

@@ -34,9 +34,22 @@ pub enum Value {
     Set(Vec<Value>),
     /// In order of insertion; names are distinct.
     Dict(Vec<(Cow<'static, [u8]>, Value)>),
+    /// The record of a missed key, of which nothing else is known: [`Value::missed`] has it in single values.
+    Missed(Vec<u8>),
 }
 
 impl Value {
+    /// The record of a missed key in single values.
+    pub fn missed(key: Vec<u8>) -> Self {
+        let field = |name: &'static str, value| (Cow::Borrowed(name.as_bytes()), value);
+        Self::Dict(vec![
+            field("key", Self::Text(key)),
+            field("event", Self::Name("keymiss")),
+            field("type", Self::Name("empty")),
+            field("value", Self::None),
+        ])
+    }
+
     /// About how many bytes it has.
     fn bytes(&self) -> usize {
         match self {
@@ -51,6 +64,8 @@ impl Value {
                 .iter()
                 .map(|(name, value)| name.len() + 5 + value.bytes())
                 .sum(),
+            // As the same in single values.
+            Self::Missed(key) => key.len() + 73,
         }
     }
 }
@@ -232,6 +247,7 @@ impl From<Value> for Reply {
             Value::Float(number) => Self::Double(number),
             Value::List(items) => Self::Array(items.into_iter().map(Self::from).collect()),
             Value::Set(items) => Self::Set(items.into_iter().map(Self::from).collect()),
+            Value::Missed(key) => Value::missed(key).into(),
             Value::Dict(fields) => Self::Map(
                 fields
                     .into_iter()
@@ -245,6 +261,12 @@ impl From<Value> for Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_missed_key_is_as_large_as_its_single_values() {
+        let key = b"user:1".to_vec();
+        assert_eq!(Value::Missed(key.clone()).bytes(), Value::missed(key).bytes());
+    }
 
     #[test]
     fn ids_have_a_text() {

@@ -1,10 +1,7 @@
 //! What exists: executions, registrations, sessions; and how long finished executions are kept.
-//!
-//! Retention: docs/contract/commands.md 3.6. Only finished executions are evicted, so nothing that runs is ever lost.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    hash::BuildHasherDefault,
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -15,14 +12,17 @@ use parking_lot::RwLock;
 
 use super::{
     distributed_run::DistributedRun,
+    ended::{Ended, Known},
     execution::Execution,
     id::{Id, ShardId},
+    linked_command::ReplyHold,
     registration::Registration,
+    retention::Executions,
     run_message::Listing,
     session::{Session, Sessions},
     start::Start,
 };
-use crate::{hashing::NumberHasher, mutex::Mutex};
+use crate::mutex::Mutex;
 
 /// The tables of one server.
 pub struct Registry {
@@ -46,109 +46,6 @@ impl Default for Registry {
             next_execution: AtomicU64::default(),
             next_registration: AtomicU64::default(),
         }
-    }
-}
-
-#[derive(Default)]
-struct Executions {
-    by_id: HashMap<Id, Arc<Execution>, BuildHasherDefault<NumberHasher>>,
-    /// Those that can be evicted; ids ascend in the order of creation.
-    finished: Ascending,
-    /// All, or more than those, in their order; only while there are too many of which none has finished.
-    ordered: Option<BTreeSet<Id>>,
-    /// Those up to this one are surplus: each is forgotten when it ends. `surplus`: how many there are.
-    surplus_up_to: Option<Id>,
-    surplus: usize,
-}
-
-/// Ids in their order. Nearly all come at the end, and most go at the beginning.
-#[derive(Default)]
-struct Ascending(VecDeque<Id>);
-
-impl Ascending {
-    fn insert(&mut self, id: Id) {
-        if self.0.back().is_none_or(|last| *last < id) {
-            self.0.push_back(id);
-        } else if let Err(place) = self.0.binary_search(&id) {
-            self.0.insert(place, id);
-        }
-    }
-
-    fn remove(&mut self, id: Id) {
-        if self.0.front() == Some(&id) {
-            self.0.pop_front();
-        } else if let Ok(place) = self.0.binary_search(&id) {
-            self.0.remove(place);
-        }
-    }
-
-    fn pop_first(&mut self) -> Option<Id> {
-        self.0.pop_front()
-    }
-}
-
-impl Executions {
-    fn remove(&mut self, id: Id) -> Option<Arc<Execution>> {
-        let execution = self.by_id.remove(&id)?;
-        self.finished.remove(id);
-        self.surplus -= usize::from(self.is_surplus(id));
-        execution.session.remove_execution();
-        Some(execution)
-    }
-
-    fn is_surplus(&self, id: Id) -> bool {
-        self.surplus_up_to.is_some_and(|last| id <= last)
-    }
-
-    fn insert(&mut self, execution: &Arc<Execution>) {
-        execution.session.add_execution();
-        if let Some(ordered) = &mut self.ordered {
-            ordered.insert(execution.id);
-        }
-        self.by_id.insert(execution.id, Arc::clone(execution));
-    }
-
-    /// The same for one that nobody could ask for so far; not twice.
-    fn list(&mut self, execution: &Arc<Execution>) {
-        if execution.mark_listed() {
-            self.insert(execution);
-        }
-    }
-
-    /// Makes room for one more below `limit`: finished ones go now, else the oldest other ones when they end.
-    fn evict(&mut self, limit: usize) -> Vec<Arc<Execution>> {
-        let mut evicted = Vec::new();
-        if self.by_id.len() - self.surplus < limit {
-            self.ordered = None;
-            return evicted;
-        }
-        while self.by_id.len() - self.surplus >= limit {
-            if let Some(oldest) = self.finished.pop_first() {
-                evicted.extend(self.remove(oldest));
-                continue;
-            }
-            let Some(oldest) = self.oldest_below_limit() else {
-                break;
-            };
-            self.surplus_up_to = Some(oldest);
-            self.surplus += 1;
-        }
-        evicted
-    }
-
-    /// The oldest one that is no surplus.
-    fn oldest_below_limit(&mut self) -> Option<Id> {
-        let (by_id, last) = (&self.by_id, self.surplus_up_to);
-        let ordered = self
-            .ordered
-            .get_or_insert_with(|| by_id.keys().copied().collect());
-        while let Some(oldest) = ordered.pop_first() {
-            let is_surplus = last.is_some_and(|last| oldest <= last);
-            if !is_surplus && by_id.contains_key(&oldest) {
-                return Some(oldest);
-            }
-        }
-        None
     }
 }
 
@@ -207,10 +104,10 @@ impl Registry {
         self.forget_all(evicted);
     }
 
-    fn forget_all(&self, evicted: Vec<Arc<Execution>>) {
-        for execution in evicted {
-            forget(&execution);
-            self.unlist_if_empty(&execution.session);
+    fn forget_all(&self, evicted: Vec<(Id, Known)>) {
+        for (id, known) in evicted {
+            forget(id, &known);
+            self.unlist_if_empty(known.session());
         }
     }
 
@@ -231,19 +128,38 @@ impl Registry {
         }
     }
 
-    fn next_execution_id(&self) -> Id {
+    pub(super) fn next_execution_id(&self) -> Id {
         self.next_id(&self.next_execution)
     }
 
     pub fn execution(&self, id: Id) -> Option<Arc<Execution>> {
-        self.executions.lock().by_id.get(&id).cloned()
+        let mut executions = self.executions.lock();
+        executions.by_id.get_mut(&id).map(|known| known.execution(id))
     }
 
     /// All executions, oldest first.
     pub fn executions(&self) -> Vec<Arc<Execution>> {
-        let mut executions: Vec<_> = self.executions.lock().by_id.values().cloned().collect();
+        let mut known = self.executions.lock();
+        let all = known.by_id.iter_mut();
+        let mut executions: Vec<_> = all.map(|(id, known)| known.execution(*id)).collect();
+        drop(known);
         executions.sort_unstable_by_key(|execution| execution.id);
         executions
+    }
+
+    /// Those that are whole, oldest first: all that have not ended, and what somebody has looked at. How many others there are, which
+    /// are done.
+    pub fn whole_executions(&self) -> (Vec<Arc<Execution>>, usize) {
+        let known = self.executions.lock();
+        let whole = |known: &Known| match known {
+            Known::Whole(execution) => Some(Arc::clone(execution)),
+            Known::Ended(_) => None,
+        };
+        let mut executions: Vec<_> = known.by_id.values().filter_map(whole).collect();
+        let others = known.by_id.len() - executions.len();
+        drop(known);
+        executions.sort_unstable_by_key(|execution| execution.id);
+        (executions, others)
     }
 
     pub fn execution_count(&self) -> usize {
@@ -279,32 +195,85 @@ impl Registry {
         let Some(registration) = registration else { return };
         if execution.registration.is_none() {
             registration.keep_part(execution.id);
+            self.drop_of_removed(registration, execution.id);
         } else {
-            let (surplus, more) = registration.keep(execution.id, limit);
-            for surplus in surplus.into_iter().chain(more) {
-                self.remove(surplus);
-            }
+            self.keep_of(registration, execution.id, limit);
         }
-        // It may have been removed between the first look and this one.
+    }
+
+    /// The same for a run that nobody could ask for so far.
+    pub(super) fn keep_ended(&self, id: Id, ended: Ended, limit: Option<usize>, most: Option<usize>) {
+        let registration = Arc::clone(&ended.registration);
         if registration.is_removed() {
-            self.drop_execution(execution.id);
+            return;
+        }
+        let mut executions = self.executions.lock();
+        let evicted = most.map(|most| executions.evict(most)).unwrap_or_default();
+        executions.insert(id, Known::Ended(ended));
+        executions.finished.insert(id);
+        drop(executions);
+        self.forget_all(evicted);
+        self.keep_of(&registration, id, limit);
+    }
+
+    /// The same for a listed one, if only the registry and the thread that ran it have a reference: it ends with that. The hold on its
+    /// link.
+    ///
+    /// # Errors
+    /// Somebody may look at it.
+    pub(super) fn keep_unseen(
+        &self,
+        execution: &Arc<Execution>,
+        ended: Ended,
+        limit: Option<usize>,
+    ) -> Result<Option<ReplyHold>, Ended> {
+        let (id, registration) = (execution.id, Arc::clone(&ended.registration));
+        let mut executions = self.executions.lock();
+        // New references come of this table, or of those who have one.
+        let is_unseen = Arc::strong_count(execution) == 2 && !executions.is_surplus(id);
+        let known = executions.by_id.get_mut(&id);
+        let Some(known) = known.filter(|_| is_unseen && !registration.is_removed()) else {
+            return Err(ended);
+        };
+        let Ok(link) = execution.end_unseen() else {
+            return Err(ended);
+        };
+        *known = Known::Ended(ended);
+        executions.finished.insert(id);
+        drop(executions);
+        self.keep_of(&registration, id, limit);
+        Ok(link)
+    }
+
+    fn keep_of(&self, registration: &Registration, id: Id, limit: Option<usize>) {
+        let (surplus, more) = registration.keep(id, limit);
+        for surplus in surplus.into_iter().chain(more) {
+            self.remove(surplus);
+        }
+        self.drop_of_removed(registration, id);
+    }
+
+    /// The registration may have been removed between the first look and this one.
+    fn drop_of_removed(&self, registration: &Registration, id: Id) {
+        if registration.is_removed() {
+            self.drop_execution(id);
         }
     }
 
     /// Forgets an execution. The caller has seen that it is finished.
     pub fn drop_execution(&self, id: Id) {
-        if let Some(execution) = self.remove(id) {
-            forget(&execution);
+        if let Some(known) = self.remove(id) {
+            forget(id, &known);
         }
     }
 
     /// The same for one that its registration does not know any more.
-    fn remove(&self, id: Id) -> Option<Arc<Execution>> {
+    fn remove(&self, id: Id) -> Option<Known> {
         let removed = self.executions.lock().remove(id)?;
         // The session of a registration stays listed; when that one is removed, it is looked at again.
-        let registration = removed.registration.as_ref();
+        let registration = removed.registration();
         if registration.is_none_or(|registration| registration.is_removed()) {
-            self.unlist_if_empty(&removed.session);
+            self.unlist_if_empty(removed.session());
         }
         Some(removed)
     }
@@ -399,41 +368,25 @@ impl Registry {
 
     /// Drops all finished executions; a load begins.
     pub fn drop_finished(&self) {
-        for execution in self.executions() {
-            if execution.status().is_final() {
-                self.drop_execution(execution.id);
-            }
+        let (whole, _) = self.whole_executions();
+        let ended = whole.iter().filter(|execution| execution.status().is_final());
+        let mut ids: Vec<Id> = ended.map(|execution| execution.id).collect();
+        let known = self.executions.lock();
+        let unseen = known
+            .by_id
+            .iter()
+            .filter(|(_, known)| matches!(known, Known::Ended(_)));
+        ids.extend(unseen.map(|(id, _)| *id));
+        drop(known);
+        for id in ids {
+            self.drop_execution(id);
         }
     }
 }
 
 /// Tells the registration that one of its executions cannot be read any more.
-fn forget(execution: &Execution) {
-    if let Some(registration) = execution.owner() {
-        registration.forget(execution.id);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_stay_in_their_order() {
-        let id = |number| Id {
-            number,
-            shard: ShardId::STANDALONE,
-        };
-        let mut ids = Ascending::default();
-        for number in [3, 7, 5, 9, 5, 1] {
-            ids.insert(id(number));
-        }
-        ids.remove(id(7));
-        ids.remove(id(8));
-        ids.remove(id(1));
-        let left: Vec<u64> = std::iter::from_fn(|| ids.pop_first())
-            .map(|id| id.number)
-            .collect();
-        assert_eq!(left, [3, 5, 9]);
+fn forget(id: Id, known: &Known) {
+    if let Some(registration) = known.owner() {
+        registration.forget(id);
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use super::{
     Engine,
     execution::{Execution, Late, Outcome},
-    language::{Called, Failure, Shown},
+    language::{Called, Failure},
     phase::Parked,
     pipeline::{
         PipelineState, Tickets,
@@ -22,7 +22,6 @@ use super::{
     run::{Ran, ended_with, note_timeout, pass_records, ticket},
     source::{Reading, Source},
 };
-use crate::server::reply::Reply;
 
 /// Runs the steps for one record at most, and a plan that needs to remember nothing.
 pub(super) fn run_single(
@@ -59,14 +58,10 @@ pub(super) fn run_call(
         let function = &execution.plan.functions[call.function];
         function.text(&execution.stop, record, call.visits).map(Some)
     });
-    let mut outcome = Outcome {
-        reading,
-        ..Outcome::default()
-    };
+    let mut outcome = Outcome::default();
     match called {
         Ok(None) => {}
-        Ok(Some(Called::Now(Shown::Late(text)))) => outcome.late = Some(Late(text)),
-        Ok(Some(Called::Now(Shown::Now(reply)))) => outcome.results.push(reply),
+        Ok(Some(Called::Now(result))) => outcome = Outcome::of_result(result, Duration::ZERO),
         Ok(Some(Called::Later(awaitable, record))) => {
             return wait_for(engine, execution, reading, started, |ticket| {
                 single::waiting_at(0, awaitable, record, ticket)
@@ -74,6 +69,7 @@ pub(super) fn run_call(
         }
         Err(failure) => outcome.errors.push(failure),
     }
+    outcome.reading = reading;
     outcome.total = started.elapsed();
     let mut ran = ended_with(engine, execution, None, outcome);
     note_timeout(engine, execution, &mut ran);
@@ -200,19 +196,10 @@ pub(super) fn wait_for(
 pub(super) fn ended_at_once(
     engine: &Engine,
     execution: &Arc<Execution>,
-    result: Result<Reply, Failure>,
+    mut outcome: Outcome,
     started: Instant,
 ) -> Ran {
-    let (results, errors) = match result {
-        Ok(result) => (vec![result], Vec::new()),
-        Err(failure) => (Vec::new(), vec![failure]),
-    };
-    let outcome = Outcome {
-        results,
-        errors,
-        total: started.elapsed(),
-        ..Outcome::default()
-    };
+    outcome.total = started.elapsed();
     let mut ran = ended_with(engine, execution, None, outcome);
     note_timeout(engine, execution, &mut ran);
     ran

@@ -208,6 +208,7 @@ impl From<Value> for Packed {
             Value::SharedKey(text) => Self::Text(ByteBuf::from(&*text)),
             Value::Id(first, second) => Self::Text(ByteBuf::from(IdText::new(first, second).as_bytes())),
             Value::Kept(kept) => Value::from(&kept).into(),
+            Value::Missed(key) => Value::missed(key).into(),
             Value::Name(name) => Self::Text(ByteBuf::from(name)),
             Value::Float(number) => Self::Text(ByteBuf::from(number.to_string())),
             Value::List(items) | Value::Set(items) => Self::List(items.into_iter().map(Self::from).collect()),

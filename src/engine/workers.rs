@@ -89,6 +89,9 @@ fn work(engine: &Engine) {
                 if let Some(lane) = job.lane {
                     leave(engine, &job.execution, lane);
                 }
+                if let Some(pool) = job.pool {
+                    pool.put(job.execution);
+                }
             }
         });
     }

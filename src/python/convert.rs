@@ -105,10 +105,8 @@ pub(super) fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Boun
             let items = items.iter().map(|item| value_object(py, item));
             PySet::new(py, items.collect::<PyResult<Vec<_>>>()?)?.into_any()
         }
+        Value::Missed(key) => missed_object(py, key)?,
         Value::Dict(fields) => {
-            if let Some(record) = missed_object(py, fields)? {
-                return Ok(record);
-            }
             let dict = PyDict::new(py);
             for (name, value) in fields {
                 let name = match name {
@@ -123,41 +121,16 @@ pub(super) fn value_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Boun
     })
 }
 
-/// The record of a missed key, where this is one: a copy of one that has all but the name of the key.
-fn missed_object<'py>(py: Python<'py>, fields: &[Field]) -> PyResult<Option<Bound<'py, PyAny>>> {
+/// The record of a missed key: a copy of one that has all but the name of the key.
+fn missed_object<'py>(py: Python<'py>, key: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     static MISSED: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
-    let [
-        (_, key),
-        (_, Value::Name("keymiss")),
-        (_, Value::Name("empty")),
-        (_, Value::None),
-    ] = fields
-    else {
-        return Ok(None);
-    };
-    let known: [&[u8]; 4] = [b"key", b"event", b"type", b"value"];
-    if !known
-        .iter()
-        .zip(fields)
-        .all(|(known, (name, _))| **name == **known)
-    {
-        return Ok(None);
-    }
     let missed = MISSED.get_or_try_init(py, || {
-        let missed = PyDict::new(py);
-        for (name, value) in fields {
-            let value = if std::ptr::eq(value, key) {
-                &Value::None
-            } else {
-                value
-            };
-            missed.set_item(static_name(py, name), value_object(py, value)?)?;
-        }
-        PyResult::Ok(missed.unbind())
+        let missed = value_object(py, &Value::missed(Vec::new()))?;
+        PyResult::Ok(missed.cast_into::<PyDict>()?.unbind())
     })?;
     let record = missed.bind(py).copy()?;
-    record.set_item(intern!(py, "key"), value_object(py, key)?)?;
-    Ok(Some(record.into_any()))
+    record.set_item(intern!(py, "key"), text_object(py, key))?;
+    Ok(record.into_any())
 }
 
 /// A value as part of a list.

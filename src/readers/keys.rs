@@ -12,13 +12,14 @@ use super::{image::Image, reachability};
 use crate::{
     engine::{
         Engine,
+        brief::{Event, Spare},
         language::{Failure, with_lock},
         linked_command::LinkedCommand,
         prefix::Pattern,
         record::{self, Record},
         registration::{Mode, Peers, Registration, Trigger},
-        source::{Once, Reading, Source, Withheld},
-        start::Start,
+        reuse::Pool,
+        source::{Reading, Source},
     },
     error::Error,
     hooks::Hooks,
@@ -97,17 +98,20 @@ pub struct KeysWatch {
 
 struct Watched {
     /// Shared with a notification under way, which a `sync` function may change the list under.
-    list: Arc<Vec<Watch>>,
+    list: Arc<Vec<Arc<Watch>>>,
     /// What the server was asked for.
     misses: bool,
     changes: Changes,
 }
 
-#[derive(Clone)]
 struct Watch {
     registration: Arc<Registration>,
     conditions: Arc<Conditions>,
     pattern: Pattern,
+    /// For `sync` functions.
+    spare: Spare,
+    /// For others.
+    pool: Arc<Pool>,
 }
 
 impl KeysWatch {
@@ -150,9 +154,9 @@ impl KeysWatch {
             return;
         }
         let mut watched = self.watched.write(lock);
-        let wanted = |watch: &Watch| watch.conditions.changes();
+        let wanted = |watch: &Arc<Watch>| watch.conditions.changes();
         let wanted = watched.list.iter().map(wanted).fold(Changes::NONE, Changes::and);
-        let names_misses = |watch: &Watch| watch.conditions.names_event(KEY_MISS.as_bytes());
+        let names_misses = |watch: &Arc<Watch>| watch.conditions.names_event(KEY_MISS.as_bytes());
         let misses = !watched.misses && watched.list.iter().any(names_misses);
         // The server's own events have one class each, so that none comes twice.
         let more = wanted.without(watched.changes);
@@ -182,7 +186,7 @@ impl KeysWatch {
         }
     }
 
-    fn fire(&self, watch: &Watch, event: &KeyEvent<'_>) {
+    fn fire(&self, watch: &Arc<Watch>, event: &KeyEvent<'_>) {
         let registration = &watch.registration;
         let sync = registration.mode == Mode::Sync;
         if !sync && !self.engine.has_room(registration) {
@@ -199,35 +203,33 @@ impl KeysWatch {
             event: event_name(event.name),
             read_value: watch.conditions.read_value,
         };
-        let source: Box<dyn Source> = if sync {
-            match occurred.check(event.lock, registration.actor.as_deref()) {
-                Ok(()) => Box::new(Once(Some(occurred.record(Some(event.lock))))),
-                Err(refusal) => Box::new(Withheld(Some(refusal))),
-            }
-        } else {
-            Box::new(Pending {
-                occurred: Some(occurred),
-                coalesced: link
-                    .as_ref()
-                    .filter(|_| watch.conditions.coalesce)
-                    .map(|hold| Arc::clone(hold.link())),
-            })
-        };
-        let start = Start::of_registration(registration, event.db, source).linked(link);
         if sync {
-            let start = start.waiting(self.hooks.may_wait(event.lock));
-            let engine = Arc::clone(&self.engine);
-            after_command(event.lock, move |lock| run_sync(&engine, lock, start));
+            let allowed = occurred.check(event.lock, registration.actor.as_deref());
+            let noted = Event {
+                db: event.db,
+                record: allowed.map(|()| occurred.record(Some(event.lock))),
+                link,
+                may_wait: self.hooks.may_wait(event.lock),
+            };
+            let (engine, watch) = (Arc::clone(&self.engine), Arc::clone(watch));
+            after_command(event.lock, move |lock| run_sync(&engine, lock, &watch, noted));
             return;
         }
-        let start = start.distributed(self.engine.payload(registration));
+        let source = Box::new(Pending {
+            occurred: Some(occurred),
+            coalesced: link
+                .as_ref()
+                .filter(|_| watch.conditions.coalesce)
+                .map(|hold| Arc::clone(hold.link())),
+        });
         let lane = registration.lane_of_key(event.db, event.key);
-        self.engine.submit(start, Some(lane));
+        self.engine
+            .submit_event(registration, &watch.pool, event.db, source, link, lane);
     }
 }
 
 /// Runs a `sync` function whose event's command has ended.
-fn run_sync(engine: &Engine, lock: Lock<'_>, start: Start) {
+fn run_sync(engine: &Engine, lock: Lock<'_>, watch: &Watch, event: Event) {
     // The same transaction may have made a replica of the server: the event is lost then.
     if !engine.is_serving() {
         return;
@@ -235,7 +237,7 @@ fn run_sync(engine: &Engine, lock: Lock<'_>, start: Start) {
     // What the function causes in other readers follows when it has ended.
     let _alone = after::DeferGuard::enter(lock);
     let before = IN_SYNC.replace(true);
-    engine.run_now(start);
+    engine.run_event(lock, &watch.registration, &watch.spare, event);
     IN_SYNC.set(before);
 }
 
@@ -325,11 +327,13 @@ impl Trigger for KeysTrigger {
         }
         let mut watched = watch.watched.write(lock);
         let list = Arc::make_mut(&mut watched.list);
-        list.push(Watch {
+        list.push(Arc::new(Watch {
             registration: Arc::clone(registration),
             conditions: Arc::clone(&self.conditions),
             pattern: self.pattern(),
-        });
+            spare: Spare::default(),
+            pool: Arc::default(),
+        }));
         // One that comes back when an upgrade fails has its old place.
         list.sort_by_key(|watch| watch.registration.id);
         drop(watched);
@@ -372,8 +376,9 @@ impl Occurred {
     fn record(self, lock: Option<Lock<'_>>) -> Record {
         let content = match lock {
             _ if !self.read_value => None,
-            Some(lock) if self.event != KEY_MISS => Some(key::read(lock, self.db, &self.key)),
-            _ => Some((Kind::Empty, Value::None)),
+            _ if self.event == KEY_MISS => return Record::Native(record::Value::Missed(self.key)),
+            Some(lock) => Some(key::read(lock, self.db, &self.key)),
+            None => Some((Kind::Empty, Value::None)),
         };
         Record::Native(key_record(self.key, Some(self.event), content))
     }

@@ -171,6 +171,9 @@ impl<'a> Argv<'a> {
     }
 }
 
+/// What a command of a name and a key has, or less.
+const USUAL_BYTES: usize = 64;
+
 /// The words of a command, in one piece.
 #[derive(Debug, Default)]
 pub struct Words {
@@ -181,13 +184,11 @@ pub struct Words {
 
 impl<'a> FromIterator<&'a [u8]> for Words {
     fn from_iter<I: IntoIterator<Item = &'a [u8]>>(words: I) -> Self {
-        let words: SmallVec<[&[u8]; 4]> = words.into_iter().collect();
-        let mut bytes = Vec::with_capacity(words.iter().map(|word| word.len()).sum());
-        let ends = words.iter().map(|word| {
+        let (mut bytes, mut ends) = (Vec::with_capacity(USUAL_BYTES), SmallVec::new());
+        for word in words {
             bytes.extend_from_slice(word);
-            bytes.len()
-        });
-        let ends = ends.collect();
+            ends.push(bytes.len());
+        }
         Self { bytes, ends }
     }
 }

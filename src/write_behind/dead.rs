@@ -134,6 +134,7 @@ fn json(value: &Value) -> String {
         Value::SharedKey(text) => quoted(&String::from_utf8_lossy(text)),
         Value::Id(first, second) => format!("\"{first}-{second}\""),
         Value::Kept(kept) => json(&Value::from(kept)),
+        Value::Missed(key) => json(&Value::missed(key.clone())),
         Value::Name(name) => quoted(name),
         Value::List(items) | Value::Set(items) => {
             let items: Vec<String> = items.iter().map(json).collect();

@@ -40,6 +40,7 @@ fn job(number: u64, lane: Option<u64>) -> Job {
     Job {
         execution: Arc::new(Execution::new(id(number), start, None)),
         lane: lane.map(|lane| Lane::Registration(id(lane))),
+        pool: None,
     }
 }
 

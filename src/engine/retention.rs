@@ -1,0 +1,141 @@
+//! The table of executions: what can be asked for, and which of it goes when there is too much.
+//!
+//! Retention: docs/contract/commands.md 3.6. Only finished executions are evicted, so nothing that runs is ever lost.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    hash::BuildHasherDefault,
+    sync::Arc,
+};
+
+use super::{ended::Known, execution::Execution, id::Id};
+use crate::hashing::NumberHasher;
+
+/// All executions of a server. Under the registry's mutex.
+#[derive(Default)]
+pub(super) struct Executions {
+    pub by_id: HashMap<Id, Known, BuildHasherDefault<NumberHasher>>,
+    /// Those that can be evicted; ids ascend in the order of creation.
+    pub finished: Ascending,
+    /// All, or more than those, in their order; only while there are too many of which none has finished.
+    ordered: Option<BTreeSet<Id>>,
+    /// Those up to this one are surplus: each is forgotten when it ends. `surplus`: how many there are.
+    surplus_up_to: Option<Id>,
+    surplus: usize,
+}
+
+/// Ids in their order. Nearly all come at the end, and most go at the beginning.
+#[derive(Default)]
+pub(super) struct Ascending(VecDeque<Id>);
+
+impl Ascending {
+    pub fn insert(&mut self, id: Id) {
+        if self.0.back().is_none_or(|last| *last < id) {
+            self.0.push_back(id);
+        } else if let Err(place) = self.0.binary_search(&id) {
+            self.0.insert(place, id);
+        }
+    }
+
+    pub fn remove(&mut self, id: Id) {
+        if self.0.front() == Some(&id) {
+            self.0.pop_front();
+        } else if let Ok(place) = self.0.binary_search(&id) {
+            self.0.remove(place);
+        }
+    }
+
+    fn pop_first(&mut self) -> Option<Id> {
+        self.0.pop_front()
+    }
+}
+
+impl Executions {
+    pub fn remove(&mut self, id: Id) -> Option<Known> {
+        let known = self.by_id.remove(&id)?;
+        self.finished.remove(id);
+        self.surplus -= usize::from(self.is_surplus(id));
+        known.session().remove_execution();
+        Some(known)
+    }
+
+    pub fn is_surplus(&self, id: Id) -> bool {
+        self.surplus_up_to.is_some_and(|last| id <= last)
+    }
+
+    pub fn insert(&mut self, id: Id, known: Known) {
+        known.session().add_execution();
+        if let Some(ordered) = &mut self.ordered {
+            ordered.insert(id);
+        }
+        self.by_id.insert(id, known);
+    }
+
+    /// The same for one that nobody could ask for so far; not twice.
+    pub fn list(&mut self, execution: &Arc<Execution>) {
+        if execution.mark_listed() {
+            self.insert(execution.id, Known::Whole(Arc::clone(execution)));
+        }
+    }
+
+    /// Makes room for one more below `limit`: finished ones go now, else the oldest other ones when they end.
+    pub fn evict(&mut self, limit: usize) -> Vec<(Id, Known)> {
+        let mut evicted = Vec::new();
+        if self.by_id.len() - self.surplus < limit {
+            self.ordered = None;
+            return evicted;
+        }
+        while self.by_id.len() - self.surplus >= limit {
+            if let Some(oldest) = self.finished.pop_first() {
+                evicted.extend(self.remove(oldest).map(|known| (oldest, known)));
+                continue;
+            }
+            let Some(oldest) = self.oldest_below_limit() else {
+                break;
+            };
+            self.surplus_up_to = Some(oldest);
+            self.surplus += 1;
+        }
+        evicted
+    }
+
+    /// The oldest one that is no surplus.
+    fn oldest_below_limit(&mut self) -> Option<Id> {
+        let (by_id, last) = (&self.by_id, self.surplus_up_to);
+        let ordered = self
+            .ordered
+            .get_or_insert_with(|| by_id.keys().copied().collect());
+        while let Some(oldest) = ordered.pop_first() {
+            let is_surplus = last.is_some_and(|last| oldest <= last);
+            if !is_surplus && by_id.contains_key(&oldest) {
+                return Some(oldest);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::id::ShardId;
+
+    #[test]
+    fn ids_stay_in_their_order() {
+        let id = |number| Id {
+            number,
+            shard: ShardId::STANDALONE,
+        };
+        let mut ids = Ascending::default();
+        for number in [3, 7, 5, 9, 5, 1] {
+            ids.insert(id(number));
+        }
+        ids.remove(id(7));
+        ids.remove(id(8));
+        ids.remove(id(1));
+        let left: Vec<u64> = std::iter::from_fn(|| ids.pop_first())
+            .map(|id| id.number)
+            .collect();
+        assert_eq!(left, [3, 5, 9]);
+    }
+}
