@@ -383,3 +383,25 @@ def test_functions_wait_while_clients_are_paused(start_server: Callable[..., Ser
     last = client.get("x")
     server.restart(kill=True)
     assert server.client().get("x") == last
+
+
+@pytest.mark.parametrize("words", [["GETDEL"], ["GETSET", "x"]], ids=" ".join)
+def test_another_type_is_told_while_the_keyspace_is_watched(server: Server, words: list[str]) -> None:
+    """Valkey 8.1 to 9.1 gives modules an empty reply here: a client whose command is linked waited for ever."""
+    server.run("""
+        GB('KeysReader').register(prefix='watched*', commands=['getdel', 'getset'])
+        GB('CommandReader').map(lambda command: execute(*command[1:])).register(trigger='run', mode='sync')
+        write_behind('saved:*', lambda changes: None, wait=True)
+    """ if server.version >= (7, 0) else """
+        GB('KeysReader').register(prefix='watched*', commands=['getdel', 'getset'])
+        GB('CommandReader').map(lambda command: execute(*command[1:])).register(trigger='run', mode='sync')
+    """)
+    client = server.client()
+    name, *rest = words
+    for key in ("watched", "saved:1", "other"):
+        client.rpush(key, "v")
+        raw = server.raw(timeout=10)
+        assert raw.call(name, key, *rest).startswith(b"-WRONGTYPE ")
+        assert raw.call("LRANGE", key, "0", "-1") == b"*1\r\n$1\r\nv\r\n", "the next reply is its own"
+        assert raw.call("RG.TRIGGER", "run", name, key, *rest).startswith(b"-"), key
+        assert raw.call("RG.TRIGGER", "run", "LLEN", key) == b"*1\r\n$1\r\n1\r\n"

@@ -18,6 +18,10 @@ const FOREIGN_KEY: &[u8] = b"Attempted to access a non local key in a cluster no
 /// How the server begins its refusal where `C` was given and there is no user.
 const NO_USER: &[u8] = b"-ERR cannot run as user";
 
+/// What Valkey 8.1 to 9.1 keeps to itself where a module asks: its GETSET and GETDEL put their refusal of another type aside, and
+/// forget it there, while the keyspace is watched. The reply that they give is empty, and a client would wait for ever.
+const KEPT_BACK: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
+
 /// Both forms of a command's reply.
 pub struct Forms {
     pub resp2: Reply,
@@ -98,26 +102,36 @@ impl CallReply {
     }
 
     pub fn is_error(&self) -> bool {
-        self.0.is_null() || self.begins_with(b"-")
+        self.0.is_null() || self.proto().first().is_none_or(|&kind| kind == b'-')
     }
 
-    /// True if the reply in the form of the protocol, which costs nothing to look at, begins with this.
+    /// True if the reply in the form of the protocol begins with this.
     pub(super) fn begins_with(&self, bytes: &[u8]) -> bool {
+        self.proto().starts_with(bytes)
+    }
+
+    /// The reply in the form of the protocol, which costs nothing to look at. Never empty but for [`KEPT_BACK`].
+    fn proto(&self) -> &[u8] {
         if self.0.is_null() {
-            return false;
+            return &[];
         }
         let mut len = 0;
         // SAFETY: the reply is alive, and its protocol form with it.
         unsafe {
             let start = api!(RedisModule_CallReplyProto(self.0, &raw mut len));
-            !start.is_null() && slice::from_raw_parts(start.cast::<u8>(), len).starts_with(bytes)
+            if start.is_null() {
+                return &[];
+            }
+            slice::from_raw_parts(start.cast::<u8>(), len)
         }
     }
 
     /// Errors that the server words for module authors, in the words that a client knows.
     fn reworded(&self) -> Option<Reply> {
-        if !self.begins_with(b"-") {
-            return None;
+        match self.proto().first() {
+            None => return Some(Reply::error(KEPT_BACK)),
+            Some(b'-') => {}
+            Some(_) => return None,
         }
         // SAFETY: the reply is alive.
         let error = unsafe {
