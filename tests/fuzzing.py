@@ -38,6 +38,7 @@ EXPRESSIONS = ["r", "None", "1", "str(r)", "r['key']", "1/0", "[r, r]", "execute
                "override_reply('o')", "override_reply(execute('HGETALL', 'k:3'))", "call_next(*r[1:])", "get_command()",
                "hashtag()", "log('x')", "config_get('maxmemory')", "gearsConfigGet('a', 1)", "time.sleep(0.002)", "b'\\xff'", "{'a': {r['key']}}",
                "float('nan')", "10**400", "isAsyncAllow()", "refresh('k:4')", "[i for i in range(50)]", "(r,)", "object()",
+               "Loaded('v', ttl=0.1)", "Loaded(None)", "Sorted({'m': 1})", "{k: 'v' for k in r}", "execute('DEL', 'k:1')", "execute('HSET', 'k:4', 'f', 'v')",
                "registerTE(1, lambda: None)", "atomic().__enter__()", "lambda: r", "len", "r.decode()", "r.read()", "sys.exit(1)", "'x' * 10000"]
 STEPS = ["map({f})", "filter({f})", "foreach({f})", "flatmap({f})", "count()", "limit(3)", "limit(1, 2)", "limit(-1)", "collect()", "distinct()",
          "groupby({f}, lambda k, a, r: (a or 0) + 1)", "batchgroupby({f}, lambda k, r: len(r))", "countby({f})", "sort()", "sort(reverse=False)",
@@ -54,6 +55,20 @@ def {name}(r):
         {expression}
     return {expression}
 """
+# Whoever loads ends soon, and nobody waits for a queue whose changes are never saved: nobody would be answered within `BOUND_S`.
+READ_THROUGH = ["ttl=1", "ttl=0.05", "ttl=lambda k, v: 0.1", "jitter=0.5", "negative_ttl=0.5", "stale=1", "refresh_ahead=0.9", "refresh_ahead='xfetch'", "timeout=0.05",
+                "on_error='miss'", "max_waiting=1", "max_loads=2, timeout=2", "backoff=0", "max_backoff=0.2", "breaker=(2, 0.1)", "batch=5", "batch=3, batch_wait=0.01",
+                "commands=['get', 'mget', 'hgetall']", "max_memory=300", "ttl=-1"]
+WRITE_BEHIND = ["batch=1", "batch=500", "interval=0.01", "coalesce=False", "backoff=0.01", "max_backoff=0.1", "max_tries=1, dead_letter='s'", "max_tries=1, dead_letter='k:1'",
+                "max_queue=3, on_full='error'", "max_queue_bytes=200, on_full='error'", "wait=True, timeout=0.05", "wait=True, timeout=1", "ordered='all'", "max_save_time=0.5",
+                "events=['set', 'hset']", "events=['set', 'del', 'expired', 'evicted']", "max_memory=300", "batch=0"]
+SLOW_QUEUE = "write_behind(prefix='k:*', max_queue=3)(lambda changes: time.sleep(0.005))"
+# Of libraries and scripts for the server's engine of Python, where there is one.
+LIBRARY = """#!python name={name}
+from redisgears import register_function
+{definition}
+register_function('{name}', {function}, flags={flags})
+"""
 LUA = ["return redis.call({words})", "return redis.pcall({words})",
        "for i = 1, 3 do redis.call({words}) end return redis.status_reply('x')", "#!lua flags=no-writes\nreturn redis.call({words})"]
 
@@ -65,7 +80,7 @@ class Fuzzer:
         self.server, self.random, self._upkeep = server, random.Random(seed), upkeep
         self.done: collections.Counter[str] = collections.Counter()
         self.errors: collections.Counter[str] = collections.Counter()
-        self.history: collections.deque[str] = collections.deque(maxlen=60)
+        self.history: collections.deque[str] = collections.deque(maxlen=150)
         self.failure: str | None = None
         self.registered: collections.Counter[str] = collections.Counter()
         self.ids: collections.deque[bytes] = collections.deque([b"0" * 40 + b"-1"], maxlen=40)
@@ -94,7 +109,10 @@ class Fuzzer:
             ["XADD", "s", "*", "f", self.word()], ["XTRIM", "s", "MAXLEN", "5"], ["LPUSH", key, "a", "b"], ["LPOP", key], ["SADD", key, "m"],
             ["ZADD", key, "1", "m"], ["RENAME", key, self.one(KEYS)], ["COPY", key, self.one(KEYS)], ["EXPIRE", key, "0"], ["PERSIST", key],
             ["SORT", key, "BY", "nosort", "GET", "k:*"], ["EXISTS", key], ["TYPE", key], ["DUMP", key], ["OBJECT", "ENCODING", key], ["GETSET", key, "v"],
-            ["ECHO", key], ["BLPOP", key, "0.01"], ["XREADGROUP", "GROUP", "__gears_consumer_group__", "c", "STREAMS", "s", ">"],
+            ["ECHO", key], ["BLPOP", key, "0.01"], ["BLMOVE", key, self.one(KEYS), "LEFT", "RIGHT", "0.01"], ["GETEX", key, "PX", "20"], ["GETDEL", key],
+            ["SETEX", key, "1", "v"], ["MSET", key, "v", self.one(KEYS), "w"], ["MSETNX", key, "v"], ["MOVE", key, "1"], ["PEXPIRE", key, self.random.randrange(1, 50)],
+            ["SUNIONSTORE", key, self.one(KEYS)], ["SORT", self.one(KEYS), "STORE", key], ["HEXPIRE", key, "1", "FIELDS", "1", "f"], ["HDEL", key, "f"], ["RPUSH", key, "a"],
+            ["RENAMENX", key, self.one(KEYS)], ["SETRANGE", key, "3", "x"], ["BITOP", "NOT", key, self.one(KEYS)], ["PFADD", key, "a"], ["HINCRBY", key, "f", "1"], ["XREADGROUP", "GROUP", "__gears_consumer_group__", "c", "STREAMS", "s", ">"],
         ])
 
     def module_command(self) -> list[Word]:
@@ -127,14 +145,19 @@ class Fuzzer:
             argument = {"PythonReader": ", lambda: iter(range(5))", "StreamReader": "" if registers else ", 's'"}.get(reader, "")
             ending = self.registering(reader) if registers else self.one([".run()", ".run('k:*')", f".run(mode='{self.one(MODES)}')", ""])
             lines += [*definitions, "".join([f"GB('{reader}'{argument})", *[f".{step}" for step in steps], ending])]
-        if self.random.random() < 0.2:
+        if self.random.random() < 0.3:
             definition, function = self.function()
+            prefix = self.one(["k:*", "t:*", "k:1", "*"])
             lines += [definition, self.one([
-                f"read_through(prefix='k:*', ttl=1, max_load_time=3)({function})", f"read_through(prefix='t:*', batch=5, max_load_time=3, max_memory=300)({function})",
-                f"write_behind(prefix='k:1', max_tries=1, dead_letter='s')({function})", f"registerTE(1, {function}, 'te:{self.random.randrange(3)}')", f"runCoroutine({function}(1))",
+                f"read_through(prefix='{prefix}', max_load_time=3{self.options(READ_THROUGH)})({function})",
+                f"read_through(prefix='{prefix}', max_load_time=3{self.options(READ_THROUGH)})({function})",
+                f"write_behind(prefix='{prefix}'{self.options(WRITE_BEHIND)})({self.one([function, function, '(lambda changes: None)'])})", SLOW_QUEUE,
+                f"registerTE(1, {function}, 'te:{self.random.randrange(3)}')", f"runCoroutine({function}(1))",
                 f"execute({', '.join(repr(word) for word in self.data_command())})", f"atomic()\n{self.one(EXPRESSIONS)}",
             ])]
         text = "\n".join(lines)
+        if SLOW_QUEUE in text:
+            return text
         for _ in range(self.random.choice([0, 0, 0, 1, 3])):
             start = self.random.randrange(len(text))
             text = text[:start] + text[start + self.random.randrange(1, 9):]
@@ -159,14 +182,36 @@ class Fuzzer:
                 words += extra
         return words
 
+    def options(self, given: Sequence[str]) -> str:
+        """A few of these arguments, each named once."""
+        chosen: dict[str, str] = {}
+        for option in self.random.sample(given, self.random.randrange(5)):
+            names = [part.split("=")[0] for part in option.split(", ") if part[0].islower()]
+            if not any(name in taken.split(", ") for name in names for taken in chosen):
+                chosen[", ".join(names)] = option
+        return "".join(f", {option}" for option in chosen.values())
+
+    def engine_command(self) -> list[Word]:
+        """For Python as a language of the server's own scripts."""
+        name, expression = f"lib{self.random.randrange(3)}", self.one(EXPRESSIONS)
+        definition, function = self.function()
+        flags = self.one(["[]", "['no-writes']", "['allow-oom']", "['nothing']", "1"])
+        library = LIBRARY.format(name=name, definition=definition, function=function.replace("lambda r:", "lambda r, args:"), flags=flags)
+        return self.random.choice([
+            ["FUNCTION", "LOAD", "REPLACE", library], ["FUNCTION", "LOAD", library], ["FCALL", name, "1", self.one(KEYS), self.word()], ["FCALL", name, "0"], ["FCALL", name, "0"],
+            ["FCALL_RO", name, "0"], ["FUNCTION", "DELETE", name], ["FUNCTION", "LIST", "WITHCODE"], ["FUNCTION", "DUMP"], ["FUNCTION", "STATS"], ["SCRIPT", "KILL"],
+            ["FUNCTION", "KILL"], ["FUNCTION", "FLUSH", self.one(["SYNC", "ASYNC"])], ["FUNCTION", "RESTORE", self.word()],
+            ["EVAL", f"#!python\nr = KEYS\nreturn {expression}", "1", self.one(KEYS)], ["EVAL", f"#!python flags=no-writes\nr = ARGV\nreturn {expression}", "0", "a"],
+        ])
+
     def any_command(self) -> list[Word]:
-        return self.random.choice([self.data_command, self.data_command, self.module_command, self.execute_script])()
+        return self.random.choice([self.data_command, self.data_command, self.module_command, self.execute_script, self.engine_command])()
 
     # --- what it does ---
 
     def actions(self) -> list[Callable[[], None]]:
         often = [self.send_data] * 8 + [self.send_module] * 6 + [self.send_script] * 4
-        return [*often, self.transaction, self.transaction, self.lua, self.lua, self.pipeline, self.leave, self.change_connection, self.restore,
+        return [*often, self.send_engine, self.transaction, self.transaction, self.lua, self.lua, self.pipeline, self.leave, self.change_connection, self.restore,
                 self.tidy, self.upkeep, self.nonsense]
 
     def send_data(self) -> None:
@@ -177,6 +222,9 @@ class Fuzzer:
 
     def send_script(self) -> None:
         self.call(*self.execute_script())
+
+    def send_engine(self) -> None:
+        self.call(*self.engine_command())
 
     def transaction(self) -> None:
         self.call("MULTI")
@@ -288,6 +336,7 @@ class Fuzzer:
         except ConnectionError:
             self.disconnect()
             return
+        self.note(f"    -> {reply[:80]!r}")
         if reply.startswith(b"-"):
             self.errors[" ".join(reply[1:].decode(errors="replace").split()[:3])[:60]] += 1
         elif reply.startswith(b"$") and b"-" in reply[:60]:
