@@ -32,11 +32,17 @@ def read_through(prefix, loader=None, **options):
     max_load_time, max_memory, backoff, max_backoff, breaker, batch, batch_wait, user, onRegistered, desc.
     Raises `gears.error` that names the argument.
     """
+    if loader is not None:
+        redisgears.registerReadThrough(prefix, loader, options)
+        return loader
+    redisgears.noteDecorator('read_through', prefix, False)
+
     def register(loader):
+        redisgears.noteDecorator('read_through', prefix, True)
         redisgears.registerReadThrough(prefix, loader, options)
         return loader
 
-    return register if loader is None else register(loader)
+    return register
 
 
 redisgears.readThrough = read_through

@@ -14,11 +14,17 @@ def write_behind(prefix, save=None, **options):
     `*`. Options: events, batch, interval, coalesce, backoff, max_backoff, max_tries, dead_letter, max_queue, max_queue_bytes,
     on_full, wait, timeout, ordered, max_save_time, max_memory, user, onRegistered, desc. Raises `gears.error` that names the argument.
     """
+    if save is not None:
+        redisgears.registerWriteBehind(prefix, save, options)
+        return save
+    redisgears.noteDecorator('write_behind', prefix, False)
+
     def register(save):
+        redisgears.noteDecorator('write_behind', prefix, True)
         redisgears.registerWriteBehind(prefix, save, options)
         return save
 
-    return register if save is None else register(save)
+    return register
 
 
 redisgears.writeBehind = write_behind

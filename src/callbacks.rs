@@ -89,7 +89,10 @@ pub unsafe extern "C" fn on_server_event(
                 return;
             }
             match event {
-                ServerEvent::Closing => return closing::close(),
+                ServerEvent::Closing => {
+                    pinion.behind.closing(lock);
+                    return closing::close();
+                }
                 ServerEvent::PortsChanged => return python::note_places(lock, pinion.engine.features),
                 ServerEvent::Flushed(db) => {
                     pinion.behind.flushed(lock, db);

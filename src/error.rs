@@ -158,6 +158,24 @@ impl Error {
         ))
     }
 
+    /// A script has made a decorator, `made`, and put it in front of no function.
+    pub fn given_no_function(made: &str) -> Self {
+        Self::Text(format!(
+            "{made} was given no function: put it in front of one as a decorator, or give the function as the second argument"
+        ))
+    }
+
+    /// A word of an argument is no command of this server that a registration could have: `why`.
+    pub fn wrong_command(call: &str, word: &str, why: &Self) -> Self {
+        let why = match why {
+            Self::UnknownCommand => "it is no command of this server".to_owned(),
+            other => other.to_string(),
+        };
+        Self::Text(format!(
+            "{call}: commands: expected names of commands with keys that may be linked, got '{word}': {why}"
+        ))
+    }
+
     /// The server has nothing that tells the end of a command.
     pub fn no_write_behind_here() -> Self {
         Self::Text(

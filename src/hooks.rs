@@ -4,6 +4,7 @@
 //! or the original, and links the client to the executions that it started (`proxy.rs`). This file knows what is linked and
 //! hooked. Contract: docs/contract/readers-and-events.md chapters 8 and 10. All of it happens under the server's lock.
 
+mod awaited;
 mod chain;
 mod clients;
 mod filter;

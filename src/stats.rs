@@ -180,6 +180,11 @@ impl RunStats {
         is_due.then(|| self.unlogged_failures.swap(0, Ordering::Relaxed))
     }
 
+    /// What was to prepare the functions failed: this is told until one of them ends.
+    pub fn not_prepared(&self, error: String) {
+        self.state.lock().counts.last_error = Some(error);
+    }
+
     /// An execution ended well after running for `duration`.
     pub fn succeeded(&self, duration: Duration) {
         self.state.lock().succeeded(duration);

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "package/src"))
 
 from pinion_redis import cli  # noqa: E402
+from pinion_redis.cli import output  # noqa: E402
 
 KEYS = "GB('KeysReader', desc='counts').foreach(lambda r: execute('INCR', 'n')).register('x*', eventTypes=['set'], mode='async_local')\n"
 UNSAVED = "write_behind('w*', lambda changes: 1 / 0)\n"
@@ -37,7 +38,8 @@ def pinion(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
     def run(*words: object) -> Done:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["pinion", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "160")
+        # What pytest-xdist has in its place when the module is imported are 80.
+        monkeypatch.setattr(output.out, "width", 160)
         with pytest.raises(SystemExit) as ended:
             cli.main()
         seen = capsys.readouterr()

@@ -26,9 +26,9 @@ def wait_for(server: Server, place: int = 0, **expected: Any) -> None:
     )
 
 
-def errors(server: Server, script: str) -> str:
-    """What a script is told."""
+def errors(server: Server, script: str, *words: str) -> str:
+    """What a script is told that is sent with these further words."""
     try:
-        return str(server.run(script))
+        return str(server.run(script, *words))
     except redis.ResponseError as error:
         return str(error)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from figures import POSITIVE, SECONDS, WHOLE, errors, figures
-from helpers import Server
+from helpers import Server, as_dict
 
 SHARE = "a number from 0 to 1"
 
@@ -23,6 +23,16 @@ SHARE = "a number from 0 to 1"
         ("read_through(None, f)", "prefix: expected a str that is not empty, got None"),
         ("read_through('k', 'f')", "loader: expected a function, got 'f'"),
         ("read_through('k', ttl=5)(7)", "loader: expected a function, got 7"),
+        ("read_through(f)", "prefix: expected a str that is not empty, got <function"),
+        ("read_through('k', lambda: 1)", "loader: expected a function of one argument (key), got <function"),
+        ("read_through('k', lambda: 1, batch=5)", "loader: expected a function of one argument (keys), got <function"),
+        ("class A:\n    @read_through('k')\n    def load(self, key): pass", "loader: expected a function of one argument (key), got <function A.load"),
+        ("def load(key):\n    yield 1\nread_through('k', load)", "loader: expected a function without yield, got <function load"),
+        ("read_through('k', f, ttl=lambda key: 3)", "ttl: expected a function of 2 arguments (key, value), got <function"),
+        ("read_through('k', f, onRegistered=f)", "onRegistered: expected a function without arguments, got <function"),
+        ("read_through('k', f, commands=['gett'])", "got 'gett': it is no command of this server"),
+        ("read_through('k', f, commands=['get', 'PING'])", "got 'ping': "),
+        ("read_through('k', f, commands=['EVAL'])", "got 'eval': "),
         ("read_through('k', f, tll=5)", "tll: expected one of commands, ttl,"),
         ("read_through('k', f, ttl=0)", f"ttl: expected {POSITIVE} or a function, got 0"),
         ("read_through('k', f, ttl=-1)", "ttl: expected"),
@@ -60,7 +70,7 @@ SHARE = "a number from 0 to 1"
         ("read_through('k', f, commands=[])", "commands: expected"),
         ("read_through('k', f, commands=[1])", "commands: expected"),
         ("read_through('k', f, commands=5)", "commands: expected"),
-        ("read_through('k', f, commands=['nosuch'])", "bad reply on COMMAND command"),
+        ("read_through('k', f, commands=['nosuch'])", "got 'nosuch': it is no command of this server"),
         ("read_through('k', f, commands=['subscribe'])", "Can not hook a command"),
         ("read_through('k', f, commands=['ping'])", "none positive first key"),
         ("read_through('*', f, commands=['ping'])", "none positive first key"),
@@ -129,3 +139,32 @@ def test_on_registered_is_called_when_it_is_in_force(server: Server) -> None:
         read_through('k:*', lambda key: table.get(key), onRegistered=connect)
     """)
     assert server.client().mget("k:1", "k:2") == ["one", None]
+
+
+def test_what_fits_is_taken(server: Server) -> None:
+    """Functions that have more arguments than they need, and things that only look like functions."""
+    server.run("""
+        import functools
+        class Loader:
+            def __call__(self, key): return key
+            def load(self, key, more=1): return key
+        for number, f in enumerate([Loader(), Loader().load, functools.partial(lambda a, key: key, 1), str, len, lambda *keys: 1, lambda key, **rest: 1]):
+            read_through(f'k:{number}', f)
+    """)
+    assert len(server.registrations()) == 7
+    assert [server.client().get(f"k:{number}") for number in (0, 1, 2, 3)] == ["k:0", "k:1", "k:2", "k:3"]
+
+
+def test_a_decorator_without_a_function(server: Server) -> None:
+    """The session that the script was to replace stays."""
+    server.run("read_through('k:*', lambda key: 'v')", "ID", "cache")
+    said = errors(server, "@read_through('k:*')\ndef load(key): return 1\nread_through('l:*', ttl=3)", "ID", "cache", "UPGRADE")
+    assert said.startswith("read_through('l:*', ...) was given no function:")
+    assert server.client().get("k:1") == "v"
+
+
+def test_doubtful_prefixes_are_warnings(server: Server) -> None:
+    server.run("read_through('w:?', lambda key: 1)")
+    [entry] = server.client().execute_command("RG.DUMPREGISTRATIONS", "VERBOSE")
+    [warning] = as_dict(entry)["warnings"]
+    assert warning.startswith("prefix 'w:?' is no pattern:") and warning.endswith("the key 'w:?', question mark and all")

@@ -155,6 +155,8 @@ def test_a_breaker_spares_a_source_that_is_down(server: Server, source: Server) 
     assert trial.read() == b"$1\r\nv\r\n"
     assert figures(server)["breaker"] == "closed"
     at_rest(server)
+    turns = [line.split("the breaker of registration ")[1].split()[1].strip(":") for line in server.log().splitlines() if "the breaker of" in line]
+    assert turns == ["opens", "closes"]
 
 
 def test_so_many_clients_wait_and_no_more(server: Server, source: Server) -> None:

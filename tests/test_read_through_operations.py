@@ -227,6 +227,26 @@ def test_figures_in_info(server: Server, source: Server) -> None:
 
 
 @pytest.mark.own_server
+def test_totals_only_grow(server: Server) -> None:
+    """What a registration has counted stays when it is replaced or goes; what is going on does not."""
+    client = server.client()
+
+    def totals() -> list[int]:
+        info = client.info("rg_read_through")
+        return [info[f"rg_read_through_{name}"] for name in ("loads_total", "hits_total", "misses_total", "waiting_clients", "loading")]
+
+    def ask(key: str) -> None:
+        assert client.get(key) == client.get(key) == key
+
+    for number in range(3):
+        server.run("read_through('user:*', lambda key: key)", "ID", "cache", *["UPGRADE"][: number])
+        ask(f"user:{number}")
+    assert totals() == [3, 3, 3, 0, 0]
+    client.execute_command("RG.UNREGISTERSESSION", "cache")
+    assert totals() == [3, 3, 3, 0, 0]
+
+
+@pytest.mark.own_server
 def test_bounds_are_options(server: Server, source: Server) -> None:
     client, raw = server.client(), server.raw()
     options = ["ReadThroughMaxAbsent", "ReadThroughMaxBackoffs", "ReadThroughMaxLoads"]

@@ -268,10 +268,11 @@ def test_on_registered_is_called_before_the_reply(server, mode):
     assert server.client().get("ready") == "1"
 
 
-def test_an_exception_in_on_registered_is_only_logged(server):
+def test_an_exception_in_on_registered_is_logged_and_shown(server):
     server.run("GB('KeysReader').register('x*', onRegistered=lambda: flat_error('not ready'))")
-    assert len(server.registrations()) == 1
+    [entry] = server.registrations()
     wait_until(lambda: re.search(" # .*not ready", server.log()))
+    assert re.match("onRegistered failed: .*not ready", entry["RegistrationData"]["lastError"])
 
 
 def test_on_registered_is_not_called_by_a_failing_script(server):

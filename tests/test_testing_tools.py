@@ -159,11 +159,12 @@ def test_the_script_with_both_halves_of_the_page(stub: Load) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/write-behind.md").read_text(), re.S)
     [both] = [block for block in blocks if "read_through(" in block and "write_behind(" in block]
     db = MagicMock()
-    script = stub(both, replace={"connect": lambda: None, "db": db})
+    script = stub(both, replace={"database": lambda: db})
     script.change("user:7", {"name": "Ann"})
     [[change]] = script.save_changes()
     assert change["key"] == "user:7"
-    db.hset.assert_called_with("user:7", mapping={"name": "Ann"})
+    rows = db.pipeline().__enter__()
+    rows.hset.assert_called_with("user:7", mapping={"name": "Ann"})
     script.loaders["user:*"]("user:8")
     db.hgetall.assert_called_with("user:8")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from figures import SECONDS, WHOLE, errors, figures
-from helpers import Server
+from helpers import Server, as_dict
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,12 @@ from helpers import Server
         ("write_behind(b'k', f)", "prefix: expected a str that is not empty, got b'k'"),
         ("write_behind('k', 'f')", "save: expected a function, got 'f'"),
         ("write_behind('k', batch=5)(7)", "save: expected a function, got 7"),
+        ("write_behind(f)", "prefix: expected a str that is not empty, got <function"),
+        ("write_behind('k', lambda: None)", "save: expected a function of one argument (changes), got <function"),
+        ("write_behind('k', lambda changes, more: None)", "save: expected a function of one argument (changes), got <function"),
+        ("def save(changes):\n    yield 1\nwrite_behind('k')(save)", "save: expected a function without yield, got <function save"),
+        ("async def save(changes):\n    yield 1\nwrite_behind('k', save)", "save: expected a function without yield, got <function save"),
+        ("write_behind('k', f, onRegistered=f)", "onRegistered: expected a function without arguments, got <function"),
         ("write_behind('k', f, bach=5)", "bach: expected one of events, batch,"),
         ("write_behind('k', f, events='set')", "events: expected a list of names of events (str), at least one, got 'set'"),
         ("write_behind('k', f, events=[])", "events: expected"),
@@ -79,3 +85,21 @@ def test_old_servers_refuse(server: Server) -> None:
     if server.version >= (7, 0):
         pytest.skip("this one tells when a command has ended")
     assert "write_behind: expected a server of version 7.0 or later" in errors(server, "write_behind('k:*', lambda changes: None)")
+
+
+def test_a_decorator_without_a_function(server: Server) -> None:
+    """The session that the script was to replace stays."""
+    server.run("write_behind('k:*', lambda changes: None)", "ID", "cache")
+    said = errors(server, "write_behind('k:*', batch=3)", "ID", "cache", "UPGRADE")
+    assert said == "write_behind('k:*', ...) was given no function: put it in front of one as a decorator, or give the function as the second argument"
+    assert len(server.registrations()) == 1
+    server.run("decorate = write_behind('l:*')\ndecorate(lambda changes: None)")
+
+
+def test_doubtful_words_are_warnings(server: Server) -> None:
+    server.run("write_behind('w:[ab]*', lambda changes: None, events=['set', 'expierd'])")
+    [entry] = server.client().execute_command("RG.DUMPREGISTRATIONS", "VERBOSE")
+    prefix, event = as_dict(entry)["warnings"]
+    assert prefix.startswith("prefix 'w:[ab]*' is no pattern:") and prefix.endswith("brackets and all")
+    assert event.startswith("events 'expierd' never fires") and event.endswith("did you mean 'expired'?")
+    assert event in server.log()

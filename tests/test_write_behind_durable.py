@@ -214,3 +214,15 @@ def test_damaged_changes_come_to_light(start_server: Callable[..., Server], sour
     ((_, letter),) = server.client().xrange("dead")
     assert (letter["key"], letter["type"], letter["error"]) == ("user:1", "damaged", "Damaged")
     assert "PRECIOUS" in letter["value"]
+
+
+def test_the_log_tells_what_is_not_saved_at_the_end(start_server: Callable[..., Server]) -> None:
+    server = start_server()
+    server.run("""
+        def save(changes):
+            raise ConnectionError
+        write_behind('user:*', save)
+    """)
+    server.client().mset({"user:1": "a", "user:2": "b"})
+    server.stop()
+    assert "write_behind: the server ends with 2 changes that are not saved" in server.log()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import redis
 
 from figures import figures, wait_for
 from helpers import Server, wait_until
@@ -43,6 +44,102 @@ def test_what_was_loaded_is_not_saved(server: Server, source: Server) -> None:
     client.set("user:2", "x")
     drained(server, saver(server))
     assert [change["key"] for change in database.changes()] == ["user:2"]
+
+
+WAYS = """
+    GB('CommandReader').map(lambda words: execute(*words[1:])).register(trigger='run', mode='sync')
+    GB('CommandReader').map(lambda words: execute(*words[1:])).register(trigger='run_async')
+"""
+
+
+def by(server: Server, way: str, *words: str) -> object:
+    """What a command gives that a transaction, a script or a function runs."""
+    client = server.client()
+    if way == "MULTI":
+        pipeline = client.pipeline()
+        pipeline.execute_command(*words)
+        [reply] = pipeline.execute()
+        return reply
+    if way == "EVAL":
+        # What stands behind the script's name in the text of an error is the server's.
+        return client.eval("return redis.call(unpack(ARGV))", 0, *words)
+    return client.execute_command("RG.TRIGGER", way, *words)
+
+
+@pytest.mark.parametrize("way", ["MULTI", "EVAL", "run", "run_async"])
+@pytest.mark.parametrize("words", [["HSET", "user:1", "city", "Thun"], ["HINCRBY", "user:1", "age", "1"], ["HSETNX", "user:1", "city", "Thun"]], ids=" ".join)
+def test_no_part_is_saved_where_nobody_can_wait(server: Server, source: Server, way: str, words: list[str]) -> None:
+    database = both(server, source)
+    server.run(WAYS)
+    database.client.set("row:0:user:1", '{"name": "Ann", "city": "Bern"}')
+    with pytest.raises(redis.ResponseError, match="LOADFAILED CannotWait"):
+        by(server, way, *words)
+    client = server.client()
+    assert client.hgetall("user:1") == {"name": "Ann", "city": "Bern"}, "a plain command loads it"
+    assert by(server, way, "HSET", "user:1", "city", "Thun") in (0, ["0"]), "it is there now"
+    drained(server, saver(server))
+    assert [change["value"] for change in database.changes()] == [{"name": "Ann", "city": "Thun"}]
+
+
+def test_a_whole_value_passes_where_nobody_can_wait(server: Server, source: Server) -> None:
+    """A SET without conditions, and whatever comes behind a DEL."""
+    database = both(server, source)
+    database.client.set("row:0:user:2", '{"name": "Bob", "city": "Bern"}')
+    pipeline = server.client().pipeline()
+    pipeline.set("user:1", "all of it")
+    pipeline.delete("user:2", "user:3")
+    pipeline.hset("user:2", "name", "Eve")
+    pipeline.hset("user:3", "name", "Joe")
+    pipeline.delete("user:4")
+    assert pipeline.execute() == [True, 0, 1, 1, 0]
+    assert server.client().eval("redis.call('DEL', 'user:5') return redis.call('HSET', 'user:5', 'name', 'Kim')", 0) == 1
+    drained(server, saver(server))
+    assert database.rows() == {"user:1": "all of it", "user:2": {"name": "Eve"}, "user:3": {"name": "Joe"}, "user:5": {"name": "Kim"}}
+
+
+def test_a_change_that_is_not_saved_yet_is_no_part(server: Server, source: Server) -> None:
+    """What the queue has is put back first, also where nobody can wait."""
+    database = both(server, source, saving="backoff=0.05, max_backoff=0.05")
+    database.fail(1000)
+    client = server.client()
+    client.hset("user:1", mapping={"name": "Ann", "city": "Bern"})
+    client.execute_command("DEBUG", "SLEEP", "0.01")
+    client.pexpire("user:1", 1)
+    wait_until(lambda: client.execute_command("DBSIZE") == 1, message="only `loads` is left")
+    assert by(server, "MULTI", "HSET", "user:1", "city", "Thun") == 0
+    database.fail(0)
+    drained(server, saver(server))
+    assert database.row("user:1") == {"name": "Ann", "city": "Thun"}
+
+
+def test_who_saves_may_write_parts(server: Server, source: Server) -> None:
+    """What `save` itself writes is not saved."""
+    both(server, source)
+    server.run("""
+        @write_behind('mark:*')
+        def save(changes):
+            for change in changes:
+                execute('HSET', 'user:9', 'seen', change['key'])
+                execute('RPUSH', 'marked', change['key'])
+    """)
+    server.client().set("mark:1", "x")
+    wait_until(lambda: server.client().lrange("marked", 0, -1) == ["mark:1"])
+
+
+def test_nothing_is_lost_for_want_of_rights(server: Server, source: Server) -> None:
+    """Who may not run the inner commands is refused where his change would be lost, or be saved as a part."""
+    database = both(server, source)
+    database.client.set("row:0:user:1", '{"name": "Ann", "city": "Bern"}')
+    database.client.set("row:0:user:2", '"there"')
+    server.client().execute_command("ACL", "SETUSER", "mini", "on", ">secret", "~*", "+hset", "+del", "+set")
+    client = server.client(username="mini", password="secret")
+    for words in (["HSET", "user:1", "city", "Thun"], ["DEL", "user:2"]):
+        with pytest.raises(redis.exceptions.NoPermissionError, match="(?i)rg.innerwrite"):
+            client.execute_command(*[words[0].lower(), *words[1:]])
+    assert client.execute_command("HSET", "other", "a", "b") == 1
+    assert client.execute_command("DEL", "other") == 1
+    drained(server, saver(server))
+    assert database.rows() == {"user:1": {"name": "Ann", "city": "Bern"}, "user:2": "there"}
 
 
 def test_the_rights_that_the_page_names_are_enough(server: Server, source: Server) -> None:

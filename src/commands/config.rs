@@ -14,7 +14,7 @@ commands! {
     config_get_command {
         name: c"rg.configget",
         flags: c"readonly",
-        categories: c"read gears gears-look",
+        categories: c"read gears",
         syntax: "[<key> ...]",
         summary: c"Shows options of the module.",
         handler: |pinion, command| config_get(&pinion.engine, command),

@@ -233,9 +233,13 @@ impl Pinion {
         let session = Session::new(id, options.description, needs);
         let session = Arc::new(session.owned_by(Owner::of_user(options.made_by)));
         let prepared = python::run_script(lock, script, &session, old)?;
+        if let Some(made) = prepared.unapplied.first() {
+            return Err(Error::given_no_function(made));
+        }
         if prepared.is_idle() {
             api::log_warning(&format!(
-                "session {}: the script neither runs nor registers a function: end GB() with .run(...) or .register(...)",
+                "session {}: the script neither runs nor registers a function: end GB() with .run(...) or .register(...), or put a function \
+                 behind @read_through(...) or @write_behind(...)",
                 session.id
             ));
         }

@@ -6,6 +6,7 @@
 pub mod brief;
 pub mod distributed_run;
 mod distribution;
+pub mod doubts;
 mod ended;
 mod ending;
 pub mod execution;

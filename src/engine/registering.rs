@@ -97,6 +97,9 @@ impl Engine {
                 "Error occured on RedisGearsPy_OnRegistered of {}, error='{error}'",
                 registration.id
             ));
+            registration
+                .stats
+                .not_prepared(format!("onRegistered failed: {error}"));
             if !self.is_serving() {
                 self.unprepared.lock().insert(registration.id);
             }

@@ -106,6 +106,8 @@ pub struct Prepared {
     pub has_builder: bool,
     /// It did something by itself: ran a command, wrote to the log, began a coroutine.
     pub has_acted: bool,
+    /// Decorators that it made and has put in front of no function yet, as it would write them.
+    pub unapplied: Vec<String>,
 }
 
 impl Scope {

@@ -57,7 +57,7 @@ impl Hooks {
         {
             let client = native.then(|| passing.client_id());
             let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
-            self.rewrite(engine, passing, entry.spec.proxy, client, native);
+            self.rewrite(engine, passing, entry, client, native);
             return;
         }
         if entry.strays && self.keep_home(passing, &self.proxy[entry.spec.proxy as usize]) {
@@ -83,7 +83,7 @@ impl Hooks {
             None => entry.concerns(passing, |_| true),
         };
         if wanted {
-            self.rewrite(engine, passing, entry.spec.proxy, client, native);
+            self.rewrite(engine, passing, entry, client, native);
         }
     }
 
@@ -120,17 +120,25 @@ impl Hooks {
         is_behind
     }
 
-    /// Puts the proxy command in front, unless the client's user may not run it. `client`: who sent the command; `None` for
-    /// scripts and functions, and where the server does not tell (`native` is false): then the proxy command checks the rights.
+    /// Puts the proxy command in front, unless the client's user may not run it: then only where a change would be lost otherwise,
+    /// so that the server refuses it. `client`: who sent the command; `None` for scripts and functions, and where the server does
+    /// not tell (`native` is false): then the proxy command checks the rights.
     fn rewrite(
         &self,
         engine: &Engine,
         passing: Passing<'_>,
-        proxy: ProxyCommand,
+        entry: &Entry,
         client: Option<ClientState>,
         native: bool,
     ) {
-        let lock = passing.lock();
+        let (lock, proxy) = (passing.lock(), entry.spec.proxy);
+        let unlinked = |rewrite: &dyn Fn()| {
+            if self.is_saved(passing, entry) {
+                rewrite();
+            } else {
+                engine.stats.count_acl_unlinked();
+            }
+        };
         *self.cleared.write(lock) = None;
         let in_multi = client.is_some_and(|client| client.in_multi);
         // A script cannot wait, and one that only reads is refused whatever may write.
@@ -141,7 +149,7 @@ impl Hooks {
             if passing.actor_may_run(proxy) {
                 passing.rewrite(proxy);
             } else {
-                engine.stats.count_acl_unlinked();
+                unlinked(&|| passing.rewrite(proxy));
             }
             return;
         };
@@ -156,7 +164,19 @@ impl Hooks {
             passing.rewrite(name(proxy));
             *self.cleared.write(lock) = (!in_multi).then_some(client.id);
         } else {
-            engine.stats.count_acl_unlinked();
+            unlinked(&|| passing.rewrite(name(proxy)));
         }
+    }
+
+    /// Whether the command writes keys whose changes are saved.
+    fn is_saved(&self, passing: Passing<'_>, entry: &Entry) -> bool {
+        let (Some(writes), true) = (self.writes.get(), entry.spec.writes()) else {
+            return false;
+        };
+        let mut keys = entry
+            .spec
+            .key_positions(passing.len())
+            .filter_map(|position| passing.arg(position));
+        keys.any(|key| writes.saves(passing.lock(), key))
     }
 }

@@ -17,25 +17,15 @@ use crate::{
     error::Error,
     server::{
         api,
-        call::{Refusal, call_original, must_wait},
-        call_reply::CallReply,
+        call::Refusal,
         command::{Answer, Command},
         filter::Passing,
         key::{self, Life},
         lock::Lock,
         reply::Reply,
         room,
-        slots::slot_of,
-        store,
     },
 };
-
-/// What a command gets that could not run because clients were paused when its turn had come.
-const PAUSED_MEANWHILE: &str =
-    "TRYAGAIN clients were paused before the command could run, and nothing was done";
-/// The same, where what it was to change was forgotten by then.
-const FORGOTTEN_MEANWHILE: &str =
-    "TRYAGAIN the cache has forgotten the value before the command could run, and nothing was done";
 
 /// What a hit looks at. Changed and counted under the server's lock only, so that plain loads and stores do.
 #[derive(Default)]
@@ -77,6 +67,8 @@ pub(super) struct LoadRule {
 pub struct Missing<'a> {
     pub registration: Id,
     pub name: &'a [u8],
+    /// What the command leaves of the key would be saved in the place of what is not loaded.
+    partial: bool,
 }
 
 /// What becomes of a command whose keys are missing.
@@ -110,6 +102,9 @@ pub trait Loads: Send + Sync {
 
     /// A command missed keys whose caller cannot wait.
     fn count_plain(&self, lock: Lock<'_>, registration: Id);
+
+    /// The same of a command that would leave a part of a value behind, which would be saved: what its caller gets instead.
+    fn refuse_partial(&self, lock: Lock<'_>, registration: Id) -> Reply;
 }
 
 /// Commands that remove keys, in lower case; what they remove matters also where it is not there.
@@ -135,9 +130,14 @@ impl Hooks {
         pattern: &Pattern,
     ) -> Result<Vec<CommandSpec>, Error> {
         if let Some(named) = named {
-            let found = self.look_up(lock, named, pattern)?;
-            if found.iter().any(|spec| !spec.has_keys()) {
-                return Err(Error::CommandWithoutKeys);
+            let mut found = Vec::new();
+            for name in named {
+                let known = self.look_up(lock, std::slice::from_ref(name), pattern);
+                let known = known.and_then(|known| {
+                    let has_keys = known.iter().all(CommandSpec::has_keys);
+                    has_keys.then_some(known).ok_or(Error::CommandWithoutKeys)
+                });
+                found.extend(known.map_err(|why| Error::wrong_command("read_through", name, &why))?);
             }
             return Ok(found);
         }
@@ -226,7 +226,7 @@ impl Hooks {
     }
 
     /// The registration that loads a key before the command runs, whose words `word` gives.
-    fn load_before<'a, 'w>(
+    pub(super) fn load_before<'a, 'w>(
         &self,
         lock: Lock<'_>,
         entry: &'a Entry,
@@ -235,9 +235,20 @@ impl Hooks {
         word: impl Fn(usize) -> Option<&'w [u8]>,
     ) -> Option<&'a LoadRule> {
         let rule = entry.load_of(key)?;
+        (!rule.partial || self.leaves_a_part(lock, entry, key, len, word)).then_some(rule)
+    }
+
+    /// Whether the command changes a part of a value whose changes are saved.
+    fn leaves_a_part<'w>(
+        &self,
+        lock: Lock<'_>,
+        entry: &Entry,
+        key: &[u8],
+        len: usize,
+        word: impl Fn(usize) -> Option<&'w [u8]>,
+    ) -> bool {
         let is_whole = || *entry.spec.name == *b"set" && !is_conditional_set(len, word);
-        let saved = || self.writes.get().is_some_and(|writes| writes.saves(lock, key));
-        (!rule.partial || (saved() && !is_whole())).then_some(rule)
+        entry.spec.writes() && self.writes.get().is_some_and(|writes| writes.saves(lock, key)) && !is_whole()
     }
 
     /// Whether a command that runs next, in database `db`, goes behind a proxy command.
@@ -352,6 +363,7 @@ impl Hooks {
                 missing.push(Missing {
                     registration: rule.registration,
                     name,
+                    partial: self.leaves_a_part(lock, entry, name, original.len(), |at| original.get(at)),
                 });
             }
         }
@@ -360,7 +372,14 @@ impl Hooks {
             return Ok(None);
         };
         if !command.may_block() || !command.has_client() {
-            loads.count_plain(lock, first.registration);
+            let first = first.registration;
+            missing.retain(|missing| {
+                missing.partial && !loads.restore(lock, missing.registration, db, missing.name)
+            });
+            if let Some(missing) = missing.first() {
+                return Ok(Some(loads.refuse_partial(lock, missing.registration).into()));
+            }
+            loads.count_plain(lock, first);
             return Ok(None);
         }
         missing.retain(|missing| !loads.restore(lock, missing.registration, db, missing.name));
@@ -375,44 +394,6 @@ impl Hooks {
             Wait::Waits => Some(Answer::Done),
             Wait::Refused(answer) => Some(answer),
         })
-    }
-
-    /// A command that has waited and changes a part of a value is not run where the cache has forgotten the value since, and changes
-    /// of the key are saved: a part would be saved over the whole. True then, and the client was told. What is not saved yet is put
-    /// back. `known`: the key was loaded.
-    pub fn is_forgotten_meanwhile(&self, command: &Command<'_>, known: impl Fn(&[u8]) -> bool) -> bool {
-        let (lock, db, original) = (command.lock(), command.db(), command.argv().skip(1));
-        let (Some(loads), Some(writes)) = (self.loads.get(), self.writes.get()) else {
-            return false;
-        };
-        let table = self.table.read(lock);
-        let entry = original.get(0).and_then(|name| table.find(name));
-        let takes = |entry: &&Entry| entry.spec.writes() && entry.spec.takes(original.len());
-        let Some(entry) = entry.filter(takes).filter(|entry| !entry.loads.is_empty()) else {
-            return false;
-        };
-        let positions = entry.spec.key_positions(original.len());
-        let missing: SmallVec<[Missing<'_>; 1]> = positions
-            .filter_map(|position| {
-                let name = original.get(position)?;
-                let rule = self.load_before(lock, entry, name, original.len(), |at| original.get(at))?;
-                let missing = writes.saves(lock, name) && key::life(lock, db, name) == Life::Missing;
-                missing.then_some(Missing {
-                    registration: rule.registration,
-                    name,
-                })
-            })
-            .collect();
-        drop(table);
-        let forgotten = missing.iter().any(|&Missing { registration, name }| {
-            !loads.restore(lock, registration, db, name)
-                && !known(name)
-                && !loads.is_absent(lock, registration, db, name)
-        });
-        if forgotten {
-            command.send(&Reply::error(FORGOTTEN_MEANWHILE));
-        }
-        forgotten
     }
 
     /// A command that removes keys has run.
@@ -432,56 +413,6 @@ impl Hooks {
         {
             loads.removed(lock, command.db(), name);
         }
-    }
-
-    /// The first key of the command behind the proxy command.
-    fn first_key<'a>(&self, command: &Command<'a>) -> Option<&'a [u8]> {
-        let original = command.argv().skip(1);
-        let table = self.table.read(command.lock());
-        let entry = table.find(original.get(0)?)?;
-        let place = entry.spec.key_positions(original.len()).next()?;
-        original.get(place)
-    }
-
-    /// The server calls us back for a client that was let go a turn of its loop before, and does not let it wait once more. If clients
-    /// have been paused since, what may write is not run: true, and the client was told.
-    pub fn is_paused_meanwhile(&self, command: &Command<'_>) -> bool {
-        let name = command.argv().get(1).unwrap_or_default();
-        let paused = must_wait(command.lock(), self.features, name);
-        if paused {
-            command.send(&Reply::error(PAUSED_MEANWHILE));
-        }
-        paused
-    }
-
-    /// Answers a client that has waited by its own command, in whose place the server calls us back.
-    pub fn answer_awaited(&self, command: &Command<'_>) {
-        match self.run_awaited(command) {
-            Ok(reply) if reply.is_foreign() => {
-                let slot = self.first_key(command).map(slot_of);
-                let redirection = store::redirection(command.lock(), self.features, slot.unwrap_or(0));
-                command.send(&redirection);
-            }
-            Ok(reply) => reply.forward(command),
-            Err(_) => {
-                let name = command.argv().get(1).unwrap_or_default().to_ascii_lowercase();
-                command.send(&Error::NotPermitted(String::from_utf8_lossy(&name).into_owned()).into());
-            }
-        }
-    }
-
-    /// Runs the command of a client that has waited, in whose place the server calls us back.
-    ///
-    /// # Errors
-    /// The user may not run it any more.
-    fn run_awaited(&self, command: &Command<'_>) -> Result<CallReply, Refusal> {
-        let original = command.argv().skip(1);
-        // The filter leaves it alone: it has waited.
-        let (reply, _) = self.current.during(command, 1, || {
-            let _bypass = self.bypass(command.lock());
-            call_original(command, self.features, original, false)
-        });
-        reply
     }
 }
 

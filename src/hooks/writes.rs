@@ -29,7 +29,7 @@ pub trait Writes: Send + Sync {
     /// Whether there is a registration.
     fn is_any(&self, lock: Lock<'_>) -> bool;
 
-    /// Whether changes of the key are saved.
+    /// Whether changes of the key are saved, if somebody makes one now: not those of a function that saves.
     fn saves(&self, lock: Lock<'_>, name: &[u8]) -> bool;
 
     /// Whether a command that changes the key has to wait now, before it runs or behind that.

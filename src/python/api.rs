@@ -50,6 +50,8 @@ pub mod redisgears {
         watch_loop,
     };
     #[pymodule_export]
+    use crate::python::half::note_decorator;
+    #[pymodule_export]
     use crate::python::read_through::register_read_through;
     #[pymodule_export]
     use crate::python::refresh::refresh;

@@ -28,7 +28,7 @@ pub struct Half<'a, 'py> {
 }
 
 impl<'a, 'py> Half<'a, 'py> {
-    /// `name`: of the call; `argument`: of its function. What it says of keys comes back beside it.
+    /// `name`: of the call; then the argument that is its function, that, and what it gets. What the call says of keys comes back beside it.
     ///
     /// # Errors
     /// `gears.error` that names the argument and what was expected; nothing can be registered here.
@@ -36,7 +36,7 @@ impl<'a, 'py> Half<'a, 'py> {
         name: &'static str,
         known: &[&str],
         prefix: &Bound<'py, PyAny>,
-        (argument, function): (&str, &Bound<'py, PyAny>),
+        (argument, function, gets): (&str, &Bound<'py, PyAny>, &str),
         options: &'a Bound<'py, PyDict>,
     ) -> PyResult<(Self, String)> {
         let runtime = runtime()?;
@@ -46,6 +46,7 @@ impl<'a, 'py> Half<'a, 'py> {
         if !function.is_callable() {
             return Err(keywords::expected(name, argument, "a function", function));
         }
+        keywords::takes(name, argument, function, &[gets])?;
         let half = Self {
             runtime,
             scope,
@@ -61,6 +62,13 @@ impl<'a, 'py> Half<'a, 'py> {
     /// `gears.error`: a wrong `desc`, `user`, `onRegistered` or `max_memory`, or what [`registering::enlist`] says.
     pub fn enlist(self, py: Python<'_>, more: Option<Code>, trigger: Box<dyn Trigger>) -> PyResult<String> {
         let desc = self.given.text("desc")?;
+        if let Some(function) = self
+            .given
+            .get("onRegistered")?
+            .filter(|function| function.is_callable())
+        {
+            keywords::takes(self.given.call(), "onRegistered", &function, &[])?;
+        }
         let on_registered = self.given.function("onRegistered")?;
         let user = self.given.text("user")?;
         let max_memory = self.given.max_memory()?;
@@ -90,4 +98,23 @@ impl<'a, 'py> Half<'a, 'py> {
         };
         registering::enlist(self.runtime, &self.scope, new)
     }
+}
+
+/// `noteDecorator(call, prefix, applied)`: a script makes one of these decorators, or puts it in front of a function. One that it puts in
+/// front of none is an error at its end.
+///
+/// # Errors
+/// `gears.error`: a wrong prefix, e.g. the function itself where the brackets were forgotten.
+#[pyfunction(name = "noteDecorator")]
+pub fn note_decorator(call: &str, prefix: &Bound<'_, PyAny>, applied: bool) -> PyResult<()> {
+    let prefix = keywords::prefix(call, prefix)?;
+    let text = format!("{call}('{prefix}', ...)");
+    Scope::note_of_script(|script| {
+        if !applied {
+            script.unapplied.push(text);
+        } else if let Some(place) = script.unapplied.iter().position(|made| *made == text) {
+            script.unapplied.remove(place);
+        }
+    });
+    Ok(())
 }

@@ -2,8 +2,9 @@
 //! what was expected.
 
 use pyo3::{
+    intern,
     prelude::*,
-    types::{PyBool, PyDict, PyFloat, PyInt, PyString},
+    types::{PyBool, PyDict, PyFloat, PyInt, PyString, PyTuple},
 };
 
 use super::{callback::Code, errors};
@@ -38,6 +39,11 @@ impl<'a, 'py> Keywords<'a, 'py> {
             }
         }
         Ok(Self { call, given })
+    }
+
+    /// The function that was called.
+    pub fn call(&self) -> &'static str {
+        self.call
     }
 
     /// An error that names an argument and what was expected.
@@ -174,6 +180,35 @@ pub fn expected(call: &str, name: &str, what: &str, got: &Bound<'_, PyAny>) -> P
         },
     );
     errors::gears_error(format!("{call}: {name}: expected {what}, got {got}"))
+}
+
+/// A function that gets so many arguments, named for the error.
+///
+/// # Errors
+/// `gears.error` that says what was expected: it cannot be called so, or it is a generator, whose body would never run.
+pub fn takes(call: &str, name: &str, function: &Bound<'_, PyAny>, arguments: &[&str]) -> PyResult<()> {
+    let py = function.py();
+    let inspect = py.import(intern!(py, "inspect"))?;
+    let is = |kind| inspect.call_method1(kind, (function,))?.is_truthy();
+    if is("isgeneratorfunction")? || is("isasyncgenfunction")? {
+        return Err(expected(call, name, "a function without yield", function));
+    }
+    // Some functions in C have no signature that one could ask for.
+    let Ok(signature) = inspect.call_method1(intern!(py, "signature"), (function,)) else {
+        return Ok(());
+    };
+    let fits = signature
+        .call_method1(intern!(py, "bind"), PyTuple::new(py, arguments)?)
+        .is_ok();
+    if fits {
+        return Ok(());
+    }
+    let what = match arguments {
+        [] => "a function without arguments".to_owned(),
+        [one] => format!("a function of one argument ({one})"),
+        more => format!("a function of {} arguments ({})", more.len(), more.join(", ")),
+    };
+    Err(expected(call, name, &what, function))
 }
 
 /// An `int` or a `float`.

@@ -10,7 +10,7 @@ use super::{
     callback::Code,
     errors,
     half::Half,
-    keywords::{Keywords, LONGEST_S, number, whole},
+    keywords::{Keywords, LONGEST_S, number, takes, whole},
 };
 use crate::read_through::options::{Ahead, OnError, Options, Ttl};
 
@@ -27,7 +27,12 @@ pub fn register_read_through(
     loader: &Bound<'_, PyAny>,
     options: &Bound<'_, PyDict>,
 ) -> PyResult<String> {
-    let (half, prefix) = Half::new(NAME, &KNOWN, prefix, ("loader", loader), options)?;
+    let gets = if options.get_item("batch")?.is_none() {
+        "key"
+    } else {
+        "keys"
+    };
+    let (half, prefix) = Half::new(NAME, &KNOWN, prefix, ("loader", loader, gets), options)?;
     let (options, ttl) = Arguments(&half.given).options(prefix)?;
     let trigger = half.runtime.readers.loads.trigger(options);
     half.enlist(py, ttl, trigger)
@@ -117,6 +122,7 @@ impl Arguments<'_, '_, '_> {
             return Ok((Ttl::Endless, None));
         };
         if value.is_callable() {
+            takes(NAME, "ttl", &value, &["key", "value"])?;
             return Ok((Ttl::Function, Some(Code::new(value))));
         }
         let seconds = number(&value).filter(|&seconds| seconds > 0.0 && seconds <= LONGEST_S);

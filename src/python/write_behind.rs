@@ -26,7 +26,7 @@ pub fn register_write_behind(
     save: &Bound<'_, PyAny>,
     options: &Bound<'_, PyDict>,
 ) -> PyResult<String> {
-    let (half, prefix) = Half::new(NAME, &KNOWN, prefix, ("save", save), options)?;
+    let (half, prefix) = Half::new(NAME, &KNOWN, prefix, ("save", save, "changes"), options)?;
     let options = read(&half.given, prefix)?;
     let trigger = half.runtime.readers.behind.trigger(options);
     half.enlist(py, None, trigger)

@@ -77,7 +77,7 @@ impl Figures {
 }
 
 /// The counters of all registrations together.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Totals {
     hits: u64,
     plain: u64,
@@ -89,6 +89,15 @@ pub struct Totals {
 }
 
 impl Totals {
+    /// A registration goes: what it has counted stays.
+    pub fn keep(&mut self, hot: &Hot, rule: &Rule, figures: &Figures) {
+        let queued = self.queued;
+        self.add(hot, rule, figures);
+        self.queued = queued;
+        (self.counts.waiting, self.counts.loading) = (0, 0);
+        hot.clear();
+    }
+
     pub fn add(&mut self, hot: &Hot, rule: &Rule, figures: &Figures) {
         self.hits += hot.hits();
         self.plain += figures.plain;

@@ -124,6 +124,8 @@ pub struct ReadThrough {
 struct State {
     machine: Machine<Loaded>,
     served: ById<Served>,
+    /// What registrations have counted that are gone.
+    gone: figures::Totals,
     /// Those who wait, by their number in the machine.
     clients: ByNumber<Who>,
     /// Their numbers by their address.
@@ -196,6 +198,7 @@ impl ReadThrough {
             state: Guarded::new(State {
                 machine: Machine::new(bounds, seed),
                 served: ById::default(),
+                gone: figures::Totals::default(),
                 clients: ByNumber::default(),
                 numbers: ByNumber::default(),
                 leaving: VecDeque::new(),
@@ -294,6 +297,15 @@ fn bounds(engine: &Engine) -> Bounds {
 }
 
 impl State {
+    /// A registration goes, and what it has counted stays.
+    fn forget(&mut self, registration: Id) {
+        if let (Some(served), Some(rule)) = (self.served.get(registration), self.machine.rule(registration)) {
+            self.gone.keep(&served.hot, rule, &served.figures);
+        }
+        self.served.remove(registration);
+        self.machine.remove_rule(registration);
+    }
+
     /// The registration that loads a key.
     fn served_for(&self, name: &[u8]) -> Option<Id> {
         let matching = self
@@ -399,13 +411,18 @@ impl Loads for ReadThrough {
             served.figures.plain += 1;
         }
     }
+
+    fn refuse_partial(&self, lock: Lock<'_>, registration: Id) -> Reply {
+        self.state.write(lock).machine.count_refusal(registration);
+        NoValue::CannotWait.into()
+    }
 }
 
 impl ReadThrough {
     /// The counters of all registrations together, for INFO.
     pub fn totals(&self, lock: Lock<'_>) -> Vec<(&'static str, u64)> {
         let state = self.state.read(lock);
-        let mut totals = figures::Totals::default();
+        let mut totals = state.gone.clone();
         for (id, served) in state.served.iter() {
             if let Some(rule) = state.machine.rule(id) {
                 totals.add(&served.hot, rule, &served.figures);

@@ -24,6 +24,7 @@ use crate::{
         start::Start,
     },
     server::{
+        api,
         key::{self, Life},
         lock::Lock,
         rights::{Access, Actor},
@@ -155,7 +156,9 @@ impl ReadThrough {
                     Some((registration, options)) => {
                         self.begin(lock, now, load, &registration, &options, keys);
                     }
-                    None => self.state.write(lock).machine.ended(now, load),
+                    None => {
+                        self.state.write(lock).machine.ended(now, load);
+                    }
                 }
             }
             Action::Stop { load } => {
@@ -288,7 +291,17 @@ impl ReadThrough {
                 }
             }
         }
-        self.state.write(lock).machine.ended(now, load);
+        let turned = self.state.write(lock).machine.ended(now, load);
+        if let Some(open) = turned {
+            let what = if open {
+                "opens: so many loads have failed in a row that none is begun for a while, but one trial at its end"
+            } else {
+                "closes: the source answers again"
+            };
+            api::log_warning(&format!(
+                "read_through: the breaker of registration {rule} {what}"
+            ));
+        }
     }
 
     fn land_one(

@@ -11,7 +11,10 @@ use super::{
     options::{COMMANDS, OnError, Options},
 };
 use crate::{
-    engine::registration::{Claim, Peers, Registration, Trigger},
+    engine::{
+        doubts,
+        registration::{Claim, Peers, Registration, Trigger},
+    },
     error::Error,
     hooks::Hot,
     server::{
@@ -58,6 +61,12 @@ impl LoadTrigger {
 impl Trigger for LoadTrigger {
     fn reader(&self) -> &'static str {
         "ReadThrough"
+    }
+
+    fn doubts(&self) -> Vec<String> {
+        doubts::of_prefix("prefix", &self.options.prefix)
+            .into_iter()
+            .collect()
     }
 
     fn arguments(&self) -> Vec<(&'static str, Reply)> {
@@ -124,10 +133,7 @@ impl Trigger for LoadTrigger {
     fn stop(&self, lock: Lock<'_>, registration: &Registration) {
         let Some(loads) = &self.loads else { return };
         loads.hooks.unlink(lock, registration.id);
-        let mut state = loads.state.write(lock);
-        state.served.remove(registration.id);
-        state.machine.remove_rule(registration.id);
-        drop(state);
+        loads.state.write(lock).forget(registration.id);
         loads.come();
     }
 
@@ -167,6 +173,7 @@ impl Trigger for LoadTrigger {
                 return;
             };
             self.hot.clear();
+            state.gone = super::figures::Totals::default();
             if let Some(served) = state.served.get_mut(id) {
                 served.figures.clear();
             }

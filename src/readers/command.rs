@@ -5,11 +5,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{image::Image, reachability, source::SourceImage};
+use super::{image::Image, source::SourceImage};
 use crate::{
     engine::{
         Engine,
         brief::{Brief, Spare},
+        doubts,
         execution::{Next, Outcome},
         registration::{Claim, Mode, Peers, Registration, Trigger},
         run_message::LaunchPayload,
@@ -266,7 +267,7 @@ impl Trigger for Hook {
     }
 
     fn doubts(&self) -> Vec<String> {
-        let doubt = |prefix| reachability::of_literal_prefix("keyprefix", prefix);
+        let doubt = |prefix| doubts::of_literal_prefix("keyprefix", prefix);
         self.prefix.as_deref().and_then(doubt).into_iter().collect()
     }
 

@@ -57,13 +57,23 @@ impl Note {
 }
 
 impl Notes {
-    fn find(&mut self, db: i32, name: &[u8]) -> Option<&mut Note> {
+    fn place_of(&self, db: i32, name: &[u8]) -> Option<usize> {
         if self.list.len() <= FEW {
-            let is_it = |note: &&mut Note| note.db == db && note.name.bytes() == name;
-            return self.list.iter_mut().find(is_it);
+            let is_it = |note: &Note| note.db == db && note.name.bytes() == name;
+            return self.list.iter().position(is_it);
         }
-        let &place = self.places.get(db, name)?;
+        self.places.get(db, name).copied()
+    }
+
+    fn find(&mut self, db: i32, name: &[u8]) -> Option<&mut Note> {
+        let place = self.place_of(db, name)?;
         self.list.get_mut(place)
+    }
+
+    /// The unit has removed a key, as the last of what it did to it, and somebody saves that.
+    pub(super) fn has_removed(&self, db: i32, name: &[u8]) -> bool {
+        let note = self.place_of(db, name).and_then(|place| self.list.get(place));
+        note.is_some_and(|note| note.sinks != 0 && removes(note.event.as_bytes()))
     }
 
     fn add(&mut self, note: Note) {
@@ -255,7 +265,7 @@ impl WriteBehind {
     }
 
     /// True while a function that saves writes by itself.
-    fn is_saving(&self, state: &State) -> bool {
+    pub(super) fn is_saving(&self, state: &State) -> bool {
         scope::acting().is_some_and(|acting| state.sinks.iter().any(|sink| sink.running == Some(acting)))
     }
 

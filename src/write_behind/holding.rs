@@ -79,7 +79,7 @@ impl Writes for WriteBehind {
     }
 
     fn saves(&self, lock: Lock<'_>, name: &[u8]) -> bool {
-        self.concerns(lock, name)
+        self.concerns(lock, name) && !self.is_saving(&self.state.read(lock))
     }
 
     fn minds_write(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
@@ -171,6 +171,9 @@ impl Writes for WriteBehind {
 impl Unsaved for WriteBehind {
     fn unsaved(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> Option<Newest> {
         let state = self.state.read(lock);
+        if state.notes.has_removed(db, name) {
+            return Some(Newest::Gone);
+        }
         let newest = state.sinks.iter().filter_map(|sink| sink.queue.newest(db, name));
         let newest = newest.max_by_key(|change| change.id)?;
         Some(newest.payload.content().map_or(Newest::Gone, Newest::Value))

@@ -50,7 +50,7 @@ use crate::{
     mutex::Mutex,
     read_through::ReadThrough,
     server::{
-        after,
+        after, api,
         events::{Changes, Class},
         guarded::Guarded,
         lock::{self, Lock},
@@ -206,6 +206,18 @@ impl WriteBehind {
                     lock::with_lock(|lock| this.pump(lock));
                 }
             });
+        }
+    }
+
+    /// The server ends: what is not saved by then is told in the log.
+    pub fn closing(&self, lock: Lock<'_>) {
+        let state = self.state.read(lock);
+        let queued: usize = state.sinks.iter().map(|sink| sink.queue.len()).sum();
+        if queued > 0 && self.engine.is_serving() {
+            api::log_warning(&format!(
+                "write_behind: the server ends with {queued} changes that are not saved: they are saved after the next start if it finds them in \
+                 its AOF or RDB file, and lost otherwise"
+            ));
         }
     }
 

@@ -12,7 +12,10 @@ use super::{
     options::Options,
 };
 use crate::{
-    engine::registration::{Claim, Peers, Registration, Trigger},
+    engine::{
+        doubts,
+        registration::{Claim, Peers, Registration, Trigger},
+    },
     error::Error,
     server::{
         events::{Changes, Class},
@@ -138,6 +141,15 @@ impl Trigger for SaveTrigger {
     fn image(&self) -> Vec<u8> {
         // Plain data: nothing in it can fail to be written to memory.
         rmp_serde::to_vec_named(&Image::WriteBehind(&self.options)).unwrap_or_default()
+    }
+
+    fn doubts(&self) -> Vec<String> {
+        let events = self.options.events.iter().flatten();
+        let of_events = events.filter_map(|event| doubts::of_event("events", event));
+        doubts::of_prefix("prefix", &self.options.prefix)
+            .into_iter()
+            .chain(of_events)
+            .collect()
     }
 
     fn check(&self, lock: Lock<'_>, peers: Peers<'_>) -> Result<(), Error> {

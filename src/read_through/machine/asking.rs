@@ -8,13 +8,18 @@ use super::{
 use crate::{engine::id::Id, read_through::keys::Key};
 
 impl<V> Machine<V> {
+    /// A command of somebody who cannot wait was refused, on behalf of a registration.
+    pub fn count_refusal(&mut self, rule: Id) {
+        self.count(rule, |counts| counts.refusals += 1);
+    }
+
     /// Somebody waits for these keys, which are distinct. His number.
     ///
     /// # Errors
     /// It is refused, on behalf of a registration; nothing has changed then but its counter.
     pub fn ask(&mut self, now: Time, asks: &[Ask], purpose: Purpose) -> Result<u64, (Id, NoValue)> {
         if let Err((rule, why)) = self.check(now, asks, purpose, true) {
-            self.count(rule, |counts| counts.refusals += 1);
+            self.count_refusal(rule);
             return Err((rule, why));
         }
         self.last_waiter += 1;

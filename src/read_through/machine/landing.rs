@@ -87,20 +87,26 @@ impl<V> Machine<V> {
         }
     }
 
-    /// All keys of a load have landed; or it ended without telling of some, which is a failure of those.
-    pub fn ended(&mut self, now: Time, load: u64) {
-        let Some(known) = self.loads.remove(&load) else {
-            return;
-        };
+    /// All keys of a load have landed; or it ended without telling of some, which is a failure of those. Whether the breaker of its
+    /// registration has opened or closed by that: `true` if it is open now.
+    pub fn ended(&mut self, now: Time, load: u64) -> Option<bool> {
+        let known = self.loads.remove(&load)?;
+        let mut turned = None;
         if let Some(rule) = self.rules.get_mut(known.rule) {
             rule.counts.loading -= 1;
             match (rule.limits.breaker, known.failed) {
-                (Some(limit), Some(failed)) => rule.breaker.ended(load, failed, now, limit),
+                (Some(limit), Some(failed)) => {
+                    let was_open = rule.breaker.is_open();
+                    rule.breaker.ended(load, failed, now, limit);
+                    let is_open = rule.breaker.is_open();
+                    turned = (was_open != is_open).then_some(is_open);
+                }
                 (Some(_), None) => rule.breaker.forget(load),
                 (None, _) => {}
             }
         }
         self.begin_loads(now, known.rule);
+        turned
     }
 
     /// The key of a load is another server's by now: whoever waits for it is told so when his command runs.

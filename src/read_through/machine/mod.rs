@@ -59,6 +59,8 @@ pub enum NoValue {
     TooManyPending,
     /// Somebody has ended the load.
     Aborted,
+    /// The command would leave a part of a value behind, and cannot wait for the rest.
+    CannotWait,
 }
 
 impl NoValue {
@@ -79,6 +81,10 @@ impl NoValue {
             Self::TooManyLoads => "TooManyLoads",
             Self::TooManyPending => "TooManyPending",
             Self::Aborted => "Aborted",
+            Self::CannotWait => {
+                "CannotWait: a transaction, a script or a function cannot wait for a key that is not in the cache, and what it changes of that \
+                 would be saved in the place of the whole"
+            }
         }
     }
 }

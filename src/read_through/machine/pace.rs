@@ -82,6 +82,11 @@ impl Breaker {
         }
     }
 
+    /// True until a trial ends well.
+    pub fn is_open(&self) -> bool {
+        self.open_until.is_some()
+    }
+
     pub fn state(&self, now: Time) -> &'static str {
         match self.open_until {
             None => "closed",

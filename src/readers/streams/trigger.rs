@@ -18,7 +18,7 @@ use crate::{
         whole_ms,
     },
     error::Error,
-    readers::{image::Image, reachability},
+    readers::image::Image,
     server::{events::Class, lock::Lock, reply::Reply},
 };
 
@@ -80,7 +80,7 @@ impl Trigger for StreamTrigger {
     }
 
     fn doubts(&self) -> Vec<String> {
-        reachability::of_prefix("prefix", &self.options.prefix)
+        crate::engine::doubts::of_prefix("prefix", &self.options.prefix)
             .into_iter()
             .collect()
     }

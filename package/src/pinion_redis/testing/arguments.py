@@ -6,6 +6,7 @@ against the same table.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -120,6 +121,8 @@ WRITE_BEHIND: dict[str, Kind] = {
     "onRegistered": _FUNCTION,
     "desc": _TEXT,
 }
+# What functions get that are arguments.
+_ARGUMENTS: dict[str, tuple[str, ...]] = {"ttl": ("key", "value"), "onRegistered": ()}
 # What makes no sense without another argument.
 _NEEDS = {
     "read_through": {"stale": "ttl", "refresh_ahead": "ttl", "jitter": "ttl"},
@@ -129,10 +132,11 @@ _NEEDS = {
 
 @dataclass(frozen=True)
 class Call:
-    """One of the two functions: its name, that of the argument with its function, and the keywords that it knows."""
+    """One of the two functions: its name, that of the argument with its function, what that gets, and the keywords that it knows."""
 
     name: str
     function: str
+    gets: str
     known: Mapping[str, Kind]
 
     def check_prefix(self, prefix: Any) -> None:
@@ -151,6 +155,7 @@ class Call:
         self.check_prefix(prefix)
         if not callable(function):
             raise self._expected(self.function, "a function", function)
+        self._takes(self.function, function, self.gets + ("s" if given.get("batch") is not None and self.gets == "key" else ""))
         options = {name: self._value(name, value) for name, value in given.items() if value is not None}
         for name, other in _NEEDS[self.name].items():
             if options.get(name) and other not in options:
@@ -171,11 +176,29 @@ class Call:
             return [word.lower() for word in names]
         if not kind.fits(value):
             raise self._expected(name, kind.what, value)
+        if callable(value) and name in _ARGUMENTS:
+            self._takes(name, value, *_ARGUMENTS[name])
         return value
+
+    def _takes(self, name: str, function: Any, *arguments: str) -> None:
+        """# Raises `GearsError`: it cannot be called with so many arguments, or it is a generator."""
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise self._expected(name, "a function without yield", function)
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # some functions in C have none
+            return
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            counts = {0: "without arguments", 1: "of one argument"}
+            what = counts.get(len(arguments), f"of {len(arguments)} arguments")
+            named = f" ({', '.join(arguments)})" if arguments else ""
+            raise self._expected(name, f"a function {what}{named}", function) from None
 
     def _expected(self, name: str, what: str, got: Any) -> GearsError:
         return GearsError(f"{self.name}: {name}: expected {what}, got {repr(got)[:_SHOWN]}")
 
 
-LOADS = Call("read_through", "loader", READ_THROUGH)
-SAVES = Call("write_behind", "save", WRITE_BEHIND)
+LOADS = Call("read_through", "loader", "key", READ_THROUGH)
+SAVES = Call("write_behind", "save", "changes", WRITE_BEHIND)
