@@ -85,6 +85,13 @@ def run():
             redisgears.log(f'the event loop goes on after {error!r}', level='warning')
 
 
+def _end_if_forked():
+    """A process that was forked in a coroutine ends when it comes out of that: nothing here is the server's loop, and whatever it asked of
+    the server could wait for ever for a thread that it does not have."""
+    if pinion_children.forked:
+        os._exit(0)
+
+
 class _Driven(collections.abc.Coroutine):
     """A coroutine between the loop and the user's: it knows which session runs, and that no atomic block is left open while
     a coroutine waits."""
@@ -117,16 +124,16 @@ class _Driven(collections.abc.Coroutine):
             try:
                 waited = resume(*value)
             except StopIteration:
+                _end_if_forked()
                 if redisgears.leaveAtomic():
                     redisgears.log('a coroutine ended inside an atomic block: the block was ended', level='warning')
                 raise
             except BaseException:
+                _end_if_forked()
                 redisgears.leaveAtomic()
                 raise
             finally:
-                if pinion_children.forked:
-                    # Nothing here is the server's loop.
-                    os._exit(0)
+                _end_if_forked()
                 _running = None
                 if _interrupted:
                     _interrupted = False
@@ -151,8 +158,10 @@ async def _complete(coroutine, continuation, hold):
     try:
         value = await coroutine
     except BaseException as error:
+        _end_if_forked()
         continuation.failed(error)
     else:
+        _end_if_forked()
         continuation.done(value)
     finally:
         _alive -= 1
