@@ -63,8 +63,7 @@ impl Hooks {
         if entry.strays && self.keep_home(passing, &self.proxy[entry.spec.proxy as usize]) {
             return;
         }
-        // The server refuses a wrong number of words, in a transaction at once: then nothing of that runs.
-        if !entry.is_linked() || !entry.spec.takes(passing.len()) {
+        if !entry.is_linked() {
             return;
         }
         if !engine.is_serving() || self.current.is_running(lock) {
@@ -82,7 +81,8 @@ impl Hooks {
             // A script, a function, a transaction: that is decided when the command runs.
             None => entry.concerns(passing, |_| true),
         };
-        if wanted {
+        // The server refuses a wrong number of words, in a transaction at once: then nothing of that runs.
+        if wanted && entry.spec.takes(passing.len()) {
             self.rewrite(engine, passing, entry, client, native);
         }
     }
