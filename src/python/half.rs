@@ -62,11 +62,7 @@ impl<'a, 'py> Half<'a, 'py> {
     /// `gears.error`: a wrong `desc`, `user`, `onRegistered` or `max_memory`, or what [`registering::enlist`] says.
     pub fn enlist(self, py: Python<'_>, more: Option<Code>, trigger: Box<dyn Trigger>) -> PyResult<String> {
         let desc = self.given.text("desc")?;
-        if let Some(function) = self
-            .given
-            .get("onRegistered")?
-            .filter(|function| function.is_callable())
-        {
+        if let Some(function) = self.given.get("onRegistered")?.filter(PyAnyMethods::is_callable) {
             keywords::takes(self.given.call(), "onRegistered", &function, &[])?;
         }
         let on_registered = self.given.function("onRegistered")?;
