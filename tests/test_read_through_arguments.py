@@ -168,3 +168,18 @@ def test_doubtful_prefixes_are_warnings(server: Server) -> None:
     [entry] = server.client().execute_command("RG.DUMPREGISTRATIONS", "VERBOSE")
     [warning] = as_dict(entry)["warnings"]
     assert warning.startswith("prefix 'w:?' is no pattern:") and warning.endswith("the key 'w:?', question mark and all")
+
+
+def test_a_script_that_is_stopped_while_its_function_is_looked_at(server: Server) -> None:
+    """Code of users runs where a signature is asked for: what ends the script there is not taken for an answer."""
+    server.client().execute_command("RG.CONFIGSET", "SyncTimeout", "200")
+    said = errors(server, """
+        class Endless:
+            def __call__(self, key): return key
+            @property
+            def __signature__(self):
+                while True: pass
+        read_through('k:*', Endless())
+    """)
+    assert "SyncTimeout" in said or "forcestopped" in said, said
+    assert server.registrations() == []

@@ -2,6 +2,7 @@
 //! what was expected.
 
 use pyo3::{
+    exceptions::{PyTypeError, PyValueError},
     intern,
     prelude::*,
     types::{PyBool, PyDict, PyFloat, PyInt, PyString, PyTuple},
@@ -193,15 +194,16 @@ pub fn takes(call: &str, name: &str, function: &Bound<'_, PyAny>, arguments: &[&
     if is("isgeneratorfunction")? || is("isasyncgenfunction")? {
         return Err(expected(call, name, "a function without yield", function));
     }
-    // Some functions in C have no signature that one could ask for.
-    let Ok(signature) = inspect.call_method1(intern!(py, "signature"), (function,)) else {
-        return Ok(());
+    let signature = match inspect.call_method1(intern!(py, "signature"), (function,)) {
+        Ok(signature) => signature,
+        // Some functions in C have none that one could ask for.
+        Err(error) if is_answer(py, &error) => return Ok(()),
+        Err(error) => return Err(error),
     };
-    let fits = signature
-        .call_method1(intern!(py, "bind"), PyTuple::new(py, arguments)?)
-        .is_ok();
-    if fits {
-        return Ok(());
+    match signature.call_method1(intern!(py, "bind"), PyTuple::new(py, arguments)?) {
+        Ok(_) => return Ok(()),
+        Err(error) if is_answer(py, &error) => {}
+        Err(error) => return Err(error),
     }
     let what = match arguments {
         [] => "a function without arguments".to_owned(),
@@ -209,6 +211,11 @@ pub fn takes(call: &str, name: &str, function: &Bound<'_, PyAny>, arguments: &[&
         more => format!("a function of {} arguments ({})", more.len(), more.join(", ")),
     };
     Err(expected(call, name, &what, function))
+}
+
+/// What `inspect` says of a function, and not what stops the script that asks.
+fn is_answer(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<PyTypeError>(py) || error.is_instance_of::<PyValueError>(py)
 }
 
 /// An `int` or a `float`.
