@@ -17,6 +17,7 @@ mod writes;
 
 use std::sync::{Arc, OnceLock};
 
+pub use awaited::{Awaited, Awaiting, Block};
 use chain::HookRule;
 use clients::{ClientCache, names_of_rights};
 pub use loads::{Hot, Loads, Missing, Wait, nearness};

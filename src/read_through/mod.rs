@@ -58,7 +58,7 @@ use crate::{
         scope,
     },
     hashing::ByNumber,
-    hooks::{Hooks, Hot, Loads, Missing, Wait},
+    hooks::{Awaiting, Hooks, Hot, Loads, Missing, Wait},
     mutex::Mutex,
     server::{
         command::Command,
@@ -67,7 +67,7 @@ use crate::{
         lock::Lock,
         reply::Reply,
         store::Content,
-        waiting::{self, WaitingClient},
+        waiting,
     },
 };
 
@@ -157,7 +157,7 @@ enum Leave {
 
 /// Somebody who waits.
 enum Who {
-    Client(WaitingClient),
+    Client(Awaiting),
     /// A function of ours or of the language.
     Told(Box<dyn FnOnce(Reply) + Send>),
 }
@@ -440,7 +440,7 @@ impl ReadThrough {
     /// Lets the client of a command wait under its number in the machine.
     fn block(&self, command: &Command<'_>, number: u64) -> Wait {
         let lock = command.lock();
-        let client = command.wait(waiting::Awaited::Load);
+        let client = self.hooks.block(command, waiting::Awaited::Load);
         let mut state = self.state.write(lock);
         let Some(client) = client else {
             state.machine.release(number);

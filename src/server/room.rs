@@ -97,6 +97,11 @@ pub(super) fn check(lock: Lock<'_>, features: Features, flags: u32, name: &[u8])
 /// The answer to a command that has no room.
 pub(super) fn refusal() -> Reply {
     REFUSED.fetch_add(1, Ordering::Relaxed);
+    no_room()
+}
+
+/// The same for a client's, which is not counted.
+pub fn no_room() -> Reply {
     Reply::error(OOM)
 }
 
