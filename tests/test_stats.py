@@ -8,7 +8,7 @@ from helpers import wait_until
 
 TOP = {
     *("schema", "pinion", "python", "shard", "role", "uptime_s", "memory", "executions", "commands", "registrations"),
-    *("sessions", "cluster", "read_through"),
+    *("sessions", "cluster", "read_through", "write_behind"),
 }
 
 

@@ -66,7 +66,8 @@ def test_a_full_queue_lets_writes_wait_for_so_long(server: Server, source: Serve
     gone.send("SET", "user:15", "never")
     wait_until(lambda: client.info("rg_write_behind")["rg_write_behind_clients_waiting_for_room"] == 3)
     gone.close()
-    assert [raw.read() for raw in raws[:2]] == [b"-QUEUEFULL 2 changes of 'user:*' are not saved yet\r\n"] * 2
+    full = b"user:1*" if script else b"user:*"
+    assert [raw.read() for raw in raws[:2]] == [b"-QUEUEFULL 2 changes of '" + full + b"' are not saved yet\r\n"] * 2
     assert 0.4 <= time.monotonic() - before < 5
     assert client.exists("user:13", "user:14", "user:15") == 0, "they have had no effect"
     data = figures(server, place)
