@@ -194,7 +194,7 @@ def limited(server: Server) -> None:
     client.config_set("maxmemory", 1_000_000)
 
 
-OOM = "OOM command not allowed"
+OOM = "command not allowed when used memory"
 
 
 @pytest.mark.parametrize("words", [["HDEL", "user:1", "city"], ["HSET", "user:1", "city", "Thun"], ["GETDEL", "user:1"]], ids=" ".join)

@@ -212,7 +212,10 @@ impl ReadThrough {
                 continue;
             }
             let state = self.state.read(lock);
-            let loaded = state.machine.landed(key).and_then(|landed| landed.value.clone());
+            // What is void may be read once more, and nothing may be made of it.
+            let landed = state.machine.landed(key);
+            let landed = landed.filter(|landed| !(landed.void && awaited.writes));
+            let loaded = landed.and_then(|landed| landed.value.clone());
             let rule = awaited.writes.then(|| state.served_for(&key.name)).flatten();
             drop(state);
             let Some(loaded) = loaded else { continue };

@@ -3,7 +3,8 @@
 use smallvec::{SmallVec, smallvec};
 
 use super::{
-    Action, Ask, Change, Due, Flight, Keys, Load, Machine, NoValue, Purpose, Stage, Time, Waiter, Wanted,
+    Action, Ask, Change, Due, Flight, Keys, Load, Machine, NoValue, Purpose, Stage, Standing, Time, Waiter,
+    Wanted,
 };
 use crate::{engine::id::Id, read_through::keys::Key};
 
@@ -142,6 +143,9 @@ impl<V> Machine<V> {
             }
             if self.flights.at(&ask.key).is_some() {
                 continue;
+            }
+            if rule.standing == Standing::Missing {
+                return refuse(NoValue::NotLoaded);
             }
             if !rule.breaker.allows(now) {
                 return refuse(NoValue::BreakerOpen);
