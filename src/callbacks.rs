@@ -13,7 +13,7 @@ use crate::{
         events::{self, Class, ServerEvent},
         filter, info,
         lock::Lock,
-        persist, raw,
+        persist, raw, room,
     },
 };
 
@@ -81,6 +81,7 @@ pub unsafe extern "C" fn on_server_event(
             if event == ServerEvent::BeforeSleep {
                 after::before_sleep(lock);
                 audience::next_turn(lock);
+                room::may_be_limited(lock);
                 pinion.hooks.before_sleep(lock);
                 pinion.loads.pump(lock);
                 pinion.behind.pump(lock);

@@ -226,6 +226,7 @@ impl Hooks {
     }
 
     /// The registration that loads a key before the command runs, whose words `word` gives.
+    #[inline]
     pub(super) fn load_before<'a, 'w>(
         &self,
         lock: Lock<'_>,
@@ -239,6 +240,7 @@ impl Hooks {
     }
 
     /// Whether the command changes a part of a value whose changes are saved.
+    #[inline(never)]
     fn leaves_a_part<'w>(
         &self,
         lock: Lock<'_>,
@@ -262,7 +264,13 @@ impl Hooks {
                 // What is there may be gone when the command runs, which looks again.
                 && (passing.key_life(db, position) == Life::Missing || room::may_evict(lock));
         }
-        let loads = self.loads.get();
+        self.wants_proxy_for_any(entry, passing, db)
+    }
+
+    /// The same for a command with keys, whatever the rules are.
+    #[inline(never)]
+    fn wants_proxy_for_any(&self, entry: &Entry, passing: Passing<'_>, db: i32) -> bool {
+        let (lock, loads) = (passing.lock(), self.loads.get());
         entry.spec.key_positions(passing.len()).any(|position| {
             let Some(key) = passing.arg(position) else {
                 return false;
@@ -371,7 +379,8 @@ impl Hooks {
         let Some(first) = missing.first() else {
             return Ok(None);
         };
-        if !command.may_block() || !command.has_client() {
+        // What the filter has cleared has a client outside of transactions and scripts.
+        if !cleared && !(command.may_block() && command.has_client()) {
             let first = first.registration;
             missing.retain(|missing| {
                 missing.partial && !loads.restore(lock, missing.registration, db, missing.name)

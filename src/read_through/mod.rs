@@ -33,7 +33,7 @@ use std::{
 use smallvec::SmallVec;
 
 pub use behind::{Newest, Unsaved};
-pub use brought::raised;
+pub use brought::{Values, raised};
 pub use keys::Key;
 pub use life::Lifetime;
 pub use pump::check_keys;
@@ -55,6 +55,7 @@ use crate::{
         prefix::Pattern,
         record::Record,
         registration::Registration,
+        reuse::Pool,
         scope,
     },
     hashing::ByNumber,
@@ -101,7 +102,7 @@ pub trait Unpack: Send + Sync {
         returned: Record,
         batch: bool,
         ttl: Option<&dyn Function>,
-    ) -> Result<Vec<Result<Loaded, FailedLoad>>, FailedLoad>;
+    ) -> Result<Values, FailedLoad>;
 }
 
 /// All loads of this server.
@@ -176,6 +177,8 @@ struct Served {
     figures: Figures,
     /// Commands that change a part of a value are linked.
     meets_writes: bool,
+    /// Executions of loads that have ended.
+    pool: Arc<Pool>,
 }
 
 impl ReadThrough {

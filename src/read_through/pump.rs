@@ -19,9 +19,9 @@ use crate::{
         language::{Failure, with_lock},
         record::{Record, Value},
         registration::Registration,
+        reuse::Pool,
         scope::Scope,
         source::{Once, Reading, Source},
-        start::Start,
     },
     server::{
         api,
@@ -149,12 +149,14 @@ impl ReadThrough {
         match action {
             Action::Begin { load, rule, keys } => {
                 let served = state.served.get(rule);
-                let served =
-                    served.map(|served| (Arc::clone(&served.registration), Arc::clone(&served.options)));
+                let served = served.map(|served| {
+                    let (registration, pool) = (Arc::clone(&served.registration), Arc::clone(&served.pool));
+                    (registration, Arc::clone(&served.options), pool)
+                });
                 drop(state);
                 match served {
-                    Some((registration, options)) => {
-                        self.begin(lock, now, load, &registration, &options, keys);
+                    Some((registration, options, pool)) => {
+                        self.begin(lock, now, load, (&registration, &options, &pool), keys);
                     }
                     None => {
                         self.state.write(lock).machine.ended(now, load);
@@ -212,8 +214,7 @@ impl ReadThrough {
         lock: Lock<'_>,
         begun: Time,
         load: u64,
-        registration: &Arc<Registration>,
-        options: &Options,
+        (registration, options, pool): (&Arc<Registration>, &Options, &Arc<Pool>),
         keys: Keys,
     ) {
         let Some(db) = keys.first().map(|key| key.db) else {
@@ -231,11 +232,12 @@ impl ReadThrough {
             return;
         }
         // What is loaded of a key with a change that is not saved may be older than that.
-        let unsaved: Keys = keys
-            .iter()
-            .filter(|key| self.unsaved(lock, key.db, &key.name).is_some())
-            .cloned()
-            .collect();
+        let mut unsaved = Vec::new();
+        for key in &keys {
+            if self.unsaved(lock, key.db, &key.name).is_some() {
+                unsaved.push(key.clone());
+            }
+        }
         let record = Some(Record::Native(argument));
         let source: Box<dyn Source> = match &registration.actor {
             None => Box::new(Once(record)),
@@ -244,18 +246,20 @@ impl ReadThrough {
                 keys: keys.clone(),
             }),
         };
-        let start = Start::of_registration(registration, db, source).transient();
         let ttl = match options.ttl {
             Ttl::Function => registration.plan.functions.get(1).cloned(),
             _ => None,
         };
-        let start = start.collected(Unloading::new(self, load, begun, keys, batch, ttl));
-        let execution = self.engine.submit(start, None);
-        let running = Running {
-            execution: execution.id,
-        };
+        let collector = Unloading::new(self, load, begun, keys, batch, ttl);
+        let asked = self.started + begun;
+        let execution = self
+            .engine
+            .submit_load(registration, pool, db, source, collector, asked);
+        let running = Running { execution };
         self.state.write(lock).running.insert(load, running);
-        self.break_leases(lock, &unsaved);
+        if !unsaved.is_empty() {
+            self.break_leases(lock, &unsaved);
+        }
     }
 
     /// A load has ended: on any thread, with or without the server's lock.

@@ -13,6 +13,7 @@ use super::{
     audience, home,
     lock::{Entered, Lock},
     persist::Writing,
+    room,
     string::{self, Held},
 };
 use crate::per_thread::per_thread;
@@ -259,6 +260,15 @@ pub unsafe fn run_server_event(
     data: *mut c_void,
     work: impl FnOnce(Lock<'_>, ServerEvent),
 ) {
+    if event.id == raw::REDISMODULE_EVENT_EVENTLOOP
+        && sub_event != raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP
+    {
+        return;
+    }
+    if event.id == raw::REDISMODULE_EVENT_CONFIG {
+        // SAFETY: the server holds its lock while it fires events.
+        room::may_be_limited(unsafe { Lock::assume() });
+    }
     // SAVE writes a file without a process of its own, and a replica may begin with that.
     let writes_itself = matches!(
         sub_event,
@@ -295,9 +305,7 @@ pub unsafe fn run_server_event(
         },
         // SAFETY: that is what the server gives with this event.
         raw::REDISMODULE_EVENT_CONFIG if unsafe { names_a_port(data.cast()) } => ServerEvent::PortsChanged,
-        raw::REDISMODULE_EVENT_EVENTLOOP if sub_event == raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP => {
-            ServerEvent::BeforeSleep
-        }
+        raw::REDISMODULE_EVENT_EVENTLOOP => ServerEvent::BeforeSleep,
         raw::REDISMODULE_EVENT_SHUTDOWN => ServerEvent::Closing,
         raw::REDISMODULE_EVENT_FLUSHDB => {
             // SAFETY: what the server passes on with this event; both its beginning and its end are of interest.

@@ -211,8 +211,8 @@ pub fn signal_modified(lock: Lock<'_>, db: i32, name: &[u8]) {
 
 /// Whether a value may be stored now: not above `maxmemory`, unless the server evicts.
 pub fn has_room(lock: Lock<'_>, features: Features) -> bool {
-    let room = room::check(lock, features, lock.server_flags(), b"SET");
-    matches!(room, Room::Enough | Room::AfterEviction)
+    let check = || room::check(lock, features, lock.server_flags(), b"SET");
+    room::is_unlimited(lock) || matches!(check(), Room::Enough | Room::AfterEviction)
 }
 
 /// False if the key's slot is served by another node of the cluster. For keys that are not there.

@@ -221,11 +221,15 @@ impl<V> Machine<V> {
 
     /// Begins what may begin.
     pub(super) fn begin_loads(&mut self, now: Time, id: Id) {
-        let mut refused = Vec::new();
         let Some(rule) = self.rules.get_mut(id) else {
             return;
         };
-        while let Some(chunk) = rule.next_chunk(now) {
+        if rule.queued() == 0 {
+            return;
+        }
+        let mut refused = Vec::new();
+        while rule.queued() > 0 {
+            let Some(chunk) = rule.next_chunk(now) else { break };
             let mut keys = chunk.keys;
             keys.retain(|key| match self.flights.of(key) {
                 Some(flight) if flight.stage != Stage::Queued => false,
