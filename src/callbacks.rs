@@ -74,6 +74,9 @@ pub unsafe extern "C" fn on_server_event(
     sub_event: u64,
     data: *mut c_void,
 ) {
+    if !events::is_told(&event, sub_event) {
+        return;
+    }
     let Some(pinion) = Pinion::get() else { return };
     // SAFETY: the server calls this with its own arguments.
     unsafe {

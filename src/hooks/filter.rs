@@ -3,7 +3,7 @@
 
 use super::{
     Hooks, Noted, applies_hooks,
-    table::{Entry, ProxyCommand},
+    table::{Entry, ProxyCommand, place_of},
     writes,
 };
 use crate::{
@@ -23,7 +23,8 @@ impl Hooks {
         let Some(name) = passing.arg(0) else { return };
         let lock = passing.lock();
         let table = self.table.read(lock);
-        let minds = table.minds(name);
+        let place = place_of(name);
+        let minds = table.minds(place);
         *self.noted.write(lock) = Noted {
             moving: minds && writes::moves_keys(name),
             ..Noted::default()
@@ -37,7 +38,7 @@ impl Hooks {
                 .write(lock)
                 .passes(name, |position| passing.arg(position));
         }
-        let found = table.find(name);
+        let found = table.find_at(place, name);
         let Some(entry) = found else {
             if native {
                 self.clients.write(lock).passes(lock, passing.client_id(), name);

@@ -67,6 +67,8 @@ pub(super) struct LoadRule {
 pub struct Missing<'a> {
     pub registration: Id,
     pub name: &'a [u8],
+    /// Where it stands among the words of the proxy command.
+    pub position: usize,
     /// What the command leaves of the key would be saved in the place of what is not loaded.
     partial: bool,
 }
@@ -260,9 +262,11 @@ impl Hooks {
         }
         let lock = passing.lock();
         if let Some(position) = entry.plain_key {
-            return passing.arg(position).is_some_and(|key| entry.links(key))
+            return passing.key(position).is_some_and(|key| {
                 // What is there may be gone when the command runs, which looks again.
-                && (passing.key_life(db, position) == Life::Missing || room::may_evict(lock));
+                entry.links(key.name)
+                    && (passing.key_life(db, &key) == Life::Missing || room::may_evict(lock))
+            });
         }
         self.wants_proxy_for_any(entry, passing, db)
     }
@@ -272,10 +276,11 @@ impl Hooks {
     fn wants_proxy_for_any(&self, entry: &Entry, passing: Passing<'_>, db: i32) -> bool {
         let (lock, loads) = (passing.lock(), self.loads.get());
         entry.spec.key_positions(passing.len()).any(|position| {
-            let Some(key) = passing.arg(position) else {
+            let Some(passed) = passing.key(position) else {
                 return false;
             };
-            if !entry.writes.is_empty() && self.wants_write_proxy(entry, passing, db, position, key) {
+            let key = passed.name;
+            if !entry.writes.is_empty() && self.wants_write_proxy(entry, passing, db, &passed) {
                 return true;
             }
             let linked = entry.links(key);
@@ -289,7 +294,7 @@ impl Hooks {
             if !linked && load.is_none() {
                 return false;
             }
-            let life = passing.key_life(db, position);
+            let life = passing.key_life(db, &passed);
             if life != Life::Missing && room::may_evict(lock) {
                 // It may be gone when the command runs, which looks again.
                 return true;
@@ -371,6 +376,7 @@ impl Hooks {
                 missing.push(Missing {
                     registration: rule.registration,
                     name,
+                    position: position + 1,
                     partial: self.leaves_a_part(lock, entry, name, original.len(), |at| original.get(at)),
                 });
             }
@@ -380,7 +386,8 @@ impl Hooks {
             return Ok(None);
         };
         // What the filter has cleared has a client outside of transactions and scripts.
-        if !cleared && !(command.may_block() && command.has_client()) {
+        let can_wait = cleared || (command.may_block() && command.has_client());
+        if !can_wait {
             let first = first.registration;
             missing.retain(|missing| {
                 missing.partial && !loads.restore(lock, missing.registration, db, missing.name)

@@ -164,7 +164,7 @@ pub(super) fn changes_state(name: &[u8]) -> bool {
 const PLACES: usize = u64::BITS as usize;
 
 /// Where a name is looked for, in any letter case.
-fn place_of(name: &[u8]) -> usize {
+pub(super) fn place_of(name: &[u8]) -> usize {
     let letter = |byte: Option<&u8>| usize::from(byte.copied().unwrap_or(0) | 0x20);
     (name.len() * 5 + letter(name.first()) * 3 + letter(name.last())) % PLACES
 }
@@ -204,13 +204,19 @@ impl Table {
         &mut self.entries[place]
     }
 
-    /// False if nobody minds a command of this name: most of them.
-    pub(super) fn minds(&self, name: &[u8]) -> bool {
-        self.mattering & place_bit(name) != 0
+    /// False if nobody minds a command whose name has this place: most of them.
+    pub(super) fn minds(&self, place: usize) -> bool {
+        self.mattering & 1 << place != 0
     }
 
     pub(super) fn find(&self, name: &[u8]) -> Option<&Entry> {
-        let places = self.places.get(place_of(name))?;
+        self.find_at(place_of(name), name)
+    }
+
+    /// The same for a name whose place is known.
+    #[inline]
+    pub(super) fn find_at(&self, place: usize, name: &[u8]) -> Option<&Entry> {
+        let places = self.places.get(place)?;
         let word = word_of(name);
         places
             .iter()

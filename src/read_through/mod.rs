@@ -68,6 +68,7 @@ use crate::{
         lock::Lock,
         reply::Reply,
         store::Content,
+        string::Held,
         waiting::{self, WaitingClient},
     },
 };
@@ -166,6 +167,8 @@ enum Who {
 /// The execution of a load.
 struct Running {
     execution: Id,
+    /// The name of its only key, where a command has given it.
+    name: Option<Held>,
 }
 
 /// One registration as it serves.
@@ -398,7 +401,11 @@ impl Loads for ReadThrough {
             Ok(number) => {
                 drop(state);
                 let wait = self.block(command, number);
-                self.begin_at_once(lock, now);
+                let name = match missing {
+                    [missing] => command.hold(missing.position),
+                    _ => None,
+                };
+                self.begin_at_once(lock, now, name);
                 wait
             }
             Err((rule, why)) => match state.refusal(rule, &why, writes) {

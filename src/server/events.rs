@@ -250,7 +250,14 @@ pub unsafe fn subscribe_server(ctx: *mut raw::RedisModuleCtx, function: ServerFu
     has_api!(RedisModule_EventLoopAdd) && subscribe(raw::REDISMODULE_EVENT_EVENTLOOP)
 }
 
-/// The frame around a server event function.
+/// False for what comes all the time and is nobody's: the server has slept.
+#[inline]
+pub fn is_told(event: &raw::RedisModuleEvent, sub_event: u64) -> bool {
+    event.id != raw::REDISMODULE_EVENT_EVENTLOOP
+        || sub_event == raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP
+}
+
+/// The frame around a server event function, for what [`is_told`].
 ///
 /// # Safety
 /// To be called by a server event function with the server's own arguments.
@@ -260,11 +267,6 @@ pub unsafe fn run_server_event(
     data: *mut c_void,
     work: impl FnOnce(Lock<'_>, ServerEvent),
 ) {
-    if event.id == raw::REDISMODULE_EVENT_EVENTLOOP
-        && sub_event != raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP
-    {
-        return;
-    }
     if event.id == raw::REDISMODULE_EVENT_CONFIG {
         // SAFETY: the server holds its lock while it fires events.
         room::may_be_limited(unsafe { Lock::assume() });
