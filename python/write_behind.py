@@ -12,7 +12,7 @@ def write_behind(prefix, save=None, **options):
 
     A decorator, which returns the function, or a call. `prefix`: keys with this name, or with this beginning if it ends with
     `*`. Options: events, batch, interval, coalesce, backoff, max_backoff, max_tries, dead_letter, max_queue, max_queue_bytes,
-    on_full, wait, timeout, ordered, max_save_time, max_memory, user, onRegistered, desc. Raises `gears.error` that names the argument.
+    on_full, full_timeout, wait, timeout, ordered, max_save_time, max_memory, user, onRegistered, desc. Raises `gears.error` that names the argument.
     """
     if save is not None:
         redisgears.registerWriteBehind(prefix, save, options)

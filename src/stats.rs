@@ -180,8 +180,8 @@ impl RunStats {
         is_due.then(|| self.unlogged_failures.swap(0, Ordering::Relaxed))
     }
 
-    /// What was to prepare the functions failed: this is told until one of them ends.
-    pub fn not_prepared(&self, error: String) {
+    /// What was to prepare the functions failed, or what is to follow from an end of theirs: this is told until one of them ends.
+    pub fn in_trouble(&self, error: String) {
         self.state.lock().counts.last_error = Some(error);
     }
 

@@ -60,7 +60,7 @@ READ_THROUGH = ["ttl=1", "ttl=0.05", "ttl=lambda k, v: 0.1", "jitter=0.5", "nega
                 "on_error='miss'", "max_waiting=1", "max_loads=2, timeout=2", "backoff=0", "max_backoff=0.2", "breaker=(2, 0.1)", "batch=5", "batch=3, batch_wait=0.01",
                 "commands=['get', 'mget', 'hgetall']", "max_memory=300", "ttl=-1"]
 WRITE_BEHIND = ["batch=1", "batch=500", "interval=0.01", "coalesce=False", "backoff=0.01", "max_backoff=0.1", "max_tries=1, dead_letter='s'", "max_tries=1, dead_letter='k:1'",
-                "max_queue=3, on_full='error'", "max_queue_bytes=200, on_full='error'", "wait=True, timeout=0.05", "wait=True, timeout=1", "ordered='all'", "max_save_time=0.5",
+                "max_queue=3, on_full='error'", "max_queue=2, full_timeout=0.05", "max_queue_bytes=200, on_full='error'", "wait=True, timeout=0.05", "wait=True, timeout=1", "ordered='all'", "max_save_time=0.5",
                 "events=['set', 'hset']", "events=['set', 'del', 'expired', 'evicted']", "max_memory=300", "batch=0"]
 SLOW_QUEUE = "write_behind(prefix='k:*', max_queue=3)(lambda changes: time.sleep(0.005))"
 # Of libraries and scripts for the server's engine of Python, where there is one.

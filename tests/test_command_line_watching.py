@@ -132,6 +132,7 @@ def test_exporter(server: Server, url: str, pinion: Pinion, script: Callable[...
         shown = {name.removeprefix("pinion_registration") for name in known}
         assert {name for name in told if name.endswith("_total")} - {"_handed_on_total"} <= shown
         assert {"_queued", "_queued_bytes", "_oldest_ms", "_save_p99_us"} <= shown
+        assert {f"pinion_write_behind{name}" for name in told} <= known, "and the sums"
     asked = {target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])}
     for expression in asked:
 

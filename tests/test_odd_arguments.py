@@ -20,7 +20,7 @@ pytestmark = pytest.mark.matrix
 
 READ_THROUGH = """commands ttl jitter negative_ttl stale refresh_ahead timeout on_error max_waiting max_loads max_load_time max_memory backoff max_backoff
 breaker batch batch_wait user onRegistered desc""".split()
-WRITE_BEHIND = """events batch interval coalesce backoff max_backoff max_tries dead_letter max_queue max_queue_bytes on_full wait timeout ordered
+WRITE_BEHIND = """events batch interval coalesce backoff max_backoff max_tries dead_letter max_queue max_queue_bytes on_full full_timeout wait timeout ordered
 max_save_time max_memory user onRegistered desc""".split()
 
 # Each of them does what `mischief` says, wherever it is looked at.

@@ -8,7 +8,7 @@ from helpers import wait_until
 
 TOP = {
     *("schema", "pinion", "python", "shard", "role", "uptime_s", "memory", "executions", "commands", "registrations"),
-    *("sessions", "cluster", "read_through"),
+    *("sessions", "cluster", "read_through", "write_behind"),
 }
 
 
@@ -83,6 +83,24 @@ def test_read_through_has_its_figures(server):
     assert found["read_through"]["registrations"] == found["read_through"]["misses_total"] == 1
     [entry] = found["registrations"]
     assert entry["figures"]["loads"] == 1 and entry["figures"]["breaker"] == "closed"
+
+
+def test_write_behind_has_its_figures(server):
+    """The sums of all registrations, those of INFO."""
+    server.run("""
+        def fails(changes):
+            raise ValueError('no')
+        write_behind('user:*', fails, backoff=0.01, max_backoff=0.01)
+        write_behind('order:*', lambda changes: None)
+    """)
+    client = server.client()
+    client.mset({"user:a": "x", "user:b": "y", "order:1": "z"})
+    found = wait_until(lambda: (now := stats(client)["write_behind"])["saved_total"] and now["save_failures_total"] > 1 and now)
+    assert (found["registrations"], found["queued"], found["saved_total"], found["captured_total"], found["dead_total"]) == (2, 2, 1, 3, 0)
+    assert found["queued_bytes"] > 0 and found["retried_total"] >= 2 * found["save_failures_total"] - 1
+    wait_until(lambda: stats(client)["write_behind"]["oldest_ms"] > 20)
+    names = {name.removeprefix("rg_write_behind_") for name in client.info("rg_write_behind")}
+    assert names == set(stats(client)["write_behind"])
 
 
 def test_each_shard_tells_of_all(cluster):

@@ -40,6 +40,7 @@ from helpers import Server, as_dict
         ("write_behind('k', f, on_full='drop')", "on_full: expected 'wait' or 'error', got 'drop'"),
         ("write_behind('k', f, wait='yes')", "wait: expected True or False, got 'yes'"),
         ("write_behind('k', f, timeout=0)", "timeout: expected a number of seconds above 0, got 0"),
+        ("write_behind('k', f, full_timeout=0)", "full_timeout: expected a number of seconds above 0, got 0"),
         ("write_behind('k', f, max_save_time=0)", "max_save_time: expected a number of seconds above 0, got 0"),
         ("write_behind('k', f, max_concurrent=2)", "max_concurrent: expected one of events, batch,"),
         ("write_behind('k', f, ordered='none')", "ordered: expected 'key' or 'all', got 'none'"),
@@ -56,13 +57,13 @@ def test_wrong_arguments(server: Server, call: str, said: str) -> None:
 def test_all_of_them_are_shown(server: Server) -> None:
     server.run("""
         write_behind('k:*', lambda changes: None, events=['SET', 'del'], batch=7, interval=1.5, coalesce=False, backoff=0, max_backoff=2,
-                     max_tries=3, dead_letter='dead', max_queue=10, max_queue_bytes=1000, on_full='error', wait=True, timeout=1,
+                     max_tries=3, dead_letter='dead', max_queue=10, max_queue_bytes=1000, on_full='error', full_timeout=2.5, wait=True, timeout=1,
                      ordered='all', max_save_time=3, desc='all of them')
         redisgears.writeBehind('l:*', lambda changes: None)
     """)
     shown = {
         "prefix": "k:*", "events": ["set", "del"], "batch": 7, "interval": "1.5", "coalesce": 0, "backoff": "0", "max_backoff": "2",
-        "max_tries": 3, "dead_letter": "dead", "max_queue": 10, "max_queue_bytes": 1000, "on_full": "error", "wait": 1, "timeout": "1",
+        "max_tries": 3, "dead_letter": "dead", "max_queue": 10, "max_queue_bytes": 1000, "on_full": "error", "full_timeout": "2.5", "wait": 1, "timeout": "1",
         "ordered": "all", "max_save_time": "3",
     }  # fmt: skip
     data = figures(server)

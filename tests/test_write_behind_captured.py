@@ -56,6 +56,106 @@ ROWS: list[tuple[str, list[str], list[str], dict[str, Any]]] = [
 ]  # fmt: skip
 
 
+# Commands of some servers only, or with conditions, or that move and store; those that a server does not know are left out there.
+MORE: list[tuple[str, list[str], list[str], dict[str, Any]]] = [
+    ("set with a condition that fails", ["SET k:1 a"], ["SET k:1 b NX", "SET k:2 b XX", "SET k:1 b NX GET"], {}),
+    ("set with a condition that holds", ["SET k:1 a"], ["SET k:1 b XX", "SET k:2 b NX GET"], {"k:1": ("set", "b"), "k:2": ("set", "b")}),
+    ("set get of another type", ["RPUSH k:1 a"], ["SET k:1 b GET"], {}),
+    ("set with a lifetime", [], ["SET k:1 a EX 100", "SETEX k:2 100 b", "PSETEX k:3 100000 c"],
+     {"k:1": ("set", "a"), "k:2": ("set", "b"), "k:3": ("set", "c")}),
+    ("set keepttl", ["SET k:1 a EX 100"], ["SET k:1 b KEEPTTL"], {"k:1": ("set", "b")}),
+    ("set ifeq", ["MSET k:1 a k:2 a"], ["SET k:1 b IFEQ a", "SET k:2 b IFEQ x"], {"k:1": ("set", "b")}),
+    ("delifeq", ["MSET k:1 a k:2 a"], ["DELIFEQ k:1 a", "DELIFEQ k:2 x"], {"k:1": ("del", None)}),
+    ("delex", ["MSET k:1 a k:2 a"], ["DELEX k:1 IFEQ a", "DELEX k:2 IFEQ x"], {"k:1": ("del", None)}),
+    ("msetnx", ["SET k:1 a"], ["MSETNX k:1 b k:2 b", "MSETNX k:3 c k:4 d"], {"k:3": ("set", "c"), "k:4": ("set", "d")}),
+    ("msetex", [], ["MSETEX 2 k:1 a k:2 b EX 100"], {"k:1": ("set", "a"), "k:2": ("set", "b")}),
+    ("getex", ["SET k:1 a EX 100"], ["GETEX k:1 PERSIST"], {}),
+    ("incrbyfloat", ["SET k:1 1"], ["INCRBYFLOAT k:1 0.5"], {"k:1": ("incrbyfloat", "1.5")}),
+    ("bitop", ["SET x a"], ["BITOP OR k:1 x x"], {"k:1": ("set", "a")}),
+    ("bitop of nothing", ["SET k:1 a"], ["BITOP OR k:1 x x"], {"k:1": ("del", None)}),
+    ("bitfield", [], ["BITFIELD k:1 SET u8 0 97", "BITFIELD k:2 GET u8 0"], {"k:1": ("setbit", "a")}),
+    ("pfadd", [], ["PFADD k:1 a", "PFADD k:1 a"], {"k:1": ("pfadd", ...)}),
+    ("pfmerge", ["PFADD x a"], ["PFMERGE k:1 x"], {"k:1": ("pfadd", ...)}),
+    ("hsetnx", ["HSET k:1 a 1"], ["HSETNX k:1 a 2", "HSETNX k:2 a 2"], {"k:2": ("hset", {"a": "2"})}),
+    ("hincrbyfloat", ["HSET k:1 a 1"], ["HINCRBYFLOAT k:1 a 0.5"], {"k:1": ("hincrbyfloat", {"a": "1.5"})}),
+    ("hsetex", ["HSET k:1 a 1"], ["HSETEX k:1 EX 100 FIELDS 1 b 2"], {"k:1": ("hset", {"a": "1", "b": "2"})}),
+    ("hsetex of a field that is there", ["HSET k:1 a 1"], ["HSETEX k:1 FNX FIELDS 1 a 2", "HSETEX k:2 FXX FIELDS 1 a 2"], {}),
+    ("hgetdel", ["HSET k:1 a 1 b 2"], ["HGETDEL k:1 FIELDS 1 a"], {"k:1": ("hdel", {"b": "2"})}),
+    ("hgetdel of the last field", ["HSET k:1 a 1"], ["HGETDEL k:1 FIELDS 1 a"], {"k:1": ("del", None)}),
+    ("hgetdel of no field", ["HSET k:1 a 1"], ["HGETDEL k:1 FIELDS 1 x", "HGETDEL k:2 FIELDS 1 x"], {}),
+    ("lifetimes of fields", ["HSET k:1 a 1"], ["HEXPIRE k:1 100 FIELDS 1 a", "HGETEX k:1 EX 200 FIELDS 1 a", "HPERSIST k:1 FIELDS 1 a"], {}),
+    ("ltrim and lrem", ["RPUSH k:1 a b c"], ["LTRIM k:1 0 1", "LREM k:1 1 a"], {"k:1": ("lrem", ["b"])}),
+    ("ltrim of all", ["RPUSH k:1 a b c"], ["LTRIM k:1 5 6"], {"k:1": ("del", None)}),
+    ("linsert and lset", ["RPUSH k:1 a"], ["LINSERT k:1 BEFORE a x", "LSET k:1 0 y"], {"k:1": ("lset", ["y", "a"])}),
+    ("linsert of nothing", ["RPUSH k:1 a"], ["LINSERT k:1 BEFORE nothing x", "LPUSHX k:2 a"], {}),
+    ("lmpop", ["RPUSH k:1 a b"], ["LMPOP 2 k:0 k:1 LEFT COUNT 1"], {"k:1": ("lpop", ["b"])}),
+    ("rpoplpush onto itself", ["RPUSH k:1 a b"], ["RPOPLPUSH k:1 k:1"], {"k:1": ("rpop", ["b", "a"])}),
+    ("lmove of the last item", ["RPUSH k:1 a"], ["LMOVE k:1 x LEFT LEFT"], {"k:1": ("del", None)}),
+    ("blocking commands that need not wait", ["RPUSH k:1 a", "RPUSH k:2 a b", "ZADD k:3 1 a"],
+     ["BLPOP k:1 0", "BLMOVE k:2 k:4 LEFT LEFT 0", "BZPOPMIN k:3 0"],
+     {"k:1": ("del", None), "k:2": ("lpop", ["b"]), "k:4": ("lpush", ["a"]), "k:3": ("del", None)}),
+    ("smove", ["SADD k:1 a b"], ["SMOVE k:1 k:2 a", "SMOVE k:1 k:2 nothing"], {"k:1": ("srem", ["b"]), "k:2": ("sadd", ["a"])}),
+    ("spop of several", ["SADD k:1 a a b c"], ["SPOP k:1 10"], {"k:1": ("del", None)}),
+    ("sdiffstore", ["SADD x a b", "SADD y b"], ["SDIFFSTORE k:1 x y"], {"k:1": ("sdiffstore", ["a"])}),
+    ("zpopmin and zmpop", ["ZADD k:1 1 a 2 b 3 c"], ["ZPOPMIN k:1", "ZMPOP 1 k:1 MAX"], {"k:1": ("zpopmax", {"b": 2.0})}),
+    ("zadd that changes nothing", ["ZADD k:1 1 a"], ["ZADD k:1 NX 2 a", "ZADD k:1 GT 0 a", "ZADD k:1 XX 5 b"], {}),
+    ("zrangestore", ["ZADD x 1 a 2 b"], ["ZRANGESTORE k:1 x 1 1", "ZRANGESTORE k:2 nothing 0 1"], {"k:1": ("zrangestore", {"b": 2.0})}),
+    ("zremrangebyrank", ["ZADD k:1 1 a"], ["ZREMRANGEBYRANK k:1 0 0"], {"k:1": ("del", None)}),
+    ("geosearchstore", ["GEOADD x 0 0 a"], ["GEOSEARCHSTORE k:1 x FROMLONLAT 0 0 BYRADIUS 1 km"], {"k:1": ("geosearchstore", ...)}),
+    ("georadius store", ["GEOADD x 0 0 a"], ["GEORADIUS x 0 0 1 km STORE k:1"], {"k:1": ("georadiusstore", ...)}),
+    ("geoadd", [], ["GEOADD k:1 0 0 a"], {"k:1": ("zadd", ...)}),
+    ("sort store of nothing", ["SET k:1 a"], ["SORT nothing STORE k:1"], {"k:1": ("del", None)}),
+    ("copy over another one", ["SET k:1 a", "RPUSH k:2 x"], ["COPY k:1 k:2", "COPY x k:1 REPLACE", "COPY k:1 k:2 REPLACE"], {"k:2": ("copy_to", "a")}),
+    ("rename over another one", ["SET k:1 a", "SET k:2 b"], ["RENAMENX k:1 k:2", "RENAME k:1 k:2"],
+     {"k:1": ("rename_from", None), "k:2": ("rename_to", "a")}),
+    ("rename onto itself", ["SET k:1 a"], ["RENAME k:1 k:1"], {}),
+    ("set over another type", ["RPUSH k:1 a"], ["SET k:1 b"], {"k:1": ("set", "b")}),
+    ("changes of a stream", ["XADD k:1 1-1 a b", "XGROUP CREATE k:1 g 0"], ["XDEL k:1 1-1", "XSETID k:1 5-5"], {"k:1": ("xsetid", None)}),
+    ("refused in a script", ["SET k:1 a"], ["EVAL redis.pcall('HSET',KEYS[1],'f','v')return(redis.call('GET',KEYS[1])) 1 k:1"], {}),
+    ("a script that ends by an error", [], ["EVAL redis.call('SET',KEYS[1],'a')error('no') 1 k:1"], {"k:1": ("set", "a")}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, before, commands, captured", MORE, ids=[row[0] for row in MORE])
+def test_what_else_is_captured(
+    server: Server, source: Server, name: str, before: list[str], commands: list[str], captured: dict[str, Any]
+) -> None:
+    client, raw = server.client(), server.raw()
+    for command in commands:
+        if raw.call("COMMAND", "INFO", command.split()[0]).startswith((b"*1\r\n*-1", b"*1\r\n$-1", b"*1\r\n_")):
+            pytest.skip(f"this server does not know {command}")
+    for command in before:
+        assert not raw.call(*command.split()).startswith(b"-")
+    database = register(server, source, prefix="k:*")
+    for command in commands:
+        reply = raw.call(*command.split())
+        if reply.startswith((b"-ERR syntax", b"-ERR unknown")):
+            pytest.skip(f"this server does not know {command}")
+    client.set("k:end", "x")
+    wait_until(lambda: database.row("k:end") == "x")
+    shown = {change["key"]: (change["event"], change["value"]) for change in database.changes() if change["key"] != "k:end"}
+    assert {key: (event, ... if captured.get(key, (0, 0))[1] is ... else value) for key, (event, value) in shown.items()} == captured
+    drained(server)
+
+
+def test_blocking_commands_that_are_served_later(server: Server, source: Server) -> None:
+    database = register(server, source, "coalesce=False", prefix="k:*")
+    client, raws = server.client(), [server.raw() for _ in range(4)]
+    raws[0].send("BLPOP", "k:1", "0")
+    raws[1].send("BLMOVE", "k:2", "k:3", "LEFT", "RIGHT", "0")
+    raws[2].send("BLMOVE", "x", "k:4", "LEFT", "RIGHT", "0")
+    raws[3].send("BZPOPMIN", "k:5", "0")
+    wait_until(lambda: client.info("clients")["blocked_clients"] == 4)
+    client.rpush("k:1", "a", "b")
+    with client.pipeline(transaction=True) as pipe:
+        pipe.rpush("k:2", "a").rpush("x", "c").zadd("k:5", {"m": 1}).execute()
+    assert [raw.read()[:1] for raw in raws] == [b"*", b"$", b"$", b"*"]
+    drained(server)
+    last = {change["key"]: change["value"] for change in database.changes()}
+    assert last == {"k:1": ["b"], "k:2": None, "k:3": ["a"], "k:4": ["c"], "k:5": None}
+    assert {key: client.lrange(key, 0, -1) for key in ("k:1", "k:2", "k:3", "k:4")} == {"k:1": ["b"], "k:2": [], "k:3": ["a"], "k:4": ["c"]}
+
+
 @pytest.mark.parametrize("name, before, commands, captured", ROWS, ids=[row[0] for row in ROWS])
 def test_what_is_captured(
     server: Server, source: Server, name: str, before: list[str], commands: list[str], captured: dict[str, Any]

@@ -216,6 +216,70 @@ def test_damaged_changes_come_to_light(start_server: Callable[..., Server], sour
     assert "PRECIOUS" in letter["value"]
 
 
+def damaged(server: Server, database: Database, word: bytes) -> None:
+    """Starts the server with an AOF file in which a value is another one than its digest says."""
+    server.stop(kill=True)
+    (file,) = server.dir.glob("appendonlydir/*.incr.aof")
+    content = file.read_bytes()
+    at = content.index(word, content.index(b"PINIONQ"))
+    file.write_bytes(content[:at] + word.upper() + content[at + len(word) :])
+    database.fail(0)
+    server.start()
+
+
+def test_a_damaged_change_that_cannot_be_put_away_stays(start_server: Callable[..., Server], source: Server) -> None:
+    server = start_server(args=AOF)
+    database = register(server, source, "max_tries=1, dead_letter='dead', coalesce=False, backoff=0.01, max_backoff=0.05")
+    database.fail(1_000_000)
+    client = server.client()
+    client.set("dead", "no stream")
+    client.set("user:1", "precious")
+    client.set("user:2", "fine")
+    client.set("user:1", "newer")
+    wait_for(server, queued=3)
+    damaged(server, database, b"precious")
+    wait_for(server, queued=2, saved=1)
+    wait_until(lambda: "cannot be put into 'dead' either: WRONGTYPE" in str(figures(server)["lastError"]))
+    assert database.rows() == {"user:2": "fine"}, "what is behind it waits"
+    # It is in the next file, too.
+    server.restart(kill=True)
+    wait_for(server, queued=2)
+    client = server.client()
+    client.set("user:3", "goes on")
+    wait_until(lambda: database.row("user:3") == "goes on")
+    wait_for(server, queued=2, dead=0)
+    wait_until(lambda: figures(server)["lastError"] is not None)
+    assert server.log().count("cannot be put into 'dead' either") <= 2, "once a minute, of each run"
+    client.delete("dead")
+    drained(server)
+    assert database.rows() == {"user:1": "newer", "user:2": "fine", "user:3": "goes on"}
+    ((_, letter),) = client.xrange("dead")
+    assert (letter["key"], letter["error"], int(letter["tries"]) > 0) == ("user:1", "Damaged", True)
+    assert "PRECIOUS" in letter["value"]
+    assert figures(server)["dead"] == 1
+
+
+@pytest.mark.parametrize("way", ["a newer change", "an upgrade"])
+def test_a_damaged_change_without_dead_letters_stays(start_server: Callable[..., Server], source: Server, way: str) -> None:
+    server = start_server(args=AOF)
+    database = register(server, source, "backoff=0.01, max_backoff=0.05", words=("ID", "mine"))
+    database.fail(1_000_000)
+    client = server.client()
+    client.mset({"user:1": "precious", "user:2": "fine"})
+    wait_for(server, queued=2)
+    damaged(server, database, b"precious")
+    wait_for(server, queued=1, saved=1)
+    wait_until(lambda: "cannot be saved (Damaged), and stays where it is: there is no dead_letter" in str(figures(server)["lastError"]))
+    if way == "an upgrade":
+        register(server, source, "max_tries=1, dead_letter='dead'", words=("ID", "mine", "UPGRADE"))
+        wait_for(server, queued=0, dead=1)
+        assert server.client().xlen("dead") == 1
+    else:
+        server.client().append("user:1", " now")
+        drained(server)
+        assert database.row("user:1") == "precious now"
+
+
 def test_the_log_tells_what_is_not_saved_at_the_end(start_server: Callable[..., Server]) -> None:
     server = start_server()
     server.run("""

@@ -50,6 +50,39 @@ def test_a_full_queue_lets_writes_wait(server: Server, source: Server) -> None:
     assert figures(server)["waitedForRoom"] == 5
 
 
+@pytest.mark.parametrize("script", ["", "more"], ids=["one queue", "two queues"])
+def test_a_full_queue_lets_writes_wait_for_so_long(server: Server, source: Server, script: str) -> None:
+    other = "write_behind('user:1*', save, max_queue=2, backoff=0.05, max_backoff=0.05, full_timeout=1000)" if script else ""
+    database = register(server, source, "max_queue=2, full_timeout=0.4, backoff=0.05, max_backoff=0.05", more=other)
+    database.fail(1_000_000)
+    client, raws = server.client(), [server.raw() for _ in range(3)]
+    client.mset({"user:1": "a", "user:12": "a"})
+    place = 1 if script else 0
+    wait_for(server, place, queued=2)
+    before = time.monotonic()
+    raws[0].send("SET", "user:13", "waits")
+    raws[1].send("HSET", "user:14", "f", "v")
+    gone = server.raw()
+    gone.send("SET", "user:15", "never")
+    wait_until(lambda: client.info("rg_write_behind")["rg_write_behind_clients_waiting_for_room"] == 3)
+    gone.close()
+    full = b"user:1*" if script else b"user:*"
+    assert [raw.read() for raw in raws[:2]] == [b"-QUEUEFULL 2 changes of '" + full + b"' are not saved yet\r\n"] * 2
+    assert 0.4 <= time.monotonic() - before < 5
+    assert client.exists("user:13", "user:14", "user:15") == 0, "they have had no effect"
+    data = figures(server, place)
+    assert (data["waitedForRoom"], data["refusals"]) == (3, 2)
+    assert client.info("clients")["blocked_clients"] == 0
+    # Who is let in before that is not refused.
+    raws[2].send("SET", "user:13", "waits")
+    wait_until(lambda: client.info("rg_write_behind")["rg_write_behind_clients_waiting_for_room"] == 1)
+    database.fail(0)
+    assert raws[2].read() == b"+OK\r\n"
+    drained(server, 0)
+    drained(server, place)
+    assert database.rows() == {"user:1": "a", "user:12": "a", "user:13": "waits"}
+
+
 def test_a_full_queue_refuses_writes(server: Server, source: Server) -> None:
     database = register(server, source, "max_queue_bytes=2000, on_full='error', backoff=0.5")
     database.fail(1_000_000)
@@ -147,6 +180,31 @@ def test_write_through_is_told_by_what_replaces_it(server: Server, source: Serve
     assert [raw.read() for raw in raws] == [b"+OK\r\n"] * 4
     drained(server)
     assert [change["value"] for change in database.changes()] == ["0", "3"]
+
+
+def test_clients_that_are_gone_are_forgotten(server: Server, source: Server) -> None:
+    """Also where they could wait for a long time."""
+    database = register(server, source, "wait=True, timeout=1000, backoff=0.05")
+    database.fail(1_000_000)
+    client = server.client()
+    stays = server.raw()
+    stays.send("SET", "user:1", "stays")
+    waiting = lambda: int(client.info("rg_write_behind")["rg_write_behind_clients_waiting_for_save"])  # noqa: E731
+    wait_until(lambda: waiting() == 1)
+    most = 0
+    for number in range(300):
+        raw = server.raw()
+        captured = figures(server)["captured"]
+        raw.send("SET", "user:1", number)
+        wait_until(lambda: figures(server)["captured"] > captured)
+        raw.close()
+        most = max(most, waiting())
+    wait_until(lambda: client.info("clients")["blocked_clients"] == 1)
+    assert 64 <= most <= 66, "they are looked for now and then"
+    database.fail(0)
+    assert stays.read() == b"+OK\r\n"
+    drained(server)
+    wait_until(lambda: waiting() == 0)
 
 
 def letters(server: Server, name: str = "dead") -> list[dict[str, Any]]:

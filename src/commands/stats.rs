@@ -50,6 +50,7 @@ struct Document {
     sessions: Vec<SessionFigures>,
     cluster: ClusterFigures,
     read_through: BTreeMap<&'static str, u64>,
+    write_behind: BTreeMap<&'static str, u64>,
 }
 
 /// Bytes.
@@ -187,13 +188,15 @@ fn document(pinion: &Pinion, lock: Lock<'_>) -> Document {
         registrations: engine.registry.registrations().iter().map(registration).collect(),
         sessions: live.iter().chain(&dead).map(session).collect(),
         cluster: cluster(pinion),
-        read_through: pinion
-            .loads
-            .totals(lock)
-            .into_iter()
-            .map(|(name, figure)| (name.strip_prefix("read_through_").unwrap_or(name), figure))
-            .collect(),
+        read_through: without_prefix("read_through_", pinion.loads.totals(lock)),
+        write_behind: without_prefix("write_behind_", pinion.behind.totals(lock)),
     }
+}
+
+/// Sums as INFO has them, by shorter names.
+fn without_prefix(prefix: &str, totals: Vec<(&'static str, u64)>) -> BTreeMap<&'static str, u64> {
+    let short = |(name, figure): (&'static str, u64)| (name.strip_prefix(prefix).unwrap_or(name), figure);
+    totals.into_iter().map(short).collect()
 }
 
 fn memory_figures(lock: Lock<'_>) -> Memory {

@@ -99,7 +99,7 @@ impl Engine {
             ));
             registration
                 .stats
-                .not_prepared(format!("onRegistered failed: {error}"));
+                .in_trouble(format!("onRegistered failed: {error}"));
             if !self.is_serving() {
                 self.unprepared.lock().insert(registration.id);
             }

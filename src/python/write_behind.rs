@@ -32,7 +32,7 @@ pub fn register_write_behind(
     half.enlist(py, None, trigger)
 }
 
-const KNOWN: [&str; 19] = [
+const KNOWN: [&str; 20] = [
     "events",
     "batch",
     "interval",
@@ -44,6 +44,7 @@ const KNOWN: [&str; 19] = [
     "max_queue",
     "max_queue_bytes",
     "on_full",
+    "full_timeout",
     "wait",
     "timeout",
     "ordered",
@@ -80,6 +81,7 @@ fn read(given: &Keywords<'_, '_>, prefix: String) -> PyResult<Options> {
         on_full: given
             .word("on_full", [("wait", OnFull::Wait), ("error", OnFull::Error)])?
             .unwrap_or_default(),
+        full_timeout: given.positive_seconds("full_timeout")?,
         wait: given.flag("wait")?.unwrap_or(default.wait),
         timeout: given.positive_seconds("timeout")?.unwrap_or(default.timeout),
         ordered: given

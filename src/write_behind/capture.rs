@@ -410,6 +410,9 @@ impl State {
             let waiter = waiter.filter(|_| sink.options.wait);
             if let Some(waiter) = waiter {
                 self.waiters.expect(waiter);
+                let key = &change.key;
+                sink.queue
+                    .forget_waiters(key.db, &key.name, |number| self.waiters.knows(number));
             }
             sink.queue.add(now, change, waiter);
         }

@@ -3,8 +3,9 @@
 use std::{fmt::Write as _, sync::Arc};
 
 use super::{
-    WriteBehind,
-    machine::{Change, FailedSave, Queue},
+    Sink, WriteBehind,
+    machine::{Change, FailedSave, Queue, Time},
+    pump::LOG_EVERY,
     source::type_name,
 };
 use crate::{
@@ -13,43 +14,83 @@ use crate::{
 };
 
 impl WriteBehind {
-    /// Puts a change away that is given up. If that fails it stays.
-    pub(super) fn put_away(&self, lock: Lock<'_>, token: u64, place: u64, why: &Arc<FailedSave>) {
+    /// Puts a change away that is given up. False: that failed, and it stays.
+    pub(super) fn put_away(
+        &self,
+        lock: Lock<'_>,
+        now: Time,
+        token: u64,
+        place: u64,
+        why: &Arc<FailedSave>,
+    ) -> bool {
         let mut state = self.state.write(lock);
-        let Some(sink) = state.token(token) else { return };
+        let Some(sink) = state.token(token) else {
+            return false;
+        };
         let Some(entry) = sink.queue.entry(place) else {
-            return;
+            return false;
         };
         let (change, tries) = (entry.change.clone(), entry.tries);
         let (stream, prefix) = (sink.options.dead_letter.clone(), sink.options.prefix.clone());
-        let (registration, actor) = (sink.owner.id.to_string(), sink.owner.actor.clone());
+        let owner = Arc::clone(&sink.owner);
         drop(state);
         let name = String::from_utf8_lossy(&change.key.name).into_owned();
-        match stream {
+        let put = match &stream {
             Some(stream) => {
-                let words = words(&registration, &change, tries, why);
-                if let Err(reason) = self.append(lock, &stream, words, actor.as_deref()) {
-                    api::log_warning(&format!(
-                        "write_behind: the change of '{name}' that cannot be saved cannot be put into '{stream}' either: {reason}"
-                    ));
-                    return;
-                }
-                api::log_warning(&format!(
-                    "write_behind: the change {} of '{name}' cannot be saved and is in '{stream}': {}",
-                    change.id, why.kind
-                ));
+                let words = words(&owner.id.to_string(), &change, tries, why);
+                let put = self.append(lock, stream, words, owner.actor.as_deref());
+                put.map_err(|reason| format!("cannot be put into '{stream}' either: {reason}"))
             }
-            None => api::log_warning(&format!(
-                "write_behind: the change {} of '{name}' is lost: {}",
-                change.id, why.text
-            )),
-        }
+            None => Err("stays where it is: there is no dead_letter".into()),
+        };
         let mut state = self.state.write(lock);
-        let Some(sink) = state.token(token) else { return };
+        let Some(sink) = state.token(token) else {
+            return false;
+        };
+        if let Err(reason) = put {
+            let kind = &why.kind;
+            let text = format!(
+                "the change {} of '{name}' cannot be saved ({kind}), and {reason}",
+                change.id
+            );
+            sink.complain_of_letters(now, &text);
+            owner.stats.in_trouble(text);
+            return false;
+        }
         let Some(entry) = sink.queue.bury(place, why) else {
-            return;
+            return true;
         };
         state.unsent.frames.gone(&prefix, &[Queue::gone_with(&entry)]);
+        drop(state);
+        api::log_warning(&format!(
+            "write_behind: the change {} of '{name}' cannot be saved and is in '{}': {}",
+            change.id,
+            stream.unwrap_or_default(),
+            why.kind
+        ));
+        true
+    }
+
+    /// Puts those changes of a call away that are damaged. What cannot be put away stays, and comes again.
+    pub(super) fn put_damaged_away(
+        &self,
+        lock: Lock<'_>,
+        now: Time,
+        token: u64,
+        call: u64,
+        mut damaged: Vec<u64>,
+    ) {
+        if damaged.is_empty() {
+            return;
+        }
+        let why = Arc::new(FailedSave {
+            kind: "Damaged".into(),
+            text: "the bytes of this change are damaged".into(),
+        });
+        damaged.retain(|place| !self.put_away(lock, now, token, *place, &why));
+        if let Some(sink) = self.state.write(lock).token(token) {
+            sink.queue.held_back(now, call, &damaged);
+        }
     }
 
     fn append(
@@ -84,6 +125,17 @@ impl WriteBehind {
         let slots = members.and_then(|members| members.first_slots(self.engine.registry.shard()));
         let (first, _) = slots.ok_or("it is not known which slots this shard has")?;
         Ok(format!("{stream}{{{}}}", tag_of(first)).into_bytes())
+    }
+}
+
+impl Sink {
+    /// Says in the log that a change cannot be put away either, once a minute.
+    fn complain_of_letters(&mut self, now: Time, text: &str) {
+        if self.letters_logged.is_some_and(|logged| now < logged + LOG_EVERY) {
+            return;
+        }
+        self.letters_logged = Some(now);
+        api::log_warning(&format!("write_behind: {text}; it is tried again"));
     }
 }
 

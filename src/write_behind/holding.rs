@@ -1,13 +1,15 @@
 //! Clients that wait: for room before their command runs (back-pressure), and behind it until its change is saved
 //! (write-through).
 
-use super::{Sink, State, WriteBehind, options::OnFull};
+use std::collections::VecDeque;
+
+use super::{Sink, State, WriteBehind, machine::Time, options::OnFull};
 use crate::{
     hooks::{Wait, Writes},
     read_through::{Newest, Unsaved, options::seconds},
     server::{
         call_reply::CallReply,
-        client::BlockedClient,
+        client::WatchedClient,
         command::Command,
         lock::Lock,
         reply::Reply,
@@ -17,7 +19,7 @@ use crate::{
 
 /// A client whose change is not saved yet.
 pub(super) struct Waits {
-    pub(super) client: BlockedClient,
+    pub(super) client: WatchedClient,
     /// What its command has replied.
     pub(super) reply: Reply,
     /// Whose queues the change is in.
@@ -29,7 +31,12 @@ pub(super) struct Held {
     client: WaitingClient,
     /// The queues that were full.
     sinks: u64,
+    /// It waits no longer than that.
+    deadline: Option<Time>,
 }
+
+/// Among so many clients that wait nobody looks for those that are gone.
+const FEW_WAITING: usize = 64;
 
 /// What a client is let in with: the queues that expect its change.
 struct LetIn(u64);
@@ -52,6 +59,14 @@ impl Sink {
 
     fn bit(&self) -> u64 {
         1 << self.number
+    }
+
+    /// What a client gets whose change has no room.
+    fn queue_full(&self) -> Reply {
+        let (queued, prefix) = (self.queue.len(), &self.options.prefix);
+        Reply::error(format!(
+            "QUEUEFULL {queued} changes of '{prefix}' are not saved yet"
+        ))
     }
 }
 
@@ -100,13 +115,9 @@ impl Writes for WriteBehind {
         }
         let refusing = state.of(full).find(|sink| sink.options.on_full == OnFull::Error);
         if let Some(sink) = refusing {
-            let text = format!(
-                "QUEUEFULL {} changes of '{}' are not saved yet",
-                sink.queue.len(),
-                sink.options.prefix
-            );
+            let reply = sink.queue_full();
             state.count_refusal(full);
-            return Wait::Refused(Reply::error(text).into());
+            return Wait::Refused(reply.into());
         }
         if !command.may_block() || !command.has_client() {
             return Wait::No;
@@ -116,7 +127,15 @@ impl Writes for WriteBehind {
             return Wait::No;
         };
         let mut state = self.state.write(lock);
-        state.held.push_back(Held { client, sinks: full });
+        let now = self.now();
+        let limits = state.of(full).filter_map(|sink| sink.options.full_timeout);
+        let deadline = limits.map(|limit| now.saturating_add(seconds(limit))).min();
+        state.held_until = state.held_until.into_iter().chain(deadline).min();
+        state.held.push_back(Held {
+            client,
+            sinks: full,
+            deadline,
+        });
         for sink in state.sinks.iter_mut().filter(|sink| full & sink.bit() != 0) {
             sink.figures.held += 1;
         }
@@ -158,11 +177,14 @@ impl Writes for WriteBehind {
             return Some(reply);
         };
         let waits = Waits {
-            client,
+            client: client.watched(lock),
             reply: reply.into_reply(),
             sinks: if noted == 0 { u64::MAX } else { noted },
         };
-        self.state.write(lock).waiting.insert(number, waits);
+        let mut state = self.state.write(lock);
+        state.forget_gone();
+        state.waiting.insert(number, waits);
+        drop(state);
         self.come();
         None
     }
@@ -206,6 +228,32 @@ impl WriteBehind {
         for held in going {
             let more = Box::new(LetIn(held.sinks));
             held.client.let_go(lock, Note { reply: None, more });
+        }
+    }
+
+    /// Refuses the commands of those who have waited for room for as long as they may (`full_timeout`).
+    pub(super) fn refuse_overdue(&self, lock: Lock<'_>, now: Time) {
+        let mut state = self.state.write(lock);
+        if state.held_until.is_none_or(|until| now < until) {
+            return;
+        }
+        let is_over = |held: &Held| held.deadline.is_some_and(|deadline| deadline <= now);
+        let (over, held): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut state.held).into_iter().partition(is_over);
+        state.held = held;
+        state.held_until = state.held.iter().filter_map(|held| held.deadline).min();
+        let mut going = Vec::with_capacity(over.len());
+        for held in over {
+            let full = state.of(held.sinks).find(|sink| !sink.has_room());
+            let reply = full.or_else(|| state.of(held.sinks).next()).map(Sink::queue_full);
+            // Its queues may have ended meanwhile: then the command runs.
+            state.count_refusal(held.sinks);
+            going.push((held, reply));
+        }
+        drop(state);
+        for (held, reply) in going {
+            let more = Box::new(LetIn(0));
+            held.client.let_go(lock, Note { reply, more });
         }
     }
 
@@ -262,6 +310,27 @@ impl WriteBehind {
 }
 
 impl State {
+    /// Clients that have closed their connections wait for nothing, whatever their `timeout` is: looked at when there are twice as
+    /// many as there were behind the last look.
+    fn forget_gone(&mut self) {
+        if self.waiting.len() < self.looked_for_gone.max(FEW_WAITING) {
+            return;
+        }
+        let gone: Vec<u64> = self
+            .waiting
+            .iter()
+            .filter(|(_, waits)| waits.client.is_gone())
+            .map(|(number, _)| *number)
+            .collect();
+        for number in gone {
+            self.waiters.forget(number);
+            if let Some(waits) = self.waiting.remove(&number) {
+                waits.client.answer(waits.reply);
+            }
+        }
+        self.looked_for_gone = self.waiting.len() * 2;
+    }
+
     fn count_refusal(&mut self, sinks: u64) {
         for sink in self.sinks.iter_mut().filter(|sink| sinks & sink.bit() != 0) {
             sink.figures.refused += 1;
@@ -270,7 +339,10 @@ impl State {
 }
 
 impl Waiting for WriteBehind {
-    fn answer(&self, command: &Command<'_>, _note: Option<&Note>) {
+    fn answer(&self, command: &Command<'_>, note: Option<&Note>) {
+        if let Some(reply) = note.and_then(|note| note.reply.as_ref()) {
+            return command.send(reply);
+        }
         if self.hooks.is_paused_meanwhile(command) {
             return;
         }

@@ -90,6 +90,10 @@ struct State {
     waiting: ByNumber<Waits>,
     /// Clients that wait for room, in their order.
     held: VecDeque<Held>,
+    /// None of them has to be refused before.
+    held_until: Option<Time>,
+    /// From so many clients in `waiting` on those are looked for that are gone.
+    looked_for_gone: usize,
     /// What the server was asked to notify of.
     subscribed: Changes,
     /// What happens to keys is our own doing.
@@ -125,6 +129,8 @@ struct Sink {
     /// Commands that write pass the filter.
     linked: bool,
     logged: Option<Time>,
+    /// The same, of changes that cannot be put away either.
+    letters_logged: Option<Time>,
 }
 
 /// The one that the server's end of a unit is told to.

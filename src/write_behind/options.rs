@@ -46,6 +46,8 @@ pub struct Options {
     pub max_queue: u64,
     pub max_queue_bytes: u64,
     pub on_full: OnFull,
+    /// How long a client waits for room; `None`: until there is some.
+    pub full_timeout: Option<f64>,
     pub wait: bool,
     pub timeout: f64,
     pub ordered: Ordered,
@@ -68,6 +70,7 @@ impl Default for Options {
             max_queue: 1_000_000,
             max_queue_bytes: 256 << 20,
             on_full: OnFull::Wait,
+            full_timeout: None,
             wait: false,
             timeout: 5.0,
             ordered: Ordered::Key,
@@ -192,6 +195,7 @@ impl Options {
                     OnFull::Error => "error",
                 }),
             ),
+            ("full_timeout", self.full_timeout.map_or(Reply::Null, time)),
             ("wait", flag(self.wait)),
             ("timeout", time(self.timeout)),
             (

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How often the log says that changes cannot be saved.
-const LOG_EVERY: Duration = Duration::from_secs(60);
+pub(super) const LOG_EVERY: Duration = Duration::from_secs(60);
 
 /// What a call of `save` has come to.
 pub(super) struct Brought {
@@ -34,8 +34,7 @@ struct Begun {
     sink: u64,
     call: u64,
     saver: Arc<Registration>,
-    changes: Vec<Change<Snapshot>>,
-    /// The places of those that are damaged.
+    /// The places of changes that are damaged.
     damaged: Vec<u64>,
 }
 
@@ -73,7 +72,7 @@ impl WriteBehind {
             loop {
                 let begun = self.state.write(lock).begin(now);
                 let Some(begun) = begun else { break };
-                self.call(lock, begun);
+                self.call(lock, now, begun);
             }
             self.unlink_where_not_full(lock);
             self.let_in(lock);
@@ -81,6 +80,7 @@ impl WriteBehind {
             // Nothing is handed on meanwhile; the next turn of the loop looks again.
             self.awake.store(true, Ordering::Release);
         }
+        self.refuse_overdue(lock, now);
         self.stop_overdue(lock, now);
         self.tell(lock, now);
         self.arm(lock, now);
@@ -109,25 +109,16 @@ impl WriteBehind {
         self.let_all_in(lock);
     }
 
-    fn call(&self, lock: Lock<'_>, begun: Begun) {
+    fn call(&self, lock: Lock<'_>, now: Time, begun: Begun) {
         let Begun {
             sink,
             call,
             saver,
-            changes,
             damaged,
         } = begun;
-        for place in damaged {
-            let why = Arc::new(FailedSave {
-                kind: "Damaged".into(),
-                text: "the bytes of this change are damaged".into(),
-            });
-            self.put_away(lock, sink, place, &why);
-        }
+        self.put_damaged_away(lock, now, sink, call, damaged);
+        let changes = self.state.write(lock).changes_of(sink, call);
         if changes.is_empty() {
-            if let Some(sink) = self.state.write(lock).token(sink) {
-                sink.queue.saved(call);
-            }
             return;
         }
         if !self.engine.has_room(&saver) {
@@ -206,7 +197,11 @@ impl WriteBehind {
                 sink.complain(now, &why);
                 drop(state);
                 if let Some(place) = place {
-                    self.put_away(lock, brought.sink, place, &why);
+                    if !self.put_away(lock, now, brought.sink, place, &why) {
+                        if let Some(sink) = self.state.write(lock).token(brought.sink) {
+                            sink.queue.not_buried(now);
+                        }
+                    }
                 }
             }
         }
@@ -315,7 +310,7 @@ impl State {
     fn next_due(&self) -> Option<Time> {
         let queues = self.sinks.iter().filter(|sink| sink.saves);
         let calls = queues.filter_map(|sink| sink.queue.next_due());
-        calls.chain(self.waiters.next_due()).min()
+        calls.chain(self.waiters.next_due()).chain(self.held_until).min()
     }
 
     /// The next call of any registration.
@@ -324,24 +319,26 @@ impl State {
             let Some((call, places)) = sink.queue.begin(now) else {
                 continue;
             };
-            let mut changes = Vec::with_capacity(places.len());
-            let mut damaged = Vec::new();
-            for place in places {
-                match sink.queue.entry(place) {
-                    Some(entry) if entry.change.payload.is_damaged() => damaged.push(place),
-                    Some(entry) => changes.push(entry.change.clone()),
-                    None => {}
-                }
-            }
+            let is_damaged = |place: &u64| {
+                let entry = sink.queue.entry(*place);
+                entry.is_some_and(|entry| entry.change.payload.is_damaged())
+            };
+            let damaged = places.into_iter().filter(is_damaged).collect();
             return Some(Begun {
                 sink: sink.token,
                 call,
                 saver: Arc::clone(&sink.owner),
-                changes,
                 damaged,
             });
         }
         None
+    }
+
+    /// What `save` gets by a call.
+    fn changes_of(&mut self, sink: u64, call: u64) -> Vec<Change<Snapshot>> {
+        let queue = self.token(sink).map(|sink| &mut sink.queue);
+        let entries = queue.map(|queue| queue.flying(call)).unwrap_or_default();
+        entries.into_iter().map(|entry| entry.change.clone()).collect()
     }
 
     /// Why the changes of somebody who waits are not saved, as far as that is known.

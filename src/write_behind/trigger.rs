@@ -63,6 +63,7 @@ impl WriteBehind {
                 expected: 0,
                 linked: false,
                 logged: None,
+                letters_logged: None,
             });
         }
         drop(state);

@@ -88,9 +88,10 @@ def metrics(shards: list[dict[str, Any]]) -> Iterator[Metric]:
         for name in ("messages_sent", "messages_sent_bytes", "messages_received"):
             add(f"cluster_{name}", "Messages to other shards.", here, shard["cluster"][name], counter=True)
         add("cluster_shards", "Shards that this one knows.", here, len(shard["cluster"]["shards"]))
-        for name, value in shard["read_through"].items():
-            counter = name.endswith("_total")
-            add(f"read_through_{name.removesuffix('_total') if counter else name}", "See INFO rg_read_through.", here, value, counter=counter)
+        for half in ("read_through", "write_behind"):
+            for name, value in shard.get(half, {}).items():  # an older server has not both
+                counter = name.endswith("_total")
+                add(f"{half}_{name.removesuffix('_total') if counter else name}", f"See INFO rg_{half}.", here, value, counter=counter)
         for entry in shard["registrations"]:
             labels = {
                 **here,

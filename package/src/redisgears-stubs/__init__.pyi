@@ -94,6 +94,7 @@ def writeBehind(
     max_queue: int = 1_000_000,
     max_queue_bytes: int = 268_435_456,
     on_full: Literal["wait", "error"] = "wait",
+    full_timeout: float | None = None,
     wait: bool = False,
     timeout: float = 5,
     ordered: Literal["key", "all"] = "key",

@@ -349,6 +349,65 @@ impl<P> Queue<P> {
         Some(entry)
     }
 
+    /// A change that was to be given up could not be put away: it stays, and is tried again.
+    pub fn not_buried(&mut self, now: Time) {
+        // In the order of all it has no time of its own.
+        if self.limits.ordered {
+            self.rest(now);
+        }
+    }
+
+    /// Changes of the call that is to begin cannot be read, and could not be put away: they stay, and come again at a time of their own.
+    /// Whatever has to come behind one of them stays with it.
+    pub fn held_back(&mut self, now: Time, call: u64, unreadable: &[u64]) {
+        let Some(mut flight) = self.flight.take_if(|flight| flight.call == call) else {
+            return;
+        };
+        if let Some(probe) = self.probe.take_if(|(place, _)| unreadable.contains(place)) {
+            return self.failed_probe(now, probe);
+        }
+        let mut behind = false;
+        for &place in &flight.places {
+            let is_one = unreadable.contains(&place);
+            let Some(entry) = self.entries.get_mut(place) else {
+                continue;
+            };
+            entry.tries = entry.tries.saturating_add(u32::from(is_one));
+            let (key, tries) = (entry.change.key.clone(), entry.tries);
+            behind |= is_one && self.limits.ordered;
+            if behind {
+                self.set_stage(place, Stage::Suspect);
+                self.suspects.insert(place);
+                self.hold_ready(&key, place);
+            } else if is_one && entry.stage == Stage::Flying {
+                let again = now.saturating_add(self.delay(tries));
+                self.set_stage(place, Stage::Alone(again));
+                self.alone.insert(place);
+                self.hold(&key, place);
+            }
+        }
+        if behind {
+            self.rest(now);
+        }
+        let flies = |place: &u64| {
+            let entry = self.entries.get(*place);
+            entry.is_some_and(|entry| entry.stage == Stage::Flying)
+        };
+        flight.places.retain(flies);
+        self.flight = Some(flight);
+    }
+
+    /// What the call that is to begin has. If that is nothing it does not begin, and counts for nothing.
+    pub fn flying(&mut self, call: u64) -> Vec<&Entry<P>> {
+        let flight = self.flight.iter().filter(|flight| flight.call == call);
+        let places = flight.flat_map(|flight| &flight.places);
+        let found: Vec<_> = places.filter_map(|place| self.entries.get(*place)).collect();
+        if found.is_empty() {
+            self.flight = None;
+        }
+        found
+    }
+
     /// What is gone with a change that was buried.
     pub fn gone_with(entry: &Entry<P>) -> Gone {
         Self::gone(entry)

@@ -7,6 +7,9 @@ use super::{
 };
 use crate::read_through::keys::{ByKey, Key};
 
+/// So many who wait for one change are not counted.
+const MANY_WAITERS: usize = 16;
+
 impl<P> Queue<P> {
     /// `seed`: of the jitter.
     pub fn new(limits: Limits, seed: u64) -> Self {
@@ -140,6 +143,18 @@ impl<P> Queue<P> {
                 waiters: waiter.into_iter().collect(),
             },
         );
+    }
+
+    /// Forgets who waits no more for the newest change of a key, from time to time: before the list of them grows. Changes of an
+    /// outage that replace each other would gather all clients of that time.
+    pub fn forget_waiters(&mut self, db: i32, name: &[u8], waits: impl Fn(u64) -> bool) {
+        let newest = self.chains.get(db, name).and_then(|chain| chain.places.back());
+        let Some(entry) = newest.and_then(|place| self.entries.get_mut(place)) else {
+            return;
+        };
+        if entry.waiters.len() >= MANY_WAITERS && entry.waiters.len() == entry.waiters.capacity() {
+            entry.waiters.retain(|waiter| waits(*waiter));
+        }
     }
 
     /// It takes the place of an older one of its key.

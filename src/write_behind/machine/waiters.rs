@@ -48,6 +48,11 @@ impl Waiters {
         self.known.get(&number).map_or(0, |waiter| waiter.open)
     }
 
+    /// True while he waits.
+    pub fn knows(&self, number: u64) -> bool {
+        self.known.contains_key(&number)
+    }
+
     /// One of the changes is decided. `Some`: his waiting has an end.
     pub fn settle(&mut self, number: u64, settled: Settled) -> Option<Settled> {
         let waiter = self.known.get_mut(&number)?;

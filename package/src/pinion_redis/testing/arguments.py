@@ -112,6 +112,7 @@ WRITE_BEHIND: dict[str, Kind] = {
     "max_queue": _COUNT,
     "max_queue_bytes": _COUNT,
     "on_full": _words("wait", "error"),
+    "full_timeout": _POSITIVE,
     "wait": _FLAG,
     "timeout": _POSITIVE,
     "ordered": _words("key", "all"),
