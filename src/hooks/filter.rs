@@ -56,9 +56,7 @@ impl Hooks {
             && entry.hook(None, passing.len(), word).is_some()
             && applies_hooks(engine, entry)
         {
-            let client = native.then(|| passing.client_id());
-            let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
-            self.rewrite(engine, passing, entry, client, native);
+            self.rewrite_hooked(engine, passing, entry, native);
             return;
         }
         if entry.strays && self.keep_home(passing, &self.proxy[entry.spec.proxy as usize]) {
@@ -86,6 +84,15 @@ impl Hooks {
         if wanted && entry.spec.takes(passing.len()) {
             self.rewrite(engine, passing, entry, client, native);
         }
+    }
+
+    /// A function stands in the place of the command.
+    #[inline(never)]
+    fn rewrite_hooked(&self, engine: &Engine, passing: Passing<'_>, entry: &Entry, native: bool) {
+        let lock = passing.lock();
+        let client = native.then(|| passing.client_id());
+        let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
+        self.rewrite(engine, passing, entry, client, native);
     }
 
     /// The database in which the command runs next, whoever sent it, where the server does not tell. Only for commands that read.

@@ -255,11 +255,10 @@ impl Hooks {
         entry.spec.writes() && self.writes.get().is_some_and(|writes| writes.saves(lock, key)) && !is_whole()
     }
 
-    /// Whether a command that runs next, in database `db`, goes behind a proxy command.
+    /// Whether a command that runs next, in database `db`, goes behind a proxy command. The usual case stands in the filter itself.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
     pub(super) fn wants_proxy(&self, entry: &Entry, passing: Passing<'_>, db: i32) -> bool {
-        if !entry.spec.has_keys() {
-            return entry.concerns(passing, |_| true);
-        }
         let lock = passing.lock();
         if let Some(position) = entry.plain_key {
             return passing.key(position).is_some_and(|key| {
@@ -271,9 +270,12 @@ impl Hooks {
         self.wants_proxy_for_any(entry, passing, db)
     }
 
-    /// The same for a command with keys, whatever the rules are.
+    /// The same whatever the rules are.
     #[inline(never)]
     fn wants_proxy_for_any(&self, entry: &Entry, passing: Passing<'_>, db: i32) -> bool {
+        if !entry.spec.has_keys() {
+            return entry.concerns(passing, |_| true);
+        }
         let (lock, loads) = (passing.lock(), self.loads.get());
         entry.spec.key_positions(passing.len()).any(|position| {
             let Some(passed) = passing.key(position) else {

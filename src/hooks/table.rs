@@ -213,8 +213,9 @@ impl Table {
         self.find_at(place_of(name), name)
     }
 
-    /// The same for a name whose place is known.
-    #[inline]
+    /// The same for a name whose place is known. Each command passes here.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
     pub(super) fn find_at(&self, place: usize, name: &[u8]) -> Option<&Entry> {
         let places = self.places.get(place)?;
         let word = word_of(name);

@@ -220,7 +220,8 @@ pub fn signal_modified(lock: Lock<'_>, db: i32, name: &[u8]) {
 
 /// The same for a key that stands among the words of a command.
 pub fn signal_modified_of(command: &Command<'_>, db: i32, name: &[u8]) {
-    let (lock, words) = (command.lock(), command.argv());
+    // Behind the names of the proxy command and of the command itself.
+    let (lock, words) = (command.lock(), command.argv().skip(2));
     match words.iter().position(|word| word == name) {
         // SAFETY: the server keeps the words while it calls us back for the command.
         Some(place) => unsafe { signal(lock, db, words.as_raw()[place]) },
