@@ -5,7 +5,7 @@
 use smallvec::SmallVec;
 
 use super::{
-    Hooks,
+    Hooks, Linked,
     table::{CommandSpec, Entry},
 };
 use crate::{
@@ -147,7 +147,7 @@ impl Hooks {
             .then(|| self.begin_write(command, block.is_some()));
         let write = write.unwrap_or_default();
         // The filter leaves it alone: it has waited.
-        let (reply, _) = self.current.during(command, 1, || {
+        let (reply, _) = self.current.during(command, 1, Linked::default(), || {
             let _bypass = self.bypass(command.lock());
             call_original(command, self.features, original, false)
         });

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Hooks, applies_hooks, table::ProxyCommand};
+use super::{Hooks, Linked, applies_hooks, table::ProxyCommand};
 use crate::{
     engine::{
         Engine,
@@ -92,7 +92,12 @@ impl Hooks {
         let write = concerns
             .writes
             .then(|| self.begin_write(command, command.may_block() && command.has_client()));
-        let (reply, linked) = self.current.during(command, 1, || {
+        let linked = Linked {
+            // It has a client outside of transactions and scripts.
+            may_wait: cleared.then_some(true),
+            ..Linked::default()
+        };
+        let (reply, linked) = self.current.during(command, 1, linked, || {
             call_original(command, self.features, original, cleared)
         });
         let reply = match &write {

@@ -89,6 +89,7 @@ impl LoadTrigger {
                 hot: Arc::clone(&self.hot),
                 figures: Figures::default(),
                 meets_writes: false,
+                pool: Arc::default(),
             },
         );
         let first = !std::mem::replace(&mut state.subscribed, true);
