@@ -193,6 +193,9 @@ def test_a_replica_is_promoted_while_its_master_saves(start_server: Callable[...
     wait_for(one, queued=figures(two)["queued"])
     two.client().replicaof(one.host, one.port)
     one.client().replicaof("no", "one")
+    # The oldest call first: one that is late writes over what came after it.
+    database.client.rpush("go", 1)
+    wait_until(lambda: len(database.calls()) == 1)
     go_on(database)
     linked(two)
     one.client().set("user:8", "of one again")
