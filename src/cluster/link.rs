@@ -134,24 +134,30 @@ impl Link {
     /// Queues a message that has to come. Never waits. What is too much is lost; the log says so, and the other shard finds out by the
     /// number that is missing.
     pub fn push(&self, kind: &'static str, payload: Vec<u8>) {
-        let limit = OVERFLOW + RESERVE;
-        let mut state = self.state.lock();
-        if state.closed {
-            return;
-        }
-        if payload.len() <= LARGEST && state.takes(payload.len(), limit) {
-            self.queue(state, kind, payload);
-            return;
-        }
-        state.next_number += 1;
-        if !std::mem::replace(&mut state.overflowing, true) {
-            drop(state);
+        if self.queue_or_lose(kind, payload) == Kept::LostFirst {
             api::log_warning(&format!(
                 "messages to shard {} are lost: more than {} MiB wait for it, or one is larger than {} MiB",
                 self.shard,
-                limit / MIB,
+                (OVERFLOW + RESERVE) / MIB,
                 LARGEST / MIB
             ));
+        }
+    }
+
+    fn queue_or_lose(&self, kind: &'static str, payload: Vec<u8>) -> Kept {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Kept::Lost;
+        }
+        if payload.len() <= LARGEST && state.takes(payload.len(), OVERFLOW + RESERVE) {
+            self.queue(state, kind, payload);
+            return Kept::Queued;
+        }
+        state.next_number += 1;
+        if std::mem::replace(&mut state.overflowing, true) {
+            Kept::Lost
+        } else {
+            Kept::LostFirst
         }
     }
 
@@ -446,6 +452,15 @@ impl Outbox {
     fn has_room(&self, bytes: usize) -> bool {
         self.bytes <= FULL && self.takes(bytes, OVERFLOW)
     }
+}
+
+/// What has become of a message that has to come.
+#[derive(Debug, PartialEq, Eq)]
+enum Kept {
+    Queued,
+    Lost,
+    /// It is the first one since messages were taken.
+    LostFirst,
 }
 
 enum Next {
