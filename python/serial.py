@@ -168,26 +168,46 @@ def load(image, session_globals):
     return Unpickler(io.BytesIO(image[len(HEADER):]), session_globals).load()
 
 
-def pack(objects):
-    """The bytes of records on their way to another shard, and `[(place, exception), ...]` for those that cannot travel.
+class Piece(io.BytesIO):
+    """Takes so many bytes; behind them writing is an error."""
 
-    What `pickle` knows by name travels by name; functions and classes of scripts travel by value.
+    def __init__(self, limit):
+        super().__init__()
+        self.limit = limit
+
+    def write(self, data):
+        written = super().write(data)
+        if self.tell() > self.limit:
+            raise OverflowError('these are more than go into one message')
+        return written
+
+
+def pack(objects, limit):
+    """The first records on their way to another shard: their bytes, how many they are, `[(place, exception), ...]` for those that cannot travel.
+
+    They are all, or so many that they just pass `limit` bytes. What `pickle` knows by name travels by name; functions and classes of scripts
+    travel by value.
     """
     try:
-        return pickle.dumps((True, objects), 5), []
+        piece = Piece(limit)
+        pickle.Pickler(piece, 5).dump((True, objects))
+        return piece.getvalue(), len(objects), []
     except Exception:
-        return pack_each(objects)
+        return pack_each(objects, limit)
 
 
-def pack_each(objects):
-    """`pack`, one by one: some of them need cloudpickle, or cannot travel."""
-    packed, refused = [], []
+def pack_each(objects, limit):
+    """`pack`, one by one: some of them need cloudpickle, cannot travel, or are too large for all of them to go at once."""
+    packed, refused, size = [], [], 0
     for place, obj in enumerate(objects):
+        if size > limit:
+            return pickle.dumps((False, packed), 5), place, refused
         try:
             packed.append(cloudpickle.dumps(obj, 5))
+            size += len(packed[-1])
         except Exception as error:
             refused.append((place, error))
-    return pickle.dumps((False, packed), 5), refused
+    return pickle.dumps((False, packed), 5), len(objects), refused
 
 
 def unpack(data):

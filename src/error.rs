@@ -5,6 +5,9 @@
 
 use std::{borrow::Cow, fmt};
 
+/// What stands in errors about messages for which there is no room.
+const NOT_SENT: &str = "could not be sent to shard";
+
 /// What a run ends with that has waited too long for other shards.
 pub const MAX_IDLE: &str = "Execution max idle reached";
 
@@ -124,6 +127,14 @@ pub enum Error {
     ShardsChanged,
     SlotsMoved,
     DataReplaced,
+    /// What, to which shard, and why.
+    NotSent {
+        what: &'static str,
+        shard: String,
+        why: String,
+    },
+    /// Messages of this shard have not come.
+    MessagesLost(String),
 
     // linked clients
     NoCommandContext,
@@ -272,13 +283,8 @@ impl Error {
             Self::NotOneResult => "Command hook must return exactly one result",
             Self::RanTooLong(_) | Self::RanOverTime(_) | Self::HeldTooMuch(_) => return self.about_limits(),
             Self::NoHookContext => "Can not get CommandHook ctx",
-            Self::RequirementsNotFetched(why) => {
-                let beginning = "Could not satisfy requirements (look at redis log file for more information)";
-                return with_reason(beginning, ": ", why).into();
-            }
-            Self::RequirementsNotInstalled(why) => {
-                let beginning = "Failed installing requirements on shard, please check shard log for more details.";
-                return with_reason(beginning, " ", why).into();
+            Self::RequirementsNotFetched(_) | Self::RequirementsNotInstalled(_) => {
+                return self.about_requirements();
             }
             Self::NoRequirementsDirectory => {
                 "Could not satisfy requirements, look at the log file for more information."
@@ -304,7 +310,9 @@ impl Error {
             | Self::ShardsUnknown(_)
             | Self::ShardsChanged
             | Self::SlotsMoved
-            | Self::DataReplaced => return self.about_shards(),
+            | Self::DataReplaced
+            | Self::NotSent { .. }
+            | Self::MessagesLost(_) => return self.about_shards(),
             Self::NoCommandContext => "Can not get command ctx",
             Self::OverriddenAlready => "Can only override reply once",
             Self::InnerCommand => "ERR this command is internal to the module and cannot be called",
@@ -340,6 +348,23 @@ impl Error {
         }
     }
 
+    /// Why packages could not be had.
+    fn about_requirements(&self) -> Cow<'_, str> {
+        match self {
+            Self::RequirementsNotFetched(why) => {
+                let beginning =
+                    "Could not satisfy requirements (look at redis log file for more information)";
+                with_reason(beginning, ": ", why).into()
+            }
+            Self::RequirementsNotInstalled(why) => {
+                let beginning =
+                    "Failed installing requirements on shard, please check shard log for more details.";
+                with_reason(beginning, " ", why).into()
+            }
+            _ => "".into(),
+        }
+    }
+
     /// Which limit a function has passed.
     fn about_limits(&self) -> Cow<'_, str> {
         match self {
@@ -357,6 +382,11 @@ impl Error {
         }
     }
 
+    /// Whether a text is one of [`Error::NotSent`].
+    pub fn is_not_sent(text: &str) -> bool {
+        text.contains(NOT_SENT)
+    }
+
     /// What is wrong with a shard, with what is known of shards, or with their data.
     fn about_shards(&self) -> Cow<'_, str> {
         match self {
@@ -372,6 +402,12 @@ impl Error {
             Self::DataReplaced => {
                 "ERR the data were replaced while the execution ran (by a reload or a resynchronisation)"
                     .into()
+            }
+            Self::NotSent { what, shard, why } => {
+                format!("ERRCLUSTER {what} {NOT_SENT} {shard}: {why}").into()
+            }
+            Self::MessagesLost(shard) => {
+                format!("ERRCLUSTER messages of shard {shard} were lost while the execution ran").into()
             }
             _ => "ERRCLUSTER the cluster got other shards while the execution ran".into(),
         }

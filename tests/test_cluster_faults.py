@@ -127,6 +127,42 @@ def test_dropped_connections_lose_and_repeat_nothing(proxied: Cluster, proxies: 
         assert server.client().get(f"calls{{{tag}}}") == "30"
 
 
+def test_messages_that_are_given_up_are_an_error(proxied: Cluster, proxies: list[Proxy]) -> None:
+    """Records that were given up after `SendMsgRetries` were missing in the results, and nobody was told: what came behind them did."""
+    script = """
+    import time
+
+    def generate():
+        begun, end = ('%s{%s}' % (word, hashtag()) for word in ('begun', 'end'))
+        while execute('GET', end) is None:
+            # So many are one message.
+            yield from [1] * 1000
+            execute('SET', begun, 1)
+            time.sleep(0.001)
+
+    GB('PythonReader').collect().count().run(generate)
+    """
+    for server in proxied.masters:
+        server.client().execute_command("RG.CONFIGSET", "ExecutionMaxIdleTime", 60000, "SendMsgRetries", 1)
+    tags = {"06S": proxied[0], "8M": proxied[1], "63n": proxied[2]}
+    sender, receiver = proxied[1], node_id(proxied[0])
+    replies: list[Any] = []
+    run = threading.Thread(target=lambda: replies.append(timed(lambda: proxied[0].run(script))[0]))
+    run.start()
+    for tag, server in tags.items():
+        wait_until(lambda: server.own.get(f"begun{{{tag}}}") == "1")
+    proxies[0].hold()
+    # Some have gone out, and do not arrive.
+    wait_until(lambda: info_cluster(sender)[receiver]["pendingMessages"] > 100)
+    proxies[0].drop()
+    proxies[0].heal()
+    wait_until(lambda: "Gave up of message" in sender.log())
+    for tag, server in tags.items():
+        server.own.set(f"end{{{tag}}}", 1)
+    run.join()
+    assert "ERRCLUSTER messages of shard " in str(replies[0]), replies
+
+
 def test_a_slow_shard(proxied: Cluster) -> None:
     """A shard that is busy for less than the limit is waited for."""
     busy = threading.Thread(target=lambda: proxied[2].client().execute_command("DEBUG", "SLEEP", IDLE_MS / 1000 * 0.6))

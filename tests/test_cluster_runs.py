@@ -214,6 +214,19 @@ def test_many_records(cluster: Cluster) -> None:
     assert results(cluster[0].run(script)) == ["x" * 1000] * (100 * COUNT)
 
 
+def test_large_objects_travel_in_more_than_one_message(cluster: Cluster) -> None:
+    """As many as one batch has would be more than may wait for a shard: such a message was dropped, and the run ended without an error."""
+    script = """
+    import threading
+    large = lambda number: {'number': number, 'lock': threading.Lock()} if number == 150 else {'number': number, 'bytes': bytes(1 << 20)}
+    numbers = lambda: range(300) if hashtag() == '63n' else []
+    GB('ShardsIDReader').flatmap(lambda r: [large(number) for number in numbers()]).collect().map(lambda x: len(x['bytes'])).countby().run()
+    """
+    found, errors = cluster[0].run(script)
+    assert found == [str({"key": str(1 << 20), "value": 299})]
+    assert len(errors) == 1 and "cannot pickle '_thread.lock' object" in errors[0]
+
+
 # --- errors ---
 
 

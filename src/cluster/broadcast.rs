@@ -178,11 +178,15 @@ impl Cluster {
         };
         self.ask_all(&question, self.install_limit(), move |_, answers| {
             let silent = answers.iter().any(|(_, answer)| answer.is_none());
-            let failed = answers.iter().any(|(_, answer)| matches!(answer, Some(Err(_))));
+            let failed = answers
+                .into_iter()
+                .find_map(|(_, answer)| answer.and_then(Result::err));
             done(match (failed, silent) {
-                (true, _) => Error::ImportNotInstalled.into(),
-                (false, true) => Error::MaxIdle.into(),
-                (false, false) => Reply::bulk("OK"),
+                // Nobody else's log says that.
+                (Some(reason), _) if Error::is_not_sent(&reason) => Reply::error(reason),
+                (Some(_), _) => Error::ImportNotInstalled.into(),
+                (None, true) => Error::MaxIdle.into(),
+                (None, false) => Reply::bulk("OK"),
             });
         });
     }

@@ -66,14 +66,29 @@ impl Sender {
         self.next
     }
 
-    /// A message has come. False for one that was seen already.
-    pub(super) fn takes(&mut self, number: u64) -> bool {
-        let is_new = number >= self.next;
-        if is_new {
-            self.next = number.saturating_add(1);
+    /// A message has come.
+    pub(super) fn takes(&mut self, number: u64) -> Taken {
+        if number < self.next {
+            return Taken::Seen;
         }
-        is_new
+        let taken = if number == self.next {
+            Taken::Next
+        } else {
+            Taken::BehindLost
+        };
+        self.next = number.saturating_add(1);
+        taken
     }
+}
+
+/// How a message stands to those that were seen before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// It was seen already.
+    Seen,
+    Next,
+    /// Some before it will not come any more: the sender has given them up, or could not keep them.
+    BehindLost,
 }
 
 impl Cluster {
@@ -101,6 +116,8 @@ impl Cluster {
         let mut senders = self.inbound.0.write(command.lock());
         let before = senders.get(&shard);
         let is_new = before.is_some_and(|before| before.run != *their_run);
+        // What the link before had not sent does not come any more.
+        let is_later = before.is_some_and(|before| before.run == *their_run && before.epoch < epoch);
         let sender = Sender::greeting(before, command.client_id(), their_run, epoch)?;
         let next = sender.next();
         senders.insert(shard, sender);
@@ -108,8 +125,17 @@ impl Cluster {
         if is_new {
             self.drop_prepared_of(command.lock(), &BTreeSet::from([shard]));
         }
+        if is_later {
+            self.messages_lost(shard);
+        }
         let next = i64::try_from(next).unwrap_or(i64::MAX);
         Ok(Reply::Array(vec![Reply::bulk(run), Reply::Int(next)]).into())
+    }
+
+    /// Runs that may have needed what another shard has sent end with an error: nobody knows what it was.
+    fn messages_lost(&self, of: ShardId) {
+        api::log_warning(&format!("messages of shard {of} were lost"));
+        self.engine.messages_lost(of);
     }
 
     /// `RG.INNERMSGCOMMAND <shard id> <run id> <kind> <payload> <number>`, from shards only.
@@ -128,16 +154,19 @@ impl Cluster {
         let lock = command.lock();
         let shard = ShardId::parse(word(1)).ok_or(Error::InnerCommand)?;
         let number = number(word(5)).ok_or(Error::BadMessageId)?;
-        {
+        let taken = {
             let mut senders = self.inbound.0.write(lock);
             let client = command.client_id();
             let sender = senders
                 .get_mut(&shard)
                 .filter(|sender| sender.client == client && sender.run == word(2))
                 .ok_or(Error::InnerCommand)?;
-            if !sender.takes(number) {
-                return Ok(Reply::status("duplicate message ignored").into());
-            }
+            sender.takes(number)
+        };
+        match taken {
+            Taken::Seen => return Ok(Reply::status("duplicate message ignored").into()),
+            Taken::Next => {}
+            Taken::BehindLost => self.messages_lost(shard),
         }
         self.counts.received();
         match word(3) {

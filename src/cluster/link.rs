@@ -19,25 +19,33 @@ use redis::{Cmd, Connection, Value};
 use super::{Cluster, connect, topology::Address};
 use crate::{
     config::Number,
-    engine::id::ShardId,
+    engine::{id::ShardId, run_message::NotSent},
     error::NO_CLUSTER,
     server::api,
     threads,
-    waits::{Condvar, Mutex},
+    waits::{Condvar, Mutex, MutexGuard},
 };
 
 #[cfg(all(test, feature = "model"))]
 mod model;
+#[cfg(test)]
+mod tests;
 
 /// The kind of our own messages.
 pub const KIND: &str = "pinion1";
 /// The kind of RG.NETWORKTEST.
 pub const TEST_KIND: &str = "RG_NetworkTest";
 
+/// In tests it is one byte.
+const MIB: usize = if cfg!(test) { 1 } else { 1 << 20 };
 /// From this many bytes on senders of records should wait.
-const FULL: usize = if cfg!(feature = "model") { 2 } else { 64 << 20 };
-/// From this many bytes on nothing more is taken: the other shard is gone, or far too slow.
-const OVERFLOW: usize = 256 << 20;
+const FULL: usize = if cfg!(feature = "model") { 2 } else { 64 * MIB };
+/// From this many bytes on nothing large is taken: the other shard is gone, or far too slow. What is offered to an empty queue is.
+const OVERFLOW: usize = 256 * MIB;
+/// So many bytes more are for what is not offered, but has to come.
+const RESERVE: usize = 64 * MIB;
+/// What a server takes as one argument (`proto-max-bulk-len`).
+const LARGEST: usize = 512 * MIB;
 /// How much is sent at once at most.
 const BATCH: usize = 64;
 const BATCH_BYTES: usize = 4 << 20;
@@ -123,23 +131,60 @@ impl Link {
         link
     }
 
-    /// Queues a message. Never waits; what is too much is dropped, and the log says so.
+    /// Queues a message that has to come. Never waits. What is too much is lost; the log says so, and the other shard finds out by the
+    /// number that is missing.
     pub fn push(&self, kind: &'static str, payload: Vec<u8>) {
+        if self.queue_or_lose(kind, payload) == Kept::LostFirst {
+            api::log_warning(&format!(
+                "messages to shard {} are lost: more than {} MiB wait for it, or one is larger than {} MiB",
+                self.shard,
+                (OVERFLOW + RESERVE) / MIB,
+                LARGEST / MIB
+            ));
+        }
+    }
+
+    fn queue_or_lose(&self, kind: &'static str, payload: Vec<u8>) -> Kept {
         let mut state = self.state.lock();
         if state.closed {
-            return;
+            return Kept::Lost;
         }
-        if state.bytes.saturating_add(payload.len()) > OVERFLOW {
-            if !std::mem::replace(&mut state.overflowing, true) {
-                drop(state);
-                api::log_warning(&format!(
-                    "more than {} MiB wait for shard {}: further messages are dropped",
-                    OVERFLOW >> 20,
-                    self.shard
-                ));
-            }
-            return;
+        if payload.len() <= LARGEST && state.takes(payload.len(), OVERFLOW + RESERVE) {
+            self.queue(state, kind, payload);
+            return Kept::Queued;
         }
+        state.next_number += 1;
+        if std::mem::replace(&mut state.overflowing, true) {
+            Kept::Lost
+        } else {
+            Kept::LostFirst
+        }
+    }
+
+    /// Queues a message, if there is room for it. Never waits.
+    ///
+    /// # Errors
+    /// There is none, or no way any more: the caller has to tell those who wait for it.
+    pub fn offer(&self, kind: &'static str, payload: Vec<u8>) -> Result<(), NotSent> {
+        let bytes = payload.len();
+        if bytes > LARGEST {
+            return Err(NotSent::TooLarge {
+                bytes,
+                limit: LARGEST,
+            });
+        }
+        let state = self.state.lock();
+        if state.closed {
+            return Err(NotSent::NoWay);
+        }
+        if !state.takes(bytes, OVERFLOW) {
+            return Err(NotSent::Full { limit: OVERFLOW });
+        }
+        self.queue(state, kind, payload);
+        Ok(())
+    }
+
+    fn queue(&self, mut state: MutexGuard<'_, Outbox>, kind: &'static str, payload: Vec<u8>) {
         state.bytes += payload.len();
         let number = state.next_number;
         state.next_number += 1;
@@ -153,15 +198,16 @@ impl Link {
         self.work.notify_one();
     }
 
-    pub fn is_full(&self) -> bool {
-        self.state.lock().bytes > FULL
+    /// True if nothing large has to wait, and so many bytes are taken.
+    pub fn has_room(&self, bytes: usize) -> bool {
+        self.state.lock().has_room(bytes)
     }
 
-    /// Waits until there is room, for `limit` at most. True if there is.
-    pub fn wait_for_room(&self, limit: Duration) -> bool {
+    /// Waits until there is room, for `limit` at most. True if there is, or if the link is closed.
+    pub fn wait_for_room(&self, bytes: usize, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let mut state = self.state.lock();
-        while state.bytes > FULL && !state.closed {
+        while !state.has_room(bytes) && !state.closed {
             if self.room.wait_until(&mut state, deadline).timed_out() {
                 return false;
             }
@@ -277,6 +323,7 @@ impl Link {
             state.queue.retain(|item| item.attempts < limit);
             if state.queue.len() < before {
                 state.bytes = state.queue.iter().map(|item| item.payload.len()).sum();
+                // The other shard sees that their numbers are missing.
                 api::log_warning(&format!(
                     "Gave up of message because failed to send it for more than {limit} time"
                 ));
@@ -394,6 +441,26 @@ impl Link {
             self.room.notify_all();
         }
     }
+}
+
+impl Outbox {
+    /// An empty queue takes everything.
+    fn takes(&self, bytes: usize, limit: usize) -> bool {
+        self.queue.is_empty() || self.bytes.saturating_add(bytes) <= limit
+    }
+
+    fn has_room(&self, bytes: usize) -> bool {
+        self.bytes <= FULL && self.takes(bytes, OVERFLOW)
+    }
+}
+
+/// What has become of a message that has to come.
+#[derive(Debug, PartialEq, Eq)]
+enum Kept {
+    Queued,
+    Lost,
+    /// It is the first one since messages were taken.
+    LostFirst,
 }
 
 enum Next {

@@ -83,6 +83,15 @@ impl Message {
         rmp_serde::to_vec(self).unwrap_or_default()
     }
 
+    /// [`Message::Run`] as bytes.
+    pub fn encode_run(id: Id, message: &RunMessage) -> Vec<u8> {
+        #[derive(Serialize)]
+        enum Message<'a> {
+            Run(Id, &'a RunMessage),
+        }
+        rmp_serde::to_vec(&Message::Run(id, message)).unwrap_or_default()
+    }
+
     /// # Errors
     /// The bytes are no message.
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
@@ -129,6 +138,9 @@ mod tests {
                 gone: vec![],
             },
         ] {
+            if let Message::Run(id, run) = &message {
+                assert_eq!(message.encode(), Message::encode_run(*id, run));
+            }
             assert_eq!(Message::decode(&message.encode()), Ok(message));
         }
         assert!(Message::decode(b"\xff").is_err());

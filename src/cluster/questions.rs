@@ -15,9 +15,13 @@ use crate::mutex::Mutex;
 
 use super::{
     Cluster,
+    link::KIND,
     message::{Message, Question, Said},
 };
-use crate::{engine::id::ShardId, error::Error};
+use crate::{
+    engine::{id::ShardId, run_message::NotSent},
+    error::Error,
+};
 
 /// The answer of one that is gone.
 const NO_SHARD: &str = "the cluster got other shards meanwhile";
@@ -50,7 +54,8 @@ impl Open {
 }
 
 impl Cluster {
-    /// Asks all other shards; `done` gets what they answered within `limit`.
+    /// Asks all other shards; `done` gets what they answered within `limit`. One that cannot be asked counts as one that has answered
+    /// with an error.
     pub fn ask_all(
         &self,
         question: &Question,
@@ -80,8 +85,21 @@ impl Cluster {
             done: Box::new(done),
         };
         questions.open.lock().insert(number, open);
-        for shard in shards {
-            self.tell_shard(*shard, &Message::Ask(number, question.clone()));
+        let message = Message::Ask(number, question.clone()).encode();
+        for &shard in shards {
+            let link = self.link(shard).ok_or(NotSent::NoWay);
+            if let Err(why) = link.and_then(|link| link.offer(KIND, message.clone())) {
+                let what = match question {
+                    Question::Import { .. } => "the files of a requirement",
+                    _ => "a question",
+                };
+                let error = Error::NotSent {
+                    what,
+                    shard: shard.to_string(),
+                    why: why.to_string(),
+                };
+                self.answered(shard, number, Err(error.to_string()));
+            }
         }
         let cluster: Weak<Self> = self.handle();
         self.engine.timers.after(limit, move |_| {

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use super::{Cluster, message::Message};
+use super::{Cluster, link::KIND, message::Message};
 use crate::{
     engine::{
         Engine,
         id::{Id, ShardId},
         language::Failure,
         members::Members,
-        run_message::{RunMessage, Shards},
+        run_message::{NotSent, RunMessage, Shards},
     },
     server::lock::Lock,
 };
@@ -66,12 +66,17 @@ impl Shards for Cluster {
         self.tell_shard(to, &Message::Run(id, message));
     }
 
-    fn is_full(&self, to: ShardId) -> bool {
-        self.link(to).is_some_and(|link| link.is_full())
+    fn send(&self, to: ShardId, id: Id, message: &RunMessage) -> Result<(), NotSent> {
+        let link = self.link(to).ok_or(NotSent::NoWay)?;
+        link.offer(KIND, Message::encode_run(id, message))
     }
 
-    fn wait_for_room(&self, to: ShardId, limit: Duration) -> bool {
-        self.link(to).is_none_or(|link| link.wait_for_room(limit))
+    fn has_room(&self, to: ShardId, bytes: usize) -> bool {
+        self.link(to).is_none_or(|link| link.has_room(bytes))
+    }
+
+    fn wait_for_room(&self, to: ShardId, bytes: usize, limit: Duration) -> bool {
+        self.link(to).is_none_or(|link| link.wait_for_room(bytes, limit))
     }
 
     fn look(&self) {

@@ -321,6 +321,24 @@ impl DistributedRun {
         if is_lost { Loss::Fatal } else { Loss::Nothing }
     }
 
+    /// Messages of a shard have not come. Who takes part cannot tell the initiator's from others' either: records go between all.
+    pub(super) fn lost_messages(&self, of: ShardId) -> Loss {
+        let progress = self.progress.lock();
+        let takes_part = |place: &Place| place.members.contains(of);
+        if !progress.place.as_ref().is_some_and(takes_part) || matches!(progress.phase, Phase::Finished) {
+            return Loss::Nothing;
+        }
+        match (
+            progress.is_launching(),
+            self.is_initiator() && progress.completed.contains(&of),
+        ) {
+            (true, _) => Loss::SendAgain,
+            // It has sent all that it had to send.
+            (false, true) => Loss::Nothing,
+            (false, false) => Loss::Fatal,
+        }
+    }
+
     /// The initiator says that all have the plan. True if that was not known.
     pub(super) fn go(&self) -> bool {
         let mut progress = self.progress.lock();

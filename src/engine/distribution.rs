@@ -103,11 +103,36 @@ impl Engine {
             if execution.status().is_final() {
                 continue;
             }
-            match distributed.lost(gone, members.as_deref()) {
-                Loss::Nothing => {}
-                Loss::SendAgain => self.send_again(&execution, distributed),
-                Loss::Fatal => self.fail(&execution, Error::ShardsChanged.into()),
+            let loss = distributed.lost(gone, members.as_deref());
+            self.take_loss(&execution, distributed, loss, || Error::ShardsChanged);
+        }
+    }
+
+    /// Messages of another shard have not come, whatever they said: what they may have been about is begun again, or ends with an error.
+    pub fn messages_lost(&self, of: ShardId) {
+        for execution in self.registry.whole_executions().0 {
+            if let Some(distributed) = &execution.distributed {
+                if !execution.status().is_final() {
+                    let loss = distributed.lost_messages(of);
+                    self.take_loss(&execution, distributed, loss, || {
+                        Error::MessagesLost(of.to_string())
+                    });
+                }
             }
+        }
+    }
+
+    fn take_loss(
+        &self,
+        execution: &Arc<Execution>,
+        distributed: &DistributedRun,
+        loss: Loss,
+        error: impl FnOnce() -> Error,
+    ) {
+        match loss {
+            Loss::Nothing => {}
+            Loss::SendAgain => self.send_again(execution, distributed),
+            Loss::Fatal => self.fail(execution, error().into()),
         }
     }
 

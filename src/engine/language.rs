@@ -82,9 +82,9 @@ pub trait Language: Send + Sync {
     /// The text of the error that loading raised, e.g. a module that is not there.
     fn load(&self, image: &[u8], session: &Session) -> Result<Arc<dyn Function>, Failure>;
 
-    /// Objects of the language as bytes, for [`Language::unpack`] on another shard; with the places of those that cannot
-    /// travel, which are left out, and why.
-    fn pack(&self, objects: Vec<Record>) -> Packed;
+    /// The first objects of the language, `at_most` so many, as bytes for [`Language::unpack`] on another shard. Takes them out: at least
+    /// one, and no more when they have become [`PIECE`] bytes.
+    fn pack(&self, objects: &mut Vec<Record>, at_most: usize) -> Packed;
 
     /// Makes the objects again, in their order.
     ///
@@ -117,8 +117,17 @@ pub trait Language: Send + Sync {
     fn sort(&self, records: Vec<Record>, descending: bool) -> Result<Vec<Record>, Failure>;
 }
 
-/// Objects as bytes, and the places and errors of those that could not become any.
-pub type Packed = (Vec<u8>, Vec<(usize, Failure)>);
+/// From how many bytes on objects that are packed together are enough for one message.
+pub const PIECE: usize = 4 << 20;
+
+/// Objects as bytes.
+pub struct Packed {
+    pub bytes: Vec<u8>,
+    /// How many were taken, with those that could not become bytes.
+    pub taken: usize,
+    /// The places of the latter among those that were taken, and why.
+    pub refused: Vec<(usize, Failure)>,
+}
 
 /// A text that is made when somebody asks for it: most results are kept and never looked at.
 pub trait LateText: Send + Sync {

@@ -3,7 +3,7 @@
 //!
 //! Data only: what follows from a message is in `distributed_run.rs` (the state) and `distribution.rs` (what is done).
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -139,16 +139,49 @@ impl LaunchPayload {
     }
 }
 
+/// Why a message was not taken for another shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotSent {
+    /// So much waits for that shard already, in bytes.
+    Full { limit: usize },
+    /// So many bytes are more than one message can have.
+    TooLarge { bytes: usize, limit: usize },
+    /// There is no way to that shard.
+    NoWay,
+}
+
+impl fmt::Display for NotSent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full { limit } => write!(f, "more than {} MiB wait for it", limit >> 20),
+            Self::TooLarge { bytes, limit } => write!(
+                f,
+                "{} MiB in one piece are more than the {} MiB that a message can have",
+                bytes >> 20,
+                limit >> 20
+            ),
+            Self::NoWay => f.write_str("there is no way to it any more"),
+        }
+    }
+}
+
 /// The way to other shards.
 pub trait Shards: Send + Sync {
-    /// Queues a message about a run for another shard; they arrive in order and once, or not at all. Waits for nothing.
+    /// Queues a message about a run for another shard; they arrive in order and once. Where one is lost, both sides end what it may have
+    /// been about. Waits for nothing.
     fn tell(&self, to: ShardId, id: Id, message: RunMessage);
 
-    /// True if so much is queued for another shard that more records should wait.
-    fn is_full(&self, to: ShardId) -> bool;
+    /// The same for records, for which there may be no room: then the run is to end with an error.
+    ///
+    /// # Errors
+    /// Why they were not taken.
+    fn send(&self, to: ShardId, id: Id, message: &RunMessage) -> Result<(), NotSent>;
 
-    /// Waits until that is false; true if it is, false when `limit` is over. The caller is detached from the language.
-    fn wait_for_room(&self, to: ShardId, limit: Duration) -> bool;
+    /// True if so many bytes may be sent to another shard now.
+    fn has_room(&self, to: ShardId, bytes: usize) -> bool;
+
+    /// Waits until that is true; false when `limit` is over. The caller is detached from the language.
+    fn wait_for_room(&self, to: ShardId, bytes: usize, limit: Duration) -> bool;
 
     /// Looks at the cluster soon.
     fn look(&self);

@@ -5,7 +5,8 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Instant,
 };
 
 use serde::{Deserialize, Serialize};
@@ -17,13 +18,13 @@ use super::{
     language::{Failure, Language},
     plan::Routing,
     record::{IdText, Record, Value},
-    run_message::{RunMessage, Shards},
+    run_message::{NotSent, RunMessage, Shards},
 };
-use crate::error::MAX_IDLE;
+use crate::error::{Error, MAX_IDLE};
 
 /// How many records are sent at once at most.
 const BATCH: usize = 1000;
-/// About how many bytes.
+/// About how many bytes, as far as they are known before they are packed.
 const BATCH_BYTES: usize = 256 * 1024;
 
 /// The way out of one run.
@@ -113,26 +114,51 @@ impl Shuffle<'_> {
         }
     }
 
+    /// In as many messages as it takes.
     fn dispatch(&self, step: usize, to: ShardId, records: Vec<Record>) -> Result<(), Vec<Failure>> {
-        if records.is_empty() {
-            return Ok(());
-        }
-        let (batch, mut failures) = pack(self.language, records);
-        if self.shards.is_full(to) {
-            let mut room = false;
-            self.language
-                .detached(&mut || room = self.shards.wait_for_room(to, self.distributed.max_idle));
-            if !room {
-                failures.push(MAX_IDLE.into());
-                return Err(failures);
+        let mut packing = Packing::new(records);
+        let mut failures = Vec::new();
+        while let Some(batch) = packing.next(self.language, &mut failures) {
+            if let Err(failure) = self.dispatch_batch(step, to, ByteBuf::from(batch)) {
+                // What is behind it has no use without it.
+                failures.push(failure);
+                break;
             }
         }
-        let batch = ByteBuf::from(batch);
-        self.shards.tell(to, self.id, RunMessage::Records { step, batch });
         if failures.is_empty() {
             Ok(())
         } else {
             Err(failures)
+        }
+    }
+
+    fn dispatch_batch(&self, step: usize, to: ShardId, batch: ByteBuf) -> Result<(), Failure> {
+        let bytes = batch.len();
+        let message = RunMessage::Records { step, batch };
+        let deadline = Instant::now() + self.distributed.max_idle;
+        loop {
+            if !self.shards.has_room(to, bytes) {
+                let limit = deadline.saturating_duration_since(Instant::now());
+                let mut room = false;
+                self.language
+                    .detached(&mut || room = self.shards.wait_for_room(to, bytes, limit));
+                if !room {
+                    return Err(MAX_IDLE.into());
+                }
+            }
+            match self.shards.send(to, self.id, &message) {
+                Ok(()) => return Ok(()),
+                // Somebody else was quicker.
+                Err(NotSent::Full { .. }) if Instant::now() < deadline => {}
+                Err(why) => {
+                    return Err(Error::NotSent {
+                        what: "records",
+                        shard: to.to_string(),
+                        why: why.to_string(),
+                    }
+                    .into());
+                }
+            }
         }
     }
 
@@ -222,36 +248,68 @@ impl From<Value> for Packed {
     }
 }
 
-/// Bytes that travel, and why some records do not.
-fn pack(language: &dyn Language, records: Vec<Record>) -> (Vec<u8>, Vec<Failure>) {
-    let mut objects = Vec::new();
-    let packed: Vec<(Packed, Option<usize>)> = records
-        .into_iter()
-        .map(|record| {
+/// Records that become bytes, one batch after the other: how many bytes an object of the language has is known when it is packed.
+struct Packing {
+    /// Those that are left, and whether they have an object: a record has one at most.
+    records: VecDeque<(Packed, bool)>,
+    objects: Vec<Record>,
+    /// How many objects are tried at once: about as many as the batch before could take.
+    at_most: usize,
+}
+
+impl Packing {
+    fn new(records: Vec<Record>) -> Self {
+        let mut objects = Vec::new();
+        let records = records.into_iter().map(|record| {
             let before = objects.len();
             let packed = pack_one(record, &mut objects);
-            (packed, (objects.len() > before).then_some(before))
-        })
-        .collect();
-    let (objects, refused) = if objects.is_empty() {
-        (Vec::new(), Vec::new())
-    } else {
-        language.pack(objects)
-    };
-    // A record has one object at most.
-    let travels =
-        |object: Option<usize>| object.is_none_or(|place| !refused.iter().any(|(no, _)| *no == place));
-    let batch = Batch {
-        records: packed
-            .into_iter()
-            .filter(|(_, object)| travels(*object))
-            .map(|(packed, _)| packed)
-            .collect(),
-        objects: ByteBuf::from(objects),
-    };
-    let failures = refused.into_iter().map(|(_, failure)| failure).collect();
-    // Plain data: nothing in it can fail to be written to memory.
-    (rmp_serde::to_vec(&batch).unwrap_or_default(), failures)
+            (packed, objects.len() > before)
+        });
+        Self {
+            records: records.collect(),
+            objects,
+            at_most: usize::MAX,
+        }
+    }
+
+    /// The bytes of the next batch; `None` when there is none. `failures` gets why some records do not travel.
+    fn next(&mut self, language: &dyn Language, failures: &mut Vec<Failure>) -> Option<Vec<u8>> {
+        if self.records.is_empty() {
+            return None;
+        }
+        let (mut taken, mut objects, mut refused) = (0, Vec::new(), BTreeSet::new());
+        if !self.objects.is_empty() {
+            let packed = language.pack(&mut self.objects, self.at_most);
+            taken = packed.taken;
+            self.at_most = taken.saturating_mul(2);
+            objects = packed.bytes;
+            for (place, failure) in packed.refused {
+                refused.insert(place);
+                failures.push(failure);
+            }
+        }
+        let mut place = 0;
+        let mut records = Vec::new();
+        while let Some(&(_, has_object)) = self.records.front() {
+            if has_object && place == taken {
+                break;
+            }
+            let Some((packed, _)) = self.records.pop_front() else {
+                break;
+            };
+            let travels = !has_object || !refused.contains(&place);
+            place += usize::from(has_object);
+            if travels {
+                records.push(packed);
+            }
+        }
+        let batch = Batch {
+            records,
+            objects: ByteBuf::from(objects),
+        };
+        // Plain data: nothing in it can fail to be written to memory.
+        Some(rmp_serde::to_vec(&batch).unwrap_or_default())
+    }
 }
 
 fn pack_one(record: Record, objects: &mut Vec<Record>) -> Packed {
@@ -322,7 +380,18 @@ mod tests {
     use crate::{engine::testing::Plain, fuzz::fuzz};
 
     fn again(bytes: &[u8]) -> Result<Vec<u8>, Failure> {
-        unpack(&Plain, bytes).map(|records| pack(&Plain, records).0)
+        unpack(&Plain, bytes).map(pack)
+    }
+
+    fn pack(records: Vec<Record>) -> Vec<u8> {
+        if records.is_empty() {
+            let (records, objects) = (Vec::new(), ByteBuf::new());
+            return rmp_serde::to_vec(&Batch { records, objects }).unwrap_or_default();
+        }
+        let mut packing = Packing::new(records);
+        let batch = packing.next(&Plain, &mut Vec::new()).unwrap_or_default();
+        assert_eq!(packing.next(&Plain, &mut Vec::new()), None);
+        batch
     }
 
     /// What can be read of a batch is packed as it was.
@@ -337,7 +406,7 @@ mod tests {
             key: b"k".to_vec(),
             record: Box::new(Record::group(b"g".to_vec(), text())),
         };
-        let (seed, _) = pack(&Plain, vec![text(), Record::Native(dict), keyed]);
+        let seed = pack(vec![text(), Record::Native(dict), keyed]);
         fuzz("records", &[seed], |input| match again(input) {
             Ok(packed) => {
                 assert_eq!(again(&packed).expect("it was just packed"), packed);

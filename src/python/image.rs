@@ -12,13 +12,13 @@ use pyo3::{
 use super::{
     attach::{ObjectRef, attach},
     callback::{Callback, Code},
-    convert::{object_record, record_object},
+    convert::{object_of, object_record},
     errors,
     interpreter::script_globals,
     kept::kept,
 };
 use crate::engine::{
-    language::{Failure, Function, Packed},
+    language::{Failure, Function, PIECE, Packed},
     record::Record,
     session::Session,
 };
@@ -83,17 +83,25 @@ fn load_code(py: Python<'_>, image: &[u8], session: &Session) -> PyResult<Code> 
     Ok(code)
 }
 
-/// Objects as bytes for another shard, with the places of those that cannot travel and why.
-pub fn pack(py: Python<'_>, records: Vec<Record>) -> PyResult<Packed> {
-    let objects = records.into_iter().map(|record| record_object(py, record));
+/// Objects as bytes for another shard: the first ones, see [`Packed`].
+///
+/// # Errors
+/// What the language says of all of them.
+pub fn pack(py: Python<'_>, records: &[Record]) -> PyResult<Packed> {
+    type Parts<'py> = (Bound<'py, PyBytes>, usize, Vec<(usize, Bound<'py, PyAny>)>);
+    let objects = records.iter().map(|record| object_of(py, record));
     let objects = PyList::new(py, objects.collect::<PyResult<Vec<_>>>()?)?;
-    let packed = serial(py)?.call_method1("pack", (objects,))?;
-    let (bytes, refused): (Bound<'_, PyBytes>, Vec<(usize, Bound<'_, PyAny>)>) = packed.extract()?;
+    let packed = serial(py)?.call_method1("pack", (objects, PIECE))?;
+    let (bytes, taken, refused): Parts<'_> = packed.extract()?;
     let refused = refused.into_iter().map(|(place, error)| {
         let failure = errors::text(py, &PyErr::from_value(error)).into();
         (place, failure)
     });
-    Ok((bytes.as_bytes().to_vec(), refused.collect()))
+    Ok(Packed {
+        bytes: bytes.as_bytes().to_vec(),
+        taken: taken.clamp(1, records.len().max(1)),
+        refused: refused.collect(),
+    })
 }
 
 /// The objects that another shard has packed.

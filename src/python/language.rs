@@ -149,16 +149,20 @@ impl Language for CPython {
         loaded
     }
 
-    fn pack(&self, objects: Vec<Record>) -> Packed {
-        let count = objects.len();
+    fn pack(&self, objects: &mut Vec<Record>, at_most: usize) -> Packed {
+        let count = at_most.min(objects.len());
         attach(|py| {
-            image::pack(py, objects).unwrap_or_else(|error| {
+            let packed = image::pack(py, &objects[..count]).unwrap_or_else(|error| {
                 let failure: Failure = errors::text(py, &error).into();
-                (
-                    Vec::new(),
-                    (0..count).map(|place| (place, failure.clone())).collect(),
-                )
-            })
+                Packed {
+                    bytes: Vec::new(),
+                    taken: count,
+                    refused: (0..count).map(|place| (place, failure.clone())).collect(),
+                }
+            });
+            // They end here, where their code can be stopped.
+            objects.drain(..packed.taken);
+            packed
         })
     }
 

@@ -6,7 +6,7 @@ use shuttle::thread;
 
 use super::*;
 use crate::{
-    cluster::inbound::Sender,
+    cluster::inbound::{Sender, Taken},
     waits::{chance, check},
 };
 
@@ -32,12 +32,10 @@ impl Other {
 
     /// RG.INNERMSGCOMMAND.
     fn message(&mut self, item: &Item) {
-        if self
-            .knows
-            .as_mut()
-            .is_some_and(|sender| sender.takes(item.number))
-        {
-            self.received.push(item.payload.to_vec());
+        match self.knows.as_mut().map(|sender| sender.takes(item.number)) {
+            Some(Taken::Next) => self.received.push(item.payload.to_vec()),
+            Some(Taken::Seen) | None => {}
+            Some(Taken::BehindLost) => panic!("one was lost before {}", item.number),
         }
     }
 }
@@ -93,7 +91,7 @@ fn run(moves: bool) {
             let link = Arc::clone(&link);
             thread::spawn(move || {
                 for message in 0..MESSAGES {
-                    while !link.wait_for_room(Duration::from_secs(1)) {}
+                    while !link.wait_for_room(2, Duration::from_secs(1)) {}
                     link.push(KIND, vec![number, message]);
                 }
             })
@@ -109,7 +107,7 @@ fn run(moves: bool) {
     link.close();
     assert!(sender.join().is_ok());
     assert!(
-        link.wait_for_room(Duration::ZERO),
+        link.wait_for_room(2, Duration::ZERO),
         "nobody waits for a link that is closed"
     );
     let received = &other.lock().received;
