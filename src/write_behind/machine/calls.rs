@@ -255,10 +255,8 @@ impl<P> Queue<P> {
             return None;
         }
         let is_fit = |place: u64| self.entries.get(place).is_some_and(|entry| entry.probed < most);
-        let suspects = self.failed.suspects.range(head.saturating_add(1)..).copied();
-        let suspect = suspects
-            .filter(|place| is_fit(*place) && self.is_front(*place))
-            .next();
+        let mut suspects = self.failed.suspects.range(head.saturating_add(1)..).copied();
+        let suspect = suspects.find(|place| is_fit(*place) && self.is_front(*place));
         let waiting = self.waiting.find_behind(head, is_fit);
         let place = suspect.into_iter().chain(waiting).min()?;
         Some((place, self.entries.get(place)?.stage))
