@@ -263,7 +263,7 @@ unsafe extern "C" fn on_reply(
 ) -> c_int {
     // SAFETY: the server calls this with the data that `answer` gave, before it calls `on_free`, and with the arguments of the
     // client's command.
-    unsafe {
+    caught((), || unsafe {
         let reply = api!(RedisModule_GetBlockedClientPrivateData(ctx)).cast::<Reply>();
         if let Some(reply) = reply.as_ref() {
             let _entered = Entered::new();
@@ -271,7 +271,7 @@ unsafe extern "C" fn on_reply(
         } else {
             waiting::run(ctx, argv, argc, None);
         }
-    }
+    });
     raw::REDISMODULE_OK as c_int
 }
 

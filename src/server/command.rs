@@ -15,6 +15,7 @@ use super::{
     api::{self, Features},
     call,
     client::{BlockedClient, User},
+    entry::caught,
     lock::{Entered, Lock},
     reply::Reply,
     string::{Argv, Held, RString},
@@ -253,12 +254,13 @@ pub unsafe fn run(
             argv: Argv::new(argv, argc),
             lock: entered.lock(),
         };
-        match catch_unwind(AssertUnwindSafe(|| handler(&command))) {
+        let handled = catch_unwind(AssertUnwindSafe(|| handler(&command)));
+        caught((), || match handled {
             Ok(Ok(Answer::Done)) => {}
             Ok(Ok(Answer::Reply(reply))) => command.send(&reply),
             Ok(Err(error)) => command.send(&Reply::error(error.text(&command.name()))),
             Err(_) => command.send(&Reply::error("ERR internal error, see the server's log")),
-        }
+        });
     }
     raw::REDISMODULE_OK as c_int
 }

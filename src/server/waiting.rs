@@ -117,10 +117,10 @@ unsafe extern "C" fn on_reply<const WHY: usize>(
 ) -> c_int {
     // SAFETY: the server calls this with the data that `let_go` gave, before it calls `on_free`, and with the arguments of the
     // client's command.
-    unsafe {
+    caught((), || unsafe {
         let note = api!(RedisModule_GetBlockedClientPrivateData(ctx)).cast::<Note>();
         run_for(WHY, ctx, argv, argc, note.as_ref());
-    }
+    });
     raw::REDISMODULE_OK as c_int
 }
 
