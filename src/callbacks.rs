@@ -84,7 +84,7 @@ pub unsafe extern "C" fn on_server_event(
             if event == ServerEvent::BeforeSleep {
                 after::before_sleep(lock);
                 audience::next_turn(lock);
-                room::may_be_limited(lock);
+                room::next_turn(lock);
                 pinion.hooks.before_sleep(lock);
                 pinion.loads.pump(lock);
                 pinion.behind.pump(lock);

@@ -55,6 +55,9 @@ struct Asked {
 
 /// The server has no limit, as long as [`may_be_limited`] is not called.
 static UNLIMITED: Guarded<bool> = Guarded::new(false);
+static TURNS: Guarded<u32> = Guarded::new(0);
+/// Turns of the server's loop, until it is looked at again although no option has changed.
+const LOOK_AGAIN: u32 = 64;
 
 /// When there were keys to evict.
 static FOUND: Guarded<Option<Instant>> = Guarded::new(None);
@@ -122,12 +125,21 @@ pub(super) fn is_unlimited(lock: Lock<'_>) -> bool {
     }
 }
 
-/// Another turn of the server's loop begins, or an option has changed: there may be a limit.
-pub fn may_be_limited(lock: Lock<'_>) {
+/// An option has changed: there may be a limit.
+pub(super) fn may_be_limited(lock: Lock<'_>) {
     *UNLIMITED.write(lock) = false;
 }
 
-/// As [`excess`]. The server counts its memory for that: where it has no limit once a turn is enough.
+/// A turn of the server's loop has ended. Who changes options without a word is seen a few turns later.
+pub fn next_turn(lock: Lock<'_>) {
+    let mut turns = TURNS.write(lock);
+    *turns = (*turns + 1) % LOOK_AGAIN;
+    if *turns == 0 {
+        may_be_limited(lock);
+    }
+}
+
+/// As [`excess`]. The server counts its memory for that: where it has no limit now and then is enough.
 #[inline(never)]
 fn look(lock: Lock<'_>) -> f32 {
     let excess = excess();
