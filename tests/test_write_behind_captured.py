@@ -111,6 +111,8 @@ MORE: list[tuple[str, list[str], list[str], dict[str, Any]]] = [
     ("rename onto itself", ["SET k:1 a"], ["RENAME k:1 k:1"], {}),
     ("set over another type", ["RPUSH k:1 a"], ["SET k:1 b"], {"k:1": ("set", "b")}),
     ("changes of a stream", ["XADD k:1 1-1 a b", "XGROUP CREATE k:1 g 0"], ["XDEL k:1 1-1", "XSETID k:1 5-5"], {"k:1": ("xsetid", None)}),
+    ("vector sets, which tell of nothing", ["VADD k:1 VALUES 2 1 1 a"], ["VADD k:2 VALUES 2 1 1 a", "VREM k:1 a", "RENAME k:2 k:3"],
+     {"k:2": ("rename_from", None), "k:3": ("rename_to", None)}),
     ("refused in a script", ["SET k:1 a"], ["EVAL redis.pcall('HSET',KEYS[1],'f','v')return(redis.call('GET',KEYS[1])) 1 k:1"], {}),
     ("a script that ends by an error", [], ["EVAL redis.call('SET',KEYS[1],'a')error('no') 1 k:1"], {"k:1": ("set", "a")}),
 ]  # fmt: skip
@@ -121,7 +123,7 @@ def test_what_else_is_captured(
     server: Server, source: Server, name: str, before: list[str], commands: list[str], captured: dict[str, Any]
 ) -> None:
     client, raw = server.client(), server.raw()
-    for command in commands:
+    for command in before + commands:
         if raw.call("COMMAND", "INFO", command.split()[0]).startswith((b"*1\r\n*-1", b"*1\r\n$-1", b"*1\r\n_")):
             pytest.skip(f"this server does not know {command}")
     for command in before:

@@ -249,7 +249,8 @@ pub fn redirection(lock: Lock<'_>, features: Features, slot: u16) -> Reply {
         let [host, Reply::Int(port), Reply::Bulk(id), ..] = owner.as_slice() else {
             break;
         };
-        if *id == me {
+        // Who asks for a slot that is coming here (ASKING) would be sent to and fro.
+        if *id == me || is_coming(&ask(b"NODES"), slot) {
             break;
         }
         let host = match host {
@@ -259,6 +260,15 @@ pub fn redirection(lock: Lock<'_>, features: Features, slot: u16) -> Reply {
         return Reply::error(format!("MOVED {slot} {host}:{port}"));
     }
     Reply::error(ON_ITS_WAY)
+}
+
+/// Whether a slot is on its way to this node, by the reply of CLUSTER NODES.
+fn is_coming(nodes: &Reply, slot: u16) -> bool {
+    let text = nodes.as_text().unwrap_or_default();
+    let mut lines = text.split(|&byte| byte == b'\n');
+    let myself = lines.find(|line| line.windows(6).any(|part| part == b"myself"));
+    let coming = format!("[{slot}-<-");
+    myself.is_some_and(|line| line.windows(coming.len()).any(|part| part == coming.as_bytes()))
 }
 
 impl Open<'_> {
