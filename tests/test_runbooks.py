@@ -1,10 +1,11 @@
-"""The commands of docs/runbooks.md, word by word: names of nodes become ports, and what a block waits for is waited for."""
+"""The commands of docs/runbooks.md and docs/troubleshooting.md, word by word: names of nodes become ports, and what a block waits for is waited for."""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Callable
 
@@ -44,9 +45,9 @@ GB('CommandReader').foreach(lambda words: execute('SET', 'written', 'by a functi
 NOWHERE = "redis://127.0.0.1:1"
 
 
-def blocks(title: str) -> list[str]:
+def blocks(title: str, page: str = PAGE) -> list[str]:
     """The blocks of commands of a section, in their order."""
-    [section] = re.findall(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    [section] = re.findall(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
     return re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
 
 
@@ -66,6 +67,7 @@ redis-cli() {{
     command redis-cli "${{words[@]}}"
 }}
 export -f redis-cli
+pinion() {{ local word="$4"; {addresses}; PYTHONPATH={ROOT}/package/src {sys.executable} -m pinion_redis "$1" "$2" "$3" "$word"; }}
 xargs() {{ command xargs -r bash -c 'redis-cli "$@"' _ "${{@:5}}"; }}
 """
     done = subprocess.run(["bash", "-c", head + block], cwd=folder, capture_output=True, text=True, timeout=90, env={**os.environ, **variables})
@@ -290,3 +292,27 @@ def test_back_to_older_packages(start_server: Callable[..., Server], tmp_path: P
         server.run(script, "ID", "app", "UPGRADE", "REQUIREMENTS", f"pinion-demo=={version}", client=server.client(socket_timeout=120))
         told += server.client().execute_command("RG.TRIGGER", "version")
     assert told == ["1.0", "2.0", "1.0"]
+
+
+def test_questions_to_a_server_in_trouble(start_server: Callable[..., Server], tmp_path: Path) -> None:
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    cache = start_server(module_args=["rate", "1.07", "dsn", NOWHERE])
+    cache.run("@read_through('rate:*', ttl=300, stale=3600)\ndef load(key):\n    return configGet('rate')", "ID", "rates")
+    cache.run(SCRIPT, "ID", "users")
+    client = cache.client()
+    assert client.get("rate:usd") == "1.07"
+    client.execute_command("RG.CONFIGSET", "rate", "1.09")
+    nodes = {"cache1": cache}
+    [stale] = blocks("Why is this key stale?", page)
+    lines = run(stale, tmp_path, nodes).splitlines()
+    assert lines[0] == "master" and lines[-2:] == ["1", "1.09"]
+    assert any(line.isdigit() and int(line) > 3600_000 for line in lines), "younger than its ttl"
+    with client.pipeline() as transaction:
+        transaction.delete("user:1").hset("user:1", "name", "Ann")
+        transaction.execute()
+    wait_until(lambda: cache.own.info("rg_write_behind")["rg_write_behind_save_failures_total"] > 0)
+    client.xadd("users:dead", {"key": "user:9"})
+    [unsaved_block] = blocks("Why is this not saved?", page)
+    told = run(unsaved_block, tmp_path, nodes)
+    assert "rg_write_behind_queued:1" in told and "ConnectionError" in told and told.split()[-2:] == ["key", "user:9"]
+    assert re.search(r"oldestMS +\d", told) and re.search(r"saveFailures +[1-9]", told) and re.search(r"captured +1", told)
