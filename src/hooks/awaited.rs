@@ -4,7 +4,7 @@
 use smallvec::SmallVec;
 
 use super::{
-    Hooks,
+    Hooks, Linked,
     table::{CommandSpec, Entry},
 };
 use crate::{
@@ -117,7 +117,7 @@ impl Hooks {
     fn run_awaited(&self, command: &Command<'_>) -> Result<CallReply, Refusal> {
         let original = command.argv().skip(1);
         // The filter leaves it alone: it has waited.
-        let (reply, _) = self.current.during(command, 1, || {
+        let (reply, _) = self.current.during(command, 1, Linked::default(), || {
             let _bypass = self.bypass(command.lock());
             call_original(command, self.features, original, false)
         });

@@ -205,6 +205,9 @@ impl Writes for WriteBehind {
 impl Unsaved for WriteBehind {
     fn unsaved(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> Option<Newest> {
         let state = self.state.read(lock);
+        if state.sinks.is_empty() {
+            return None;
+        }
         if state.notes.has_removed(db, name) {
             return Some(Newest::Gone);
         }
