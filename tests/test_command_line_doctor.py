@@ -25,10 +25,11 @@ def has_arguments(server: Server) -> bool:
 
 
 def test_options_of_replicas_are_compared(start_server: Callable[..., Server], pinion: Pinion) -> None:
-    master = start_server(module_args=["dsn", "old-secret", "MaxExecutions", 500])
+    options = ["dsn", "old-secret", "maxexecutions", 500, "SaveRegistrations", "yes", "Plugin", "one.so", "RunAs", "all"]
+    master = start_server(module_args=options)
     if not has_arguments(master):
         pytest.skip("this server does not show the arguments of modules")
-    replica = start_server(module_args=["dsn", "old-secret", "MaxExecutions", 500], args=["--replicaof", master.host, master.port])
+    replica = start_server(module_args=options, args=["--replicaof", master.host, master.port])
     wait_until(lambda: replica.own.info("replication")["master_link_status"] == "up")
     wait_until(lambda: master.own.info("replication")["connected_slaves"] == 1)
     done = pinion("doctor", "-u", of(master))

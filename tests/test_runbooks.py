@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any, Callable
 
@@ -48,7 +49,7 @@ NOWHERE = "redis://127.0.0.1:1"
 def blocks(title: str, page: str = PAGE) -> list[str]:
     """The blocks of commands of a section, in their order."""
     [section] = re.findall(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
-    return re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(block) for _, block in re.findall(r"^( *)```sh\n(.*?)^\1```$", section, re.MULTILINE | re.DOTALL)]
 
 
 def run(block: str, folder: Path, nodes: dict[str, Server], **variables: str) -> str:
@@ -176,7 +177,7 @@ def test_a_backup(start_server: Callable[..., Server], tmp_path: Path, aof: str)
     if aof == "no":
         cache.client().execute_command("SAVE")
     wait_until(lambda: cache.own.info("rg_write_behind")["rg_write_behind_save_failures_total"] > 0)
-    cache.stop(kill=True)
+    cache.stop()
     plain.client().hset("user:1", "price", "2")  # somebody has written it since
 
     copy = {"copy": cache}
@@ -192,7 +193,7 @@ def test_a_backup(start_server: Callable[..., Server], tmp_path: Path, aof: str)
     assert unsaved(cache) == 1 and plain.client().hgetall("user:1") == {"price": "2"}
     cache.stop(kill=True)
 
-    elsewhere, give_up, empty = blocks("Go on with a backup")
+    promote, elsewhere, give_up, empty = blocks("Go on with a backup")
     assert re.search(r"--loadmodule \S+ dsn \S+:1/none\n$", elsewhere)
     cache.args, cache.module_args = ["--appendonly", aof], ["dsn", NOWHERE]
     cache.start()
@@ -205,6 +206,14 @@ def test_a_backup(start_server: Callable[..., Server], tmp_path: Path, aof: str)
     cache.client().hset("user:1", "price", "3")
     drained(cache)
     assert plain.client().hgetall("user:1") == {"price": "3"}
+    # The other way: its queue is empty.
+    cache.client().execute_command("SAVE")
+    cache.stop(kill=True)
+    plain.client().hset("user:1", "price", "4")
+    cache.args, cache.module_args = ["--appendonly", aof, *words[2:]], ["dsn", url(plain)]
+    cache.start()
+    assert run(promote + empty, tmp_path, copy) == "OK\nOK\n"
+    assert cache.client().hgetall("user:1") == {"price": "4"}
 
 
 def test_from_one_server_to_a_cluster(start_server: Callable[..., Server], tmp_path: Path) -> None:
@@ -217,8 +226,8 @@ def test_from_one_server_to_a_cluster(start_server: Callable[..., Server], tmp_p
     run("".join(blocks("Drain")[:2]), tmp_path, {"cache1": old})
     plain.client().hset("user:1", "price", "2")
     cluster = make_cluster(start_server, module_args=["dsn", url(plain)])
-    [move] = blocks("From one server to a cluster")
-    run(move, tmp_path, {"cache1": old, "shard1": cluster[0]})
+    rights, move = blocks("From one server to a cluster")
+    run(rights + move, tmp_path, {"cache1": old, "shard1": cluster[0]})
     cluster[0].run(SCRIPT, "ID", "users")
     client = cluster.client()
     assert client.get("mine") == "stays" and old.client().keys() == ["mine"]
@@ -241,14 +250,15 @@ def test_take_pinion_away(start_server: Callable[..., Server], tmp_path: Path) -
     client.delete("user:2")
     plain.client().hset("user:3", "name", "Eve")
     assert client.hgetall("user:3") == {"name": "Eve"}
-    run("".join(blocks("Drain")[:3]), tmp_path, {"cache1": master})
+    run("".join(blocks("Drain")[:2]), tmp_path, {"cache1": master})
     assert plain.client().hgetall("user:1") == {"name": "Ann"}
-    unregister, files_of_each = blocks("Take Pinion away")
+    rights, unregister, files_of_each = blocks("Take Pinion away")
     nodes = {"cache1": master, "cache2": replica}
+    run(rights, tmp_path, nodes)
     assert run(unregister, tmp_path, nodes).split() == ["3"]
     run(files_of_each, tmp_path, nodes)
 
-    # Clients write all the time.
+    # Somebody writes all the time.
     def write(server: Server, number: int) -> None:
         server.client().hset("user:1", "number", number)
         server.client().set(f"new:{number}", number)

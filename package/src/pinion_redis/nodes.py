@@ -12,8 +12,9 @@ import redis
 from .connection import Server, plainly, speaking
 from .errors import NoConnection, PinionError
 
-# What each node has for itself by its nature.
-_OF_ITS_OWN = ("pythonvenv", "pythonrequirementsdir")
+# What each node has for itself by its nature, and what is a list.
+_OF_ITS_OWN = ("pythonvenv", "pythonrequirementsdir", "plugin")
+_WORDS = {"yes": "1", "no": "0"}  # RG.CONFIGGET shows numbers for them
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Options:
 
     def lost_at_restart(self) -> list[str]:
         """Options that have another value than the arguments give them."""
-        return [name for name, value in self.at_start.items() if _text(self.now.get(name)) != value]
+        return [name for name, value in self.at_start.items() if self.now.get(name) is not None and _text(self.now[name]) != _text(value)]
 
 
 def differing(nodes: list[Options]) -> list[str]:
@@ -38,7 +39,7 @@ def differing(nodes: list[Options]) -> list[str]:
 
 
 def options(server: Server) -> Iterator[Options]:
-    """The options of each master and of its replicas, of which their arguments name at least one anywhere.
+    """Of each master and of its replicas the options that an argument of `loadmodule` names on any of them.
 
     Values that only RG.CONFIGSET has brought have no name that could be asked for.
     # Raises `NoConnection` where a node cannot be asked.
@@ -51,8 +52,9 @@ def options(server: Server) -> Iterator[Options]:
         asked = list(dict.fromkeys(option for _, _, arguments in found for option in arguments))
         for name, client, arguments in found:
             with asking(server, name):
-                now = {option: _one(client, option) for option in asked}
-            yield Options(name, {option.lower(): value for option, value in now.items()}, {option.lower(): value for option, value in arguments.items()})
+                answers = [(option.lower(), _one(client, option)) for option in asked]
+            now = {option: value for option, value in answers if value is not None}  # names must be spelled exactly
+            yield Options(name, now, {option.lower(): value for option, value in arguments.items()})
 
 
 @contextmanager
@@ -107,4 +109,4 @@ def _one(client: redis.Redis, option: str) -> Optional[Any]:
 
 
 def _text(value: Any) -> Optional[str]:
-    return None if value is None else str(value)
+    return None if value is None else _WORDS.get(str(value).lower(), str(value))
