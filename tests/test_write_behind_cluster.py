@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 import threading
 from typing import Callable
 
@@ -253,3 +255,40 @@ def test_a_slot_moves_away_from_who_waits_for_room(start_server: Callable[..., S
     all_drained(cluster)
     assert database.rows() == {first: "fills it"}
     assert cluster[1].own.get(moving) is None
+
+
+def test_slots_do_not_move_at_once(start_server: Callable[..., Server]) -> None:
+    """Valkey 9 moves whole slots (CLUSTER MIGRATESLOTS) only where all modules say that they are ready for that: we are not, see docs/cluster.md."""
+    cluster = make_cluster(start_server)
+    if not cluster[0].is_valkey or cluster[0].version < (9, 0):
+        pytest.skip("slots move key by key on this server")
+    with pytest.raises(ResponseError, match="module rg does not support atomic slot migrations"):
+        cluster[0].own.execute_command("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", 0, 0, "NODE", node_id(cluster[1]))
+
+
+def test_it_does_not_end_while_a_shard_does_not_answer(start_server: Callable[..., Server], source: Server) -> None:
+    cluster = make_cluster(start_server)
+    database = register(cluster[0], source)
+    everywhere(cluster)
+    (registration,) = cluster[0].registrations()
+    client = cluster[0].client()
+    os.kill(cluster[1].process.pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(ResponseError, match="did not answer|The cluster is down"):
+            client.execute_command("RG.UNREGISTER", registration["id"])
+        assert cluster[0].registrations()
+    finally:
+        os.kill(cluster[1].process.pid, signal.SIGCONT)
+    everywhere(cluster)
+    key = next(f"user:{number}" for number in range(1000) if cluster.shard_of(f"user:{number}") is cluster[0])
+    wait_until(lambda: tries(client.set, key, "x"), message="the cluster is up again")
+    all_drained(cluster)
+    assert database.rows() == {key: "x"}
+
+
+def tries(function: Callable[..., object], *words: str) -> bool:
+    try:
+        function(*words)
+    except (ResponseError, redis.exceptions.ClusterDownError):
+        return False
+    return True

@@ -249,11 +249,37 @@ def test_a_change_that_fails_is_put_away_with_its_error(server: Server, source: 
     assert letter["registration"] == server.registrations()[0]["id"]
     assert (dead["user:33"]["type"], dead["user:33"]["event"]) == ("", "del")
     assert figures(server)["captured"] == 62, "dead letters are never captured"
+    assert server.log().count("write_behind: registration") == 1, "that it cannot save is said once a minute"
     # A change of the key behind it is saved.
     database.poison()
     client.set("user:7", "good")
     drained(server)
     assert database.row("user:7") == "good"
+
+
+@pytest.mark.parametrize("ordered", ["key", "all"])
+@pytest.mark.parametrize("why", ["WRONGTYPE", "NOPERM"])
+def test_what_cannot_be_put_away_stays(server: Server, source: Server, why: str, ordered: str) -> None:
+    arguments = "max_tries=1, dead_letter='user:dead', backoff=0.01, max_backoff=0.05, batch=1, ordered=%r" % ordered
+    client = server.client()
+    client.execute_command("ACL", "SETUSER", "app", "reset", "on", "nopass", "~user:*", "+@read")
+    database = register(server, source, arguments + (", user='app'" if why == "NOPERM" else ""))
+    if why == "WRONGTYPE":
+        client.hset("user:dead", "no", "stream")
+        drained(server)
+    database.poison("user:1")
+    client.set("user:1", "bad")
+    client.set("user:2", "good")
+    wait_until(lambda: "cannot be put into 'user:dead' either" in str(figures(server)["lastError"]))
+    assert database.row("user:2") == "good" and figures(server)["queued"] == 1
+    failures = figures(server)["saveFailures"]
+    wait_until(lambda: figures(server)["saveFailures"] > failures + 2, message="it is tried again")
+    assert server.log().count("cannot be put into 'user:dead' either") == 1, "once a minute"
+    assert figures(server)["dead"] == 0
+    database.poison()
+    drained(server)
+    assert database.row("user:1") == "bad"
+    client.execute_command("ACL", "DELUSER", "app")
 
 
 def test_an_outage_puts_nothing_away(server: Server, source: Server) -> None:
