@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Callable
 
 import pytest
 
 from command_line import Pinion, pinion, script, url  # noqa: F401: fixtures
-from helpers import Server, wait_until
+from helpers import Server, free_port, wait_until
 from servers import ROOT
 
 PAGE = (ROOT / "docs/deploying.md").read_text()
@@ -49,6 +51,28 @@ def test_options_of_replicas_are_compared(start_server: Callable[..., Server], p
     done = pinion("doctor", "-u", of(master))
     assert done.code == 0 and f"warn nodes: the node 127.0.0.1:{replica.port}" in done.out and "ok   functions" in done.out, done.out
     assert "a replica, no cluster" in pinion("doctor", "-u", of(replica), "--password", "other").out
+
+
+def test_options_of_replicas_behind_a_sentinel(start_server: Callable[..., Server], pinion: Pinion, tmp_path: Path) -> None:
+    master = start_server(module_args=["dsn", "one"])
+    if not has_arguments(master):
+        pytest.skip("this server does not show the arguments of modules")
+    replica = start_server(module_args=["dsn", "two"], args=["--replicaof", master.host, master.port])
+    for node in (master, replica):
+        node.client().execute_command("ACL", "SETUSER", "ann", "on", ">secret@word", "~*", "&*", "+@all")
+    wait_until(lambda: master.own.info("replication")["connected_slaves"] == 1)
+    port = free_port()
+    config = tmp_path / "sentinel.conf"
+    config.write_text(f"port {port}\ndir {tmp_path}\nsentinel monitor cache 127.0.0.1 {master.port} 1\n")
+    program = shutil.which("redis-server") or str(master.binary)
+    with subprocess.Popen([program, config, "--sentinel"], stdout=subprocess.DEVNULL) as sentinel:
+        try:
+            there = f"redis+sentinel://ann:secret%40word@127.0.0.1:{port}/cache"
+            wait_until(lambda: pinion("list", "-u", there, "--json").out == "[]\n", message="the sentinel knows the master")
+            told = pinion("doctor", "-u", there).out
+            assert f"warn options: dsn not the same on the master, 127.0.0.1:{replica.port}" in told, told
+        finally:
+            sentinel.terminate()
 
 
 def test_doctor_warns_of_a_default_user_who_cannot_load_the_file(start_server: Callable[..., Server], pinion: Pinion) -> None:

@@ -210,6 +210,16 @@ def _client(address: Address) -> redis.Redis:
         raise NoConnection(f"{address.shown()} is no URL of a server: {error}") from None
 
 
+def client_at(address: Address, host: str, port: int) -> redis.Redis:
+    """A client of another node, as the same user and with the same certificates."""
+    parts = urlsplit(address.url)
+    scheme = "rediss" if parts.scheme.startswith("rediss") else "redis"
+    user = address.user or (unquote(parts.username) if parts.username else None)
+    password = address.password or (unquote(parts.password) if parts.password else None)
+    place = f"[{host}]" if ":" in host else host
+    return _client(replace(address, url=f"{scheme}://{place}:{port}", user=user, password=password))
+
+
 def _sentinel_client(address: Address, options: dict[str, Any], *, tls: bool) -> redis.Redis:
     parts = urlsplit(address.url)
     service, _, database = parts.path.strip("/").partition("/")

@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 import redis
 
-from .connection import Server, plainly, speaking
+from .connection import Server, client_at, plainly, speaking
 from .errors import NoConnection, PinionError
 
 # What each node has for itself by its nature, and what is a list.
@@ -67,14 +67,10 @@ def all_nodes(server: Server) -> Iterator[list[tuple[str, redis.Redis]]]:
             kwargs = client.connection_pool.connection_kwargs
             with speaking(server.address):
                 told = client.info("replication")
-            nodes.append((f"{kwargs.get('host', 'the server')}:{kwargs.get('port', kwargs.get('path', ''))}", client))
+            # A socket's file, or what a Sentinel names, has no address here.
+            nodes.append((f"{kwargs['host']}:{kwargs['port']}" if {"host", "port"} <= set(kwargs) else "the master", client))
             for place in (value for name, value in told.items() if name.startswith("slave") and isinstance(value, dict)):
-                options = {name: value for name, value in kwargs.items() if name != "path"}
-                pool = redis.ConnectionPool(
-                    connection_class=redis.Connection if "path" in kwargs else client.connection_pool.connection_class,
-                    **{**options, "host": place["ip"], "port": int(place["port"])},
-                )
-                opened.append(redis.Redis(connection_pool=pool))
+                opened.append(client_at(server.address, str(place["ip"]), int(place["port"])))
                 nodes.append((f"{place['ip']}:{place['port']}", opened[-1]))
         yield nodes
     finally:
