@@ -1,15 +1,24 @@
 //! The threads of the engine: workers that run executions, and one that stops those that somebody aborts.
 //!
 //! A worker stays attached to the language while there is work and waits detached. None of them ever ends. Where one waits for
-//! another execution ([`Engine::wait_on_worker`]), a spare one comes for it: else all of them could wait for what none is left to run.
+//! another execution ([`Engine::wait_on_worker`]), a spare one comes for it: else all of them could wait for what none is left to run. Where all
+//! of them hang, those in reserve run what others have ([`Engine::look_after_workers`]).
 
 use std::{sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::{Engine, Lane, execution::Execution, stop::INTERRUPT_INTERVAL, timers::Timers};
+use super::{
+    Engine, Lane,
+    execution::Execution,
+    queue::{Job, Look},
+    stop::INTERRUPT_INTERVAL,
+    timers::Timers,
+};
 use crate::{config::Number, per_thread, server::api, threads};
 
+/// For how long no worker gets on before one in reserve comes.
+const PATIENCE: Duration = Duration::from_millis(100);
 /// How many spare workers there are at most.
 const MOST_SPARES: usize = 64;
 
@@ -50,6 +59,35 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// All workers are at it: somebody looks a moment later whether they get on.
+    fn look_after_workers(&self, before: Option<u64>) {
+        self.timers
+            .after(PATIENCE, move |engine| match engine.queue.look(before) {
+                Look::Free => {}
+                Look::Again(seen) => engine.look_after_workers(Some(seen)),
+                Look::Wanted(seen) => {
+                    engine.call_reserve();
+                    engine.look_after_workers(Some(seen));
+                }
+            });
+    }
+
+    fn call_reserve(self: &Arc<Self>) {
+        let number = self.queue.enlist_in_reserve();
+        api::log_warning(&format!(
+            "all {} workers (ExecutionThreads) wait in functions that do not return: number {} in reserve runs those of others",
+            self.config.number(Number::ExecutionThreads),
+            number + 1
+        ));
+        let engine = Arc::clone(self);
+        let life = move || engine.language.thread(&mut || work_in_reserve(&engine, number));
+        if let Err(error) = threads::spawn(format!("pinion-reserve-{}", number + 1), life) {
+            api::log_warning(&format!("no thread for a worker in reserve: {error}"));
+        }
+    }
+}
+
 /// Starts all threads.
 pub(super) fn spawn(engine: &Arc<Engine>, to_stop: Receiver<Option<Arc<Execution>>>) -> std::io::Result<()> {
     for number in 0..engine.config.number(Number::ExecutionThreads) {
@@ -79,19 +117,36 @@ pub(super) fn spawn(engine: &Arc<Engine>, to_stop: Receiver<Option<Arc<Execution
 }
 
 fn work(engine: &Engine) {
-    engine.queue.enlist();
-    let mut last = 0;
+    let mut seat = engine.queue.enlist();
     loop {
         engine.queue.wait();
         engine.language.attached(&mut || {
-            while let Some(job) = engine.queue.next(&mut last) {
-                engine.run_job(&job.execution);
-                if let Some(lane) = job.lane {
-                    leave(engine, &job.execution, lane);
+            while let Some(job) = engine.queue.next(&mut seat) {
+                if seat.is_last {
+                    engine.look_after_workers(None);
                 }
-                if let Some(pool) = job.pool {
-                    pool.put(job.execution);
-                }
+                work_off(engine, job);
+            }
+        });
+    }
+}
+
+fn work_off(engine: &Engine, job: Job) {
+    engine.run_job(&job.execution);
+    if let Some(lane) = job.lane {
+        leave(engine, &job.execution, lane);
+    }
+    if let Some(pool) = job.pool {
+        pool.put(job.execution);
+    }
+}
+
+fn work_in_reserve(engine: &Engine, number: usize) {
+    loop {
+        engine.queue.wait_in_reserve();
+        engine.language.attached(&mut || {
+            while let Some(job) = engine.queue.next_in_reserve(number) {
+                work_off(engine, job);
             }
         });
     }
