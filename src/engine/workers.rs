@@ -4,7 +4,10 @@
 //! another execution ([`Engine::wait_on_worker`]), a spare one comes for it: else all of them could wait for what none is left to run. Where all
 //! of them hang, those in reserve run what others have ([`Engine::look_after_workers`]).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
@@ -19,6 +22,8 @@ use crate::{config::Number, per_thread, server::api, threads};
 
 /// For how long no worker gets on before one in reserve comes.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// How often the log says so.
+const QUIET: Duration = Duration::from_secs(60);
 /// How many spare workers there are at most.
 const MOST_SPARES: usize = 64;
 
@@ -27,9 +32,21 @@ const MOST_SPARES: usize = 64;
 pub(super) struct Spares {
     waiting: usize,
     made: usize,
+    /// When the log said last that all workers hang.
+    told: Option<Instant>,
 }
 
 impl Spares {
+    /// The log says that all workers hang, not more often than each [`QUIET`].
+    fn is_to_be_told(&mut self) -> bool {
+        let now = Instant::now();
+        let is_due = self.told.is_none_or(|told| now - told >= QUIET);
+        if is_due {
+            self.told = Some(now);
+        }
+        is_due
+    }
+
     /// One more waits. The number of the spare worker that is to come.
     fn wait(&mut self) -> Option<usize> {
         self.waiting += 1;
@@ -66,20 +83,27 @@ impl Engine {
             .after(PATIENCE, move |engine| match engine.queue.look(before) {
                 Look::Free => {}
                 Look::Again(seen) => engine.look_after_workers(Some(seen)),
-                Look::Wanted(seen) => {
-                    engine.call_reserve();
+                Look::Stuck { seen, wants_one } => {
+                    engine.tell_of_stuck_workers();
+                    if wants_one {
+                        engine.call_reserve();
+                    }
                     engine.look_after_workers(Some(seen));
                 }
             });
     }
 
+    fn tell_of_stuck_workers(&self) {
+        if self.spares.lock().is_to_be_told() {
+            api::log_warning(&format!(
+                "all {} workers (ExecutionThreads) wait in functions that do not return: workers in reserve run those of others",
+                self.config.number(Number::ExecutionThreads)
+            ));
+        }
+    }
+
     fn call_reserve(self: &Arc<Self>) {
         let number = self.queue.enlist_in_reserve();
-        api::log_warning(&format!(
-            "all {} workers (ExecutionThreads) wait in functions that do not return: number {} in reserve runs those of others",
-            self.config.number(Number::ExecutionThreads),
-            number + 1
-        ));
         let engine = Arc::clone(self);
         let life = move || engine.language.thread(&mut || work_in_reserve(&engine, number));
         if let Err(error) = threads::spawn(format!("pinion-reserve-{}", number + 1), life) {
