@@ -153,6 +153,9 @@ impl Cluster {
     /// # Errors
     /// There is no such registration; this is a replica.
     pub fn unregister(&self, lock: Lock<'_>, ids: &[Id], abort_pending: bool) -> Result<(), Error> {
+        if !abort_pending {
+            self.check_end_here(lock, ids)?;
+        }
         for &id in ids {
             self.persistence.unregister(lock, id, abort_pending)?;
             self.tell_all(&Message::Unregister { id, abort_pending });
