@@ -144,3 +144,26 @@ def test_an_upgrade_to_the_order_of_all(server: Server, source: Server) -> None:
     database.poison()
     drained(server)
     assert [change["key"] for change in database.changes()[3:]] == ["user:bad", "user:3"]
+
+
+def test_no_python_is_on_the_way_of_a_write(server: Server) -> None:
+    """While a function keeps Python to itself, clients write, and their changes are captured."""
+    server.run("""
+        import ctypes
+
+        @write_behind('user:*', batch=1)
+        def save(changes):
+            if changes[0]['key'] == 'user:first':
+                execute('SET', 'busy', 1)
+                ctypes.PyDLL(None).sleep(2)     # a call that keeps Python to itself
+                execute('SET', 'free', 1)
+    """)
+    client = server.client()
+    client.set("user:first", "x")
+    wait_until(lambda: client.exists("busy"))
+    for number in range(200):
+        client.hset(f"user:{number}", "f", number)
+        client.delete(f"user:{number}x")
+    captured = client.info("rg_write_behind")["rg_write_behind_captured_total"]
+    assert (captured, client.exists("free")) == (401, 0)
+    drained(server)

@@ -3,9 +3,12 @@
 
 use smallvec::SmallVec;
 
-use super::{Hooks, table::Entry};
+use super::{
+    Hooks, Linked,
+    table::{CommandSpec, Entry},
+};
 use crate::{
-    engine::id::Id,
+    engine::{id::Id, prefix::Pattern},
     error::Error,
     server::{
         call::{Refusal, call_original, must_wait},
@@ -65,10 +68,19 @@ impl Hooks {
     /// The first key of the command behind the proxy command.
     fn first_key<'a>(&self, command: &Command<'a>) -> Option<&'a [u8]> {
         let original = command.argv().skip(1);
-        let table = self.table.read(command.lock());
-        let entry = table.find(original.get(0)?)?;
-        let place = entry.spec.key_positions(original.len()).next()?;
-        original.get(place)
+        let name = original.get(0)?;
+        let known = self.table.read(command.lock());
+        let first = |spec: &CommandSpec| spec.key_positions(original.len()).next();
+        let place = if let Some(entry) = known.find(name) {
+            first(&entry.spec)
+        } else {
+            // Nobody is interested in it any more.
+            drop(known);
+            let name = String::from_utf8_lossy(name).into_owned();
+            let found = self.look_up(command.lock(), &[name], &Pattern::Everything);
+            found.ok()?.first().and_then(first)
+        };
+        original.get(place?)
     }
 
     /// The server calls us back for a client that was let go a turn of its loop before, and does not let it wait once more. If clients
@@ -105,7 +117,7 @@ impl Hooks {
     fn run_awaited(&self, command: &Command<'_>) -> Result<CallReply, Refusal> {
         let original = command.argv().skip(1);
         // The filter leaves it alone: it has waited.
-        let (reply, _) = self.current.during(command, 1, || {
+        let (reply, _) = self.current.during(command, 1, Linked::default(), || {
             let _bypass = self.bypass(command.lock());
             call_original(command, self.features, original, false)
         });

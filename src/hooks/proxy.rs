@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Hooks, applies_hooks, table::ProxyCommand};
+use super::{Hooks, Linked, applies_hooks, table::ProxyCommand};
 use crate::{
     engine::{
         Engine,
@@ -99,7 +99,12 @@ impl Hooks {
         } else {
             Vec::new()
         };
-        let (reply, linked) = self.current.during(command, 1, || {
+        let linked = Linked {
+            // It has a client outside of transactions and scripts.
+            may_wait: cleared.then_some(true),
+            ..Linked::default()
+        };
+        let (reply, linked) = self.current.during(command, 1, linked, || {
             call_original(command, self.features, original, cleared)
         });
         let reply = match reply {

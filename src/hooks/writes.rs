@@ -15,7 +15,7 @@ use crate::{
         call::Refusal,
         call_reply::CallReply,
         command::{Answer, Command},
-        filter::Passing,
+        filter::{PassedKey, Passing},
         key::{self, Life},
         lock::Lock,
     },
@@ -156,9 +156,9 @@ impl Hooks {
         entry: &Entry,
         passing: Passing<'_>,
         db: i32,
-        position: usize,
-        key: &[u8],
+        passed: &PassedKey<'_>,
     ) -> bool {
+        let key = passed.name;
         let Some(writes) = self.writes.get() else {
             return false;
         };
@@ -167,7 +167,7 @@ impl Hooks {
             rules.any(|rule| rule.interest == interest && rule.pattern.matches(key))
         };
         (wants(Interest::Write) && writes.minds_write(passing.lock(), db, key))
-            || (wants(Interest::Removal) && passing.key_life(db, position) == Life::Missing)
+            || (wants(Interest::Removal) && passing.key_life(db, passed) == Life::Missing)
     }
 
     /// The keys of the command behind the proxy command that a registration saves.

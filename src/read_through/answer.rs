@@ -1,7 +1,10 @@
 //! Lets clients go that have waited, a slice of them in each turn of the server's loop, and answers them: the server calls
 //! back with the client's own arguments.
 
-use std::time::{Duration, Instant};
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
 
 use super::{
     Key, Leave, Lifetime, Loaded, ReadThrough, Who,
@@ -79,6 +82,8 @@ struct Awaited {
     keys: Keys,
     /// Its command writes.
     writes: bool,
+    /// Its keys were given up as it was answered.
+    is_through: Cell<bool>,
 }
 
 impl ReadThrough {
@@ -169,7 +174,11 @@ impl ReadThrough {
                 lock,
                 Note {
                     reply,
-                    more: Box::new(Awaited { keys, writes }),
+                    more: Box::new(Awaited {
+                        keys,
+                        writes,
+                        is_through: Cell::new(false),
+                    }),
                 },
             ),
             Who::Told(told) => {
@@ -185,6 +194,15 @@ impl ReadThrough {
             if self.state.write(lock).machine.replied(key) {
                 store::signal_modified(lock, key.db, &key.name);
             }
+        }
+    }
+
+    /// The same for a command of one key, which has its name at hand.
+    fn replied_in_place(&self, command: &Command<'_>, awaited: &Awaited) {
+        let [key] = awaited.keys.as_slice() else { return };
+        awaited.is_through.set(true);
+        if self.state.write(command.lock()).machine.replied(key) {
+            store::signal_modified_of(command, key.db, &key.name);
         }
     }
 
@@ -252,6 +270,9 @@ impl Waiting for ReadThrough {
         for key in guests {
             self.quietly(lock, || store::take_quietly(lock, key.db, &key.name));
         }
+        if let Some(awaited) = awaited {
+            self.replied_in_place(command, awaited);
+        }
         if let Some(begun) = begun {
             self.state.write(lock).pace.spent += begun.elapsed();
         }
@@ -275,7 +296,9 @@ impl Waiting for ReadThrough {
 
     fn answered(&self, lock: Lock<'_>, note: Note) {
         if let Ok(awaited) = note.more.downcast::<Awaited>() {
-            self.replied(lock, &awaited.keys);
+            if !awaited.is_through.get() {
+                self.replied(lock, &awaited.keys);
+            }
         }
     }
 }

@@ -33,7 +33,7 @@ use std::{
 use smallvec::SmallVec;
 
 pub use behind::{Newest, Unsaved};
-pub use brought::raised;
+pub use brought::{Values, raised};
 pub use keys::Key;
 pub use life::Lifetime;
 pub use pump::check_keys;
@@ -55,6 +55,7 @@ use crate::{
         prefix::Pattern,
         record::Record,
         registration::Registration,
+        reuse::Pool,
         scope,
     },
     hashing::ByNumber,
@@ -67,6 +68,7 @@ use crate::{
         lock::Lock,
         reply::Reply,
         store::Content,
+        string::Held,
         waiting::{self, WaitingClient},
     },
 };
@@ -101,7 +103,7 @@ pub trait Unpack: Send + Sync {
         returned: Record,
         batch: bool,
         ttl: Option<&dyn Function>,
-    ) -> Result<Vec<Result<Loaded, FailedLoad>>, FailedLoad>;
+    ) -> Result<Values, FailedLoad>;
 }
 
 /// All loads of this server.
@@ -165,6 +167,8 @@ enum Who {
 /// The execution of a load.
 struct Running {
     execution: Id,
+    /// The name of its only key, where a command has given it.
+    name: Option<Held>,
 }
 
 /// One registration as it serves.
@@ -176,6 +180,8 @@ struct Served {
     figures: Figures,
     /// Commands that change a part of a value are linked.
     meets_writes: bool,
+    /// Executions of loads that have ended.
+    pool: Arc<Pool>,
 }
 
 impl ReadThrough {
@@ -395,7 +401,11 @@ impl Loads for ReadThrough {
             Ok(number) => {
                 drop(state);
                 let wait = self.block(command, number);
-                self.begin_at_once(lock, now);
+                let name = match missing {
+                    [missing] => command.hold(missing.position),
+                    _ => None,
+                };
+                self.begin_at_once(lock, now, name);
                 wait
             }
             Err((rule, why)) => match state.refusal(rule, &why, writes) {

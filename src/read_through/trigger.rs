@@ -117,6 +117,7 @@ impl Trigger for LoadTrigger {
                 hot: Arc::clone(&self.hot),
                 figures: Figures::default(),
                 meets_writes: false,
+                pool: Arc::default(),
             },
         );
         let first = !std::mem::replace(&mut state.subscribed, true);

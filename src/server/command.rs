@@ -18,7 +18,7 @@ use super::{
     entry::caught,
     lock::{Entered, Lock},
     reply::Reply,
-    string::{Argv, RString},
+    string::{Argv, Held, RString},
     syntax,
     waiting::{self, WaitingClient},
 };
@@ -71,6 +71,13 @@ impl<'a> Command<'a> {
     /// The arguments, the command's own name first.
     pub fn argv(&self) -> Argv<'a> {
         self.argv
+    }
+
+    /// One of its words, to be kept beyond it.
+    pub fn hold(&self, position: usize) -> Option<Held> {
+        let word = self.argv.as_raw().get(position)?;
+        // SAFETY: the server keeps the words while the command runs.
+        Some(unsafe { Held::new(self.lock, *word) })
     }
 
     pub(super) fn as_raw(&self) -> *mut raw::RedisModuleCtx {

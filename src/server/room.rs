@@ -22,6 +22,7 @@ use super::{
     lock::{self, Lock},
     refused,
     reply::Reply,
+    waiting,
 };
 
 /// The server's own text.
@@ -51,6 +52,9 @@ struct Asked {
     /// False: it could not be asked.
     could: Option<bool>,
 }
+
+/// The server has no limit, as long as [`may_be_limited`] is not called.
+static UNLIMITED: Guarded<bool> = Guarded::new(false);
 
 /// When there were keys to evict.
 static FOUND: Guarded<Option<Instant>> = Guarded::new(None);
@@ -101,8 +105,31 @@ pub(super) fn refusal() -> Reply {
 }
 
 /// Whether the server may evict keys before it runs the command that it has just got: a key that is there now may be gone.
-pub fn may_evict(_lock: Lock<'_>) -> bool {
-    excess() > 0.0
+pub fn may_evict(lock: Lock<'_>) -> bool {
+    !*UNLIMITED.read(lock) && look(lock) > 0.0
+}
+
+/// True if it is known that there is no limit.
+pub(super) fn is_unlimited(lock: Lock<'_>) -> bool {
+    *UNLIMITED.read(lock) || {
+        look(lock);
+        *UNLIMITED.read(lock)
+    }
+}
+
+/// Another turn of the server's loop begins, or an option has changed: there may be a limit.
+pub fn may_be_limited(lock: Lock<'_>) {
+    *UNLIMITED.write(lock) = false;
+}
+
+/// As [`excess`]. The server counts its memory for that: where it has no limit once a turn is enough.
+#[inline(never)]
+fn look(lock: Lock<'_>) -> f32 {
+    let excess = excess();
+    // What is used is never nothing.
+    let unlimited = excess <= -1.0 && has_api!(RedisModule_GetUsedMemoryRatio);
+    *UNLIMITED.write(lock) = unlimited && waiting::tells_when_it_sleeps();
+    excess
 }
 
 /// Takes the server's lock for a command of a function. A background function waits before, if the server has to evict.

@@ -33,6 +33,16 @@ pub(super) struct Held {
     sinks: u64,
     /// It waits no longer than that.
     deadline: Option<Time>,
+    db: i32,
+    /// What its command changes.
+    keys: Vec<Box<[u8]>>,
+}
+
+impl Held {
+    /// There is a change of each key in its queue that this one would replace.
+    fn replaces(&self, sink: &Sink) -> bool {
+        self.keys.iter().all(|name| !sink.refuses(self.db, name))
+    }
 }
 
 /// Among so many clients that wait nobody looks for those that are gone.
@@ -135,6 +145,8 @@ impl Writes for WriteBehind {
             client,
             sinks: full,
             deadline,
+            db: command.db(),
+            keys: keys.iter().map(|&name| name.into()).collect(),
         });
         for sink in state.sinks.iter_mut().filter(|sink| full & sink.bit() != 0) {
             sink.figures.held += 1;
@@ -193,6 +205,9 @@ impl Writes for WriteBehind {
 impl Unsaved for WriteBehind {
     fn unsaved(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> Option<Newest> {
         let state = self.state.read(lock);
+        if state.sinks.is_empty() {
+            return None;
+        }
         if state.notes.has_removed(db, name) {
             return Some(Newest::Gone);
         }
@@ -203,16 +218,18 @@ impl Unsaved for WriteBehind {
 }
 
 impl WriteBehind {
-    /// Lets those in for whose changes there is room, in their order.
+    /// Lets those in for whose changes there is room, in their order. Behind a call that has failed also those who replace what it had.
     pub(super) fn let_in(&self, lock: Lock<'_>) {
         let mut state = self.state.write(lock);
         if state.held.is_empty() {
             return;
         }
+        let may_replace = std::mem::take(&mut state.may_replace);
         let held = std::mem::take(&mut state.held);
         let mut going = Vec::new();
         for held in held {
-            if state.of(held.sinks).all(Sink::has_room) {
+            let fits = |sink: &Sink| sink.has_room() || (may_replace && held.replaces(sink));
+            if state.of(held.sinks).all(fits) {
                 for sink in state.sinks.iter_mut().filter(|sink| held.sinks & sink.bit() != 0) {
                     sink.expected += 1;
                 }
