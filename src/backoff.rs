@@ -8,7 +8,7 @@ use std::time::Duration;
 pub fn delay(failures: u32, first: Duration, most: Duration, jitter: f64) -> Duration {
     let factor = 1_u32.checked_shl(failures.saturating_sub(1)).unwrap_or(u32::MAX);
     let doubled = first.saturating_mul(factor).min(most);
-    doubled.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0)
+    doubled.saturating_sub(doubled.mul_f64(jitter.clamp(0.0, 1.0) / 2.0))
 }
 
 #[cfg(test)]
