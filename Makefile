@@ -15,8 +15,8 @@ SUBSET_SERVERS := valkey-8.1 valkey-9.1
 SERVERS ?=
 RETRY_FAILED ?=
 ARGS ?=
-# test files that run at the same time: with three on two cores a seventh of the time nobody computes
-JOBS ?= 4
+# test files that run at the same time: they wait for servers, for pip and for time to pass, and two cores are busy with six
+JOBS ?= 6
 
 export PORT PYTHON SERVER
 # pytest rewrites each test file once and keeps that, not once a process and run.

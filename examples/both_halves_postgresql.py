@@ -10,6 +10,8 @@
 
 RG.CONFIGSET holds until the server ends. For good: `loadmodule .../libpinion.so dsn postgresql://app:secret@127.0.0.1/shop` in its file.
 `last_id` is the newest change that a row has, so a change that comes twice, or late, changes nothing; `gone` marks users who were deleted.
+Whoever changes a row by SQL calls RG.REFRESH user:7 behind it; DEL user:7 would delete the row. For that reason there is no `stale` here: a command
+that changes one field saves the others as the cache has them.
 """
 
 import json
@@ -40,8 +42,9 @@ def database():
     # One connection for each worker, made when it is first needed and anew when it was lost.
     connection = getattr(connections, 'one', None)
     if connection is None or connection.closed:
-        connection = psycopg.connect(gearsConfigGet('dsn', 'dbname=shop'), autocommit=True, row_factory=dict_row, connect_timeout=3)
-        connections.one = connection
+        # Statements that are prepared know the table as it was: after an ALTER TABLE they fail as long as the connection lives.
+        options = {'autocommit': True, 'row_factory': dict_row, 'connect_timeout': 3, 'prepare_threshold': None}
+        connections.one = connection = psycopg.connect(gearsConfigGet('dsn', 'dbname=shop'), **options)
     return connection
 
 
@@ -57,7 +60,7 @@ def row(change):
     return {'number': int(change['key'].partition(':')[2]), 'last_id': ordered(change['id']), **columns}
 
 
-@read_through('user:*', ttl=300, stale=3600, negative_ttl=10, timeout=5, desc='users of PostgreSQL')
+@read_through('user:*', ttl=300, negative_ttl=10, timeout=5, desc='users of PostgreSQL')
 def load(key):
     number = key.partition(':')[2]
     return database().execute(LOAD, [number]).fetchone() if number.isdecimal() else None  # None: there is no such user
@@ -71,10 +74,18 @@ def save(changes):
         cursor.executemany(DELETE, [row(change) for change in changes if change['type'] is None])
 
 
+def dead_letters():
+    """The stream of this server; each shard of a cluster has its own."""
+    return f'{DEAD}{{{hashtag()}}}' if 'cluster_enabled:1' in execute('INFO', 'cluster') else DEAD
+
+
 def again(_):
-    """RG.TRIGGER users.again: saves what could not be saved, after the table or this script was mended. How many are left."""
-    left = 0
-    for entry, fields in execute('XRANGE', DEAD, '-', '+'):
+    """RG.TRIGGER users.again: saves what could not be saved, after the table or this script was mended. How many are left.
+
+    In a cluster: redis-cli --cluster call 127.0.0.1:7001 RG.TRIGGER users.again --cluster-only-masters
+    """
+    left, stream = 0, dead_letters()
+    for entry, fields in execute('XRANGE', stream, '-', '+'):
         letter = dict(zip(fields[::2], fields[1::2]))
         kind, value = letter['type'] or None, letter['value']
         try:
@@ -83,7 +94,7 @@ def again(_):
             log(f"{letter['key']} cannot be saved: {error}", level='warning')
             left += 1
         else:
-            execute('XDEL', DEAD, entry)
+            execute('XDEL', stream, entry)
     return left
 
 

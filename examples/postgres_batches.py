@@ -14,7 +14,7 @@ connections = threading.local()
 def database():
     connection = getattr(connections, 'one', None)
     if connection is None or connection.closed:
-        connections.one = connection = psycopg.connect(gearsConfigGet('dsn', 'dbname=shop'), autocommit=True, connect_timeout=3)
+        connections.one = connection = psycopg.connect(gearsConfigGet('dsn', 'dbname=shop'), autocommit=True, connect_timeout=3, prepare_threshold=None)
     return connection
 
 

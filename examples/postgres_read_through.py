@@ -23,7 +23,7 @@ def database():
     # One connection for each worker, made when it is first needed and anew when it was lost.
     connection = getattr(connections, 'one', None)
     if connection is None or connection.closed:
-        connection = psycopg.connect(gearsConfigGet('dsn', 'dbname=shop'), autocommit=True, row_factory=dict_row, connect_timeout=3)
+        connection = psycopg.connect(gearsConfigGet('dsn', 'dbname=shop'), autocommit=True, row_factory=dict_row, connect_timeout=3, prepare_threshold=None)
         connections.one = connection
     return connection
 

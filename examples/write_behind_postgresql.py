@@ -34,6 +34,6 @@ def row(change):
 def save(changes):
     global connection
     if connection is None or connection.closed:
-        connection = psycopg.connect(gearsConfigGet('database', 'dbname=shop'), connect_timeout=5)
+        connection = psycopg.connect(gearsConfigGet('database', 'dbname=shop'), connect_timeout=5, prepare_threshold=None)
     with connection.transaction(), connection.cursor() as cursor:
         cursor.executemany(UPSERT, [row(change) for change in changes])

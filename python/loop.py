@@ -60,8 +60,7 @@ _draining = False
 _running = None
 # Somebody has raised an exception in the loop's thread because of what runs there.
 _interrupted = False
-_alive = 0
-# The tasks that have not ended.
+# The tasks that were begun and have not ended.
 _tasks = set()
 _beats = [0, 0]
 
@@ -153,8 +152,6 @@ def _make_task(loop, coroutine, **options):
 
 
 async def _complete(coroutine, continuation, hold):
-    global _alive
-    _alive += 1
     try:
         value = await coroutine
     except BaseException as error:
@@ -164,7 +161,6 @@ async def _complete(coroutine, continuation, hold):
         _end_if_forked()
         continuation.done(value)
     finally:
-        _alive -= 1
         if hold is not None:
             hold.release()
 
@@ -172,8 +168,8 @@ async def _complete(coroutine, continuation, hold):
 def start(coroutine, continuation, scope, hold=None, delay=0):
     """Runs a coroutine on the loop in session `scope`, from any thread; `continuation` is told the end."""
     global _draining
-    redisgears.watchLoop()
     _waiting.append((coroutine, continuation, scope, hold, delay))
+    redisgears.watchLoop()
     # What many threads start at one time is begun at one time: waking the loop costs a system call.
     if not _draining:
         _draining = True
@@ -185,6 +181,8 @@ def _begin(context, coroutine):
     # The loop itself does not keep a task: one that waits for a stream, which only it refers to, would be collected.
     _tasks.add(task)
     task.add_done_callback(_tasks.discard)
+    # One with a delay begins when nobody watches any more.
+    redisgears.watchLoop()
 
 
 def _drain():
@@ -275,10 +273,15 @@ class GearsSession:
         redisgears.setGearsSession(None)
 
 
+def is_alive():
+    """True if a coroutine was begun that has not ended, or waits to be begun now."""
+    return bool(_tasks or _waiting)
+
+
 def blocked():
     """Called every second while coroutines are alive. The session object whose code holds the loop up, `True` if that is
     nobody's known, `None` if the loop is well; `False` if no coroutine is alive any more."""
-    if _alive == 0 and not _waiting:
+    if not is_alive():
         return False
     late = _beats[0] != _beats[1]
     if not late:

@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parent.parent / "src"
-ENTRY = re.compile(r'extern "C" fn ([\w$]+)\s*\(')
+ENTRY = re.compile(r'extern "C" fn ([\w$]+)\s*(?:<[^>]*>\s*)?\(')
+# The last ones: frames that catch panics themselves, each by its room. `super::run` is that of commands.
 FRAME = re.compile(
-    # the last: `run` of a command, the filter, the bus, INFO and the load; `run_notification`, `run_server_event`
-    r"\b(catch_unwind|caught|guarded)\b|\brun(_\w+)?\("
+    r"\b(?:catch_unwind|caught|guarded)\b"
+    r"|\b(?:filter|bus|info|load|super)::run\("
+    r"|\bevents::run_(?:notification|server_event)\("
 )
 # Those that cannot panic: file, name.
 HARMLESS = {

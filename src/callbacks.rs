@@ -13,7 +13,7 @@ use crate::{
         events::{self, Class, ServerEvent},
         filter, info,
         lock::Lock,
-        persist, raw,
+        persist, raw, room,
     },
 };
 
@@ -74,6 +74,9 @@ pub unsafe extern "C" fn on_server_event(
     sub_event: u64,
     data: *mut c_void,
 ) {
+    if !events::is_told(&event, sub_event) {
+        return;
+    }
     let Some(pinion) = Pinion::get() else { return };
     // SAFETY: the server calls this with its own arguments.
     unsafe {
@@ -81,6 +84,7 @@ pub unsafe extern "C" fn on_server_event(
             if event == ServerEvent::BeforeSleep {
                 after::before_sleep(lock);
                 audience::next_turn(lock);
+                room::next_turn(lock);
                 pinion.hooks.before_sleep(lock);
                 pinion.loads.pump(lock);
                 pinion.behind.pump(lock);

@@ -17,6 +17,7 @@ mod writes;
 
 use std::sync::{Arc, OnceLock};
 
+pub use awaited::{Awaited, Awaiting, Block};
 use chain::HookRule;
 use clients::{ClientCache, names_of_rights};
 pub use loads::{Hot, Loads, Missing, Wait, nearness};
@@ -87,7 +88,7 @@ struct Noted {
 #[derive(Default)]
 struct Linked {
     link: Option<Arc<LinkedCommand>>,
-    /// Its caller can wait, if that was asked.
+    /// Its caller can wait, if that is known.
     may_wait: Option<bool>,
 }
 
@@ -118,19 +119,25 @@ impl Hooks {
 
     /// True unless a linked command runs now whose caller cannot wait.
     pub fn may_wait(&self, lock: Lock<'_>) -> bool {
-        self.current.may_block(lock).unwrap_or(true)
+        self.running_may_wait(lock).unwrap_or(true)
+    }
+
+    /// Whether the caller of the linked command that runs now can wait; `None` if there is none.
+    fn running_may_wait(&self, lock: Lock<'_>) -> Option<bool> {
+        let known = self.current.note(lock, |linked, _| linked.may_wait)?;
+        known.or_else(|| {
+            let may_wait = self.current.may_block(lock)?;
+            self.current
+                .note(lock, |linked, _| linked.may_wait = Some(may_wait));
+            Some(may_wait)
+        })
     }
 
     /// A hold on the linked command that runs now. `None` if there is none, or if its caller cannot wait for an
     /// execution in the background.
     pub fn hold_running(&self, lock: Lock<'_>, sync: bool) -> Option<ReplyHold> {
-        if !sync {
-            let may_wait = self.current.may_block(lock)?;
-            self.current
-                .note(lock, |linked, _| linked.may_wait = Some(may_wait));
-            if !may_wait {
-                return None;
-            }
+        if !sync && !self.running_may_wait(lock)? {
+            return None;
         }
         self.current.note(lock, |linked, words| {
             let link = &mut linked.link;

@@ -1,5 +1,6 @@
 //! Pinion: Python functions inside Redis and Valkey. This file is the module's table: its rooms, and the way in.
 
+mod backoff;
 #[cfg(feature = "bench")]
 pub mod bench_api;
 mod callbacks;

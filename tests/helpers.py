@@ -26,21 +26,24 @@ T = TypeVar("T")
 HOST = "127.0.0.1"
 FINISHED = ("done", "aborted")
 MAX_CLIENTS = 3000
+# A wait tells what hangs from what is slow. Where other tests run beside this one, slow is three times as slow.
+PATIENCE = 3 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1 else 1
 
 
 def wait_until(predicate: Callable[[], T], timeout: float = 10, message: str = "", interval: float = 0.02) -> T:
-    """Polls until `predicate()` is true and returns its value; fails with `message` and the last value seen.
+    """Polls until `predicate()` is true and returns its value; fails with `message` and the last value seen after `timeout`
+    seconds (times PATIENCE).
 
     It looks often at first, and every `interval` seconds at last: the tests share the machine with what they wait for.
     """
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * PATIENCE
     pause = 0.002
     while True:
         value = predicate()
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout} s: {message or 'the awaited condition'} (last value: {value!r})")
+            raise AssertionError(f"not within {timeout * PATIENCE} s: {message or 'the awaited condition'} (last value: {value!r})")
         time.sleep(min(pause, interval))
         pause *= 1.5
 
@@ -176,7 +179,7 @@ class Server:
     def wait_exit(self, timeout: float = 10) -> int:
         """Waits for the end of the process and returns its exit status (negative: killed by that signal)."""
         self.death_expected = True
-        return self.process.wait(timeout)
+        return self.process.wait(timeout * PATIENCE)
 
     def stop(self, *, kill: bool = False, timeout: float = 20) -> None:
         """Ends the server: with SIGTERM (saves as configured) and a check that it ended well, or with SIGKILL."""
@@ -186,11 +189,11 @@ class Server:
         self.death_expected = True
         self.process.kill() if kill else self.process.terminate()
         try:
-            status = self.process.wait(timeout)
+            status = self.process.wait(timeout * PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            raise ServerDied(f"{self.death_text()}\n(did not end within {timeout} s of SIGTERM)") from None
+            raise ServerDied(f"{self.death_text()}\n(did not end within {timeout * PATIENCE} s of SIGTERM)") from None
         if not kill and status != 0:
             raise ServerDied(self.death_text())
 

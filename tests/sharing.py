@@ -63,7 +63,7 @@ class Lender:
 
 def empty(server: Server) -> None:
     """Removes data, registrations, executions, sessions and users' scripts, and ends what is under way."""
-    client = server.client(socket_timeout=5)
+    client = server.client(socket_timeout=30)
     for words in (("CLIENT", "UNPAUSE"), ("SCRIPT", "FLUSH"), ("FUNCTION", "FLUSH"), ("SLOWLOG", "RESET"), ("ACL", "LOG", "RESET")):
         with contextlib.suppress(redis.ResponseError):  # not known to this server, or nothing to do
             client.execute_command(*words)
@@ -90,7 +90,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(server: Server) -> Fingerprint:
-    client = server.client(socket_timeout=5)
+    client = server.client(socket_timeout=30)
     options = {name: value for name, value in client.config_get("*").items() if name not in VOLATILE}
     words = ("RG.DUMPREGISTRATIONS", "RG.DUMPEXECUTIONS", "RG.PYDUMPREQS", "RG.PYDUMPSESSIONS", "RG.PYDUMPSESSIONS DEAD")
     role = client.info("replication")
@@ -106,7 +106,7 @@ def fingerprint(server: Server) -> Fingerprint:
 
 def restore(server: Server, now: Fingerprint, fresh: Fingerprint) -> None:
     """Takes back options, and users that were not there. What cannot be taken back shows in the next fingerprint."""
-    client = server.client(socket_timeout=5)
+    client = server.client(socket_timeout=30)
     for name, value in fresh.options.items():
         if now.options.get(name) != value:
             with contextlib.suppress(redis.ResponseError):

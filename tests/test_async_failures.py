@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import textwrap
+import time
 from typing import Any
 
 import pytest
@@ -659,6 +660,31 @@ def test_who_holds_the_loop_up_is_named(server: Server) -> None:
     assert server.client().ping()  # others are served
     server.client().set("go", "1")
     assert raw.read() == b"*1\r\n$1\r\n1\r\n"
+    assert_well(server)
+
+
+def test_each_standstill_is_named_also_of_coroutines_that_begin_late(server: Server) -> None:
+    """Nobody watched while nothing but a delayed coroutine was there, and a standstill was told once."""
+    server.run("""
+        import time
+        async def blocks():
+            while not execute('EXISTS', 'go'):
+                time.sleep(0.01)
+            execute('INCR', 'ended')
+        GB('CommandReader').foreach(lambda r: runCoroutine(blocks(), delay=float(r[1]))).register(trigger='go', mode='sync')
+    """)
+    client = server.client()
+    for number, delay in enumerate([0, 0, 2.5], 1):
+        client.delete("go")
+        raw = server.raw()
+        raw.send("RG.TRIGGER", "go", str(delay))
+        wait_until(lambda: server.log().count("the event loop has been blocked") == number, timeout=20)
+        client.set("go", 1)
+        wait_until(lambda: client.get("ended") == str(number))
+        raw.read()
+        # As long as the loop is looked at, the next one is seen anyway.
+        deadline = time.monotonic() + 2.5
+        wait_until(lambda: time.monotonic() > deadline)
     assert_well(server)
 
 

@@ -6,14 +6,16 @@ Those of the tutorial are played by test_tutorial.py, the others here.
 from __future__ import annotations
 
 import math
+import re
+import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import pytest
 import redis
 
-from clusters import Cluster
+from clusters import Cluster, make_cluster
 from databases import Postgres
 from helpers import Server, wait_until
 from servers import ROOT
@@ -84,6 +86,17 @@ def test_postgres_read_through(server: Server, users: Postgres) -> None:
     assert client.hget("user:1", "name") == "Ann"
     assert client.execute_command("RG.REFRESH", "user:1") == 1
     assert client.hget("user:1", "name") == "Anna"
+
+
+def test_a_table_that_is_altered(server: Server, users: Postgres) -> None:
+    """What psycopg would have prepared by then knows the table as it was."""
+    send(server, "postgres_read_through")
+    client = server.client()
+    for _ in range(30):  # enough for each worker's connection
+        client.execute_command("RG.REFRESH", "user:1")
+    users.execute("ALTER TABLE users ALTER name TYPE varchar(20)")
+    for _ in range(6):
+        assert client.execute_command("RG.REFRESH", "user:1") == 1
 
 
 def test_postgres_batches(server: Server, users: Postgres) -> None:
@@ -301,3 +314,42 @@ def test_over_shards(cluster: Cluster) -> None:
     assert send(cluster[0], "word_count") == [["to 30", "be 30"], []]
     [value], errors = send(cluster[0], "monte_carlo_pi")
     assert abs(float(value) - math.pi) < 0.05 and errors == []
+
+
+@pytest.mark.timeout(240)
+def test_both_halves_postgresql_over_shards(start_server: Callable[..., Server], postgres: Postgres) -> None:
+    """Each shard has its dead letters, and the trigger of the example takes them out there."""
+    postgres.execute(
+        "CREATE TABLE users (id int PRIMARY KEY, name text NOT NULL, city text, age int, active boolean NOT NULL DEFAULT true,"
+        " last_id text COLLATE \"C\" NOT NULL DEFAULT '', gone boolean NOT NULL DEFAULT false)"
+    )
+    postgres.execute("INSERT INTO users (id, name) SELECT number, 'user ' || number FROM generate_series(1, 40) number")
+    shards = make_cluster(start_server, module_args=["dsn", postgres.dsn()])
+    assert send(shards[0], "both_halves_postgresql", "ID", "users") == "OK"
+    client = shards.client()
+    assert client.hgetall("user:7") == {"name": "user 7", "active": "1"}
+    for number in range(1, 31):
+        client.hset(f"user:{number}", "age", "very old" if number % 3 == 0 else number)
+
+    def dead() -> list[int]:
+        """Others have to be saved, or none is given up."""
+        for number in range(31, 41):
+            client.hset(f"user:{number}", "age", 1)
+        return [sum(shard.own.xlen(key) for key in shard.own.keys("users:dead*")) for shard in shards.masters]
+
+    wait_until(lambda: sum(dead()) == 10, 60, "all that cannot be saved is put away")
+    assert all(dead()), "on each shard"
+    assert postgres.execute("SELECT count(*) FROM users WHERE age < 31 AND id <= 30") == [(20,)]
+
+    def again() -> list[str]:
+        """The command that the example names."""
+        [line] = re.findall(r"redis-cli (--cluster call .*)", (EXAMPLES / "both_halves_postgresql.py").read_text())
+        words = line.replace("127.0.0.1:7001", f"{shards[0].host}:{shards[0].port}").split()
+        done = subprocess.run(["redis-cli", *words], capture_output=True, text=True, check=True)
+        return sorted(re.findall(r"^\S+:\d+: (.*)$", done.stdout, re.MULTILINE))
+
+    left = again()
+    assert sum(map(int, left)) == 10 and len(left) == 3
+    postgres.execute("ALTER TABLE users ALTER age TYPE text")
+    assert again() == ["0", "0", "0"] and dead() == [0, 0, 0]
+    assert postgres.execute("SELECT count(*) FROM users WHERE age = 'very old'") == [(10,)]

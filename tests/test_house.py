@@ -84,6 +84,10 @@ def test_a_circle_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     [
         ('unsafe extern "C" fn on_key(a: u8) { look(a) }', 1),
         ('unsafe extern "C" fn on_key(a: u8) { caught((), || look(a)) }', 0),
+        ('unsafe extern "C" fn on_key(a: u8) { run(a) }', 1),
+        ('unsafe extern "C" fn on_key(a: u8) { waiting::run(a) }', 1),
+        ('unsafe extern "C" fn on_key(a: u8) { bus::run(a) }', 0),
+        ('unsafe extern "C" fn on_reply<const WHY: usize>(a: u8) { look(a) }', 1),
         ('type Function = unsafe extern "C" fn(u8);', 0),
         ('unsafe extern "C" { fn add(hook: unsafe extern "C" fn on_event(u8)); }', 0),
         ("use parking_lot::Mutex;", 1),

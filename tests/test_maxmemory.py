@@ -71,9 +71,10 @@ class Side:
     """A server whose cache is filled by its client (`aside`) or by a function."""
 
     def __init__(self, server: Server, aside: bool, size: int, room: int, policy: str) -> None:
-        self.server, self.aside, self.value = server, aside, "x" * size
-        # No other connection: the server gives the memory of those that are idle to the cache after a while.
-        self.client = server.own
+        self.server, self.aside, self.value = server, aside, b"x" * size
+        self.found = b"$%d\r\n%s\r\n" % (size, self.value)
+        # No connection is idle: the server gives the memory of such ones to the cache after a while.
+        self.client, self.reader = server.own, server.raw()
         server.run(LOADER.format(size=size, ttl=600, prefix="fun:", mode="async_local"))
         for number in range(200):  # Python has by then what it needs, on both
             self.client.get(f"fun:{number}")
@@ -84,11 +85,11 @@ class Side:
 
     def read(self, number: int) -> None:
         key = f"{'app' if self.aside else 'fun'}:{number}"
-        found = self.client.get(key)
-        if found is None and self.aside:
-            self.client.set(key, self.value, ex=600)
+        reply = self.reader.call("GET", key)
+        if reply == b"$-1\r\n" and self.aside:
+            assert self.reader.call("SET", key, self.value, "EX", 600) == b"+OK\r\n"
         else:
-            assert found == self.value
+            assert reply == self.found
 
     def hit_rate(self) -> float:
         stats = self.client.info("stats")

@@ -121,6 +121,20 @@ def test_the_look_of_the_filter_does_not_touch(server: Server) -> None:
     assert client.object("freq", "price:1") == before + 1
 
 
+def test_a_limit_counts_from_the_next_command_on(server: Server) -> None:
+    """In the same turn of the server's loop: the key is there when the filter looks, and evicted before the command runs."""
+    server.run(LINK)
+    raw, client = server.raw(), server.client()
+    client.set("price:1", "a")
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    for words in (("GET", "price:1"), ("CONFIG", "SET", "maxmemory", "1"), ("GET", "price:1")):
+        raw.send(*words)
+    assert [raw.read() for _ in range(3)] == [b"$1\r\na\r\n", b"+OK\r\n", FETCHED]
+    client.config_set("maxmemory", "0")
+    client.set("price:1", "b")
+    assert client.get("price:1") == "b"
+
+
 def test_a_command_that_does_not_touch_leaves_the_key_untouched(server: Server) -> None:
     server.run("""
         GB('KeysReader').foreach(lambda r: override_reply('fetched')).register(

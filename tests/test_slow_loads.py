@@ -197,6 +197,24 @@ def test_other_shards_prepare_in_the_background(start_server: Callable[..., Serv
         assert trigger(server, "t") == ["imported"]
 
 
+def test_what_is_given_up_while_others_load_is_in_nobodys_way(start_server: Callable[..., Server], folder: Path) -> None:
+    """Whoever had loaded it after the cancel kept its claims for a minute, and refused the next try."""
+    cluster: Cluster = make_cluster(start_server, module_args=["PythonInstallReqMaxIdleTime", "2000"])
+    script = SCRIPT.format(folder=str(folder), name="t")
+    cluster[0].run(f"import sys\nsys.path.insert(0, {str(folder)!r})\nimport slow_module\nexecute('PING')")
+    (folder / "slow").touch()
+    failures = cluster[0].run(script)
+    assert {str(failure) for failure in failures} == {"Execution max idle reached"}
+    assert cluster[0].registrations() == []
+    (folder / "slow").unlink()
+    for server in cluster.masters:
+        look = "import sys\nGB('ShardsIDReader').map(lambda _: hasattr(sys.modules.get('slow_module'), 'VALUE')).run(collect=False)"
+        wait_until(lambda: server.run(look)[0] == ["True"])
+    assert cluster[0].run(script) == "OK"
+    for server in cluster.masters:
+        assert trigger(server, "t") == ["imported"]
+
+
 def test_time_events_load_in_the_background(start_server: Callable[..., Server], folder: Path) -> None:
     server = start_server(args=AOF)
     script = SCRIPT.format(folder=str(folder), name="t")

@@ -739,3 +739,23 @@ def test_upgrades_and_pauses_under_load_lose_and_repeat_nothing(server: Server, 
     check_processed(server, producers)
     for stream in range(STREAMS):
         assert client.lrange(f"seen:s:{stream}", 0, -1) == [str(number) for number in range(200)]
+
+
+def test_streams_that_are_gone_take_no_memory(server: Server) -> None:
+    """A registration knew the name of each stream for ever that it had seen."""
+    server.run("GB('StreamReader').foreach(lambda r: None).register('job:*', trimStream=True)")
+    client = server.client()
+    used = []
+    for turn in range(12):
+        names = [f"job:{turn}:{number}:" + "x" * 500 for number in range(1000)]
+        pipe = client.pipeline(transaction=False)
+        for name in names:
+            pipe.xadd(name, {"a": 1})
+        pipe.execute()
+        wait_until(lambda: data(server)["numSuccess"] >= 2000 * (turn + 1), timeout=60)
+        server.wait_idle()
+        client.unlink(*names)
+        wait_until(lambda: client.info("memory")["lazyfree_pending_objects"] == 0)
+        used.append(client.info("memory")["used_memory"])
+    # Eight turns, of which each left a megabyte.
+    assert max(used[8:]) - min(used[2:5]) < 3_000_000, used

@@ -273,12 +273,41 @@ def test_fire_tells_what_there_is_instead(stub: Load) -> None:
         script.fire({"key": "user:1"})
 
 
+def test_fire_takes_the_registration_that_is_meant(stub: Load) -> None:
+    script = stub("""
+        for name in ('one', 'two'):
+            GB('CommandReader').map(lambda words, name=name: name + words[1]).register(trigger=name)
+        GB('KeysReader', desc='orders').map(lambda r: 'order').register('order:*')
+        GB('KeysReader').map(lambda r: 'all').register('*')
+        """)
+    assert [script.fire(["two", "!"]), script.fire(["one", "!"])] == [["two!"], ["one!"]]
+    assert script.fire({"key": "user:1"}) == ["all"]
+    with pytest.raises(LookupError, match=r"2 registrations fit this record: give fire one of them, registration=... \(0: one, 1: two, 2: order:\* orders, 3: \*\)"):
+        script.fire({"key": "order:1"})
+    assert script.fire({"key": "order:1"}, registration="orders") == script.fire({"key": "order:1"}, registration="order:*") == ["order"]
+    assert script.fire({"key": "order:1"}, registration=3) == ["all"]
+    with pytest.raises(LookupError, match="0 registrations are named 'three'"):
+        script.fire(["three"], registration="three")
+
+
+def test_a_script_is_a_file_or_a_text(tmp_path: Path) -> None:
+    text = "seen = gearsConfigGet('dsn', 'none')\n" * 300
+    path = tmp_path / "users.py"
+    path.write_text(text)
+    config = {"dsn": "postgresql://here"}
+    for source in (text, path, str(path), "seen = gearsConfigGet('dsn')", "seen = 'postgresql://here'" + " " * 5000):
+        assert load(source, config=config).seen == "postgresql://here"
+    with pytest.raises(FileNotFoundError, match="missing.py"):
+        load(str(tmp_path / "missing.py"))
+
+
 def test_the_names_are_those_of_the_server(stub: Load) -> None:
     script = stub("import redisgears\nfrom redisgears import executeCommand\nimage = loads(__import__('pickle').dumps(7))")
-    missing = exported() - set(script.globals) - {"Reply"}  # a type, which scripts do not see when they run
+    missing = exported() - set(script.globals) - {"Change", "Reply"}  # types, which scripts do not see when they run
     assert missing == set()
     assert script.executeCommand is script.execute and script.image == 7
     types_only = {"Reply", "Self", "Any", "Literal", "TracebackType", "Callable", "Iterable", "Future"}
+    types_only |= {"Change", "TypedDict", "TypeVar", "overload", "_Function", "_Loader", "_Save"}
     assert names_of(PACKAGE / "redisgears-stubs/__init__.pyi") - types_only - set(vars(script.redisgears)) == set()
     with pytest.raises(NeedsServer, match=r"loop\.create_task needs a server"):
         script.loop.create_task

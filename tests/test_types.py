@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from probes import in_script
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "package/src"
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+PAGE = (ROOT / "docs/command-line.md").read_text()
 WRONG = "GB('KeysReader').register(eventTypes=['set'], moed='sync')\nexecut('PING')\nlog('x', level='loud')\n"
 # What the template of all globals imports for itself: modules of Python, and the parts of contextlib and others.
 OWN = {"partial", "StringIO", "Thread", "Future"}
@@ -65,15 +68,14 @@ def pyright(folder: Path, **options: bool) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=folder, capture_output=True, text=True)
 
 
+# What docs/command-line.md tells people to write.
+HEADER = textwrap.dedent(re.findall(r"^    from typing import TYPE_CHECKING\n(?:    .*\n|\n)*?        from pinion_redis.script import \*\n", PAGE, re.MULTILINE)[0])
+
+
 def scripts(folder: Path, *, imported: bool) -> None:
-    """All examples and the template's functions; `imported`: with the names that are there without an import."""
+    """All examples and the template's functions; `imported`: with the header of the page."""
     for path in EXAMPLES:
-        text = path.read_text()
-        # A script may give a name of its own to what it has from the server: that one is not imported then.
-        own = {node.name for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
-        names = ", ".join(sorted(exported() - own))
-        head = f"from pinion_redis.script import {names}\n" if imported else ""
-        (folder / path.name).write_text(head + text)
+        (folder / path.name).write_text((HEADER if imported else "") + path.read_text())
     template = PACKAGE / "pinion_redis/template/functions/users.py.txt"
     (folder / "users.py").write_text(template.read_text())
 
@@ -86,6 +88,59 @@ def test_mypy_accepts_all_examples(tmp_path: Path) -> None:
     (tmp_path / "wrong.py").write_text("from pinion_redis.script import *\n" + WRONG)
     told = mypy(tmp_path / "wrong.py", cwd=tmp_path).stdout
     assert all(word in told for word in ("moed", "execut", "loud")), told
+
+
+TYPED = """
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pinion_redis.script import *
+
+@read_through('user:*', ttl=300)
+def load(key: str) -> dict[str, str] | None:
+    return {'key': key} if key else None
+
+@read_through('name:*', batch=100)
+async def names(keys: list[str]) -> list[str | None]:
+    return [key for key in keys]
+
+@write_behind('user:*', batch=100)
+def save(changes: 'list[Change]') -> None:
+    for change in changes:
+        log(change['event'], level='debug')
+
+def save_too(changes: list[dict[str, object]]) -> int:
+    return len(changes)
+
+reveal_type(load)
+reveal_type(names)
+reveal_type(save)
+reveal_type(write_behind('other:*', save_too, interval=1))
+"""
+MISTAKES = {
+    "load(7)": "arg-type",
+    "save([{'key': 1}])": "typeddict-item",
+    "write_behind('x*', interval='1')(save)": "call-overload",
+    "read_through('x*', ttl_=7)(load)": "call-overload",
+    "@read_through('x*')\ndef two(key: str, other: str) -> str: ...": "type-var",
+}
+
+
+@pytest.mark.once
+def test_decorators_keep_the_type_of_functions(tmp_path: Path) -> None:
+    (tmp_path / "typed.py").write_text(TYPED)
+    done = mypy("--strict", "--python-version", "3.12", tmp_path / "typed.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    revealed = re.findall(r'Revealed type is "(.*)"', done.stdout)
+    loads, names, saves, saves_too = (text.replace("builtins.", "").replace("typing.", "") for text in revealed)
+    assert loads == "def (key: str) -> dict[str, str] | None"
+    assert names == "def (keys: list[str]) -> Coroutine[Any, Any, list[str | None]]"
+    assert saves.startswith("def (changes: list[TypedDict(") and "Change" in saves
+    assert saves_too == "def (changes: list[dict[str, object]]) -> int"
+    for mistake, code in MISTAKES.items():
+        (tmp_path / "typed.py").write_text(TYPED + mistake + "\n")
+        told = mypy("--strict", "--python-version", "3.12", tmp_path / "typed.py", cwd=tmp_path)
+        assert told.returncode == 1 and f"[{code}]" in told.stdout, (mistake, told.stdout)
 
 
 @pytest.mark.once

@@ -213,6 +213,29 @@ def test_unregister_waits_for_what_is_not_saved(server: Server, source: Server) 
     assert client.info("rg_write_behind")["rg_write_behind_queued"] == 0
 
 
+def test_a_session_ends_as_a_whole_or_not_at_all(server: Server, source: Server) -> None:
+    """Whatever of it minds, and wherever that stands among the others."""
+    more = """
+    read_through('user:*', lambda key: 'loaded')
+    write_behind('first:*', save)
+    GB('CommandReader').map(lambda _: 'pong').register(trigger='ping')
+    """
+    database = register(server, source, more=more, words=("ID", "shop"))
+    server.run("write_behind('last:*', lambda changes: None)", "ID", "other")
+    database.fail(1000)
+    client = server.client()
+    client.set("user:1", "a")
+    wait_until(lambda: any(entry["RegistrationData"].get("queued") for entry in server.registrations()))
+    known = [entry["id"] for entry in server.registrations()]
+    with pytest.raises(Exception, match="1 changes of 'user:\\*' are not saved yet"):
+        client.execute_command("RG.UNREGISTERSESSION", "shop")
+    assert [entry["id"] for entry in server.registrations()] == known
+    assert client.get("user:2") == "loaded" and client.execute_command("RG.TRIGGER", "ping") == ["pong"]
+    client.set("first:1", "b")
+    assert client.execute_command("RG.UNREGISTERSESSION", "shop", "ABORTPENDING") == 4
+    assert len(server.registrations()) == 1
+
+
 def test_an_upgrade_goes_on_with_the_queue(server: Server, source: Server) -> None:
     database = register(server, source, words=("ID", "mine"))
     database.fail(1000)

@@ -4,6 +4,7 @@ docs/contract/write-behind.md 2.1 and 2.8.
 
 from __future__ import annotations
 
+import time
 from typing import Callable
 
 import pytest
@@ -278,6 +279,34 @@ def test_a_damaged_change_without_dead_letters_stays(start_server: Callable[...,
         server.client().append("user:1", " now")
         drained(server)
         assert database.row("user:1") == "precious now"
+
+
+def test_a_damaged_id_is_above_none_that_follows(start_server: Callable[..., Server], source: Server) -> None:
+    """A turned bit put the ids of all later changes thousands of years off, and hid the later ones of its key."""
+    server = start_server(args=AOF)
+    database = register(server, source, "coalesce=False, max_tries=1, dead_letter='dead', backoff=0.01, max_backoff=0.05")
+    database.fail(1_000_000)
+    client = server.client()
+    client.set("user:1", "precious")
+    client.set("user:1", "newer")
+    wait_for(server, queued=2)
+    server.stop(kill=True)
+    (file,) = server.dir.glob("appendonlydir/*.incr.aof")
+    content = bytearray(file.read_bytes())
+    # Kind, length and digest; the queue's name with its length; then the milliseconds, the highest byte last.
+    name = content.index(b"user:*", content.index(b"PINIONQ"))
+    assert content[name + 6 + 7] == 0
+    content[name + 6 + 7] ^= 0x40
+    file.write_bytes(content)
+    database.fail(0)
+    server.start()
+    drained(server)
+    assert database.rows() == {"user:1": "newer"}
+    assert server.client().xlen("dead") == 1
+    server.client().set("user:2", "later")
+    drained(server)
+    ms = int(database.changes()[-1]["id"].partition("-")[0])
+    assert abs(ms / 1000 - time.time()) < 3600
 
 
 def test_the_log_tells_what_is_not_saved_at_the_end(start_server: Callable[..., Server]) -> None:

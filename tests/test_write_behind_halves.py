@@ -114,7 +114,7 @@ def test_a_change_that_is_not_saved_yet_is_no_part(server: Server, source: Serve
 
 def test_who_saves_may_write_parts(server: Server, source: Server) -> None:
     """What `save` itself writes is not saved."""
-    both(server, source)
+    database = both(server, source)
     server.run("""
         @write_behind('mark:*')
         def save(changes):
@@ -122,8 +122,14 @@ def test_who_saves_may_write_parts(server: Server, source: Server) -> None:
                 execute('HSET', 'user:9', 'seen', change['key'])
                 execute('RPUSH', 'marked', change['key'])
     """)
-    server.client().set("mark:1", "x")
-    wait_until(lambda: server.client().lrange("marked", 0, -1) == ["mark:1"])
+    client = server.client()
+    client.set("mark:1", "x")
+    wait_until(lambda: client.lrange("marked", 0, -1) == ["mark:1"])
+    assert client.hgetall("user:9") == {"seen": "mark:1"}
+    # What was written before that is saved by then, if it is at all.
+    client.set("user:1", "x")
+    drained(server, saver(server))
+    assert database.rows() == {"user:1": "x"}
 
 
 def test_nothing_is_lost_for_want_of_rights(server: Server, source: Server) -> None:
@@ -179,6 +185,37 @@ def test_a_miss_is_answered_from_the_queue(server: Server, source: Server) -> No
     assert database.rows() == {"user:1": "new", "user:2": {"a": "1", "b": "2"}}
     client.flushall()
     assert client.get("user:1") == "new" and client.get("loads") == "1"
+
+
+def test_the_queue_puts_values_back_at_the_memory_limit(server: Server, source: Server) -> None:
+    """What takes a part of a value away needs no memory, and finds what is not saved yet also where there is none."""
+    database = both(server, source, "ttl=100", saving="backoff=0.05, max_backoff=0.05")
+    database.fail(1_000_000)
+    client, raw = server.client(), server.raw()
+    for number in range(6):
+        client.hset(f"user:{number}", mapping={"a": 1, "b": 2})
+    client.rpush("user:list", "x", "y")
+    client.flushall()
+    client.config_set("maxmemory", 1)
+    try:
+        assert raw.call("HGET", "user:0", "a") == b"$1\r\n1\r\n"
+        assert raw.call("HDEL", "user:1", "a") == b":1\r\n"
+        assert raw.call("EVAL", "return redis.call('HDEL', KEYS[1], 'a')", 1, "user:2") == b":1\r\n"
+        assert raw.call("LPOP", "user:list") == b"$1\r\nx\r\n"
+        raw.call("MULTI")
+        queued = raw.call("HDEL", "user:3", "a")
+        # 7.0 queues nothing then.
+        assert raw.call("EXEC") == (b"*1\r\n:1\r\n" if queued == b"+QUEUED\r\n" else b"-EXECABORT Transaction discarded because of previous errors.\r\n")
+        assert raw.call("HSET", "user:4", "a", 5).startswith(b"-OOM")
+        assert b"OOM" in raw.call("EVAL", "return redis.call('HSET', KEYS[1], 'a', 5)", 1, "user:4")
+        assert raw.call("DEL", "user:5") == b":0\r\n"
+    finally:
+        client.config_set("maxmemory", 0)
+    database.fail(0)
+    drained(server, saver(server))
+    whole, rest = {"a": "1", "b": "2"}, {"b": "2"}
+    assert database.rows() == {"user:0": whole, "user:1": rest, "user:2": rest, "user:list": ["y"], "user:4": whole,
+                               "user:3": rest if queued == b"+QUEUED\r\n" else whole}  # fmt: skip
 
 
 def test_what_the_queue_puts_back_does_not_stay_for_ever_where_a_function_says_how_long(server: Server, source: Server) -> None:

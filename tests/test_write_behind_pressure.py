@@ -83,6 +83,24 @@ def test_a_full_queue_lets_writes_wait_for_so_long(server: Server, source: Serve
     assert database.rows() == {"user:1": "a", "user:12": "a", "user:13": "waits"}
 
 
+def test_who_waits_for_room_is_let_in_when_his_change_replaces_one(server: Server, source: Server) -> None:
+    """One that a call has is replaced by none; behind the call, which fails, it is."""
+    database = register(server, source, "max_queue=2, max_save_time=0.3, backoff=100, max_backoff=100")
+    database.client.set("hang", 1)
+    client, raws = server.client(), [server.raw() for _ in range(3)]
+    client.mset({"user:1": "a", "user:2": "a"})
+    wait_until(lambda: database.client.llen("hanging") == 1)
+    raws[0].send("SET", "user:3", "waits")
+    raws[1].send("SET", "user:1", "b")
+    raws[2].send("MSET", "user:2", "c", "user:3", "c")
+    wait_until(lambda: client.info("rg_write_behind")["rg_write_behind_clients_waiting_for_room"] == 3)
+    assert client.get("user:1") == "a"
+    assert raws[1].read() == b"+OK\r\n", "while there is no room"
+    assert (figures(server)["queued"], figures(server)["saveFailures"], client.get("user:1")) == (2, 1, "b")
+    assert client.info("rg_write_behind")["rg_write_behind_clients_waiting_for_room"] == 2
+    assert client.exists("user:3") == 0
+
+
 def test_a_full_queue_refuses_writes(server: Server, source: Server) -> None:
     database = register(server, source, "max_queue_bytes=2000, on_full='error', backoff=0.5")
     database.fail(1_000_000)
@@ -231,11 +249,37 @@ def test_a_change_that_fails_is_put_away_with_its_error(server: Server, source: 
     assert letter["registration"] == server.registrations()[0]["id"]
     assert (dead["user:33"]["type"], dead["user:33"]["event"]) == ("", "del")
     assert figures(server)["captured"] == 62, "dead letters are never captured"
+    assert server.log().count("write_behind: registration") == 1, "that it cannot save is said once a minute"
     # A change of the key behind it is saved.
     database.poison()
     client.set("user:7", "good")
     drained(server)
     assert database.row("user:7") == "good"
+
+
+@pytest.mark.parametrize("ordered", ["key", "all"])
+@pytest.mark.parametrize("why", ["WRONGTYPE", "NOPERM"])
+def test_what_cannot_be_put_away_stays(server: Server, source: Server, why: str, ordered: str) -> None:
+    arguments = "max_tries=1, dead_letter='user:dead', backoff=0.01, max_backoff=0.05, batch=1, ordered=%r" % ordered
+    client = server.client()
+    client.execute_command("ACL", "SETUSER", "app", "reset", "on", "nopass", "~user:*", "+@read")
+    database = register(server, source, arguments + (", user='app'" if why == "NOPERM" else ""))
+    if why == "WRONGTYPE":
+        client.hset("user:dead", "no", "stream")
+        drained(server)
+    database.poison("user:1")
+    client.set("user:1", "bad")
+    client.set("user:2", "good")
+    wait_until(lambda: "cannot be put into 'user:dead' either" in str(figures(server)["lastError"]))
+    assert database.row("user:2") == "good" and figures(server)["queued"] == 1
+    failures = figures(server)["saveFailures"]
+    wait_until(lambda: figures(server)["saveFailures"] > failures + 2, message="it is tried again")
+    assert server.log().count("cannot be put into 'user:dead' either") == 1, "once a minute"
+    assert figures(server)["dead"] == 0
+    database.poison()
+    drained(server)
+    assert database.row("user:1") == "bad"
+    client.execute_command("ACL", "DELUSER", "app")
 
 
 def test_an_outage_puts_nothing_away(server: Server, source: Server) -> None:
@@ -292,3 +336,32 @@ def test_a_call_that_hangs_is_stopped_and_made_again(server: Server, option: int
     drained(server)
     assert "has taken longer than its max_save_time (200 ms) and is stopped" in server.log()
     client.execute_command("RG.CONFIGSET", "WriteBehindMaxSaveTime", 60_000)
+
+
+@pytest.mark.parametrize("full", [True, False], ids=["full", "wait"])
+def test_who_may_not_wait_is_refused(server: Server, source: Server, full: bool) -> None:
+    """A user of single commands, without the rights to the inner ones, where a command has to be looked at before it runs."""
+    database = register(server, source, "max_queue=1, backoff=0.05" if full else "wait=True")
+    client = server.client()
+    client.execute_command("ACL", "SETUSER", "mini", "on", ">secret", "~user:*", "+set", "+hset", "+multi", "+exec", "+eval")
+    if full:
+        database.fail(1_000_000)
+        client.set("user:0", "fills it")
+        wait_for(server, queued=1)
+    raw = server.raw()
+    assert raw.call("AUTH", "mini", "secret") == b"+OK\r\n"
+    for words in (["SET", "user:1", "a"], ["HSET", "user:2", "f", "v"], ["EVAL", "return redis.call('SET', KEYS[1], 'x')", "1", "user:3"]):
+        reply = raw.call(*words)
+        # In a script each server has words of its own for it.
+        assert reply.startswith(b"-NOPERM" if words[0] != "EVAL" else (b"-", b"+OK")), reply
+    assert raw.call("SET", "elsewhere", "a").startswith(b"-NOPERM"), "his keys are his keys"
+    database.fail(0)
+    drained(server)
+    rows = database.rows()
+    assert "user:1" not in rows and "user:2" not in rows
+    assert ("user:3" in rows) == bool(client.exists("user:3")), "what took effect is saved"
+    client.execute_command("ACL", "SETUSER", "mini", "+rg.innerwrite", "+rg.innerwritemore")
+    assert raw.call("SET", "user:1", "a") == b"+OK\r\n"
+    drained(server)
+    assert database.row("user:1") == "a"
+    client.execute_command("ACL", "DELUSER", "mini")

@@ -4,6 +4,9 @@ limit. Contract: docs/contract/write-behind.md 2.1, 2.8 and 2.9.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from redis.exceptions import OutOfMemoryError
 
@@ -12,6 +15,57 @@ from helpers import Server, wait_until
 from write_behind import drained, register
 
 pytestmark = pytest.mark.matrix
+
+
+def seconds(server: Server) -> float:
+    """How long the server's own thread has computed, whatever else the machine does."""
+    tick = os.sysconf("SC_CLK_TCK")
+    fields = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / tick
+
+
+def test_a_call_that_fails_before_many_changes_of_its_key(server: Server, source: Server) -> None:
+    """It took the server's thread for as long as the batch is times as long as the queue: twelve seconds here."""
+    database = register(server, source, "coalesce=False, batch=1000, backoff=0.05, max_backoff=0.05")
+    database.client.set("hang", 1)
+    client = server.client()
+    client.set("user:1", "the first call hangs with it")
+    wait_until(lambda: database.client.llen("hanging") == 1)
+    for _ in range(20):
+        pipe = client.pipeline(transaction=False)
+        for _ in range(5000):
+            pipe.incr("user:hot")
+        pipe.execute()
+    database.fail(1_000_000)
+    before = seconds(server)
+    database.client.rpush("go", 1)
+    wait_until(lambda: figures(server)["saveFailures"] >= 4, timeout=120)
+    assert seconds(server) - before < 3
+    database.client.delete("hang", "outage")
+    wait_until(lambda: figures(server)["queued"] == 0, timeout=120)
+    assert database.row("user:hot") == "100000"
+
+
+def test_many_changes_that_are_refused(server: Server) -> None:
+    """Each turn of the server's loop went through all of them."""
+    server.run("""
+        @write_behind('user:*', batch=1, backoff=0.001, max_backoff=100000)
+        def save(changes):
+            if 'bad' in changes[0]['key']:
+                raise ValueError('refused')
+    """)
+    client = server.client()
+    for start in range(0, 5000, 1000):
+        pipe = client.pipeline(transaction=False)
+        for number in range(start, start + 1000):
+            pipe.set(f"user:good{number}", "x").set(f"user:bad{number}", "x")
+        pipe.execute()
+    wait_until(lambda: figures(server)["queued"] == 5000, timeout=120)
+    before = seconds(server)
+    for _ in range(5000):
+        client.ping()
+    # 5,000 looks in each turn took several seconds.
+    assert seconds(server) - before < 1.5
 
 
 def test_clients_that_vanish_while_they_wait_for_room(server: Server, source: Server) -> None:
@@ -90,3 +144,26 @@ def test_an_upgrade_to_the_order_of_all(server: Server, source: Server) -> None:
     database.poison()
     drained(server)
     assert [change["key"] for change in database.changes()[3:]] == ["user:bad", "user:3"]
+
+
+def test_no_python_is_on_the_way_of_a_write(server: Server) -> None:
+    """While a function keeps Python to itself, clients write, and their changes are captured."""
+    server.run("""
+        import ctypes
+
+        @write_behind('user:*', batch=1)
+        def save(changes):
+            if changes[0]['key'] == 'user:first':
+                execute('SET', 'busy', 1)
+                ctypes.PyDLL(None).sleep(2)     # a call that keeps Python to itself
+                execute('SET', 'free', 1)
+    """)
+    client = server.client()
+    client.set("user:first", "x")
+    wait_until(lambda: client.exists("busy"))
+    for number in range(200):
+        client.hset(f"user:{number}", "f", number)
+        client.delete(f"user:{number}x")
+    captured = client.info("rg_write_behind")["rg_write_behind_captured_total"]
+    assert (captured, client.exists("free")) == (401, 0)
+    drained(server)

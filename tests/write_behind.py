@@ -73,6 +73,14 @@ class Database:
         text = self.client.get(f"row:{db}:{key}")
         return None if text is None else json.loads(text)
 
+    def newest(self) -> dict[str, Any]:
+        """What is saved where each row has the id of its last change, and an older one changes nothing: keys of database 0."""
+        kept: dict[str, tuple[tuple[int, ...], Any]] = {}
+        for change in self.changes():
+            number = tuple(map(int, change["id"].split("-")))
+            kept[change["key"]] = max(kept.get(change["key"], ((0,), None)), (number, change["value"]), key=lambda pair: pair[0])
+        return {key: value for key, (_, value) in kept.items()}
+
     def rows(self) -> dict[str, Any]:
         """All that is saved of database 0."""
         names = self.client.keys("row:0:*")

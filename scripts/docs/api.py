@@ -48,11 +48,13 @@ NOTES = {
     "setGearsSession": "Makes this thread one of a session.",
     "registerGearsThread": "Not needed any more.",
     "registerTimeEvent": "Calls a function every so many seconds. [More](async.md#time-events)",
+    "Change": "What `save` of `write_behind` gets a list of. For annotations only: there is no such name when a script runs. [More](write-behind.md#what-save-gets)",
     "Sorted": "What a loader returns for a sorted set: members with scores.",
     "Loaded": "What a loader returns for a value with a lifetime of its own.",
-    "register_function": "Makes a function one that `FCALL` can call (Valkey); `from redisgears import register_function`. [More](scripting.md)",
-    "readThrough": "Values that are loaded when a client misses them. [More](read-through.md)",
-    "writeBehind": "Saves changes of keys elsewhere. [More](write-behind.md)",
+    "register_function": "Makes a function one that `FCALL` can call (Valkey), as a decorator with or without arguments, or as a call with the function behind the name; "
+    "`from redisgears import register_function`. [More](scripting.md)",
+    "readThrough": "Values that are loaded when a client misses them: a decorator, or a call with the loader behind the prefix. [More](read-through.md)",
+    "writeBehind": "Saves changes of keys elsewhere: a decorator, or a call with the function behind the prefix. [More](write-behind.md)",
     "refresh": "Loads keys anew, and returns how many; in a coroutine, what is to be awaited for that. [More](read-through.md#changes-of-the-source-rgrefresh)",
     "PyExecutionSession": "A session, as `getGearsSession` gives it.",
     "PyFuture": "What `gearsFuture()` makes.",
@@ -101,6 +103,7 @@ def section(node: ast.FunctionDef | ast.ClassDef) -> str:
     else:
         methods = [item for item in node.body if isinstance(item, ast.FunctionDef)]
         shown = [f"class {name}({', '.join(map(ast.unparse, node.bases))})".replace("()", "")]
+        shown += [f"    {ast.unparse(item)}" for item in node.body if isinstance(item, ast.AnnAssign)]
         for method in methods:
             shown.append("\n".join("    " + line for line in wrapped(signature(method, method.name)).splitlines()))
     return f"## {name}\n\n{NOTES[node.name]}{aka}\n\n```py\n" + "\n".join(shown) + "\n```\n"
@@ -110,7 +113,8 @@ def page() -> str:
     nodes = [node for node in ast.parse(STUBS.read_text()).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     missing = [node.name for node in nodes if node.name not in NOTES]
     assert not missing, f"scripts/docs/api.py has no line for {', '.join(missing)}"
-    return HEAD + "\n".join(section(node) for node in nodes)
+    last = {node.name: node for node in nodes}  # of overloads the last one, the decorator
+    return HEAD + "\n".join(map(section, last.values()))
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ use crate::{
     requirements::Packages,
     server::{
         api, bus,
+        guarded::Guarded,
         lock::{self, Lock},
     },
     threads,
@@ -79,7 +80,7 @@ pub struct Cluster {
     inbound: Inbound,
     secrets: Secrets,
     questions: Questions,
-    prepared: PreparedChanges,
+    prepared: Guarded<PreparedChanges>,
     run_order: RunOrder,
     /// This server is a node of a Redis Cluster.
     node: bool,
@@ -151,7 +152,7 @@ impl Cluster {
             inbound: Inbound::default(),
             secrets,
             questions: Questions::default(),
-            prepared: PreparedChanges::default(),
+            prepared: Guarded::default(),
             run_order: RunOrder::default(),
             node,
             waiting: Waiting::default(),

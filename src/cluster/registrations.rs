@@ -32,14 +32,35 @@ use crate::{
     persistence::{LoadingChange, PreparedChange},
     server::{
         api,
-        guarded::Guarded,
         lock::{self, Lock},
         reply::Reply,
     },
 };
 
+/// A change of another shard: who initiates it, and the number of the question to prepare it.
+type Asked = (ShardId, u64);
+
 /// What is prepared here for others.
-pub type PreparedChanges = Guarded<HashMap<(ShardId, u64), (PreparedChange, Instant)>>;
+#[derive(Default)]
+pub struct PreparedChanges {
+    ready: HashMap<Asked, (PreparedChange, Instant)>,
+    /// Their functions are loaded. Those that are cancelled meanwhile are here no more.
+    loading: BTreeSet<Asked>,
+}
+
+impl PreparedChanges {
+    /// Forgets some; they are dropped by whoever called, without our lock.
+    #[must_use]
+    fn take(&mut self, is_one: impl Fn(&Asked, Option<&Instant>) -> bool) -> Vec<(PreparedChange, Instant)> {
+        self.loading.retain(|asked| !is_one(asked, None));
+        let ready = self.ready.iter();
+        let gone: Vec<_> = ready
+            .filter(|(asked, (_, since))| is_one(asked, Some(since)))
+            .map(|(asked, _)| *asked)
+            .collect();
+        gone.iter().filter_map(|asked| self.ready.remove(asked)).collect()
+    }
+}
 
 /// What comes of a registration on all shards: the errors, one for each shard that failed.
 pub type Registered = Result<(), Vec<Reply>>;
@@ -197,6 +218,7 @@ impl Cluster {
             Err(reason) => return Some(Err(reason)),
         };
         let loading = loading_change.loading.clone();
+        self.prepared.write(lock).loading.insert((from, number));
         if let Some(loaded) = loading.wait(self.engine.patience()) {
             return Some(self.keep_prepared(lock, from, number, loading_change, loaded));
         }
@@ -219,50 +241,47 @@ impl Cluster {
         loaded: LoadedFunctions,
     ) -> Result<Said, Error> {
         let limit = self.install_limit() * 2;
-        let dropped: Vec<_> = {
-            let mut changes = self.prepared.write(lock);
-            // The initiator of such a one is gone.
-            let late: Vec<_> = changes
-                .iter()
-                .filter(|(_, (_, since))| since.elapsed() > limit)
-                .map(|(key, _)| *key)
-                .collect();
-            late.iter().filter_map(|key| changes.remove(key)).collect()
-        };
-        drop(dropped);
+        let mut changes = self.prepared.write(lock);
+        let awaited = changes.loading.remove(&(from, number));
+        // The initiator of such a one is gone.
+        let late = changes.take(|_, since| since.is_some_and(|since| since.elapsed() > limit));
+        drop(changes);
+        drop(late);
+        if !awaited {
+            return Err("the change was cancelled while its functions were loaded".into());
+        }
         let claimed: Vec<_> = {
             let changes = self.prepared.read(lock);
-            let prepared = changes.values().flat_map(|(prepared, _)| &prepared.registrations);
-            prepared.cloned().collect()
+            let ready = changes.ready.values();
+            ready
+                .flat_map(|(prepared, _)| &prepared.registrations)
+                .cloned()
+                .collect()
         };
         let prepared = self.persistence.prepare(lock, loading_change, loaded, &claimed)?;
         let mut changes = self.prepared.write(lock);
-        changes.insert((from, number), (prepared, Instant::now()));
+        changes.ready.insert((from, number), (prepared, Instant::now()));
         Ok(Said::Done)
     }
 
     /// These shards will not say what becomes of the changes that are prepared for them: they are gone, or have started anew.
     pub(super) fn drop_prepared_of(&self, lock: Lock<'_>, shards: &BTreeSet<ShardId>) {
-        let dropped: Vec<_> = {
-            let mut changes = self.prepared.write(lock);
-            let theirs: Vec<_> = changes
-                .keys()
-                .filter(|(from, _)| shards.contains(from))
-                .copied()
-                .collect();
-            theirs.iter().filter_map(|key| changes.remove(key)).collect()
-        };
+        let mut changes = self.prepared.write(lock);
+        let dropped = changes.take(|(from, _), _| shards.contains(from));
+        drop(changes);
         drop(dropped);
     }
 
     pub(super) fn commit(&self, lock: Lock<'_>, from: ShardId, number: u64) -> Result<Said, Error> {
-        let prepared = self.prepared.write(lock).remove(&(from, number));
+        let prepared = self.prepared.write(lock).ready.remove(&(from, number));
         let (prepared, _) = prepared.ok_or("what was prepared is not there any more")?;
         self.persistence.commit(lock, prepared).map(|()| Said::Done)
     }
 
     pub(super) fn cancel(&self, lock: Lock<'_>, from: ShardId, number: u64) -> Result<Said, Error> {
-        let cancelled = self.prepared.write(lock).remove(&(from, number));
+        let mut changes = self.prepared.write(lock);
+        let cancelled = changes.take(|asked, _| *asked == (from, number));
+        drop(changes);
         drop(cancelled);
         Ok(Said::Done)
     }

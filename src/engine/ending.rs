@@ -4,6 +4,7 @@
 //! On whichever thread the end comes; a panic of one who waits is not the others' loss.
 
 use std::{
+    iter,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Instant,
@@ -79,7 +80,9 @@ impl Engine {
 
     /// Brings an execution to its end and does what follows: counters, retention, waiters, and last the client.
     pub(super) fn finish(&self, execution: &Arc<Execution>, status: Status, mut outcome: Outcome) {
-        if self.finish_unseen(execution, status, &mut outcome) {
+        if self.finish_unseen(execution, status, &mut outcome)
+            || self.finish_load(execution, status, &outcome)
+        {
             return;
         }
         outcome.aborted = status == Status::Aborted;
@@ -102,7 +105,7 @@ impl Engine {
             if aftermath.uncollected {
                 guarded(|| {
                     self.language
-                        .attached(&mut || drop(collector.collect(Vec::new(), &outcome.errors)));
+                        .attached(&mut || drop(collector.collect(&mut iter::empty(), &outcome.errors)));
                 });
             }
             guarded(|| collector.ended());
@@ -198,6 +201,6 @@ impl Engine {
 }
 
 /// Tells one of those who wait for an execution: a panic there, which the panic hook logs, is not the others' loss.
-fn guarded(tell: impl FnOnce()) {
+pub(super) fn guarded(tell: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(tell));
 }

@@ -24,6 +24,7 @@ use super::{
     plan::Plan,
     record::Record,
     registration::Registration,
+    reuse::Anew,
     run_message::RunMessage,
     session::Session,
     source::Source,
@@ -40,6 +41,12 @@ use crate::server::{
 /// [`Execution::end_unseen`] found somebody who waits.
 #[derive(Debug)]
 pub(super) struct AwaitedEnd;
+
+/// What is to be done behind [`Execution::end_unseen`].
+pub(super) struct Left {
+    pub link: Option<ReplyHold>,
+    pub collector: Option<Collector>,
+}
 
 /// Called once, with the outcome, on the thread that finished the execution.
 pub type Waiter = Box<dyn FnOnce(&Outcome) + Send>;
@@ -185,16 +192,12 @@ impl Execution {
     }
 
     /// The same of one that begins in the queue.
-    pub(super) fn renew_queued(
-        &mut self,
-        id: Id,
-        db: i32,
-        link: Option<ReplyHold>,
-        source: Box<dyn Source>,
-        now: Instant,
-    ) {
-        self.renew(id, db, true, link);
-        self.state.get_mut().phase = Phase::Created(source);
+    pub(super) fn renew_queued(&mut self, id: Id, anew: Anew, now: Instant) {
+        self.renew(id, anew.db, true, anew.link);
+        let state = self.state.get_mut();
+        state.phase = Phase::Created(anew.source);
+        state.collector = anew.collector;
+        state.collected = false;
         self.queued_at = OnceLock::from(now);
         *self.delayed.get_mut() = false;
         *self.unlisted.get_mut() = true;
@@ -218,16 +221,24 @@ impl Execution {
         is_kept && self.distributed.is_none() && self.records_read() == 1
     }
 
-    /// It has ended well: the hold on its link.
+    /// It is a run of a registration, of this shard alone, whose results only its collector gets.
+    pub(super) fn is_load(&self) -> bool {
+        self.transient && self.is_collected && self.distributed.is_none() && self.fate().is_none()
+    }
+
+    /// It has ended well.
     ///
     /// # Errors
     /// Somebody waits for its end.
-    pub(super) fn end_unseen(&self) -> Result<Option<ReplyHold>, AwaitedEnd> {
+    pub(super) fn end_unseen(&self) -> Result<Left, AwaitedEnd> {
         let mut state = self.state.lock();
         if !state.waiters.is_empty() || state.phase.end(Status::Done, None).is_none() {
             return Err(AwaitedEnd);
         }
-        Ok(state.link.take())
+        Ok(Left {
+            link: state.link.take(),
+            collector: state.collector.take(),
+        })
     }
 
     /// It knows of no linked command any more.
@@ -384,6 +395,11 @@ impl Execution {
     /// Nobody waits for its results, which are kept.
     pub(super) fn is_kept_only(&self) -> bool {
         !self.transient && !self.is_collected && self.state.lock().waiters.is_empty()
+    }
+
+    /// Somebody gets the results as objects.
+    pub(super) fn is_collected(&self) -> bool {
+        self.is_collected
     }
 
     /// Who gets the results now; `None` if nobody does, or he has them.

@@ -148,6 +148,15 @@ impl<T> ById<T> {
 
     #[inline]
     fn place(&self, id: Id) -> Result<usize, usize> {
+        match self.0.first() {
+            // Nearly always the only one.
+            Some((first, _)) if *first == id => Ok(0),
+            _ => self.search(id),
+        }
+    }
+
+    #[inline(never)]
+    fn search(&self, id: Id) -> Result<usize, usize> {
         self.0.binary_search_by(|(known, _)| known.cmp(&id))
     }
 

@@ -213,6 +213,15 @@ pub trait Function: Send + Sync {
     /// [`Language::interruptible`], [`Function::map`] or [`Function::visit`], and [`Language::to_text`], in one.
     fn text(&self, stop: &Stop, record: Record, visits: bool) -> Result<Called<Shown>, Failure>;
 
+    /// Calls it with one record so that `stop` can end it, and `take` gets what it returns: [`Language::interruptible`] and
+    /// [`Function::map`] in one.
+    fn hand_over(
+        &self,
+        stop: &Stop,
+        record: Record,
+        take: &mut dyn FnMut(Record),
+    ) -> Result<Called<()>, Failure>;
+
     /// Calls it with one record and takes a returned list apart, in its order.
     fn expand(&self, record: Record) -> Result<Called<Vec<Record>>, Failure>;
 

@@ -83,7 +83,7 @@ impl Outcome {
 pub trait Collects: Send + Sync {
     /// Takes the results, and gives what is wrong with them, which the execution then ended with. Called once, attached, on the thread
     /// that finished the execution.
-    fn collect(&self, results: Vec<Record>, errors: &[Failure]) -> Vec<Failure>;
+    fn collect(&self, results: &mut dyn Iterator<Item = Record>, errors: &[Failure]) -> Vec<Failure>;
 
     /// The execution is counted and kept, behind [`Collects::collect`]; as a [`Waiter`].
     fn ended(&self) {}
@@ -91,8 +91,8 @@ pub trait Collects: Send + Sync {
 
 /// Who need not hear more.
 impl<F: Fn(Vec<Record>, &[Failure]) -> Vec<Failure> + Send + Sync> Collects for F {
-    fn collect(&self, results: Vec<Record>, errors: &[Failure]) -> Vec<Failure> {
-        self(results, errors)
+    fn collect(&self, results: &mut dyn Iterator<Item = Record>, errors: &[Failure]) -> Vec<Failure> {
+        self(results.collect(), errors)
     }
 }
 

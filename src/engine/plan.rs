@@ -103,6 +103,13 @@ impl Plan {
     }
 }
 
+impl OnlyCall {
+    /// What the function returns is the result as it is.
+    pub fn returns(&self) -> bool {
+        !self.visits && !self.text
+    }
+}
+
 impl Step {
     /// Where it moves records to, if it does.
     pub fn routing(&self) -> Option<Routing> {

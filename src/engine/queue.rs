@@ -3,7 +3,8 @@
 //! Short executions are worked off by one attached worker: waking others for them only makes threads fight for the
 //! interpreter. While a worker is at it, one other stands by and looks every [`TICK`]: if no job was taken for that long
 //! although some are ready, the first one is blocked, and the second one comes; so it does where those that are at it spend
-//! most of their time waiting ([`Load`]). Where they fight for the interpreter one of them leaves.
+//! most of their time waiting ([`Utilization`]). Where they fight for the interpreter one of them leaves. Where all of them are blocked,
+//! others come for what they keep waiting ([`reserve`]).
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -27,6 +28,10 @@ use crate::{
 
 #[cfg(all(test, feature = "model"))]
 mod model;
+mod reserve;
+
+pub use reserve::Look;
+use reserve::{Owner, Reserve};
 
 /// How long ready jobs are left to the workers that are at it.
 const TICK: Duration = Duration::from_micros(500);
@@ -55,12 +60,23 @@ pub struct Job {
     pub pool: Option<Arc<Pool>>,
 }
 
+/// A worker's own memory.
+pub struct Seat {
+    number: usize,
+    /// The last job that it took.
+    last: u64,
+    /// It was the last one that could come: somebody is to look after them ([`Queue::look`]).
+    pub is_last: bool,
+}
+
 /// The queue. Its mutex is held for a few moves of pointers only.
 #[derive(Default)]
 pub struct Queue {
     state: Mutex<QueueState>,
     /// Ends the tick of the worker that stands by.
     standby: Condvar,
+    /// Wakes those in reserve.
+    reserve: Condvar,
     /// The server's thread, if it calls [`Queue::release`] before it sleeps.
     gatherer: OnceLock<ThreadId>,
     /// The server's thread has appended jobs that no worker was woken for.
@@ -83,6 +99,9 @@ struct QueueState {
     utilization: Utilization,
     /// Workers that sleep. The last one is woken first: its memory is still warm.
     sleepers: Vec<Thread>,
+    /// What each worker is at.
+    seats: Vec<Option<Owner>>,
+    reserve: Reserve,
 }
 
 /// Whom to wake after the mutex was let go.
@@ -211,25 +230,30 @@ impl Queue {
     }
 
     /// Counts the calling thread as a worker; before it waits for the first time.
-    pub fn enlist(&self) {
-        self.state.lock().utilization.count_this_thread();
+    pub fn enlist(&self) -> Seat {
+        let mut state = self.state.lock();
+        state.utilization.count_this_thread();
+        state.seats.push(None);
+        Seat {
+            number: state.seats.len() - 1,
+            last: 0,
+            is_last: false,
+        }
     }
 
-    /// The next job; if there is none, or others do it better alone, the worker is no longer at it. `last`: the worker's own
-    /// memory of the last job that it took.
-    pub fn next(&self, last: &mut u64) -> Option<Job> {
+    /// The next job; if there is none, or others do it better alone, the worker is no longer at it.
+    pub fn next(&self, seat: &mut Seat) -> Option<Job> {
         let mut state = self.state.lock();
         let workers = state.at_it;
         // Whoever is the only one that gets on with it stays: the others wait for something.
-        let others_take = state.taken != *last;
-        if workers > 1 && others_take && state.utilization.advice(workers) == Advice::Fewer {
-            state.at_it -= 1;
-            return None;
-        }
-        let job = state.ready.pop_front();
+        let others_take = state.taken != seat.last;
+        let too_many = workers > 1 && others_take && state.utilization.advice(workers) == Advice::Fewer;
+        let job = if too_many { None } else { state.ready.pop_front() };
+        state.seats[seat.number] = job.as_ref().map(Owner::of);
         if job.is_some() {
             state.taken += 1;
-            *last = state.taken;
+            seat.last = state.taken;
+            seat.is_last = workers == state.seats.len() && state.reserve.begin_watch();
         } else {
             state.at_it -= 1;
         }

@@ -83,7 +83,9 @@ impl Peers<'_> {
 /// Why a registration is there and does not run. The texts are for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disabled {
-    /// Its requirements or functions are not there yet, or could not be loaded.
+    /// Its requirements or functions are not there yet.
+    Awaited(&'static str),
+    /// They could not be loaded.
     NotLoaded(String),
     /// Its trigger was refused: it begins when what it wants is free.
     Refused(String),
@@ -93,6 +95,7 @@ impl Disabled {
     /// What people are told.
     pub fn reason(&self) -> &str {
         match self {
+            Self::Awaited(reason) => reason,
             Self::NotLoaded(reason) | Self::Refused(reason) => reason,
         }
     }
@@ -139,7 +142,7 @@ pub trait Trigger: Send + Sync {
     /// As [`Trigger::check`]; nothing has changed then.
     fn start(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error>;
 
-    /// It is known, but cannot start yet: its functions are not there.
+    /// It is known, but cannot start, or not yet: its functions are not there.
     fn hold(&self, _lock: Lock<'_>, _registration: &Arc<Registration>) {}
 
     /// Whether it may end now.

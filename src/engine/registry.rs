@@ -13,9 +13,8 @@ use parking_lot::RwLock;
 use super::{
     distributed_run::DistributedRun,
     ended::{Ended, Known},
-    execution::Execution,
+    execution::{Execution, Left},
     id::{Id, ShardId},
-    linked_command::ReplyHold,
     registration::Registration,
     retention::Executions,
     run_message::Listing,
@@ -216,8 +215,7 @@ impl Registry {
         self.keep_of(&registration, id, limit);
     }
 
-    /// The same for a listed one, if only the registry and the thread that ran it have a reference: it ends with that. The hold on its
-    /// link.
+    /// The same for a listed one, if only the registry and the thread that ran it have a reference: it ends with that.
     ///
     /// # Errors
     /// Somebody may look at it.
@@ -226,7 +224,7 @@ impl Registry {
         execution: &Arc<Execution>,
         ended: Ended,
         limit: Option<usize>,
-    ) -> Result<Option<ReplyHold>, Ended> {
+    ) -> Result<Left, Ended> {
         let (id, registration) = (execution.id, Arc::clone(&ended.registration));
         let mut executions = self.executions.lock();
         // New references come of this table, or of those who have one.
@@ -235,14 +233,34 @@ impl Registry {
         let Some(known) = known.filter(|_| is_unseen && !registration.is_removed()) else {
             return Err(ended);
         };
-        let Ok(link) = execution.end_unseen() else {
+        let Ok(left) = execution.end_unseen() else {
             return Err(ended);
         };
         *known = Known::Ended(ended);
         executions.finished.insert(id);
         drop(executions);
         self.keep_of(&registration, id, limit);
-        Ok(link)
+        Ok(left)
+    }
+
+    /// The same for one of which nothing is kept. `None`: somebody may look at it.
+    pub(super) fn drop_unseen(
+        &self,
+        execution: &Arc<Execution>,
+        registration: &Registration,
+    ) -> Option<Left> {
+        let mut executions = self.executions.lock();
+        if Arc::strong_count(execution) != 2 {
+            return None;
+        }
+        let left = execution.end_unseen().ok()?;
+        let known = executions.remove(execution.id);
+        drop(executions);
+        drop(known);
+        if registration.is_removed() {
+            self.unlist_if_empty(&registration.session);
+        }
+        Some(left)
     }
 
     fn keep_of(&self, registration: &Registration, id: Id, limit: Option<usize>) {

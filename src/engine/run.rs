@@ -17,7 +17,7 @@ use super::{
     pipeline::{Pipeline, PipelineState, single},
     record::Record,
     run_message::RunMessage,
-    run_one::{run_call, run_single},
+    run_one::{run_call, run_collected, run_single},
     scope::Scope,
     shuffle::Shuffle,
     source::Reading,
@@ -54,13 +54,15 @@ pub(super) fn run(engine: &Engine, execution: &Arc<Execution>, started: Instant)
             && source.is_single()
             && single::takes_one_by_one(&execution.plan);
         if is_single {
-            let call = execution
-                .plan
-                .only_call()
-                .filter(|call| call.text && execution.is_kept_only());
+            let call = execution.plan.only_call();
             let ran = catch_unwind(AssertUnwindSafe(|| match call {
-                Some(call) => run_call(engine, execution, source, started, call),
-                None => run_single(engine, execution, source, started),
+                Some(call) if call.text && execution.is_kept_only() => {
+                    run_call(engine, execution, source, started, call)
+                }
+                Some(call) if call.returns() && execution.is_collected() => {
+                    run_collected(engine, execution, source, started, call)
+                }
+                _ => run_single(engine, execution, source, started),
             }));
             return ran.unwrap_or_else(|_| Ran::Ended(Status::Done, Outcome::of_error(INTERNAL)));
         }
@@ -331,9 +333,9 @@ pub(super) fn ended_with(
     let language = engine.language.as_ref();
     // Whoever was stopped inside a function has its error and is done; all others are aborted.
     let aborted = execution.stop.is_asked() && outcome.errors.is_empty();
-    let results = results.into_iter();
+    let mut results = results.into_iter();
     if let Some(collector) = execution.begin_collecting() {
-        let wrong = collector.collect(results.collect(), &outcome.errors);
+        let wrong = collector.collect(&mut results, &outcome.errors);
         outcome.errors.extend(wrong);
     } else {
         // Results become replies while their objects can still be looked at.

@@ -76,6 +76,47 @@ pub(super) fn run_call(
     ran
 }
 
+/// The same for a plan that is one call, whose result the collector gets.
+pub(super) fn run_collected(
+    engine: &Engine,
+    execution: &Arc<Execution>,
+    source: Box<dyn Source>,
+    started: Instant,
+    call: OnlyCall,
+) -> Ran {
+    let (read, reading) = read_single(engine, execution, source, started);
+    let end = |returned: Option<Record>, errors: Vec<Failure>| {
+        let outcome = Outcome {
+            errors,
+            total: started.elapsed(),
+            reading,
+            ..Outcome::default()
+        };
+        ended_with(engine, execution, returned, outcome)
+    };
+    let mut ran = Ran::Gone;
+    let called = read.and_then(|record| {
+        let Some(record) = record else { return Ok(None) };
+        execution.note_read();
+        let _timed = engine.time_run(execution, Duration::ZERO);
+        let function = &execution.plan.functions[call.function];
+        let mut take = |returned| ran = end(Some(returned), Vec::new());
+        function.hand_over(&execution.stop, record, &mut take).map(Some)
+    });
+    match called {
+        Ok(Some(Called::Now(()))) => {}
+        Ok(Some(Called::Later(awaitable, record))) => {
+            return wait_for(engine, execution, reading, started, |ticket| {
+                single::waiting_at(0, awaitable, record, ticket)
+            });
+        }
+        Ok(None) => ran = end(None, Vec::new()),
+        Err(failure) => ran = end(None, vec![failure]),
+    }
+    note_timeout(engine, execution, &mut ran);
+    ran
+}
+
 /// The only record, and how long it took to read it.
 fn read_single(
     engine: &Engine,

@@ -132,6 +132,20 @@ impl Function for Arithmetic {
         let text = number(&record).to_string();
         Ok(Called::Now(Shown::Now(Reply::bulk(text))))
     }
+    fn hand_over(
+        &self,
+        _stop: &Stop,
+        record: Record,
+        take: &mut dyn FnMut(Record),
+    ) -> Result<Called<()>, Failure> {
+        Ok(match self.map(record)? {
+            Called::Now(returned) => {
+                take(returned);
+                Called::Now(())
+            }
+            Called::Later(awaitable, record) => Called::Later(awaitable, record),
+        })
+    }
     fn expand(&self, record: Record) -> Result<Called<Vec<Record>>, Failure> {
         let number = number(&record);
         Ok(Called::Now((0..number).map(Record::int).collect()))

@@ -1,15 +1,29 @@
 //! The threads of the engine: workers that run executions, and one that stops those that somebody aborts.
 //!
 //! A worker stays attached to the language while there is work and waits detached. None of them ever ends. Where one waits for
-//! another execution ([`Engine::wait_on_worker`]), a spare one comes for it: else all of them could wait for what none is left to run.
+//! another execution ([`Engine::wait_on_worker`]), a spare one comes for it: else all of them could wait for what none is left to run. Where all
+//! of them hang, those in reserve run what others have ([`Engine::look_after_workers`]).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
-use super::{Engine, Lane, execution::Execution, stop::INTERRUPT_INTERVAL, timers::Timers};
+use super::{
+    Engine, Lane,
+    execution::Execution,
+    queue::{Job, Look},
+    stop::INTERRUPT_INTERVAL,
+    timers::Timers,
+};
 use crate::{config::Number, per_thread, server::api, threads};
 
+/// For how long no worker gets on before one in reserve comes.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// How often the log says so.
+const QUIET: Duration = Duration::from_secs(60);
 /// How many spare workers there are at most.
 const MOST_SPARES: usize = 64;
 
@@ -18,9 +32,21 @@ const MOST_SPARES: usize = 64;
 pub(super) struct Spares {
     waiting: usize,
     made: usize,
+    /// When the log said last that all workers hang.
+    told: Option<Instant>,
 }
 
 impl Spares {
+    /// The log says that all workers hang, not more often than each [`QUIET`].
+    fn is_to_be_told(&mut self) -> bool {
+        let now = Instant::now();
+        let is_due = self.told.is_none_or(|told| now - told >= QUIET);
+        if is_due {
+            self.told = Some(now);
+        }
+        is_due
+    }
+
     /// One more waits. The number of the spare worker that is to come.
     fn wait(&mut self) -> Option<usize> {
         self.waiting += 1;
@@ -47,6 +73,42 @@ impl Engine {
         let result = wait();
         self.spares.lock().waiting -= 1;
         result
+    }
+}
+
+impl Engine {
+    /// All workers are at it: somebody looks a moment later whether they get on.
+    fn look_after_workers(&self, before: Option<u64>) {
+        self.timers
+            .after(PATIENCE, move |engine| match engine.queue.look(before) {
+                Look::Free => {}
+                Look::Again(seen) => engine.look_after_workers(Some(seen)),
+                Look::Stuck { seen, wants_one } => {
+                    engine.tell_of_stuck_workers();
+                    if wants_one {
+                        engine.call_reserve();
+                    }
+                    engine.look_after_workers(Some(seen));
+                }
+            });
+    }
+
+    fn tell_of_stuck_workers(&self) {
+        if self.spares.lock().is_to_be_told() {
+            api::log_warning(&format!(
+                "all {} workers (ExecutionThreads) wait in functions that do not return: workers in reserve run those of others",
+                self.config.number(Number::ExecutionThreads)
+            ));
+        }
+    }
+
+    fn call_reserve(self: &Arc<Self>) {
+        let number = self.queue.enlist_in_reserve();
+        let engine = Arc::clone(self);
+        let life = move || engine.language.thread(&mut || work_in_reserve(&engine, number));
+        if let Err(error) = threads::spawn(format!("pinion-reserve-{}", number + 1), life) {
+            api::log_warning(&format!("no thread for a worker in reserve: {error}"));
+        }
     }
 }
 
@@ -79,19 +141,36 @@ pub(super) fn spawn(engine: &Arc<Engine>, to_stop: Receiver<Option<Arc<Execution
 }
 
 fn work(engine: &Engine) {
-    engine.queue.enlist();
-    let mut last = 0;
+    let mut seat = engine.queue.enlist();
     loop {
         engine.queue.wait();
         engine.language.attached(&mut || {
-            while let Some(job) = engine.queue.next(&mut last) {
-                engine.run_job(&job.execution);
-                if let Some(lane) = job.lane {
-                    leave(engine, &job.execution, lane);
+            while let Some(job) = engine.queue.next(&mut seat) {
+                if seat.is_last {
+                    engine.look_after_workers(None);
                 }
-                if let Some(pool) = job.pool {
-                    pool.put(job.execution);
-                }
+                work_off(engine, job);
+            }
+        });
+    }
+}
+
+fn work_off(engine: &Engine, job: Job) {
+    engine.run_job(&job.execution);
+    if let Some(lane) = job.lane {
+        leave(engine, &job.execution, lane);
+    }
+    if let Some(pool) = job.pool {
+        pool.put(job.execution);
+    }
+}
+
+fn work_in_reserve(engine: &Engine, number: usize) {
+    loop {
+        engine.queue.wait_in_reserve();
+        engine.language.attached(&mut || {
+            while let Some(job) = engine.queue.next_in_reserve(number) {
+                work_off(engine, job);
             }
         });
     }

@@ -1,20 +1,28 @@
 //! Clients that have waited for a load, or for room in a queue: their own commands are run in their place, unless something has happened in
-//! the meantime that forbids it. The server does not let a client wait twice. Under the server's lock.
+//! the meantime that forbids it. The server does not let a client wait twice: the command of one who is to wait behind it, too, is run
+//! before he is let go. Under the server's lock.
 
 use smallvec::SmallVec;
 
-use super::{Hooks, table::Entry};
+use super::{
+    Hooks, Linked,
+    table::{CommandSpec, Entry},
+};
 use crate::{
-    engine::id::Id,
+    engine::{id::Id, prefix::Pattern},
     error::Error,
     server::{
-        call::{Refusal, call_original, must_wait},
+        call::{Refusal, SEVERAL_SLOTS, call_original, must_wait},
         call_reply::CallReply,
+        client::BlockedClient,
         command::Command,
         key::{self, Life},
+        lock::Lock,
         reply::Reply,
         slots::slot_of,
         store,
+        string::Words,
+        waiting::{self, AwaitedCommand, Note, WaitingClient},
     },
 };
 
@@ -22,25 +30,71 @@ use crate::{
 const PAUSED_MEANWHILE: &str =
     "TRYAGAIN clients were paused before the command could run, and nothing was done";
 
-/// The same, where what it was to change was forgotten by then.
+/// The same, where what it was to change is not in the cache by then.
 const FORGOTTEN_MEANWHILE: &str =
     "TRYAGAIN the cache has forgotten the value before the command could run, and nothing was done";
 
+/// A client that waits.
+pub struct Awaiting {
+    client: WaitingClient,
+    /// The words of its command, if it is to wait behind that, too.
+    words: Option<Words>,
+}
+
+impl Awaiting {
+    /// See [`WaitingClient::address`].
+    pub fn address(&self) -> usize {
+        self.client.address()
+    }
+
+    /// See [`WaitingClient::let_go`].
+    pub fn let_go(self, lock: Lock<'_>, note: Note) {
+        self.client.let_go(lock, note);
+    }
+
+    /// See [`WaitingClient::forget`].
+    pub fn forget(self, lock: Lock<'_>) {
+        self.client.forget(lock);
+    }
+
+    /// True if its command is to be run by [`Awaiting::run`].
+    pub fn is_to_wait_again(&self) -> bool {
+        self.words.is_some()
+    }
+
+    /// Runs the command before the client is let go. `work` gets what stands for the command, and runs it by
+    /// [`Hooks::run_awaited`]: its reply is the client's, now or as soon as what it has changed is saved.
+    pub fn run(self, lock: Lock<'_>, work: impl FnOnce(&Command<'_>, Block<'_>) -> Option<Reply>) {
+        let mut awaited = AwaitedCommand::new(lock, &self.client, &self.words.unwrap_or_default());
+        let mut client = Some(self.client.into_blocked(lock));
+        let reply = work(&awaited.as_command(), &mut || client.take());
+        if let (Some(client), Some(reply)) = (client, reply) {
+            client.answer(reply);
+        }
+    }
+}
+
+/// Makes the client of a command wait behind that.
+pub type Block<'a> = &'a mut dyn FnMut() -> Option<BlockedClient>;
+
 impl Hooks {
-    /// A command that has waited and changes a part of a value is not run where the cache has forgotten the value since, and changes
-    /// of the key are saved: a part would be saved over the whole. True then, and the client was told. What is not saved yet is put
-    /// back. `known`: the key was loaded.
-    pub fn is_forgotten_meanwhile(&self, command: &Command<'_>, known: impl Fn(&[u8]) -> bool) -> bool {
+    /// The client of a command that has to wait now, or `None` if the server does not let it.
+    pub fn block(&self, command: &Command<'_>, awaited: waiting::Awaited) -> Option<Awaiting> {
+        let words = self.holds(command).then(|| command.argv().to_words());
+        let client = command.wait(awaited)?;
+        Some(Awaiting { client, words })
+    }
+
+    /// A command that has waited and changes a part of a value is not run where the cache does not have the value, and changes
+    /// of the key are saved: a part would be saved over the whole. What its client gets then. What is not saved yet is put
+    /// back. `absent`: the key has no value at its source.
+    pub fn refuse_forgotten(&self, command: &Command<'_>, absent: impl Fn(&[u8]) -> bool) -> Option<Reply> {
         let (lock, db, original) = (command.lock(), command.db(), command.argv().skip(1));
-        let (Some(loads), Some(writes)) = (self.loads.get(), self.writes.get()) else {
-            return false;
-        };
+        let (loads, writes) = (self.loads.get()?, self.writes.get()?);
         let table = self.table.read(lock);
         let entry = original.get(0).and_then(|name| table.find(name));
         let takes = |entry: &&Entry| entry.spec.writes() && entry.spec.takes(original.len());
-        let Some(entry) = entry.filter(takes).filter(|entry| !entry.loads.is_empty()) else {
-            return false;
-        };
+        let entry = entry.filter(takes).filter(|entry| !entry.loads.is_empty())?;
         let positions = entry.spec.key_positions(original.len());
         let missing: SmallVec<[(Id, &[u8]); 1]> = positions
             .filter_map(|position| {
@@ -53,62 +107,93 @@ impl Hooks {
         drop(table);
         let forgotten = missing.iter().any(|&(registration, name)| {
             !loads.restore(lock, registration, db, name)
-                && !known(name)
+                && !absent(name)
                 && !loads.is_absent(lock, registration, db, name)
         });
-        if forgotten {
-            command.send(&Reply::error(FORGOTTEN_MEANWHILE));
-        }
-        forgotten
+        forgotten.then(|| Reply::error(FORGOTTEN_MEANWHILE))
     }
 
     /// The first key of the command behind the proxy command.
     fn first_key<'a>(&self, command: &Command<'a>) -> Option<&'a [u8]> {
         let original = command.argv().skip(1);
-        let table = self.table.read(command.lock());
-        let entry = table.find(original.get(0)?)?;
-        let place = entry.spec.key_positions(original.len()).next()?;
-        original.get(place)
+        let name = original.get(0)?;
+        let known = self.table.read(command.lock());
+        let first = |spec: &CommandSpec| spec.key_positions(original.len()).next();
+        let place = if let Some(entry) = known.find(name) {
+            first(&entry.spec)
+        } else {
+            // Nobody is interested in it any more.
+            drop(known);
+            let name = String::from_utf8_lossy(name).into_owned();
+            let found = self.look_up(command.lock(), &[name], &Pattern::Everything);
+            found.ok()?.first().and_then(first)
+        };
+        original.get(place?)
     }
 
-    /// The server calls us back for a client that was let go a turn of its loop before, and does not let it wait once more. If clients
-    /// have been paused since, what may write is not run: true, and the client was told.
-    pub fn is_paused_meanwhile(&self, command: &Command<'_>) -> bool {
+    /// If clients have been paused since a client was let go, its command is not run if it may write: the server does not let it wait
+    /// once more. What it gets then.
+    pub fn refuse_paused(&self, command: &Command<'_>) -> Option<Reply> {
         let name = command.argv().get(1).unwrap_or_default();
-        let paused = must_wait(command.lock(), self.features, name);
-        if paused {
-            command.send(&Reply::error(PAUSED_MEANWHILE));
-        }
-        paused
+        must_wait(command.lock(), self.features, name).then(|| Reply::error(PAUSED_MEANWHILE))
     }
 
-    /// Answers a client that has waited by its own command, in whose place the server calls us back.
-    pub fn answer_awaited(&self, command: &Command<'_>) {
-        match self.run_awaited(command) {
-            Ok(reply) if reply.is_foreign() => {
-                let slot = self.first_key(command).map(slot_of);
-                let redirection = store::redirection(command.lock(), self.features, slot.unwrap_or(0));
-                command.send(&redirection);
-            }
-            Ok(reply) => reply.forward(command),
-            Err(_) => {
-                let name = command.argv().get(1).unwrap_or_default().to_ascii_lowercase();
-                command.send(&Error::NotPermitted(String::from_utf8_lossy(&name).into_owned()).into());
-            }
-        }
-    }
-
-    /// Runs the command of a client that has waited, in whose place the server calls us back.
-    ///
-    /// # Errors
-    /// The user may not run it any more.
-    fn run_awaited(&self, command: &Command<'_>) -> Result<CallReply, Refusal> {
+    /// Runs the command of a client that has waited. `None`: it waits behind that, which `block` has made it do.
+    pub fn run_awaited(&self, command: &Command<'_>, block: Option<Block<'_>>) -> Option<Awaited> {
         let original = command.argv().skip(1);
+        let concerns = self.concerns_of(command);
+        let write = concerns
+            .writes
+            .then(|| self.begin_write(command, block.is_some()));
+        let write = write.unwrap_or_default();
         // The filter leaves it alone: it has waited.
-        let (reply, _) = self.current.during(command, 1, || {
+        let (reply, _) = self.current.during(command, 1, Linked::default(), || {
             let _bypass = self.bypass(command.lock());
             call_original(command, self.features, original, false)
         });
-        reply
+        let mut never = || None;
+        let reply = self.end_write(command, &write, reply, block.unwrap_or(&mut never));
+        if concerns.removals && reply.is_ok() {
+            self.tell_removed(command);
+        }
+        Some(match reply {
+            Ok(reply) => {
+                let reply = reply?;
+                if reply.is_foreign() {
+                    let slot = self.first_key(command).map_or(0, slot_of);
+                    Awaited::Told(store::redirection(command.lock(), self.features, slot))
+                } else {
+                    Awaited::Ran(reply)
+                }
+            }
+            Err(Refusal::SeveralSlots) => Awaited::Told(Error::Text(SEVERAL_SLOTS.into()).into()),
+            Err(Refusal::NotPermitted) => {
+                let name = original.get(0).unwrap_or_default().to_ascii_lowercase();
+                Awaited::Told(Error::NotPermitted(String::from_utf8_lossy(&name).into_owned()).into())
+            }
+        })
+    }
+}
+
+/// What a client gets that has waited.
+pub enum Awaited {
+    Ran(CallReply),
+    Told(Reply),
+}
+
+impl Awaited {
+    /// Answers the client of the command.
+    pub fn send(self, command: &Command<'_>) {
+        match self {
+            Self::Ran(reply) => reply.forward(command),
+            Self::Told(reply) => command.send(&reply),
+        }
+    }
+
+    pub fn into_reply(self) -> Reply {
+        match self {
+            Self::Ran(reply) => reply.into_reply(),
+            Self::Told(reply) => reply,
+        }
     }
 }

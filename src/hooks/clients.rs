@@ -49,15 +49,22 @@ impl ClientCache {
     }
 
     /// `None` for the clients that scripts and modules use internally.
+    #[inline]
     pub(super) fn look_up(&mut self, lock: Lock<'_>, id: u64) -> Option<ClientState> {
-        let slot = self.slot(id);
-        if slot.is_none_or(|known| known.state.id != id) {
-            *slot = client::state(lock, id).map(|state| Known {
-                state,
-                unrestricted_at: None,
-            });
+        match self.slot(id) {
+            Some(known) if known.state.id == id => Some(known.state),
+            _ => self.ask(lock, id),
         }
-        slot.map(|known| known.state)
+    }
+
+    #[inline(never)]
+    fn ask(&mut self, lock: Lock<'_>, id: u64) -> Option<ClientState> {
+        let known = client::state(lock, id).map(|state| Known {
+            state,
+            unrestricted_at: None,
+        });
+        *self.slot(id) = known;
+        known.map(|known| known.state)
     }
 
     /// True if the client, which was looked up, has a user who may do everything. Asked once, until rights change: what another

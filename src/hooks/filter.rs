@@ -3,7 +3,7 @@
 
 use super::{
     Hooks, Noted, applies_hooks,
-    table::{Entry, ProxyCommand},
+    table::{Entry, ProxyCommand, place_of},
     writes,
 };
 use crate::{
@@ -23,7 +23,8 @@ impl Hooks {
         let Some(name) = passing.arg(0) else { return };
         let lock = passing.lock();
         let table = self.table.read(lock);
-        let minds = table.minds(name);
+        let place = place_of(name);
+        let minds = table.minds(place);
         *self.noted.write(lock) = Noted {
             moving: minds && writes::moves_keys(name),
             ..Noted::default()
@@ -37,7 +38,7 @@ impl Hooks {
                 .write(lock)
                 .passes(name, |position| passing.arg(position));
         }
-        let found = table.find(name);
+        let found = table.find_at(place, name);
         let Some(entry) = found else {
             if native {
                 self.clients.write(lock).passes(lock, passing.client_id(), name);
@@ -55,9 +56,7 @@ impl Hooks {
             && entry.hook(None, passing.len(), word).is_some()
             && applies_hooks(engine, entry)
         {
-            let client = native.then(|| passing.client_id());
-            let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
-            self.rewrite(engine, passing, entry, client, native);
+            self.rewrite_hooked(engine, passing, entry, native);
             return;
         }
         if entry.strays && self.keep_home(passing, &self.proxy[entry.spec.proxy as usize]) {
@@ -85,6 +84,15 @@ impl Hooks {
         if wanted && entry.spec.takes(passing.len()) {
             self.rewrite(engine, passing, entry, client, native);
         }
+    }
+
+    /// A function stands in the place of the command.
+    #[inline(never)]
+    fn rewrite_hooked(&self, engine: &Engine, passing: Passing<'_>, entry: &Entry, native: bool) {
+        let lock = passing.lock();
+        let client = native.then(|| passing.client_id());
+        let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
+        self.rewrite(engine, passing, entry, client, native);
     }
 
     /// The database in which the command runs next, whoever sent it, where the server does not tell. Only for commands that read.

@@ -67,6 +67,8 @@ pub(super) struct LoadRule {
 pub struct Missing<'a> {
     pub registration: Id,
     pub name: &'a [u8],
+    /// Where it stands among the words of the proxy command.
+    pub position: usize,
     /// What the command leaves of the key would be saved in the place of what is not loaded.
     partial: bool,
 }
@@ -226,6 +228,7 @@ impl Hooks {
     }
 
     /// The registration that loads a key before the command runs, whose words `word` gives.
+    #[inline]
     pub(super) fn load_before<'a, 'w>(
         &self,
         lock: Lock<'_>,
@@ -239,6 +242,7 @@ impl Hooks {
     }
 
     /// Whether the command changes a part of a value whose changes are saved.
+    #[inline(never)]
     fn leaves_a_part<'w>(
         &self,
         lock: Lock<'_>,
@@ -251,23 +255,34 @@ impl Hooks {
         entry.spec.writes() && self.writes.get().is_some_and(|writes| writes.saves(lock, key)) && !is_whole()
     }
 
-    /// Whether a command that runs next, in database `db`, goes behind a proxy command.
+    /// Whether a command that runs next, in database `db`, goes behind a proxy command. The usual case stands in the filter itself.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
     pub(super) fn wants_proxy(&self, entry: &Entry, passing: Passing<'_>, db: i32) -> bool {
+        let lock = passing.lock();
+        if let Some(position) = entry.plain_key {
+            return passing.key(position).is_some_and(|key| {
+                // What is there may be gone when the command runs, which looks again.
+                entry.links(key.name)
+                    && (passing.key_life(db, &key) == Life::Missing || room::may_evict(lock))
+            });
+        }
+        self.wants_proxy_for_any(entry, passing, db)
+    }
+
+    /// The same whatever the rules are.
+    #[inline(never)]
+    fn wants_proxy_for_any(&self, entry: &Entry, passing: Passing<'_>, db: i32) -> bool {
         if !entry.spec.has_keys() {
             return entry.concerns(passing, |_| true);
         }
-        let lock = passing.lock();
-        if let Some(position) = entry.plain_key {
-            return passing.arg(position).is_some_and(|key| entry.links(key))
-                // What is there may be gone when the command runs, which looks again.
-                && (passing.key_life(db, position) == Life::Missing || room::may_evict(lock));
-        }
-        let loads = self.loads.get();
+        let (lock, loads) = (passing.lock(), self.loads.get());
         entry.spec.key_positions(passing.len()).any(|position| {
-            let Some(key) = passing.arg(position) else {
+            let Some(passed) = passing.key(position) else {
                 return false;
             };
-            if !entry.writes.is_empty() && self.wants_write_proxy(entry, passing, db, position, key) {
+            let key = passed.name;
+            if !entry.writes.is_empty() && self.wants_write_proxy(entry, passing, db, &passed) {
                 return true;
             }
             let linked = entry.links(key);
@@ -281,7 +296,7 @@ impl Hooks {
             if !linked && load.is_none() {
                 return false;
             }
-            let life = passing.key_life(db, position);
+            let life = passing.key_life(db, &passed);
             if life != Life::Missing && room::may_evict(lock) {
                 // It may be gone when the command runs, which looks again.
                 return true;
@@ -363,6 +378,7 @@ impl Hooks {
                 missing.push(Missing {
                     registration: rule.registration,
                     name,
+                    position: position + 1,
                     partial: self.leaves_a_part(lock, entry, name, original.len(), |at| original.get(at)),
                 });
             }
@@ -371,7 +387,9 @@ impl Hooks {
         let Some(first) = missing.first() else {
             return Ok(None);
         };
-        if !command.may_block() || !command.has_client() {
+        // What the filter has cleared has a client outside of transactions and scripts.
+        let can_wait = cleared || (command.may_block() && command.has_client());
+        if !can_wait {
             let first = first.registration;
             missing.retain(|missing| {
                 missing.partial && !loads.restore(lock, missing.registration, db, missing.name)

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Hooks, applies_hooks, table::ProxyCommand};
+use super::{Hooks, Linked, applies_hooks, table::ProxyCommand};
 use crate::{
     engine::{
         Engine,
@@ -89,26 +89,22 @@ impl Hooks {
                 return Ok(answer);
             }
         }
-        let behind = if concerns.writes {
-            self.begin_write(command)
-        } else {
-            None
+        let write = concerns
+            .writes
+            .then(|| self.begin_write(command, command.may_block() && command.has_client()));
+        let linked = Linked {
+            // It has a client outside of transactions and scripts.
+            may_wait: cleared.then_some(true),
+            ..Linked::default()
         };
-        let absent = if concerns.writes {
-            self.absent_removals(command)
-        } else {
-            Vec::new()
-        };
-        let (reply, linked) = self.current.during(command, 1, || {
+        let (reply, linked) = self.current.during(command, 1, linked, || {
             call_original(command, self.features, original, cleared)
         });
-        let reply = match reply {
-            Ok(reply) => self.end_write(command, behind, reply),
-            Err(refusal) => {
-                self.cancel_write(command, behind);
-                return Err(refused(refusal));
-            }
+        let reply = match &write {
+            Some(write) => self.end_write(command, write, reply, &mut || command.block().ok()),
+            None => reply.map(Some),
         };
+        let reply = reply.map_err(refused)?;
         engine.stats.count_linked();
         if concerns.removals {
             self.tell_removed(command);
@@ -116,9 +112,6 @@ impl Hooks {
         let Some(reply) = reply else {
             return Ok(Answer::Done);
         };
-        if !reply.is_error() {
-            self.tell_writes_removed(command, &absent);
-        }
         let link = linked.link;
         match link.as_ref().map_or(Ok(None), |link| link.close_if_free()) {
             Ok(None) => reply.forward(command),
@@ -137,7 +130,7 @@ impl Hooks {
     }
 
     /// What registrations besides those that are linked want to know of the command.
-    fn concerns_of(&self, command: &Command<'_>) -> Concerns {
+    pub(super) fn concerns_of(&self, command: &Command<'_>) -> Concerns {
         let table = self.table.read(command.lock());
         let entry = command.argv().get(1).and_then(|name| table.find(name));
         entry.map_or_else(Concerns::default, |entry| Concerns {
@@ -166,11 +159,11 @@ impl Hooks {
 
 /// Which kinds of registrations have rules for a command.
 #[derive(Clone, Copy, Default)]
-struct Concerns {
+pub(super) struct Concerns {
     hooks: bool,
     loads: bool,
-    writes: bool,
-    removals: bool,
+    pub(super) writes: bool,
+    pub(super) removals: bool,
 }
 
 /// The client waits for whoever holds the link. One that the server does not let wait is answered at once.

@@ -118,6 +118,8 @@ pub(super) struct Rule {
 }
 
 pub(super) struct Entry {
+    /// Its name as [`word_of`] has it, if it is of letters.
+    word: Option<u64>,
     pub(super) spec: CommandSpec,
     pub(super) rules: Vec<Rule>,
     /// Functions in its place, in the order of registration.
@@ -162,9 +164,16 @@ pub(super) fn changes_state(name: &[u8]) -> bool {
 const PLACES: usize = u64::BITS as usize;
 
 /// Where a name is looked for, in any letter case.
-fn place_of(name: &[u8]) -> usize {
+pub(super) fn place_of(name: &[u8]) -> usize {
     let letter = |byte: Option<&u8>| usize::from(byte.copied().unwrap_or(0) | 0x20);
     (name.len() * 5 + letter(name.first()) * 3 + letter(name.last())) % PLACES
+}
+
+/// A name of eight bytes at most as a number, which is the same in any letter case: no two names of letters have one.
+#[inline]
+fn word_of(name: &[u8]) -> Option<u64> {
+    let word = |word, byte: &u8| word << 8 | u64::from(byte | 0x20);
+    (name.len() <= 8).then(|| name.iter().fold(0, word))
 }
 
 fn place_bit(name: &[u8]) -> u64 {
@@ -176,7 +185,9 @@ impl Table {
     pub(super) fn entry(&mut self, spec: CommandSpec) -> &mut Entry {
         let place = self.entries.iter().position(|entry| entry.spec.name == spec.name);
         let place = place.unwrap_or_else(|| {
+            let letters = spec.name.iter().all(u8::is_ascii_lowercase);
             self.entries.push(Entry {
+                word: word_of(&spec.name).filter(|_| letters),
                 changes_state: changes_state(&spec.name),
                 spec,
                 rules: Vec::new(),
@@ -193,17 +204,28 @@ impl Table {
         &mut self.entries[place]
     }
 
-    /// False if nobody minds a command of this name: most of them.
-    pub(super) fn minds(&self, name: &[u8]) -> bool {
-        self.mattering & place_bit(name) != 0
+    /// False if nobody minds a command whose name has this place: most of them.
+    pub(super) fn minds(&self, place: usize) -> bool {
+        self.mattering & 1 << place != 0
     }
 
     pub(super) fn find(&self, name: &[u8]) -> Option<&Entry> {
-        let places = self.places.get(place_of(name))?;
+        self.find_at(place_of(name), name)
+    }
+
+    /// The same for a name whose place is known. Each command passes here.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
+    pub(super) fn find_at(&self, place: usize, name: &[u8]) -> Option<&Entry> {
+        let places = self.places.get(place)?;
+        let word = word_of(name);
         places
             .iter()
             .filter_map(|&place| self.entries.get(usize::from(place)))
-            .find(|entry| entry.spec.is_called(name))
+            .find(|entry| match entry.word {
+                Some(own) => word == Some(own),
+                None => entry.spec.is_called(name),
+            })
     }
 
     pub(super) fn recompute(&mut self) {
@@ -379,5 +401,46 @@ mod tests {
         assert_eq!(positions(spec(1, 1, 1), 1), [0; 0]);
         assert_eq!(positions(spec(0, 0, 0), 3), [0; 0]);
         assert_eq!(positions(spec(2, -2, 1), 5), [2, 3]);
+    }
+
+    #[test]
+    fn a_command_is_found_by_its_name_in_any_letter_case() {
+        let mut table = Table::default();
+        for name in ["get", "getex", "a.b", "a_b", "georadius_ro", "\u{e9}t\u{e9}"] {
+            table.entry(CommandSpec {
+                name: name.as_bytes().into(),
+                proxy: ProxyCommand::Read,
+                first: 1,
+                last: 1,
+                step: 1,
+                arity: 2,
+            });
+        }
+        let all = std::mem::take(&mut table.entries);
+        table.entries = all
+            .into_iter()
+            .map(|entry| Entry {
+                strays: true,
+                ..entry
+            })
+            .collect();
+        table.recompute();
+        let found = |name: &[u8]| table.find(name).map(|entry| entry.spec.shown_name());
+        for name in [
+            "get",
+            "GET",
+            "gEt",
+            "GETEX",
+            "A.b",
+            "A_B",
+            "GeoRadius_RO",
+            "\u{e9}T\u{e9}",
+        ] {
+            assert_eq!(found(name.as_bytes()), Some(name.to_ascii_lowercase()));
+        }
+        let others: [&[u8]; 8] = [
+            b"", b"ge", b"gett", b"\x07et", b"g\x05t", b"a\x0eb", b"a\x7fb", b"\0get",
+        ];
+        assert!(others.iter().all(|name| found(name).is_none()));
     }
 }

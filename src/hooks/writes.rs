@@ -14,8 +14,9 @@ use crate::{
         api,
         call::Refusal,
         call_reply::CallReply,
+        client::BlockedClient,
         command::{Answer, Command},
-        filter::Passing,
+        filter::{PassedKey, Passing},
         key::{self, Life},
         lock::Lock,
     },
@@ -38,14 +39,23 @@ pub trait Writes: Send + Sync {
     /// A command that changes these keys is about to run.
     fn before(&self, command: &Command<'_>, keys: &[&[u8]]) -> Wait;
 
-    /// It runs now. A number, if its client is to wait for what it changes.
-    fn begin(&self, command: &Command<'_>, keys: &[&[u8]]) -> Option<u64>;
+    /// Whether the client of a command that changes these keys is to wait behind it.
+    fn holds(&self, lock: Lock<'_>, keys: &[&[u8]]) -> bool;
+
+    /// It runs now, for a client that can wait. A number, if that is to wait for what it changes.
+    fn begin(&self, lock: Lock<'_>, keys: &[&[u8]]) -> Option<u64>;
 
     /// It was not run after all.
     fn cancel(&self, lock: Lock<'_>, number: u64);
 
-    /// It has run. `Some`: its client does not wait.
-    fn end(&self, command: &Command<'_>, number: u64, reply: CallReply) -> Option<CallReply>;
+    /// It has run. `Some`: its client does not wait. `block`: how it would.
+    fn end(
+        &self,
+        lock: Lock<'_>,
+        number: u64,
+        reply: CallReply,
+        block: &mut dyn FnMut() -> Option<BlockedClient>,
+    ) -> Option<CallReply>;
 }
 
 /// Why a registration wants to see a command.
@@ -70,6 +80,15 @@ pub(super) const MOVING: [&[u8]; 2] = [b"migrate", b"restore-asking"];
 /// True for one of them, in any letter case.
 pub(super) fn moves_keys(name: &[u8]) -> bool {
     MOVING.iter().any(|known| known.eq_ignore_ascii_case(name))
+}
+
+/// A command that runs, for who saves what it changes.
+#[derive(Default)]
+pub(super) struct Write<'a> {
+    /// Of its client, if that is to wait behind it.
+    number: Option<u64>,
+    /// The keys that it removes although they are not there.
+    absent: Vec<&'a [u8]>,
 }
 
 impl Hooks {
@@ -156,9 +175,9 @@ impl Hooks {
         entry: &Entry,
         passing: Passing<'_>,
         db: i32,
-        position: usize,
-        key: &[u8],
+        passed: &PassedKey<'_>,
     ) -> bool {
+        let key = passed.name;
         let Some(writes) = self.writes.get() else {
             return false;
         };
@@ -167,7 +186,7 @@ impl Hooks {
             rules.any(|rule| rule.interest == interest && rule.pattern.matches(key))
         };
         (wants(Interest::Write) && writes.minds_write(passing.lock(), db, key))
-            || (wants(Interest::Removal) && passing.key_life(db, position) == Life::Missing)
+            || (wants(Interest::Removal) && passing.key_life(db, passed) == Life::Missing)
     }
 
     /// The keys of the command behind the proxy command that a registration saves.
@@ -214,49 +233,68 @@ impl Hooks {
         })
     }
 
-    /// A command is about to run whose client may have to wait behind it.
-    pub(super) fn begin_write(&self, command: &Command<'_>) -> Option<u64> {
-        let writes = self.writes.get()?;
+    /// Whether the client of the command behind the proxy command is to wait behind that, too.
+    pub fn holds(&self, command: &Command<'_>) -> bool {
+        let Some(writes) = self.writes.get() else {
+            return false;
+        };
         let keys = self.written_keys(command, Interest::Write);
-        if keys.is_empty() {
-            return None;
-        }
-        writes.begin(command, &keys)
+        !keys.is_empty() && writes.holds(command.lock(), &keys)
     }
 
-    /// It has run. `Some`: the reply goes out now.
+    /// The command behind the proxy command is about to run. `can_wait`: its client can wait behind it.
+    pub(super) fn begin_write<'a>(&self, command: &Command<'a>, can_wait: bool) -> Write<'a> {
+        let keys = if can_wait {
+            self.written_keys(command, Interest::Write)
+        } else {
+            Vec::new()
+        };
+        let writes = self.writes.get().filter(|_| !keys.is_empty());
+        Write {
+            number: writes.and_then(|writes| writes.begin(command.lock(), &keys)),
+            absent: self.absent_removals(command),
+        }
+    }
+
+    /// It has run, or was refused. `Ok(None)`: its client waits, which `block` has made it do.
+    ///
+    /// # Errors
+    /// It was refused.
     pub(super) fn end_write(
         &self,
         command: &Command<'_>,
-        number: Option<u64>,
-        reply: CallReply,
-    ) -> Option<CallReply> {
-        match (self.writes.get(), number) {
-            (Some(writes), Some(number)) => writes.end(command, number, reply),
-            _ => Some(reply),
-        }
-    }
-
-    /// It was refused.
-    pub(super) fn cancel_write(&self, command: &Command<'_>, number: Option<u64>) {
-        if let (Some(writes), Some(number)) = (self.writes.get(), number) {
-            writes.cancel(command.lock(), number);
+        write: &Write<'_>,
+        reply: Result<CallReply, Refusal>,
+        block: &mut dyn FnMut() -> Option<BlockedClient>,
+    ) -> Result<Option<CallReply>, Refusal> {
+        let (Some(writes), lock) = (self.writes.get(), command.lock()) else {
+            return reply.map(Some);
+        };
+        match (write.number, reply) {
+            (Some(number), Err(refusal)) => {
+                writes.cancel(lock, number);
+                Err(refusal)
+            }
+            (_, Err(refusal)) => Err(refusal),
+            (number, Ok(reply)) => {
+                // Before it ends: who waits behind it waits for these, too.
+                let absent = if reply.is_error() { &[][..] } else { &write.absent };
+                for name in absent {
+                    writes.removed(lock, command.db(), name);
+                }
+                Ok(match number {
+                    Some(number) => writes.end(lock, number, reply, block),
+                    None => Some(reply),
+                })
+            }
         }
     }
 
     /// The keys that a command is about to remove although they are not there.
-    pub(super) fn absent_removals<'a>(&self, command: &Command<'a>) -> Vec<&'a [u8]> {
+    fn absent_removals<'a>(&self, command: &Command<'a>) -> Vec<&'a [u8]> {
         let (lock, db) = (command.lock(), command.db());
         let mut keys = self.written_keys(command, Interest::Removal);
         keys.retain(|name| key::life(lock, db, name) == Life::Missing);
         keys
-    }
-
-    /// It has run, and was not refused.
-    pub(super) fn tell_writes_removed(&self, command: &Command<'_>, absent: &[&[u8]]) {
-        let Some(writes) = self.writes.get() else { return };
-        for name in absent {
-            writes.removed(command.lock(), command.db(), name);
-        }
     }
 }

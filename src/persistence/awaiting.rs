@@ -230,7 +230,7 @@ impl Persistence {
     }
 
     /// Begins registrations whose functions are there. While data are loaded, nothing begins.
-    fn begin_loaded(this: &Weak<Self>, loaded: Vec<(Arc<Registration>, Result<Functions, String>)>) {
+    fn begin_loaded(this: &Weak<Self>, loaded: Vec<(Arc<Registration>, Result<Functions, Disabled>)>) {
         let Some(persistence) = this.upgrade() else { return };
         let mut loaded = Some(loaded);
         lock::with_lock(|lock| {
@@ -260,7 +260,7 @@ impl Persistence {
     }
 
     /// Puts a registration that runs in the place of one that was held. One that cannot run stays, and tells why.
-    fn begin(&self, lock: Lock<'_>, held: &Registration, functions: Result<Functions, String>) {
+    fn begin(&self, lock: Lock<'_>, held: &Registration, functions: Result<Functions, Disabled>) {
         let make = |functions, disabled| {
             self.rebuild(SavedRegistration::of(held), &held.session, functions, disabled)
                 .map(Arc::new)
@@ -268,6 +268,7 @@ impl Persistence {
         let (functions, disabled) = Functions::or_reason(functions);
         let started = make(functions, disabled).and_then(|registration| {
             if registration.disabled.is_some() {
+                registration.trigger.hold(lock, &registration);
                 return Ok(registration);
             }
             let Err(error) = registration.trigger.start(lock, &registration) else {

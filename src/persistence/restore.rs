@@ -52,10 +52,10 @@ impl Functions {
     }
 
     /// They are there, or the registration is without them and tells why.
-    pub(super) fn or_reason(functions: Result<Self, String>) -> (Self, Option<Disabled>) {
+    pub(super) fn or_reason(functions: Result<Self, Disabled>) -> (Self, Option<Disabled>) {
         match functions {
             Ok(functions) => (functions, None),
-            Err(reason) => (Self::default(), Some(Disabled::NotLoaded(reason))),
+            Err(why) => (Self::default(), Some(why)),
         }
     }
 
@@ -68,10 +68,10 @@ impl Functions {
     }
 
     /// Those of several registrations of one session.
-    pub(super) fn of_each(images: &[Images], loaded: LoadedFunctions) -> Vec<Result<Self, String>> {
+    pub(super) fn of_each(images: &[Images], loaded: LoadedFunctions) -> Vec<Result<Self, Disabled>> {
         let mut loaded = loaded.into_iter();
-        let each = images.iter().map(|images| Self::take(images, &mut loaded));
-        each.collect()
+        let mut take = |images| Self::take(images, &mut loaded).map_err(Disabled::NotLoaded);
+        images.iter().map(&mut take).collect()
     }
 }
 
@@ -106,7 +106,7 @@ impl Persistence {
             .as_ref()
             .and_then(|loading| loading.wait(self.engine.patience()));
         let in_time = loaded.is_some();
-        let functions: Vec<Result<Functions, String>> = if let Some(loaded) = loaded {
+        let functions: Vec<Result<Functions, Disabled>> = if let Some(loaded) = loaded {
             Functions::of_each(&images, loaded)
         } else {
             let reason = if session.awaits_requirements() {
@@ -114,7 +114,7 @@ impl Persistence {
             } else {
                 LOADING
             };
-            images.iter().map(|_| Err(reason.to_owned())).collect()
+            images.iter().map(|_| Err(Disabled::Awaited(reason))).collect()
         };
         let mut registrations = Vec::new();
         for (saved, functions) in change.registrations.into_iter().zip(functions) {
@@ -154,7 +154,7 @@ impl Persistence {
         lock: Lock<'_>,
         saved: SavedRegistration,
         session: &Arc<Session>,
-        functions: Result<Functions, String>,
+        functions: Result<Functions, Disabled>,
         peers: Peers<'_>,
     ) -> Result<Arc<Registration>, Error> {
         let (functions, disabled) = Functions::or_reason(functions);
@@ -194,7 +194,8 @@ impl Persistence {
             steps: saved.steps,
             functions: functions.table,
         };
-        if !matches!(disabled, Some(Disabled::NotLoaded(_))) && !plan.is_complete() {
+        let has_functions = matches!(disabled, None | Some(Disabled::Refused(_)));
+        if has_functions && !plan.is_complete() {
             return Err(format!("registration {id} names a function that it does not have").into());
         }
         Ok(Registration {

@@ -150,7 +150,8 @@ impl Persistence {
             let restored = self.restore(lock, saved.clone(), &session, functions, peers)?;
             match &restored.disabled {
                 Some(Disabled::Refused(reason)) => return Err(reason.clone().into()),
-                Some(Disabled::NotLoaded(reason)) => {
+                Some(why) => {
+                    let reason = why.reason();
                     return Err(format!("Failed deserializing flat execution, {reason}").into());
                 }
                 None => {}

@@ -8,7 +8,7 @@ use pyo3::{
 };
 
 use super::{
-    attach::{ObjectRef, attach},
+    attach::{ObjectRef, attach, in_engine},
     children,
     convert::{self, Surrogates, object_record, record_object},
     coroutine::{Calling, Waits},
@@ -203,6 +203,27 @@ impl Function for Callback {
                 convert::shown(result).map(Called::Now)
             });
             shown.map_err(|error| errors::text_of_callback(py, &error))
+        })
+    }
+
+    fn hand_over(
+        &self,
+        stop: &Stop,
+        record: Record,
+        take: &mut dyn FnMut(Record),
+    ) -> Result<Called<()>, Failure> {
+        let interruptible = Interruptible::enter(stop);
+        attach(move |py| {
+            let _interruptible = interruptible;
+            let invoked = record_object(py, record).and_then(|object| self.invoke(py, (object,), Waits::Yes));
+            match invoked {
+                Ok(Invoked::Value(value)) => {
+                    in_engine(|| take(object_record(value)));
+                    Ok(Called::Now(()))
+                }
+                Ok(Invoked::Later(awaitable)) => Ok(Called::Later(awaitable, None)),
+                Err(error) => Err(errors::text_of_callback(py, &error)),
+            }
         })
     }
 

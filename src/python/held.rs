@@ -106,7 +106,8 @@ fn line(culprits: &[String], limit: Duration) -> String {
 fn culprits(engine: &Engine) -> Vec<String> {
     let mut running: Vec<_> = engine
         .registry
-        .executions()
+        .whole_executions()
+        .0
         .iter()
         .filter(|execution| execution.status() == Status::Running)
         .map(|execution| {

@@ -23,7 +23,7 @@ use crate::{
         language::{Called, Function},
         record::{Record, Value},
     },
-    read_through::{FailedLoad, Key, Lifetime, Loaded, Unpack},
+    read_through::{FailedLoad, Key, Lifetime, Loaded, Unpack, Values},
     server::store::Content,
 };
 
@@ -34,7 +34,7 @@ impl Unpack for CPython {
         returned: Record,
         batch: bool,
         ttl: Option<&dyn Function>,
-    ) -> Result<Vec<Result<Loaded, FailedLoad>>, FailedLoad> {
+    ) -> Result<Values, FailedLoad> {
         attach(|py| {
             let returned = record_object(py, returned).map_err(|error| failed(py, &error))?;
             if batch {

@@ -24,7 +24,7 @@ pub struct Figures {
     pub total: u64,
     /// The most that was held at one time.
     pub peak: u64,
-    /// ObjectRef now.
+    /// Held now.
     pub current: u64,
 }
 

@@ -18,7 +18,7 @@ static LOGGED: AtomicBool = AtomicBool::new(false);
 
 /// A coroutine was started: looks until none is alive.
 pub fn watch() {
-    if !WATCHING.swap(true, Ordering::AcqRel) {
+    if !WATCHING.swap(true, Ordering::SeqCst) {
         look_later();
     }
 }
@@ -32,14 +32,14 @@ fn look_later() {
 fn look() {
     let goes_on = attach(|py| {
         let Ok(blocked) = loop_module(py).and_then(|module| module.call_method0("blocked")) else {
-            return false;
+            return !rests(py);
         };
         if blocked.is_none() {
             LOGGED.store(false, Ordering::Relaxed);
             return true;
         }
         if blocked.extract::<bool>().is_ok_and(|alive| !alive) {
-            return false;
+            return !rests(py);
         }
         if let Some(aborted) = current::execution_of(&blocked).filter(|its| its.stop.is_asked()) {
             // It was stopped before it came to this, or it has caught the exception.
@@ -55,7 +55,13 @@ fn look() {
     });
     if goes_on {
         look_later();
-        return;
     }
-    WATCHING.store(false, Ordering::Release);
+}
+
+/// No coroutine is alive: the next one that begins is watched again. False if one has begun in this moment, which has seen somebody watch.
+fn rests(py: Python<'_>) -> bool {
+    LOGGED.store(false, Ordering::Relaxed);
+    WATCHING.store(false, Ordering::SeqCst);
+    let alive = loop_module(py).and_then(|module| module.call_method0("is_alive")?.extract::<bool>());
+    !alive.unwrap_or(false) || WATCHING.swap(true, Ordering::SeqCst)
 }

@@ -1,20 +1,27 @@
 //! Lets clients go that have waited, a slice of them in each turn of the server's loop, and answers them: the server calls
 //! back with the client's own arguments.
 
-use std::time::{Duration, Instant};
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
 
 use super::{
     Key, Leave, Lifetime, Loaded, ReadThrough, Who,
     machine::{Keys, Purpose},
 };
-use crate::server::{
-    command::Command,
-    key::{self, Life},
-    lock::Lock,
-    reply::Reply,
-    slots::slot_of,
-    store,
-    waiting::{Note, Waiting},
+use crate::{
+    hooks::{self, Block},
+    server::{
+        command::Command,
+        key::{self, Life},
+        lock::Lock,
+        reply::Reply,
+        room,
+        slots::slot_of,
+        store,
+        waiting::{Note, Waiting},
+    },
 };
 
 /// How long answering may hold the server up in one turn of its loop.
@@ -79,6 +86,8 @@ struct Awaited {
     keys: Keys,
     /// Its command writes.
     writes: bool,
+    /// Its keys were given up as it was answered.
+    is_through: Cell<bool>,
 }
 
 impl ReadThrough {
@@ -165,11 +174,27 @@ impl ReadThrough {
             }
         };
         match who {
+            Who::Client(client) if reply.is_none() && client.is_to_wait_again() => {
+                let awaited = Awaited {
+                    keys,
+                    writes,
+                    is_through: Cell::new(true),
+                };
+                client.run(lock, |command, block| {
+                    let answer = self.serve(command, Some(&awaited), Some(block));
+                    answer.map(hooks::Awaited::into_reply)
+                });
+                self.replied(lock, &awaited.keys);
+            }
             Who::Client(client) => client.let_go(
                 lock,
                 Note {
                     reply,
-                    more: Box::new(Awaited { keys, writes }),
+                    more: Box::new(Awaited {
+                        keys,
+                        writes,
+                        is_through: Cell::new(false),
+                    }),
                 },
             ),
             Who::Told(told) => {
@@ -188,6 +213,15 @@ impl ReadThrough {
         }
     }
 
+    /// The same for a command of one key, which has its name at hand.
+    fn replied_in_place(&self, command: &Command<'_>, awaited: &Awaited) {
+        let [key] = awaited.keys.as_slice() else { return };
+        awaited.is_through.set(true);
+        if self.state.write(command.lock()).machine.replied(key) {
+            store::signal_modified_of(command, key.db, &key.name);
+        }
+    }
+
     /// Puts back the values that the command waited for and that are gone. Returns those that are to be taken away after it.
     fn provide<'a>(&self, lock: Lock<'_>, awaited: &'a Awaited) -> Vec<&'a Key> {
         let mut guests = Vec::new();
@@ -200,7 +234,10 @@ impl ReadThrough {
                 continue;
             }
             let state = self.state.read(lock);
-            let loaded = state.machine.landed(key).and_then(|landed| landed.value.clone());
+            // What is void may be read once more, and nothing may be made of it.
+            let landed = state.machine.landed(key);
+            let landed = landed.filter(|landed| !(landed.void && awaited.writes));
+            let loaded = landed.and_then(|landed| landed.value.clone());
             let rule = awaited.writes.then(|| state.served_for(&key.name)).flatten();
             drop(state);
             let Some(loaded) = loaded else { continue };
@@ -223,34 +260,60 @@ impl ReadThrough {
     }
 }
 
+impl ReadThrough {
+    /// Runs the command of a client that has waited, with the values for which it did. `None`: it waits behind that, too, which
+    /// `block` has made it do.
+    fn serve(
+        &self,
+        command: &Command<'_>,
+        awaited: Option<&Awaited>,
+        block: Option<Block<'_>>,
+    ) -> Option<hooks::Awaited> {
+        if let Some(refusal) = self.hooks.refuse_paused(command) {
+            return Some(hooks::Awaited::Told(refusal));
+        }
+        let lock = command.lock();
+        let guests = awaited.map_or_else(Vec::new, |awaited| self.provide(lock, awaited));
+        if let Some(awaited) = awaited.filter(|awaited| awaited.writes && self.engine.is_serving()) {
+            let absent = |name: &[u8]| {
+                let state = self.state.read(lock);
+                let mut keys = awaited.keys.iter().filter(|key| *key.name == *name);
+                keys.any(|key| {
+                    let landed = state.machine.landed(key).filter(|landed| !landed.void);
+                    landed.is_some_and(|landed| {
+                        let value = landed.value.as_ref();
+                        value.is_none_or(|loaded| loaded.content.is_none())
+                    })
+                })
+            };
+            if let Some(refusal) = self.hooks.refuse_forgotten(command, absent) {
+                let has_room = store::has_room(lock, self.engine.features);
+                let refusal = if has_room { refusal } else { room::no_room() };
+                return Some(hooks::Awaited::Told(refusal));
+            }
+        }
+        let answer = self.hooks.run_awaited(command, block);
+        for key in guests {
+            self.quietly(lock, || store::take_quietly(lock, key.db, &key.name));
+        }
+        answer
+    }
+}
+
 impl Waiting for ReadThrough {
     fn answer(&self, command: &Command<'_>, note: Option<&Note>) {
         if let Some(reply) = note.and_then(|note| note.reply.as_ref()) {
             command.send(reply);
             return;
         }
-        if self.hooks.is_paused_meanwhile(command) {
-            return;
-        }
         let lock = command.lock();
         let begun = self.state.read(lock).pace.is_measured.then(Instant::now);
         let awaited = note.and_then(|note| note.more.downcast_ref::<Awaited>());
-        if let Some(awaited) = awaited.filter(|awaited| awaited.writes && self.engine.is_serving()) {
-            let loaded = |name: &[u8]| {
-                let state = self.state.read(lock);
-                let mut keys = awaited.keys.iter();
-                keys.any(|key| {
-                    *key.name == *name && state.machine.landed(key).is_some_and(|landed| !landed.void)
-                })
-            };
-            if self.hooks.is_forgotten_meanwhile(command, loaded) {
-                return;
-            }
+        if let Some(answer) = self.serve(command, awaited, None) {
+            answer.send(command);
         }
-        let guests = awaited.map_or_else(Vec::new, |awaited| self.provide(lock, awaited));
-        self.hooks.answer_awaited(command);
-        for key in guests {
-            self.quietly(lock, || store::take_quietly(lock, key.db, &key.name));
+        if let Some(awaited) = awaited {
+            self.replied_in_place(command, awaited);
         }
         if let Some(begun) = begun {
             self.state.write(lock).pace.spent += begun.elapsed();
@@ -275,7 +338,9 @@ impl Waiting for ReadThrough {
 
     fn answered(&self, lock: Lock<'_>, note: Note) {
         if let Ok(awaited) = note.more.downcast::<Awaited>() {
-            self.replied(lock, &awaited.keys);
+            if !awaited.is_through.get() {
+                self.replied(lock, &awaited.keys);
+            }
         }
     }
 }

@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use smallvec::SmallVec;
+
 use super::{
     FailedLoad, Loaded, ReadThrough, Unpack,
     machine::{Keys, NoValue, Time},
@@ -21,8 +23,11 @@ use crate::{
     mutex::Mutex,
 };
 
-/// A value for each key, or why there is none.
-pub(super) type Brings = Result<Vec<Result<Loaded, FailedLoad>>, NoValue>;
+/// A value for each key of a load: nearly always one.
+pub type Values = SmallVec<[Result<Loaded, FailedLoad>; 1]>;
+
+/// The same, or why there is none.
+pub(super) type Brings = Result<Values, NoValue>;
 
 /// What a load has brought.
 pub(super) struct Brought {
@@ -68,8 +73,8 @@ impl Unloading {
 
 impl Collects for Unloading {
     /// Attached; it must not take the server's lock.
-    fn collect(&self, results: Vec<Record>, errors: &[Failure]) -> Vec<Failure> {
-        let (unpacked, wrong) = match (errors.first(), results.into_iter().next()) {
+    fn collect(&self, results: &mut dyn Iterator<Item = Record>, errors: &[Failure]) -> Vec<Failure> {
+        let (unpacked, wrong) = match (errors.first(), results.next()) {
             (None, Some(returned)) => {
                 let unpacked = self
                     .unpack
@@ -107,7 +112,7 @@ pub fn raised() -> NoValue {
 }
 
 /// What the execution has to answer for besides what its function raised: values that are none.
-fn wrong(values: &Result<Vec<Result<Loaded, FailedLoad>>, FailedLoad>) -> Vec<Failure> {
+fn wrong(values: &Result<Values, FailedLoad>) -> Vec<Failure> {
     match values {
         Err(failed) => vec![failed.text.clone()],
         Ok(values) => values

@@ -146,6 +146,9 @@ impl<T> ByKey<T> {
     }
 
     pub fn remove(&mut self, key: &Key) -> Option<T> {
+        if self.0.is_empty() {
+            return None;
+        }
         let entry = self.0.find_entry(key.hash, |(known, _)| known == key).ok()?;
         let ((_, value), _) = entry.remove();
         Some(value)

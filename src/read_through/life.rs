@@ -71,6 +71,11 @@ pub fn is_marked(expires_ms: i64) -> bool {
     expires_ms.rem_euclid(GRAIN) == MARK
 }
 
+/// Whether [`interesting_below_ms`] is another number whenever a load has ended.
+pub fn follows_load_time(options: &Options) -> bool {
+    options.refresh_ahead == Ahead::Xfetch
+}
+
 /// A hit whose value lives for less than so many milliseconds is to be looked at. `load_s`: how long a load takes.
 pub fn interesting_below_ms(options: &Options, load_s: f64) -> i64 {
     let stale = ms(options.stale);

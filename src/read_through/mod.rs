@@ -33,7 +33,7 @@ use std::{
 use smallvec::SmallVec;
 
 pub use behind::{Newest, Unsaved};
-pub use brought::raised;
+pub use brought::{Values, raised};
 pub use keys::Key;
 pub use life::Lifetime;
 pub use pump::check_keys;
@@ -55,10 +55,11 @@ use crate::{
         prefix::Pattern,
         record::Record,
         registration::Registration,
+        reuse::Pool,
         scope,
     },
     hashing::ByNumber,
-    hooks::{Hooks, Hot, Loads, Missing, Wait},
+    hooks::{Awaiting, Hooks, Hot, Loads, Missing, Wait},
     mutex::Mutex,
     server::{
         command::Command,
@@ -67,7 +68,8 @@ use crate::{
         lock::Lock,
         reply::Reply,
         store::Content,
-        waiting::{self, WaitingClient},
+        string::Held,
+        waiting,
     },
 };
 
@@ -101,7 +103,7 @@ pub trait Unpack: Send + Sync {
         returned: Record,
         batch: bool,
         ttl: Option<&dyn Function>,
-    ) -> Result<Vec<Result<Loaded, FailedLoad>>, FailedLoad>;
+    ) -> Result<Values, FailedLoad>;
 }
 
 /// All loads of this server.
@@ -157,7 +159,7 @@ enum Leave {
 
 /// Somebody who waits.
 enum Who {
-    Client(WaitingClient),
+    Client(Awaiting),
     /// A function of ours or of the language.
     Told(Box<dyn FnOnce(Reply) + Send>),
 }
@@ -165,6 +167,8 @@ enum Who {
 /// The execution of a load.
 struct Running {
     execution: Id,
+    /// The name of its only key, where a command has given it.
+    name: Option<Held>,
 }
 
 /// One registration as it serves.
@@ -176,6 +180,8 @@ struct Served {
     figures: Figures,
     /// Commands that change a part of a value are linked.
     meets_writes: bool,
+    /// Executions of loads that have ended.
+    pool: Arc<Pool>,
 }
 
 impl ReadThrough {
@@ -395,7 +401,11 @@ impl Loads for ReadThrough {
             Ok(number) => {
                 drop(state);
                 let wait = self.block(command, number);
-                self.begin_at_once(lock, now);
+                let name = match missing {
+                    [missing] => command.hold(missing.position),
+                    _ => None,
+                };
+                self.begin_at_once(lock, now, name);
                 wait
             }
             Err((rule, why)) => match state.refusal(rule, &why, writes) {
@@ -440,7 +450,7 @@ impl ReadThrough {
     /// Lets the client of a command wait under its number in the machine.
     fn block(&self, command: &Command<'_>, number: u64) -> Wait {
         let lock = command.lock();
-        let client = command.wait(waiting::Awaited::Load);
+        let client = self.hooks.block(command, waiting::Awaited::Load);
         let mut state = self.state.write(lock);
         let Some(client) = client else {
             state.machine.release(number);

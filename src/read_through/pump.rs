@@ -19,9 +19,9 @@ use crate::{
         language::{Failure, with_lock},
         record::{Record, Value},
         registration::Registration,
+        reuse::Pool,
         scope::Scope,
         source::{Once, Reading, Source},
-        start::Start,
     },
     server::{
         api,
@@ -29,6 +29,7 @@ use crate::{
         lock::Lock,
         rights::{Access, Actor},
         store::{self, Content, Open},
+        string::Held,
     },
 };
 
@@ -105,14 +106,33 @@ impl ReadThrough {
     }
 
     /// A command has asked for keys, and its client waits: what begins with that need not wait for the next turn of the server's loop,
-    /// which may have been the last one for a while.
-    pub(super) fn begin_at_once(&self, lock: Lock<'_>, now: Time) {
+    /// which may have been the last one for a while. `name`: the only key that it asked for.
+    pub(super) fn begin_at_once(&self, lock: Lock<'_>, now: Time, mut name: Option<Held>) {
         loop {
             let begin = self.state.write(lock).machine.next_begin();
-            let Some(begin) = begin else { break };
-            self.act(lock, now, begin);
+            let Some(Action::Begin { load, rule, keys }) = begin else {
+                break;
+            };
+            self.begin_load(lock, now, load, rule, keys, name.take());
         }
         self.arm(lock, now);
+    }
+
+    fn begin_load(&self, lock: Lock<'_>, now: Time, load: u64, rule: Id, keys: Keys, name: Option<Held>) {
+        let state = self.state.read(lock);
+        let served = state.served.get(rule).map(|served| {
+            let (registration, pool) = (Arc::clone(&served.registration), Arc::clone(&served.pool));
+            (registration, Arc::clone(&served.options), pool)
+        });
+        drop(state);
+        match served {
+            Some((registration, options, pool)) => {
+                self.begin(lock, now, load, (&registration, &options, &pool), keys, name);
+            }
+            None => {
+                self.state.write(lock).machine.ended(now, load);
+            }
+        }
     }
 
     fn pump_now(&self, lock: Lock<'_>, now: Time) {
@@ -148,18 +168,8 @@ impl ReadThrough {
         let mut state = self.state.write(lock);
         match action {
             Action::Begin { load, rule, keys } => {
-                let served = state.served.get(rule);
-                let served =
-                    served.map(|served| (Arc::clone(&served.registration), Arc::clone(&served.options)));
                 drop(state);
-                match served {
-                    Some((registration, options)) => {
-                        self.begin(lock, now, load, &registration, &options, keys);
-                    }
-                    None => {
-                        self.state.write(lock).machine.ended(now, load);
-                    }
-                }
+                self.begin_load(lock, now, load, rule, keys, None);
             }
             Action::Stop { load } => {
                 let running = state.running.remove(&load);
@@ -212,9 +222,9 @@ impl ReadThrough {
         lock: Lock<'_>,
         begun: Time,
         load: u64,
-        registration: &Arc<Registration>,
-        options: &Options,
+        (registration, options, pool): (&Arc<Registration>, &Options, &Arc<Pool>),
         keys: Keys,
+        asked: Option<Held>,
     ) {
         let Some(db) = keys.first().map(|key| key.db) else {
             return;
@@ -231,11 +241,12 @@ impl ReadThrough {
             return;
         }
         // What is loaded of a key with a change that is not saved may be older than that.
-        let unsaved: Keys = keys
-            .iter()
-            .filter(|key| self.unsaved(lock, key.db, &key.name).is_some())
-            .cloned()
-            .collect();
+        let mut unsaved = Vec::new();
+        for key in &keys {
+            if self.unsaved(lock, key.db, &key.name).is_some() {
+                unsaved.push(key.clone());
+            }
+        }
         let record = Some(Record::Native(argument));
         let source: Box<dyn Source> = match &registration.actor {
             None => Box::new(Once(record)),
@@ -244,18 +255,25 @@ impl ReadThrough {
                 keys: keys.clone(),
             }),
         };
-        let start = Start::of_registration(registration, db, source).transient();
         let ttl = match options.ttl {
             Ttl::Function => registration.plan.functions.get(1).cloned(),
             _ => None,
         };
-        let start = start.collected(Unloading::new(self, load, begun, keys, batch, ttl));
-        let execution = self.engine.submit(start, None);
+        let is_it = |name: &Held| matches!(keys.as_slice(), [key] if *key.name == *name.bytes());
+        let asked = asked.filter(is_it);
+        let collector = Unloading::new(self, load, begun, keys, batch, ttl);
+        let now = self.started + begun;
+        let execution = self
+            .engine
+            .submit_load(registration, pool, db, source, collector, now);
         let running = Running {
-            execution: execution.id,
+            execution,
+            name: asked,
         };
         self.state.write(lock).running.insert(load, running);
-        self.break_leases(lock, &unsaved);
+        if !unsaved.is_empty() {
+            self.break_leases(lock, &unsaved);
+        }
     }
 
     /// A load has ended: on any thread, with or without the server's lock.
@@ -268,26 +286,29 @@ impl ReadThrough {
     fn land(&self, lock: Lock<'_>, now: Time, brought: Brought) {
         let Brought { load, values, took } = brought;
         let mut state = self.state.write(lock);
-        state.running.remove(&load);
+        let running = state.running.remove(&load);
+        let name = running.and_then(|running| running.name);
         let Some((rule, keys)) = state.machine.take_keys(load) else {
             return;
         };
         if let Some(served) = state.served.get_mut(rule).filter(|_| values.is_ok()) {
             served.figures.loaded(took);
-            let below = life::interesting_below_ms(&served.options, served.figures.mean_load_s());
-            served.hot.set_below(below);
+            if life::follows_load_time(&served.options) {
+                let below = life::interesting_below_ms(&served.options, served.figures.mean_load_s());
+                served.hot.set_below(below);
+            }
         }
         drop(state);
         match values {
             Ok(values) => {
                 for (key, value) in keys.iter().zip(values) {
                     let value = value.map_err(|failed| NoValue::Failed(failed.kind.into()));
-                    self.land_one(lock, now, load, rule, key, value);
+                    self.land_one(lock, now, load, rule, (key, name.as_ref()), value);
                 }
             }
             Err(why) => {
                 for key in &keys {
-                    self.land_one(lock, now, load, rule, key, Err(why.clone()));
+                    self.land_one(lock, now, load, rule, (key, None), Err(why.clone()));
                 }
             }
         }
@@ -310,13 +331,16 @@ impl ReadThrough {
         now: Time,
         load: u64,
         rule: Id,
-        key: &Key,
+        (key, name): (&Key, Option<&Held>),
         value: Result<Loaded, NoValue>,
     ) {
         let value = self.newer_than(lock, rule, load, key, value);
         let is_kept = |loaded: &Loaded| loaded.content.is_some() && loaded.lifetime != Lifetime::NotKept;
         // Whoever is to store opens the key for that, and sees whether it is there.
-        let open = value.as_ref().is_ok_and(is_kept).then(|| self.open(lock, key));
+        let open = value
+            .as_ref()
+            .is_ok_and(is_kept)
+            .then(|| self.open(lock, key, name));
         let present = match &open {
             Some(open) => open.is_there(),
             None => key::life(lock, key.db, &key.name) != Life::Missing,
@@ -405,7 +429,7 @@ impl ReadThrough {
         drop(state);
         let expires = fresh.map(|fresh| life::expires_ms(&options, fresh, now_ms, chance));
         if let Some(content) = &loaded.content {
-            let open = open.unwrap_or_else(|| self.open(lock, key));
+            let open = open.unwrap_or_else(|| self.open(lock, key, None));
             self.quietly(lock, || open.put(content, expires));
             let until_ms = expires.unwrap_or(i64::MAX);
             self.state.write(lock).machine.stored(key, until_ms);
@@ -416,8 +440,12 @@ impl ReadThrough {
         true
     }
 
-    fn open<'a>(&self, lock: Lock<'a>, key: &Key) -> Open<'a> {
-        self.quietly(lock, || Open::new(lock, key.db, &key.name))
+    /// `name`: the key's name as the server has it, if that is at hand.
+    fn open<'a>(&self, lock: Lock<'a>, key: &Key, name: Option<&Held>) -> Open<'a> {
+        self.quietly(lock, || match name {
+            Some(name) => Open::of_held(lock, key.db, name),
+            None => Open::new(lock, key.db, &key.name),
+        })
     }
 
     /// Does something to a key that is our own doing.

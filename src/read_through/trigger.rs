@@ -8,16 +8,18 @@ use super::{
     ReadThrough, Served,
     figures::Figures,
     life,
+    machine::Standing,
     options::{COMMANDS, OnError, Options},
 };
 use crate::{
     engine::{
         doubts,
-        registration::{Claim, Peers, Registration, Trigger},
+        registration::{Claim, Disabled, Peers, Registration, Trigger},
     },
     error::Error,
     hooks::Hot,
     server::{
+        api,
         events::Class,
         lock::{self, Lock},
         reply::Reply,
@@ -55,6 +57,53 @@ impl LoadTrigger {
         loads
             .hooks
             .look_up_loads(lock, named, &COMMANDS, &self.options.pattern())
+    }
+}
+
+impl LoadTrigger {
+    /// Commands that miss its keys are the registration's from here on, also where its loader is not there yet: a key that is not
+    /// loaded is not one that does not exist.
+    fn serve(
+        &self,
+        lock: Lock<'_>,
+        registration: &Arc<Registration>,
+        standing: Standing,
+    ) -> Result<(), Error> {
+        let Some(loads) = &self.loads else { return Ok(()) };
+        let commands = self.commands(lock, loads)?;
+        let (id, pattern) = (registration.id, self.options.pattern());
+        // What stood there while it was held.
+        loads.hooks.unlink(lock, id);
+        loads.hooks.link_loads(lock, id, commands, &pattern, &self.hot);
+        let mut state = loads.state.write(lock);
+        self.hot.set_below(life::interesting_below_ms(&self.options, 0.0));
+        if state.machine.rule(id).is_none() {
+            state.machine.add_rule(id, self.options.limits());
+        }
+        state.served.insert(
+            id,
+            Served {
+                registration: Arc::clone(registration),
+                options: Arc::clone(&self.options),
+                pattern,
+                hot: Arc::clone(&self.hot),
+                figures: Figures::default(),
+                meets_writes: false,
+                pool: Arc::default(),
+            },
+        );
+        let first = !std::mem::replace(&mut state.subscribed, true);
+        let now = loads.now();
+        state.machine.set_standing(now, id, standing);
+        drop(state);
+        if first {
+            (loads.subscribe)(lock, Class::Loaded);
+        }
+        if loads.hooks.saves_writes(lock) {
+            loads.meet_writes(lock);
+        }
+        loads.come();
+        Ok(())
     }
 }
 
@@ -99,35 +148,22 @@ impl Trigger for LoadTrigger {
     }
 
     fn start(&self, lock: Lock<'_>, registration: &Arc<Registration>) -> Result<(), Error> {
-        let Some(loads) = &self.loads else { return Ok(()) };
-        let commands = self.commands(lock, loads)?;
-        let pattern = self.options.pattern();
-        loads
-            .hooks
-            .link_loads(lock, registration.id, commands, &pattern, &self.hot);
-        let mut state = loads.state.write(lock);
-        self.hot.set_below(life::interesting_below_ms(&self.options, 0.0));
-        state.machine.add_rule(registration.id, self.options.limits());
-        state.served.insert(
-            registration.id,
-            Served {
-                registration: Arc::clone(registration),
-                options: Arc::clone(&self.options),
-                pattern,
-                hot: Arc::clone(&self.hot),
-                figures: Figures::default(),
-                meets_writes: false,
-            },
-        );
-        let first = !std::mem::replace(&mut state.subscribed, true);
-        drop(state);
-        if first {
-            (loads.subscribe)(lock, Class::Loaded);
+        self.serve(lock, registration, Standing::Ready)
+    }
+
+    fn hold(&self, lock: Lock<'_>, registration: &Arc<Registration>) {
+        let standing = match registration.disabled {
+            Some(Disabled::Awaited(_)) => Standing::Awaited,
+            Some(Disabled::NotLoaded(_)) => Standing::Missing,
+            // Another one has its keys.
+            Some(Disabled::Refused(_)) | None => return,
+        };
+        if let Err(error) = self.serve(lock, registration, standing) {
+            api::log_warning(&format!(
+                "read_through: keys of registration {} are not waited for: {error}",
+                registration.id
+            ));
         }
-        if loads.hooks.saves_writes(lock) {
-            loads.meet_writes(lock);
-        }
-        Ok(())
     }
 
     fn stop(&self, lock: Lock<'_>, registration: &Registration) {

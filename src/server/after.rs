@@ -166,7 +166,7 @@ fn ask(lock: Lock<'_>) -> bool {
     true
 }
 
-/// The server's thread comes to [`before_sleep`], or to [`on_timer`] where it does not tell when it sleeps.
+/// The server's thread comes to [`before_sleep`], or to [`on_job`] where it does not tell when it sleeps.
 pub(super) fn wake(lock: Lock<'_>) {
     if has_api!(RedisModule_EventLoopAddOneShot) {
         // SAFETY: the presence of the function was just checked; it needs no data.

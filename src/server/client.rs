@@ -30,6 +30,8 @@ struct Handle(Mutex<BlockedState>);
 
 struct BlockedState {
     client: *mut raw::RedisModuleBlockedClient,
+    /// It waited for its command to run first: its callbacks are those of [`waiting`], which take notes.
+    takes_notes: bool,
     /// How many pieces of work for the client are being measured.
     at_work: usize,
 }
@@ -55,7 +57,23 @@ impl BlockedClient {
                 0
             ))
         };
-        (!client.is_null()).then(|| Self(Arc::new(Handle(Mutex::new(BlockedState { client, at_work: 0 })))))
+        (!client.is_null()).then(|| Self::of(client, false))
+    }
+
+    /// A client that [`waiting::WaitingClient`] has blocked, and does not let go any more.
+    ///
+    /// # Safety
+    /// The client is blocked, and unblocked by nobody else.
+    pub(super) unsafe fn of_waiting(client: *mut raw::RedisModuleBlockedClient) -> Self {
+        Self::of(client, true)
+    }
+
+    fn of(client: *mut raw::RedisModuleBlockedClient, takes_notes: bool) -> Self {
+        Self(Arc::new(Handle(Mutex::new(BlockedState {
+            client,
+            takes_notes,
+            at_work: 0,
+        }))))
     }
 
     /// What measures the work that is done for the client.
@@ -79,11 +97,16 @@ impl BlockedClient {
             state.measure(false);
         }
         let client = std::mem::replace(&mut state.client, ptr::null_mut());
+        let takes_notes = state.takes_notes;
         drop(state);
         if !client.is_null() {
-            let reply = reply.map_or(ptr::null_mut(), |reply| Box::into_raw(Box::new(reply)));
+            let data = match reply {
+                None => ptr::null_mut(),
+                Some(reply) if takes_notes => waiting::note_of(reply),
+                Some(reply) => Box::into_raw(Box::new(reply)).cast(),
+            };
             // SAFETY: the handle is unblocked once, because it is null from here on. `on_free` owns the box.
-            unsafe { api!(RedisModule_UnblockClient(client, reply.cast())) };
+            unsafe { api!(RedisModule_UnblockClient(client, data)) };
         }
     }
 }
@@ -240,7 +263,7 @@ unsafe extern "C" fn on_reply(
 ) -> c_int {
     // SAFETY: the server calls this with the data that `answer` gave, before it calls `on_free`, and with the arguments of the
     // client's command.
-    unsafe {
+    caught((), || unsafe {
         let reply = api!(RedisModule_GetBlockedClientPrivateData(ctx)).cast::<Reply>();
         if let Some(reply) = reply.as_ref() {
             let _entered = Entered::new();
@@ -248,7 +271,7 @@ unsafe extern "C" fn on_reply(
         } else {
             waiting::run(ctx, argv, argc, None);
         }
-    }
+    });
     raw::REDISMODULE_OK as c_int
 }
 

@@ -15,9 +15,10 @@ use super::{
     api::{self, Features},
     call,
     client::{BlockedClient, User},
+    entry::caught,
     lock::{Entered, Lock},
     reply::Reply,
-    string::{Argv, RString},
+    string::{Argv, Held, RString},
     syntax,
     waiting::{self, WaitingClient},
 };
@@ -70,6 +71,13 @@ impl<'a> Command<'a> {
     /// The arguments, the command's own name first.
     pub fn argv(&self) -> Argv<'a> {
         self.argv
+    }
+
+    /// One of its words, to be kept beyond it.
+    pub fn hold(&self, position: usize) -> Option<Held> {
+        let word = self.argv.as_raw().get(position)?;
+        // SAFETY: the server keeps the words while the command runs.
+        Some(unsafe { Held::new(self.lock, *word) })
     }
 
     pub(super) fn as_raw(&self) -> *mut raw::RedisModuleCtx {
@@ -246,12 +254,13 @@ pub unsafe fn run(
             argv: Argv::new(argv, argc),
             lock: entered.lock(),
         };
-        match catch_unwind(AssertUnwindSafe(|| handler(&command))) {
+        let handled = catch_unwind(AssertUnwindSafe(|| handler(&command)));
+        caught((), || match handled {
             Ok(Ok(Answer::Done)) => {}
             Ok(Ok(Answer::Reply(reply))) => command.send(&reply),
             Ok(Err(error)) => command.send(&Reply::error(error.text(&command.name()))),
             Err(_) => command.send(&Reply::error("ERR internal error, see the server's log")),
-        }
+        });
     }
     raw::REDISMODULE_OK as c_int
 }

@@ -80,9 +80,15 @@ impl<T> CurrentCommand<T> {
 }
 
 impl<T: Default> CurrentCommand<T> {
-    /// Does `work`, in the middle of which `command` is the current one, from argument `start` on; also what was noted of it.
-    /// Ends also if `work` panics.
-    pub fn during<R>(&self, command: &Command<'_>, start: usize, work: impl FnOnce() -> R) -> (R, T) {
+    /// Does `work`, in the middle of which `command` is the current one, from argument `start` on, with what is noted of it by now; also
+    /// what was noted in the end. Ends also if `work` panics.
+    pub fn during<R>(
+        &self,
+        command: &Command<'_>,
+        start: usize,
+        note: T,
+        work: impl FnOnce() -> R,
+    ) -> (R, T) {
         struct Restore<'a, T>(&'a CurrentCommand<T>, Lock<'a>, Option<Running<T>>);
         impl<T> Drop for Restore<'_, T> {
             fn drop(&mut self) {
@@ -95,7 +101,7 @@ impl<T: Default> CurrentCommand<T> {
             ctx: command.as_raw(),
             argv: argv.as_ptr(),
             len: argv.len(),
-            note: T::default(),
+            note,
         };
         let before = self.0.write(lock).replace(running);
         let _restore = Restore(self, lock, before);

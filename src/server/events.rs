@@ -13,6 +13,7 @@ use super::{
     audience, home,
     lock::{Entered, Lock},
     persist::Writing,
+    room,
     string::{self, Held},
 };
 use crate::per_thread::per_thread;
@@ -251,7 +252,14 @@ pub unsafe fn subscribe_server(ctx: *mut raw::RedisModuleCtx, function: ServerFu
     has_api!(RedisModule_EventLoopAdd) && subscribe(raw::REDISMODULE_EVENT_EVENTLOOP)
 }
 
-/// The frame around a server event function.
+/// False for what comes all the time and is nobody's: the server has slept.
+#[inline]
+pub fn is_told(event: &raw::RedisModuleEvent, sub_event: u64) -> bool {
+    event.id != raw::REDISMODULE_EVENT_EVENTLOOP
+        || sub_event == raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP
+}
+
+/// The frame around a server event function, for what [`is_told`].
 ///
 /// # Safety
 /// To be called by a server event function with the server's own arguments.
@@ -261,6 +269,10 @@ pub unsafe fn run_server_event(
     data: *mut c_void,
     work: impl FnOnce(Lock<'_>, ServerEvent),
 ) {
+    if event.id == raw::REDISMODULE_EVENT_CONFIG {
+        // SAFETY: the server holds its lock while it fires events.
+        room::may_be_limited(unsafe { Lock::assume() });
+    }
     // SAVE writes a file without a process of its own, and a replica may begin with that.
     let writes_itself = matches!(
         sub_event,
@@ -301,9 +313,7 @@ pub unsafe fn run_server_event(
         raw::REDISMODULE_EVENT_CONFIG if unsafe { names(data.cast(), b"appendonly") } => {
             ServerEvent::AppendOnlyChanged
         }
-        raw::REDISMODULE_EVENT_EVENTLOOP if sub_event == raw::REDISMODULE_SUBEVENT_EVENTLOOP_BEFORE_SLEEP => {
-            ServerEvent::BeforeSleep
-        }
+        raw::REDISMODULE_EVENT_EVENTLOOP => ServerEvent::BeforeSleep,
         raw::REDISMODULE_EVENT_SHUTDOWN => ServerEvent::Closing,
         raw::REDISMODULE_EVENT_FLUSHDB => {
             // SAFETY: what the server passes on with this event; both its beginning and its end are of interest.

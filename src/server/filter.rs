@@ -55,6 +55,12 @@ pub struct Passing<'a> {
     lock: Lock<'a>,
 }
 
+/// A key of such a command.
+pub struct PassedKey<'a> {
+    pub name: &'a [u8],
+    raw: *mut raw::RedisModuleString,
+}
+
 impl<'a> Passing<'a> {
     pub fn lock(self) -> Lock<'a> {
         self.lock
@@ -87,15 +93,23 @@ impl<'a> Passing<'a> {
         unsafe { api!(RedisModule_CommandFilterGetClientId(self.filter)) }
     }
 
-    /// Looks how long the key at `index` is there in `db`, leaving no trace but that one which has expired is deleted where `Features::quiet_open` is
-    /// false, as the command itself would.
-    pub fn key_life(self, db: i32, index: usize) -> Life {
-        let name = self.raw_arg(index);
-        if name.is_null() {
-            return Life::Missing;
+    /// The key at `index`.
+    #[inline]
+    pub fn key(self, index: usize) -> Option<PassedKey<'a>> {
+        let raw = self.raw_arg(index);
+        if raw.is_null() {
+            return None;
         }
+        // SAFETY: the strings live while the command does.
+        let name = unsafe { string::bytes(raw) };
+        Some(PassedKey { name, raw })
+    }
+
+    /// Looks how long a key is there in `db`, leaving no trace but that one which has expired is deleted where `Features::quiet_open` is
+    /// false, as the command itself would.
+    pub fn key_life(self, db: i32, key: &PassedKey<'_>) -> Life {
         // SAFETY: the string is alive.
-        unsafe { key::life_quietly(self.lock, db, name) }
+        unsafe { key::life_quietly(self.lock, db, key.raw) }
     }
 
     /// True when the user of client `id` may run the command both as it is and behind `proxy`.

@@ -22,6 +22,7 @@ use super::{
     lock::{self, Lock},
     refused,
     reply::Reply,
+    waiting,
 };
 
 /// The server's own text.
@@ -51,6 +52,12 @@ struct Asked {
     /// False: it could not be asked.
     could: Option<bool>,
 }
+
+/// The server has no limit, as long as [`may_be_limited`] is not called.
+static UNLIMITED: Guarded<bool> = Guarded::new(false);
+static TURNS: Guarded<u32> = Guarded::new(0);
+/// Turns of the server's loop, until it is looked at again although no option has changed.
+const LOOK_AGAIN: u32 = 64;
 
 /// When there were keys to evict.
 static FOUND: Guarded<Option<Instant>> = Guarded::new(None);
@@ -97,12 +104,49 @@ pub(super) fn check(lock: Lock<'_>, features: Features, flags: u32, name: &[u8])
 /// The answer to a command that has no room.
 pub(super) fn refusal() -> Reply {
     REFUSED.fetch_add(1, Ordering::Relaxed);
+    no_room()
+}
+
+/// The same for a client's, which is not counted.
+pub fn no_room() -> Reply {
     Reply::error(OOM)
 }
 
 /// Whether the server may evict keys before it runs the command that it has just got: a key that is there now may be gone.
-pub fn may_evict(_lock: Lock<'_>) -> bool {
-    excess() > 0.0
+pub fn may_evict(lock: Lock<'_>) -> bool {
+    !*UNLIMITED.read(lock) && look(lock) > 0.0
+}
+
+/// True if it is known that there is no limit.
+pub(super) fn is_unlimited(lock: Lock<'_>) -> bool {
+    *UNLIMITED.read(lock) || {
+        look(lock);
+        *UNLIMITED.read(lock)
+    }
+}
+
+/// An option has changed: there may be a limit.
+pub(super) fn may_be_limited(lock: Lock<'_>) {
+    *UNLIMITED.write(lock) = false;
+}
+
+/// A turn of the server's loop has ended. Who changes options without a word is seen a few turns later.
+pub fn next_turn(lock: Lock<'_>) {
+    let mut turns = TURNS.write(lock);
+    *turns = (*turns + 1) % LOOK_AGAIN;
+    if *turns == 0 {
+        may_be_limited(lock);
+    }
+}
+
+/// As [`excess`]. The server counts its memory for that: where it has no limit now and then is enough.
+#[inline(never)]
+fn look(lock: Lock<'_>) -> f32 {
+    let excess = excess();
+    // What is used is never nothing.
+    let unlimited = excess <= -1.0 && has_api!(RedisModule_GetUsedMemoryRatio);
+    *UNLIMITED.write(lock) = unlimited && waiting::tells_when_it_sleeps();
+    excess
 }
 
 /// Takes the server's lock for a command of a function. A background function waits before, if the server has to evict.

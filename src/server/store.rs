@@ -13,11 +13,12 @@ use super::{
     audience, bus,
     call::call,
     call_reply::is_foreign,
+    command::Command,
     events::Mute,
     lock::Lock,
     reply::Reply,
     room::{self, Room},
-    string::RString,
+    string::{Held, RString},
 };
 
 /// A value as a key can hold it. Containers are not empty.
@@ -89,7 +90,15 @@ pub struct Open<'a> {
 
 impl<'a> Open<'a> {
     pub fn new(lock: Lock<'a>, db: i32, name: &[u8]) -> Self {
-        let name = RString::new(lock, name);
+        Self::named(lock, db, RString::new(lock, name))
+    }
+
+    /// The same for a name that the server has by now.
+    pub fn of_held(lock: Lock<'a>, db: i32, name: &Held) -> Self {
+        Self::named(lock, db, RString::of_held(lock, name))
+    }
+
+    fn named(lock: Lock<'a>, db: i32, name: RString<'a>) -> Self {
         Self {
             // SAFETY: the name is alive as long as the key is open.
             key: unsafe { open(lock, db, &name) },
@@ -205,14 +214,32 @@ pub fn delete(lock: Lock<'_>, db: i32, name: &[u8]) {
 /// Tells clients that watch or cache the key that it was modified.
 pub fn signal_modified(lock: Lock<'_>, db: i32, name: &[u8]) {
     let key = RString::new(lock, name);
-    // SAFETY: the context is selected under the lock; the name is alive.
-    unsafe { api!(RedisModule_SignalModifiedKey(lock.call_context(db), key.as_raw())) };
+    // SAFETY: the name is alive.
+    unsafe { signal(lock, db, key.as_raw()) };
+}
+
+/// The same for a key that stands among the words of a command.
+pub fn signal_modified_of(command: &Command<'_>, db: i32, name: &[u8]) {
+    // Behind the names of the proxy command and of the command itself.
+    let (lock, words) = (command.lock(), command.argv().skip(2));
+    match words.iter().position(|word| word == name) {
+        // SAFETY: the server keeps the words while it calls us back for the command.
+        Some(place) => unsafe { signal(lock, db, words.as_raw()[place]) },
+        None => signal_modified(lock, db, name),
+    }
+}
+
+/// # Safety
+/// `name` is alive.
+unsafe fn signal(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleString) {
+    // SAFETY: the context is selected under the lock; by the caller's promise.
+    unsafe { api!(RedisModule_SignalModifiedKey(lock.call_context(db), name)) };
 }
 
 /// Whether a value may be stored now: not above `maxmemory`, unless the server evicts.
 pub fn has_room(lock: Lock<'_>, features: Features) -> bool {
-    let room = room::check(lock, features, lock.server_flags(), b"SET");
-    matches!(room, Room::Enough | Room::AfterEviction)
+    let check = || room::check(lock, features, lock.server_flags(), b"SET");
+    room::is_unlimited(lock) || matches!(check(), Room::Enough | Room::AfterEviction)
 }
 
 /// False if the key's slot is served by another node of the cluster. For keys that are not there.
@@ -249,7 +276,8 @@ pub fn redirection(lock: Lock<'_>, features: Features, slot: u16) -> Reply {
         let [host, Reply::Int(port), Reply::Bulk(id), ..] = owner.as_slice() else {
             break;
         };
-        if *id == me {
+        // Who asks for a slot that is coming here (ASKING) would be sent to and fro.
+        if *id == me || is_coming(&ask(b"NODES"), slot) {
             break;
         }
         let host = match host {
@@ -259,6 +287,15 @@ pub fn redirection(lock: Lock<'_>, features: Features, slot: u16) -> Reply {
         return Reply::error(format!("MOVED {slot} {host}:{port}"));
     }
     Reply::error(ON_ITS_WAY)
+}
+
+/// Whether a slot is on its way to this node, by the reply of CLUSTER NODES.
+fn is_coming(nodes: &Reply, slot: u16) -> bool {
+    let text = nodes.as_text().unwrap_or_default();
+    let mut lines = text.split(|&byte| byte == b'\n');
+    let myself = lines.find(|line| line.windows(6).any(|part| part == b"myself"));
+    let coming = format!("[{slot}-<-");
+    myself.is_some_and(|line| line.windows(coming.len()).any(|part| part == coming.as_bytes()))
 }
 
 impl Open<'_> {

@@ -1,6 +1,6 @@
 //! Strings of the server: an owned one, and the arguments of a running command.
 
-use std::{ffi::CStr, marker::PhantomData, ptr, slice};
+use std::{ffi::CStr, marker::PhantomData, mem::ManuallyDrop, ptr, slice};
 
 use redis_module::raw;
 use smallvec::SmallVec;
@@ -36,6 +36,16 @@ impl<'a> RString<'a> {
             raw,
             _lock: PhantomData,
         })
+    }
+
+    /// The same string as that which is held.
+    pub fn of_held(lock: Lock<'a>, held: &Held) -> Self {
+        // SAFETY: what is held is alive.
+        let Held(raw) = *ManuallyDrop::new(unsafe { Held::new(lock, held.0) });
+        Self {
+            raw,
+            _lock: PhantomData,
+        }
     }
 
     pub(super) fn as_raw(&self) -> *mut raw::RedisModuleString {

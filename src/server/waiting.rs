@@ -1,5 +1,6 @@
 //! A client that waits until its own command can be run: the server calls back with the client's arguments, and the command
-//! runs there as the client, with its rights, in its database and protocol.
+//! runs there as the client, with its rights, in its database and protocol. Or it is run before the client is let go
+//! ([`AwaitedCommand`]): the server lets nobody wait a second time.
 //!
 //! All of it happens under the server's lock, the callbacks on the server's thread.
 
@@ -14,10 +15,12 @@ use std::{
 use redis_module::raw;
 
 use super::{
+    client::{BlockedClient, User},
     command::Command,
     entry::caught,
     lock::{Entered, Lock},
     reply::Reply,
+    string::{RString, Words},
 };
 
 /// What is told of clients that wait. Set once.
@@ -114,10 +117,10 @@ unsafe extern "C" fn on_reply<const WHY: usize>(
 ) -> c_int {
     // SAFETY: the server calls this with the data that `let_go` gave, before it calls `on_free`, and with the arguments of the
     // client's command.
-    unsafe {
+    caught((), || unsafe {
         let note = api!(RedisModule_GetBlockedClientPrivateData(ctx)).cast::<Note>();
         run_for(WHY, ctx, argv, argc, note.as_ref());
-    }
+    });
     raw::REDISMODULE_OK as c_int
 }
 
@@ -181,7 +184,78 @@ unsafe extern "C" fn on_disconnect<const WHY: usize>(
     caught((), || waiting.gone(entered.lock(), client as usize));
 }
 
+/// What a client is let go with whose reply is all there is to know.
+pub(super) fn note_of(reply: Reply) -> *mut c_void {
+    let note = Note {
+        reply: Some(reply),
+        more: Box::new(()),
+    };
+    Box::into_raw(Box::new(note)).cast()
+}
+
+/// The command of a client that waits, to be run before the client is let go: as the client, with its rights, in its database and
+/// protocol.
+pub struct AwaitedCommand<'a> {
+    ctx: *mut raw::RedisModuleCtx,
+    argv: Vec<*mut raw::RedisModuleString>,
+    /// What `argv` consists of.
+    _words: Vec<RString<'a>>,
+    /// Whom the context has: it lives as long.
+    _user: Option<User>,
+    lock: Lock<'a>,
+}
+
+impl<'a> AwaitedCommand<'a> {
+    /// `words`: those that the server has for the client's command.
+    pub fn new(lock: Lock<'a>, client: &WaitingClient, words: &Words) -> Self {
+        let words: Vec<_> = words.iter().map(|word| RString::new(lock, word)).collect();
+        let users_are_set = has_api!(RedisModule_SetContextUser);
+        // SAFETY: the client is blocked, and the server frees it later than the context: not under this lock. The user lives as long
+        // as the context.
+        let (ctx, user) = unsafe {
+            let ctx = api!(RedisModule_GetThreadSafeContext(client.0));
+            let user = User::of_client(lock, api!(RedisModule_GetClientId(ctx)));
+            if let Some(user) = user.as_ref().filter(|_| users_are_set) {
+                api!(RedisModule_SetContextUser(ctx, user.as_raw()));
+            }
+            (ctx, user)
+        };
+        Self {
+            ctx,
+            argv: words.iter().map(RString::as_raw).collect(),
+            _words: words,
+            _user: user,
+            lock,
+        }
+    }
+
+    pub fn as_command(&mut self) -> Command<'_> {
+        // SAFETY: context and words live as long as this.
+        unsafe {
+            Command::of(
+                self.ctx,
+                self.argv.as_mut_ptr(),
+                self.argv.len() as c_int,
+                self.lock,
+            )
+        }
+    }
+}
+
+impl Drop for AwaitedCommand<'_> {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, freed once.
+        unsafe { api!(RedisModule_FreeThreadSafeContext(self.ctx)) };
+    }
+}
+
 impl WaitingClient {
+    /// The same client, whose command has been run: it waits for its reply only.
+    pub fn into_blocked(self, _lock: Lock<'_>) -> BlockedClient {
+        // SAFETY: it is blocked, and moved.
+        unsafe { BlockedClient::of_waiting(self.0) }
+    }
+
     /// The client is gone: the handle is given back.
     pub fn forget(self, _lock: Lock<'_>) {
         // SAFETY: as in `let_go`; without data nothing is called back.

@@ -5,15 +5,15 @@ use std::collections::VecDeque;
 
 use super::{Sink, State, WriteBehind, machine::Time, options::OnFull};
 use crate::{
-    hooks::{Wait, Writes},
+    hooks::{self, Awaiting, Block, Wait, Writes},
     read_through::{Newest, Unsaved, options::seconds},
     server::{
         call_reply::CallReply,
-        client::WatchedClient,
+        client::{BlockedClient, WatchedClient},
         command::Command,
         lock::Lock,
         reply::Reply,
-        waiting::{Awaited, Note, Waiting, WaitingClient},
+        waiting::{Awaited, Note, Waiting},
     },
 };
 
@@ -28,11 +28,21 @@ pub(super) struct Waits {
 
 /// A client whose command has not run yet.
 pub(super) struct Held {
-    client: WaitingClient,
+    client: Awaiting,
     /// The queues that were full.
     sinks: u64,
     /// It waits no longer than that.
     deadline: Option<Time>,
+    db: i32,
+    /// What its command changes.
+    keys: Vec<Box<[u8]>>,
+}
+
+impl Held {
+    /// There is a change of each key in its queue that this one would replace.
+    fn replaces(&self, sink: &Sink) -> bool {
+        self.keys.iter().all(|name| !sink.refuses(self.db, name))
+    }
 }
 
 /// Among so many clients that wait nobody looks for those that are gone.
@@ -79,6 +89,12 @@ impl State {
             .fold(0, |all, sink| all | sink.bit())
     }
 
+    /// Those whose clients wait behind commands that change one of the keys.
+    fn holding(&self, keys: &[&[u8]]) -> impl Iterator<Item = &Sink> {
+        let holds = |sink: &&Sink| sink.options.wait && keys.iter().any(|name| sink.has(name));
+        self.sinks.iter().filter(holds)
+    }
+
     fn of(&self, sinks: u64) -> impl Iterator<Item = &Sink> {
         self.sinks.iter().filter(move |sink| sinks & sink.bit() != 0)
     }
@@ -123,7 +139,7 @@ impl Writes for WriteBehind {
             return Wait::No;
         }
         drop(state);
-        let Some(client) = command.wait(Awaited::Room) else {
+        let Some(client) = self.hooks.block(command, Awaited::Room) else {
             return Wait::No;
         };
         let mut state = self.state.write(lock);
@@ -135,6 +151,8 @@ impl Writes for WriteBehind {
             client,
             sinks: full,
             deadline,
+            db: command.db(),
+            keys: keys.iter().map(|&name| name.into()).collect(),
         });
         for sink in state.sinks.iter_mut().filter(|sink| full & sink.bit() != 0) {
             sink.figures.held += 1;
@@ -144,13 +162,16 @@ impl Writes for WriteBehind {
         Wait::Waits
     }
 
-    fn begin(&self, command: &Command<'_>, keys: &[&[u8]]) -> Option<u64> {
-        if !self.engine.is_serving() || !command.may_block() || !command.has_client() {
+    fn holds(&self, lock: Lock<'_>, keys: &[&[u8]]) -> bool {
+        self.state.read(lock).holding(keys).next().is_some()
+    }
+
+    fn begin(&self, lock: Lock<'_>, keys: &[&[u8]]) -> Option<u64> {
+        if !self.engine.is_serving() {
             return None;
         }
-        let mut state = self.state.write(command.lock());
-        let waits = |sink: &&Sink| sink.options.wait && keys.iter().any(|name| sink.has(name));
-        let theirs = state.sinks.iter().filter(waits);
+        let mut state = self.state.write(lock);
+        let theirs = state.holding(keys);
         let timeout = theirs.map(|sink| seconds(sink.options.timeout)).min()?;
         let number = state.waiters.add(self.now().saturating_add(timeout));
         state.notes.waiter = Some(number);
@@ -164,14 +185,19 @@ impl Writes for WriteBehind {
         state.waiters.forget(number);
     }
 
-    fn end(&self, command: &Command<'_>, number: u64, reply: CallReply) -> Option<CallReply> {
-        let lock = command.lock();
+    fn end(
+        &self,
+        lock: Lock<'_>,
+        number: u64,
+        reply: CallReply,
+        block: &mut dyn FnMut() -> Option<BlockedClient>,
+    ) -> Option<CallReply> {
         let mut state = self.state.write(lock);
         state.notes.waiter = None;
         let noted = state.notes.sinks_of(number);
         let waits = !reply.is_error() && (noted != 0 || state.waiters.open(number) > 0);
         drop(state);
-        let client = if waits { command.block().ok() } else { None };
+        let client = if waits { block() } else { None };
         let Some(client) = client else {
             self.cancel(lock, number);
             return Some(reply);
@@ -193,6 +219,9 @@ impl Writes for WriteBehind {
 impl Unsaved for WriteBehind {
     fn unsaved(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> Option<Newest> {
         let state = self.state.read(lock);
+        if state.sinks.is_empty() {
+            return None;
+        }
         if state.notes.has_removed(db, name) {
             return Some(Newest::Gone);
         }
@@ -203,16 +232,18 @@ impl Unsaved for WriteBehind {
 }
 
 impl WriteBehind {
-    /// Lets those in for whose changes there is room, in their order.
+    /// Lets those in for whose changes there is room, in their order. Behind a call that has failed also those who replace what it had.
     pub(super) fn let_in(&self, lock: Lock<'_>) {
         let mut state = self.state.write(lock);
         if state.held.is_empty() {
             return;
         }
+        let may_replace = std::mem::take(&mut state.may_replace);
         let held = std::mem::take(&mut state.held);
         let mut going = Vec::new();
         for held in held {
-            if state.of(held.sinks).all(Sink::has_room) {
+            let fits = |sink: &Sink| sink.has_room() || (may_replace && held.replaces(sink));
+            if state.of(held.sinks).all(fits) {
                 for sink in state.sinks.iter_mut().filter(|sink| held.sinks & sink.bit() != 0) {
                     sink.expected += 1;
                 }
@@ -223,9 +254,38 @@ impl WriteBehind {
         }
         drop(state);
         for held in going {
-            let more = Box::new(LetIn(held.sinks));
-            held.client.let_go(lock, Note { reply: None, more });
+            if held.client.is_to_wait_again() {
+                held.client.run(lock, |command, block| {
+                    self.serve(command, Some(block)).map(hooks::Awaited::into_reply)
+                });
+                self.let_in_no_more(lock, &LetIn(held.sinks));
+            } else {
+                let more = Box::new(LetIn(held.sinks));
+                held.client.let_go(lock, Note { reply: None, more });
+            }
         }
+    }
+
+    /// Runs the command of a client that has waited. `None`: it waits behind that, too, which `block` has made it do.
+    fn serve(&self, command: &Command<'_>, block: Option<Block<'_>>) -> Option<hooks::Awaited> {
+        let mut refusal = self.hooks.refuse_paused(command);
+        if refusal.is_none() && self.engine.is_serving() {
+            refusal = self.hooks.refuse_forgotten(command, |_| false);
+        }
+        match refusal {
+            Some(refusal) => Some(hooks::Awaited::Told(refusal)),
+            None => self.hooks.run_awaited(command, block),
+        }
+    }
+
+    /// The command of one who was let in has run.
+    fn let_in_no_more(&self, lock: Lock<'_>, let_in: &LetIn) {
+        let mut state = self.state.write(lock);
+        for sink in state.sinks.iter_mut().filter(|sink| let_in.0 & sink.bit() != 0) {
+            sink.expected = sink.expected.saturating_sub(1);
+        }
+        drop(state);
+        self.come();
     }
 
     /// Refuses the commands of those who have waited for room for as long as they may (`full_timeout`).
@@ -337,14 +397,14 @@ impl State {
 
 impl Waiting for WriteBehind {
     fn answer(&self, command: &Command<'_>, note: Option<&Note>) {
-        if let Some(reply) = note.and_then(|note| note.reply.as_ref()) {
-            return command.send(reply);
-        }
-        if self.hooks.is_paused_meanwhile(command) {
-            return;
-        }
-        if !self.engine.is_serving() || !self.hooks.is_forgotten_meanwhile(command, |_| false) {
-            self.hooks.answer_awaited(command);
+        let told = note.and_then(|note| note.reply.as_ref());
+        match told {
+            Some(reply) => command.send(reply),
+            None => {
+                if let Some(answer) = self.serve(command, None) {
+                    answer.send(command);
+                }
+            }
         }
     }
 
@@ -362,14 +422,8 @@ impl Waiting for WriteBehind {
     }
 
     fn answered(&self, lock: Lock<'_>, note: Note) {
-        let Ok(let_in) = note.more.downcast::<LetIn>() else {
-            return;
-        };
-        let mut state = self.state.write(lock);
-        for sink in state.sinks.iter_mut().filter(|sink| let_in.0 & sink.bit() != 0) {
-            sink.expected = sink.expected.saturating_sub(1);
+        if let Ok(let_in) = note.more.downcast::<LetIn>() {
+            self.let_in_no_more(lock, &let_in);
         }
-        drop(state);
-        self.come();
     }
 }

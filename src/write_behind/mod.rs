@@ -92,6 +92,8 @@ struct State {
     held: VecDeque<Held>,
     /// None of them has to be refused before.
     held_until: Option<Time>,
+    /// Changes that a call had can be replaced again: by one of those, too.
+    may_replace: bool,
     /// From so many clients in `waiting` on those are looked for that are gone.
     looked_for_gone: usize,
     /// What the server was asked to notify of.

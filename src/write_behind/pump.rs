@@ -195,6 +195,7 @@ impl WriteBehind {
                 let why = Arc::new(failed);
                 let place = sink.queue.failed(now, brought.call, &why);
                 sink.complain(now, &why);
+                state.may_replace = true;
                 drop(state);
                 if let Some(place) = place {
                     if !self.put_away(lock, now, brought.sink, place, &why) {

@@ -106,10 +106,16 @@ impl WriteBehind {
                     follows = Some(last.follows);
                 }
                 Frame::Unreadable => unreadable += 1,
-                Frame::Change { queue, change } => {
-                    state.ids.seen(change.id);
+                Frame::Change { queue, mut change } => {
+                    let damaged = change.payload.is_damaged();
+                    if damaged {
+                        // Its id may be what is damaged: nothing is left out for it, and it for nothing.
+                        change.id = state.ids.believable(change.id);
+                    } else {
+                        state.ids.seen(change.id);
+                    }
                     match state.sink(&queue) {
-                        Some(sink) if sink.queue.has(&change) => {}
+                        Some(sink) if !damaged && sink.queue.has(&change) => {}
                         Some(sink) => {
                             let age_ms = now_ms.saturating_sub(change.id.ms);
                             let since = now.saturating_sub(Time::from_millis(age_ms));

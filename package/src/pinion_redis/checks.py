@@ -11,6 +11,7 @@ from . import __version__
 from .connection import Address, Server
 from .errors import NoConnection, NotAllowed, PinionError
 from .figures import last_line, registrations
+from .nodes import all_nodes, asking, differing, options
 
 Level = Literal["ok", "warning", "problem"]
 # What `pinion deploy`, `list`, `top` and `rm` call.
@@ -48,7 +49,8 @@ def check(address: Address) -> list[Finding]:
             advice = "see that each shard can be reached and has the module"
             return [*findings, Finding("problem", "figures", str(error), advice)]
         cluster = _as_allowed(address, _cluster(server, shards))
-        return [*findings, *_python(shards), *_options(server, shards), *cluster, *_functions(shards)]
+        nodes = [*_of_all_nodes(address, _default_user(server)), *_of_all_nodes(address, _nodes(server))]
+        return [*findings, *_python(shards), *_options(server, shards), *nodes, *cluster, *_functions(shards)]
     finally:
         server.close()
 
@@ -63,6 +65,16 @@ def _as_allowed(address: Address, found: Iterable[Finding]) -> list[Finding]:
         refused = re.search(r"run the '(.+?)' command", str(error))
         advice = f"ACL SETUSER {address.user_name()} +{refused[1]}" if refused else "let this user run it"
         findings.append(Finding("warning", "rights", str(error), advice))
+    return findings
+
+
+def _of_all_nodes(address: Address, found: Iterable[Finding]) -> list[Finding]:
+    """The same of what is asked of all nodes; one that cannot be reached from here ends these findings only."""
+    findings: list[Finding] = []
+    try:
+        findings += _as_allowed(address, found)
+    except NoConnection as error:
+        findings.append(Finding("warning", "nodes", str(error), "run it where all nodes can be reached, with a user that all of them know"))
     return findings
 
 
@@ -151,11 +163,43 @@ def _options(server: Server, shards: list[dict[str, Any]]) -> Iterator[Finding]:
         yield Finding("warning", "rights", text, "let those users run RG.INNERREAD and RG.INNERWRITE: +@read +@write has them")
 
 
+def _default_user(server: Server) -> Iterator[Finding]:
+    """The server loads its AOF file as the user `default`, and drops what he may not do."""
+    info = server.call("INFO", "server")
+    if tuple(int(part) for part in str(info.get("valkey_version", "0")).split(".")[:2]) >= (9, 1):
+        return  # it loads the file with all rights
+    with all_nodes(server) as nodes:
+        for name, client in nodes:
+            with asking(server, name):
+                if dict(client.config_get("appendonly")).get("appendonly") != "yes":
+                    continue
+                rules = next((str(line) for line in client.acl_list() if str(line).startswith("user default ")), "")
+            words = set(rules.split())
+            if words & {"~*", "allkeys"} and words & {"+@all", "allcommands"} and not any(word.startswith("-") for word in words):
+                continue
+            text = f"the user default lacks rights on {name}, and the server loads its AOF file as him: what he may not do is lost at a restart"
+            yield Finding("warning", "AOF", text, "ACL SETUSER default ~* &* +@all (he may be off), also in the server's file")
+
+
+def _nodes(server: Server) -> Iterator[Finding]:
+    found = list(options(server))
+    if other := differing(found):
+        text = f"{', '.join(other)} not the same on {', '.join(node.node for node in found)}"
+        yield Finding("warning", "options", text, "options are not replicated: RG.CONFIGSET on each node, and the loadmodule line in each file")
+    for node in found:
+        if lost := node.lost_at_restart():
+            text = f"{', '.join(lost)} on {node.node} not as in its loadmodule line, which counts again after a restart"
+            yield Finding("warning", "options", text, "write the value into the loadmodule line of its file")
+
+
 def _cluster(server: Server, shards: list[dict[str, Any]]) -> Iterator[Finding]:
     if not shards[0]["cluster"]["enabled"]:
-        role = shards[0]["role"]
-        advice = "deploy to its master" if role == "replica" else ""
-        yield Finding("warning" if advice else "ok", "cluster", f"a single {role}", advice)
+        if shards[0]["role"] == "replica":
+            yield Finding("warning", "cluster", "a replica, no cluster", "deploy to its master")
+            return
+        replicas = int(server.call("INFO", "replication").get("connected_slaves", 0))
+        beside = f"with {replicas} replica{'' if replicas == 1 else 's'}" if replicas else "without replicas"
+        yield Finding("ok", "cluster", f"a master {beside}, no cluster")
         return
     state = server.call("CLUSTER", "INFO")
     told = dict(line.split(":", 1) for line in state.split() if ":" in line) if isinstance(state, str) else state

@@ -102,7 +102,7 @@ class Server:
     def knows(self, command: str) -> bool:
         """True if the server has the command."""
         with speaking(self.address):
-            return bool(_plainly(self.client, "COMMAND", "INFO", command) != [None])
+            return bool(plainly(self.client, "COMMAND", "INFO", command) != [None])
 
     def close(self) -> None:
         """Ends all connections."""
@@ -116,7 +116,7 @@ class Server:
         options = dict(self.client.connection_pool.connection_kwargs)
         options.pop("path", None)
         clients: dict[str, redis.Redis] = {}
-        for entry in _plainly(self.client, "CLUSTER", "SLOTS"):
+        for entry in plainly(self.client, "CLUSTER", "SLOTS"):
             host, port, name = entry[2][:3]
             if name == own:
                 clients[name] = self.client
@@ -164,7 +164,7 @@ def speaking(address: Address) -> Iterator[None]:
         raise PinionError(text) from None
 
 
-def _plainly(client: redis.Redis, *words: Word) -> Any:
+def plainly(client: redis.Redis, *words: Word) -> Any:
     """The reply as the server sends it, where the client library would make something else of it, or fail."""
     connection = client.connection_pool.get_connection()
     try:
@@ -208,6 +208,16 @@ def _client(address: Address) -> redis.Redis:
         return redis.Redis.from_url(bare, **options)
     except ValueError as error:
         raise NoConnection(f"{address.shown()} is no URL of a server: {error}") from None
+
+
+def client_at(address: Address, host: str, port: int) -> redis.Redis:
+    """A client of another node, as the same user and with the same certificates."""
+    parts = urlsplit(address.url)
+    scheme = "rediss" if parts.scheme.startswith("rediss") else "redis"
+    user = address.user or (unquote(parts.username) if parts.username else None)
+    password = address.password or (unquote(parts.password) if parts.password else None)
+    place = f"[{host}]" if ":" in host else host
+    return _client(replace(address, url=f"{scheme}://{place}:{port}", user=user, password=password))
 
 
 def _sentinel_client(address: Address, options: dict[str, Any], *, tls: bool) -> redis.Redis:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -59,7 +60,10 @@ def deploy(
     words += ["DESCRIPTION", description] if description else []
     words += ["FORCE_REINSTALL_REQUIREMENTS"] if force_requirements else []
     words += ["REQUIREMENTS", *script.requirements] if script.requirements else []
-    reply = server.call(*words, timeout=timeout)
+    try:
+        reply = server.call(*words, timeout=timeout)
+    except PinionError as error:
+        raise _with_way_out(server, script.id, error) from None
     after = _of_session(server, script.id)
     deployment = Deployment(script.id)
     if isinstance(reply, list):
@@ -79,6 +83,23 @@ def deploy(
             known[entry.key()] -= 1
             deployment.removed.append(entry)
     return deployment
+
+
+def _with_way_out(server: Server, own: str, error: PinionError) -> PinionError:
+    """Where another session has the prefix, which one, and what to do: a file that was renamed is a session of another name."""
+    refused = re.search(r"a registration (loads|saves) '(.+?)' already", str(error))
+    if refused is None:
+        return error
+    reader = {"loads": "ReadThrough", "saves": "WriteBehind"}[refused[1]]
+    holders = [
+        entry.session
+        for entry in registrations(server.stats())
+        if entry.reader == reader and entry.arguments.get("prefix") == refused[2] and entry.session != own
+    ]
+    if not holders:
+        return error
+    text = f"session {holders[0]!r} {refused[1]} {refused[2]!r} already: deploy with --id {holders[0]} to replace it, or remove it before, `pinion rm {holders[0]}`"
+    return type(error)(text)
 
 
 def _of_session(server: Server, name: str) -> list[Registration]:

@@ -109,6 +109,8 @@ def metrics(shards: list[dict[str, Any]]) -> Iterator[Metric]:
             add("registration_has_error", "1 if the last execution failed.", labels, int(entry["last_error"] is not None))
             add("registration_warnings", "Reasons why it may never fire.", labels, len(entry["warnings"]))
             for name, value in entry["figures"].items():
+                if name == "breaker":
+                    add("registration_breaker_open", "1 if no load is begun, or one only to try.", labels, int(value != "closed"))
                 if isinstance(value, (int, float)):
                     counter = name not in _GAUGES and not name.endswith(_TIMES)
                     add(f"registration_{_snake(name)}", "A figure of this reader.", labels, value, counter=counter)

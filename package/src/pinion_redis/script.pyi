@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, Literal
 
 import redisgears
 import redisgears as rg
+from redisgears import Change as Change
 from redisgears import Loaded as Loaded
 from redisgears import PyFlatExecution, Reply
 from redisgears import Sorted as Sorted
@@ -34,8 +35,10 @@ from redisgears import registerTimeEvent as registerTE
 from redisgears import setGearsSession as setGearsSession
 from typing_extensions import Self
 
+# Without `load`, a name that nearly each script gives to a function of its own: it would be defined twice.
 __all__ = [
     "GB",
+    "Change",
     "ConfigGet",
     "GearsBuilder",
     "GearsConfigGet",
@@ -61,7 +64,6 @@ __all__ = [
     "hashtag",
     "isAsyncAllow",
     "isInAtomicBlock",
-    "load",
     "loads",
     "log",
     "loop",

@@ -8,12 +8,27 @@ What each function does is in docs/functions.md. Scripts see some of the names u
 from asyncio import Future
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, TypeVar, overload
 
 from typing_extensions import Self
 
 # A reply has the form of RESP2: str, int, list, None, or bytearray where it is no UTF-8. Scripts know which one a command gives.
 Reply = Any
+
+# What a decorator gets, it returns: the function keeps its type.
+_Function = TypeVar("_Function", bound=Callable[..., object])
+_Loader = TypeVar("_Loader", bound=Callable[[Any], object])
+_Save = TypeVar("_Save", bound=Callable[[Any], object])
+
+class Change(TypedDict):
+    """What `save` of `write_behind` gets a list of. A type only: scripts cannot name it when they run."""
+
+    id: str
+    key: Any  # str, or bytes where it is not UTF-8
+    db: int
+    event: str
+    type: Literal["string", "hash", "list", "set", "zset", "stream", "module"] | None
+    value: Any  # by the type: str, dict, list, set, dict of float, None; texts as for `key`
 
 class GearsError(Exception): ...
 class GearsFlatError(Exception): ...
@@ -43,19 +58,30 @@ class Loaded:
     ttl: float | None
     def __init__(self, value: Any, ttl: float | None = None) -> None: ...
 
+@overload
+def register_function(name: _Function) -> _Function: ...
+@overload
 def register_function(
-    name: str | Callable[..., Any] | None = None,
-    function: Callable[[list[str | bytes], list[str | bytes]], object] | None = None,
+    name: str | None,
+    function: _Function,
     *,
     description: str | None = None,
     flags: Iterable[Literal["no-writes", "allow-oom", "allow-stale", "no-cluster", "allow-cross-slot-keys"]] = (),
-) -> Any:
+) -> _Function: ...
+@overload
+def register_function(
+    name: str | None = None,
+    *,
+    description: str | None = None,
+    flags: Iterable[Literal["no-writes", "allow-oom", "allow-stale", "no-cluster", "allow-cross-slot-keys"]] = (),
+) -> Callable[[_Function], _Function]:
     """Makes a function one that FCALL can call (Valkey 8.1 and later): `function(keys, args)`. For libraries that FUNCTION LOAD loads;
     a decorator, with or without arguments, or a call. Returns the function. Raises `gears.error` that names the argument."""
 
+@overload
 def readThrough(
     prefix: str,
-    loader: Callable[[Any], object] | None = None,
+    loader: _Loader,
     *,
     commands: Iterable[str] | None = None,
     ttl: float | Callable[[Any, Any], float | None] | None = None,
@@ -77,11 +103,37 @@ def readThrough(
     onRegistered: Callable[[], object] | None = None,
     user: str | None = None,
     desc: str | None = None,
-) -> Any: ...
+) -> _Loader: ...
+@overload
+def readThrough(
+    prefix: str,
+    *,
+    commands: Iterable[str] | None = None,
+    ttl: float | Callable[[Any, Any], float | None] | None = None,
+    jitter: float = 0,
+    negative_ttl: float = 0,
+    stale: float = 0,
+    refresh_ahead: float | Literal["xfetch"] = 0,
+    timeout: float | None = None,
+    on_error: Literal["error", "miss"] = "error",
+    max_waiting: int = 2000,
+    max_loads: int | None = None,
+    max_load_time: float = 30,
+    max_memory: int | None = None,
+    backoff: float = 0.1,
+    max_backoff: float = 10,
+    breaker: tuple[int, float] | None = None,
+    batch: int = 1,
+    batch_wait: float = 0.001,
+    onRegistered: Callable[[], object] | None = None,
+    user: str | None = None,
+    desc: str | None = None,
+) -> Callable[[_Loader], _Loader]: ...
 def refresh(*keys: object) -> int | Future[int]: ...
+@overload
 def writeBehind(
     prefix: str,
-    save: Callable[[list[dict[str, Any]]], object] | None = None,
+    save: _Save,
     *,
     events: Iterable[str] | None = None,
     batch: int = 100,
@@ -103,7 +155,32 @@ def writeBehind(
     onRegistered: Callable[[], object] | None = None,
     user: str | None = None,
     desc: str | None = None,
-) -> Any: ...
+) -> _Save: ...
+@overload
+def writeBehind(
+    prefix: str,
+    *,
+    events: Iterable[str] | None = None,
+    batch: int = 100,
+    interval: float = 0,
+    coalesce: bool = True,
+    backoff: float = 0.1,
+    max_backoff: float = 30,
+    max_tries: int | None = None,
+    dead_letter: str | None = None,
+    max_queue: int = 1_000_000,
+    max_queue_bytes: int = 268_435_456,
+    on_full: Literal["wait", "error"] = "wait",
+    full_timeout: float | None = None,
+    wait: bool = False,
+    timeout: float = 5,
+    ordered: Literal["key", "all"] = "key",
+    max_save_time: float | None = None,
+    max_memory: int | None = None,
+    onRegistered: Callable[[], object] | None = None,
+    user: str | None = None,
+    desc: str | None = None,
+) -> Callable[[_Save], _Save]: ...
 
 class PyExecutionSession: ...
 

@@ -55,11 +55,11 @@ struct Done {
 
 /// The life of a worker, as in `workers.rs`, but that it can end.
 fn work(queue: &Queue, done: &Done) {
-    let mut last = 0;
+    let mut seat = queue.enlist();
     loop {
         queue.wait();
         let mut ends = 0;
-        while let Some(job) = queue.next(&mut last) {
+        while let Some(job) = queue.next(&mut seat) {
             let number = job.execution.id.number;
             if number == END {
                 ends += 1;

@@ -3,7 +3,8 @@
 use smallvec::{SmallVec, smallvec};
 
 use super::{
-    Action, Ask, Change, Due, Flight, Keys, Load, Machine, NoValue, Purpose, Stage, Time, Waiter, Wanted,
+    Action, Ask, Change, Due, Flight, Keys, Load, Machine, NoValue, Purpose, Stage, Standing, Time, Waiter,
+    Wanted,
 };
 use crate::{engine::id::Id, read_through::keys::Key};
 
@@ -41,18 +42,20 @@ impl<V> Machine<V> {
         if let Some(deadline) = deadline {
             self.due.insert((deadline, Due::Waiter(number)));
         }
-        self.waiters.insert(
-            number,
-            Waiter {
-                wanted: SmallVec::with_capacity(asks.len()),
-                open: 0,
-                rules,
-                purpose,
-                deadline,
-                loader_of: None,
-            },
-        );
-        let shared = self.join(now, number, asks, &[]);
+        let mut waiter = Waiter {
+            wanted: SmallVec::with_capacity(asks.len()),
+            open: 0,
+            rules,
+            purpose,
+            deadline,
+            loader_of: None,
+        };
+        let fresh = self.join(number, &mut waiter, asks, &[]);
+        self.waiters.insert(number, waiter);
+        let shared = fresh.is_empty();
+        for (rule, keys) in fresh {
+            self.enqueue(now, rule, keys);
+        }
         if let Some(first) = asks.first().filter(|_| shared && command) {
             self.count(first.rule, |counts| counts.shared += 1);
         }
@@ -99,7 +102,14 @@ impl<V> Machine<V> {
         for wanted in again.iter().filter(|wanted| wanted.landed) {
             self.replied(&wanted.key);
         }
-        self.join(now, number, asks, &used);
+        let Some(mut waiter) = self.waiters.remove(&number) else {
+            return;
+        };
+        let fresh = self.join(number, &mut waiter, asks, &used);
+        self.waiters.insert(number, waiter);
+        for (rule, keys) in fresh {
+            self.enqueue(now, rule, keys);
+        }
         if self.waiters.get(&number).is_some_and(|waiter| waiter.open == 0) {
             self.actions.push_back(Action::Ready { waiter: number });
         }
@@ -143,6 +153,9 @@ impl<V> Machine<V> {
             if self.flights.at(&ask.key).is_some() {
                 continue;
             }
+            if rule.standing == Standing::Missing {
+                return refuse(NoValue::NotLoaded);
+            }
             if !rule.breaker.allows(now) {
                 return refuse(NoValue::BreakerOpen);
             }
@@ -157,13 +170,16 @@ impl<V> Machine<V> {
         Ok(())
     }
 
-    /// Adds a waiter to the flights of keys. True if all of them were under way already.
-    pub(super) fn join(&mut self, now: Time, number: u64, asks: &[Ask], used: &[u8]) -> bool {
+    /// Adds a waiter to the flights of keys. Those that were not under way, which are to be queued.
+    fn join(
+        &mut self,
+        number: u64,
+        waiter: &mut Waiter,
+        asks: &[Ask],
+        used: &[u8],
+    ) -> SmallVec<[(Id, Keys); 1]> {
         let mut fresh: SmallVec<[(Id, Keys); 1]> = SmallVec::new();
-        let refresh = self
-            .waiters
-            .get(&number)
-            .is_some_and(|waiter| !waiter.purpose.is_command());
+        let refresh = !waiter.purpose.is_command();
         for (place, ask) in asks.iter().enumerate() {
             let mut after = 0;
             if let Some(flight) = self.flights.of(&ask.key) {
@@ -190,23 +206,17 @@ impl<V> Machine<V> {
                     None => fresh.push((ask.rule, smallvec![ask.key.clone()])),
                 }
             }
-            if let Some(waiter) = self.waiters.get_mut(&number) {
-                waiter.open += 1;
-                waiter.wanted.push(Wanted {
-                    key: ask.key.clone(),
-                    rule: ask.rule,
-                    after,
-                    used: used.get(place).copied().unwrap_or(0),
-                    settled: false,
-                    landed: false,
-                });
-            }
+            waiter.open += 1;
+            waiter.wanted.push(Wanted {
+                key: ask.key.clone(),
+                rule: ask.rule,
+                after,
+                used: used.get(place).copied().unwrap_or(0),
+                settled: false,
+                landed: false,
+            });
         }
-        let shared = fresh.is_empty();
-        for (rule, keys) in fresh {
-            self.enqueue(now, rule, keys);
-        }
-        shared
+        fresh
     }
 
     pub(super) fn enqueue(&mut self, now: Time, id: Id, keys: Keys) {
@@ -221,15 +231,23 @@ impl<V> Machine<V> {
 
     /// Begins what may begin.
     pub(super) fn begin_loads(&mut self, now: Time, id: Id) {
-        let mut refused = Vec::new();
         let Some(rule) = self.rules.get_mut(id) else {
             return;
         };
-        while let Some(chunk) = rule.next_chunk(now) {
-            let mut keys = chunk.keys;
+        if rule.queued() == 0 {
+            return;
+        }
+        let mut refused = Vec::new();
+        while rule.queued() > 0 {
+            let Some(chunk) = rule.next_chunk(now) else { break };
+            let (mut keys, load) = (chunk.keys, self.last_load + 1);
             keys.retain(|key| match self.flights.of(key) {
                 Some(flight) if flight.stage != Stage::Queued => false,
-                Some(flight) if flight.live > 0 || flight.background => true,
+                Some(flight) if flight.live > 0 || flight.background => {
+                    flight.stage = Stage::Loading(load);
+                    flight.touched = None;
+                    true
+                }
                 Some(_) => {
                     drop(self.flights.remove(key));
                     false
@@ -243,19 +261,12 @@ impl<V> Machine<V> {
                 refused.extend(keys);
                 continue;
             }
-            self.last_load += 1;
-            let load = self.last_load;
+            self.last_load = load;
             rule.breaker.begun(load);
             rule.counts.loading += 1;
             rule.counts.batches += 1;
             rule.counts.loads += keys.len() as u64;
             let deadline = now.saturating_add(rule.limits.max_load_time);
-            for key in &keys {
-                if let Some(flight) = self.flights.of(key) {
-                    flight.stage = Stage::Loading(load);
-                    flight.touched = None;
-                }
-            }
             let loads = &mut self.loads;
             let runs = |load| loads.contains_key(&load);
             if rule.deadlines.begin(deadline, load, rule.counts.loading, runs) {

@@ -31,7 +31,7 @@ use crate::{
 };
 
 use self::pace::Backoff;
-pub use self::rule::{Counts, Limits, Rule};
+pub use self::rule::{Counts, Limits, Rule, Standing};
 
 /// Few keys, nearly always one.
 pub type Keys = SmallVec<[Key; 1]>;
@@ -61,6 +61,8 @@ pub enum NoValue {
     Aborted,
     /// The command would leave a part of a value behind, and cannot wait for the rest.
     CannotWait,
+    /// The loader of the registration could not be loaded itself.
+    NotLoaded,
 }
 
 impl NoValue {
@@ -81,6 +83,7 @@ impl NoValue {
             Self::TooManyLoads => "TooManyLoads",
             Self::TooManyPending => "TooManyPending",
             Self::Aborted => "Aborted",
+            Self::NotLoaded => "NotLoaded: the loader's functions could not be loaded",
             Self::CannotWait => {
                 "CannotWait: a transaction, a script or a function cannot wait for a key that is not in the cache, and what it changes of that \
                  would be saved in the place of the whole"
@@ -291,6 +294,20 @@ impl<V> Machine<V> {
 
     pub fn add_rule(&mut self, id: Id, limits: Limits) {
         self.rules.insert(id, Rule::new(limits));
+    }
+
+    /// Whether the loader of a registration can be called from now on.
+    pub fn set_standing(&mut self, now: Time, id: Id, standing: Standing) {
+        let Some(rule) = self.rules.get_mut(id) else {
+            return;
+        };
+        rule.standing = standing;
+        if standing == Standing::Missing {
+            for key in rule.take_queued() {
+                self.fail(&key, &NoValue::NotLoaded);
+            }
+        }
+        self.begin_loads(now, id);
     }
 
     pub fn rule(&self, id: Id) -> Option<&Rule> {

@@ -121,9 +121,21 @@ impl Deadlines {
     }
 }
 
+/// Whether the loader of a registration can be called.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    #[default]
+    Ready,
+    /// Its functions are being loaded: who asks for keys waits for that, too.
+    Awaited,
+    /// They could not be loaded: who asks is refused.
+    Missing,
+}
+
 /// One registration.
 pub struct Rule {
     pub limits: Limits,
+    pub standing: Standing,
     pub counts: Counts,
     pub breaker: Breaker,
     queue: VecDeque<Chunk>,
@@ -135,6 +147,7 @@ impl Rule {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
+            standing: Standing::Ready,
             counts: Counts::default(),
             breaker: Breaker::default(),
             queue: VecDeque::new(),
@@ -182,9 +195,20 @@ impl Rule {
         (due > now).then_some(due)
     }
 
+    /// All keys whose load has not begun, which are forgotten.
+    pub fn take_queued(&mut self) -> Keys {
+        self.queued = 0;
+        let chunks = std::mem::take(&mut self.queue);
+        chunks.into_iter().flat_map(|chunk| chunk.keys).collect()
+    }
+
+    fn may_begin(&self) -> bool {
+        self.standing == Standing::Ready && self.counts.loading < self.limits.max_loads as u64
+    }
+
     /// The next keys that go now, if another load may run.
     pub fn next_chunk(&mut self, now: Time) -> Option<Chunk> {
-        if self.counts.loading >= self.limits.max_loads as u64 {
+        if !self.may_begin() {
             return None;
         }
         let batch = self.limits.batch.max(1);
@@ -199,7 +223,7 @@ impl Rule {
 
     /// When a chunk that waits for more keys goes.
     pub fn next_due(&self) -> Option<Time> {
-        if self.counts.loading >= self.limits.max_loads as u64 {
+        if !self.may_begin() {
             return None;
         }
         self.queue.iter().map(|chunk| chunk.due).min()
@@ -269,6 +293,20 @@ mod tests {
         assert_eq!(sizes(&mut rule, 1000), [0; 0]);
         rule.counts.loading = 0;
         assert_eq!(sizes(&mut rule, 1000), [3, 1]);
+    }
+
+    #[test]
+    fn what_has_no_loader_yet_waits_for_it() {
+        let mut rule = Rule::new(Limits::default());
+        rule.standing = Standing::Awaited;
+        rule.enqueue(ms(0), keys("a"));
+        rule.enqueue(ms(0), keys("b"));
+        assert_eq!((sizes(&mut rule, 1000), rule.next_due()), (vec![], None));
+        rule.standing = Standing::Ready;
+        assert_eq!(sizes(&mut rule, 1000), [1, 1]);
+        rule.enqueue(ms(0), keys("cd"));
+        assert_eq!(rule.take_queued().len(), 2);
+        assert_eq!((rule.queued(), rule.next_due()), (0, None));
     }
 
     #[test]

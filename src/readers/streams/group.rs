@@ -5,7 +5,10 @@
 //! to read, is asked of the server each time: a key can hold another stream than it did a moment ago. Called under the
 //! server's lock.
 
-use super::entries::{Entry, EntryId, entries_of_one};
+use super::{
+    DB,
+    entries::{Entry, EntryId, entries_of_one},
+};
 use crate::server::{
     api::{self, Features},
     call::perform,
@@ -18,8 +21,6 @@ use crate::server::{
 /// The names of 1.2, so that its positions go on.
 const GROUP: &str = "__gears_consumer_group__";
 const CONSUMER: &[u8] = b"__gears_client__";
-/// Registrations read database 0.
-const DB: i32 = 0;
 
 /// Which entries to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

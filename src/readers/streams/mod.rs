@@ -36,9 +36,17 @@ use crate::{
         registration::{Mode, Registration, Trigger},
         start::Start,
     },
-    server::{after::after_command, events::KeyEvent, guarded::Guarded, lock::Lock},
+    server::{
+        after::after_command,
+        events::KeyEvent,
+        guarded::Guarded,
+        key::{self, Kind},
+        lock::Lock,
+    },
 };
 
+/// Registrations read database 0.
+const DB: i32 = 0;
 /// The shortest time before a failed batch is tried again.
 const MIN_RETRY: Duration = Duration::from_millis(100);
 /// After how long a stream is read again that the server did not let be read.
@@ -117,11 +125,18 @@ impl StreamWatch {
             // The scan finds it when the registration goes on.
             return;
         }
+        let known = state.streams.len();
         let stream = state.stream(key);
         stream.note_added();
         let begins_batch = stream.begins_batch(watch.options.batch);
+        let looked_at = if state.streams.len() > known {
+            state.next_to_look_at()
+        } else {
+            Vec::new()
+        };
         let taken = self.leases.is_taken(key, watch.place);
         drop(state);
+        Self::forget_gone(lock, watch, looked_at);
         if begins_batch && !taken {
             // It may be another stream than the one that was read to its end; nothing else tells before the batch is full.
             self.look_again(lock, watch, key, 1);
@@ -132,6 +147,21 @@ impl StreamWatch {
             let (streams, watch, key) = (Arc::clone(self), Arc::clone(watch), key.to_vec());
             after_command(lock, move |lock| streams.run_sync(lock, &watch, &key));
         }
+    }
+
+    /// Forgets those of some streams that are gone: deleted, expired, evicted.
+    fn forget_gone(lock: Lock<'_>, watch: &Arc<Watch>, keys: Vec<Vec<u8>>) {
+        if keys.is_empty() {
+            return;
+        }
+        let watch = Arc::clone(watch);
+        after_command(lock, move |lock| {
+            for key in keys {
+                if key::kind(lock, DB, &key) != Kind::Stream {
+                    watch.shared.lock().forget(&key);
+                }
+            }
+        });
     }
 
     /// Compares what is believed of a stream with what the server knows: that many entries are unread.

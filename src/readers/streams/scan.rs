@@ -12,7 +12,7 @@ use std::{
 
 use crossbeam_channel::Receiver;
 
-use super::{StreamWatch, Watch};
+use super::{DB, StreamWatch, Watch};
 use crate::{
     engine::prefix::Pattern,
     server::{
@@ -27,8 +27,6 @@ use crate::{
 const PORTION: Duration = Duration::from_micros(500);
 /// How long it is left alone between two portions.
 const PAUSE: Duration = Duration::from_micros(100);
-/// Registrations read database 0.
-const DB: i32 = 0;
 
 /// Starts the thread.
 pub(super) fn spawn(streams: &Arc<StreamWatch>, wanted: Receiver<Arc<Watch>>) -> std::io::Result<()> {

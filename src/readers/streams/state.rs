@@ -1,7 +1,8 @@
 //! What is known of a registration and of its streams: data and their rules, without any call of the server.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
+    ops::Bound,
     time::{Duration, Instant},
 };
 
@@ -11,6 +12,10 @@ use super::group::Portion;
 
 /// How many arrivals are remembered per stream, for the lag.
 const MAX_ARRIVALS: usize = 10_000;
+/// So many fit into what a stream keeps of them when it has been read.
+const FEW_ARRIVALS: usize = 16;
+/// With each stream that becomes known so many others are looked at: so those that are gone are never many more than the others.
+const LOOKED_AT: usize = 2;
 
 /// What becomes of a batch that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,7 +87,9 @@ pub struct RegistrationStreams {
     status: Status,
     /// Changes when everything begins again; what an older execution says is no longer true then.
     pub epoch: u64,
-    pub streams: HashMap<Vec<u8>, Stream>,
+    pub streams: BTreeMap<Vec<u8>, Stream>,
+    /// The last one that was looked at.
+    looked_at: Vec<u8>,
     pub last_lag: Duration,
     pub total_lag: Duration,
 }
@@ -95,6 +102,30 @@ impl RegistrationStreams {
     /// What is known of a stream, from now on if nothing was.
     pub fn stream(&mut self, key: &[u8]) -> &mut Stream {
         self.streams.entry(key.to_vec()).or_default()
+    }
+
+    /// The next streams of which nothing is under way, to be looked at and forgotten if they are gone ([`Self::forget`]). Each of
+    /// those that are known comes up again after a while.
+    pub fn next_to_look_at(&mut self) -> Vec<Vec<u8>> {
+        let behind = (Bound::Excluded(self.looked_at.as_slice()), Bound::Unbounded);
+        let next = self.streams.range::<[u8], _>(behind).take(LOOKED_AT);
+        let next: Vec<_> = next
+            .map(|(key, stream)| (key.clone(), stream.is_at_rest()))
+            .collect();
+        // From the first one on again, where these were the last.
+        self.looked_at = match next.last() {
+            Some((key, _)) if next.len() == LOOKED_AT => key.clone(),
+            _ => Vec::new(),
+        };
+        let at_rest = next.into_iter().filter(|(_, at_rest)| *at_rest);
+        at_rest.map(|(key, _)| key).collect()
+    }
+
+    /// A stream is gone: whatever comes under its name is another one.
+    pub fn forget(&mut self, key: &[u8]) {
+        if self.streams.get(key).is_some_and(Stream::is_at_rest) {
+            self.streams.remove(key);
+        }
     }
 
     /// Nothing that was known holds any more.
@@ -233,6 +264,11 @@ impl Stream {
         self.unread
     }
 
+    /// No timer and no job will come for it.
+    fn is_at_rest(&self) -> bool {
+        !self.has_timer && self.refusal == Refusal::None && self.sync_runs == SyncRuns::None
+    }
+
     /// An entry was added.
     pub fn note_added(&mut self) {
         self.unread += 1;
@@ -319,6 +355,11 @@ impl Stream {
         }
         while self.arrivals.len() as u64 > self.unread {
             self.arrivals.pop_front();
+        }
+        // A burst takes no memory for ever.
+        if self.arrivals.capacity() > FEW_ARRIVALS && self.arrivals.len() * 4 < self.arrivals.capacity() {
+            self.arrivals
+                .shrink_to((self.arrivals.len() * 2).max(FEW_ARRIVALS));
         }
         first
     }

@@ -4,9 +4,10 @@
 //! in by halves. One that fails alone is tried alone from then on, at times of its own, while the others go on. That another
 //! call ends well tells it from an outage, in which all fail: then no change is given up.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{Entry, FailedSave, Flight, Gone, Queue, Settled, Stage, TRIES_BEFORE_HALVING, Time};
+use crate::backoff;
 
 /// From where the next changes come.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -22,25 +23,20 @@ impl<P> Queue<P> {
         if self.flight.is_some() || self.rests_until.is_some_and(|until| now < until) {
             return None;
         }
-        let places = self.choose(now)?;
-        for &place in &places {
-            let Some(entry) = self.entries.get_mut(place) else {
-                continue;
-            };
-            let stage = std::mem::replace(&mut entry.stage, Stage::Flying);
-            self.leave(place, stage);
-        }
+        let (from, places) = self.choose(now)?;
         self.last_call += 1;
         self.paced_until = now.saturating_add(self.limits.pace);
         self.flight = Some(Flight {
             call: self.last_call,
             places: places.clone(),
+            suspects: from == From::Suspects,
             deadline: now.saturating_add(self.limits.max_save_time),
         });
         Some((self.last_call, places))
     }
 
-    fn choose(&mut self, now: Time) -> Option<Vec<u64>> {
+    /// The changes of the next call, which are taken, and from where they come.
+    fn choose(&mut self, now: Time) -> Option<(From, Vec<u64>)> {
         const TURNS: [[From; 3]; 3] = [
             [From::Suspects, From::Ready, From::Alone],
             [From::Ready, From::Alone, From::Suspects],
@@ -48,7 +44,8 @@ impl<P> Queue<P> {
         ];
         self.probe = self.probe.filter(|(place, _)| self.entries.get(*place).is_some());
         if let Some((place, _)) = self.probe {
-            return Some(vec![place]);
+            self.take(place);
+            return Some((From::Ready, vec![place]));
         }
         // While nothing ends well, those that failed come first: there is no use in drawing others in.
         let first = if self.failures > 0 || self.limits.ordered {
@@ -59,38 +56,38 @@ impl<P> Queue<P> {
         self.turn = (self.turn + 1) % 3;
         TURNS[first]
             .into_iter()
-            .find_map(|from| self.choose_from(from, now))
+            .find_map(|from| Some((from, self.choose_from(from, now)?)))
     }
 
-    fn choose_from(&self, from: From, now: Time) -> Option<Vec<u64>> {
-        let places: Vec<u64> = match from {
-            From::Suspects => self.suspects.iter().take(self.narrow).copied().collect(),
+    fn choose_from(&mut self, from: From, now: Time) -> Option<Vec<u64>> {
+        let failed: Vec<u64> = match from {
             // In the order of all, nothing passes those that failed.
-            From::Ready if self.limits.ordered && !self.suspects.is_empty() => Vec::new(),
-            From::Ready if self.ready_at().is_some_and(|at| at <= now) => {
+            From::Ready if self.limits.ordered && !self.failed.suspects.is_empty() => return None,
+            From::Ready => {
+                self.ready_at().filter(|at| *at <= now)?;
                 let most = if self.failures > 0 {
                     self.narrow
                 } else {
                     self.limits.batch
                 };
-                self.ready.iter().take(most.max(1)).collect()
+                return Some(self.take_waiting(most.max(1)));
             }
-            From::Ready => Vec::new(),
+            From::Suspects => self.failed.suspects.iter().take(self.narrow).copied().collect(),
             From::Alone => {
-                let due = |place: &&u64| {
-                    let entry = self.entries.get(**place);
-                    entry.is_some_and(|entry| matches!(entry.stage, Stage::Alone(at) if at <= now))
-                };
-                self.alone.iter().find(due).into_iter().copied().collect()
+                let first = self.failed.alone.first().filter(|(at, _)| *at <= now);
+                first.into_iter().map(|(_, place)| *place).collect()
             }
         };
-        (!places.is_empty()).then_some(places)
+        for &place in &failed {
+            self.take(place);
+        }
+        (!failed.is_empty()).then_some(failed)
     }
 
     /// When those that have not failed may go.
     fn ready_at(&self) -> Option<Time> {
-        let first = self.entries.get(self.ready.first()?)?;
-        if self.ready.len() >= self.limits.batch {
+        let first = self.entries.get(self.waiting.first()?)?;
+        if self.waiting.len() >= self.limits.batch {
             return Some(Time::ZERO);
         }
         let at = first.since.saturating_add(self.limits.interval);
@@ -106,17 +103,11 @@ impl<P> Queue<P> {
         if let Some(flight) = &self.flight {
             return Some(flight.deadline);
         }
-        let suspects = (!self.suspects.is_empty()).then_some(Time::ZERO);
-        let alone = self
-            .alone
-            .iter()
-            .filter_map(|place| match self.entries.get(*place)?.stage {
-                Stage::Alone(at) => Some(at),
-                _ => None,
-            });
+        let suspects = (!self.failed.suspects.is_empty()).then_some(Time::ZERO);
+        let alone = self.failed.alone.first().map(|(at, _)| *at);
         let ready = self
             .ready_at()
-            .filter(|_| !self.limits.ordered || self.suspects.is_empty());
+            .filter(|_| !self.limits.ordered || suspects.is_none());
         let first = suspects.into_iter().chain(ready).chain(alone).min()?;
         Some(first.max(self.rests_until.unwrap_or_default()))
     }
@@ -145,8 +136,9 @@ impl<P> Queue<P> {
         self.rests_until = None;
         self.probe = None;
         self.last_failure = None;
+        let unproven = std::mem::take(&mut self.unproven);
         if std::mem::take(&mut self.failures) > 0 {
-            self.forgive(before);
+            self.forgive(unproven, before);
         }
         let mut gone = Vec::with_capacity(flight.places.len());
         for place in flight.places {
@@ -158,7 +150,7 @@ impl<P> Queue<P> {
                 });
             }
         }
-        if self.suspects.is_empty() {
+        if self.failed.suspects.is_empty() {
             self.narrow = self.limits.batch.max(1);
         } else if self.streak > 1 {
             self.narrow = self.narrow.saturating_mul(2).min(self.limits.batch.max(1));
@@ -167,21 +159,14 @@ impl<P> Queue<P> {
     }
 
     /// The outage is over: who failed alone in it is as good as the others.
-    fn forgive(&mut self, successes: u64) {
-        let forgiven: Vec<u64> = self
-            .alone
-            .iter()
-            .filter(|place| {
-                let entry = self.entries.get(**place);
-                entry.is_some_and(|entry| entry.first_failed == Some(successes))
-            })
-            .copied()
-            .collect();
-        for place in forgiven {
-            self.alone.remove(&place);
-            self.suspects.insert(place);
-            if let Some(entry) = self.entries.get_mut(place) {
-                entry.stage = Stage::Suspect;
+    fn forgive(&mut self, unproven: BTreeSet<u64>, successes: u64) {
+        for place in unproven {
+            let entry = self.entries.get(place);
+            let is_alone = entry.is_some_and(|entry| {
+                matches!(entry.stage, Stage::Alone(_)) && entry.first_failed == Some(successes)
+            });
+            if is_alone {
+                self.set_stage(place, Stage::Suspect);
             }
         }
     }
@@ -215,18 +200,11 @@ impl<P> Queue<P> {
             return self.failed_alone(now, *place);
         }
         for &place in &places {
-            if let Some(entry) = self.entries.get_mut(place) {
-                entry.stage = Stage::Suspect;
+            self.set_stage(place, Stage::Suspect);
+            // Of its key one may be tried by itself that could not be read: nothing of it passes.
+            if !self.failed.alone.is_empty() {
+                self.keep_suspects(place);
             }
-        }
-        // From the last one on, so that the first one of a key holds the others, which are suspects as well.
-        for &place in &places {
-            let Some(entry) = self.entries.get(place) else {
-                continue;
-            };
-            let key = entry.change.key.clone();
-            self.hold_ready(&key, place);
-            self.suspects.insert(place);
         }
         let threshold = self.limits.max_tries.unwrap_or(TRIES_BEFORE_HALVING);
         self.narrow = if most >= threshold {
@@ -245,17 +223,16 @@ impl<P> Queue<P> {
         entry.tries_alone += u32::from(others_go_on);
         let (key, tries, tries_alone) = (entry.change.key.clone(), entry.tries, entry.tries_alone);
         let enough = self.limits.max_tries.is_some_and(|most| tries_alone >= most);
+        self.narrow = 1;
         if self.limits.ordered {
             self.set_stage(place, Stage::Suspect);
-            self.suspects.insert(place);
-            self.hold_ready(&key, place);
-            self.narrow = 1;
         } else {
             let again = now.saturating_add(self.delay(tries));
             self.set_stage(place, Stage::Alone(again));
-            self.alone.insert(place);
-            self.hold(&key, place);
-            self.narrow = 1;
+            self.keep_ahead_to(&key, place);
+            if !others_go_on {
+                self.unproven.insert(place);
+            }
         }
         if enough && others_go_on && self.limits.has_dead_letters {
             return Some(place);
@@ -277,13 +254,12 @@ impl<P> Queue<P> {
         if tries < most {
             return None;
         }
-        let later = self.entries.iter().filter(|(place, _)| *place > head);
-        let mut fit = later.filter(|(place, entry)| {
-            let key = &entry.change.key;
-            let chain = self.chains.at(key);
-            entry.probed < most && chain.is_some_and(|chain| chain.places.front() == Some(*place))
-        });
-        fit.next().map(|(place, entry)| (place, entry.stage))
+        let is_fit = |place: u64| self.entries.get(place).is_some_and(|entry| entry.probed < most);
+        let mut suspects = self.failed.suspects.range(head.saturating_add(1)..).copied();
+        let suspect = suspects.find(|place| is_fit(*place) && self.is_front(*place));
+        let waiting = self.waiting.find_behind(head, is_fit);
+        let place = suspect.into_iter().chain(waiting).min()?;
+        Some((place, self.entries.get(place)?.stage))
     }
 
     /// It is where it was: those before it come first.
@@ -291,33 +267,35 @@ impl<P> Queue<P> {
         if let Some(entry) = self.entries.get_mut(place) {
             entry.tries = entry.tries.saturating_add(1);
             entry.probed += 1;
-            entry.stage = stage;
-            if stage == Stage::Suspect {
-                self.suspects.insert(place);
-            } else {
-                self.ready.insert(place);
-            }
         }
+        self.put_back(place, stage);
         self.rest(now);
     }
 
-    /// A change that stands first in its key has failed with others: those of its key that have not are parked.
-    fn hold_ready(&mut self, key: &crate::read_through::keys::Key, place: u64) {
-        let Some(chain) = self.chains.of(key) else { return };
-        chain.held = true;
-        for later in chain.places.iter().filter(|later| *later > place) {
-            if let Some(entry) = self.entries.get_mut(later) {
-                if entry.stage == Stage::Ready {
-                    entry.stage = Stage::Parked;
-                    self.ready.remove(later);
-                }
-            }
+    /// A change that was in a call is where it was before, and first of its key.
+    fn put_back(&mut self, place: u64, stage: Stage) {
+        if stage == Stage::Suspect {
+            return self.set_stage(place, stage);
+        }
+        if let Some(entry) = self.entries.get(place) {
+            let key = entry.change.key.clone();
+            self.keep_ahead(&key, 0);
         }
     }
 
-    fn set_stage(&mut self, place: u64, stage: Stage) {
-        if let Some(entry) = self.entries.get_mut(place) {
-            entry.stage = stage;
+    /// Behind a change that has failed with others there are only suspects.
+    fn keep_suspects(&mut self, place: u64) {
+        let Some(entry) = self.entries.get(place) else {
+            return;
+        };
+        let key = entry.change.key.clone();
+        let behind = self.chains.at(&key).and_then(|chain| {
+            let at = chain.places.before(place) + 1;
+            chain.places.nth(at).filter(|_| at < chain.ahead)
+        });
+        let behind = behind.and_then(|behind| self.entries.get(behind));
+        if behind.is_some_and(|behind| matches!(behind.stage, Stage::Alone(_))) {
+            self.keep_ahead_to(&key, place);
         }
     }
 
@@ -329,21 +307,15 @@ impl<P> Queue<P> {
     }
 
     fn delay(&mut self, failures: u32) -> Duration {
-        let doublings = failures.saturating_sub(1);
-        let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
-        let delay = self
-            .limits
-            .backoff
-            .saturating_mul(factor)
-            .min(self.limits.max_backoff);
-        delay.mul_f64(1.0 - self.chance() / 2.0)
+        let (first, most) = (self.limits.backoff, self.limits.max_backoff);
+        backoff::delay(failures, first, most, self.random.f64())
     }
 
     /// A change is given up: it stands elsewhere now.
     pub fn bury(&mut self, place: u64, why: &Arc<FailedSave>) -> Option<Entry<P>> {
         let entry = self.remove(place, &Settled::Lost(Arc::clone(why)))?;
         self.counts.dead += 1;
-        if self.suspects.is_empty() {
+        if self.failed.suspects.is_empty() {
             self.narrow = self.limits.batch.max(1);
         }
         Some(entry)
@@ -368,7 +340,7 @@ impl<P> Queue<P> {
         }
         let mut behind = false;
         for &place in &flight.places {
-            let is_one = unreadable.contains(&place);
+            let is_one = unreadable.binary_search(&place).is_ok();
             let Some(entry) = self.entries.get_mut(place) else {
                 continue;
             };
@@ -377,13 +349,10 @@ impl<P> Queue<P> {
             behind |= is_one && self.limits.ordered;
             if behind {
                 self.set_stage(place, Stage::Suspect);
-                self.suspects.insert(place);
-                self.hold_ready(&key, place);
             } else if is_one && entry.stage == Stage::Flying {
                 let again = now.saturating_add(self.delay(tries));
                 self.set_stage(place, Stage::Alone(again));
-                self.alone.insert(place);
-                self.hold(&key, place);
+                self.keep_ahead_to(&key, place);
             }
         }
         if behind {
@@ -415,14 +384,15 @@ impl<P> Queue<P> {
 
     /// The server stops calling: whatever runs, its end is of no interest.
     pub fn ground(&mut self) {
-        self.probe = None;
+        let probe = self.probe.take();
         let Some(flight) = self.flight.take() else { return };
+        let failed = flight.suspects || (self.limits.ordered && !self.failed.suspects.is_empty());
+        let stage = if failed { Stage::Suspect } else { Stage::Waiting };
         for place in flight.places {
-            let Some(entry) = self.entries.get_mut(place) else {
-                continue;
-            };
-            entry.stage = Stage::Ready;
-            self.ready.insert(place);
+            let stage = probe
+                .filter(|probe| probe.0 == place)
+                .map_or(stage, |probe| probe.1);
+            self.put_back(place, stage);
         }
     }
 
@@ -433,6 +403,6 @@ impl<P> Queue<P> {
 
     /// How many changes have failed so far.
     pub fn failing(&self) -> usize {
-        self.suspects.len() + self.alone.len()
+        self.failed.suspects.len() + self.failed.alone.len()
     }
 }

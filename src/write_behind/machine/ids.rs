@@ -31,12 +31,20 @@ impl Ids {
         self.last = if now_ms > self.last.ms {
             ChangeId { ms: now_ms, seq: 0 }
         } else {
-            ChangeId {
-                ms: self.last.ms,
-                seq: self.last.seq + 1,
+            match self.last.seq.checked_add(1) {
+                Some(seq) => ChangeId { seq, ..self.last },
+                None => ChangeId {
+                    ms: self.last.ms.saturating_add(1),
+                    seq: 0,
+                },
             }
         };
         self.last
+    }
+
+    /// What an id is taken for that may be damaged: none that later ones would have to be above.
+    pub fn believable(&self, id: ChangeId) -> ChangeId {
+        id.min(self.last)
     }
 
     /// An id that was given elsewhere, or earlier.
@@ -58,5 +66,21 @@ mod tests {
         ids.seen(ChangeId { ms: 9, seq: 7 });
         ids.seen(ChangeId { ms: 2, seq: 0 });
         assert_eq!(ids.next(8).to_string(), "9-8");
+        ids.seen(ChangeId { ms: 9, seq: u64::MAX });
+        assert_eq!(ids.next(8).to_string(), "10-0");
+    }
+
+    #[test]
+    fn a_damaged_id_is_above_none_that_follows() {
+        let mut ids = Ids::default();
+        let last = ids.next(7);
+        let far = ChangeId {
+            ms: 7 | 1 << 63,
+            seq: 0,
+        };
+        assert_eq!(ids.believable(far), last);
+        assert!(ids.believable(far) < ids.next(7));
+        let old = ChangeId { ms: 3, seq: 1 };
+        assert_eq!(ids.believable(old), old);
     }
 }

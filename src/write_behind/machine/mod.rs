@@ -2,10 +2,11 @@
 //! follows from its end. Inputs are events with a time. It needs neither server nor Python, neither clock nor thread.
 //!
 //! Each change has a *place*, which says when it comes, and which a newer change of its key takes over. The places of one key
-//! form a *chain*. While an older change of a key has failed, the later ones of its chain are parked. Contract:
+//! form a *chain*. While an older change of a key has failed, the later ones of its chain wait. Contract:
 //! docs/contract/write-behind.md chapters 1 and 2.
 
 mod calls;
+mod chains;
 mod ids;
 mod places;
 mod queue;
@@ -20,7 +21,8 @@ pub use ids::{ChangeId, Ids};
 pub use waiters::{Settled, Waiters};
 
 use self::{
-    places::{Line, Places},
+    chains::{Failed, Waiting},
+    places::Places,
     store::Store,
 };
 use crate::read_through::keys::{ByKey, Key};
@@ -122,9 +124,8 @@ pub struct FailedSave {
 /// Where a change is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    Ready,
-    /// Behind one of its key that has failed.
-    Parked,
+    /// It may go, or stands behind one of its key that is ahead.
+    Waiting,
     /// In the call that runs.
     Flying,
     /// It was in a call that failed.
@@ -154,14 +155,16 @@ pub struct Entry<P> {
 #[derive(Default)]
 struct Chain {
     places: Places,
-    /// The first one has failed: the others are parked behind it.
-    held: bool,
+    /// How many of them, the first ones, do not wait any more.
+    ahead: usize,
 }
 
 /// The call that runs.
 struct Flight {
     call: u64,
     places: Vec<u64>,
+    /// They had failed before, with others.
+    suspects: bool,
     deadline: Time,
 }
 
@@ -178,9 +181,10 @@ pub struct Queue<P> {
     pub counts: Counts,
     entries: Store<Entry<P>>,
     chains: ByKey<Chain>,
-    ready: Line,
-    suspects: BTreeSet<u64>,
-    alone: BTreeSet<u64>,
+    waiting: Waiting,
+    failed: Failed,
+    /// Those that have failed by themselves, but since no other call has ended well.
+    unproven: BTreeSet<u64>,
     flight: Option<Flight>,
     bytes: usize,
     last_place: u64,
@@ -202,7 +206,11 @@ pub struct Queue<P> {
     turn: u8,
     /// The change that is called next, or runs, in the place of the first one, which fails; and where it comes from.
     probe: Option<(u64, Stage)>,
-    random: u64,
+    random: fastrand::Rng,
     /// Who has what he waited for.
     settled: Vec<(u64, Settled)>,
+}
+
+fn size_of<P>(change: &Change<P>) -> usize {
+    OVERHEAD + change.key.name.len() + change.size
 }

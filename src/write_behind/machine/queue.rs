@@ -3,9 +3,12 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    Change, Counts, Entry, Gone, Limits, OVERHEAD, Queue, Settled, Stage, Time, places::Line, store::Store,
+    Change, Counts, Entry, Gone, Limits, Queue, Settled, Stage, Time,
+    chains::{Failed, Waiting},
+    size_of,
+    store::Store,
 };
-use crate::read_through::keys::{ByKey, Key};
+use crate::read_through::keys::ByKey;
 
 /// So many who wait for one change are not counted.
 const MANY_WAITERS: usize = 16;
@@ -19,9 +22,9 @@ impl<P> Queue<P> {
             counts: Counts::default(),
             entries: Store::default(),
             chains: ByKey::default(),
-            ready: Line::default(),
-            suspects: BTreeSet::new(),
-            alone: BTreeSet::new(),
+            waiting: Waiting::default(),
+            failed: Failed::default(),
+            unproven: BTreeSet::new(),
             flight: None,
             bytes: 0,
             last_place: 0,
@@ -34,7 +37,7 @@ impl<P> Queue<P> {
             last_failure: None,
             turn: 0,
             probe: None,
-            random: seed | 1,
+            random: fastrand::Rng::with_seed(seed),
             settled: Vec::new(),
         }
     }
@@ -51,11 +54,8 @@ impl<P> Queue<P> {
         self.rests_until = None;
         if self.limits.ordered {
             // What failed by itself lets nothing pass any more.
-            for place in std::mem::take(&mut self.alone) {
-                self.suspects.insert(place);
-                if let Some(entry) = self.entries.get_mut(place) {
-                    entry.stage = Stage::Suspect;
-                }
+            for (_, place) in std::mem::take(&mut self.failed.alone) {
+                self.set_stage(place, Stage::Suspect);
             }
         }
     }
@@ -76,15 +76,7 @@ impl<P> Queue<P> {
 
     /// How long the oldest change has been there.
     pub fn age(&self, now: Time) -> Time {
-        // Whatever is parked stands behind an older one.
-        let flying = self
-            .flight
-            .iter()
-            .flat_map(|flight| flight.places.iter().copied());
-        let failed = self.suspects.iter().chain(&self.alone).copied();
-        let places = self.ready.first().into_iter().chain(flying).chain(failed);
-        let times = places.filter_map(|place| self.entries.get(place));
-        let oldest = times.map(|entry| entry.since).min();
+        let oldest = self.entries.iter().next().map(|(_, entry)| entry.since);
         oldest.map_or(Time::ZERO, |since| now.saturating_sub(since))
     }
 
@@ -124,12 +116,8 @@ impl<P> Queue<P> {
             return self.replace(place, change, waiter);
         }
         chain.places.push(new);
-        let held = chain.held;
+        self.waiting.pushed(chain);
         self.last_place = new;
-        let stage = if held { Stage::Parked } else { Stage::Ready };
-        if stage == Stage::Ready {
-            self.ready.insert(new);
-        }
         self.entries.push(
             new,
             Entry {
@@ -139,7 +127,7 @@ impl<P> Queue<P> {
                 tries_alone: 0,
                 probed: 0,
                 first_failed: None,
-                stage,
+                stage: Stage::Waiting,
                 waiters: waiter.into_iter().collect(),
             },
         );
@@ -171,91 +159,17 @@ impl<P> Queue<P> {
         entry.probed = 0;
         entry.first_failed = None;
         self.counts.coalesced += 1;
-        if matches!(entry.stage, Stage::Alone(_) | Stage::Suspect) {
-            self.let_in(place);
-        }
-    }
-
-    /// A change that had failed was replaced: it is one like the others.
-    fn let_in(&mut self, place: u64) {
-        let Some(entry) = self.entries.get_mut(place) else {
-            return;
+        // One that had failed is like the others now.
+        let is_let_in = match entry.stage {
+            Stage::Alone(_) => true,
+            Stage::Suspect => !self.limits.ordered,
+            Stage::Waiting | Stage::Flying => false,
         };
-        let first = match self.chains.of(&entry.change.key) {
-            Some(chain) if chain.places.front() == Some(place) => chain,
-            _ => return,
-        };
-        if matches!(entry.stage, Stage::Alone(_)) || (entry.stage == Stage::Suspect && !self.limits.ordered) {
-            entry.stage = Stage::Ready;
-            first.held = false;
-            self.suspects.remove(&place);
-            self.alone.remove(&place);
-            self.ready.insert(place);
-        }
-    }
-
-    /// Takes a change out whose key is done with it. What stood behind it may come.
-    pub(super) fn remove(&mut self, place: u64, settled: &Settled) -> Option<Entry<P>> {
-        let entry = self.entries.remove(place)?;
-        self.bytes -= size_of(&entry.change);
-        self.leave(place, entry.stage);
-        for &waiter in &entry.waiters {
-            self.settled.push((waiter, settled.clone()));
-        }
-        let key = &entry.change.key;
-        let mut held = false;
-        self.chains.change(key, |chain| {
-            chain.places.remove(place);
-            held = chain.held;
-            !chain.places.is_empty()
-        });
-        if held {
-            self.release(key);
-        }
-        Some(entry)
-    }
-
-    /// A change is no longer among those of its stage.
-    pub(super) fn leave(&mut self, place: u64, stage: Stage) {
-        match stage {
-            Stage::Ready => self.ready.remove(place),
-            Stage::Suspect => drop(self.suspects.remove(&place)),
-            Stage::Alone(_) => drop(self.alone.remove(&place)),
-            Stage::Parked | Stage::Flying => {}
-        }
-    }
-
-    /// What is parked in a chain may come if nothing before it has failed.
-    fn release(&mut self, key: &Key) {
-        let Some(chain) = self.chains.of(key) else { return };
-        let parked = chain
-            .places
-            .front()
-            .and_then(|first| self.entries.get(first))
-            .is_some_and(|first| first.stage == Stage::Parked);
-        if !chain.held || !parked {
-            return;
-        }
-        chain.held = false;
-        for place in chain.places.iter() {
-            if let Some(entry) = self.entries.get_mut(place) {
-                entry.stage = Stage::Ready;
-                self.ready.insert(place);
+        if is_let_in {
+            let key = entry.change.key.clone();
+            if self.is_front(place) {
+                self.keep_ahead(&key, 0);
             }
-        }
-    }
-
-    /// A change of the key has failed, which stands first: the others wait behind it.
-    pub(super) fn hold(&mut self, key: &Key, first: u64) {
-        let Some(chain) = self.chains.of(key) else { return };
-        chain.held = true;
-        for place in chain.places.iter().filter(|place| *place > first) {
-            let Some(entry) = self.entries.get_mut(place) else {
-                continue;
-            };
-            entry.stage = Stage::Parked;
-            self.ready.remove(place);
-            self.suspects.remove(&place);
         }
     }
 
@@ -309,14 +223,6 @@ impl<P> Queue<P> {
             id: entry.change.id,
         }
     }
-
-    /// A number from 0 to 1 (xorshift).
-    pub(super) fn chance(&mut self) -> f64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 11) as f64 / (1_u64 << 53) as f64
-    }
 }
 
 /// Whether a newer change takes the place of this one, the last of its key.
@@ -328,8 +234,4 @@ fn is_replaceable<P>(limits: &Limits, entries: &Store<Entry<P>>, last: u64, plac
         entry.is_none_or(|entry| entry.stage == Stage::Flying)
     };
     limits.coalesce && !passes && !flying()
-}
-
-fn size_of<P>(change: &Change<P>) -> usize {
-    OVERHEAD + change.key.name.len() + change.size
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::expect_used, clippy::unchecked_time_subtraction)] // a test may panic
 
 mod failing;
+mod long;
 mod unreadable;
 
 use std::{borrow::Cow, sync::Arc, time::Duration};

@@ -1,4 +1,4 @@
-"""`pinion exporter`: figures for Prometheus, and a dashboard for Grafana."""
+"""`pinion exporter`: figures and rules for Prometheus, and a dashboard for Grafana."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ def command(
     listen: Annotated[str, typer.Option("--listen", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", "-p", help="Where Prometheus asks for /metrics.")] = 9121,
     dashboard: Annotated[bool, typer.Option("--dashboard", help="Print a Grafana dashboard (JSON) and exit.")] = False,
+    rules: Annotated[bool, typer.Option("--rules", help="Print alert rules for Prometheus (YAML) and exit.")] = False,
 ) -> None:
     """Serve the figures of all shards to Prometheus. A server that is away shows as pinion_up 0."""
-    if dashboard:
-        print((files("pinion_redis") / "grafana.json").read_text(encoding="utf-8"), end="")
+    if dashboard or rules:
+        print((files("pinion_redis") / ("grafana.json" if dashboard else "prometheus.yml")).read_text(encoding="utf-8"), end="")
         return
     registry = CollectorRegistry()
     registry.register(StatsCollector(address, lambda reason: warn(f"pinion_up is 0: {reason}")))

@@ -1,6 +1,6 @@
 """Functions of a script in plain Python, without a server: the stub mode.
 
-    script = load("functions/users.py", answers={"GET": "1"})
+    script = load("functions/users.py", answers={"GET": "1"})  # a file, or a text
     assert script.load_user("user:7") == ...       # any name of the script
     script.fire({"key": "order:1", "value": {...}})  # what its registrations do with a record
     assert script.execute.calls == [("HINCRBY", "orders", "tea", "2")]
@@ -30,27 +30,42 @@ __all__ = ["FakeExecute", "GearsError", "Loader", "NeedsServer", "Registration",
 
 
 def load(
-    path: Union[str, Path],
+    source: Union[str, Path],
     *,
     answers: Optional[Answers] = None,
     execute: Optional[FakeExecute] = None,
     config: Optional[Mapping[str, str]] = None,
     replace: Optional[Mapping[str, Any]] = None,
 ) -> StubScript:
-    """Runs a script's file in plain Python.
+    """Runs a script in plain Python.
 
+    `source`: a file, or the script's text. A `str` is a file's name if it ends in `.py`, or if there is such a file.
     `answers`: see `FakeExecute`; `config`: what `configGet` and `gearsConfigGet` find; `replace`: names of the script that get another
     value when it has run, before its `onRegistered` are called: these may be among them.
-    # Raises what the script raises, `GearsError` for what the server refuses, and `NeedsServer`.
+    # Raises what the script raises, `GearsError` for what the server refuses, `NeedsServer`, and `OSError` for a file that is not there.
     """
-    path = Path(path)
+    path = _file(source)
+    text, name = (str(source), "<string>") if path is None else (path.read_text(encoding="utf-8"), str(path))
     script = StubScript(execute or FakeExecute(answers))
     module = types.ModuleType("not_main")
-    module.__dict__.update(names(script, dict(config or {})), __file__=str(path))
-    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec", dont_inherit=True), module.__dict__)
+    module.__dict__.update(names(script, dict(config or {})), __file__=name)
+    exec(compile(text, name, "exec", dont_inherit=True), module.__dict__)
     script.globals = module.__dict__
     script.begin(dict(replace or {}))
     return script
+
+
+def _file(source: Union[str, Path]) -> Optional[Path]:
+    """The file that is meant, None for a text."""
+    if isinstance(source, Path):
+        return source
+    if "\n" in source or "\0" in source:
+        return None
+    try:
+        is_file = source.endswith(".py") or Path(source).is_file()
+    except OSError:  # too long for a name
+        return None
+    return Path(source) if is_file else None
 
 
 class Loader:

@@ -26,6 +26,22 @@ class Registration:
     steps: list[tuple[str, tuple[Any, ...]]]
     options: dict[str, Any]
 
+    def names(self) -> list[str]:
+        """By what it can be named: its trigger or hook, its prefix, its description."""
+        named = [self.options.get(name) for name in ("trigger", "hook", "prefix")]
+        return [str(name) for name in [*named, self.description] if name is not None]
+
+    def fits(self, record: Any) -> bool:
+        """Whether a server would give it such a record, as far as a trigger's name or a key tell."""
+        if self.reader == "CommandReader":
+            name = self.options.get("trigger", self.options.get("hook"))
+            return isinstance(record, (list, tuple)) and bool(record) and str(record[0]).lower() == str(name).lower()
+        key = record.get("key") if isinstance(record, dict) else None
+        if not isinstance(key, str):
+            return False
+        prefix = str(self.options.get("prefix", "*"))
+        return key.startswith(prefix[:-1]) if prefix.endswith("*") else key == prefix
+
     def fire(self, record: Any) -> list[Any]:
         """The records that come out of the steps for one that goes in. Coroutines are run to their end.
 

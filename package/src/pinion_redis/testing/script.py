@@ -45,14 +45,31 @@ class StubScript:
         if name in _OWN:
             object.__setattr__(self, name, value)
 
-    def fire(self, record: Any, registration: int = 0) -> list[Any]:
-        """What the registration, by its place, does with a record; see `Registration.fire`."""
+    def fire(self, record: Any, registration: Optional[Union[int, str]] = None) -> list[Any]:
+        """What a registration does with a record; see `Registration.fire`.
+
+        `registration`: which one, by its place (from 0), its trigger, its prefix or its description. Without it the only one, or the only
+        one that the record fits: `["name", ...]` its trigger, `{"key": ...}` its prefix.
+        # Raises `LookupError`: none, or several.
+        """
         if not self.registrations:
             others = [f"script.loaders[{prefix!r}](key)" for prefix in self.loaders]
             others += ["script.change(key, value), then script.save_changes()"] if self.savers else []
             hint = f" with GearsBuilder that a record could fire: call {', or '.join(others)}" if others else ""
             raise LookupError(f"the script registers nothing{hint}")
-        return self.registrations[registration].fire(record)
+        if isinstance(registration, int):
+            return self.registrations[registration].fire(record)
+        if registration is not None:
+            found = [one for one in self.registrations if registration in one.names()]
+        elif len(self.registrations) == 1:
+            found = self.registrations
+        else:
+            found = [one for one in self.registrations if one.fits(record)]
+        if len(found) != 1:
+            there = ", ".join(f"{place}: {' '.join(one.names())}" for place, one in enumerate(self.registrations))
+            asked = f"are named {registration!r}" if registration is not None else "fit this record"
+            raise LookupError(f"{len(found)} registrations {asked}: give fire one of them, registration=... ({there})")
+        return found[0].fire(record)
 
     def change(
         self, key: Union[str, bytes], value: Any = None, *, event: Optional[str] = None, type: Optional[str] = None, db: int = 0

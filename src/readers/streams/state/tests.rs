@@ -130,3 +130,55 @@ fn a_retry_of_an_earlier_life_does_nothing() {
     state.note_failed(Policy::Retry, false);
     assert!(!state.retry(0) && state.retry(1));
 }
+
+#[test]
+fn streams_that_are_gone_are_found_while_others_come() {
+    let mut known = RegistrationStreams::default();
+    let mut living = 0;
+    for number in 0..10_000_u32 {
+        // Nine of ten are gone before the next one comes.
+        let key = format!("{number:x}:{}", number % 10);
+        known.stream(key.as_bytes()).note_added();
+        living += usize::from(number % 10 == 0);
+        for key in known.next_to_look_at() {
+            if !key.ends_with(b":0") {
+                known.forget(&key);
+            }
+        }
+        assert!(
+            known.streams.len() <= 4 * living + 50,
+            "{} of {living}",
+            known.streams.len()
+        );
+    }
+    assert_eq!(living, 1000);
+}
+
+#[test]
+fn a_stream_that_somebody_comes_back_to_is_kept() {
+    let mut known = RegistrationStreams::default();
+    for (number, key) in [b"a", b"b", b"c"].into_iter().enumerate() {
+        let stream = known.stream(key);
+        stream.note_added();
+        match number {
+            0 => assert!(stream.start_timer(Duration::from_secs(1)).is_some()),
+            1 => assert!(stream.note_refused()),
+            _ => assert!(stream.queue_sync()),
+        }
+        known.forget(key);
+    }
+    assert_eq!(known.streams.len(), 3);
+    assert_eq!(known.next_to_look_at().len(), 0);
+}
+
+#[test]
+fn a_burst_of_arrivals_takes_no_memory_for_ever() {
+    let mut stream = stream(5000);
+    assert!(stream.arrivals.capacity() >= 5000);
+    stream.note_read(Portion::New(5000), 5000);
+    assert!(
+        stream.arrivals.capacity() <= 2 * FEW_ARRIVALS,
+        "{}",
+        stream.arrivals.capacity()
+    );
+}

@@ -1,0 +1,127 @@
+//! Workers in reserve. A function that waits in a call which does not return keeps its worker, and enough of one registration keep all. While
+//! none of the workers gets on, one in reserve runs what they keep waiting, but nothing of those that keep a worker already: whoever
+//! hangs gets no more workers than there are, and one in reserve at most.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Job, Queue, QueueState};
+
+/// How many there are at most.
+const MOST: usize = 8;
+/// How often one that waits looks while the others do not get on.
+const TICK: Duration = Duration::from_millis(2);
+/// And while they do: it is told when not.
+const REST: Duration = Duration::from_secs(3600);
+
+/// Whose a job is: its registration, or the job itself. An address, which nobody else has while the job runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Owner(usize);
+
+impl Owner {
+    pub(super) fn of(job: &Job) -> Self {
+        let execution = &job.execution;
+        let registration = execution.registration.as_ref();
+        Self(registration.map_or_else(
+            || Arc::as_ptr(execution) as usize,
+            |registration| Arc::as_ptr(registration) as usize,
+        ))
+    }
+}
+
+/// Those in reserve.
+#[derive(Default)]
+pub(super) struct Reserve {
+    /// Somebody looks after the workers.
+    is_watched: bool,
+    /// No worker has got on between two looks: as many jobs were taken by then.
+    stuck_at: Option<u64>,
+    /// What each of them is at.
+    seats: Vec<Option<Owner>>,
+    idle: usize,
+}
+
+impl Reserve {
+    /// All workers are at it. True if nobody looks after them yet.
+    #[inline]
+    pub(super) fn begin_watch(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_watched, true)
+    }
+}
+
+/// What a look at the workers has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// One of them is free: nobody has to look again.
+    Free,
+    /// All of them are at it; to be given to the next look.
+    Again(u64),
+    /// The same, and none of them gets on. `wants_one`: one in reserve is to come who is not there yet.
+    Stuck { seen: u64, wants_one: bool },
+}
+
+impl QueueState {
+    /// The place of a job whose owner keeps no worker.
+    fn fit(&self) -> Option<usize> {
+        let is_kept = |owner| self.seats.contains(&Some(owner)) || self.reserve.seats.contains(&Some(owner));
+        self.ready.iter().position(|job| !is_kept(Owner::of(job)))
+    }
+
+    /// No worker has got on since somebody looked.
+    fn is_stuck(&self) -> bool {
+        self.reserve.stuck_at == Some(self.taken)
+    }
+}
+
+impl Queue {
+    /// Looks whether the workers get on. `before`: what the last look has shown, which was some time ago; `None` for the first.
+    pub fn look(&self, before: Option<u64>) -> Look {
+        let mut state = self.state.lock();
+        let taken = state.taken;
+        if state.at_it < state.seats.len() {
+            (state.reserve.is_watched, state.reserve.stuck_at) = (false, None);
+            return Look::Free;
+        }
+        state.reserve.stuck_at = before.filter(|before| *before == taken);
+        if !state.is_stuck() || state.fit().is_none() {
+            return Look::Again(taken);
+        }
+        let wants_one = state.reserve.idle == 0 && state.reserve.seats.len() < MOST;
+        self.reserve.notify_all();
+        Look::Stuck {
+            seen: taken,
+            wants_one,
+        }
+    }
+
+    /// Counts the calling thread among those in reserve. Its number.
+    pub fn enlist_in_reserve(&self) -> usize {
+        let mut state = self.state.lock();
+        state.reserve.seats.push(None);
+        state.reserve.seats.len() - 1
+    }
+
+    /// Waits until one in reserve is needed. Called detached.
+    pub fn wait_in_reserve(&self) {
+        let mut state = self.state.lock();
+        state.reserve.idle += 1;
+        while !state.is_stuck() || state.fit().is_none() {
+            let rest = if state.is_stuck() { TICK } else { REST };
+            self.reserve.wait_for(&mut state, rest);
+        }
+        state.reserve.idle -= 1;
+    }
+
+    /// A job for the one in reserve with this number, as long as the workers do not get on.
+    pub fn next_in_reserve(&self, number: usize) -> Option<Job> {
+        let mut state = self.state.lock();
+        state.reserve.seats[number] = None;
+        let place = if state.is_stuck() {
+            state.fit()?
+        } else {
+            return None;
+        };
+        let job = state.ready.remove(place)?;
+        state.reserve.seats[number] = Some(Owner::of(&job));
+        Some(job)
+    }
+}
