@@ -98,6 +98,7 @@ pub unsafe extern "C" fn on_server_event(
                     return closing::close();
                 }
                 ServerEvent::PortsChanged => return python::note_places(lock, pinion.engine.features),
+                ServerEvent::AppendOnlyChanged => return pinion.persistence.check_replay(lock),
                 ServerEvent::Flushed(db) => {
                     pinion.behind.flushed(lock, db);
                     return pinion.loads.flushed(lock, db);
@@ -138,6 +139,7 @@ pub unsafe extern "C" fn on_server_event(
                 }
                 ServerEvent::BeforeSleep
                 | ServerEvent::PortsChanged
+                | ServerEvent::AppendOnlyChanged
                 | ServerEvent::Closing
                 | ServerEvent::Flushed(_)
                 | ServerEvent::Swapped(..) => {}

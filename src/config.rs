@@ -418,7 +418,7 @@ impl Config {
         self.texts.lock().extra.get(key).cloned()
     }
 
-    /// `<key>:<value>` for the log, one line per option.
+    /// `<key>:<value>` for the log, one line per option. Names that are no options are a script's: their values may be passwords.
     pub fn lines(&self) -> Vec<String> {
         let numbers = NUMBERS
             .iter()
@@ -430,11 +430,10 @@ impl Config {
             .iter()
             .filter(|(key, _)| find(&String::from_utf8_lossy(key)).is_none())
             .map(|(key, value)| {
-                format!(
-                    "{}:{}",
-                    String::from_utf8_lossy(key),
-                    String::from_utf8_lossy(value)
-                )
+                let key = String::from_utf8_lossy(key);
+                let is_option = TEXTS.iter().any(|(name, _)| *name == key);
+                let value = is_option.then(|| String::from_utf8_lossy(value));
+                format!("{key}:{}", value.unwrap_or("(not shown)".into()))
             });
         numbers.chain(extra).collect()
     }

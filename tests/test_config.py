@@ -152,6 +152,17 @@ def test_arguments(start_server):
     wait_until(lambda: "MaxExecutions:7" in server.log() and "ExecutionThreads:3" in server.log())
 
 
+def test_values_of_scripts_are_not_in_the_log(start_server):
+    """A password in an argument of the module stood in the log at each start."""
+    server = start_server(module_args=["dsn", "postgresql://shop:topsecret@db/shop", "MaxExecutions", "7", "RunAs", "all"])
+    assert server.client().execute_command("RG.CONFIGGET", "dsn") == ["postgresql://shop:topsecret@db/shop"]
+    wait_until(lambda: "dsn:(not shown)" in server.log() and "MaxExecutions:7" in server.log() and "RunAs:all" in server.log())
+    server.client().execute_command("RG.CONFIGSET", "token", "topsecret2", "MaxExecutions", "topsecret3")
+    known = [["RG.STATS"], ["INFO", "everything"], ["RG.DUMPREGISTRATIONS", "VERBOSE"]]
+    assert "topsecret" not in str([server.raw().call(*words) for words in known])
+    assert "topsecret" not in server.log()
+
+
 def test_python_keys_in_another_letter_case_are_extra_values(start_server):
     server = start_server(module_args=["pythonattempttraceback", "0"])
     keys = ("pythonattempttraceback", "PythonAttemptTraceback")

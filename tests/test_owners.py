@@ -6,6 +6,7 @@ it; `user=` gives one registration a user in any case.
 
 from __future__ import annotations
 
+import json
 from typing import Any, Callable
 
 import pytest
@@ -258,6 +259,7 @@ def test_failures_are_counted_and_told(owned: Server) -> None:
     assert data(owned)["numFailures"] == 1
     assert "acts as user 'app', who has no permissions to access the key 'other'" in data(owned)["lastError"]
     assert admin(owned).info("rg")["rg_refused_for_acl"] == before + 1
+    assert json.loads(admin(owned).execute_command("RG.STATS"))["commands"]["refused_for_acl"] == before + 1
 
 
 def test_acl_log_names_the_function(owned: Server) -> None:

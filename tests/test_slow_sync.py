@@ -38,6 +38,9 @@ def test_a_sync_function_is_named_once(start_server: Callable[..., Server], kind
     registration = server.registrations()[0]["id"]
     assert f"a function of registration {registration} of session writer (waits) has blocked the server" in found[0]
     assert "no client is served" in found[0]
+    # The line comes while it runs: how long it was is told at its end.
+    [end] = [line for line in server.log().splitlines() if "writer (waits) has given the server back after" in line]
+    assert 490 < int(end.split(" after ")[1].split(" ms")[0]) < 20_000
 
 
 def test_each_registration_and_each_kind_of_code_is_named(server: Server) -> None:

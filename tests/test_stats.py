@@ -26,6 +26,9 @@ def test_a_server_without_functions(server):
     assert found["python"].startswith("3.")
     assert found["memory"]["server_used"] > 500_000 and found["memory"]["server_max"] is None
     assert found["uptime_s"] >= 0
+    # As INFO has them.
+    assert set(found["commands"]) == {"linked", "hooked", "unlinked_for_acl", "refused_for_acl", "refused_for_memory"}
+    assert {"clients_waiting_for_room", "clients_waiting_for_save"} <= set(found["write_behind"])
 
 
 @pytest.mark.matrix

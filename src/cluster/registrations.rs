@@ -148,16 +148,13 @@ impl Cluster {
         self.persistence.register(lock, old, registrations)
     }
 
-    /// Ends registrations: here at once, on other shards a moment later.
+    /// Ends registrations, all or none: here at once, on other shards a moment later.
     ///
     /// # Errors
-    /// There is no such registration; this is a replica.
+    /// There is no such registration; this is a replica; something would be lost with one of them.
     pub fn unregister(&self, lock: Lock<'_>, ids: &[Id], abort_pending: bool) -> Result<(), Error> {
-        if !abort_pending {
-            self.check_end_here(lock, ids)?;
-        }
+        self.persistence.unregister(lock, ids, abort_pending)?;
         for &id in ids {
-            self.persistence.unregister(lock, id, abort_pending)?;
             self.tell_all(&Message::Unregister { id, abort_pending });
         }
         Ok(())

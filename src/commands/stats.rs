@@ -16,7 +16,7 @@ use crate::{
         figures,
         lock::Lock,
         reply::Reply,
-        room,
+        rights, room,
     },
     stats::Percentiles,
 };
@@ -75,6 +75,7 @@ struct Commands {
     linked: u64,
     hooked: u64,
     unlinked_for_acl: u64,
+    refused_for_acl: u64,
     refused_for_memory: u64,
 }
 
@@ -183,6 +184,7 @@ fn document(pinion: &Pinion, lock: Lock<'_>) -> Document {
             linked: engine.stats.linked(),
             hooked: engine.stats.hooked(),
             unlinked_for_acl: engine.stats.acl_unlinked(),
+            refused_for_acl: rights::refused(),
             refused_for_memory: room::refusals(),
         },
         registrations: engine.registry.registrations().iter().map(registration).collect(),

@@ -187,6 +187,8 @@ pub struct SyncWatch {
     running: Mutex<Option<(Arc<dyn Stoppable>, Instant)>>,
     /// [`SyncWatch::running`] holds something, for a look that costs nothing.
     is_running: AtomicBool,
+    /// The log has named what is running. Changes under `running` only.
+    named: AtomicBool,
     /// How many runs there were.
     runs: AtomicU64,
     awake: AtomicBool,
@@ -299,6 +301,14 @@ impl SyncWatch {
         (elapsed > limit).then(|| (Arc::clone(code), elapsed))
     }
 
+    /// The log names this code: it tells its end, too, if it has not ended yet.
+    fn note_named(&self, named: &Arc<dyn Stoppable>) {
+        let running = self.running.lock();
+        if running.as_ref().is_some_and(|(code, _)| Arc::ptr_eq(code, named)) {
+            self.named.store(true, Ordering::Relaxed);
+        }
+    }
+
     fn sleep(&self) {
         self.awake.store(false, Ordering::Release);
         // A run that began before this line is seen here; one that begins later wakes this thread.
@@ -328,10 +338,11 @@ impl Slow {
         let Some((code, elapsed)) = watch.longer_than(SLOW) else {
             return;
         };
-        let code = code.describe_fully();
-        if self.is_new(code.clone()) {
+        let name = code.describe_fully();
+        if self.is_new(name.clone()) {
+            watch.note_named(&code);
             api::log_warning(&format!(
-                "{code} has blocked the server for {} ms: no client is served until it ends or gives the server back. \
+                "{name} has blocked the server for {} ms: no client is served until it ends or gives the server back. \
                  Functions that wait (for a socket, a database, a lock) are better async",
                 elapsed.as_millis()
             ));
@@ -367,9 +378,24 @@ impl Drop for Watched<'_> {
     fn drop(&mut self) {
         self.0.is_running.store(false, Ordering::Relaxed);
         // Dropped behind the guard: it may be the last reference to a whole session.
-        let ended = self.0.running.lock().take();
+        let mut running = self.0.running.lock();
+        let ended = running.take();
+        let named = self.0.named.load(Ordering::Relaxed);
+        if named {
+            self.0.named.store(false, Ordering::Relaxed);
+        }
+        drop(running);
+        if let (true, Some((code, started))) = (named, &ended) {
+            log_end(code.as_ref(), started.elapsed());
+        }
         drop(ended);
     }
+}
+
+#[cold]
+fn log_end(code: &dyn Stoppable, held: Duration) {
+    let (code, held) = (code.describe_fully(), held.as_millis());
+    api::log_warning(&format!("{code} has given the server back after {held} ms"));
 }
 
 impl Engine {

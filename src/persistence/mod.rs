@@ -7,6 +7,7 @@
 mod awaiting;
 mod change;
 mod files;
+mod replay;
 mod restore;
 mod shared;
 mod tombstones;
@@ -29,7 +30,7 @@ use crate::{
     engine::{
         Engine,
         id::Id,
-        registration::Registration,
+        registration::{Registration, Trigger},
         requirement::Requirement,
         session::{Session, Sessions},
     },
@@ -110,7 +111,7 @@ impl Persistence {
             return Err(Error::ReadOnly);
         }
         self.check_awaiting(lock, old, registrations)?;
-        self.check_ends(lock, old, registrations)?;
+        self.check_ends(lock, old, &triggers(registrations))?;
         self.put_in_force(lock, old, registrations)?;
         let change = change_of(session, old, registrations);
         replicate(lock, REGISTER, &[&change.encode()]);
@@ -120,17 +121,17 @@ impl Persistence {
         Ok(())
     }
 
-    /// What a session has that none of the new registrations takes over must be allowed to end.
+    /// What a session has that none of the new triggers takes over must be allowed to end.
     pub(super) fn check_ends(
         &self,
         lock: Lock<'_>,
         old: Option<&Arc<Session>>,
-        registrations: &[Arc<Registration>],
+        new: &[&dyn Trigger],
     ) -> Result<(), Error> {
         let Some(old) = old else { return Ok(()) };
         for ending in self.engine.registry.registrations_of(old) {
             let claim = ending.trigger.claim();
-            let taken_over = registrations.iter().any(|new| new.trigger.claim() == claim);
+            let taken_over = new.iter().any(|new| new.claim() == claim);
             if claim.is_none() || !taken_over {
                 ending.trigger.check_end(lock)?;
             }
@@ -161,23 +162,32 @@ impl Persistence {
         Ok(())
     }
 
-    /// Ends a registration, here and on replicas.
+    /// Ends registrations, all or none, here and on replicas.
     ///
     /// # Errors
-    /// There is no such registration; this is a replica.
-    pub fn unregister(&self, lock: Lock<'_>, id: Id, abort_pending: bool) -> Result<(), Error> {
+    /// There is no such registration; this is a replica; something would be lost with one of them. Nothing has changed then.
+    pub fn unregister(&self, lock: Lock<'_>, ids: &[Id], abort_pending: bool) -> Result<(), Error> {
         if !lock.is_master() {
             return Err(Error::ReadOnly);
         }
-        if let (false, Some(ending)) = (abort_pending, self.engine.registry.registration(id)) {
-            ending.trigger.check_end(lock)?;
+        for &id in ids {
+            let ending = self.engine.registry.registration(id);
+            let ending = ending.ok_or(Error::NotRegistered)?;
+            if !abort_pending {
+                ending.trigger.check_end(lock)?;
+            }
         }
-        self.take_out_of_force(lock, id, abort_pending)?;
-        let id = id.to_string();
-        if abort_pending {
-            replicate(lock, UNREGISTER, &[id.as_bytes(), b"abortpending"]);
-        } else {
-            replicate(lock, UNREGISTER, &[id.as_bytes()]);
+        for &id in ids {
+            if self.take_out_of_force(lock, id, abort_pending).is_err() {
+                // The end of one before has ended it, by code of users that died with it.
+                continue;
+            }
+            let id = id.to_string();
+            if abort_pending {
+                replicate(lock, UNREGISTER, &[id.as_bytes(), b"abortpending"]);
+            } else {
+                replicate(lock, UNREGISTER, &[id.as_bytes()]);
+            }
         }
         Ok(())
     }
@@ -192,7 +202,7 @@ impl Persistence {
         if !abort_pending && ending.trigger.check_end(lock).is_err() {
             return ending.trigger.drain(lock);
         }
-        let _ = self.unregister(lock, id, true);
+        let _ = self.unregister(lock, &[id], true);
     }
 
     fn take_out_of_force(&self, lock: Lock<'_>, id: Id, abort_pending: bool) -> Result<(), Error> {
@@ -267,7 +277,7 @@ impl Persistence {
         let id = Id::parse(word).ok_or(Error::NotRegistered)?;
         let lock = command.lock();
         if !command.comes_from_the_data() {
-            self.unregister(lock, id, abort_pending)?;
+            self.unregister(lock, &[id], abort_pending)?;
             return Ok(Reply::ok().into());
         }
         let done = self.take_out_of_force(lock, id, abort_pending);
@@ -330,6 +340,7 @@ impl Persistence {
             let owner = lock::with_lock(|lock| (!this.engine.is_loading()).then(|| own_name(lock)));
             match owner {
                 Some(owner) => {
+                    lock::with_lock(|lock| this.check_replay(lock));
                     let packages = Arc::clone(&this.packages);
                     this.packages.later(move || packages.sweep(&owner));
                 }
@@ -337,6 +348,13 @@ impl Persistence {
             }
         });
     }
+}
+
+fn triggers(registrations: &[Arc<Registration>]) -> Vec<&dyn Trigger> {
+    let triggers = registrations.iter();
+    triggers
+        .map(|registration| registration.trigger.as_ref())
+        .collect()
 }
 
 /// How long after the start, and after each look whether data are still loaded.

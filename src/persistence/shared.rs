@@ -12,6 +12,7 @@ use super::{
     Persistence, REGISTER, RegistrationChange, SavedRegistration, SavedSession, change_of,
     files::{archive_of, files_of},
     restore::Functions,
+    triggers,
 };
 use crate::{
     engine::{
@@ -157,7 +158,7 @@ impl Persistence {
             }
             registrations.push(restored);
         }
-        self.check_ends(lock, old.as_ref(), &registrations)?;
+        self.check_ends(lock, old.as_ref(), &triggers(&registrations))?;
         Ok(PreparedChange {
             change,
             registrations,
@@ -214,6 +215,8 @@ impl Persistence {
         // Meanwhile another one may have come, or the same one anew, when data were loaded.
         let put = self.replaced_by(&change).and_then(|old| {
             self.check_awaiting(lock, old.as_ref(), &registrations)?;
+            // What has changed since it was prepared would be lost. What it makes comes when shards compare what they have.
+            self.check_ends(lock, old.as_ref(), &triggers(&registrations))?;
             self.put_in_force(lock, old.as_ref(), &registrations)?;
             Ok(old)
         });
@@ -251,6 +254,13 @@ impl Persistence {
             self.note_gone(lock, &ids);
             return Ok(());
         };
+        // It comes again when shards compare what they have: until then what would be lost is saved.
+        let new = change.registrations.iter();
+        let new = new
+            .map(|saved| self.readers.trigger(&saved.trigger))
+            .collect::<Result<Vec<_>, _>>()?;
+        let new: Vec<_> = new.iter().map(AsRef::as_ref).collect();
+        self.check_ends(lock, old.as_ref(), &new)?;
         change.replaces = old.map(|old| old.id.clone());
         let bytes = change.encode();
         self.apply_change(lock, change)?;

@@ -66,6 +66,25 @@ fn where_are(list: &[u8]) -> Option<Clients> {
     Some(found)
 }
 
+/// Whether a user may run all commands on all keys, by ACL GETUSER. `None` where that cannot be asked, or has another form. Filters do not
+/// see the question.
+pub fn may_run_everything(lock: Lock<'_>, features: Features, user: &str) -> Option<bool> {
+    let words = ["ACL", "GETUSER", user].map(|word| word.as_bytes().to_vec());
+    let reply = question(lock, features, 0, &words);
+    let fields = reply.pairs();
+    let field = |name: &[u8]| {
+        let found = fields.iter().find(|(known, _)| known.as_text() == Some(name))?;
+        // A list of patterns before 7.0.
+        Some(match found.1 {
+            Reply::Array(patterns) => patterns.first()?.as_text()?.to_vec(),
+            text => text.as_text()?.to_vec(),
+        })
+    };
+    let commands = field(b"commands")?;
+    let keys = field(b"keys").unwrap_or_default();
+    Some(commands == b"+@all" && (keys == b"~*" || keys == b"*"))
+}
+
 fn config_get(pattern: &str) -> [Vec<u8>; 3] {
     ["CONFIG", "GET", pattern].map(|word| word.as_bytes().to_vec())
 }

@@ -214,6 +214,8 @@ pub enum ServerEvent {
     WritingEnded,
     /// It listens elsewhere than before.
     PortsChanged,
+    /// It writes an AOF file from now on, or does not any more.
+    AppendOnlyChanged,
     /// All keys of a database, or of all databases, were removed.
     Flushed(Option<i32>),
     /// Two databases have changed places.
@@ -306,7 +308,11 @@ pub unsafe fn run_server_event(
             _ => ServerEvent::WritingEnded,
         },
         // SAFETY: that is what the server gives with this event.
-        raw::REDISMODULE_EVENT_CONFIG if unsafe { names_a_port(data.cast()) } => ServerEvent::PortsChanged,
+        raw::REDISMODULE_EVENT_CONFIG if unsafe { names(data.cast(), b"port") } => ServerEvent::PortsChanged,
+        // SAFETY: the same.
+        raw::REDISMODULE_EVENT_CONFIG if unsafe { names(data.cast(), b"appendonly") } => {
+            ServerEvent::AppendOnlyChanged
+        }
         raw::REDISMODULE_EVENT_EVENTLOOP => ServerEvent::BeforeSleep,
         raw::REDISMODULE_EVENT_SHUTDOWN => ServerEvent::Closing,
         raw::REDISMODULE_EVENT_FLUSHDB => {
@@ -330,18 +336,18 @@ pub unsafe fn run_server_event(
     let _ = catch_unwind(AssertUnwindSafe(|| work(entered.lock(), what)));
 }
 
-/// Whether one of the options that changed is a port.
+/// Whether the name of one of the options that changed ends like that.
 ///
 /// # Safety
 /// `changed` is null, or what the server gives with a change of its configuration.
-unsafe fn names_a_port(changed: *const raw::RedisModuleConfigChange) -> bool {
+unsafe fn names(changed: *const raw::RedisModuleConfigChange, end: &[u8]) -> bool {
     // SAFETY: by the caller's promise; the names live as long as the event.
     unsafe {
         changed.as_ref().is_some_and(|changed| {
             (0..changed.num_changes as usize).any(|at| {
                 CStr::from_ptr(*changed.config_names.add(at))
                     .to_bytes()
-                    .ends_with(b"port")
+                    .ends_with(end)
             })
         })
     }

@@ -53,6 +53,11 @@ impl Version {
         }
     }
 
+    /// Transactions of an AOF file whose commands the default user may not run are refused when the file is loaded. 9.1.2 has mended it.
+    pub const fn loads_transactions_as_default_user(self) -> bool {
+        !matches!(self, Self::Valkey(9.., 1.., 2..) | Self::Valkey(10.., ..))
+    }
+
     /// It releases its lock while it ends, where threads of modules must not get it.
     pub(super) const fn gives_its_lock_away_at_its_end(self) -> bool {
         matches!(self, Self::Valkey(9.., ..))

@@ -6,7 +6,7 @@ use super::{
     WriteBehind,
     frame::{self, Follows, Frame, Frames},
     late::Unsent,
-    machine::Settled,
+    machine::{Settled, Time},
 };
 use crate::{
     error::Error,
@@ -14,6 +14,7 @@ use crate::{
         api,
         call::replicate,
         command::{Answer, Command},
+        key,
         lock::Lock,
         persist::Blob,
     },
@@ -93,7 +94,7 @@ impl WriteBehind {
     /// How what comes behind it is to be read, as far as it says so.
     fn apply(&self, lock: Lock<'_>, blob: &[u8]) -> Result<Option<Follows>, String> {
         let mut follows = None;
-        let now = self.now();
+        let (now, now_ms) = (self.now(), u64::try_from(key::now_ms(lock)).unwrap_or(0));
         let mut unreadable = 0_u64;
         let mut strangers = 0_u64;
         let frames = frame::read(blob)?;
@@ -115,7 +116,11 @@ impl WriteBehind {
                     }
                     match state.sink(&queue) {
                         Some(sink) if !damaged && sink.queue.has(&change) => {}
-                        Some(sink) => sink.queue.add(now, change, None),
+                        Some(sink) => {
+                            let age_ms = now_ms.saturating_sub(change.id.ms);
+                            let since = now.saturating_sub(Time::from_millis(age_ms));
+                            sink.queue.add(since, change, None);
+                        }
                         None => strangers += 1,
                     }
                 }
