@@ -20,7 +20,9 @@ fn main() -> Result<(), String> {
     println!("cargo::rerun-if-env-changed=PYO3_PYTHON");
     let python = pyo3_build_config::get().executable().unwrap_or("python3");
     let out = env::var("OUT_DIR").map_err(|error| format!("OUT_DIR: {error}"))?;
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("python");
+    // Of this checkout, which may share a target folder, and so this program, with others.
+    let here = env::var("CARGO_MANIFEST_DIR").map_err(|error| format!("CARGO_MANIFEST_DIR: {error}"))?;
+    let source = Path::new(&here).join("python");
     let status = Command::new(python)
         .args(["-I", "-c", COMPILE])
         .args([source.as_path(), Path::new(&out)])
