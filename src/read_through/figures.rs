@@ -2,8 +2,15 @@
 
 use std::time::Duration;
 
-use super::machine::{Counts, Rule, Time};
-use crate::{hooks::Hot, server::reply::Reply, stats::Durations};
+use super::{
+    ReadThrough,
+    machine::{Counts, Rule, Time},
+};
+use crate::{
+    hooks::Hot,
+    server::{lock::Lock, reply::Reply},
+    stats::Durations,
+};
 
 /// How much the newest load time weighs in the mean.
 const WEIGHT: f64 = 0.1;
@@ -142,5 +149,25 @@ impl Totals {
             ("read_through_absent_entries", absent as u64),
             ("read_through_backoff_entries", backoffs as u64),
         ]
+    }
+}
+
+impl ReadThrough {
+    /// The counters of all registrations together, for INFO.
+    pub fn totals(&self, lock: Lock<'_>) -> Vec<(&'static str, u64)> {
+        let state = self.state.read(lock);
+        let mut totals = state.gone.clone();
+        for (id, served) in state.served.iter() {
+            if let Some(rule) = state.machine.rule(id) {
+                totals.add(&served.hot, rule, &served.figures);
+            }
+        }
+        totals.shown(
+            state.served.len(),
+            state.machine.absent_count(),
+            state.machine.backoff_count(),
+            state.pace.slices,
+            state.machine.forgotten,
+        )
     }
 }

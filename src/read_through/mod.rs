@@ -429,24 +429,6 @@ impl Loads for ReadThrough {
 }
 
 impl ReadThrough {
-    /// The counters of all registrations together, for INFO.
-    pub fn totals(&self, lock: Lock<'_>) -> Vec<(&'static str, u64)> {
-        let state = self.state.read(lock);
-        let mut totals = state.gone.clone();
-        for (id, served) in state.served.iter() {
-            if let Some(rule) = state.machine.rule(id) {
-                totals.add(&served.hot, rule, &served.figures);
-            }
-        }
-        totals.shown(
-            state.served.len(),
-            state.machine.absent_count(),
-            state.machine.backoff_count(),
-            state.pace.slices,
-            state.machine.forgotten,
-        )
-    }
-
     /// Lets the client of a command wait under its number in the machine.
     fn block(&self, command: &Command<'_>, number: u64) -> Wait {
         let lock = command.lock();
