@@ -1,5 +1,5 @@
 """`read_through` and `write_behind` on a server whose functions are not there yet, or cannot be loaded: a key that nobody can load is
-not one that does not exist, and no part of a row is saved. Contract: docs/contract/read-through.md 2, write-behind.md 2.6."""
+not one that does not exist, and no part of a row is saved. Contract: docs/contract/read-through.md 3.2, docs/contract/write-behind.md 2.6."""
 
 from __future__ import annotations
 

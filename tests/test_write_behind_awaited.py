@@ -1,5 +1,5 @@
 """Commands of clients that have waited, for a load or for room in the queue: what they change is saved as what others change is.
-Contract: docs/contract/write-behind.md 1, 2.4, 2.5, and read-through.md 3."""
+Contract: docs/contract/write-behind.md 1, 2.5 and 2.6."""
 
 from __future__ import annotations
 
