@@ -6,6 +6,7 @@ use smallvec::SmallVec;
 
 use super::{
     Hooks, Linked,
+    proxy::Concerns,
     table::{CommandSpec, Entry},
 };
 use crate::{
@@ -78,9 +79,9 @@ impl Awaiting {
 pub type Block<'a> = &'a mut dyn FnMut() -> Option<BlockedClient>;
 
 impl Hooks {
-    /// The client of a command that has to wait now, or `None` if the server does not let it.
-    pub fn block(&self, command: &Command<'_>, awaited: waiting::Awaited) -> Option<Awaiting> {
-        let words = self.holds(command).then(|| command.argv().to_words());
+    /// The client of a command that has to wait now, or `None` if the server does not let it. `writes`: it is a writing one.
+    pub fn block(&self, command: &Command<'_>, awaited: waiting::Awaited, writes: bool) -> Option<Awaiting> {
+        let words = (writes && self.holds(command)).then(|| command.argv().to_words());
         let client = command.wait(awaited)?;
         Some(Awaiting { client, words })
     }
@@ -138,10 +139,20 @@ impl Hooks {
         must_wait(command.lock(), self.features, name).then(|| Reply::error(PAUSED_MEANWHILE))
     }
 
-    /// Runs the command of a client that has waited. `None`: it waits behind that, which `block` has made it do.
-    pub fn run_awaited(&self, command: &Command<'_>, block: Option<Block<'_>>) -> Option<Awaited> {
+    /// Runs the command of a client that has waited. `None`: it waits behind that, which `block` has made it do. `writes`: it is a
+    /// writing one.
+    pub fn run_awaited(
+        &self,
+        command: &Command<'_>,
+        writes: bool,
+        block: Option<Block<'_>>,
+    ) -> Option<Awaited> {
         let original = command.argv().skip(1);
-        let concerns = self.concerns_of(command);
+        let concerns = if writes {
+            self.concerns_of(command)
+        } else {
+            Concerns::default()
+        };
         let write = concerns
             .writes
             .then(|| self.begin_write(command, block.is_some()));

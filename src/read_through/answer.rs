@@ -292,7 +292,8 @@ impl ReadThrough {
                 return Some(hooks::Awaited::Told(refusal));
             }
         }
-        let answer = self.hooks.run_awaited(command, block);
+        let writes = awaited.is_none_or(|awaited| awaited.writes);
+        let answer = self.hooks.run_awaited(command, writes, block);
         for key in guests {
             self.quietly(lock, || store::take_quietly(lock, key.db, &key.name));
         }

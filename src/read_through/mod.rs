@@ -400,7 +400,7 @@ impl Loads for ReadThrough {
         match asked {
             Ok(number) => {
                 drop(state);
-                let wait = self.block(command, number);
+                let wait = self.block(command, number, writes);
                 let name = match missing {
                     [missing] => command.hold(missing.position),
                     _ => None,
@@ -430,9 +430,9 @@ impl Loads for ReadThrough {
 
 impl ReadThrough {
     /// Lets the client of a command wait under its number in the machine.
-    fn block(&self, command: &Command<'_>, number: u64) -> Wait {
+    fn block(&self, command: &Command<'_>, number: u64, writes: bool) -> Wait {
         let lock = command.lock();
-        let client = self.hooks.block(command, waiting::Awaited::Load);
+        let client = self.hooks.block(command, waiting::Awaited::Load, writes);
         let mut state = self.state.write(lock);
         let Some(client) = client else {
             state.machine.release(number);

@@ -139,7 +139,7 @@ impl Writes for WriteBehind {
             return Wait::No;
         }
         drop(state);
-        let Some(client) = self.hooks.block(command, Awaited::Room) else {
+        let Some(client) = self.hooks.block(command, Awaited::Room, true) else {
             return Wait::No;
         };
         let mut state = self.state.write(lock);
@@ -274,7 +274,7 @@ impl WriteBehind {
         }
         match refusal {
             Some(refusal) => Some(hooks::Awaited::Told(refusal)),
-            None => self.hooks.run_awaited(command, block),
+            None => self.hooks.run_awaited(command, true, block),
         }
     }
 

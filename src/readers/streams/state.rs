@@ -13,7 +13,7 @@ use super::group::Portion;
 /// How many arrivals are remembered per stream, for the lag.
 const MAX_ARRIVALS: usize = 10_000;
 /// So many fit into what a stream keeps of them when it has been read.
-const FEW_ARRIVALS: usize = 16;
+const FEW_ARRIVALS: usize = 128;
 /// With each stream that becomes known so many others are looked at: so those that are gone are never many more than the others.
 const LOOKED_AT: usize = 2;
 
