@@ -101,7 +101,10 @@ impl Hooks {
             .filter_map(|position| {
                 let name = original.get(position)?;
                 let rule = self.load_before(lock, entry, name, original.len(), |at| original.get(at))?;
-                let missing = writes.saves(lock, name) && key::life(lock, db, name) == Life::Missing;
+                let life = key::life(lock, db, name);
+                // The clock goes on until the command runs.
+                let is_gone = life == Life::Missing || life.ends_within(1);
+                let missing = writes.saves(lock, name) && is_gone;
                 missing.then_some((rule.registration, name))
             })
             .collect();

@@ -109,6 +109,9 @@ pub trait Loads: Send + Sync {
     fn refuse_partial(&self, lock: Lock<'_>, registration: Id) -> Reply;
 }
 
+/// A value that ends within so many milliseconds may be gone when a command runs that the filter sees: how long that takes nobody knows.
+const NEAR_END_MS: i64 = 1000;
+
 /// Commands that remove keys, in lower case; what they remove matters also where it is not there.
 pub(super) const REMOVERS: [&str; 2] = ["del", "unlink"];
 
@@ -297,7 +300,8 @@ impl Hooks {
                 return false;
             }
             let life = passing.key_life(db, &passed);
-            if life != Life::Missing && room::may_evict(lock) {
+            let ends = load.is_some() && entry.spec.writes() && life.ends_within(NEAR_END_MS);
+            if life != Life::Missing && (ends || room::may_evict(lock)) {
                 // It may be gone when the command runs, which looks again.
                 return true;
             }

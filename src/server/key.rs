@@ -191,6 +191,13 @@ pub enum Life {
     },
 }
 
+impl Life {
+    /// True if the key is there and expires within so many milliseconds.
+    pub fn ends_within(self, ms: i64) -> bool {
+        matches!(self, Self::Until { left_ms, .. } if left_ms <= ms)
+    }
+}
+
 /// How long the key is there. Where the server does not know the quiet flags, one that has expired is deleted, and that is notified of,
 /// as the command would do that comes next.
 ///
