@@ -68,7 +68,13 @@ impl Awaiting {
     pub fn run(self, lock: Lock<'_>, work: impl FnOnce(&Command<'_>, Block<'_>) -> Option<Reply>) {
         let mut awaited = AwaitedCommand::new(lock, &self.client, &self.words.unwrap_or_default());
         let mut client = Some(self.client.into_blocked(lock));
-        let reply = work(&awaited.as_command(), &mut || client.take());
+        let command = awaited.as_command();
+        // Who is gone by now has no rights to run anything with.
+        let reply = if command.has_client() {
+            work(&command, &mut || client.take())
+        } else {
+            None
+        };
         if let (Some(client), Some(reply)) = (client, reply) {
             client.answer(reply);
         }
