@@ -188,10 +188,9 @@ bench-compare: setup-bench ## what has changed between the kept results and thos
 	@$(VENV_PYTHON) benches/compare.py benches/results/latest.json target/bench/results.json
 
 .PHONY: bench-keep
-bench-keep: ## keep the results and pictures of the last `make bench`
-	@mkdir -p benches/results
-	@cp target/bench/results.json benches/results/latest.json
-	@cp target/bench/performance.png target/bench/performance.svg docs/
+bench-keep: setup-bench ## keep the results of the last `make bench`, and make the tables and pictures of the docs from them
+	@$(VENV_PYTHON) benches/keep.py target/bench/results.json
+	@$(VENV_PYTHON) benches/plot.py benches/results/latest.json docs/performance
 
 .PHONY: bench-profile
 bench-profile: setup-counts build ## how many instructions a command takes and in whose code, by callgrind

@@ -22,10 +22,10 @@ FORMAT = 1
 WIDTH = 118  # of prose in Markdown
 NOISY_SPREAD = 0.25  # of the ratios, (max - min) / median: beyond it there is no verdict
 
-HEAD = ("scenario", "server", "vanilla ops/s", "module ops/s", "ratio", "min - max", "goal", "verdict")
+HEAD = ("scenario", "server", "other side ops/s", "module ops/s", "ratio", "min - max", "goal", "verdict")
 LEFT = {"scenario", "server", "verdict", "meanwhile", "in"}
 # Only the Markdown shows these: the terminal has 80 to 100 columns.
-LATENCY_HEAD = ("vanilla p50 / p99 ms", "module p50 / p99 ms")
+LATENCY_HEAD = ("other side p50 / p99 ms", "module p50 / p99 ms")
 BATCH_HEAD = (
     *("scenario", "server", "client s", "module s", "keys/s", "times faster", "min - max", "goal", "verdict"),
     "extra memory",
@@ -63,9 +63,14 @@ def group_of(result: dict[str, Any]) -> str:
     return str(result.get("group", "linked"))
 
 
-def of_group(document: dict[str, Any], group: str) -> list[dict[str, Any]]:
-    """The results of one group."""
-    return [result for result in document["results"] if group_of(result) == group]
+def of_group(document: dict[str, Any], *groups: str) -> list[dict[str, Any]]:
+    """The results of these groups."""
+    return [result for result in document["results"] if group_of(result) in groups]
+
+
+def paired(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of two sides that get the same commands."""
+    return of_group(document, "linked", "scripts")
 
 
 def spread(result: dict[str, Any]) -> float:
@@ -222,7 +227,7 @@ def descriptions(results: list[dict[str, Any]]) -> list[str]:
 def table(document: dict[str, Any]) -> str:
     """Aligned columns for the comparison with a vanilla server, Markdown for the other groups."""
     smoke = document["settings"]["smoke"]
-    linked = of_group(document, "linked")
+    linked = paired(document)
     lines: list[str] = []
     if linked:
         rows = [list(HEAD), *(row(result, smoke) for result in linked)]
@@ -241,7 +246,7 @@ def markdown(document: dict[str, Any]) -> str:
     """The tables, what their lines mean, and what they were measured on."""
     settings, machine, module = document["settings"], document["machine"], document["module"]
     smoke = settings["smoke"]
-    linked = of_group(document, "linked")
+    linked = paired(document)
     lines: list[str] = []
     if linked:
         rows = [[*row(result, smoke), *latencies(result)] for result in linked]

@@ -107,3 +107,13 @@ def test_the_table_of_instructions_is_that_of_the_budgets() -> None:
     page = (ROOT / "docs" / "performance.md").read_text()
     table = page.split("<!-- budgets -->\n")[1].split("<!-- /budgets -->")[0]
     assert table.strip() == made.stdout.strip(), "make bench-budgets ARGS=--update"
+
+
+def test_the_tables_of_results_are_those_that_are_kept() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    names = re.findall(r"<!-- results ([a-z-]+) -->\n", page)
+    assert names
+    for name in names:
+        made = subprocess.run([sys.executable, ROOT / "benches" / "keep.py", "--table", name], capture_output=True, text=True, check=True, timeout=60)
+        table = page.split(f"<!-- results {name} -->\n")[1].split(f"<!-- /results {name} -->")[0]
+        assert table.strip() == made.stdout.strip(), "make bench-keep"
