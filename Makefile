@@ -203,6 +203,7 @@ bench-budgets: setup-counts build ## fail where a path takes 3 % more instructio
 .PHONY: bench-smoke
 bench-smoke: setup-test build ## every benchmark once, briefly: do they still work?
 	@$(VENV_PYTHON) benches/run.py --smoke $(ARGS)
+	@$(VENV_PYTHON) benches/run.py --smoke --scenario hit --scenario loader --against $(or $(PINION_MODULE),$(or $(CARGO_TARGET_DIR),target)/release/libpinion.so)
 
 .PHONY: clean
 clean: ## remove everything that was built or downloaded

@@ -68,8 +68,10 @@ def free_port() -> int:
 class Server:
     """One server process on a free port, alive inside `with`. Keeps nothing: no RDB, no AOF, a scratch directory."""
 
-    def __init__(self, binary: Path, side: str, *, module: bool, args: Sequence[str] = ()) -> None:
+    def __init__(self, binary: Path, side: str, *, module: bool, file: Optional[Path] = None, args: Sequence[str] = ()) -> None:
+        """`file`: another module than the one to measure."""
         self.binary, self.side, self.module, self.args = binary, side, module, args
+        self.file = file or module_path()
         self.version = ""
         self.native_hits = False
         self.source_port: Optional[int] = None
@@ -81,7 +83,7 @@ class Server:
         line = [str(self.binary), "--port", str(self.port), "--bind", HOST, "--dir", str(self.dir)]
         line += ["--save", "", "--appendonly", "no", *self.args]
         if self.module:
-            line += ["--loadmodule", str(module_path())]
+            line += ["--loadmodule", str(self.file)]
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 line, cwd=self.dir, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
@@ -284,14 +286,19 @@ def compare(scenario: Any, binary: Path, repeat: int, requests: int) -> Comparis
         scenario.check(vanilla, module)
         before = module.events()[0]
         result = Comparison(module.version, module.native_hits, requests)
-        for pair in range(repeat + 1):
-            samples = scenario.vanilla.run(vanilla, requests), scenario.module.run(module, requests)
-            if pair > 0:  # the first pair warms up: allocator, caches, worker threads
-                result.vanilla.append(samples[0])
-                result.module.append(samples[1])
+        measure_pairs(result, (scenario.vanilla, vanilla), (scenario.module, module), repeat, requests)
         settled(module)
         scenario.check(vanilla, module, events=module.events()[0] - before, runs=(repeat + 1) * requests)
         return result
+
+
+def measure_pairs(result: Comparison, other: tuple[Load, Server], module: tuple[Load, Server], repeat: int, requests: int) -> None:
+    """Runs `repeat` pairs after one that is discarded: it warms up the allocator, caches and worker threads."""
+    for pair in range(repeat + 1):
+        samples = [load.run(server, requests) for load, server in (other, module)]
+        if pair > 0:
+            result.vanilla.append(samples[0])
+            result.module.append(samples[1])
 
 
 def settled(module: Server) -> None:

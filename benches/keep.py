@@ -44,13 +44,13 @@ TABLES: dict[str, Callable[[dict[str, Any]], bool]] = {
     "commands": of_group("linked"),
     "read-through": is_loading,
     "write-behind": is_saving,
-    **{name: of_group(name) for name in ("scripts", "resources", "limit", "batch", "stall", "cluster")},
+    **{name: of_group(name) for name in ("scripts", "resources", "limit", "batch", "stall", "cluster", "against")},
 }
 
 
 def merge(kept: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """The kept results with new ones in the places of older ones. Each knows when it was measured, and of which module."""
-    measured = {"date": new["date"], "commit": new["module"]["commit"], "pairs": new["settings"]["repeat"]}
+    measured = {"date": new["date"], "commit": new["module"]["commit"], "pairs": new["settings"]["repeat"], "against": new.get("against")}
     fresh = {place(result): {**result, "measured": measured} for result in new["results"] if "error" not in result}
     there = {place(result): result for result in kept["results"]}
     return {**new, "results": list({**there, **fresh}.values())}
@@ -83,15 +83,13 @@ def table(document: dict[str, Any], name: str) -> str:
 
 def when(results: list[dict[str, Any]]) -> str:
     """When the figures of a table were measured, those of one run together."""
-    runs: dict[tuple[str, str, int], list[str]] = {}
+    runs: dict[str, list[str]] = {}
     for result in results:
         measured = result["measured"]
-        names = runs.setdefault((measured["date"], measured["commit"], measured["pairs"]), [])
-        names.append(f"`{result['scenario']}`")
-    told = []
-    for (date, commit, pairs), names in sorted(runs.items(), reverse=True):
-        which = "" if len(runs) == 1 else f": {', '.join(dict.fromkeys(names))}"
-        told.append(f"{date} (commit {commit}, {pairs} pairs){which}")
+        other = f" against {measured['against']}" if measured.get("against") else ""
+        run = f"{measured['date']} (commit {measured['commit']}{other}, {measured['pairs']} pairs)"
+        runs.setdefault(run, []).append(f"`{result['scenario']}`")
+    told = [run if len(runs) == 1 else f"{run}: {', '.join(dict.fromkeys(names))}" for run, names in sorted(runs.items(), reverse=True)]
     versions = {result["server"]: result["version"] for result in results if "version" in result}
     servers = "".join(f"; {name} = {version}" for name, version in versions.items())
     return f"Measured {'; '.join(told)}{servers}."

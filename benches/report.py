@@ -70,7 +70,7 @@ def of_group(document: dict[str, Any], *groups: str) -> list[dict[str, Any]]:
 
 def paired(document: dict[str, Any]) -> list[dict[str, Any]]:
     """Those of two sides that get the same commands."""
-    return of_group(document, "linked", "scripts")
+    return of_group(document, "linked", "scripts", "against")
 
 
 def spread(result: dict[str, Any]) -> float:

@@ -2,10 +2,11 @@
 
     python benches/run.py --server redis-8.2 --scenario hit --check --json results.json
     python benches/run.py --server redis-8.2 --group batch --group stall
+    python benches/run.py --server redis-8.2 --scenario hit --against 3e44fc5
 
 Group `linked`: against the same server without the module. `batch`: against a client that does the same work. `stall`:
 how long the server is held up; it needs no pairs. `resources`: memory and start. `limit`: hit rates at maxmemory.
-`cluster`: three shards beside one server.
+`cluster`: three shards beside one server. With --against the other side is the module of an earlier commit.
 
 Exit status: 0; 1 if a scenario is broken, the module was rebuilt meanwhile or, with --check, a goal is missed; 2 for
 wrong arguments. Timings without --check never fail a run. redis-benchmark runs on the same machine and takes a core
@@ -26,9 +27,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NoReturn, Union
+from typing import Any, NoReturn, Optional, Union
 
 import report
+from against import Against, built
 from at_limit import AT_LIMIT, AtLimit
 from batch import BATCH, Stall, Work
 from cluster import CLUSTER
@@ -45,7 +47,7 @@ from scripts import SCRIPTS
 sys.path.append(str(ROOT / "tests"))
 import servers  # noqa: E402  the binaries are those of the tests
 
-AnyScenario = Union[Scenario, Work, Stall, Resource, AtLimit]
+AnyScenario = Union[Scenario, Work, Stall, Resource, AtLimit, Against]
 
 EVERY: dict[str, AnyScenario] = {**SCENARIOS, **EVENTS, **LOADERS, **SAVERS, **ELSEWHERE, **BATCH, **RESOURCES, **AT_LIMIT, **CLUSTER, **READ_THROUGH, **SCRIPTS}
 GROUPS = list(dict.fromkeys(scenario.group for scenario in EVERY.values()))
@@ -67,6 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--group", action="append", choices=GROUPS, help="all scenarios of a group (repeatable)")
     parser.add_argument("--repeat", type=positive, metavar="N", help=f"measured pairs of runs ({DEFAULT_REPEAT})")
     parser.add_argument("--requests", type=positive, metavar="N", help="requests of each run, or keys (by scenario)")
+    parser.add_argument("--against", metavar="COMMIT", help="compare with the module of a commit, or of a file")
     parser.add_argument("--smoke", action="store_true", help="everything once, briefly: does it work?")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a goal is missed where it applies")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every figure and the facts of the machine")
@@ -86,12 +89,17 @@ def positive(text: str) -> int:
     return number
 
 
-def choose(arguments: argparse.Namespace) -> list[AnyScenario]:
-    """What was asked for; everything if nothing was."""
+def choose(arguments: argparse.Namespace, earlier: Optional[Path]) -> list[AnyScenario]:
+    """What was asked for; everything if nothing was. With an earlier module: those of two sides that get the same commands."""
     names, groups = arguments.scenario or [], arguments.group or []
+    chosen: list[AnyScenario]
     if not names and not groups:
-        return list(EVERY.values())
-    return [scenario for scenario in EVERY.values() if scenario.name in names or scenario.group in groups]
+        chosen = list(EVERY.values())
+    else:
+        chosen = [scenario for scenario in EVERY.values() if scenario.name in names or scenario.group in groups]
+    if earlier is None:
+        return chosen
+    return [Against(scenario, earlier) for scenario in chosen if isinstance(scenario, Scenario) and type(scenario).measure is Scenario.measure]
 
 
 def servers_for(scenario: AnyScenario, asked: list[str] | tuple[str, ...]) -> list[str]:
@@ -178,11 +186,16 @@ def end_by_signal(number: int, _: object) -> NoReturn:
 def main() -> int:
     """Runs what was asked for and returns the exit status."""
     arguments = parse()
-    chosen = choose(arguments)
-    if arguments.list:
-        print("\n".join(describe(scenario) for scenario in chosen))
-        return 0
     signal.signal(signal.SIGTERM, end_by_signal)
+    if arguments.list:
+        print("\n".join(describe(scenario) for scenario in choose(arguments, None)))
+        return 0
+    try:
+        earlier, other = built(arguments.against) if arguments.against else (None, None)
+    except Failure as failure:
+        print(f"pinion: {failure}", file=sys.stderr)
+        return 1
+    chosen = choose(arguments, earlier)
     if not module_path().exists():
         print(f"pinion: {module_path()} does not exist: make build", file=sys.stderr)
         return 1
@@ -199,6 +212,7 @@ def main() -> int:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": machine_facts(),
         "module": module_facts(),
+        "against": other,
         "settings": {"repeat": arguments.repeat, "requests": arguments.requests, "smoke": arguments.smoke},
         "results": [],
     }
