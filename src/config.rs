@@ -216,7 +216,8 @@ impl Config {
             return Ok(());
         }
         let Some(index) = find(key) else {
-            self.texts.lock().extra.insert(key.into(), value.to_vec());
+            let name = find_text(key).unwrap_or(key);
+            self.texts.lock().extra.insert(name.into(), value.to_vec());
             return Ok(());
         };
         let definition = &NUMBERS[index];
@@ -275,6 +276,14 @@ impl Config {
             .ok_or_else(|| format!("{name}: expected '{}' or '{}', got '{given}'", words[0], words[1]))
     }
 
+    /// True if coroutines run on uvloop, where it is installed.
+    ///
+    /// # Errors
+    /// `AsyncLoop` is no word that it knows.
+    pub fn wants_uvloop(&self) -> Result<bool, String> {
+        self.is_second(ASYNC_LOOP, ["asyncio", "uvloop"])
+    }
+
     /// True if code has the rights of its owner.
     ///
     /// # Errors
@@ -318,7 +327,7 @@ impl Config {
         if name.eq_ignore_ascii_case(PLUGIN) {
             return Change::Refused(not_modifiable(&name));
         }
-        if TEXTS.iter().any(|(text, _)| *text == name) {
+        if find_text(&name).is_some() {
             return Change::Refused(format!("(error) {name} is not configurable at runtime"));
         }
         let Some(index) = find(&name) else {
@@ -397,19 +406,31 @@ impl Config {
         let kind = if known.boolean {
             Kind::Switch {
                 get: Box::new(move || read.numbers[index].load(Ordering::Relaxed) != 0),
-                set: Box::new(move |on| change.numbers[index].store(i64::from(on), Ordering::Relaxed)),
+                set: Box::new(move |on| change.set_number(index, i64::from(on))),
             }
         } else {
             Kind::Number {
                 min: known.min,
                 get: Box::new(move || read.numbers[index].load(Ordering::Relaxed)),
-                set: Box::new(move |number| change.numbers[index].store(number, Ordering::Relaxed)),
+                set: Box::new(move |number| change.set_number(index, number)),
             }
         };
         ServerOption {
             name: kebab_case(known.name),
             fixed: !known.runtime,
             kind,
+        }
+    }
+
+    /// The server sets an option, also to the default that nobody has given.
+    fn set_number(&self, index: usize, number: i64) {
+        let before = self.numbers[index].swap(number, Ordering::Relaxed);
+        let known = &NUMBERS[index];
+        if known.owner == Owner::Python && before != number {
+            let mut texts = self.texts.lock();
+            texts
+                .extra
+                .insert(known.name.into(), number.to_string().into_bytes());
         }
     }
 
@@ -453,6 +474,15 @@ fn kebab_case(name: &str) -> String {
 
 fn not_modifiable(name: &str) -> String {
     format!("(error) Config value {name} not modifiable at runtime")
+}
+
+/// An option with a text: those of rights in any letter case, the others as they are spelled.
+fn find_text(key: &str) -> Option<&'static str> {
+    let is_it = |name: &str| match name {
+        RUN_AS | REGISTRATION_POLICY => name.eq_ignore_ascii_case(key),
+        _ => name == key,
+    };
+    TEXTS.iter().map(|(name, _)| *name).find(|name| is_it(name))
 }
 
 /// Core keys in any letter case, Python keys as they are spelled.

@@ -83,6 +83,7 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks, environment: &Environ
     loading.offer(config.server_options())?;
     rights::init(config.runs_as_owner()?)?;
     config.denies_code()?;
+    config.wants_uvloop()?;
     let lines = config.lines();
     if let Err(size) = threads::enlarge_own_stack() {
         api::log_warning(&format!(

@@ -4,12 +4,14 @@ the server"."""
 from __future__ import annotations
 
 import socket
+import time
 from typing import Callable, Iterator
 
 import pytest
 import redis
 
 from helpers import Server, wait_until
+from probes import BUSY, start, status
 
 pytestmark = pytest.mark.matrix
 
@@ -153,9 +155,24 @@ def test_order_holds_in_reserve(server: Server, hole: Hole) -> None:
 
 
 def test_the_log_names_it(start_server: Callable[..., Server], hole: Hole) -> None:
-    server = start_server(module_args=["ExecutionThreads", 1])
+    server = start_server(module_args=["ExecutionThreads", 2])
     server.run(SCRIPT.format(port=hole.port, hanging=WAYS["loads"]))
     hang(server, "loads", 3)
-    hole.take(1)
+    hole.take(2)
     others_go_on(server.own, 1)
-    assert server.log().count("all 1 workers (ExecutionThreads) wait in functions that do not return") == 1
+    assert server.log().count("all 2 workers (ExecutionThreads) wait in functions that do not return") == 1
+
+
+def test_a_single_worker_runs_one_after_the_other(start_server: Callable[..., Server]) -> None:
+    """Functions that count on it are not run beside each other."""
+    server = start_server(module_args=["ExecutionThreads", "1"])
+    busy = start(server, BUSY)
+    queued = start(server, "GB().run('k', noScan=True)", "created")
+    began = time.monotonic()
+    # Several times as long as workers in reserve wait for the others.
+    wait_until(lambda: time.monotonic() - began > 0.5)
+    assert status(server, queued) == "created"
+    assert "in reserve" not in server.log()
+    server.client().set("go", 1)
+    server.wait_idle()
+    assert (status(server, busy), status(server, queued)) == ("done", "done")

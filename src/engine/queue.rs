@@ -253,7 +253,8 @@ impl Queue {
         if job.is_some() {
             state.taken += 1;
             seat.last = state.taken;
-            seat.is_last = workers == state.seats.len() && state.reserve.begin_watch();
+            // A single worker runs one after the other: that is what whoever wants only one gets.
+            seat.is_last = workers > 1 && workers == state.seats.len() && state.reserve.begin_watch();
         } else {
             state.at_it -= 1;
         }

@@ -82,6 +82,21 @@ pub(super) fn moves_keys(name: &[u8]) -> bool {
     MOVING.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
+/// Commands that change when a key or a field expires: they change no value, and need no room for one.
+const LIFETIMES: [&[u8]; 11] = [
+    b"expire",
+    b"pexpire",
+    b"expireat",
+    b"pexpireat",
+    b"persist",
+    b"getex",
+    b"hexpire",
+    b"hpexpire",
+    b"hexpireat",
+    b"hpexpireat",
+    b"hpersist",
+];
+
 /// A command that runs, for who saves what it changes.
 #[derive(Default)]
 pub(super) struct Write<'a> {
@@ -110,7 +125,6 @@ impl Hooks {
 
     /// The commands that change keys at fixed places and do not wait by themselves.
     pub fn look_up_writers(&self, lock: Lock<'_>) -> Vec<CommandSpec> {
-        let _bypass = self.bypass(lock);
         table::look_up_writers(lock, self.features)
     }
 
@@ -220,7 +234,8 @@ impl Hooks {
             return Ok(None);
         };
         let keys = self.written_keys(command, Interest::Write);
-        if keys.is_empty() {
+        let name = command.argv().get(1).unwrap_or_default();
+        if keys.is_empty() || LIFETIMES.iter().any(|known| known.eq_ignore_ascii_case(name)) {
             return Ok(None);
         }
         if !cleared && !command.sender_may_run(command.argv().skip(1)) {

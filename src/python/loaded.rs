@@ -22,6 +22,7 @@ use crate::{
     engine::{
         language::{Called, Function},
         record::{Record, Value},
+        scope::Scope,
     },
     read_through::{FailedLoad, Key, Lifetime, Loaded, Unpack, Values},
     server::store::Content,
@@ -42,7 +43,7 @@ impl Unpack for CPython {
                 let values = keys.iter().zip(values);
                 return Ok(values
                     .map(|(key, value)| match value {
-                        Some(value) => loaded(py, key, &value, ttl).map_err(|error| failed(py, &error)),
+                        Some(value) => loaded(py, key, &value, ttl),
                         None => Ok(Loaded {
                             content: None,
                             lifetime: Lifetime::Default,
@@ -50,9 +51,7 @@ impl Unpack for CPython {
                     })
                     .collect());
             }
-            let values = keys
-                .iter()
-                .map(|key| loaded(py, key, &returned, ttl).map_err(|error| failed(py, &error)));
+            let values = keys.iter().map(|key| loaded(py, key, &returned, ttl));
             Ok(values.collect())
         })
     }
@@ -123,6 +122,19 @@ fn loaded(
     key: &Key,
     value: &Bound<'_, PyAny>,
     ttl: Option<&dyn Function>,
+) -> Result<Loaded, FailedLoad> {
+    let mut refused = None;
+    let made = made(py, key, value, ttl, &mut refused);
+    made.map_err(|error| refused.unwrap_or_else(|| failed(py, &error)))
+}
+
+/// `refused`: what the function raised that is to tell the lifetime.
+fn made(
+    py: Python<'_>,
+    key: &Key,
+    value: &Bound<'_, PyAny>,
+    ttl: Option<&dyn Function>,
+    refused: &mut Option<FailedLoad>,
 ) -> PyResult<Loaded> {
     static LOADED: PyOnceLock<Py<PyType>> = PyOnceLock::new();
     if !is_plain(value) && is_a(value, &LOADED, "Loaded")? {
@@ -135,7 +147,13 @@ fn loaded(
         Some(function) if content.is_some() => {
             let name = Record::Native(Value::Key(key.name.to_vec()));
             let called = function.fold(Some(name), object_record(value.clone()));
-            let seconds = match called.map_err(errors::gears_error)? {
+            let called = called.map_err(|text| {
+                let error = errors::gears_error(text.text());
+                let kind = noted_kind().unwrap_or_else(|| errors::kind(py, &error));
+                *refused = Some(FailedLoad { kind, text });
+                error
+            });
+            let seconds = match called? {
                 Called::Now(seconds) => record_object(py, seconds)?,
                 Called::Later(..) => {
                     return Err(wrong("read_through: ttl: expected a plain function".into()));
@@ -146,6 +164,12 @@ fn loaded(
         _ => Lifetime::Default,
     };
     Ok(Loaded { content, lifetime })
+}
+
+/// The type of what a function of the execution has raised.
+fn noted_kind() -> Option<String> {
+    let scope = Scope::current()?;
+    scope.execution.as_ref()?.error_kind().map(Into::into)
 }
 
 /// 0 is not kept, `None` is endless.

@@ -219,6 +219,7 @@ impl Options {
             breaker: self.breaker.map(|(failures, time)| (failures, seconds(time))),
             batch: count(self.batch).max(1),
             batch_wait: seconds(self.batch_wait),
+            misses: self.on_error == OnError::Miss,
         }
     }
 

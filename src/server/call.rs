@@ -16,6 +16,7 @@ use super::{
     bus,
     call_reply::{CallReply, Forms, READONLY, is_foreign},
     command::Command,
+    filter,
     guarded::Guarded,
     home,
     lock::Lock,
@@ -49,8 +50,7 @@ pub fn execute(
     reply
 }
 
-/// [`call`] with the rights of `actor`.
-pub fn call_as(
+fn call_as(
     lock: Lock<'_>,
     features: Features,
     db: i32,
@@ -102,19 +102,31 @@ pub fn execute_for_resp3(
     }
 }
 
-/// Runs a command: database `db`, full rights, RESP2 form, effects replicated.
+/// Runs a command for the module itself, which nobody's function stands in the place of: database `db`, full rights, RESP2 form, effects
+/// replicated.
 ///
 /// `argv` is the command and its arguments. Errors are replies; writes are refused on a read-only replica
 /// and where memory is short and nothing can be evicted ([`room`]), like a client's, and so are what the server could not run
 /// ([`refused`]) and, by a function that cannot wait, writes while clients are paused.
 pub fn call(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
-    call_as(lock, features, db, argv, None)
+    call_for(lock, features, db, argv, None)
+}
+
+/// [`call`] with the rights of `actor`.
+pub fn call_for(
+    lock: Lock<'_>,
+    features: Features,
+    db: i32,
+    argv: &[Vec<u8>],
+    actor: Option<&Arc<Actor>>,
+) -> Reply {
+    filter::unseen(lock, || call_as(lock, features, db, argv, actor))
 }
 
 /// [`call`] for what is known to be no such command, and is not refused for want of memory either: what the module notes for
 /// itself.
 pub fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
-    run(lock, features, db, argv, Memory::Always, None)
+    filter::unseen(lock, || run(lock, features, db, argv, Memory::Always, None))
 }
 
 /// Whether a command has to wait because clients are paused: it may write or be handed on to replicas.

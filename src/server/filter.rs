@@ -10,6 +10,7 @@ use redis_module::raw;
 
 use super::{
     client::User,
+    guarded::Guarded,
     key::{self, Life},
     lock::Lock,
     refused, rights, string,
@@ -155,6 +156,18 @@ impl<'a> Passing<'a> {
 /// The C form of a filter function.
 pub type Function = unsafe extern "C" fn(*mut raw::RedisModuleCommandFilterCtx);
 
+/// The next command is one that the module runs for itself.
+static OWN: Guarded<bool> = Guarded::new(false);
+
+/// Calls the server, once, for the module itself: the filter does not see that command, so that no function of anybody stands in its
+/// place and nobody waits before it.
+pub(super) fn unseen<R>(lock: Lock<'_>, call: impl FnOnce() -> R) -> R {
+    let before = std::mem::replace(&mut *OWN.write(lock), true);
+    let result = call();
+    *OWN.write(lock) = before;
+    result
+}
+
 /// The frame around the filter function: proof of the lock, no panic leaves it.
 ///
 /// # Safety
@@ -162,7 +175,8 @@ pub type Function = unsafe extern "C" fn(*mut raw::RedisModuleCommandFilterCtx);
 pub unsafe fn run(filter: *mut raw::RedisModuleCommandFilterCtx, work: impl FnOnce(Passing<'_>)) {
     // SAFETY: the server holds its lock while it filters a command.
     let lock = unsafe { Lock::assume() };
-    if refused::is_asking(lock) {
+    // A question may come before the command that is meant.
+    if refused::is_asking(lock) || std::mem::take(&mut *OWN.write(lock)) {
         return;
     }
     let passing = Passing { filter, lock };

@@ -71,6 +71,10 @@ impl Snapshot {
                 Kind::Hash | Kind::Set | Kind::Zset => {
                     out.truncate(1);
                     scan(&opened, kind, out);
+                    // All of its fields have expired, and the server has not cleared them away yet.
+                    if out.len() == 1 {
+                        out[0] = GONE;
+                    }
                     true
                 }
                 Kind::String | Kind::List => false,

@@ -9,12 +9,13 @@ use std::{
 use redis_module::raw;
 
 use super::{
-    api::Features,
+    api::{self, Features},
     audience, bus,
     call::call,
-    call_reply::is_foreign,
+    call_reply::{CallReply, is_foreign},
     command::Command,
     events::Mute,
+    filter,
     lock::Lock,
     reply::Reply,
     room::{self, Room},
@@ -117,7 +118,9 @@ impl<'a> Open<'a> {
     /// Puts a value in the place of whatever the key holds, with the moment (Unix time in milliseconds) at which it expires. It
     /// goes to replicas and files as one step, and fires its usual events.
     pub fn put(mut self, content: &Content, expires_ms: Option<i64>) {
-        let existed = self.place(content, expires_ms);
+        let Some(existed) = self.place(content, expires_ms) else {
+            return;
+        };
         let (lock, db, name) = (self.lock, self.db, &self.name);
         let (_, class, event) = content.made_by();
         if audience::is_there(lock) {
@@ -299,8 +302,8 @@ fn is_coming(nodes: &Reply, slot: u16) -> bool {
 }
 
 impl Open<'_> {
-    /// True if the key held something before. It is closed then.
-    fn place(&mut self, content: &Content, expires_ms: Option<i64>) -> bool {
+    /// Whether the key held something before; `None`: the server has refused the value, and the key holds nothing. It is closed then.
+    fn place(&mut self, content: &Content, expires_ms: Option<i64>) -> Option<bool> {
         let (lock, db) = (self.lock, self.db);
         let string = |bytes: &[u8]| RString::new(lock, bytes);
         let knows_moments = has_api!(RedisModule_SetAbsExpire);
@@ -347,7 +350,9 @@ impl Open<'_> {
                 Content::Set(members) => {
                     // The module API has no access to sets.
                     api!(RedisModule_CloseKey(opened));
-                    add_members(lock, db, &self.name, members);
+                    if !add_members(lock, db, &self.name, members) {
+                        return None;
+                    }
                     opened = open(lock, db, &self.name);
                 }
             }
@@ -362,7 +367,7 @@ impl Open<'_> {
                 }
             }
             api!(RedisModule_CloseKey(opened));
-            existed
+            Some(existed)
         }
     }
 }
@@ -381,23 +386,30 @@ unsafe fn open(lock: Lock<'_>, db: i32, key: &RString<'_>) -> *mut raw::RedisMod
     }
 }
 
-fn add_members(lock: Lock<'_>, db: i32, key: &RString<'_>, members: &[Vec<u8>]) {
+/// False if the server has refused it.
+fn add_members(lock: Lock<'_>, db: i32, key: &RString<'_>, members: &[Vec<u8>]) -> bool {
     let members: Vec<RString<'_>> = members.iter().map(|member| RString::new(lock, member)).collect();
     let mut words = vec![key.as_raw()];
     words.extend(members.iter().map(RString::as_raw));
-    // SAFETY: the context is selected under the lock; without `!` nothing is replicated.
-    unsafe {
-        let reply = api!(RedisModule_Call(
+    // SAFETY: the context is selected under the lock; without `!` nothing is replicated. The reply is nobody else's.
+    let reply = filter::unseen(lock, || unsafe {
+        CallReply::new(api!(RedisModule_Call(
             lock.call_context(db),
             c"SADD".as_ptr(),
             c"v".as_ptr(),
             words.as_ptr(),
             words.len()
+        )))
+    });
+    let is_made = !reply.is_error();
+    if !is_made {
+        let said = reply.into_reply();
+        let said = String::from_utf8_lossy(said.as_error().unwrap_or_default()).into_owned();
+        api::log_warning(&format!(
+            "the server has not made a set of what was loaded: {said}"
         ));
-        if !reply.is_null() {
-            api!(RedisModule_FreeCallReply(reply));
-        }
     }
+    is_made
 }
 
 fn replicate(lock: Lock<'_>, db: i32, command: &CStr, words: &[*mut raw::RedisModuleString]) {

@@ -1,6 +1,7 @@
 //! Workers in reserve. A function that waits in a call which does not return keeps its worker, and enough of one registration keep all. While
 //! none of the workers gets on, one in reserve runs what they keep waiting, but nothing of those that keep a worker already: whoever
-//! hangs gets no more workers than there are, and one in reserve at most.
+//! hangs gets no more workers than there are, and one in reserve at most. A single worker (`ExecutionThreads` 1) has no reserve: functions run
+//! one after the other there.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,12 +1,16 @@
 //! Somebody wants keys: he joins the loads that are under way, or new ones begin.
 
+use std::slice;
+
 use smallvec::{SmallVec, smallvec};
 
 use super::{
-    Action, Ask, Change, Due, Flight, Keys, Load, Machine, NoValue, Purpose, Stage, Standing, Time, Waiter,
-    Wanted,
+    Action, Ask, Change, Due, Flight, Keys, Load, MAX_LOADS, Machine, NoValue, Purpose, Stage, Standing,
+    Time, Waiter, Wanted,
 };
 use crate::{engine::id::Id, read_through::keys::Key};
+
+type Keyed = SmallVec<[Ask; 1]>;
 
 impl<V> Machine<V> {
     /// A command of somebody who cannot wait was refused, on behalf of a registration.
@@ -19,10 +23,13 @@ impl<V> Machine<V> {
     /// # Errors
     /// It is refused, on behalf of a registration; nothing has changed then but its counter.
     pub fn ask(&mut self, now: Time, asks: &[Ask], purpose: Purpose) -> Result<u64, (Id, NoValue)> {
-        if let Err((rule, why)) = self.check(now, asks, purpose, true) {
-            self.count_refusal(rule);
-            return Err((rule, why));
-        }
+        let admitted;
+        let asks = if self.check(now, asks, purpose, true).is_ok() {
+            asks
+        } else {
+            admitted = self.admit(now, asks, purpose, true)?;
+            &admitted
+        };
         self.last_waiter += 1;
         let number = self.last_waiter;
         let mut rules: SmallVec<[Id; 1]> = asks.iter().map(|ask| ask.rule).collect();
@@ -47,6 +54,7 @@ impl<V> Machine<V> {
             open: 0,
             rules,
             purpose,
+            begun: now,
             deadline,
             loader_of: None,
         };
@@ -69,10 +77,18 @@ impl<V> Machine<V> {
             return;
         };
         let purpose = waiter.purpose;
-        if let Err((rule, why)) = self.check(now, asks, purpose, false) {
-            self.refuse(number, rule, why);
-            return;
-        }
+        let admitted;
+        let asks = if self.check(now, asks, purpose, false).is_ok() {
+            asks
+        } else {
+            admitted = match self.admit(now, asks, purpose, false) {
+                Ok(admitted) => admitted,
+                Err((rule, _)) if self.finds_nothing(rule, purpose) => Keyed::new(),
+                Err((rule, why)) => return self.refuse(number, rule, why),
+            };
+            self.decide_all_but(number, &admitted);
+            &admitted
+        };
         let Some(waiter) = self.waiters.get_mut(&number) else {
             return;
         };
@@ -133,6 +149,60 @@ impl<V> Machine<V> {
         self.count(rule, |counts| counts.refreshes += 1);
         self.enqueue(now, rule, smallvec![key.clone()]);
         true
+    }
+
+    /// Which of these keys may be waited for, if not all: those of registrations whose readers find nothing then are left out.
+    ///
+    /// # Errors
+    /// The others are refused, or none is left.
+    fn admit(
+        &mut self,
+        now: Time,
+        asks: &[Ask],
+        purpose: Purpose,
+        is_new: bool,
+    ) -> Result<Keyed, (Id, NoValue)> {
+        let mut admitted = Keyed::new();
+        let mut left_out = None;
+        for ask in asks {
+            match self.check(now, slice::from_ref(ask), purpose, is_new) {
+                Ok(()) => admitted.push(ask.clone()),
+                Err((rule, why)) => {
+                    self.count_refusal(rule);
+                    if !self.finds_nothing(rule, purpose) {
+                        return Err((rule, why));
+                    }
+                    left_out = Some((rule, why));
+                }
+            }
+        }
+        match left_out {
+            Some(refused) if admitted.is_empty() => Err(refused),
+            // What may wait alone may be too much together.
+            _ => self
+                .check(now, &admitted, purpose, is_new)
+                .map(|()| admitted)
+                .inspect_err(|&(rule, _)| {
+                    self.count_refusal(rule);
+                }),
+        }
+    }
+
+    /// Of what somebody waits for, all but these keys is decided: nobody loads it for him any more.
+    fn decide_all_but(&mut self, number: u64, open: &[Ask]) {
+        if let Some(waiter) = self.waiters.get_mut(&number) {
+            for wanted in &mut waiter.wanted {
+                if !open.iter().any(|ask| ask.key == wanted.key) {
+                    wanted.used = MAX_LOADS;
+                }
+            }
+        }
+    }
+
+    /// Whether whoever waits for that simply finds nothing where a key of the registration cannot be loaded.
+    pub(super) fn finds_nothing(&self, rule: Id, purpose: Purpose) -> bool {
+        purpose == Purpose::Command { writes: false }
+            && self.rules.get(rule).is_some_and(|rule| rule.limits.misses)
     }
 
     pub(super) fn check(

@@ -115,32 +115,71 @@ impl<V> Machine<V> {
             }
             self.due.pop_first();
             match due {
-                Due::Waiter(number) => self.waited_too_long(number),
+                Due::Waiter(number) => self.waited_too_long(now, number),
                 Due::Loads(rule) => self.loads_are_late(now, rule),
                 Due::Batch(rule) => self.begin_loads(now, rule),
             }
         }
     }
 
-    pub(super) fn waited_too_long(&mut self, number: u64) {
+    /// The time that somebody may wait for some of his keys is over.
+    fn waited_too_long(&mut self, now: Time, number: u64) {
         let Some(waiter) = self.waiters.get_mut(&number).filter(|waiter| waiter.open > 0) else {
             return;
         };
-        let late = waiter
-            .wanted
-            .iter()
-            .find(|wanted| !wanted.settled)
-            .map(|late| late.rule);
-        let Some(rule) = late else { return };
-        let keys: Vec<Key> = waiter.open_keys().cloned().collect();
-        for key in keys {
-            if let Some(flight) = self.flights.of(&key) {
-                // It goes on, and fills the cache.
-                flight.background = true;
+        waiter.deadline = None;
+        let (purpose, begun) = (waiter.purpose, waiter.begun);
+        let mut late = Vec::new();
+        let mut next = None;
+        for wanted in waiter.wanted.iter().filter(|wanted| !wanted.settled) {
+            let timeout = self.rules.get(wanted.rule).and_then(|rule| rule.limits.timeout);
+            let Some(deadline) = timeout.map(|timeout| begun.saturating_add(timeout)) else {
+                continue;
+            };
+            if deadline <= now {
+                late.push((wanted.rule, wanted.key.clone()));
+            } else {
+                next = next.into_iter().chain([deadline]).min();
             }
         }
-        self.count(rule, |counts| counts.timeouts += 1);
-        self.refuse(number, rule, NoValue::TimedOut);
+        let keys: Vec<Key> = waiter.open_keys().cloned().collect();
+        let mut rules: Vec<Id> = late.iter().map(|&(rule, _)| rule).collect();
+        rules.sort_unstable();
+        rules.dedup();
+        for &rule in &rules {
+            self.count(rule, |counts| counts.timeouts += 1);
+        }
+        if let Some(&rule) = rules.iter().find(|&&rule| !self.finds_nothing(rule, purpose)) {
+            for key in keys {
+                self.keep_loading(&key);
+            }
+            return self.refuse(number, rule, NoValue::TimedOut);
+        }
+        for (_, key) in late {
+            self.keep_loading(&key);
+            if let Some(flight) = self.flights.of(&key) {
+                flight.live = flight.live.saturating_sub(1);
+            }
+            if let Some(wanted) = self
+                .waiters
+                .get_mut(&number)
+                .and_then(|waiter| waiter.open_for(&key))
+            {
+                wanted.used = MAX_LOADS;
+            }
+            self.settle(number, &key, false);
+        }
+        if let (Some(deadline), Some(waiter)) = (next, self.waiters.get_mut(&number)) {
+            waiter.deadline = next;
+            self.due.insert((deadline, Due::Waiter(number)));
+        }
+    }
+
+    /// The load of a key fills the cache, whoever waits for it.
+    fn keep_loading(&mut self, key: &Key) {
+        if let Some(flight) = self.flights.of(key) {
+            flight.background = true;
+        }
     }
 
     /// The time of the oldest load of a registration may be over.

@@ -252,11 +252,15 @@ impl<V> Machine<V> {
             let Some(waiter) = self.waiters.get_mut(&number) else {
                 continue;
             };
-            if waiter.open_for(key).is_none() {
+            let purpose = waiter.purpose;
+            let Some(wanted) = waiter.open_for(key) else {
                 continue;
-            }
-            if waiter.purpose.is_command() {
+            };
+            wanted.used = MAX_LOADS;
+            if purpose.is_command() {
                 self.count(flight.rule, |counts| counts.refusals += u64::from(refused));
+            }
+            if purpose.is_command() && !self.finds_nothing(flight.rule, purpose) {
                 self.refuse(number, flight.rule, why.clone());
             } else {
                 self.settle(number, key, false);

@@ -216,6 +216,7 @@ struct Waiter {
     open: usize,
     rules: SmallVec<[Id; 1]>,
     purpose: Purpose,
+    begun: Time,
     deadline: Option<Time>,
     /// The load whose loader waits here.
     loader_of: Option<u64>,

@@ -18,6 +18,8 @@ pub struct Limits {
     pub breaker: Option<(u32, Duration)>,
     pub batch: usize,
     pub batch_wait: Duration,
+    /// A command that only reads finds nothing where a key cannot be loaded, and is not refused for it.
+    pub misses: bool,
 }
 
 impl Default for Limits {
@@ -33,6 +35,7 @@ impl Default for Limits {
             breaker: None,
             batch: 1,
             batch_wait: Duration::from_millis(1),
+            misses: false,
         }
     }
 }

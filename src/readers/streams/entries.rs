@@ -11,7 +11,7 @@ use crate::{
         record::{Record, Value},
         source::{Reading, Source},
     },
-    server::{call::call_as, call_reply::is_foreign, events::Mute, lock::Lock, reply::Reply},
+    server::{call::call_for, call_reply::is_foreign, events::Mute, lock::Lock, reply::Reply},
 };
 
 /// How many entries are read at once.
@@ -117,7 +117,7 @@ impl StreamEntries {
         let _mute = Mute::new();
         let run = |words: &[&[u8]]| {
             let argv: Vec<_> = words.iter().map(|word| word.to_vec()).collect();
-            call_as(lock, reading.engine.features, DB, &argv, reading.actor)
+            call_for(lock, reading.engine.features, DB, &argv, reading.actor)
         };
         if !self.begun {
             self.begun = true;
