@@ -9,7 +9,7 @@ use std::sync::{
 use smallvec::SmallVec;
 
 use super::{
-    Hooks,
+    Hooks, parts,
     table::{CommandSpec, Entry, Rule},
 };
 use crate::{
@@ -70,7 +70,7 @@ pub struct Missing<'a> {
     /// Where it stands among the words of the proxy command.
     pub position: usize,
     /// What the command leaves of the key would be saved in the place of what is not loaded.
-    partial: bool,
+    pub partial: bool,
 }
 
 /// What becomes of a command whose keys are missing.
@@ -254,8 +254,8 @@ impl Hooks {
         len: usize,
         word: impl Fn(usize) -> Option<&'w [u8]>,
     ) -> bool {
-        let is_whole = || *entry.spec.name == *b"set" && !is_conditional_set(len, word);
-        entry.spec.writes() && self.writes.get().is_some_and(|writes| writes.saves(lock, key)) && !is_whole()
+        let saves = || self.writes.get().is_some_and(|writes| writes.saves(lock, key));
+        entry.spec.writes() && saves() && parts::needs(&entry.spec, key, len, word)
     }
 
     /// Whether a command that runs next, in database `db`, goes behind a proxy command. The usual case stands in the filter itself.
@@ -301,7 +301,10 @@ impl Hooks {
             }
             let life = passing.key_life(db, &passed);
             let ends = load.is_some() && entry.spec.writes() && life.ends_within(NEAR_END_MS);
-            if life != Life::Missing && (ends || room::may_evict(lock)) {
+            if life != Life::Missing
+                && (ends || room::may_evict(lock))
+                && !parts::waits_by_itself(&entry.spec)
+            {
                 // It may be gone when the command runs, which looks again.
                 return true;
             }
@@ -436,15 +439,6 @@ impl Hooks {
             loads.removed(lock, command.db(), name);
         }
     }
-}
-
-/// SET that depends on what is there, or returns it.
-fn is_conditional_set<'a>(len: usize, word: impl Fn(usize) -> Option<&'a [u8]>) -> bool {
-    const OPTIONS: [&[u8]; 7] = [b"nx", b"xx", b"get", b"ifeq", b"ifne", b"ifdeq", b"ifdne"];
-    (3..len).any(|at| {
-        let option = word(at).unwrap_or_default();
-        OPTIONS.iter().any(|known| known.eq_ignore_ascii_case(option))
-    })
 }
 
 /// An exact name is nearest, then the longest prefix.

@@ -56,6 +56,9 @@ pub trait Writes: Send + Sync {
         reply: CallReply,
         block: &mut dyn FnMut() -> Option<BlockedClient>,
     ) -> Option<CallReply>;
+
+    /// What a command has changed that was run in its client's place is a unit of its own, although the server's has not ended.
+    fn end_unit(&self, lock: Lock<'_>);
 }
 
 /// Why a registration wants to see a command.
