@@ -3,6 +3,7 @@ that is. Contract: docs/contract/write-behind.md 2.6 and 2.10."""
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import redis
 
 from figures import figures
 from helpers import Server, wait_until
+from test_write_behind_awaited import LOADER, ROW, blocked
 from test_write_behind_halves import both, by, saver
 from write_behind import Database, drained, register
 
@@ -90,6 +92,41 @@ def test_what_a_command_replaces_is_not_loaded(server: Server, source: Server) -
     assert client.get("loads") is None
     drained(server, saver(server))
     assert database.rows() == {f"user:{number}": ["a", "b"] for number in (1, 2, 3)}
+
+
+EMPTY = ["SUNIONSTORE user:1 nothing", "SINTERSTORE user:1 other nothing", "SDIFFSTORE user:1 other other", "ZRANGESTORE user:1 nothing 0 -1", "BITOP OR user:1 nothing"]
+
+
+@pytest.mark.parametrize("way", ["plain", "MULTI", "EVAL"])
+@pytest.mark.parametrize("words", EMPTY)
+@pytest.mark.parametrize("halves", [True, False], ids=["both halves", "write_behind alone"])
+def test_what_becomes_nothing_is_deleted_also_where_it_is_not_in_the_cache(server: Server, source: Server, words: str, way: str, halves: bool) -> None:
+    database = both(server, source) if halves else register(server, source)
+    database.client.mset({"row:0:user:1": '"row"', "row:0:user:2": '"row"'})
+    client = server.client()
+    client.sadd("other", "a")
+    assert (client.execute_command(*words.split()) if way == "plain" else by(server, way, *words.split())) == 0
+    drained(server, saver(server))
+    assert database.rows() == {"user:2": "row"}
+    assert not halves or client.get("user:1") is None
+    # What is made is saved once, and nothing is removed.
+    client.sunionstore("user:1", "other")
+    drained(server, saver(server))
+    assert [(change["event"], change["value"]) for change in database.changes()] == [("del", None), ("sunionstore", ["a"])]
+
+
+def test_what_becomes_nothing_while_it_is_loaded_stays_nothing(server: Server, source: Server) -> None:
+    database = register(server, source, more=LOADER)
+    database.client.mset({"row:0:user:1": ROW, "load:hang": 1})
+    raw, client = server.raw(), server.client()
+    raw.send("HGETALL", "user:1")
+    wait_until(lambda: database.client.llen("load:hanging") == 1)
+    assert client.sinterstore("user:1", "nothing", "at all") == 0
+    drained(server, saver(server))
+    database.client.delete("load:hang")
+    database.client.rpush("load:go", 1)
+    assert raw.read() == b"*0\r\n"
+    assert client.hgetall("user:1") == {} == database.rows()
 
 
 @pytest.mark.parametrize("words", ["BLMOVE other user:1 LEFT RIGHT 0", "BRPOPLPUSH other user:1 0"])
@@ -213,3 +250,23 @@ def test_a_value_that_is_not_saved_yet_is_put_back_as_it_was(server: Server, sou
     assert client.exists("user:1") == 1
     database.fail(0)
     drained(server, saver(server))
+
+
+def test_a_loader_that_ends_while_a_change_of_a_part_waits(server: Server, source: Server) -> None:
+    """Whoever only reads finds nothing."""
+    database = register(server, source, "wait=True")
+    server.run(f"import json, redis\ndb = redis.Redis(port={source.port}, decode_responses=True)\n{textwrap.dedent(LOADER)}")
+    database.client.mset({"row:0:user:1": ROW, "load:hang": 1})
+    writer, reader = server.raw(), server.raw()
+    writer.send("HSET", "user:1", "city", "Thun")
+    blocked(server)
+    reader.send("HGET", "user:1", "city")
+    blocked(server, 2)
+    loader = next(entry["id"] for entry in server.registrations() if entry["reader"] == "ReadThrough")
+    assert server.client().execute_command("RG.UNREGISTER", loader) == "OK"
+    assert writer.read() == b"-LOADFAILED Aborted\r\n"
+    assert reader.read() == b"$-1\r\n"
+    database.client.delete("load:hang")
+    database.client.rpush("load:go", 1)
+    drained(server)
+    assert database.row("user:1") == {"name": "Ann", "city": "Bern", "age": "7"}

@@ -112,8 +112,18 @@ pub trait Loads: Send + Sync {
 /// A value that ends within so many milliseconds may be gone when a command runs that the filter sees: how long that takes nobody knows.
 const NEAR_END_MS: i64 = 1000;
 
-/// Commands that remove keys, in lower case; what they remove matters also where it is not there.
-pub(super) const REMOVERS: [&str; 2] = ["del", "unlink"];
+/// Commands that remove keys, in lower case; what they remove matters also where it is not there. Those behind the first two do so if
+/// what they make of other keys is nothing.
+pub(super) const REMOVERS: [&str; 8] = [
+    "del",
+    "unlink",
+    "bitop",
+    "geosearchstore",
+    "sdiffstore",
+    "sinterstore",
+    "sunionstore",
+    "zrangestore",
+];
 
 impl Hooks {
     /// Told once who loads.
@@ -254,8 +264,7 @@ impl Hooks {
         len: usize,
         word: impl Fn(usize) -> Option<&'w [u8]>,
     ) -> bool {
-        let saves = || self.writes.get().is_some_and(|writes| writes.saves(lock, key));
-        entry.spec.writes() && saves() && parts::needs(&entry.spec, key, len, word)
+        entry.spec.writes() && self.saves_write(lock, key) && parts::needs(&entry.spec, key, len, word)
     }
 
     /// Whether a command that runs next, in database `db`, goes behind a proxy command. The usual case stands in the filter itself.
@@ -430,12 +439,12 @@ impl Hooks {
         let Some(entry) = entry.filter(|entry| !entry.removers.is_empty()) else {
             return;
         };
-        let positions: Vec<usize> = entry.spec.key_positions(original.len()).collect();
+        let positions: SmallVec<[usize; 1]> = parts::removed_keys(&entry.spec, original.len()).collect();
         drop(table);
-        for name in positions
+        let names = positions
             .into_iter()
-            .filter_map(|position| original.get(position))
-        {
+            .filter_map(|position| original.get(position));
+        for name in names.filter(|name| key::life(lock, command.db(), name) == Life::Missing) {
             loads.removed(lock, command.db(), name);
         }
     }

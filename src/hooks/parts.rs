@@ -16,13 +16,31 @@ pub(super) fn needs<'w>(
         // One that names a database is not looked at in this one.
         b"copy" => is_destination() && !has_option(len, &word, &[b"replace", b"db"]),
         b"renamenx" | b"blmove" | b"brpoplpush" => is_destination(),
-        // The first key gets a whole value, made of the others.
-        b"bitop" | b"geosearchstore" | b"sdiffstore" | b"sinterstore" | b"sunionstore" | b"zrangestore" => {
+        _ if makes_a_value(spec) => {
             let mut sources = spec.key_positions(len).skip(1);
             sources.any(|position| word(position) == Some(key))
         }
         _ => true,
     }
+}
+
+/// Its first key gets a whole value, made of the others, or is removed if that is nothing.
+fn makes_a_value(spec: &CommandSpec) -> bool {
+    const NAMES: [&[u8]; 6] = [
+        b"bitop",
+        b"geosearchstore",
+        b"sdiffstore",
+        b"sinterstore",
+        b"sunionstore",
+        b"zrangestore",
+    ];
+    NAMES.contains(&&*spec.name)
+}
+
+/// The positions of the keys that a command removes which is one of [`super::loads::REMOVERS`].
+pub(super) fn removed_keys(spec: &CommandSpec, len: usize) -> impl Iterator<Item = usize> + use<> {
+    let most = if makes_a_value(spec) { 1 } else { usize::MAX };
+    spec.key_positions(len).take(most)
 }
 
 /// SET depends by them on what is there, or returns it.
@@ -82,6 +100,17 @@ mod tests {
         assert_eq!(needed("SINTERSTORE a b a", 1, -1), ["a", "b", "a"]);
         assert_eq!(needed("BITOP AND a b", 2, -1), ["b"]);
         assert_eq!(needed("ZRANGESTORE a b 0 -1", 1, 2), ["b"]);
+    }
+
+    #[test]
+    fn what_becomes_nothing_is_removed() {
+        let removed = |name, first, len| {
+            let spec = CommandSpec::at(name, first, -1, 1);
+            removed_keys(&spec, len).collect::<Vec<_>>()
+        };
+        assert_eq!(removed("del", 1, 4), [1, 2, 3]);
+        assert_eq!(removed("sunionstore", 1, 4), [1]);
+        assert_eq!(removed("bitop", 2, 5), [2]);
     }
 
     #[test]

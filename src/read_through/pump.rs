@@ -186,7 +186,12 @@ impl ReadThrough {
                 state.leaving.push_back((waiter, leave));
             }
             Action::Again { waiter, keys } => {
+                let writes = state.machine.writes(waiter);
                 drop(state);
+                if writes && keys.iter().any(|key| self.leaves_a_part(lock, key)) {
+                    let leave = Leave::Reply(NoValue::Aborted.into());
+                    return self.state.write(lock).leaving.push_back((waiter, leave));
+                }
                 let asks = self.asks_for(lock, now, &keys);
                 self.state.write(lock).machine.ask_again(now, waiter, &asks);
             }
@@ -214,6 +219,13 @@ impl ReadThrough {
             }
         }
         asks
+    }
+
+    /// Whether a command that changes the key would find nothing, nobody loads what it waited for, and what it leaves would be saved.
+    fn leaves_a_part(&self, lock: Lock<'_>, key: &Key) -> bool {
+        let is_missing = || key::life(lock, key.db, &key.name) == Life::Missing;
+        let is_loaded = self.state.read(lock).served_for(&key.name).is_some();
+        !is_loaded && self.hooks.saves_write(lock, &key.name) && is_missing()
     }
 
     /// Calls the loader, as an execution like any other.
