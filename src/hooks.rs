@@ -9,6 +9,7 @@ mod chain;
 mod clients;
 mod filter;
 mod loads;
+mod parts;
 mod passed;
 mod proxy;
 mod table;
@@ -244,8 +245,8 @@ impl Hooks {
         Some(Arc::clone(&newest.registration))
     }
 
-    /// Lets the next command pass the filter untouched, and only that one.
-    fn bypass<'a>(&'a self, lock: Lock<'a>) -> Bypass<'a> {
+    /// Lets the next command pass the filter untouched, and only that one, if it comes while the guard lives.
+    pub fn bypass<'a>(&'a self, lock: Lock<'a>) -> Bypass<'a> {
         *self.bypass.write(lock) = true;
         Bypass { hooks: self, lock }
     }
@@ -309,7 +310,7 @@ fn applies_hooks(engine: &Engine, entry: &Entry) -> bool {
 }
 
 /// Ends [`Hooks::bypass`] if no command came.
-struct Bypass<'a> {
+pub struct Bypass<'a> {
     hooks: &'a Hooks,
     lock: Lock<'a>,
 }

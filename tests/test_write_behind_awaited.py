@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from figures import wait_for
-from helpers import Server, wait_until
+from helpers import RawClient, Server, wait_until
 from test_write_behind_halves import both, saver
 from write_behind import Database, drained, register
 
@@ -230,3 +230,70 @@ def test_nor_where_memory_ends_while_it_is_loaded(server: Server, source: Server
     assert database.changes() == []
 
 
+
+
+def herd(server: Server, database: Database, *commands: list[str], user: str = "default") -> list[RawClient]:
+    """Clients that wait for one load, in their order; it has ended when this returns. `user`: whose the second one is."""
+    database.client.set("load:hang", 1)
+    raws = [server.raw() for _ in commands]
+    for place, (raw, words) in enumerate(zip(raws, commands)):
+        if place == 1 and user != "default":
+            assert raw.call("AUTH", user, "x") == b"+OK\r\n"
+        raw.send(*words)
+        blocked(server, place + 1)
+    database.client.delete("load:hang")
+    database.client.rpush("load:go", 1)
+    return raws
+
+
+@pytest.mark.parametrize("arguments", ["wait=True", "wait=True, coalesce=False"])
+def test_all_who_waited_for_one_load_hear_of_their_own_changes(server: Server, source: Server, arguments: str) -> None:
+    """They are let go in one turn of the server's loop, which is one unit of the server's."""
+    database = register(server, source, arguments, more=LOADER)
+    database.client.set("row:0:user:1", '"10"')
+    raws = herd(server, database, *[["INCR", "user:1"]] * 5)
+    assert [raw.read() for raw in raws] == [b":%d\r\n" % number for number in range(11, 16)]
+    drained(server, saver(server))
+    assert database.row("user:1") == "15"
+    if "coalesce" in arguments:
+        assert [change["value"] for change in database.changes()] == ["11", "12", "13", "14", "15"]
+
+
+def test_all_who_waited_for_room_hear_of_their_own_changes(server: Server, source: Server) -> None:
+    database = register(server, source, "max_queue=3, batch=3, wait=True")
+    database.client.set("hang", 1)
+    raws = [server.raw() for _ in range(6)]
+    raws[0].send("SET", "user:0", "a")
+    wait_until(lambda: database.client.llen("hanging") == 1)
+    for number in (1, 2):
+        raws[number].send("SET", f"user:{number}", "a")
+        wait_for(server, queued=number + 1)
+    for raw in raws[3:]:
+        raw.send("SET", "user:3", "b")
+    wait_for(server, waitedForRoom=3)
+    database.client.delete("hang")
+    database.client.rpush("go", 1)
+    assert [raw.read() for raw in raws] == [b"+OK\r\n"] * 6
+    drained(server)
+    assert database.row("user:3") == "b"
+
+
+def test_nothing_runs_for_a_user_who_was_deleted_in_that_turn(server: Server, source: Server) -> None:
+    """The server makes the default user of him until it closes his connection; by then his command would have run with its rights."""
+    database = register(server, source, "wait=True", more=LOADER)
+    server.run("""
+        def delete(record):
+            execute('ACL', 'DELUSER', 'ann')
+
+        GB('KeysReader').foreach(delete).register(prefix='user:*', eventTypes=['hset'], mode='sync')
+    """)
+    client = server.client()
+    client.execute_command("ACL", "SETUSER", "ann", "on", "nopass", "~user:*", "+@all")
+    database.client.set("row:0:user:1", ROW)
+    raws = herd(server, database, *(["HSET", "user:1", f"by{place}", "x"] for place in range(3)), user="ann")
+    assert [raws[place].read() for place in (0, 2)] == [b":1\r\n"] * 2
+    with pytest.raises((ConnectionError, TimeoutError)):
+        raws[1].read()
+    drained(server, saver(server))
+    assert database.row("user:1") == client.hgetall("user:1")
+    assert set(client.hgetall("user:1")) == {"name", "city", "age", "by0", "by2"}

@@ -15,7 +15,7 @@ use crate::{
     server::{
         call::{Refusal, SEVERAL_SLOTS, call_original, must_wait},
         call_reply::CallReply,
-        client::BlockedClient,
+        client::{BlockedClient, user_name},
         command::Command,
         key::{self, Life},
         lock::Lock,
@@ -38,8 +38,16 @@ const FORGOTTEN_MEANWHILE: &str =
 /// A client that waits.
 pub struct Awaiting {
     client: WaitingClient,
-    /// The words of its command, if it is to wait behind that, too.
-    words: Option<Words>,
+    /// What runs before it is let go, if it is to wait behind that, too.
+    sent: Option<Sent>,
+}
+
+/// The command of a client, as it was sent.
+#[derive(Default)]
+struct Sent {
+    words: Words,
+    /// Who sent it. Before the server closes the connection of a user that was deleted, it makes the default user of him.
+    user: Option<String>,
 }
 
 impl Awaiting {
@@ -60,17 +68,18 @@ impl Awaiting {
 
     /// True if its command is to be run by [`Awaiting::run`].
     pub fn is_to_wait_again(&self) -> bool {
-        self.words.is_some()
+        self.sent.is_some()
     }
 
     /// Runs the command before the client is let go. `work` gets what stands for the command, and runs it by
     /// [`Hooks::run_awaited`]: its reply is the client's, now or as soon as what it has changed is saved.
     pub fn run(self, lock: Lock<'_>, work: impl FnOnce(&Command<'_>, Block<'_>) -> Option<Reply>) {
-        let mut awaited = AwaitedCommand::new(lock, &self.client, &self.words.unwrap_or_default());
+        let sent = self.sent.unwrap_or_default();
+        let mut awaited = AwaitedCommand::new(lock, &self.client, &sent.words);
         let mut client = Some(self.client.into_blocked(lock));
         let command = awaited.as_command();
         // Who is gone by now has no rights to run anything with.
-        let reply = if command.has_client() {
+        let reply = if command.has_client() && user_name(lock, command.client_id()) == sent.user {
             work(&command, &mut || client.take())
         } else {
             None
@@ -87,9 +96,12 @@ pub type Block<'a> = &'a mut dyn FnMut() -> Option<BlockedClient>;
 impl Hooks {
     /// The client of a command that has to wait now, or `None` if the server does not let it. `writes`: it is a writing one.
     pub fn block(&self, command: &Command<'_>, awaited: waiting::Awaited, writes: bool) -> Option<Awaiting> {
-        let words = (writes && self.holds(command)).then(|| command.argv().to_words());
+        let sent = (writes && self.holds(command)).then(|| Sent {
+            words: command.argv().to_words(),
+            user: user_name(command.lock(), command.client_id()),
+        });
         let client = command.wait(awaited)?;
-        Some(Awaiting { client, words })
+        Some(Awaiting { client, sent })
     }
 
     /// A command that has waited and changes a part of a value is not run where the cache does not have the value, and changes
@@ -171,8 +183,12 @@ impl Hooks {
             let _bypass = self.bypass(command.lock());
             call_original(command, self.features, original, false)
         });
-        let mut never = || None;
+        let (mut never, is_one_of_many) = (|| None, block.is_some());
         let reply = self.end_write(command, &write, reply, block.unwrap_or(&mut never));
+        if let Some(writes) = self.writes.get().filter(|_| is_one_of_many) {
+            // The commands of all who are let go in this turn are one unit of the server's.
+            writes.end_unit(command.lock());
+        }
         if concerns.removals && reply.is_ok() {
             self.tell_removed(command);
         }

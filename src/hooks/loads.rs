@@ -9,7 +9,7 @@ use std::sync::{
 use smallvec::SmallVec;
 
 use super::{
-    Hooks,
+    Hooks, parts,
     table::{CommandSpec, Entry, Rule},
 };
 use crate::{
@@ -70,7 +70,7 @@ pub struct Missing<'a> {
     /// Where it stands among the words of the proxy command.
     pub position: usize,
     /// What the command leaves of the key would be saved in the place of what is not loaded.
-    partial: bool,
+    pub partial: bool,
 }
 
 /// What becomes of a command whose keys are missing.
@@ -112,8 +112,18 @@ pub trait Loads: Send + Sync {
 /// A value that ends within so many milliseconds may be gone when a command runs that the filter sees: how long that takes nobody knows.
 const NEAR_END_MS: i64 = 1000;
 
-/// Commands that remove keys, in lower case; what they remove matters also where it is not there.
-pub(super) const REMOVERS: [&str; 2] = ["del", "unlink"];
+/// Commands that remove keys, in lower case; what they remove matters also where it is not there. Those behind the first two do so if
+/// what they make of other keys is nothing.
+pub(super) const REMOVERS: [&str; 8] = [
+    "del",
+    "unlink",
+    "bitop",
+    "geosearchstore",
+    "sdiffstore",
+    "sinterstore",
+    "sunionstore",
+    "zrangestore",
+];
 
 impl Hooks {
     /// Told once who loads.
@@ -254,8 +264,7 @@ impl Hooks {
         len: usize,
         word: impl Fn(usize) -> Option<&'w [u8]>,
     ) -> bool {
-        let is_whole = || *entry.spec.name == *b"set" && !is_conditional_set(len, word);
-        entry.spec.writes() && self.writes.get().is_some_and(|writes| writes.saves(lock, key)) && !is_whole()
+        entry.spec.writes() && self.saves_write(lock, key) && parts::needs(&entry.spec, key, len, word)
     }
 
     /// Whether a command that runs next, in database `db`, goes behind a proxy command. The usual case stands in the filter itself.
@@ -301,7 +310,10 @@ impl Hooks {
             }
             let life = passing.key_life(db, &passed);
             let ends = load.is_some() && entry.spec.writes() && life.ends_within(NEAR_END_MS);
-            if life != Life::Missing && (ends || room::may_evict(lock)) {
+            if life != Life::Missing
+                && (ends || room::may_evict(lock))
+                && !parts::waits_by_itself(&entry.spec)
+            {
                 // It may be gone when the command runs, which looks again.
                 return true;
             }
@@ -427,24 +439,15 @@ impl Hooks {
         let Some(entry) = entry.filter(|entry| !entry.removers.is_empty()) else {
             return;
         };
-        let positions: Vec<usize> = entry.spec.key_positions(original.len()).collect();
+        let positions: SmallVec<[usize; 1]> = parts::removed_keys(&entry.spec, original.len()).collect();
         drop(table);
-        for name in positions
+        let names = positions
             .into_iter()
-            .filter_map(|position| original.get(position))
-        {
+            .filter_map(|position| original.get(position));
+        for name in names.filter(|name| key::life(lock, command.db(), name) == Life::Missing) {
             loads.removed(lock, command.db(), name);
         }
     }
-}
-
-/// SET that depends on what is there, or returns it.
-fn is_conditional_set<'a>(len: usize, word: impl Fn(usize) -> Option<&'a [u8]>) -> bool {
-    const OPTIONS: [&[u8]; 7] = [b"nx", b"xx", b"get", b"ifeq", b"ifne", b"ifdeq", b"ifdne"];
-    (3..len).any(|at| {
-        let option = word(at).unwrap_or_default();
-        OPTIONS.iter().any(|known| known.eq_ignore_ascii_case(option))
-    })
 }
 
 /// An exact name is nearest, then the longest prefix.

@@ -381,19 +381,27 @@ pub(super) fn look_up_hook(
 }
 
 #[cfg(test)]
+impl CommandSpec {
+    /// A command that writes, with the key positions of COMMAND INFO.
+    pub(super) fn at(name: &str, first: i64, last: i64, step: i64) -> Self {
+        Self {
+            name: name.as_bytes().into(),
+            proxy: ProxyCommand::WriteMore,
+            first,
+            last,
+            step,
+            arity: -2,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn key_positions_follow_command_info() {
-        let spec = |first, last, step| CommandSpec {
-            name: b"x".to_vec().into(),
-            proxy: ProxyCommand::Read,
-            first,
-            last,
-            step,
-            arity: -2,
-        };
+        let spec = |first, last, step| CommandSpec::at("x", first, last, step);
         let positions = |spec: CommandSpec, len| spec.key_positions(len).collect::<Vec<_>>();
         assert_eq!(positions(spec(1, 1, 1), 2), [1]);
         assert_eq!(positions(spec(1, -1, 1), 4), [1, 2, 3]);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::{
     Hooks,
     loads::{REMOVERS, Wait},
+    parts,
     table::{self, CommandSpec, Entry},
 };
 use crate::{
@@ -56,6 +57,9 @@ pub trait Writes: Send + Sync {
         reply: CallReply,
         block: &mut dyn FnMut() -> Option<BlockedClient>,
     ) -> Option<CallReply>;
+
+    /// What a command has changed that was run in its client's place is a unit of its own, although the server's has not ended.
+    fn end_unit(&self, lock: Lock<'_>);
 }
 
 /// Why a registration wants to see a command.
@@ -121,6 +125,11 @@ impl Hooks {
     /// Whether changes of any keys are saved.
     pub fn saves_writes(&self, lock: Lock<'_>) -> bool {
         self.writes.get().is_some_and(|writes| writes.is_any(lock))
+    }
+
+    /// Whether changes of this key are saved.
+    pub fn saves_write(&self, lock: Lock<'_>, name: &[u8]) -> bool {
+        self.writes.get().is_some_and(|writes| writes.saves(lock, name))
     }
 
     /// The commands that change keys at fixed places and do not wait by themselves.
@@ -212,7 +221,11 @@ impl Hooks {
         else {
             return Vec::new();
         };
-        let keys = entry.spec.key_positions(original.len());
+        let (keys, removed) = match interest {
+            Interest::Write => (Some(entry.spec.key_positions(original.len())), None),
+            Interest::Removal => (None, Some(parts::removed_keys(&entry.spec, original.len()))),
+        };
+        let keys = keys.into_iter().flatten().chain(removed.into_iter().flatten());
         keys.filter_map(|position| original.get(position))
             .filter(|key| {
                 let mut rules = entry.writes.iter();
@@ -294,7 +307,8 @@ impl Hooks {
             (number, Ok(reply)) => {
                 // Before it ends: who waits behind it waits for these, too.
                 let absent = if reply.is_error() { &[][..] } else { &write.absent };
-                for name in absent {
+                let is_missing = |name: &&&[u8]| key::life(lock, command.db(), name) == Life::Missing;
+                for name in absent.iter().filter(is_missing) {
                     writes.removed(lock, command.db(), name);
                 }
                 Ok(match number {

@@ -400,7 +400,7 @@ impl Loads for ReadThrough {
         match asked {
             Ok(number) => {
                 drop(state);
-                let wait = self.block(command, number, writes);
+                let wait = self.block(command, number, missing, writes);
                 let name = match missing {
                     [missing] => command.hold(missing.position),
                     _ => None,
@@ -429,14 +429,19 @@ impl Loads for ReadThrough {
 }
 
 impl ReadThrough {
-    /// Lets the client of a command wait under its number in the machine.
-    fn block(&self, command: &Command<'_>, number: u64, writes: bool) -> Wait {
+    /// Lets the client of a command wait under its number in the machine. Where the server does not let it, the command runs on what
+    /// is there, unless that would be saved.
+    fn block(&self, command: &Command<'_>, number: u64, missing: &[Missing<'_>], writes: bool) -> Wait {
         let lock = command.lock();
         let client = self.hooks.block(command, waiting::Awaited::Load, writes);
         let mut state = self.state.write(lock);
         let Some(client) = client else {
             state.machine.release(number);
-            return Wait::No;
+            drop(state);
+            let partial = missing.iter().find(|missing| missing.partial);
+            return partial.map_or(Wait::No, |partial| {
+                Wait::Refused(self.refuse_partial(lock, partial.registration).into())
+            });
         };
         state.numbers.insert(client.address() as u64, number);
         state.clients.insert(number, Who::Client(client));

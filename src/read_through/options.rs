@@ -60,8 +60,9 @@ pub const COMMANDS: [&str; 48] = [
     "zscan",
 ];
 
-/// Commands that change a part of a value, or depend on it: they wait, too, where changes are saved.
-pub const PARTIAL_WRITERS: [&str; 48] = [
+/// Commands that change a part of a value, or depend on it: they wait, too, where changes are saved. Which of their keys have to be
+/// there the room `hooks` knows.
+pub const PARTIAL_WRITERS: [&str; 61] = [
     "set",
     "setnx",
     "msetnx",
@@ -110,6 +111,19 @@ pub const PARTIAL_WRITERS: [&str; 48] = [
     "geoadd",
     "getdel",
     "delex",
+    "pfadd",
+    "pfmerge",
+    "copy",
+    "renamenx",
+    "blmove",
+    "brpoplpush",
+    "bitop",
+    "sinterstore",
+    "sunionstore",
+    "sdiffstore",
+    "zrangestore",
+    "geosearchstore",
+    "delifeq",
 ];
 
 /// How long a loaded value is fresh.

@@ -186,7 +186,12 @@ impl ReadThrough {
                 state.leaving.push_back((waiter, leave));
             }
             Action::Again { waiter, keys } => {
+                let writes = state.machine.writes(waiter);
                 drop(state);
+                if writes && keys.iter().any(|key| self.leaves_a_part(lock, key)) {
+                    let leave = Leave::Reply(NoValue::Aborted.into());
+                    return self.state.write(lock).leaving.push_back((waiter, leave));
+                }
                 let asks = self.asks_for(lock, now, &keys);
                 self.state.write(lock).machine.ask_again(now, waiter, &asks);
             }
@@ -214,6 +219,13 @@ impl ReadThrough {
             }
         }
         asks
+    }
+
+    /// Whether a command that changes the key would find nothing, nobody loads what it waited for, and what it leaves would be saved.
+    fn leaves_a_part(&self, lock: Lock<'_>, key: &Key) -> bool {
+        let is_missing = || key::life(lock, key.db, &key.name) == Life::Missing;
+        let is_loaded = self.state.read(lock).served_for(&key.name).is_some();
+        !is_loaded && self.hooks.saves_write(lock, &key.name) && is_missing()
     }
 
     /// Calls the loader, as an execution like any other.
@@ -451,7 +463,10 @@ impl ReadThrough {
     /// Does something to a key that is our own doing.
     pub(super) fn quietly<R>(&self, lock: Lock<'_>, work: impl FnOnce() -> R) -> R {
         let before = std::mem::replace(&mut self.state.write(lock).storing, true);
+        // A set has no other way into a key than SADD, for which nobody has to wait.
+        let bypass = self.hooks.bypass(lock);
         let result = work();
+        drop(bypass);
         self.state.write(lock).storing = before;
         result
     }

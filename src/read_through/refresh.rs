@@ -25,7 +25,7 @@ impl ReadThrough {
         let lock = command.lock();
         let names: Vec<&[u8]> = command.argv().skip(1).iter().collect();
         Ok(match self.ask_refresh(lock, command.db(), &names, None)? {
-            Asked::Number(number) => match self.block(command, number, false) {
+            Asked::Number(number) => match self.block(command, number, &[], false) {
                 Wait::No => Reply::Int(0).into(),
                 _ => Answer::Done,
             },

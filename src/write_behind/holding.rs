@@ -126,7 +126,8 @@ impl Writes for WriteBehind {
         let lock = command.lock();
         let mut state = self.state.write(lock);
         let full = state.full_for(command.db(), keys);
-        if full == 0 {
+        // What is not captured needs no room.
+        if full == 0 || state.quiet || self.is_saving(&state) {
             return Wait::No;
         }
         let refusing = state.of(full).find(|sink| sink.options.on_full == OnFull::Error);
@@ -213,6 +214,10 @@ impl Writes for WriteBehind {
         drop(state);
         self.come();
         None
+    }
+
+    fn end_unit(&self, lock: Lock<'_>) {
+        self.unit_ended(lock);
     }
 }
 

@@ -1,0 +1,122 @@
+//! Which keys of a writing command have to be whole before it runs, where changes are saved: those of which it keeps a part, on which
+//! it depends, or of which it makes something that is saved. Asked by `loads.rs`, for keys that are missing. Pure.
+
+use super::table::CommandSpec;
+
+/// Whether what the command leaves behind depends on what `key` had. `word`: its words, of which there are `len`.
+pub(super) fn needs<'w>(
+    spec: &CommandSpec,
+    key: &[u8],
+    len: usize,
+    word: impl Fn(usize) -> Option<&'w [u8]>,
+) -> bool {
+    let is_destination = || word(2) == Some(key);
+    match &*spec.name {
+        b"set" => has_option(len, &word, &CONDITIONS),
+        // One that names a database is not looked at in this one.
+        b"copy" => is_destination() && !has_option(len, &word, &[b"replace", b"db"]),
+        b"renamenx" | b"blmove" | b"brpoplpush" => is_destination(),
+        _ if makes_a_value(spec) => {
+            let mut sources = spec.key_positions(len).skip(1);
+            sources.any(|position| word(position) == Some(key))
+        }
+        _ => true,
+    }
+}
+
+/// Its first key gets a whole value, made of the others, or is removed if that is nothing.
+fn makes_a_value(spec: &CommandSpec) -> bool {
+    const NAMES: [&[u8]; 6] = [
+        b"bitop",
+        b"geosearchstore",
+        b"sdiffstore",
+        b"sinterstore",
+        b"sunionstore",
+        b"zrangestore",
+    ];
+    NAMES.contains(&&*spec.name)
+}
+
+/// The positions of the keys that a command removes which is one of [`super::loads::REMOVERS`].
+pub(super) fn removed_keys(spec: &CommandSpec, len: usize) -> impl Iterator<Item = usize> + use<> {
+    let most = if makes_a_value(spec) { 1 } else { usize::MAX };
+    spec.key_positions(len).take(most)
+}
+
+/// SET depends by them on what is there, or returns it.
+const CONDITIONS: [&[u8]; 7] = [b"nx", b"xx", b"get", b"ifeq", b"ifne", b"ifdeq", b"ifdne"];
+
+/// True if one of the options, in any letter case, stands behind the first two arguments.
+fn has_option<'w>(len: usize, word: &impl Fn(usize) -> Option<&'w [u8]>, options: &[&[u8]]) -> bool {
+    (3..len).any(|at| {
+        let option = word(at).unwrap_or_default();
+        options.iter().any(|known| known.eq_ignore_ascii_case(option))
+    })
+}
+
+/// Commands that wait by themselves for what is missing. Behind a proxy command they do not: they go there only where they must.
+pub(super) fn waits_by_itself(spec: &CommandSpec) -> bool {
+    matches!(&*spec.name, b"blmove" | b"brpoplpush")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The keys of a command, whose positions are those of COMMAND INFO, that have to be whole.
+    fn needed(text: &str, first: i64, last: i64) -> Vec<&str> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let spec = CommandSpec::at(&words[0].to_ascii_lowercase(), first, last, 1);
+        let positions = spec.key_positions(words.len());
+        positions
+            .map(|position| words[position])
+            .filter(|key| {
+                let word = |at: usize| words.get(at).map(|word| word.as_bytes());
+                needs(&spec, key.as_bytes(), words.len(), word)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_set_needs_what_its_condition_is_about() {
+        assert_eq!(needed("SET a nx", 1, 1), [""; 0]);
+        assert_eq!(needed("SET a b EX 10", 1, 1), [""; 0]);
+        for option in ["nx", "XX", "EX 10 Get", "IFEQ c"] {
+            assert_eq!(needed(&format!("SET a b {option}"), 1, 1), ["a"], "{option}");
+        }
+    }
+
+    #[test]
+    fn what_must_not_be_there_has_to_be_known() {
+        assert_eq!(needed("COPY a b", 1, 2), ["b"]);
+        assert_eq!(needed("COPY a b Replace", 1, 2), [""; 0]);
+        assert_eq!(needed("COPY a b DB 1", 1, 2), [""; 0]);
+        assert_eq!(needed("RENAMENX a b", 1, 2), ["b"]);
+    }
+
+    #[test]
+    fn what_something_is_made_of_is_needed_and_not_what_it_replaces() {
+        assert_eq!(needed("SUNIONSTORE a b c", 1, -1), ["b", "c"]);
+        assert_eq!(needed("SINTERSTORE a b a", 1, -1), ["a", "b", "a"]);
+        assert_eq!(needed("BITOP AND a b", 2, -1), ["b"]);
+        assert_eq!(needed("ZRANGESTORE a b 0 -1", 1, 2), ["b"]);
+    }
+
+    #[test]
+    fn what_becomes_nothing_is_removed() {
+        let removed = |name, first, len| {
+            let spec = CommandSpec::at(name, first, -1, 1);
+            removed_keys(&spec, len).collect::<Vec<_>>()
+        };
+        assert_eq!(removed("del", 1, 4), [1, 2, 3]);
+        assert_eq!(removed("sunionstore", 1, 4), [1]);
+        assert_eq!(removed("bitop", 2, 5), [2]);
+    }
+
+    #[test]
+    fn what_is_added_to_is_needed() {
+        assert_eq!(needed("BLMOVE a b LEFT LEFT 0", 1, 2), ["b"]);
+        assert_eq!(needed("LMOVE a b LEFT LEFT", 1, 2), ["a", "b"]);
+        assert_eq!(needed("HSET a b c", 1, 1), ["a"]);
+    }
+}
