@@ -7,6 +7,7 @@ The clients live in a process of their own, so that the test itself is no part o
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 
@@ -19,7 +20,7 @@ CLIENTS = 2000
 # Generous: two cores may be shared with other work. The goal on a quiet machine is one second.
 LIMIT = 3.0
 ROUNDS = 6
-# How many bytes may be left in use by the server after the rounds. It varies by 10 MB, with 85 MB in use at any time.
+# How many bytes more may be in use in the later rounds than in the first ones. Single rounds differ by 30 MB, with 85 MB in use at any time.
 LEFT = 20_000_000
 
 # Argv: port, clients, prefix. All clients connect, then all ask at once; prints the seconds and the replies.
@@ -118,7 +119,7 @@ def test_misses_of_many_clients(server: Server, failing: bool, mode: str) -> Non
     print(f"{CLIENTS} misses, {mode}: {', '.join(f'{took:.2f} s' for took in times)}")
     print(f"used memory {levels}, Python objects {objects}")
     assert min(times) < LIMIT
-    assert levels[-1] - levels[0] < LEFT
+    assert statistics.median(levels[ROUNDS // 2 :]) - statistics.median(levels[: ROUNDS // 2]) < LEFT
     # The finer measure of what coroutines, tasks and futures leave behind.
     assert objects[-1] - objects[0] < CLIENTS / 10
     counted = server.registrations()[0]["RegistrationData"]

@@ -163,6 +163,17 @@ def test_values_of_scripts_are_not_in_the_log(start_server):
     assert "topsecret" not in server.log()
 
 
+@pytest.mark.parametrize(("name", "value"), [("registrationpolicy", "deny"), ("RUNAS", "owner")])
+def test_options_of_rights_are_known_in_any_letter_case(start_server, name, value):
+    """They had no effect, and nobody was told."""
+    canonical = {"registrationpolicy": "RegistrationPolicy", "RUNAS": "RunAs"}[name]
+    server = start_server(module_args=[name, value])
+    assert server.client().execute_command("RG.CONFIGGET", canonical) == [value]
+    wait_until(lambda: f"{canonical}:{value}" in server.log())
+    (refused,) = server.client().execute_command("RG.CONFIGSET", name, "all")
+    assert str(refused).endswith(f"{name} is not configurable at runtime")
+
+
 def test_python_keys_in_another_letter_case_are_extra_values(start_server):
     server = start_server(module_args=["pythonattempttraceback", "0"])
     keys = ("pythonattempttraceback", "PythonAttemptTraceback")
@@ -175,6 +186,7 @@ def test_python_keys_in_another_letter_case_are_extra_values(start_server):
         (["MaxExecutions", "many"], "Failed setting config value MaxExecutions"),
         (["executionthreads", "0"], "Failed setting config value executionthreads"),
         (["ExecutionMaxIdleTime", "-1"], "Failed setting config value ExecutionMaxIdleTime"),
+        (["AsyncLoop", "foo"], "AsyncLoop: expected 'asyncio' or 'uvloop', got 'foo'"),
         (["region", "eu", "MaxExecutions"], "Value was not given to MaxExecutions"),
         (["region"], "Value was not given to region"),
         (["PythonAttemptTraceback", "x"], "Failed parsing PythonAttemptTraceback config, value must be a number."),

@@ -52,6 +52,69 @@ def test_each_registration_has_its_own_answer_to_errors(server: Server, source: 
     at_rest(server)
 
 
+@pytest.mark.parametrize(("other", "arguments"), [("hard:1", "backoff=0"), ("soft:2", "")], ids=["of another registration", "of the same one"])
+def test_a_miss_of_one_key_does_not_let_the_others_go(server: Server, source: Server, other: str, arguments: str) -> None:
+    """A key that could not be loaded is decided, and the command waits for the rest."""
+    origin = register(server, source, "on_error='miss', backoff=0", prefix="soft:*")
+    register(server, source, "backoff=0", prefix="hard:*")
+    raw = server.raw()
+    raw.send("MGET", "soft:1", other)
+    origin.wait_for_loads(2)
+    origin.give("soft:1", "!KeyError x")
+    wait_until(lambda: sum(figures(server, place)["loadFailures"] for place in (0, 1)) == 1)
+    origin.give(other, "v")
+    assert raw.read() == b"*2\r\n$-1\r\n$1\r\nv\r\n"
+    at_rest(server)
+
+
+def test_a_key_that_backs_off_does_not_let_the_others_go(server: Server, source: Server) -> None:
+    origin = register(server, source, "on_error='miss', backoff=60, max_backoff=60")
+    origin.give("user:1", "!KeyError x")
+    raw = server.raw()
+    assert raw.call("GET", "user:1") == b"$-1\r\n"
+    raw.send("MGET", "user:1", "user:2")
+    origin.give("user:2", "v")
+    assert raw.read() == b"*2\r\n$-1\r\n$1\r\nv\r\n"
+    assert raw.call("GET", "user:1") == b"$-1\r\n"
+    assert origin.loads() == 2
+    at_rest(server)
+
+
+def test_a_miss_does_not_hide_an_error_behind_it(server: Server, source: Server) -> None:
+    origin = register(server, source, "on_error='miss', backoff=0", prefix="soft:*")
+    register(server, source, "backoff=0", prefix="hard:*")
+    raw = server.raw()
+    raw.send("MGET", "soft:1", "hard:1")
+    origin.wait_for_loads(2)
+    origin.give("soft:1", "!KeyError x")
+    wait_until(lambda: sum(figures(server, place)["loadFailures"] for place in (0, 1)) == 1)
+    origin.give("hard:1", "!ValueError x")
+    assert raw.read() == b"-LOADFAILED ValueError\r\n"
+    at_rest(server)
+
+
+def test_who_waits_no_longer_for_one_key_waits_for_the_others(server: Server, source: Server) -> None:
+    origin = register(server, source, "on_error='miss', timeout=0.05", prefix="soft:*")
+    register(server, source, "timeout=20", prefix="hard:*")
+    raw = server.raw()
+    raw.send("MGET", "soft:1", "hard:1")
+    wait_until(lambda: sum(figures(server, place)["timeouts"] for place in (0, 1)) == 1)
+    origin.give("hard:1", "v")
+    assert raw.read() == b"*2\r\n$-1\r\n$1\r\nv\r\n"
+    origin.give("soft:1", "late")
+    wait_until(lambda: server.own.get("soft:1") == "late", message="the load goes on")
+    at_rest(server)
+
+
+def test_a_lifetime_that_cannot_be_told_names_what_was_raised(server: Server) -> None:
+    server.run("""
+def lifetime(key, value):
+    raise KeyError(key)
+read_through('user:*', lambda key: 'v', ttl=lifetime, backoff=0)
+""")
+    assert server.raw().call("GET", "user:1") == b"-LOADFAILED KeyError\r\n"
+
+
 def test_who_has_waited_long_enough_is_let_go_and_the_load_goes_on(server: Server, source: Server) -> None:
     origin = register(server, source, "timeout=0.05")
     raw = server.raw()

@@ -106,6 +106,39 @@ def test_the_third_lost_lease_answers_without_being_kept(server: Server, source:
     at_rest(server)
 
 
+@pytest.mark.parametrize(
+    ("words", "reply", "left"),
+    [(["INCRBY", "user:1", "5"], b":1005\r\n", "1005"), (["APPEND", "user:1", "x"], b":5\r\n", "1000x"), (["SETRANGE", "user:1", "1", "x"], b":4\r\n", "1x00")],
+)
+def test_a_writing_command_keeps_the_value_of_the_third_lost_lease(
+    server: Server, source: Server, words: list[str], reply: bytes, left: str
+) -> None:
+    """It ran on nothing: a counter began at 0."""
+    origin = register(server, source, f"commands=['get', '{words[0].lower()}'], ttl=100")
+    raw = server.raw()
+    raw.send(*words)
+    client = server.client()
+    for load in (1, 2, 3):
+        origin.wait_for_loads(load)
+        client.delete("user:1")
+        origin.give("user:1", "1000")
+    assert raw.read() == reply
+    assert client.get("user:1") == left
+    assert 0 < client.ttl("user:1") <= 100
+    at_rest(server)
+
+
+def test_a_writing_command_whose_value_finds_no_room_changes_nothing(server: Server) -> None:
+    """Not every one of them is refused by the server itself."""
+    server.run("read_through('list:*', lambda key: ['a', 'b'], commands=['lpop', 'lrange'])")
+    client = server.client()
+    client.config_set("maxmemory", 1)
+    reply, there = server.raw().call("LPOP", "list:1"), client.exists("list:1")
+    client.config_set("maxmemory", 0)
+    assert (reply[:5], there) == (b"-OOM ", 0)
+    assert client.lpop("list:1") == "a"
+
+
 def test_nobody_gets_a_load_that_began_before_his_own_invalidation(server: Server, source: Server) -> None:
     origin, first = loading(server, source)
     second = server.raw()

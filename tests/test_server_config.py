@@ -203,6 +203,13 @@ def test_lines_before_loadmodule_and_on_the_command_line(start_server, tmp_path)
     assert plain(server, "MaxExecutions", "SendMsgRetries") == [5, 9]
 
 
+def test_config_get_of_scripts_tells_what_the_server_has_set(start_server):
+    server = able(start_server(module_args=["PythonAttemptTraceback", "1"]))
+    server.client().config_set("rg.python-attempt-traceback", "no")
+    server.client().config_set("rg.python-install-req-max-idle-time", "7000")
+    assert in_script(server, "return [configGet('PythonAttemptTraceback'), configGet('PythonInstallReqMaxIdleTime')]") == ["0", "7000"]
+
+
 def test_the_number_of_threads_in_a_config_file(start_with_file):
     server = start_with_file("rg.execution-threads 1")
     assert both(server, "rg.execution-threads", "ExecutionThreads") == ["1", 1]

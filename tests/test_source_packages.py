@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from helpers import Server
+from helpers import PATIENCE, Server
 
 # The folder of packages is in the environment that a server starts with. What is tested is how pip builds them.
 pytestmark = [pytest.mark.own_server, pytest.mark.once]
@@ -73,7 +73,7 @@ def sdist(folder: Path, name: str, files: dict[str, str]) -> None:
 def refusal(server: Server, requirement: str) -> str:
     """The error reply; a build may take its time."""
     with pytest.raises(redis.ResponseError) as refused:
-        server.client(socket_timeout=50).execute_command("RG.PYEXECUTE", "1", "REQUIREMENTS", requirement)
+        server.client(socket_timeout=50 * PATIENCE).execute_command("RG.PYEXECUTE", "1", "REQUIREMENTS", requirement)
     return str(refused.value)
 
 
@@ -95,13 +95,13 @@ def test_source_distributions_are_built(server: Server, packages: Path, kind: st
     name = f"pinion-{kind}"
     sdist(packages, name, KINDS[kind])
     script = f"import {name.replace('-', '_')} as m\nGB('ShardsIDReader').map(lambda _: m.BUILT).run()"
-    assert server.run(script, "REQUIREMENTS", name, client=server.client(socket_timeout=50)) == [["True"], []]
+    assert server.run(script, "REQUIREMENTS", name, client=server.client(socket_timeout=50 * PATIENCE)) == [["True"], []]
 
 
 def test_one_that_another_one_needs(server: Server, packages: Path) -> None:
     sdist(packages, "pinion-inner", setup())
     sdist(packages, "pinion-outer", setup("py_modules=['{module}'], install_requires=['pinion-inner']"))
-    assert server.run("import pinion_inner, pinion_outer", "REQUIREMENTS", "pinion-outer", client=server.client(socket_timeout=50)) == "OK"
+    assert server.run("import pinion_inner, pinion_outer", "REQUIREMENTS", "pinion-outer", client=server.client(socket_timeout=50 * PATIENCE)) == "OK"
 
 
 EXTENSION = "ext_modules=[Extension('{module}', ['it.c'])]"

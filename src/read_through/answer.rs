@@ -90,6 +90,15 @@ struct Awaited {
     is_through: Cell<bool>,
 }
 
+/// What was put back for a command.
+#[derive(Default)]
+struct Provided<'a> {
+    /// What is to be taken away after it.
+    guests: Vec<&'a Key>,
+    /// A value found no room that the command was to change.
+    lacks_room: bool,
+}
+
 impl ReadThrough {
     /// Lets the next ones go. While clients are paused only those whose command is not run.
     pub(super) fn let_go(&self, lock: Lock<'_>, paused: bool) {
@@ -222,9 +231,9 @@ impl ReadThrough {
         }
     }
 
-    /// Puts back the values that the command waited for and that are gone. Returns those that are to be taken away after it.
-    fn provide<'a>(&self, lock: Lock<'_>, awaited: &'a Awaited) -> Vec<&'a Key> {
-        let mut guests = Vec::new();
+    /// Puts back the values that the command waited for and that are gone.
+    fn provide<'a>(&self, lock: Lock<'_>, awaited: &'a Awaited) -> Provided<'a> {
+        let mut provided = Provided::default();
         let now_ms = key::now_ms(lock);
         for key in &awaited.keys {
             if self.state.read(lock).machine.holds(key, now_ms) {
@@ -234,9 +243,10 @@ impl ReadThrough {
                 continue;
             }
             let state = self.state.read(lock);
-            // What is void may be read once more, and nothing may be made of it.
+            // Of what is void nothing may be made that is saved.
+            let is_saved = || awaited.writes && self.hooks.saves_write(lock, &key.name);
             let landed = state.machine.landed(key);
-            let landed = landed.filter(|landed| !(landed.void && awaited.writes));
+            let landed = landed.filter(|landed| !landed.void || !is_saved());
             let loaded = landed.and_then(|landed| landed.value.clone());
             let rule = awaited.writes.then(|| state.served_for(&key.name)).flatten();
             drop(state);
@@ -250,13 +260,14 @@ impl ReadThrough {
                     },
                     ..Loaded::clone(&loaded)
                 };
-                self.store(lock, rule, key, &kept, None);
+                provided.lacks_room |=
+                    !self.store(lock, rule, key, &kept, None) && !store::has_room(lock, self.engine.features);
                 continue;
             }
             self.quietly(lock, || store::put_quietly(lock, key.db, &key.name, content));
-            guests.push(key);
+            provided.guests.push(key);
         }
-        guests
+        provided
     }
 }
 
@@ -273,7 +284,12 @@ impl ReadThrough {
             return Some(hooks::Awaited::Told(refusal));
         }
         let lock = command.lock();
-        let guests = awaited.map_or_else(Vec::new, |awaited| self.provide(lock, awaited));
+        let provided = awaited
+            .map(|awaited| self.provide(lock, awaited))
+            .unwrap_or_default();
+        if provided.lacks_room {
+            return Some(hooks::Awaited::Told(room::no_room()));
+        }
         if let Some(awaited) = awaited.filter(|awaited| awaited.writes && self.engine.is_serving()) {
             let absent = |name: &[u8]| {
                 let state = self.state.read(lock);
@@ -287,14 +303,12 @@ impl ReadThrough {
                 })
             };
             if let Some(refusal) = self.hooks.refuse_forgotten(command, absent) {
-                let has_room = store::has_room(lock, self.engine.features);
-                let refusal = if has_room { refusal } else { room::no_room() };
                 return Some(hooks::Awaited::Told(refusal));
             }
         }
         let writes = awaited.is_none_or(|awaited| awaited.writes);
         let answer = self.hooks.run_awaited(command, writes, block);
-        for key in guests {
+        for key in provided.guests {
             self.quietly(lock, || store::take_quietly(lock, key.db, &key.name));
         }
         answer

@@ -463,10 +463,7 @@ impl ReadThrough {
     /// Does something to a key that is our own doing.
     pub(super) fn quietly<R>(&self, lock: Lock<'_>, work: impl FnOnce() -> R) -> R {
         let before = std::mem::replace(&mut self.state.write(lock).storing, true);
-        // A set has no other way into a key than SADD, for which nobody has to wait.
-        let bypass = self.hooks.bypass(lock);
         let result = work();
-        drop(bypass);
         self.state.write(lock).storing = before;
         result
     }
