@@ -276,12 +276,11 @@ impl Config {
             .ok_or_else(|| format!("{name}: expected '{}' or '{}', got '{given}'", words[0], words[1]))
     }
 
-    /// True if coroutines run on uvloop, where it is installed.
-    ///
     /// # Errors
-    /// `AsyncLoop` is no word that it knows.
-    pub fn wants_uvloop(&self) -> Result<bool, String> {
-        self.is_second(ASYNC_LOOP, ["asyncio", "uvloop"])
+    /// An option is none of its words; for the log.
+    pub fn check_words(&self) -> Result<(), String> {
+        self.is_second(ASYNC_LOOP, ["asyncio", "uvloop"])?;
+        self.denies_code().map(|_| ())
     }
 
     /// True if code has the rights of its owner.

@@ -82,8 +82,7 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks, environment: &Environ
     let config = Arc::new(config);
     loading.offer(config.server_options())?;
     rights::init(config.runs_as_owner()?)?;
-    config.denies_code()?;
-    config.wants_uvloop()?;
+    config.check_words()?;
     let lines = config.lines();
     if let Err(size) = threads::enlarge_own_stack() {
         api::log_warning(&format!(
