@@ -137,6 +137,31 @@ def test_several_that_hang(server: Server, hole: Hole) -> None:
     hole.close()
 
 
+CHAIN = """
+@read_through('chain:*')
+def load(key):
+    number = int(key[6:])
+    if number:
+        refresh(f'chain:{number - 1}')
+    return key
+"""
+
+
+@pytest.mark.parametrize("hanging", [WORKERS, WORKERS + 2])
+def test_what_waits_for_others_gets_on_while_all_workers_hang(server: Server, hole: Hole, hanging: int) -> None:
+    """A loader that asks for another key keeps no worker while it waits, and each that waits brings one if none is free."""
+    server.run(SCRIPT.format(port=hole.port, hanging=WAYS["commands"]) + CHAIN)
+    client = server.client(socket_timeout=20)
+    hang(server, "commands", hanging)
+    hole.take(WORKERS)
+    assert client.get("chain:4") == "chain:4"
+    # Those that came for these are there, and are too few.
+    assert client.get("chain:14") == "chain:14"
+    hole.release()
+    others_go_on(client, 1)
+    hole.close()
+
+
 def test_order_holds_in_reserve(server: Server, hole: Hole) -> None:
     """Events of one key come in their order, whoever runs them."""
     server.run(SCRIPT.format(port=hole.port, hanging=WAYS["loads"]))

@@ -101,7 +101,7 @@ MORE: list[tuple[str, list[str], list[str], dict[str, Any]]] = [
     ("sdiffstore", ["SADD x a b", "SADD y b"], ["SDIFFSTORE k:1 x y"], {"k:1": ("sdiffstore", ["a"])}),
     ("zpopmin and zmpop", ["ZADD k:1 1 a 2 b 3 c"], ["ZPOPMIN k:1", "ZMPOP 1 k:1 MAX"], {"k:1": ("zpopmax", {"b": 2.0})}),
     ("zadd that changes nothing", ["ZADD k:1 1 a"], ["ZADD k:1 NX 2 a", "ZADD k:1 GT 0 a", "ZADD k:1 XX 5 b"], {}),
-    ("zrangestore", ["ZADD x 1 a 2 b"], ["ZRANGESTORE k:1 x 1 1", "ZRANGESTORE k:2 nothing 0 1"], {"k:1": ("zrangestore", {"b": 2.0})}),
+    ("zrangestore", ["ZADD x 1 a 2 b"], ["ZRANGESTORE k:1 x 1 1", "ZRANGESTORE k:2 nothing 0 1"], {"k:1": ("zrangestore", {"b": 2.0}), "k:2": ("del", None)}),
     ("zremrangebyrank", ["ZADD k:1 1 a"], ["ZREMRANGEBYRANK k:1 0 0"], {"k:1": ("del", None)}),
     ("geosearchstore", ["GEOADD x 0 0 a"], ["GEOSEARCHSTORE k:1 x FROMLONLAT 0 0 BYRADIUS 1 km"], {"k:1": ("geosearchstore", ...)}),
     ("georadius store", ["GEOADD x 0 0 a"], ["GEORADIUS x 0 0 1 km STORE k:1"], {"k:1": ("georadiusstore", ...)}),

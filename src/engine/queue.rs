@@ -101,6 +101,8 @@ struct QueueState {
     sleepers: Vec<Thread>,
     /// What each worker is at.
     seats: Vec<Option<Owner>>,
+    /// Who they are.
+    threads: Vec<ThreadId>,
     reserve: Reserve,
 }
 
@@ -234,6 +236,7 @@ impl Queue {
         let mut state = self.state.lock();
         state.utilization.count_this_thread();
         state.seats.push(None);
+        state.threads.push(waits::current().id());
         Seat {
             number: state.seats.len() - 1,
             last: 0,

@@ -47,10 +47,10 @@ impl Spares {
         is_due
     }
 
-    /// One more waits. The number of the spare worker that is to come.
-    fn wait(&mut self) -> Option<usize> {
+    /// One more waits. The number of the spare worker that is to come. `none_is_free`: those that are there may hang.
+    fn wait(&mut self, none_is_free: bool) -> Option<usize> {
         self.waiting += 1;
-        if self.waiting <= self.made || self.made >= MOST_SPARES {
+        if (self.waiting <= self.made && !none_is_free) || self.made >= MOST_SPARES {
             return None;
         }
         self.made += 1;
@@ -61,7 +61,8 @@ impl Spares {
 impl Engine {
     /// Does `wait`, which waits, detached from the language, for an execution that a worker has to run.
     pub fn wait_on_worker<R>(self: &Arc<Self>, wait: impl FnOnce() -> R) -> R {
-        let spare = self.spares.lock().wait();
+        let paused = self.queue.pause();
+        let spare = self.spares.lock().wait(paused.none_is_free);
         if let Some(number) = spare {
             let engine = Arc::clone(self);
             let life = move || engine.language.thread(&mut || work(&engine));
@@ -71,6 +72,7 @@ impl Engine {
             }
         }
         let result = wait();
+        self.queue.resume(paused);
         self.spares.lock().waiting -= 1;
         result
     }

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Job, Queue, QueueState};
+use super::{Job, Queue, QueueState, ThreadId, waits};
 
 /// How many there are at most.
 const MOST: usize = 8;
@@ -38,6 +38,8 @@ pub(super) struct Reserve {
     stuck_at: Option<u64>,
     /// What each of them is at.
     seats: Vec<Option<Owner>>,
+    /// Who they are, as soon as they have begun.
+    threads: Vec<Option<ThreadId>>,
     idle: usize,
 }
 
@@ -60,7 +62,28 @@ pub enum Look {
     Stuck { seen: u64, wants_one: bool },
 }
 
+/// What [`Queue::pause`] has found.
+pub struct Paused {
+    owner: Option<Owner>,
+    /// All workers are at it.
+    pub none_is_free: bool,
+}
+
 impl QueueState {
+    /// What the calling thread is at, if it is a worker.
+    fn own_seat(&mut self) -> Option<&mut Option<Owner>> {
+        let this = waits::current().id();
+        if let Some(place) = self.threads.iter().position(|thread| *thread == this) {
+            return self.seats.get_mut(place);
+        }
+        let place = self
+            .reserve
+            .threads
+            .iter()
+            .position(|thread| *thread == Some(this))?;
+        self.reserve.seats.get_mut(place)
+    }
+
     /// The place of a job whose owner keeps no worker.
     fn fit(&self) -> Option<usize> {
         let is_kept = |owner| self.seats.contains(&Some(owner)) || self.reserve.seats.contains(&Some(owner));
@@ -98,7 +121,26 @@ impl Queue {
     pub fn enlist_in_reserve(&self) -> usize {
         let mut state = self.state.lock();
         state.reserve.seats.push(None);
+        state.reserve.threads.push(None);
         state.reserve.seats.len() - 1
+    }
+
+    /// The job of the calling thread waits for another one, which may be of the same owner: until [`Queue::resume`] it keeps no worker.
+    pub fn pause(&self) -> Paused {
+        let mut state = self.state.lock();
+        let owner = state.own_seat().and_then(Option::take);
+        Paused {
+            owner,
+            none_is_free: state.at_it >= state.seats.len(),
+        }
+    }
+
+    /// It goes on.
+    pub fn resume(&self, paused: Paused) {
+        let mut state = self.state.lock();
+        if let Some(seat) = state.own_seat() {
+            *seat = paused.owner;
+        }
     }
 
     /// Waits until one in reserve is needed. Called detached.
@@ -116,6 +158,7 @@ impl Queue {
     pub fn next_in_reserve(&self, number: usize) -> Option<Job> {
         let mut state = self.state.lock();
         state.reserve.seats[number] = None;
+        state.reserve.threads[number] = Some(waits::current().id());
         let place = if state.is_stuck() {
             state.fit()?
         } else {
