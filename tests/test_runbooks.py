@@ -314,15 +314,17 @@ def test_questions_to_a_server_in_trouble(start_server: Callable[..., Server], t
     client.execute_command("RG.CONFIGSET", "rate", "1.09")
     nodes = {"cache1": cache}
     [stale] = blocks("Why is this key stale?", page)
-    lines = run(stale, tmp_path, nodes).splitlines()
-    assert lines[0] == "master" and lines[-2:] == ["1", "1.09"]
-    assert any(line.isdigit() and int(line) > 3600_000 for line in lines), "younger than its ttl"
+    told = run(stale, tmp_path, nodes)
+    assert re.search(r"registered\nread_through\n", told) and re.search(r"\nstate\nfresh\nfreshMS\n\d+\n", told), told
+    assert re.search(r"state +fresh *\n *fresh +\d+\.\d s *\n", told), "the same by pinion"
+    assert client.get("rate:usd") == "1.07", "nothing was loaded"
+    client.execute_command("RG.REFRESH", "rate:usd")
+    assert client.get("rate:usd") == "1.09"
     with client.pipeline() as transaction:
         transaction.delete("user:1").hset("user:1", "name", "Ann")
         transaction.execute()
     wait_until(lambda: cache.own.info("rg_write_behind")["rg_write_behind_save_failures_total"] > 0)
-    client.xadd("users:dead", {"key": "user:9"})
     [unsaved_block] = blocks("Why is this not saved?", page)
     told = run(unsaved_block, tmp_path, nodes)
-    assert "rg_write_behind_queued:1" in told and "ConnectionError" in told and told.split()[-2:] == ["key", "user:9"]
+    assert re.search(r"saves\nyes\nstate\n(failed|saving)\nqueued\n1\n", told) and "ConnectionError" in told
     assert re.search(r"oldestMS +\d", told) and re.search(r"saveFailures +[1-9]", told) and re.search(r"captured +1", told)

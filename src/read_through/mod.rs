@@ -3,14 +3,15 @@
 //!
 //! `machine/` decides; `keys.rs` and `bounded.rs` are its tables, `life.rs` computes lifetimes. All of
 //! these are pure, without server or Python. `options.rs`: what a script says; `trigger.rs`: how a registration comes and goes;
-//! `refresh.rs`: loads on request; `brought.rs`: what a loader returned; `behind.rs`: changes of `write_behind` that are not saved; `figures.rs`: counters. This file is
+//! `refresh.rs`: loads on request; `brought.rs`: what a loader returned; `about.rs`: what is known of one key; `behind.rs`: changes of `write_behind` that are not saved; `figures.rs`: counters. This file is
 //! where the server comes in; `pump.rs` does what the machine says, `answer.rs` answers the clients that waited.
 //!
 //! All state lives under the server's lock, but for the inbox of what loaders have brought.
 
+mod about;
 mod answer;
 mod behind;
-mod bounded;
+pub mod bounded;
 mod brought;
 mod figures;
 pub mod keys;
@@ -32,6 +33,7 @@ use std::{
 
 use smallvec::SmallVec;
 
+pub use about::{Facts, ms};
 pub use behind::{Newest, Unsaved};
 pub use brought::{Values, raised};
 pub use keys::Key;

@@ -43,6 +43,11 @@ impl Held {
     fn replaces(&self, sink: &Sink) -> bool {
         self.keys.iter().all(|name| !sink.refuses(self.db, name))
     }
+
+    /// It waits for room in this queue, and would change this key.
+    pub(super) fn waits_for(&self, sink: &Sink, db: i32, name: &[u8]) -> bool {
+        self.sinks & sink.bit() != 0 && self.db == db && self.keys.iter().any(|key| **key == *name)
+    }
 }
 
 /// Among so many clients that wait nobody looks for those that are gone.
@@ -67,7 +72,7 @@ impl Sink {
         !self.queue.is_full() && self.queue.len() + self.expected < limits.max_entries
     }
 
-    fn bit(&self) -> u64 {
+    pub(super) fn bit(&self) -> u64 {
         1 << self.number
     }
 

@@ -4,10 +4,12 @@
 //! `machine/` decides and is pure, without server or Python. `options.rs` is what a script says, `trigger.rs` makes a registration
 //! of it. `capture.rs` sees what happens to keys, `event_names.rs` knows the events, `frame.rs` is that as bytes and `saved.rs` keeps it in files and on replicas,
 //! `late.rs` decides when they hear of it and `tail.rs` makes good what they did not hear;
-//! `pump.rs` does what the machine says, `dead.rs` puts away what cannot be saved, `holding.rs` lets clients wait.
+//! `pump.rs` does what the machine says, `dead.rs` puts away what cannot be saved, `holding.rs` lets clients wait, `about.rs` says what is
+//! known of one key.
 //!
 //! All state lives under the server's lock, but for the inbox of what calls of `save` have come to.
 
+mod about;
 mod capture;
 mod dead;
 mod event_names;

@@ -276,6 +276,7 @@ impl<V> Machine<V> {
                 load,
                 Load {
                     rule: id,
+                    begun: now,
                     keys: keys.clone(),
                     failed: None,
                 },

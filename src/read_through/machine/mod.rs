@@ -8,6 +8,7 @@ mod asking;
 mod changes;
 mod circles;
 mod landing;
+mod looking;
 mod pace;
 mod rule;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use crate::{
     hashing::ByNumber,
 };
 
+pub use self::looking::{Seen, SeenLoad};
 use self::pace::Backoff;
 pub use self::rule::{Counts, Limits, Rule, Standing};
 
@@ -223,6 +225,7 @@ struct Waiter {
 
 struct Load {
     rule: Id,
+    begun: Time,
     /// Until they land.
     keys: Keys,
     /// Whether it failed, as far as it has told something of the source.

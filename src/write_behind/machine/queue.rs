@@ -8,7 +8,7 @@ use super::{
     size_of,
     store::Store,
 };
-use crate::read_through::keys::ByKey;
+use crate::read_through::{bounded::Bounded, keys::ByKey};
 
 /// So many who wait for one change are not counted.
 const MANY_WAITERS: usize = 16;
@@ -39,6 +39,7 @@ impl<P> Queue<P> {
             probe: None,
             random: fastrand::Rng::with_seed(seed),
             settled: Vec::new(),
+            given_up: Bounded::default(),
         }
     }
 
@@ -128,6 +129,7 @@ impl<P> Queue<P> {
                 probed: 0,
                 first_failed: None,
                 stage: Stage::Waiting,
+                why: None,
                 waiters: waiter.into_iter().collect(),
             },
         );
@@ -158,6 +160,7 @@ impl<P> Queue<P> {
         entry.tries_alone = 0;
         entry.probed = 0;
         entry.first_failed = None;
+        entry.why = None;
         self.counts.coalesced += 1;
         // One that had failed is like the others now.
         let is_let_in = match entry.stage {
@@ -190,6 +193,7 @@ impl<P> Queue<P> {
                 return;
             }
             self.remove(first, &Settled::Saved);
+            self.given_up.remove(key);
             self.counts.saved += 1;
         }
     }
