@@ -31,6 +31,8 @@ impl WriteBehind {
     fn saves_now(&self, lock: Lock<'_>, sink: &Sink) -> &'static str {
         if !self.engine.is_serving() {
             "no: this is a replica"
+        } else if self.is_off() {
+            "no: WriteBehindSaving is off"
         } else if !sink.saves {
             "no: its functions are not loaded"
         } else if !lock.may_write() {

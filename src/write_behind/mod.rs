@@ -105,6 +105,8 @@ struct State {
     /// The commands that write; asked for once.
     writers: Option<Vec<CommandSpec>>,
     armed: Option<Time>,
+    /// The operator has saving off: no call begins.
+    is_off: bool,
     /// When the first change of this turn of the server's loop was captured.
     turn: Option<Time>,
     /// How often something was handed on to replicas and files.
@@ -185,6 +187,11 @@ impl WriteBehind {
         Duration::from_millis(u64::try_from(ms).unwrap_or(1))
     }
 
+    /// The operator has saving off.
+    fn is_off(&self) -> bool {
+        !self.engine.config.is_on(Number::WriteBehindSaving)
+    }
+
     /// Another role: clients that wait are told so, whatever runs is of no interest. What nobody has told of is captured before
     /// anything else can happen to it, and handed on later: the server would take the command that gave it this role for a write, and
     /// its replicas would get that, too.
@@ -243,6 +250,7 @@ impl WriteBehind {
             totals.add(&sink.queue, &sink.figures, self.now());
         }
         totals.shown(
+            !self.is_off(),
             state.sinks.len(),
             state.held.len(),
             state.waiting.len(),

@@ -102,10 +102,15 @@ impl<P> Queue<P> {
         })
     }
 
+    /// When [`Queue::overdue`] is to be called next, if a call runs.
+    pub fn call_ends(&self) -> Option<Time> {
+        self.flight.as_ref().map(|flight| flight.deadline)
+    }
+
     /// When [`Queue::begin`] or [`Queue::overdue`] is to be called next.
     pub fn next_due(&self) -> Option<Time> {
-        if let Some(flight) = &self.flight {
-            return Some(flight.deadline);
+        if let Some(end) = self.call_ends() {
+            return Some(end);
         }
         let suspects = (!self.failed.suspects.is_empty()).then_some(Time::ZERO);
         let alone = self.failed.alone.first().map(|(at, _)| *at);
