@@ -104,8 +104,8 @@ impl<P> Queue<P> {
         last.is_some_and(|place| is_replaceable(&self.limits, &self.entries, self.last_place, place))
     }
 
-    /// A change has happened.
-    pub fn add(&mut self, now: Time, change: Change<P>, waiter: Option<u64>) {
+    /// A change has happened. `waiters`: who waits until it is saved.
+    pub fn add(&mut self, now: Time, change: Change<P>, waiters: impl IntoIterator<Item = u64>) {
         self.counts.captured += 1;
         self.bytes += size_of(&change);
         let new = self.last_place + 1;
@@ -114,7 +114,7 @@ impl<P> Queue<P> {
         let replaced =
             last.filter(|&place| is_replaceable(&self.limits, &self.entries, self.last_place, place));
         if let Some(place) = replaced {
-            return self.replace(place, change, waiter);
+            return self.replace(place, change, waiters);
         }
         chain.places.push(new);
         self.waiting.pushed(chain);
@@ -130,7 +130,7 @@ impl<P> Queue<P> {
                 first_failed: None,
                 stage: Stage::Waiting,
                 why: None,
-                waiters: waiter.into_iter().collect(),
+                waiters: waiters.into_iter().collect(),
             },
         );
     }
@@ -148,13 +148,13 @@ impl<P> Queue<P> {
     }
 
     /// It takes the place of an older one of its key.
-    fn replace(&mut self, place: u64, change: Change<P>, waiter: Option<u64>) {
+    fn replace(&mut self, place: u64, change: Change<P>, waiters: impl IntoIterator<Item = u64>) {
         let Some(entry) = self.entries.get_mut(place) else {
             return;
         };
         self.bytes -= size_of(&entry.change);
         entry.change = change;
-        entry.waiters.extend(waiter);
+        entry.waiters.extend(waiters);
         // It is another change than the one that failed.
         entry.tries = 0;
         entry.tries_alone = 0;
