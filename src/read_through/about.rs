@@ -26,7 +26,7 @@ impl ReadThrough {
     /// What is known of a key: an entry for each registration whose prefix it has, the one that loads it first.
     pub fn about(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> Vec<Facts> {
         let life = key::life(lock, db, name);
-        let is_unsaved = self.unsaved(lock, db, name).is_some();
+        let is_unsaved = self.is_changed(lock, db, name);
         let (state, now) = (self.state.read(lock), self.now());
         let Some(loader) = state.served_for(name) else {
             return Vec::new();

@@ -67,6 +67,7 @@ use crate::{
         command::Command,
         events::{Class, KeyEvent},
         guarded::Guarded,
+        key::Life,
         lock::Lock,
         reply::Reply,
         store::Content,
@@ -328,7 +329,7 @@ impl State {
 impl Loads for ReadThrough {
     fn ageing(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8], at_ms: i64, left_ms: i64) {
         // What is not saved yet would come back as it was.
-        if !life::is_marked(at_ms) || self.unsaved(lock, db, name).is_some() {
+        if !life::is_marked(at_ms) || self.is_changed(lock, db, name) {
             return;
         }
         let mut state = self.state.write(lock);
@@ -353,6 +354,10 @@ impl Loads for ReadThrough {
         if began {
             self.wake();
         }
+    }
+
+    fn is_stale(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8], life: Life) -> bool {
+        self.is_outdated(lock, registration, (db, name), life)
     }
 
     fn is_absent(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8]) -> bool {
@@ -394,7 +399,7 @@ impl Loads for ReadThrough {
             .map(|missing| Ask {
                 rule: missing.registration,
                 key: Key::new(db, missing.name),
-                present: false,
+                present: missing.present,
             })
             .collect();
         let now = self.now();

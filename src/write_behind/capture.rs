@@ -79,6 +79,12 @@ impl Notes {
         note.is_some_and(|note| note.sinks != 0 && removes(note.event.as_bytes()))
     }
 
+    /// The unit has changed a key, and somebody saves that.
+    pub(super) fn has(&self, db: i32, name: &[u8]) -> bool {
+        let note = self.place_of(db, name).and_then(|place| self.list.get(place));
+        note.is_some_and(|note| note.sinks != 0)
+    }
+
     fn add(&mut self, note: Note) {
         if self.list.len() == FEW {
             for (place, note) in self.list.iter().enumerate() {

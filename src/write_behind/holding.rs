@@ -234,6 +234,12 @@ impl Unsaved for WriteBehind {
         let newest = newest.max_by_key(|change| change.id)?;
         Some(newest.payload.content().map_or(Newest::Gone, Newest::Value))
     }
+
+    fn is_changed(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
+        let state = self.state.read(lock);
+        let mut queues = state.sinks.iter().map(|sink| &sink.queue);
+        state.notes.has(db, name) || queues.any(|queue| queue.newest(db, name).is_some())
+    }
 }
 
 impl WriteBehind {
@@ -275,7 +281,7 @@ impl WriteBehind {
     fn serve(&self, command: &Command<'_>, block: Option<Block<'_>>) -> Option<hooks::Awaited> {
         let mut refusal = self.hooks.refuse_paused(command);
         if refusal.is_none() && self.engine.is_serving() {
-            refusal = self.hooks.refuse_forgotten(command, |_| false);
+            refusal = self.hooks.refuse_forgotten(command, |_, _| false);
         }
         match refusal {
             Some(refusal) => Some(hooks::Awaited::Told(refusal)),
