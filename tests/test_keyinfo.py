@@ -1,4 +1,5 @@
-"""RG.KEYINFO: what both halves of the cache know of one key. Contract: docs/contract/read-through.md chapter 4 and write-behind.md 2.11.
+"""RG.KEYINFO: what both halves of the cache know of one key. Contract: docs/contract/read-through.md chapter 4 and
+docs/contract/write-behind.md 2.11.
 
 Each state is shown by a real server, a source whose answers the test holds back, and a `save` that fails as the test says.
 """
