@@ -263,7 +263,7 @@ impl Hooks {
         entry.spec.writes() && self.writes.get().is_some_and(|writes| writes.saves(lock, key)) && !is_whole()
     }
 
-    /// Whether the command changes a part of a value that is stale: its rest would be saved over what is newer.
+    /// Whether a writing command changes a part of a value that is stale: its rest would be saved over what is newer.
     pub(super) fn is_too_old<'w>(
         &self,
         lock: Lock<'_>,
@@ -274,8 +274,7 @@ impl Hooks {
     ) -> bool {
         let below_ms = rule.hot.below_ms.load(Ordering::Relaxed);
         let stale = |loads: &dyn Loads| loads.is_stale(lock, rule.registration, db, key, life);
-        entry.spec.writes()
-            && life.ends_within(below_ms)
+        life.ends_within(below_ms)
             && self.leaves_a_part(lock, entry, key, len, word)
             && self.loads.get().is_some_and(|loads| stale(&**loads))
     }
@@ -332,7 +331,8 @@ impl Hooks {
             }
             if let Some(rule) = load {
                 let (rules, found) = ((entry, rule), (db, key, life));
-                if self.is_too_old(lock, rules, found, passing.len(), |at| passing.arg(at)) {
+                let writes = entry.spec.writes();
+                if writes && self.is_too_old(lock, rules, found, passing.len(), |at| passing.arg(at)) {
                     return true;
                 }
                 return self.wants_load(lock, rule, db, key, life) || (linked && life == Life::Missing);
@@ -399,7 +399,8 @@ impl Hooks {
                 key::life(lock, db, name)
             };
             let (rules, found) = ((entry, rule), (db, name, life));
-            let present = self.is_too_old(lock, rules, found, original.len(), |at| original.get(at));
+            let present =
+                writes && self.is_too_old(lock, rules, found, original.len(), |at| original.get(at));
             // Where the filter looked, it has counted what it saw.
             let wanted = if present {
                 true
