@@ -10,8 +10,8 @@
 
 RG.CONFIGSET holds until the server ends. For good: `loadmodule .../libpinion.so dsn postgresql://app:secret@127.0.0.1/shop` in its file.
 `last_id` is the newest change that a row has, so a change that comes twice, or late, changes nothing; `gone` marks users who were deleted.
-Whoever changes a row by SQL calls RG.REFRESH user:7 behind it; DEL user:7 would delete the row. For that reason there is no `stale` here: a command
-that changes one field saves the others as the cache has them.
+Whoever changes a row by SQL calls RG.REFRESH user:7 behind it; DEL user:7 would delete the row. A command that changes one field saves the others
+as the cache has them, which is not older than `ttl`.
 """
 
 import json

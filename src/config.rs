@@ -40,6 +40,7 @@ pub enum Number {
     WriteBehindMaxSaveTime,
     ScriptingEngine,
     SaveRegistrations,
+    WriteBehindSaving,
 }
 
 /// Who an option belongs to: core names are matched in any letter case and are invisible to `configGet`.
@@ -95,7 +96,7 @@ const fn python(name: &'static str, default: i64, boolean: bool, runtime: bool) 
     }
 }
 
-const NUMBERS: [Definition; 20] = [
+const NUMBERS: [Definition; 21] = [
     core("MaxExecutions", 1000, i64::MIN, true),
     core("MaxExecutionsPerRegistration", 100, i64::MIN, true),
     core("ProfileExecutions", 0, i64::MIN, true),
@@ -116,6 +117,7 @@ const NUMBERS: [Definition; 20] = [
     core("WriteBehindMaxSaveTime", 60_000, 1, true),
     switch("ScriptingEngine", true),
     switch("SaveRegistrations", true),
+    switch("WriteBehindSaving", true),
 ];
 
 /// Options with a text: name and default. None changes at run time.

@@ -18,7 +18,7 @@ mod writes;
 
 use std::sync::{Arc, OnceLock};
 
-pub use awaited::{Awaited, Awaiting, Block};
+pub use awaited::{Awaited, Awaiting, Block, forgotten_meanwhile};
 use chain::HookRule;
 use clients::{ClientCache, names_of_rights};
 pub use loads::{Hot, Loads, Missing, Wait, nearness};

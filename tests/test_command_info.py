@@ -16,7 +16,7 @@ pytestmark = pytest.mark.matrix
 ACTING = {"rg.pyexecute", "rg.unregister", "rg.abortexecution", "rg.dropexecution", "rg.configset"}
 INSPECTING = {
     *("rg.getresults", "rg.getresultsblocking", "rg.getexecution", "rg.dumpexecutions", "rg.dumpregistrations"),
-    *("rg.configget", "rg.pydumpsessions", "rg.pystats", "rg.dumpplugins", "rg.stats"),
+    *("rg.configget", "rg.pydumpsessions", "rg.pystats", "rg.dumpplugins", "rg.stats", "rg.keyinfo"),
 }
 PUBLIC = ACTING | INSPECTING | {"rg.pyprofile", "rg.pyexecuteremote", "rg.pyfreeinterpreter"}
 WITHOUT_ARGUMENTS = {
@@ -59,7 +59,7 @@ def test_the_public_commands_are_there(client):
 def test_arity_and_keys(client):
     for name, entry in infos(client).items():
         assert entry[1] == -1, name
-        assert entry[3:6] == {"rg.triggeronkey": [2, 2, 1], "rg.refresh": [1, -1, 1]}.get(name, [0, 0, 0]), name
+        assert entry[3:6] == {"rg.triggeronkey": [2, 2, 1], "rg.refresh": [1, -1, 1], "rg.keyinfo": [1, 1, 1]}.get(name, [0, 0, 0]), name
 
 
 def test_flags(client):

@@ -258,6 +258,9 @@ def test_a_cluster(cluster, pinion: Pinion, script: Callable[..., Path]) -> None
     assert entry["succeeded"] == 30, "the sum of all shards"
     assert "3 shards, all linked" in pinion("doctor", "-u", there).out
     assert "shards 3" in " ".join(pinion("top", "--once", "-i", "0.1", "-u", there).out.split())
+    for number in range(5):
+        shown = json.loads(pinion("key", f"x{number}", "-u", there, "--json").out)
+        assert (shown["key"], shown["inCache"]) == (f"x{number}", 1), "from the shard that has it"
     assert pinion("rm", "counts", "-u", there).code == 0
 
 

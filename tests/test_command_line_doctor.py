@@ -53,6 +53,16 @@ def test_options_of_replicas_are_compared(start_server: Callable[..., Server], p
     assert "a replica, no cluster" in pinion("doctor", "-u", of(replica), "--password", "other").out
 
 
+def test_doctor_tells_of_saving_that_is_off(server: Server, pinion: Pinion, url: str) -> None:
+    assert "save nothing" not in pinion("doctor", "-u", url).out
+    server.own.execute_command("RG.CONFIGSET", "WriteBehindSaving", "no")
+    try:
+        done = pinion("doctor", "-u", url)
+        assert done.code == 0 and "warn write_behind: 1 of 1 shards save nothing" in done.out, done.out
+    finally:
+        server.own.execute_command("RG.CONFIGSET", "WriteBehindSaving", "yes")
+
+
 def test_options_of_replicas_behind_a_sentinel(start_server: Callable[..., Server], pinion: Pinion, tmp_path: Path) -> None:
     master = start_server(module_args=["dsn", "one"])
     if not has_arguments(master):

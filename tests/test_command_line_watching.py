@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Callable
 
 import pytest
+import redis
 
 from command_line import KEYS, ROOT, TRIGGER, UNSAVED, Pinion, pinion, script, url  # noqa: F401
 from helpers import Server, free_port, wait_until
@@ -32,6 +33,23 @@ def test_call(server: Server, pinion: Pinion, url: str, script: Callable[..., Pa
     assert pinion("call", "shout", "hello", "--key", "k", "-u", url).code == 0
     done = pinion("call", "shout", "-u", url)
     assert done.code == 1 and "IndexError" in done.err
+
+
+def test_key(server: Server, pinion: Pinion, url: str, script: Callable[..., Path]) -> None:
+    loader = "read_through('user:*', lambda key: 1 / 0 if 'bad' in key else 'x', ttl=100, backoff=50, max_backoff=50)"
+    pinion("deploy", script(loader), "-u", url)
+    client = server.client()
+    client.get("user:1")
+    shown = pinion("key", "user:1", "-u", url).out
+    for part in ("user:1 (database 0, master)", "in the cache  yes, for another 9", "read_through user:*", "state    fresh", "fresh    9"):
+        assert part in shown, shown
+    with pytest.raises(redis.ResponseError, match="LOADFAILED"):
+        client.get("user:bad")
+    shown = pinion("key", "user:bad", "-u", url).out
+    assert "in the cache  no" in shown and "ZeroDivisionError" in shown and "backoff" in shown and "failures   1" in shown, shown
+    found = json.loads(pinion("key", "user:1", "-u", url, "--json").out)
+    assert (found["registered"], found["read_through"][0]["state"], found["write_behind"]) == ("read_through", "fresh", [])
+    assert "neither read_through nor write_behind has this key" in pinion("key", "order:1", "-u", url).out
 
 
 def test_top_shows_rates_and_errors(server: Server, pinion: Pinion, url: str, script: Callable[..., Path]) -> None:

@@ -9,7 +9,7 @@ from typing import Callable, Iterator
 import pytest
 import redis
 
-from helpers import Server, wait_until
+from helpers import Server, as_dict, wait_until
 from probes import AOF
 from test_slow_loads import LOADING, folder, reasons  # noqa: F401 - a fixture
 from write_behind import Database
@@ -62,12 +62,20 @@ def saved(server: Server) -> None:
     wait_until(lambda: server.own.info("rg_write_behind")["rg_write_behind_queued"] == 0)
 
 
+def told(server: Server) -> tuple[str, str, str | None, str]:
+    """What RG.KEYINFO says of a key: its state, the loader, the last error, and whether it is saved."""
+    reply = as_dict(server.own.execute_command("RG.KEYINFO", "user:0"))
+    [loads], [saves] = map(as_dict, reply["read_through"]), map(as_dict, reply["write_behind"])
+    return loads["state"], loads["loader"], loads["lastError"], saves["saves"]
+
+
 def test_clients_wait_for_the_loader_after_a_restart(start_server: Callable[..., Server], source: Database, folder: Path) -> None:  # noqa: F811
     server = start_server(args=AOF)
     register(server, source, folder, "timeout=60")
     (folder / "slow").touch()
     server.restart()
     assert reasons(server) == [LOADING] * 2
+    assert told(server) == ("missing", "being loaded", LOADING, "no: its functions are not loaded")
     commands = [["HGETALL", "user:0"], ["HSET", "user:1", "city", "Thun"], ["HDEL", "user:2", "city"], ["DEL", "user:3"]]
     raws = [server.raw() for _ in commands]
     for raw, words in zip(raws, commands):
@@ -80,6 +88,7 @@ def test_clients_wait_for_the_loader_after_a_restart(start_server: Callable[...,
     (folder / "slow").unlink()
     assert [raw.read() for raw in raws[:3]] == [b"*4\r\n$4\r\nname\r\n$3\r\nAnn\r\n$4\r\ncity\r\n$4\r\nBern\r\n", b":0\r\n", b":1\r\n"]
     wait_until(lambda: reasons(server) == [None] * 2)
+    assert told(server) == ("endless", "ready", None, "yes")
     saved(server)
     assert source.rows() == {
         "user:0": {"name": "Ann", "city": "Bern"}, "user:1": {"name": "Ann", "city": "Thun"}, "user:2": {"name": "Ann"},
@@ -114,6 +123,7 @@ def test_what_cannot_be_loaded_is_an_error(start_server: Callable[..., Server], 
     wait_until(lambda: server.own.info("clients")["blocked_clients"] == 1)
     (folder / "slow").unlink()
     assert raw.read().startswith(b"-LOADFAILED NotLoaded")
+    assert told(server)[1] == "not loaded" and told(server)[3] == "no: its functions are not loaded"
     for _ in range(2):
         for words in (["HGETALL", "user:0"], ["HSET", "user:1", "city", "Thun"], ["HDEL", "user:1", "city"]):
             with pytest.raises(redis.ResponseError, match="LOADFAILED NotLoaded"):

@@ -164,7 +164,7 @@ def test_the_script_with_both_halves_of_the_page(stub: Load) -> None:
     [[change]] = script.save_changes()
     assert change["key"] == "user:7"
     rows = db.pipeline().__enter__()
-    rows.hset.assert_called_with("user:7", mapping={"name": "Ann"})
+    assert rows.eval.call_args.args[2:] == ("user:7", script.ordered(change["id"]), "name", "Ann")
     script.loaders["user:*"]("user:8")
     db.hgetall.assert_called_with("user:8")
 

@@ -57,6 +57,41 @@ def test_a_deletion_behind_which_somebody_waits_is_saved_by_then(server: Server,
     assert raw.read() == b":0\r\n"
 
 
+@pytest.mark.parametrize("what", ["load", "room"])
+def test_all_who_waited_for_the_same_are_told_that_it_is_saved(server: Server, source: Server, what: str) -> None:
+    """Their commands run in one turn of the server's loop, and are one change."""
+    database = register(
+        server,
+        source,
+        "wait=True, timeout=100, max_queue=3",
+        more="""
+        def load(key):
+            if db.exists('hold'):
+                db.blpop('end', 20)
+            return json.loads(db.get('row:0:' + key))
+
+        read_through('user:*', load, onRegistered=connect)
+        """,
+    )
+    database.client.set("row:0:user:1", "7")
+    client, first, raws = server.client(), server.raw(), [server.raw() for _ in range(3)]
+    if what == "room":
+        assert client.get("user:1") == "7"
+        database.client.set("hang", 1)
+        first.send("MSET", "user:2", "a", "user:3", "a", "user:4", "a")
+        wait_until(lambda: database.client.llen("hanging") == 1)
+    else:
+        database.client.set("hold", 1)
+    for raw in raws:
+        raw.send("INCR", "user:1")
+    blocked(server, len(raws) + (what == "room"))
+    released(database)
+    database.client.rpush("end", 1)
+    assert what == "load" or first.read() == b"+OK\r\n"
+    assert sorted(raw.read() for raw in raws) == [b":10\r\n", b":8\r\n", b":9\r\n"]
+    assert database.row("user:1") == "10"
+
+
 PARTS = [
     (["HSET", "user:1", "city", "Thun"], b":0\r\n", {"name": "Ann", "city": "Thun", "age": "7"}),
     (["HDEL", "user:1", "city", "nothing"], b":1\r\n", {"name": "Ann", "age": "7"}),

@@ -47,6 +47,7 @@ pub mod cluster;
 pub mod config;
 pub mod executions;
 mod internal;
+pub mod keyinfo;
 pub mod pyexecute;
 pub mod refresh;
 pub mod registrations;
@@ -75,6 +76,7 @@ pub const ALL: &[&[Definition]] = &[
     executions::COMMANDS,
     registrations::COMMANDS,
     refresh::COMMANDS,
+    keyinfo::COMMANDS,
     sessions::COMMANDS,
     requirements::COMMANDS,
     config::COMMANDS,

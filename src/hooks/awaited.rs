@@ -35,6 +35,11 @@ const PAUSED_MEANWHILE: &str =
 const FORGOTTEN_MEANWHILE: &str =
     "TRYAGAIN the cache has forgotten the value before the command could run, and nothing was done";
 
+/// What a client gets whose command would change a part of what the cache does not have.
+pub fn forgotten_meanwhile() -> Reply {
+    Reply::error(FORGOTTEN_MEANWHILE)
+}
+
 /// A client that waits.
 pub struct Awaiting {
     client: WaitingClient,
@@ -104,10 +109,14 @@ impl Hooks {
         Some(Awaiting { client, sent })
     }
 
-    /// A command that has waited and changes a part of a value is not run where the cache does not have the value, and changes
-    /// of the key are saved: a part would be saved over the whole. What its client gets then. What is not saved yet is put
-    /// back. `absent`: the key has no value at its source.
-    pub fn refuse_forgotten(&self, command: &Command<'_>, absent: impl Fn(&[u8]) -> bool) -> Option<Reply> {
+    /// A command that has waited and changes a part of a value is not run where the cache does not have the value, or a stale one,
+    /// and changes of the key are saved: a part would be saved over the whole. What its client gets then. What is not saved
+    /// yet is put back. `known`: what a key holds is what its source has by now, that is nothing, or (`true`) what is there.
+    pub fn refuse_forgotten(
+        &self,
+        command: &Command<'_>,
+        known: impl Fn(&[u8], bool) -> bool,
+    ) -> Option<Reply> {
         let (lock, db, original) = (command.lock(), command.db(), command.argv().skip(1));
         let (loads, writes) = (self.loads.get()?, self.writes.get()?);
         let table = self.table.read(lock);
@@ -115,24 +124,28 @@ impl Hooks {
         let takes = |entry: &&Entry| entry.spec.writes() && entry.spec.takes(original.len());
         let entry = entry.filter(takes).filter(|entry| !entry.loads.is_empty())?;
         let positions = entry.spec.key_positions(original.len());
-        let missing: SmallVec<[(Id, &[u8]); 1]> = positions
+        let missing: SmallVec<[(Id, &[u8], bool); 1]> = positions
             .filter_map(|position| {
                 let name = original.get(position)?;
                 let rule = self.load_before(lock, entry, name, original.len(), |at| original.get(at))?;
                 let life = key::life(lock, db, name);
                 // The clock goes on until the command runs.
                 let is_gone = life == Life::Missing || life.ends_within(1);
-                let missing = writes.saves(lock, name) && is_gone;
-                missing.then_some((rule.registration, name))
+                let (rules, found) = ((entry, rule), (db, name, life));
+                let is_old =
+                    !is_gone && self.is_too_old(lock, rules, found, original.len(), |at| original.get(at));
+                let missing = writes.saves(lock, name) && (is_gone || is_old);
+                missing.then_some((rule.registration, name, is_old))
             })
             .collect();
         drop(table);
-        let forgotten = missing.iter().any(|&(registration, name)| {
-            !loads.restore(lock, registration, db, name)
-                && !absent(name)
-                && !loads.is_absent(lock, registration, db, name)
+        let forgotten = missing.iter().any(|&(registration, name, is_old)| {
+            !known(name, is_old)
+                && (is_old
+                    || !loads.restore(lock, registration, db, name)
+                        && !loads.is_absent(lock, registration, db, name))
         });
-        forgotten.then(|| Reply::error(FORGOTTEN_MEANWHILE))
+        forgotten.then(forgotten_meanwhile)
     }
 
     /// The first key of the command behind the proxy command.

@@ -69,6 +69,8 @@ pub struct Missing<'a> {
     pub name: &'a [u8],
     /// Where it stands among the words of the proxy command.
     pub position: usize,
+    /// It is there, but stale, and a part of it is to be changed.
+    pub present: bool,
     /// What the command leaves of the key would be saved in the place of what is not loaded.
     pub partial: bool,
 }
@@ -86,6 +88,9 @@ pub enum Wait {
 pub trait Loads: Send + Sync {
     /// A hit showed that a value is near its end.
     fn ageing(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8], at_ms: i64, left_ms: i64);
+
+    /// A value with that life is stale, and has no change that is newer than what a load would bring.
+    fn is_stale(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8], life: Life) -> bool;
 
     /// The key is known to be absent: nobody waits for it. Counted.
     fn is_absent(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8]) -> bool;
@@ -267,6 +272,22 @@ impl Hooks {
         entry.spec.writes() && self.saves_write(lock, key) && parts::needs(&entry.spec, key, len, word)
     }
 
+    /// Whether a writing command changes a part of a value that is stale: its rest would be saved over what is newer.
+    pub(super) fn is_too_old<'w>(
+        &self,
+        lock: Lock<'_>,
+        (entry, rule): (&Entry, &LoadRule),
+        (db, key, life): (i32, &[u8], Life),
+        len: usize,
+        word: impl Fn(usize) -> Option<&'w [u8]>,
+    ) -> bool {
+        let below_ms = rule.hot.below_ms.load(Ordering::Relaxed);
+        let stale = |loads: &dyn Loads| loads.is_stale(lock, rule.registration, db, key, life);
+        life.ends_within(below_ms)
+            && self.leaves_a_part(lock, entry, key, len, word)
+            && self.loads.get().is_some_and(|loads| stale(&**loads))
+    }
+
     /// Whether a command that runs next, in database `db`, goes behind a proxy command. The usual case stands in the filter itself.
     #[allow(clippy::inline_always)]
     #[inline(always)]
@@ -321,6 +342,11 @@ impl Hooks {
                 self.noted.write(lock).seen_missing = true;
             }
             if let Some(rule) = load {
+                let (rules, found) = ((entry, rule), (db, key, life));
+                let writes = entry.spec.writes();
+                if writes && self.is_too_old(lock, rules, found, passing.len(), |at| passing.arg(at)) {
+                    return true;
+                }
                 return self.wants_load(lock, rule, db, key, life) || (linked && life == Life::Missing);
             }
             life == Life::Missing
@@ -384,8 +410,13 @@ impl Hooks {
             } else {
                 key::life(lock, db, name)
             };
+            let (rules, found) = ((entry, rule), (db, name, life));
+            let present =
+                writes && self.is_too_old(lock, rules, found, original.len(), |at| original.get(at));
             // Where the filter looked, it has counted what it saw.
-            let wanted = if looked {
+            let wanted = if present {
+                true
+            } else if looked {
                 life == Life::Missing && !loads.is_absent(lock, rule.registration, db, name)
             } else {
                 self.wants_load(lock, rule, db, name, life)
@@ -395,6 +426,7 @@ impl Hooks {
                     registration: rule.registration,
                     name,
                     position: position + 1,
+                    present,
                     partial: self.leaves_a_part(lock, entry, name, original.len(), |at| original.get(at)),
                 });
             }

@@ -239,7 +239,9 @@ impl ReadThrough {
             if self.state.read(lock).machine.holds(key, now_ms) {
                 continue;
             }
-            if key::life(lock, key.db, &key.name) != Life::Missing {
+            // A value that is kept for no reader is kept for a writer, in the place of a stale one, too.
+            let is_outdated = || awaited.writes && self.state.read(lock).machine.is_outdated(key);
+            if key::life(lock, key.db, &key.name) != Life::Missing && !is_outdated() {
                 continue;
             }
             let state = self.state.read(lock);
@@ -291,18 +293,24 @@ impl ReadThrough {
             return Some(hooks::Awaited::Told(room::no_room()));
         }
         if let Some(awaited) = awaited.filter(|awaited| awaited.writes && self.engine.is_serving()) {
-            let absent = |name: &[u8]| {
+            let known = |name: &[u8], is_there: bool| {
                 let state = self.state.read(lock);
                 let mut keys = awaited.keys.iter().filter(|key| *key.name == *name);
                 keys.any(|key| {
                     let landed = state.machine.landed(key).filter(|landed| !landed.void);
                     landed.is_some_and(|landed| {
                         let value = landed.value.as_ref();
-                        value.is_none_or(|loaded| loaded.content.is_none())
+                        is_there || value.is_none_or(|loaded| loaded.content.is_none())
                     })
                 })
             };
-            if let Some(refusal) = self.hooks.refuse_forgotten(command, absent) {
+            let mut keys = awaited.keys.iter();
+            let is_outdated = keys.any(|key| {
+                let is_outdated = self.state.read(lock).machine.is_outdated(key);
+                is_outdated && key::life(lock, key.db, &key.name) != Life::Missing
+            });
+            let refusal = is_outdated.then(hooks::forgotten_meanwhile);
+            if let Some(refusal) = refusal.or_else(|| self.hooks.refuse_forgotten(command, known)) {
                 return Some(hooks::Awaited::Told(refusal));
             }
         }

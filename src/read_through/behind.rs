@@ -20,6 +20,9 @@ use crate::{
 pub trait Unsaved: Send + Sync {
     /// The newest change of a key.
     fn unsaved(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> Option<Newest>;
+
+    /// Whether there is one, also of the unit that runs.
+    fn is_changed(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> bool;
 }
 
 /// What a key holds by its newest change.
@@ -42,6 +45,30 @@ impl ReadThrough {
 
     pub(super) fn unsaved(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> Option<Newest> {
         self.behind.get()?.unsaved(lock, db, name)
+    }
+
+    /// A key has a change that is not saved, or one of the unit that runs.
+    pub(super) fn is_changed(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
+        let behind = self.behind.get();
+        behind.is_some_and(|behind| behind.is_changed(lock, db, name))
+    }
+
+    /// A value of ours with that life is stale, and nothing has changed it that is not saved.
+    pub(super) fn is_outdated(&self, lock: Lock<'_>, rule: Id, (db, name): (i32, &[u8]), life: Life) -> bool {
+        let Life::Until { at_ms, left_ms } = life else {
+            return false;
+        };
+        let state = self.state.read(lock);
+        let served = state.served.get(rule);
+        let is_stale = served.is_some_and(|served| {
+            let (may_be, fresh_ms) = (
+                served.options.stale > 0.0,
+                life::fresh_left_ms(&served.options, left_ms),
+            );
+            may_be && fresh_ms <= 0 && life::is_marked(at_ms)
+        });
+        drop(state);
+        is_stale && !self.is_changed(lock, db, name)
     }
 
     /// Commands that change a part of a value wait for loads from now on, where no commands were named.

@@ -93,6 +93,11 @@ pub fn interesting_below_ms(options: &Options, load_s: f64) -> i64 {
     }
 }
 
+/// For how long a value that lives for another `left_ms` is fresh; below zero it has been stale for so long.
+pub fn fresh_left_ms(options: &Options, left_ms: i64) -> i64 {
+    left_ms.saturating_sub(ms(options.stale))
+}
+
 /// What a hit says of the value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Age {
@@ -105,7 +110,7 @@ pub enum Age {
 /// The age of a value of ours that lives for another `left_ms`. `fresh_s`: for how long it was to be fresh, where that is known
 /// of this very value; `chance`: above 0, up to 1.
 pub fn age(options: &Options, left_ms: i64, fresh_s: Option<f64>, load_s: f64, chance: f64) -> Age {
-    let fresh_left = left_ms.saturating_sub(ms(options.stale));
+    let fresh_left = fresh_left_ms(options, left_ms);
     if fresh_left <= 0 {
         return if options.stale > 0.0 {
             Age::Stale

@@ -3,14 +3,15 @@
 //!
 //! `machine/` decides; `keys.rs` and `bounded.rs` are its tables, `life.rs` computes lifetimes. All of
 //! these are pure, without server or Python. `options.rs`: what a script says; `trigger.rs`: how a registration comes and goes;
-//! `refresh.rs`: loads on request; `brought.rs`: what a loader returned; `behind.rs`: changes of `write_behind` that are not saved; `figures.rs`: counters. This file is
+//! `refresh.rs`: loads on request; `brought.rs`: what a loader returned; `about.rs`: what is known of one key; `behind.rs`: changes of `write_behind` that are not saved; `figures.rs`: counters. This file is
 //! where the server comes in; `pump.rs` does what the machine says, `answer.rs` answers the clients that waited.
 //!
 //! All state lives under the server's lock, but for the inbox of what loaders have brought.
 
+mod about;
 mod answer;
 mod behind;
-mod bounded;
+pub mod bounded;
 mod brought;
 mod figures;
 pub mod keys;
@@ -32,6 +33,7 @@ use std::{
 
 use smallvec::SmallVec;
 
+pub use about::{Facts, ms};
 pub use behind::{Newest, Unsaved};
 pub use brought::{Values, raised};
 pub use keys::Key;
@@ -65,6 +67,7 @@ use crate::{
         command::Command,
         events::{Class, KeyEvent},
         guarded::Guarded,
+        key::Life,
         lock::Lock,
         reply::Reply,
         store::Content,
@@ -326,7 +329,7 @@ impl State {
 impl Loads for ReadThrough {
     fn ageing(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8], at_ms: i64, left_ms: i64) {
         // What is not saved yet would come back as it was.
-        if !life::is_marked(at_ms) || self.unsaved(lock, db, name).is_some() {
+        if !life::is_marked(at_ms) || self.is_changed(lock, db, name) {
             return;
         }
         let mut state = self.state.write(lock);
@@ -351,6 +354,10 @@ impl Loads for ReadThrough {
         if began {
             self.wake();
         }
+    }
+
+    fn is_stale(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8], life: Life) -> bool {
+        self.is_outdated(lock, registration, (db, name), life)
     }
 
     fn is_absent(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8]) -> bool {
@@ -392,7 +399,7 @@ impl Loads for ReadThrough {
             .map(|missing| Ask {
                 rule: missing.registration,
                 key: Key::new(db, missing.name),
-                present: false,
+                present: missing.present,
             })
             .collect();
         let now = self.now();

@@ -3,6 +3,8 @@
 
 use std::borrow::Cow;
 
+use smallvec::SmallVec;
+
 use super::{
     State, WriteBehind,
     event_names::{event_name, usual_name},
@@ -47,7 +49,8 @@ pub(super) struct Note {
     event: Cow<'static, str>,
     /// Whose change it is: a bit for each sink.
     sinks: u64,
-    waiter: Option<u64>,
+    /// Several clients whose commands are run before they are let go may have changed it in one unit.
+    waiters: SmallVec<[u64; 1]>,
 }
 
 impl Note {
@@ -74,6 +77,12 @@ impl Notes {
     pub(super) fn has_removed(&self, db: i32, name: &[u8]) -> bool {
         let note = self.place_of(db, name).and_then(|place| self.list.get(place));
         note.is_some_and(|note| note.sinks != 0 && removes(note.event.as_bytes()))
+    }
+
+    /// The unit has changed a key, and somebody saves that.
+    pub(super) fn has(&self, db: i32, name: &[u8]) -> bool {
+        let note = self.place_of(db, name).and_then(|place| self.list.get(place));
+        note.is_some_and(|note| note.sinks != 0)
     }
 
     fn add(&mut self, note: Note) {
@@ -115,7 +124,7 @@ impl Notes {
                 name: hold(),
                 event,
                 sinks,
-                waiter: None,
+                waiters: SmallVec::new(),
             });
         }
     }
@@ -137,13 +146,13 @@ impl Notes {
     }
 
     pub(super) fn sinks_of(&self, waiter: u64) -> u64 {
-        let theirs = self.list.iter().filter(|note| note.waiter == Some(waiter));
+        let theirs = self.list.iter().filter(|note| note.waiters.contains(&waiter));
         theirs.fold(0, |all, note| all | note.sinks)
     }
 
     pub(super) fn forget_waiter(&mut self, waiter: u64) {
         for note in &mut self.list {
-            note.waiter = note.waiter.filter(|other| *other != waiter);
+            note.waiters.retain(|other| *other != waiter);
         }
     }
 
@@ -246,17 +255,15 @@ impl WriteBehind {
         if let Some(note) = state.notes.find(db, name) {
             note.event = event;
             note.sinks |= sinks;
-            if waiter.is_some() && note.waiter != waiter {
-                // Who noted it before waits for nothing: there is one client in a unit.
-                note.waiter = waiter;
-            }
+            note.waiters
+                .extend(waiter.filter(|waiter| !note.waiters.contains(waiter)));
         } else {
             state.notes.add(Note {
                 db,
                 name: hold(),
                 event,
                 sinks,
-                waiter,
+                waiters: waiter.into_iter().collect(),
             });
         }
         if !state.notes.asked {
@@ -306,7 +313,7 @@ impl WriteBehind {
         let mut late = late::is_possible();
         let mut waiters: Vec<u64> = Vec::new();
         for note in notes.drain(..) {
-            waiters.extend(note.waiter);
+            waiters.extend(&note.waiters);
             let (payload, stays) = Snapshot::take(lock, note.db, &note.name, &mut room);
             if payload.is_gone() && (only_there || !removes(note.event.as_bytes())) {
                 // The cache has forgotten it since; that is no deletion.
@@ -328,7 +335,7 @@ impl WriteBehind {
                 size: payload.as_bytes().len(),
                 payload,
             };
-            late &= state.enqueue(now, change, note.sinks, note.waiter, told);
+            late &= state.enqueue(now, change, note.sinks, &note.waiters, told);
         }
         let mut state = self.state.write(lock);
         if room.capacity() <= LARGE {
@@ -388,7 +395,7 @@ impl State {
         now: Time,
         change: Change<Snapshot>,
         sinks: u64,
-        waiter: Option<u64>,
+        waiters: &[u64],
         told: bool,
     ) -> bool {
         let mut late = true;
@@ -407,14 +414,16 @@ impl State {
             if told {
                 self.unsent.frames.change(&sink.options.prefix, &change);
             }
-            let waiter = waiter.filter(|_| sink.options.wait);
-            if let Some(waiter) = waiter {
-                self.waiters.expect(waiter);
+            let theirs = if sink.options.wait { waiters } else { &[] };
+            for waiter in theirs {
+                self.waiters.expect(*waiter);
+            }
+            if !theirs.is_empty() {
                 let key = &change.key;
                 sink.queue
                     .forget_waiters(key.db, &key.name, |number| self.waiters.knows(number));
             }
-            sink.queue.add(now, change, waiter);
+            sink.queue.add(now, change, theirs.iter().copied());
         }
         late
     }

@@ -73,6 +73,7 @@ impl Totals {
     /// As fields of INFO: plain numbers, `_total` for what only grows.
     pub fn shown(
         &self,
+        saving: bool,
         registrations: usize,
         held: usize,
         waiting: usize,
@@ -80,6 +81,7 @@ impl Totals {
     ) -> Vec<(&'static str, u64)> {
         let counts = &self.counts;
         vec![
+            ("write_behind_saving", saving.into()),
             ("write_behind_registrations", registrations as u64),
             ("write_behind_queued", self.queued),
             ("write_behind_queued_bytes", self.bytes),

@@ -43,6 +43,11 @@ impl Held {
     fn replaces(&self, sink: &Sink) -> bool {
         self.keys.iter().all(|name| !sink.refuses(self.db, name))
     }
+
+    /// It waits for room in this queue, and would change this key.
+    pub(super) fn waits_for(&self, sink: &Sink, db: i32, name: &[u8]) -> bool {
+        self.sinks & sink.bit() != 0 && self.db == db && self.keys.iter().any(|key| **key == *name)
+    }
 }
 
 /// Among so many clients that wait nobody looks for those that are gone.
@@ -67,7 +72,7 @@ impl Sink {
         !self.queue.is_full() && self.queue.len() + self.expected < limits.max_entries
     }
 
-    fn bit(&self) -> u64 {
+    pub(super) fn bit(&self) -> u64 {
         1 << self.number
     }
 
@@ -234,6 +239,12 @@ impl Unsaved for WriteBehind {
         let newest = newest.max_by_key(|change| change.id)?;
         Some(newest.payload.content().map_or(Newest::Gone, Newest::Value))
     }
+
+    fn is_changed(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
+        let state = self.state.read(lock);
+        let mut queues = state.sinks.iter().map(|sink| &sink.queue);
+        state.notes.has(db, name) || queues.any(|queue| queue.newest(db, name).is_some())
+    }
 }
 
 impl WriteBehind {
@@ -275,7 +286,7 @@ impl WriteBehind {
     fn serve(&self, command: &Command<'_>, block: Option<Block<'_>>) -> Option<hooks::Awaited> {
         let mut refusal = self.hooks.refuse_paused(command);
         if refusal.is_none() && self.engine.is_serving() {
-            refusal = self.hooks.refuse_forgotten(command, |_| false);
+            refusal = self.hooks.refuse_forgotten(command, |_, _| false);
         }
         match refusal {
             Some(refusal) => Some(hooks::Awaited::Told(refusal)),

@@ -4,10 +4,12 @@
 //! `machine/` decides and is pure, without server or Python. `options.rs` is what a script says, `trigger.rs` makes a registration
 //! of it. `capture.rs` sees what happens to keys, `event_names.rs` knows the events, `frame.rs` is that as bytes and `saved.rs` keeps it in files and on replicas,
 //! `late.rs` decides when they hear of it and `tail.rs` makes good what they did not hear;
-//! `pump.rs` does what the machine says, `dead.rs` puts away what cannot be saved, `holding.rs` lets clients wait.
+//! `pump.rs` does what the machine says, `dead.rs` puts away what cannot be saved, `holding.rs` lets clients wait, `about.rs` says what is
+//! known of one key.
 //!
 //! All state lives under the server's lock, but for the inbox of what calls of `save` have come to.
 
+mod about;
 mod capture;
 mod dead;
 mod event_names;
@@ -103,6 +105,8 @@ struct State {
     /// The commands that write; asked for once.
     writers: Option<Vec<CommandSpec>>,
     armed: Option<Time>,
+    /// The operator has saving off: no call begins.
+    is_off: bool,
     /// When the first change of this turn of the server's loop was captured.
     turn: Option<Time>,
     /// How often something was handed on to replicas and files.
@@ -183,6 +187,11 @@ impl WriteBehind {
         Duration::from_millis(u64::try_from(ms).unwrap_or(1))
     }
 
+    /// The operator has saving off.
+    fn is_off(&self) -> bool {
+        !self.engine.config.is_on(Number::WriteBehindSaving)
+    }
+
     /// Another role: clients that wait are told so, whatever runs is of no interest. What nobody has told of is captured before
     /// anything else can happen to it, and handed on later: the server would take the command that gave it this role for a write, and
     /// its replicas would get that, too.
@@ -241,6 +250,7 @@ impl WriteBehind {
             totals.add(&sink.queue, &sink.figures, self.now());
         }
         totals.shown(
+            !self.is_off(),
             state.sinks.len(),
             state.held.len(),
             state.waiting.len(),

@@ -41,7 +41,14 @@ struct Begun {
 impl WriteBehind {
     /// Does whatever is to be done now. Called in each turn of the server's loop: most of the time that is nothing.
     pub fn pump(&self, lock: Lock<'_>) {
-        self.state.write(lock).turn = None;
+        let is_off = self.is_off();
+        let mut state = self.state.write(lock);
+        state.turn = None;
+        let has_turned = std::mem::replace(&mut state.is_off, is_off) != is_off;
+        drop(state);
+        if has_turned {
+            tell_of_saving(is_off);
+        }
         if self.awake.swap(false, Ordering::AcqRel) || self.is_due(lock) {
             self.pump_now(lock);
         }
@@ -291,6 +298,18 @@ impl WriteBehind {
     }
 }
 
+/// A line in the log where the operator has changed his mind; also at the start, if saving is off then.
+fn tell_of_saving(is_off: bool) {
+    if is_off {
+        api::log_warning(
+            "write_behind: saving is off (WriteBehindSaving): changes are captured and stay queued, and no save is called until \
+             RG.CONFIGSET WriteBehindSaving yes",
+        );
+    } else {
+        api::log_notice("write_behind: saving is on");
+    }
+}
+
 fn aborted() -> FailedSave {
     FailedSave {
         kind: "Aborted".into(),
@@ -310,12 +329,21 @@ impl State {
 
     fn next_due(&self) -> Option<Time> {
         let queues = self.sinks.iter().filter(|sink| sink.saves);
-        let calls = queues.filter_map(|sink| sink.queue.next_due());
+        let calls = queues.filter_map(|sink| {
+            if self.is_off {
+                sink.queue.call_ends()
+            } else {
+                sink.queue.next_due()
+            }
+        });
         calls.chain(self.waiters.next_due()).chain(self.held_until).min()
     }
 
     /// The next call of any registration.
     fn begin(&mut self, now: Time) -> Option<Begun> {
+        if self.is_off {
+            return None;
+        }
         for sink in self.sinks.iter_mut().filter(|sink| sink.saves) {
             let Some((call, places)) = sink.queue.begin(now) else {
                 continue;
@@ -344,6 +372,9 @@ impl State {
 
     /// Why the changes of somebody who waits are not saved, as far as that is known.
     fn trouble_of(&self, number: u64) -> Option<String> {
+        if self.is_off {
+            return Some("SavingIsOff".into());
+        }
         let waits = self.waiting.get(&number)?;
         let theirs = self
             .sinks

@@ -157,6 +157,10 @@ def _options(server: Server, shards: list[dict[str, Any]]) -> Iterator[Finding]:
     if refused:
         text = f"{refused} commands of functions were refused because memory was at maxmemory"
         yield Finding("warning", "memory", text, "raise maxmemory, or set a maxmemory-policy that makes room")
+    off = [shard["shard"] for shard in shards if shard.get("write_behind", {}).get("saving") == 0]
+    if off:
+        text = f"{len(off)} of {len(shards)} shards save nothing: their option WriteBehindSaving is off"
+        yield Finding("warning", "write_behind", text, "RG.CONFIGSET WriteBehindSaving yes, if that is not on purpose")
     unlinked = sum(shard["commands"]["unlinked_for_acl"] for shard in shards)
     if unlinked:
         text = f"{unlinked} commands went past their functions, because the client's user may not run them"

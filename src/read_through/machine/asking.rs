@@ -346,6 +346,7 @@ impl<V> Machine<V> {
                 load,
                 Load {
                     rule: id,
+                    begun: now,
                     keys: keys.clone(),
                     failed: None,
                 },

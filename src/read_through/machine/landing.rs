@@ -200,6 +200,7 @@ impl<V> Machine<V> {
             Landed {
                 value,
                 void,
+                is_stored: false,
                 held_until: None,
                 left,
             },

@@ -8,6 +8,7 @@ mod asking;
 mod changes;
 mod circles;
 mod landing;
+mod looking;
 mod pace;
 mod rule;
 #[cfg(test)]
@@ -30,6 +31,7 @@ use crate::{
     hashing::ByNumber,
 };
 
+pub use self::looking::{Seen, SeenLoad};
 use self::pace::Backoff;
 pub use self::rule::{Counts, Limits, Rule, Standing};
 
@@ -85,7 +87,7 @@ impl NoValue {
             Self::Aborted => "Aborted",
             Self::NotLoaded => "NotLoaded: the loader's functions could not be loaded",
             Self::CannotWait => {
-                "CannotWait: a transaction, a script or a function cannot wait for a key that is not in the cache, and what it changes of that \
+                "CannotWait: a transaction, a script or a function cannot wait for a key that is not in the cache, or is stale there, and what it changes of that \
                  would be saved in the place of the whole"
             }
         }
@@ -171,6 +173,8 @@ pub struct Landed<V> {
     pub value: Option<Arc<V>>,
     /// Something has happened to the key since.
     pub void: bool,
+    /// It has been stored.
+    is_stored: bool,
     /// Until when the key holds it (Unix time in milliseconds), if it was stored and nobody has said anything of the key since.
     held_until: Option<i64>,
     left: usize,
@@ -224,6 +228,7 @@ struct Waiter {
 
 struct Load {
     rule: Id,
+    begun: Time,
     /// Until they land.
     keys: Keys,
     /// Whether it failed, as far as it has told something of the source.
@@ -368,7 +373,14 @@ impl<V> Machine<V> {
     pub fn stored(&mut self, key: &Key, until_ms: i64) {
         if let Some(landed) = self.landed.of(key) {
             landed.held_until = Some(until_ms);
+            landed.is_stored = true;
         }
+    }
+
+    /// True if what was loaded for a key has not been stored, and nothing has happened to the key since: whatever it holds is older.
+    pub fn is_outdated(&self, key: &Key) -> bool {
+        let landed = self.landed(key);
+        landed.is_some_and(|landed| !landed.void && !landed.is_stored)
     }
 
     /// True if what was loaded for a key is still there, by all that has been said of it: then nobody needs to look.

@@ -32,6 +32,16 @@ impl Backoff {
     pub fn is_over(&self, now: Time) -> bool {
         now >= self.until
     }
+
+    /// How many loads have failed in a row.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// How long it goes on; zero when it is over.
+    pub fn rest(&self, now: Time) -> Duration {
+        self.until.saturating_sub(now)
+    }
 }
 
 /// After so many failed loads in a row none is begun for a while, but one trial at its end.
@@ -85,6 +95,11 @@ impl Breaker {
     /// True until a trial ends well.
     pub fn is_open(&self) -> bool {
         self.open_until.is_some()
+    }
+
+    /// How long no load begins, if it is open.
+    pub fn rest(&self, now: Time) -> Option<Duration> {
+        self.open_until.map(|until| until.saturating_sub(now))
     }
 
     pub fn state(&self, now: Time) -> &'static str {

@@ -292,3 +292,47 @@ fn what_was_stored_is_there_until_anything_is_said_of_it() {
         assert!(!machine.holds(&key("k"), 0));
     }
 }
+
+#[test]
+fn a_look_at_a_key_tells_its_load_who_waits_and_what_holds_it_back() {
+    let mut machine = machine(Limits {
+        max_loads: 1,
+        negative_ttl: ms(1000),
+        ..Limits::default()
+    });
+    let look = |machine: &Machine<u32>, now, name: &str| machine.look_at(ms(now), 0, name.as_bytes());
+    assert_eq!(look(&machine, 0, "a"), Seen::default());
+    for _ in 0..2 {
+        assert!(ask(&mut machine, 10, &["a"]).is_ok());
+    }
+    assert!(ask(&mut machine, 10, &["b"]).is_ok());
+    let (load, _) = begun(&mut machine);
+    let seen = look(&machine, 25, "a");
+    assert_eq!((seen.load, seen.waiting), (Some(SeenLoad::Running(ms(15))), 2));
+    let seen = look(&machine, 25, "b");
+    assert_eq!((seen.load, seen.waiting), (Some(SeenLoad::Queued), 1));
+    land(&mut machine, load, "a", None, false);
+    let seen = look(&machine, 1, "a");
+    assert_eq!(
+        (seen.load, seen.waiting, seen.absent_for),
+        (None, 2, Some(ms(1000))),
+        "they have no reply yet"
+    );
+    assert_eq!(look(&machine, 1001, "a").absent_for, None);
+    let (load, keys) = match machine.take_actions().as_slice() {
+        [
+            Action::Ready { .. },
+            Action::Ready { .. },
+            Action::Begin { load, keys, .. },
+        ] => (*load, keys.clone()),
+        other => panic!("both are ready, and the next load begins, not {other:?}"),
+    };
+    let failed = Err(NoValue::Failed("ValueError".into()));
+    machine.land(ms(2000), load, &keys[0], failed, true, false);
+    machine.ended(ms(2000), load);
+    let seen = look(&machine, 2000, "b");
+    let rest = seen.backs_off_for.unwrap_or_default();
+    assert_eq!(seen.failures, 1);
+    assert!(rest > ms(0) && rest <= ms(100), "{rest:?}");
+    assert_eq!(look(&machine, 2200, "b").backs_off_for, None);
+}

@@ -6,7 +6,10 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use super::{Entry, FailedSave, Flight, Gone, Queue, Settled, Stage, TRIES_BEFORE_HALVING, Time};
+use super::{
+    Entry, FailedSave, Flight, GivenUp, Gone, MOST_GIVEN_UP, Queue, Settled, Stage, TRIES_BEFORE_HALVING,
+    Time,
+};
 use crate::backoff;
 
 /// From where the next changes come.
@@ -30,6 +33,7 @@ impl<P> Queue<P> {
             call: self.last_call,
             places: places.clone(),
             suspects: from == From::Suspects,
+            begun: now,
             deadline: now.saturating_add(self.limits.max_save_time),
         });
         Some((self.last_call, places))
@@ -98,10 +102,15 @@ impl<P> Queue<P> {
         })
     }
 
+    /// When [`Queue::overdue`] is to be called next, if a call runs.
+    pub fn call_ends(&self) -> Option<Time> {
+        self.flight.as_ref().map(|flight| flight.deadline)
+    }
+
     /// When [`Queue::begin`] or [`Queue::overdue`] is to be called next.
     pub fn next_due(&self) -> Option<Time> {
-        if let Some(flight) = &self.flight {
-            return Some(flight.deadline);
+        if let Some(end) = self.call_ends() {
+            return Some(end);
         }
         let suspects = (!self.failed.suspects.is_empty()).then_some(Time::ZERO);
         let alone = self.failed.alone.first().map(|(at, _)| *at);
@@ -144,6 +153,9 @@ impl<P> Queue<P> {
         for place in flight.places {
             if let Some(entry) = self.remove(place, &Settled::Saved) {
                 self.counts.saved += 1;
+                if !self.given_up.is_empty() {
+                    self.given_up.remove(&entry.change.key);
+                }
                 gone.push(Gone {
                     key: entry.change.key,
                     id: entry.change.id,
@@ -183,6 +195,11 @@ impl<P> Queue<P> {
         self.last_failure = Some(Arc::clone(why));
         self.counts.retried += places.len() as u64;
         self.streak = 0;
+        for place in &places {
+            if let Some(entry) = self.entries.get_mut(*place) {
+                entry.why = Some(Arc::clone(why));
+            }
+        }
         if let Some(probe) = self.probe.take() {
             self.failed_probe(now, probe);
             return None;
@@ -315,6 +332,11 @@ impl<P> Queue<P> {
     pub fn bury(&mut self, place: u64, why: &Arc<FailedSave>) -> Option<Entry<P>> {
         let entry = self.remove(place, &Settled::Lost(Arc::clone(why)))?;
         self.counts.dead += 1;
+        let given_up = GivenUp {
+            id: entry.change.id,
+            why: Arc::clone(why),
+        };
+        self.given_up.insert(&entry.change.key, given_up, MOST_GIVEN_UP);
         if self.failed.suspects.is_empty() {
             self.narrow = self.limits.batch.max(1);
         }

@@ -8,6 +8,7 @@
 mod calls;
 mod chains;
 mod ids;
+mod looking;
 mod places;
 mod queue;
 mod store;
@@ -18,6 +19,7 @@ mod waiters;
 use std::{borrow::Cow, collections::BTreeSet, sync::Arc, time::Duration};
 
 pub use ids::{ChangeId, Ids};
+pub use looking::Doing;
 pub use waiters::{Settled, Waiters};
 
 use self::{
@@ -25,7 +27,10 @@ use self::{
     places::Places,
     store::Store,
 };
-use crate::read_through::keys::{ByKey, Key};
+use crate::read_through::{
+    bounded::Bounded,
+    keys::{ByKey, Key},
+};
 
 /// A moment: how long after the start.
 pub type Time = Duration;
@@ -147,6 +152,8 @@ pub struct Entry<P> {
     /// How many calls had ended well when it first failed.
     first_failed: Option<u64>,
     stage: Stage,
+    /// Why the last call with it failed.
+    why: Option<Arc<FailedSave>>,
     /// Who waits until it is saved.
     waiters: Vec<u64>,
 }
@@ -165,7 +172,17 @@ struct Flight {
     places: Vec<u64>,
     /// They had failed before, with others.
     suspects: bool,
+    begun: Time,
     deadline: Time,
+}
+
+/// So many keys are remembered whose changes were given up.
+const MOST_GIVEN_UP: usize = 1000;
+
+/// A change that was given up.
+pub struct GivenUp {
+    pub id: ChangeId,
+    pub why: Arc<FailedSave>,
 }
 
 /// What is gone from a queue: all changes of a key up to one of them.
@@ -209,6 +226,8 @@ pub struct Queue<P> {
     random: fastrand::Rng,
     /// Who has what he waited for.
     settled: Vec<(u64, Settled)>,
+    /// The last change of keys that was given up, while none behind it is saved.
+    given_up: Bounded<GivenUp>,
 }
 
 fn size_of<P>(change: &Change<P>) -> usize {

@@ -8,7 +8,7 @@ use super::{
     size_of,
     store::Store,
 };
-use crate::read_through::keys::ByKey;
+use crate::read_through::{bounded::Bounded, keys::ByKey};
 
 /// So many who wait for one change are not counted.
 const MANY_WAITERS: usize = 16;
@@ -39,6 +39,7 @@ impl<P> Queue<P> {
             probe: None,
             random: fastrand::Rng::with_seed(seed),
             settled: Vec::new(),
+            given_up: Bounded::default(),
         }
     }
 
@@ -103,8 +104,8 @@ impl<P> Queue<P> {
         last.is_some_and(|place| is_replaceable(&self.limits, &self.entries, self.last_place, place))
     }
 
-    /// A change has happened.
-    pub fn add(&mut self, now: Time, change: Change<P>, waiter: Option<u64>) {
+    /// A change has happened. `waiters`: who waits until it is saved.
+    pub fn add(&mut self, now: Time, change: Change<P>, waiters: impl IntoIterator<Item = u64>) {
         self.counts.captured += 1;
         self.bytes += size_of(&change);
         let new = self.last_place + 1;
@@ -113,7 +114,7 @@ impl<P> Queue<P> {
         let replaced =
             last.filter(|&place| is_replaceable(&self.limits, &self.entries, self.last_place, place));
         if let Some(place) = replaced {
-            return self.replace(place, change, waiter);
+            return self.replace(place, change, waiters);
         }
         chain.places.push(new);
         self.waiting.pushed(chain);
@@ -128,7 +129,8 @@ impl<P> Queue<P> {
                 probed: 0,
                 first_failed: None,
                 stage: Stage::Waiting,
-                waiters: waiter.into_iter().collect(),
+                why: None,
+                waiters: waiters.into_iter().collect(),
             },
         );
     }
@@ -146,18 +148,19 @@ impl<P> Queue<P> {
     }
 
     /// It takes the place of an older one of its key.
-    fn replace(&mut self, place: u64, change: Change<P>, waiter: Option<u64>) {
+    fn replace(&mut self, place: u64, change: Change<P>, waiters: impl IntoIterator<Item = u64>) {
         let Some(entry) = self.entries.get_mut(place) else {
             return;
         };
         self.bytes -= size_of(&entry.change);
         entry.change = change;
-        entry.waiters.extend(waiter);
+        entry.waiters.extend(waiters);
         // It is another change than the one that failed.
         entry.tries = 0;
         entry.tries_alone = 0;
         entry.probed = 0;
         entry.first_failed = None;
+        entry.why = None;
         self.counts.coalesced += 1;
         // One that had failed is like the others now.
         let is_let_in = match entry.stage {
@@ -190,6 +193,7 @@ impl<P> Queue<P> {
                 return;
             }
             self.remove(first, &Settled::Saved);
+            self.given_up.remove(key);
             self.counts.saved += 1;
         }
     }

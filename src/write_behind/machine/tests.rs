@@ -3,6 +3,7 @@
 
 mod failing;
 mod long;
+mod looking;
 mod unreadable;
 
 use std::{borrow::Cow, sync::Arc, time::Duration};

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pinion_redis import ModuleMissing, __version__
-from pinion_redis.cli import call, deploy, doctor, exporter, list_, new, path, profile, rm, run, show, top
+from pinion_redis.cli import call, deploy, doctor, exporter, key, list_, new, path, profile, rm, run, show, top
 from pinion_redis.cli.output import fail
 from pinion_redis.errors import PinionError
 
@@ -28,6 +28,7 @@ for name, module in {
     "deploy": deploy,
     "list": list_,
     "show": show,
+    "key": key,
     "rm": rm,
     "call": call,
     "profile": profile,

@@ -1,0 +1,76 @@
+//! What is known of the changes of one key, for whoever asks about it: nothing changes by that.
+
+use std::time::Duration;
+
+use super::{Change, Entry, FailedSave, GivenUp, Queue, Stage, Time, Waiters};
+
+/// What becomes of a change now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doing {
+    /// It has not been in a call, or behind another one of its key that is ahead.
+    Waits,
+    /// It is in the call that has run for so long.
+    IsSaved(Duration),
+    /// It was in a call that failed, and comes again.
+    ComesAgain,
+}
+
+/// The changes of a key that are not saved yet.
+pub struct Seen<'a, P> {
+    pub count: usize,
+    /// The next one that is saved.
+    pub oldest: &'a Entry<P>,
+    pub newest: &'a Change<P>,
+    pub doing: Doing,
+    /// How long it takes at least until the oldest one goes into a call; nothing while it is in one.
+    pub earliest: Option<Duration>,
+    /// Clients that wait until one of them is saved.
+    pub waiting: usize,
+}
+
+impl<P> Queue<P> {
+    /// `None`: all of the key is saved, or nothing has happened to it. `waiters`: those who wait for changes of any queue.
+    pub fn look_at(&self, now: Time, db: i32, name: &[u8], waiters: &Waiters) -> Option<Seen<'_, P>> {
+        let chain = self.chains.get(db, name)?;
+        let oldest = self.entries.get(chain.places.front()?)?;
+        let newest = self.entries.get(chain.places.back()?)?;
+        let rests = self.rests_until.unwrap_or_default();
+        let at = |earliest: Time| Some(earliest.max(rests).saturating_sub(now));
+        let (doing, earliest) = match oldest.stage {
+            Stage::Waiting => (
+                Doing::Waits,
+                at(oldest.since.saturating_add(self.limits.interval)),
+            ),
+            Stage::Flying => {
+                let begun = self.flight.as_ref().map_or(now, |flight| flight.begun);
+                (Doing::IsSaved(now.saturating_sub(begun)), None)
+            }
+            Stage::Suspect => (Doing::ComesAgain, at(Time::ZERO)),
+            Stage::Alone(again) => (Doing::ComesAgain, at(again)),
+        };
+        let theirs = (0..chain.places.len()).filter_map(|at| chain.places.nth(at));
+        let numbers = theirs
+            .filter_map(|place| self.entries.get(place))
+            .flat_map(|entry| &entry.waiters);
+        Some(Seen {
+            count: chain.places.len(),
+            oldest,
+            newest: &newest.change,
+            doing,
+            earliest,
+            waiting: numbers.filter(|number| waiters.knows(**number)).count(),
+        })
+    }
+
+    /// The last change of a key that was given up, unless one behind it was saved since.
+    pub fn given_up(&self, db: i32, name: &[u8]) -> Option<&GivenUp> {
+        self.given_up.get(db, name)
+    }
+}
+
+impl<P> Entry<P> {
+    /// Why the last call with this change failed, unless another one has taken its place since.
+    pub fn last_failure(&self) -> Option<&FailedSave> {
+        self.why.as_deref()
+    }
+}
