@@ -34,14 +34,17 @@ impl<T> Mutex<T> {
         Self(lock_api::Mutex::new(value))
     }
 
+    #[inline]
     pub fn lock(&self) -> MutexGuard<'_, T> {
         MutexGuard::of(self.0.lock())
     }
 
+    #[inline]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         self.0.try_lock().map(MutexGuard::of)
     }
 
+    #[inline]
     pub fn get_mut(&mut self) -> &mut T {
         self.0.get_mut()
     }
@@ -54,6 +57,7 @@ pub struct MutexGuard<'a, T> {
 }
 
 impl<'a, T> MutexGuard<'a, T> {
+    #[inline]
     fn of(value: lock_api::MutexGuard<'a, RawMutex, T>) -> Self {
         let held = HELD.here();
         held.set(held.get() + 1);
@@ -65,6 +69,7 @@ impl<'a, T> MutexGuard<'a, T> {
 }
 
 impl<T> Drop for MutexGuard<'_, T> {
+    #[inline]
     fn drop(&mut self) {
         self.held.set(self.held.get() - 1);
         // SAFETY: dropped once, here.
@@ -75,12 +80,14 @@ impl<T> Drop for MutexGuard<'_, T> {
 impl<T> Deref for MutexGuard<'_, T> {
     type Target = T;
 
+    #[inline]
     fn deref(&self) -> &T {
         &self.value
     }
 }
 
 impl<T> DerefMut for MutexGuard<'_, T> {
+    #[inline]
     fn deref_mut(&mut self) -> &mut T {
         &mut self.value
     }

@@ -164,6 +164,7 @@ pub enum Called<T> {
 }
 
 impl<T> Called<T> {
+    #[inline]
     pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Called<U> {
         match self {
             Self::Now(given) => Called::Now(change(given)),

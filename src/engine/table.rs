@@ -24,11 +24,13 @@ impl<T> Default for Table<T> {
 }
 
 impl<T> Table<T> {
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
 
     /// Where the id stands, or where it would.
+    #[inline]
     fn place(&self, id: Id) -> Result<usize, usize> {
         let first = self.places.front().map_or(0, |(first, _)| first.number);
         let likely = id.number.wrapping_sub(first) as usize;
@@ -38,10 +40,12 @@ impl<T> Table<T> {
         }
     }
 
+    #[inline]
     pub fn contains(&self, id: Id) -> bool {
         self.place(id).is_ok_and(|place| self.places[place].1.is_some())
     }
 
+    #[inline]
     pub fn get_mut(&mut self, id: Id) -> Option<&mut T> {
         let place = self.place(id).ok()?;
         self.places[place].1.as_mut()
@@ -67,6 +71,7 @@ impl<T> Table<T> {
         }
     }
 
+    #[inline]
     pub fn remove(&mut self, id: Id) -> Option<T> {
         let place = self.place(id).ok()?;
         let removed = self.places[place].1.take()?;
