@@ -3,51 +3,93 @@
 //! User code runs wherever Python looks at an object or forgets one, and may come back to whatever is locked. So nothing
 //! attaches to Python and no Python object ends on a thread that holds one: `python::attach` asks here.
 
-use std::cell::Cell;
+use std::{
+    cell::Cell,
+    mem::ManuallyDrop,
+    ops::{Deref, DerefMut},
+};
 
 use parking_lot::lock_api;
 
-use crate::{per_thread::per_thread, waits::RawMutex};
+use crate::{
+    per_thread::{Here, per_thread},
+    waits::RawMutex,
+};
 
 per_thread! {
     static HELD: Cell<u32> = Cell::new(0);
 }
-
-pub type Mutex<T> = lock_api::Mutex<Counted, T>;
 
 /// True while this thread holds a [`Mutex`].
 pub fn is_any_held() -> bool {
     HELD.get() > 0
 }
 
-/// A raw mutex that is counted.
-pub struct Counted(RawMutex);
+/// A mutex that is counted while it is held.
+#[derive(Default)]
+pub struct Mutex<T>(lock_api::Mutex<RawMutex, T>);
 
-// SAFETY: parking_lot's mutex does it. Guards stay on their thread (`GuardMarker`), so each count goes down where it went up.
-unsafe impl lock_api::RawMutex for Counted {
-    // What the trait asks for: a value to begin with.
-    #[allow(clippy::declare_interior_mutable_const)]
-    const INIT: Self = Self(<RawMutex as lock_api::RawMutex>::INIT);
-
-    type GuardMarker = lock_api::GuardNoSend;
-
-    fn lock(&self) {
-        lock_api::RawMutex::lock(&self.0);
-        HELD.with(|held| held.set(held.get() + 1));
+impl<T> Mutex<T> {
+    pub const fn new(value: T) -> Self {
+        Self(lock_api::Mutex::new(value))
     }
 
-    fn try_lock(&self) -> bool {
-        let locked = lock_api::RawMutex::try_lock(&self.0);
-        if locked {
-            HELD.with(|held| held.set(held.get() + 1));
+    #[inline]
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        MutexGuard::of(self.0.lock())
+    }
+
+    #[inline]
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        self.0.try_lock().map(MutexGuard::of)
+    }
+
+    #[inline]
+    pub fn get_mut(&mut self) -> &mut T {
+        self.0.get_mut()
+    }
+}
+
+/// Holds a [`Mutex`] until it is dropped, on the thread that has locked it: it knows where that counts.
+pub struct MutexGuard<'a, T> {
+    value: ManuallyDrop<lock_api::MutexGuard<'a, RawMutex, T>>,
+    held: Here<Cell<u32>>,
+}
+
+impl<'a, T> MutexGuard<'a, T> {
+    #[inline]
+    fn of(value: lock_api::MutexGuard<'a, RawMutex, T>) -> Self {
+        let held = HELD.here();
+        held.set(held.get() + 1);
+        Self {
+            value: ManuallyDrop::new(value),
+            held,
         }
-        locked
     }
+}
 
-    unsafe fn unlock(&self) {
-        HELD.with(|held| held.set(held.get() - 1));
-        // SAFETY: by the caller's promise.
-        unsafe { lock_api::RawMutex::unlock(&self.0) };
+impl<T> Drop for MutexGuard<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        self.held.set(self.held.get() - 1);
+        // SAFETY: dropped once, here.
+        unsafe { ManuallyDrop::drop(&mut self.value) };
+    }
+}
+
+impl<T> Deref for MutexGuard<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> DerefMut for MutexGuard<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
     }
 }
 

@@ -9,6 +9,8 @@
 
 use std::{
     cell::{Cell, RefCell},
+    ops::Deref,
+    ptr::NonNull,
     sync::atomic::{AtomicUsize, Ordering},
     thread::LocalKey,
 };
@@ -144,6 +146,27 @@ impl<T> PerThread<T> {
     #[inline(never)]
     fn try_elsewhere<R>(&self, work: impl FnOnce(&T) -> R) -> Option<R> {
         self.others.try_with(work).ok()
+    }
+}
+
+/// Where this thread has a value that needs no end. It stays on the thread, and the value lives as long as that.
+pub struct Here<T: 'static>(NonNull<T>);
+
+impl<T> Deref for Here<T> {
+    type Target = T;
+
+    #[inline(always)]
+    fn deref(&self) -> &T {
+        // SAFETY: it never leaves its thread, and nothing drops what needs no drop before the thread is gone.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl<T: Copy> PerThread<Cell<T>> {
+    /// For whoever looks at it again in a moment.
+    #[inline(always)]
+    pub fn here(&self) -> Here<Cell<T>> {
+        self.with(|value| Here(NonNull::from(value)))
     }
 }
 

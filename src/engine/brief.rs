@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Engine,
-    ended::Ended,
+    ended::{Ended, Single},
     execution::{Execution, Next, Outcome},
     language::{Called, Failure},
     linked_command::ReplyHold,
@@ -186,9 +186,13 @@ impl Engine {
                 drop(watched);
                 // Whoever has a reference to it, or asked for it, has the execution itself.
                 let alone = Arc::get_mut(&mut execution).filter(|execution| execution.is_unlisted());
+                let run = Single {
+                    result,
+                    total,
+                    reading: Duration::ZERO,
+                };
                 let Some(alone) = alone else {
-                    let outcome = Outcome::of_result(result, total);
-                    self.finish(&execution, Status::Done, outcome);
+                    self.finish_well(&execution, run);
                     return;
                 };
                 let link = alone.unlink();
@@ -196,9 +200,7 @@ impl Engine {
                 let ended = Ended {
                     registration: Arc::clone(registration),
                     db,
-                    result,
-                    total,
-                    reading: Duration::ZERO,
+                    run,
                 };
                 let limit = self.config.limit(Number::MaxExecutionsPerRegistration);
                 self.registry

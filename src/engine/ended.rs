@@ -13,26 +13,22 @@ use super::{
     start::Start,
 };
 
-/// One run of one record that has ended well.
-pub(super) struct Ended {
-    pub registration: Arc<Registration>,
-    pub db: i32,
+/// What a run of one record has come to that has ended well.
+pub(super) struct Single {
     /// Its only result.
     pub result: Shown,
     pub total: Duration,
     pub reading: Duration,
 }
 
-impl Ended {
+impl Single {
     /// Takes the result out of what a run has come to. `None` if that is not one result, and no more.
-    pub fn take(registration: &Arc<Registration>, db: i32, outcome: &mut Outcome) -> Option<Self> {
+    pub fn take(outcome: &mut Outcome) -> Option<Self> {
         if outcome.count() != 1 || !outcome.errors.is_empty() || !outcome.steps.is_empty() {
             return None;
         }
         let late = outcome.late.take().map(|late| Shown::Late(late.0));
         Some(Self {
-            registration: Arc::clone(registration),
-            db,
             result: late.or_else(|| outcome.results.pop().map(Shown::Now))?,
             total: outcome.total,
             reading: outcome.reading,
@@ -45,15 +41,24 @@ impl Ended {
             ..Outcome::of_result(self.result, self.total)
         }
     }
+}
 
+/// One run of one record that has ended well.
+pub(super) struct Ended {
+    pub registration: Arc<Registration>,
+    pub db: i32,
+    pub run: Single,
+}
+
+impl Ended {
     /// The execution as it would be if it had been one from the beginning.
     fn execution(&self, id: Id) -> Arc<Execution> {
         let start = Start::of_registration(&self.registration, self.db, Box::new(Once(None)));
-        let outcome = Outcome {
-            reading: self.reading,
-            ..Outcome::of_result(self.result.clone(), self.total)
+        let run = Single {
+            result: self.run.result.clone(),
+            ..self.run
         };
-        Arc::new(Execution::ended(id, start, outcome))
+        Arc::new(Execution::ended(id, start, run.into_outcome()))
     }
 }
 

@@ -85,6 +85,11 @@ impl Engine {
         {
             return;
         }
+        self.finish_seen(execution, status, outcome);
+    }
+
+    /// The same for one that somebody may look at.
+    pub(super) fn finish_seen(&self, execution: &Arc<Execution>, status: Status, mut outcome: Outcome) {
         outcome.aborted = status == Status::Aborted;
         if let Some(fate) = execution.fate() {
             outcome.errors.insert(0, fate.clone());

@@ -163,6 +163,16 @@ pub enum Called<T> {
     Later(Box<dyn Awaitable>, Option<Record>),
 }
 
+impl<T> Called<T> {
+    #[inline]
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Called<U> {
+        match self {
+            Self::Now(given) => Called::Now(change(given)),
+            Self::Later(awaitable, record) => Called::Later(awaitable, record),
+        }
+    }
+}
+
 /// Told the value that was waited for, or its error. Called once, on any thread.
 pub type Completion = Box<dyn FnOnce(Result<Record, Failure>) + Send>;
 

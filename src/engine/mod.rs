@@ -43,6 +43,7 @@ pub mod source;
 pub mod start;
 mod step_state;
 pub mod stop;
+mod table;
 #[cfg(test)]
 pub mod testing;
 pub mod timers;
@@ -227,8 +228,10 @@ impl Engine {
                 let _measured = meter.as_ref().map(Meter::start);
                 run::run(self, execution, Instant::now())
             };
-            if let Ran::Ended(status, outcome) = ran {
-                self.finish(execution, status, outcome);
+            match ran {
+                Ran::Well(run) => self.finish_well(execution, run),
+                Ran::Ended(status, outcome) => self.finish(execution, status, outcome),
+                Ran::Waits | Ran::Gone => {}
             }
         }));
         if done.is_err() {

@@ -12,7 +12,7 @@ use parking_lot::RwLock;
 
 use super::{
     distributed_run::DistributedRun,
-    ended::{Ended, Known},
+    ended::{Ended, Known, Single},
     execution::{Execution, Left},
     id::{Id, ShardId},
     registration::Registration,
@@ -133,17 +133,14 @@ impl Registry {
 
     pub fn execution(&self, id: Id) -> Option<Arc<Execution>> {
         let mut executions = self.executions.lock();
-        executions.by_id.get_mut(&id).map(|known| known.execution(id))
+        executions.by_id.get_mut(id).map(|known| known.execution(id))
     }
 
     /// All executions, oldest first.
     pub fn executions(&self) -> Vec<Arc<Execution>> {
         let mut known = self.executions.lock();
         let all = known.by_id.iter_mut();
-        let mut executions: Vec<_> = all.map(|(id, known)| known.execution(*id)).collect();
-        drop(known);
-        executions.sort_unstable_by_key(|execution| execution.id);
-        executions
+        all.map(|(id, known)| known.execution(id)).collect()
     }
 
     /// Those that are whole, oldest first: all that have not ended, and what somebody has looked at. How many others there are, which
@@ -154,10 +151,8 @@ impl Registry {
             Known::Whole(execution) => Some(Arc::clone(execution)),
             Known::Ended(_) => None,
         };
-        let mut executions: Vec<_> = known.by_id.values().filter_map(whole).collect();
+        let executions: Vec<_> = known.by_id.iter().filter_map(|(_, known)| whole(known)).collect();
         let others = known.by_id.len() - executions.len();
-        drop(known);
-        executions.sort_unstable_by_key(|execution| execution.id);
         (executions, others)
     }
 
@@ -184,20 +179,23 @@ impl Registry {
             drop(executions);
             self.drop_execution(execution.id);
             return;
-        } else if !executions.by_id.contains_key(&execution.id) {
+        } else if !executions.by_id.contains(execution.id) {
             // Dropped in this moment.
             return;
         }
         executions.finished.insert(execution.id);
+        let surplus = match &execution.registration {
+            Some(registration) => executions.keep_of(registration, execution.id, limit),
+            None => <_>::default(),
+        };
         drop(executions);
+        drop(surplus);
         self.forget_all(evicted);
         let Some(registration) = registration else { return };
         if execution.registration.is_none() {
             registration.keep_part(execution.id);
-            self.drop_of_removed(registration, execution.id);
-        } else {
-            self.keep_of(registration, execution.id, limit);
         }
+        self.drop_of_removed(registration, execution.id);
     }
 
     /// The same for a run that nobody could ask for so far.
@@ -210,9 +208,11 @@ impl Registry {
         let evicted = most.map(|most| executions.evict(most)).unwrap_or_default();
         executions.insert(id, Known::Ended(ended));
         executions.finished.insert(id);
+        let surplus = executions.keep_of(&registration, id, limit);
         drop(executions);
+        drop(surplus);
         self.forget_all(evicted);
-        self.keep_of(&registration, id, limit);
+        self.drop_of_removed(&registration, id);
     }
 
     /// The same for a listed one, if only the registry and the thread that ran it have a reference: it ends with that.
@@ -222,24 +222,31 @@ impl Registry {
     pub(super) fn keep_unseen(
         &self,
         execution: &Arc<Execution>,
-        ended: Ended,
+        registration: &Arc<Registration>,
+        run: Single,
         limit: Option<usize>,
-    ) -> Result<Left, Ended> {
-        let (id, registration) = (execution.id, Arc::clone(&ended.registration));
+    ) -> Result<Left, Single> {
+        let id = execution.id;
         let mut executions = self.executions.lock();
         // New references come of this table, or of those who have one.
         let is_unseen = Arc::strong_count(execution) == 2 && !executions.is_surplus(id);
-        let known = executions.by_id.get_mut(&id);
+        let known = executions.by_id.get_mut(id);
         let Some(known) = known.filter(|_| is_unseen && !registration.is_removed()) else {
-            return Err(ended);
+            return Err(run);
         };
         let Ok(left) = execution.end_unseen() else {
-            return Err(ended);
+            return Err(run);
         };
-        *known = Known::Ended(ended);
+        *known = Known::Ended(Ended {
+            registration: Arc::clone(registration),
+            db: execution.db,
+            run,
+        });
         executions.finished.insert(id);
+        let surplus = executions.keep_of(registration, id, limit);
         drop(executions);
-        self.keep_of(&registration, id, limit);
+        drop(surplus);
+        self.drop_of_removed(registration, id);
         Ok(left)
     }
 
@@ -263,18 +270,12 @@ impl Registry {
         Some(left)
     }
 
-    fn keep_of(&self, registration: &Registration, id: Id, limit: Option<usize>) {
-        let (surplus, more) = registration.keep(id, limit);
-        for surplus in surplus.into_iter().chain(more) {
-            self.remove(surplus);
-        }
-        self.drop_of_removed(registration, id);
-    }
-
-    /// The registration may have been removed between the first look and this one.
+    /// The registration may have been removed between the first look and this one: what was kept of it goes, and its session if that
+    /// was the last of it.
     fn drop_of_removed(&self, registration: &Registration, id: Id) {
         if registration.is_removed() {
             self.drop_execution(id);
+            self.unlist_if_empty(&registration.session);
         }
     }
 
@@ -394,7 +395,7 @@ impl Registry {
             .by_id
             .iter()
             .filter(|(_, known)| matches!(known, Known::Ended(_)));
-        ids.extend(unseen.map(|(id, _)| *id));
+        ids.extend(unseen.map(|(id, _)| id));
         drop(known);
         for id in ids {
             self.drop_execution(id);

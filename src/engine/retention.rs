@@ -2,23 +2,16 @@
 //!
 //! Retention: docs/contract/commands.md 3.6. Only finished executions are evicted, so nothing that runs is ever lost.
 
-use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
-    hash::BuildHasherDefault,
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
-use super::{ended::Known, execution::Execution, id::Id};
-use crate::hashing::NumberHasher;
+use super::{ended::Known, execution::Execution, id::Id, registration::Registration, table::Table};
 
 /// All executions of a server. Under the registry's mutex.
 #[derive(Default)]
 pub(super) struct Executions {
-    pub by_id: HashMap<Id, Known, BuildHasherDefault<NumberHasher>>,
+    pub by_id: Table<Known>,
     /// Those that can be evicted; ids ascend in the order of creation.
     pub finished: Ascending,
-    /// All, or more than those, in their order; only while there are too many of which none has finished.
-    ordered: Option<BTreeSet<Id>>,
     /// Those up to this one are surplus: each is forgotten when it ends. `surplus`: how many there are.
     surplus_up_to: Option<Id>,
     surplus: usize,
@@ -52,7 +45,7 @@ impl Ascending {
 
 impl Executions {
     pub fn remove(&mut self, id: Id) -> Option<Known> {
-        let known = self.by_id.remove(&id)?;
+        let known = self.by_id.remove(id)?;
         self.finished.remove(id);
         self.surplus -= usize::from(self.is_surplus(id));
         known.session().remove_execution();
@@ -65,10 +58,22 @@ impl Executions {
 
     pub fn insert(&mut self, id: Id, known: Known) {
         known.session().add_execution();
-        if let Some(ordered) = &mut self.ordered {
-            ordered.insert(id);
-        }
-        self.by_id.insert(id, known);
+        // Ids are given once.
+        drop(self.by_id.insert(id, known));
+    }
+
+    /// The execution of a registration has ended and is kept. What goes for it: those beyond `limit`, of which there is one at most
+    /// unless the limit was lowered.
+    pub fn keep_of(
+        &mut self,
+        registration: &Registration,
+        id: Id,
+        limit: Option<usize>,
+    ) -> (Option<Known>, Vec<Known>) {
+        let (first, more) = registration.keep(id, limit);
+        let first = first.and_then(|surplus| self.remove(surplus));
+        let more = more.into_iter().filter_map(|surplus| self.remove(surplus));
+        (first, more.collect())
     }
 
     /// The same for one that nobody could ask for so far; not twice.
@@ -81,37 +86,18 @@ impl Executions {
     /// Makes room for one more below `limit`: finished ones go now, else the oldest other ones when they end.
     pub fn evict(&mut self, limit: usize) -> Vec<(Id, Known)> {
         let mut evicted = Vec::new();
-        if self.by_id.len() - self.surplus < limit {
-            self.ordered = None;
-            return evicted;
-        }
         while self.by_id.len() - self.surplus >= limit {
             if let Some(oldest) = self.finished.pop_first() {
                 evicted.extend(self.remove(oldest).map(|known| (oldest, known)));
                 continue;
             }
-            let Some(oldest) = self.oldest_below_limit() else {
+            let Some(oldest) = self.by_id.first_behind(self.surplus_up_to) else {
                 break;
             };
             self.surplus_up_to = Some(oldest);
             self.surplus += 1;
         }
         evicted
-    }
-
-    /// The oldest one that is no surplus.
-    fn oldest_below_limit(&mut self) -> Option<Id> {
-        let (by_id, last) = (&self.by_id, self.surplus_up_to);
-        let ordered = self
-            .ordered
-            .get_or_insert_with(|| by_id.keys().copied().collect());
-        while let Some(oldest) = ordered.pop_first() {
-            let is_surplus = last.is_some_and(|last| oldest <= last);
-            if !is_surplus && by_id.contains_key(&oldest) {
-                return Some(oldest);
-            }
-        }
-        None
     }
 }
 

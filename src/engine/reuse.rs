@@ -1,4 +1,4 @@
-//! Executions on workers that end before anybody looks at them: all that is kept of one of an event is an [`Ended`], of a load nothing,
+//! Executions on workers that end before anybody looks at them: all that is kept of one of an event is an `Ended`, of a load nothing,
 //! and the execution itself is the next one's of its registration.
 //!
 //! Begun under the server's lock, ended on workers.
@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Instant};
 
 use super::{
     Engine, Lane,
-    ended::Ended,
+    ended::Single,
     ending::guarded,
     execution::{Collector, Execution, Outcome},
     id::Id,
@@ -144,33 +144,48 @@ impl Engine {
         execution
     }
 
-    /// Brings an execution to its end that has ended well, if nobody has looked at it. False if that is not so, or if there is more to
-    /// keep than an [`Ended`] has: then nothing has changed.
+    /// Brings an execution to its end, if it has ended well and nobody has looked at it. False if that is not so, or if there is more to
+    /// keep than an [`Ended`](super::ended::Ended) has: then nothing has changed.
     pub(super) fn finish_unseen(
         &self,
         execution: &Arc<Execution>,
         status: Status,
         outcome: &mut Outcome,
     ) -> bool {
-        let registration = match &execution.registration {
-            Some(registration) if status == Status::Done && execution.is_usual() => registration,
-            _ => return false,
-        };
-        let Some(ended) = Ended::take(registration, execution.db, outcome) else {
+        let is_usual = status == Status::Done && execution.registration.is_some() && execution.is_usual();
+        let Some(run) = is_usual.then(|| Single::take(outcome)).flatten() else {
             return false;
         };
-        let limit = self.config.limit(Number::MaxExecutionsPerRegistration);
-        match self.registry.keep_unseen(execution, ended, limit) {
-            Ok(left) => {
-                registration.stats.succeeded(outcome.total);
-                drop(left.link);
-                true
-            }
-            Err(ended) => {
-                *outcome = ended.into_outcome();
+        match self.keep_unseen(execution, run) {
+            Ok(()) => true,
+            Err(run) => {
+                *outcome = run.into_outcome();
                 false
             }
         }
+    }
+
+    /// The same where it is known what the run has come to.
+    pub(super) fn finish_well(&self, execution: &Arc<Execution>, run: Single) {
+        let unkept = if execution.is_usual() {
+            self.keep_unseen(execution, run)
+        } else {
+            Err(run)
+        };
+        if let Err(run) = unkept {
+            self.finish_seen(execution, Status::Done, run.into_outcome());
+        }
+    }
+
+    fn keep_unseen(&self, execution: &Arc<Execution>, run: Single) -> Result<(), Single> {
+        let Some(registration) = &execution.registration else {
+            return Err(run);
+        };
+        let (limit, total) = (self.config.limit(Number::MaxExecutionsPerRegistration), run.total);
+        let left = self.registry.keep_unseen(execution, registration, run, limit)?;
+        registration.stats.succeeded(total);
+        drop(left.link);
+        Ok(())
     }
 
     /// The same for a load: nothing is kept, and its collector is told.

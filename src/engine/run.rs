@@ -10,6 +10,7 @@ use std::{
 use super::{
     Engine,
     distributed_run::DistributedRun,
+    ended::Single,
     execution::{Execution, Outcome},
     holding::{Gauge, HELD_TOO_MUCH},
     language::Completion,
@@ -30,6 +31,8 @@ pub(super) const INTERNAL: &str = "ERR internal error, see the server's log";
 
 /// What became of a run.
 pub(super) enum Ran {
+    /// Well, with one result; that is kept, and nobody waits for it: there is no outcome unless somebody looks.
+    Well(Single),
     Ended(Status, Outcome),
     /// It waits; whatever it waits for wakes it.
     Waits,

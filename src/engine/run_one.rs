@@ -10,8 +10,9 @@ use std::{
 
 use super::{
     Engine,
+    ended::Single,
     execution::{Execution, Late, Outcome},
-    language::{Called, Failure},
+    language::{Called, Failure, Function},
     phase::Parked,
     pipeline::{
         PipelineState, Tickets,
@@ -50,30 +51,28 @@ pub(super) fn run_call(
     started: Instant,
     call: OnlyCall,
 ) -> Ran {
-    let (read, reading) = read_single(engine, execution, source, started);
-    let called = read.and_then(|record| {
-        let Some(record) = record else { return Ok(None) };
-        execution.note_read();
-        let _timed = engine.time_run(execution, Duration::ZERO);
-        let function = &execution.plan.functions[call.function];
-        function.text(&execution.stop, record, call.visits).map(Some)
-    });
-    let mut outcome = Outcome::default();
-    match called {
-        Ok(None) => {}
-        Ok(Some(Called::Now(result))) => outcome = Outcome::of_result(result, Duration::ZERO),
-        Ok(Some(Called::Later(awaitable, record))) => {
-            return wait_for(engine, execution, reading, started, |ticket| {
-                single::waiting_at(0, awaitable, record, ticket)
-            });
-        }
-        Err(failure) => outcome.errors.push(failure),
-    }
-    outcome.reading = reading;
-    outcome.total = started.elapsed();
-    let mut ran = ended_with(engine, execution, None, outcome);
-    note_timeout(engine, execution, &mut ran);
-    ran
+    run_only(
+        engine,
+        execution,
+        source,
+        started,
+        call,
+        |function, record, reading| {
+            let called = function.text(&execution.stop, record, call.visits)?;
+            Ok(called.map(|result| {
+                let run = Single {
+                    result,
+                    total: started.elapsed(),
+                    reading,
+                };
+                if execution.stop.is_asked() || execution.stop.has_timed_out() {
+                    ended_with(engine, execution, None, run.into_outcome())
+                } else {
+                    Ran::Well(run)
+                }
+            }))
+        },
+    )
 }
 
 /// The same for a plan that is one call, whose result the collector gets.
@@ -84,37 +83,65 @@ pub(super) fn run_collected(
     started: Instant,
     call: OnlyCall,
 ) -> Ran {
+    run_only(
+        engine,
+        execution,
+        source,
+        started,
+        call,
+        |function, record, reading| {
+            let mut ran = Ran::Gone;
+            let mut take = |returned| {
+                let outcome = Outcome {
+                    total: started.elapsed(),
+                    reading,
+                    ..Outcome::default()
+                };
+                ran = ended_with(engine, execution, Some(returned), outcome);
+            };
+            let called = function.hand_over(&execution.stop, record, &mut take)?;
+            Ok(called.map(|()| ran))
+        },
+    )
+}
+
+/// Reads the only record and lets `passes` call the plan's only function with it, which says what the run has come to; it is also given how
+/// long reading took.
+fn run_only(
+    engine: &Engine,
+    execution: &Arc<Execution>,
+    source: Box<dyn Source>,
+    started: Instant,
+    call: OnlyCall,
+    passes: impl FnOnce(&dyn Function, Record, Duration) -> Result<Called<Ran>, Failure>,
+) -> Ran {
     let (read, reading) = read_single(engine, execution, source, started);
-    let end = |returned: Option<Record>, errors: Vec<Failure>| {
-        let outcome = Outcome {
-            errors,
-            total: started.elapsed(),
-            reading,
-            ..Outcome::default()
-        };
-        ended_with(engine, execution, returned, outcome)
-    };
-    let mut ran = Ran::Gone;
     let called = read.and_then(|record| {
         let Some(record) = record else { return Ok(None) };
         execution.note_read();
         let _timed = engine.time_run(execution, Duration::ZERO);
         let function = &execution.plan.functions[call.function];
-        let mut take = |returned| ran = end(Some(returned), Vec::new());
-        function.hand_over(&execution.stop, record, &mut take).map(Some)
+        passes(function.as_ref(), record, reading).map(Some)
     });
-    match called {
-        Ok(Some(Called::Now(()))) => {}
+    let errors = match called {
+        Ok(Some(Called::Now(mut ran))) => {
+            note_timeout(engine, execution, &mut ran);
+            return ran;
+        }
         Ok(Some(Called::Later(awaitable, record))) => {
             return wait_for(engine, execution, reading, started, |ticket| {
                 single::waiting_at(0, awaitable, record, ticket)
             });
         }
-        Ok(None) => ran = end(None, Vec::new()),
-        Err(failure) => ran = end(None, vec![failure]),
-    }
-    note_timeout(engine, execution, &mut ran);
-    ran
+        Ok(None) => Vec::new(),
+        Err(failure) => vec![failure],
+    };
+    let outcome = Outcome {
+        errors,
+        reading,
+        ..Outcome::default()
+    };
+    ended_at_once(engine, execution, outcome, started)
 }
 
 /// The only record, and how long it took to read it.

@@ -46,6 +46,10 @@ impl Engine {
                 self.finish(execution, status, outcome);
                 RanNow::Kept
             }
+            Ran::Well(run) => {
+                self.finish_well(execution, run);
+                RanNow::Kept
+            }
             Ran::Gone => RanNow::Kept,
             Ran::Waits => {
                 if execution.is_unlisted() {

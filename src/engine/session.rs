@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -31,7 +31,9 @@ pub struct Session {
     pub owner: Owner,
     /// Whose rights its code has where no registration says otherwise; `None` for all.
     pub actor: Option<Arc<Actor>>,
-    members: Mutex<Members>,
+    registrations: Mutex<Vec<Id>>,
+    /// How many executions are listed.
+    executions: AtomicUsize,
     /// Another session has taken its place.
     replaced: AtomicBool,
     /// What the language keeps for it.
@@ -69,12 +71,6 @@ pub struct Needs {
     pub installed: bool,
 }
 
-#[derive(Default)]
-struct Members {
-    registrations: Vec<Id>,
-    executions: usize,
-}
-
 impl Session {
     pub fn new(id: String, description: Option<String>, needs: Needs) -> Self {
         let owner = Owner::default();
@@ -86,7 +82,8 @@ impl Session {
             generation: next_generation(),
             description,
             needs,
-            members: Mutex::default(),
+            registrations: Mutex::default(),
+            executions: AtomicUsize::new(0),
             replaced: AtomicBool::new(false),
             attachment: Mutex::default(),
         }
@@ -143,29 +140,28 @@ impl Session {
     }
 
     pub fn registrations(&self) -> Vec<Id> {
-        self.members.lock().registrations.clone()
+        self.registrations.lock().clone()
     }
 
     /// Registrations and executions that belong to the session now.
     pub fn ref_count(&self) -> usize {
-        let members = self.members.lock();
-        members.registrations.len() + members.executions
+        self.registrations.lock().len() + self.executions.load(Ordering::Relaxed)
     }
 
     pub(super) fn add_registration(&self, id: Id) {
-        self.members.lock().registrations.push(id);
+        self.registrations.lock().push(id);
     }
 
     pub(super) fn remove_registration(&self, id: Id) {
-        self.members.lock().registrations.retain(|&known| known != id);
+        self.registrations.lock().retain(|&known| known != id);
     }
 
     pub(super) fn add_execution(&self) {
-        self.members.lock().executions += 1;
+        self.executions.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn remove_execution(&self) {
-        self.members.lock().executions -= 1;
+        self.executions.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

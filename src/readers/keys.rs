@@ -4,22 +4,22 @@
 //! Called on whichever thread holds the server's lock while the server notifies: it copies bytes into a queue and returns.
 //! A `sync` function gets the key as it is now, and runs when the command has ended that caused the event ([`after`]).
 
-use std::{borrow::Cow, cell::Cell, sync::Arc};
+use std::{cell::Cell, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{image::Image, reachability};
+use super::{
+    image::Image,
+    keys_event::{KEY_MISS, Occurred, Pending},
+    reachability,
+};
 use crate::{
     engine::{
         Engine,
         brief::{Event, Spare},
-        language::{Failure, with_lock},
-        linked_command::LinkedCommand,
         prefix::Pattern,
-        record::{self, Record},
         registration::{Mode, Peers, Registration, Trigger},
         reuse::Pool,
-        source::{Reading, Source},
     },
     error::Error,
     hooks::Hooks,
@@ -29,14 +29,11 @@ use crate::{
         events::{Changes, Class, KeyEvent},
         guarded::Guarded,
         home,
-        key::{self, Kind, Value},
+        key::{self, Kind},
         lock::Lock,
         reply::Reply,
-        rights::Actor,
     },
 };
-
-const KEY_MISS: &str = "keymiss";
 
 per_thread! {
     /// Set while a `sync` function of this reader runs: what it does fires nothing here.
@@ -197,12 +194,7 @@ impl KeysWatch {
             .commands
             .as_ref()
             .and_then(|_| self.hooks.hold_running(event.lock, sync));
-        let occurred = Occurred {
-            db: event.db,
-            key: event.key.to_vec(),
-            event: event_name(event.name),
-            read_value: watch.conditions.read_value,
-        };
+        let occurred = Occurred::new(event, watch.conditions.read_value);
         if sync {
             let allowed = occurred.check(event.lock, registration.actor.as_deref());
             let noted = Event {
@@ -215,13 +207,11 @@ impl KeysWatch {
             after_command(event.lock, move |lock| run_sync(&engine, lock, &watch, noted));
             return;
         }
-        let source = Box::new(Pending {
-            occurred: Some(occurred),
-            coalesced: link
-                .as_ref()
-                .filter(|_| watch.conditions.coalesce)
-                .map(|hold| Arc::clone(hold.link())),
-        });
+        let coalesced = link.as_ref().filter(|_| watch.conditions.coalesce);
+        let source = Box::new(Pending::new(
+            occurred,
+            coalesced.map(|hold| Arc::clone(hold.link())),
+        ));
         let lane = registration.lane_of_key(event.db, event.key);
         self.engine
             .submit_event(registration, &watch.pool, event.db, source, link, lane);
@@ -345,158 +335,5 @@ impl Trigger for KeysTrigger {
         self.watch.hooks.unlink(lock, registration.id);
         let mut watched = self.watch.watched.write(lock);
         Arc::make_mut(&mut watched.list).retain(|watch| watch.registration.id != registration.id);
-    }
-}
-
-/// One event that matched.
-struct Occurred {
-    db: i32,
-    key: Vec<u8>,
-    event: Cow<'static, str>,
-    read_value: bool,
-}
-
-impl Occurred {
-    /// Whether a user may see the record.
-    ///
-    /// # Errors
-    /// He may not read the key.
-    fn check(&self, lock: Lock<'_>, actor: Option<&Actor>) -> Result<(), Failure> {
-        let Some(actor) = actor else { return Ok(()) };
-        let kind = if self.read_value {
-            key::kind(lock, self.db, &self.key)
-        } else {
-            Kind::Empty
-        };
-        Ok(actor.check_read(lock, &self.key, kind)?)
-    }
-
-    /// The record, with the key as it is now if `lock` is given and it must be looked at. A missed key is not there:
-    /// it is looked at only if something may have stored it since.
-    fn record(self, lock: Option<Lock<'_>>) -> Record {
-        let content = match lock {
-            _ if !self.read_value => None,
-            _ if self.event == KEY_MISS => return Record::Native(record::Value::Missed(self.key)),
-            Some(lock) => Some(key::read(lock, self.db, &self.key)),
-            None => Some((Kind::Empty, Value::None)),
-        };
-        Record::Native(key_record(self.key, Some(self.event), content))
-    }
-
-    fn record_as_wanted(self, lock: Lock<'_>, delayed: bool) -> Record {
-        if !self.read_value || (self.event == KEY_MISS && !delayed) {
-            return self.record(None);
-        }
-        self.record_looked_at(lock)
-    }
-
-    fn record_looked_at(self, lock: Lock<'_>) -> Record {
-        let content = key::read(lock, self.db, &self.key);
-        Record::Native(key_record(self.key, Some(self.event), Some(content)))
-    }
-}
-
-/// Makes the record when a worker asks for it.
-struct Pending {
-    occurred: Option<Occurred>,
-    /// The link of a client whose command is run again if the key is there by then.
-    coalesced: Option<Arc<LinkedCommand>>,
-}
-
-impl Source for Pending {
-    fn next(&mut self, reading: &Reading<'_>) -> Result<Option<Record>, Failure> {
-        let Some(occurred) = self.occurred.take() else {
-            return Ok(None);
-        };
-        if let Some(link) = self.coalesced.take().filter(|_| reading.delayed) {
-            let language = reading.engine.language.as_ref();
-            let there = with_lock(language, |lock| {
-                key::kind(lock, occurred.db, &occurred.key) != Kind::Empty
-            });
-            if there {
-                link.run_again();
-                return Ok(None);
-            }
-        }
-        if let Some(actor) = reading.actor {
-            let language = reading.engine.language.as_ref();
-            return with_lock(language, |lock| {
-                occurred.check(lock, Some(actor))?;
-                Ok(Some(occurred.record_as_wanted(lock, reading.delayed)))
-            });
-        }
-        let still_missing = occurred.event == KEY_MISS && !reading.delayed;
-        if !occurred.read_value || still_missing {
-            return Ok(Some(occurred.record(None)));
-        }
-        let language = reading.engine.language.as_ref();
-        Ok(Some(with_lock(language, |lock| occurred.record_looked_at(lock))))
-    }
-
-    fn is_at_hand(&self, reading: &Reading<'_>) -> bool {
-        let coalesces = self.coalesced.is_some() && reading.delayed;
-        let looks =
-            |occurred: &Occurred| occurred.read_value && (occurred.event != KEY_MISS || reading.delayed);
-        !coalesces && reading.actor.is_none() && !self.occurred.as_ref().is_some_and(looks)
-    }
-
-    fn is_at_end(&self) -> bool {
-        self.occurred.is_none()
-    }
-
-    fn is_single(&self) -> bool {
-        true
-    }
-}
-
-/// Most registrations are about misses: their name needs no allocation.
-fn event_name(name: &[u8]) -> Cow<'static, str> {
-    if name == KEY_MISS.as_bytes() {
-        Cow::Borrowed(KEY_MISS)
-    } else {
-        Cow::Owned(String::from_utf8_lossy(name).into_owned())
-    }
-}
-
-/// The record of a key (docs/contract/readers-and-events.md 2.1). Without `content` it has neither type nor value.
-pub(super) fn key_record(
-    key: Vec<u8>,
-    event: Option<Cow<'static, str>>,
-    content: Option<(Kind, Value)>,
-) -> record::Value {
-    let field = |name: &'static str, value| (Cow::Borrowed(name.as_bytes()), value);
-    let event = event.map_or(record::Value::None, |event| match event {
-        Cow::Borrowed(name) => record::Value::Name(name),
-        Cow::Owned(name) => record::Value::Text(name.into_bytes()),
-    });
-    let mut fields = Vec::with_capacity(4);
-    fields.push(field("key", record::Value::Text(key)));
-    fields.push(field("event", event));
-    if let Some((kind, value)) = content {
-        // 1.2 calls the types that it does not know "unknown"; streams are what is left of them.
-        let name = if kind == Kind::Stream {
-            "unknown"
-        } else {
-            kind.name()
-        };
-        fields.push(field("type", record::Value::Name(name)));
-        fields.push(field("value", value.into()));
-    }
-    record::Value::Dict(fields)
-}
-
-impl From<Value> for record::Value {
-    fn from(value: Value) -> Self {
-        match value {
-            Value::None => Self::None,
-            Value::String(text) => Self::Text(text),
-            Value::List(items) => Self::List(items.into_iter().map(Self::Text).collect()),
-            Value::Hash(fields) => Self::Dict(
-                fields
-                    .into_iter()
-                    .map(|(name, value)| (Cow::Owned(name), Self::Text(value)))
-                    .collect(),
-            ),
-        }
     }
 }

@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{glob, keys::key_record};
+use super::{glob, keys_event::key_record};
 use crate::{
     engine::{
         language::{Failure, with_lock},

@@ -5,6 +5,7 @@ pub mod generator;
 pub mod glob;
 pub mod image;
 pub mod keys;
+mod keys_event;
 pub mod keys_only;
 pub mod keys_scan;
 mod reachability;

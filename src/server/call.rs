@@ -1,7 +1,7 @@
 //! Commands that we run: for a function's `execute`, and the original of a linked command.
 
 use std::{
-    ffi::{CStr, CString},
+    ffi::CStr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,6 +9,7 @@ use std::{
 };
 
 use redis_module::raw;
+use smallvec::SmallVec;
 
 use super::{
     after::{Caused, when_writes_are_allowed},
@@ -34,6 +35,10 @@ pub const PAUSED: &str = "ERR clients are paused: nothing can be written now, an
 /// What it hears of keys of several slots, in the server's words for a client.
 pub const SEVERAL_SLOTS: &str =
     "Operation not permitted: CROSSSLOT Keys in request don't hash to the same slot";
+
+/// Most commands have no more words, and no longer name: they need no memory of their own.
+const WORDS: usize = 8;
+const A_NAME: usize = 32;
 
 /// Runs a command for a function, with what its events cause in `sync` functions, and the rights of `actor`; all without one.
 /// Otherwise as [`call`].
@@ -125,7 +130,7 @@ pub fn call_for(
 
 /// [`call`] for what is known to be no such command, and is not refused for want of memory either: what the module notes for
 /// itself.
-pub fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<u8>]) -> Reply {
+pub fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[impl AsRef<[u8]>]) -> Reply {
     filter::unseen(lock, || run(lock, features, db, argv, Memory::Always, None))
 }
 
@@ -138,7 +143,7 @@ fn run(
     lock: Lock<'_>,
     features: Features,
     db: i32,
-    argv: &[Vec<u8>],
+    argv: &[impl AsRef<[u8]>],
     memory: Memory,
     actor: Option<&Arc<Actor>>,
 ) -> Reply {
@@ -166,28 +171,30 @@ fn send(
     lock: Lock<'_>,
     features: Features,
     db: i32,
-    argv: &[Vec<u8>],
+    argv: &[impl AsRef<[u8]>],
     protocol: Protocol,
     memory: Memory,
     actor: Option<&Arc<Actor>>,
 ) -> Result<CallReply, Reply> {
-    let Some(name) = argv.first() else {
+    let Some(command) = argv.first().map(AsRef::as_ref) else {
         return Err(Reply::Array(Vec::new()));
     };
-    let Ok(name) = CString::new(name.as_slice()) else {
+    let mut name = SmallVec::<[u8; A_NAME]>::from_slice(command);
+    name.push(0);
+    let Ok(name) = CStr::from_bytes_with_nul(&name) else {
         return Err(Reply::error("ERR unknown command: its name contains NUL"));
     };
     let flags = lock.server_flags();
     let refuses_writes = flags & raw::REDISMODULE_CTX_FLAGS_READONLY != 0;
     let asks = refused::is_asking(lock);
-    if !asks && must_wait(lock, features, &argv[0]) {
+    if !asks && must_wait(lock, features, command) {
         return Err(Reply::error(PAUSED));
     }
-    if !features.call_options && refuses_writes && !asks && refused::is_write(lock, features, &argv[0]) {
+    if !features.call_options && refuses_writes && !asks && refused::is_write(lock, features, command) {
         return Err(Reply::error(READONLY));
     }
     let room = match memory {
-        Memory::AsClient => room::check(lock, features, flags, &argv[0]),
+        Memory::AsClient => room::check(lock, features, flags, command),
         Memory::Always => Room::Enough,
     };
     if room == Room::None {
@@ -203,8 +210,11 @@ fn send(
         (true, false, _, Protocol::Resp3) => c"!v3E",
         (false, ..) => c"!v",
     };
-    let strings: Vec<RString<'_>> = argv.iter().map(|word| RString::new(lock, word)).collect();
-    let mut words: Vec<_> = strings.iter().map(RString::as_raw).collect();
+    let strings: SmallVec<[RString<'_>; WORDS]> = argv
+        .iter()
+        .map(|word| RString::new(lock, word.as_ref()))
+        .collect();
+    let mut words: SmallVec<[_; WORDS]> = strings.iter().map(RString::as_raw).collect();
     // SAFETY: the strings are alive.
     if unsafe { spoils(lock, &words) } {
         return Err(Reply::error(SEVERAL_SLOTS));
@@ -219,7 +229,7 @@ fn send(
         format
     };
     let arguments = &words[1..];
-    let _home = home::Ours::enter(lock, &argv[0], || db);
+    let _home = home::Ours::enter(lock, command, || db);
     let _under_way = UnderWay::enter(lock);
     // SAFETY: the context is selected under the lock; `v` takes a pointer and a length. The reply is nobody else's.
     Ok(unsafe {
@@ -234,11 +244,14 @@ fn send(
 }
 
 /// The server has one text for keys of other shards and for those of several slots.
-pub(super) fn explained(lock: Lock<'_>, argv: &[Vec<u8>], reply: Reply) -> Reply {
+pub(super) fn explained(lock: Lock<'_>, argv: &[impl AsRef<[u8]>], reply: Reply) -> Reply {
     if !is_foreign(&reply) {
         return reply;
     }
-    let strings: Vec<RString<'_>> = argv.iter().map(|word| RString::new(lock, word)).collect();
+    let strings: Vec<RString<'_>> = argv
+        .iter()
+        .map(|word| RString::new(lock, word.as_ref()))
+        .collect();
     let words: Vec<_> = strings.iter().map(RString::as_raw).collect();
     // SAFETY: the strings are alive.
     if unsafe { slots::are_several(lock, &words) } {

@@ -77,8 +77,8 @@ impl Batch {
         }
         if gone {
             // Whatever comes under this name is another stream.
-            state.streams.remove(&self.key);
-        } else if let Some(stream) = state.streams.get_mut(&self.key) {
+            state.remove(&self.key);
+        } else if let Some(stream) = state.streams.get_mut(self.key.as_slice()) {
             if let Some(held) = made {
                 stream.note_made(held);
             }
@@ -119,5 +119,9 @@ impl Source for Batch {
 
     fn buffered(&mut self) -> Option<Record> {
         self.entries.as_mut()?.pop_front()
+    }
+
+    fn is_single(&self) -> bool {
+        self.portion == Portion::New(1)
     }
 }

@@ -5,6 +5,10 @@
 //! to read, is asked of the server each time: a key can hold another stream than it did a moment ago. Called under the
 //! server's lock.
 
+use std::fmt::Write;
+
+use smallvec::SmallVec;
+
 use super::{
     DB,
     entries::{Entry, EntryId, entries_of_one},
@@ -21,6 +25,12 @@ use crate::server::{
 /// The names of 1.2, so that its positions go on.
 const GROUP: &str = "__gears_consumer_group__";
 const CONSUMER: &[u8] = b"__gears_client__";
+
+/// The words of a command; most have no more.
+type Words<'a> = SmallVec<[&'a [u8]; 12]>;
+
+/// What an id of an entry takes at most: two numbers.
+const AN_ID: usize = 41;
 
 /// Which entries to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +84,7 @@ impl Group {
             Portion::Recovery => None,
             Portion::New(count) => Some(count.to_string()),
         };
-        let mut words: Vec<&[u8]> = vec![b"XREADGROUP", b"GROUP", &self.0, CONSUMER];
+        let mut words = Words::from_slice(&[b"XREADGROUP", b"GROUP", &self.0, CONSUMER]);
         if let Some(count) = &count {
             words.extend([b"COUNT", count.as_bytes()]);
         }
@@ -143,7 +153,7 @@ impl Group {
         if ids.is_empty() {
             return true;
         }
-        let mut words: Vec<&[u8]> = vec![b"XACK", key, &self.0];
+        let mut words = Words::from_slice(&[b"XACK", key, &self.0]);
         words.extend(ids.iter().map(Vec::as_slice));
         match run(lock, features, &words) {
             Reply::Int(acknowledged) => usize::try_from(acknowledged) == Ok(ids.len()),
@@ -205,8 +215,10 @@ pub fn length(lock: Lock<'_>, key: &[u8]) -> u64 {
 
 /// Removes all entries below `first`.
 pub fn trim(lock: Lock<'_>, features: Features, key: &[u8], first: EntryId) {
-    let first = first.to_string();
-    if let Reply::Error(text) = run(lock, features, &[b"XTRIM", key, b"MINID", first.as_bytes()]) {
+    let mut text = String::with_capacity(AN_ID);
+    // Writing to a text cannot fail.
+    let _ = write!(text, "{first}");
+    if let Reply::Error(text) = run(lock, features, &[b"XTRIM", key, b"MINID", text.as_bytes()]) {
         log(key, "trim", &text);
     }
 }
@@ -214,8 +226,7 @@ pub fn trim(lock: Lock<'_>, features: Features, key: &[u8], first: EntryId) {
 fn run(lock: Lock<'_>, features: Features, words: &[&[u8]]) -> Reply {
     // What this causes is nobody's event.
     let _mute = Mute::new();
-    let argv: Vec<_> = words.iter().map(|word| word.to_vec()).collect();
-    perform(lock, features, DB, &argv)
+    perform(lock, features, DB, words)
 }
 
 /// Tells that the server did not let a stream be read, acknowledged or trimmed.

@@ -1,16 +1,29 @@
 //! Who runs on which stream: never two executions with the same position at a time, also where one of them belongs to a
 //! registration that was replaced, or to the time before a load or a promotion.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
-use crate::mutex::Mutex;
+use indexmap::{Equivalent, IndexSet};
+
+use crate::{hashing::Seeds, mutex::Mutex};
 
 /// A stream, and which of the groups reads it.
-type Seat = (Vec<u8>, usize);
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Seat(Vec<u8>, usize);
+
+/// The same, to ask for; it has the same hash.
+#[derive(Hash)]
+struct Place<'a>(&'a [u8], usize);
+
+impl Equivalent<Seat> for Place<'_> {
+    fn equivalent(&self, seat: &Seat) -> bool {
+        self.1 == seat.1 && self.0 == seat.0
+    }
+}
 
 /// The leases that are taken.
 #[derive(Default)]
-pub struct StreamLeases(Mutex<HashSet<Seat>>);
+pub struct StreamLeases(Mutex<IndexSet<Seat, Seeds>>);
 
 /// The right to run on one stream with one position, until it is dropped.
 pub struct StreamLease {
@@ -21,7 +34,7 @@ pub struct StreamLease {
 impl StreamLeases {
     /// Takes the lease, unless somebody has it.
     pub fn take(self: &Arc<Self>, key: &[u8], place: usize) -> Option<StreamLease> {
-        let seat = (key.to_vec(), place);
+        let seat = Seat(key.to_vec(), place);
         self.0.lock().insert(seat.clone()).then(|| StreamLease {
             leases: Arc::clone(self),
             seat,
@@ -29,13 +42,13 @@ impl StreamLeases {
     }
 
     pub fn is_taken(&self, key: &[u8], place: usize) -> bool {
-        self.0.lock().contains(&(key.to_vec(), place))
+        self.0.lock().contains(&Place(key, place))
     }
 }
 
 impl Drop for StreamLease {
     fn drop(&mut self) {
-        self.leases.0.lock().remove(&self.seat);
+        self.leases.0.lock().swap_remove(&self.seat);
     }
 }
 

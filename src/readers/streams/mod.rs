@@ -346,7 +346,7 @@ impl StreamWatch {
                 if state.epoch != epoch {
                     return;
                 }
-                let Some(stream) = state.streams.get_mut(&key) else {
+                let Some(stream) = state.streams.get_mut(key.as_slice()) else {
                     return;
                 };
                 change(stream);

@@ -1,14 +1,15 @@
 //! What is known of a registration and of its streams: data and their rules, without any call of the server.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    ops::Bound,
+    collections::VecDeque,
     time::{Duration, Instant},
 };
 
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::group::Portion;
+use crate::hashing::Seeds;
 
 /// How many arrivals are remembered per stream, for the lag.
 const MAX_ARRIVALS: usize = 10_000;
@@ -87,9 +88,10 @@ pub struct RegistrationStreams {
     status: Status,
     /// Changes when everything begins again; what an older execution says is no longer true then.
     pub epoch: u64,
-    pub streams: BTreeMap<Vec<u8>, Stream>,
-    /// The last one that was looked at.
-    looked_at: Vec<u8>,
+    /// Each event asks for its stream several times.
+    pub streams: IndexMap<Vec<u8>, Stream, Seeds>,
+    /// The place of the next one that is to be looked at.
+    look_at: usize,
     pub last_lag: Duration,
     pub total_lag: Duration,
 }
@@ -101,31 +103,34 @@ impl RegistrationStreams {
 
     /// What is known of a stream, from now on if nothing was.
     pub fn stream(&mut self, key: &[u8]) -> &mut Stream {
-        self.streams.entry(key.to_vec()).or_default()
+        let known = self.streams.get_index_of(key);
+        let place = known.unwrap_or_else(|| self.streams.insert_full(key.to_vec(), Stream::default()).0);
+        &mut self.streams[place]
     }
 
     /// The next streams of which nothing is under way, to be looked at and forgotten if they are gone ([`Self::forget`]). Each of
     /// those that are known comes up again after a while.
     pub fn next_to_look_at(&mut self) -> Vec<Vec<u8>> {
-        let behind = (Bound::Excluded(self.looked_at.as_slice()), Bound::Unbounded);
-        let next = self.streams.range::<[u8], _>(behind).take(LOOKED_AT);
-        let next: Vec<_> = next
-            .map(|(key, stream)| (key.clone(), stream.is_at_rest()))
-            .collect();
         // From the first one on again, where these were the last.
-        self.looked_at = match next.last() {
-            Some((key, _)) if next.len() == LOOKED_AT => key.clone(),
-            _ => Vec::new(),
-        };
-        let at_rest = next.into_iter().filter(|(_, at_rest)| *at_rest);
-        at_rest.map(|(key, _)| key).collect()
+        let first = Some(self.look_at).filter(|first| *first < self.streams.len());
+        let first = first.unwrap_or(0);
+        self.look_at = first + LOOKED_AT;
+        let next = self.streams.iter().skip(first).take(LOOKED_AT);
+        let at_rest = next.filter(|(_, stream)| stream.is_at_rest());
+        at_rest.map(|(key, _)| key.clone()).collect()
     }
 
     /// A stream is gone: whatever comes under its name is another one.
     pub fn forget(&mut self, key: &[u8]) {
         if self.streams.get(key).is_some_and(Stream::is_at_rest) {
-            self.streams.remove(key);
+            self.remove(key);
         }
+    }
+
+    /// Nothing is known of a stream any more.
+    pub fn remove(&mut self, key: &[u8]) {
+        // The last one comes into its place, and is looked at in the next round if its turn was still to come.
+        self.streams.swap_remove(key);
     }
 
     /// Nothing that was known holds any more.
