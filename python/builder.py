@@ -23,16 +23,17 @@ class GearsBuilder(PyFlatExecution):
         self.defaultArg = defaultArg
         return self
 
-    def run(self, arg=None, convertToStr=True, collect=True, **kargs):
+    def run(self, arg=None, convertToStr=True, collect=True, mode='async', **kargs):
         """Runs the function over the keys that match the glob `arg`, on a worker.
 
         `convertToStr`: each result becomes its `str()`. `collect`: results move to the shard that got the command.
         `mode`: 'async' (all shards) or 'async_local'. For the KeysReader: `noScan`, `readValue` (both bool).
         Raises `gears.error` that names the argument.
         """
+        kargs['mode'] = mode
         return self._run(arg or self.defaultArg, bool(convertToStr), bool(collect), kargs)
 
-    def register(self, prefix='*', convertToStr=True, collect=True, **kargs):
+    def register(self, prefix='*', convertToStr=True, collect=True, mode='async', onRegistered=None, **kargs):
         """Runs the function on each event of the reader and returns the registration's id (str).
 
         `prefix`: keys with this name, or with this beginning if it ends with `*`. `mode`: 'async', 'async_local' or
@@ -40,7 +41,7 @@ class GearsBuilder(PyFlatExecution):
         `eventTypes`, `keyTypes`, `commands` (iterables of str), `readValue`, `inorder` (bool).
         Raises `gears.error` that names the argument.
         """
-        kargs['prefix'] = prefix
+        kargs.update(prefix=prefix, mode=mode, onRegistered=onRegistered)
         return self._register(bool(convertToStr), bool(collect), kargs)
 
     def sort(self, reverse=True, *, key=None):

@@ -228,10 +228,12 @@ def runCoroutine(cr, f=None, delay=0, s=None):
     """Runs the coroutine `cr` after `delay` seconds (float) in session `s` (default: the caller's).
 
     `f`, a future of `gearsFuture`, gets its value or its exception. A client that waits for the execution of the caller
-    waits for the coroutine too. Raises TypeError if `cr` is no coroutine.
+    waits for the coroutine too. Where `cr` is no coroutine nothing is raised (so it is in RedisGears 1.2): `f` gets a
+    TypeError, without `f` the log says it.
     """
     if not asyncio.iscoroutine(cr):
-        raise TypeError(f'runCoroutine: a coroutine was expected, got {cr!r}')
+        _Bridge(f).failed(TypeError(f'runCoroutine: a coroutine was expected, got {cr!r}'))
+        return
     start(cr, _Bridge(f), redisgears.getGearsSession() if s is None else s, redisgears.holdClient(), delay)
 
 

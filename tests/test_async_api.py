@@ -331,6 +331,15 @@ def test_a_coroutine_of_the_script(server: Server) -> None:
     assert noted(server) == "PONG"
 
 
+@pytest.mark.parametrize("what", ["5", "None", "lambda: 1"])
+def test_what_is_no_coroutine_raises_nothing(server: Server, what: str) -> None:
+    assert value(server, f"return repr(runCoroutine({what}))") == "None"
+    wait_until(lambda: "runCoroutine: a coroutine was expected" in server.log())
+    script = f"def f(r):\n    future = gearsFuture()\n    runCoroutine({what}, future)\n    return future\n"
+    results, errors = server.run(f"{script}GB('PythonReader').map(f).run(lambda: iter((n for n in [1])))")
+    assert results == [] and "a coroutine was expected" in errors[0]
+
+
 @pytest.mark.parametrize("ending", ["return 'x'", "raise ValueError('x')"])
 def test_a_future_gets_the_end_of_a_coroutine(server: Server, ending: str) -> None:
     body = f"""

@@ -88,6 +88,14 @@ def test_steps_without_coroutines(server: Server, steps: str, error: str) -> Non
     assert "never awaited" not in server.log()
 
 
+@pytest.mark.parametrize("awaited", [False, True])
+def test_an_error_without_text_shows_the_frames_of_users_only(server: Server, awaited: bool) -> None:
+    inner = "    await g()\n" if awaited else "    raise KeyError\n"
+    results, [error] = outcome(server, ".map(f)", f"async def g():\n    raise KeyError\nasync def f(r):\n{inner}")
+    assert results == [] and "KeyError" in error and "<pinion>" not in error
+    assert error.count("File ") == 1 + awaited and ", in f" in error
+
+
 def test_one_error_for_each_group_of_a_batch(server: Server) -> None:
     steps = ".flatmap(lambda r: [1, 2, 3, 4]).batchgroupby(lambda r: r % 2, f)"
     results, errors = outcome(server, steps, "async def f(*args):\n    return 1")

@@ -248,7 +248,7 @@ def test_register_never_looks_at_the_default_argument(server):
 def test_the_old_name_of_prefix_is_accepted_with_a_warning(server):
     server.run("GB('KeysReader').register('new*', regex='old*')")
     assert server.registrations()[0]["RegistrationData"]["args"]["regex"] == "old*"
-    warning = "Using regex argument with register is deprecated and misleading, use prefix instead."
+    warning = "Using regex argument with register is deprecated and missleading, use prefix instead."
     wait_until(lambda: warning in server.log())
 
 
@@ -279,6 +279,33 @@ def test_each_register_takes_a_snapshot(server):
     client = server.client()
     client.set("x1", 1)
     assert (client.get("first"), client.get("second")) == ("2", "1")
+
+
+def test_on_registered_stays_with_the_builder(server):
+    server.run(
+        """
+        builder = GB('CommandReader')
+        builder.register(trigger='one', onRegistered=lambda: execute('INCR', 'first'))
+        builder.register(trigger='two')
+        builder.register(trigger='three', onRegistered=lambda: execute('INCR', 'second'))
+        builder.register(trigger='four', onRegistered=None)
+        GB('CommandReader').register(trigger='five')
+        """
+    )
+    client = server.client()
+    assert (client.get("first"), client.get("second")) == ("2", "2")
+
+
+def test_mode_and_on_registered_by_place(server):
+    client = server.client()
+    client.set("k", 1)
+    reply = server.raw().call("RG.PYEXECUTE", "GB().map(lambda r: 7).run('k', False, True, 'async_local')")
+    assert reply == b"*2\r\n*1\r\n:7\r\n*0\r\n"
+    server.run("GB().foreach(lambda r: execute('INCR', 'seen')).register('x*', True, True, 'sync', lambda: execute('INCR', 'ready'))")
+    client.set("x1", 1)
+    [entry] = server.registrations()
+    assert (client.get("ready"), client.get("seen"), entry["RegistrationData"]["mode"]) == ("1", "1", "sync")
+    assert "unknown execution mode" in raised(server, "GB().run('k', False, True, 'later')")
 
 
 def test_a_run_uses_the_steps_present(server):

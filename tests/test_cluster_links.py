@@ -195,6 +195,40 @@ def test_refresh(cluster: Cluster) -> None:
     assert "Got cluster refresh command" in cluster[0].log()
 
 
+def test_a_refresh_answers_when_its_links_are_there(cluster: Cluster) -> None:
+    connections = [server.raw() for server in cluster.masters]
+    for _ in range(5):
+        for raw in connections:
+            raw.send("RG.REFRESHCLUSTER")
+            raw.send("RG.REFRESHCLUSTER")
+        for raw in connections * 2:
+            assert raw.read() == b"+OK\r\n"
+        assert all(is_linked(server, 3) for server in cluster.masters)
+        assert cluster[0].run(COUNT) == [["3"], []]
+
+
+def test_a_refresh_ends_no_run_that_has_lost_nothing(cluster: Cluster) -> None:
+    script = """
+        import time
+
+        def work(record):
+            execute('SET', 'begun{%s}' % hashtag(), 1)
+            while not execute('EXISTS', 'go{%s}' % hashtag()):
+                time.sleep(0.001)
+
+        GB('ShardsIDReader').foreach(work).count().run()
+    """
+    execution = cluster[0].run(script, "UNBLOCKING")
+    for server in cluster.masters:
+        wait_until(lambda: server.own.keys("begun*"))
+    for server in [*cluster.masters, cluster[0]]:
+        assert server.client().execute_command("RG.REFRESHCLUSTER") == "OK"
+    for server in cluster.masters:
+        [begun] = server.own.keys("begun*")
+        server.client().set(begun.replace("begun", "go"), 1)
+    assert cluster[0].client().execute_command("RG.GETRESULTSBLOCKING", execution) == [["3"], []]
+
+
 def test_figures(cluster: Cluster) -> None:
     figures = lambda: cluster[0].client().info("rg_cluster")
     before = figures()

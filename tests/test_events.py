@@ -111,7 +111,7 @@ def test_the_prefix_rule(server: Server, prefix: str, fires: list[str], silent: 
 
 def test_regex_is_the_old_name_and_takes_precedence(server: Server) -> None:
     record(server, "prefix='a*', regex='b*', ")
-    assert "Using regex argument with register is deprecated and misleading, use prefix instead." in server.log()
+    assert "Using regex argument with register is deprecated and missleading, use prefix instead." in server.log()
     server.client().mset({"a1": "v", "b1": "v"})
     assert [r["key"] for r in records(server)] == ["b1"]
 

@@ -204,6 +204,32 @@ def test_abort_before_the_start(start_server):
     assert server.client().get("ran") is None
 
 
+def test_a_function_that_catches_its_abort_has_its_result(server):
+    server.run(
+        """
+        import redisgears
+
+        def work(record):
+            execute('SET', 'begun', 1)
+            try:
+                while True:
+                    pass
+            except redisgears.GearsForceStopped:
+                return 'caught'
+
+        GB('KeysReader').map(work).register('x*', mode='async_local')
+        """
+    )
+    server.client().set("x1", 1)
+    wait_until(lambda: server.own.get("begun"))
+    [execution] = executions(server)
+    assert server.client().execute_command("RG.ABORTEXECUTION", execution) == "OK"
+    wait_until(lambda: status(server, execution) not in ("created", "running"))
+    assert (status(server, execution), server.client().execute_command("RG.GETRESULTS", execution)) == ("done", [["caught"], []])
+    data = server.registrations()[0]["RegistrationData"]
+    assert [int(data[name]) for name in ("numTriggered", "numSuccess", "numFailures", "numAborted")] == [1, 1, 0, 0]
+
+
 def test_abort_of_a_finished_execution_is_ok(server):
     execution = done(server)
     assert server.client().execute_command("RG.ABORTEXECUTION", execution) == "OK"

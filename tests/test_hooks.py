@@ -278,6 +278,12 @@ def test_a_container_is_hooked_and_a_subcommand_is_not(server: Server) -> None:
     assert triggered(server) == [0, 1]
 
 
+def test_a_subcommand_that_the_server_does_not_know_reaches_the_hook(server: Server) -> None:
+    answer(server, "repr(r)", "xinfo")
+    assert server.raw().call("XINFO", "nope", "k") == bulk("['XINFO', 'nope', 'k']")
+    assert triggered(server) == [1]
+
+
 def test_a_blocking_command_does_not_block_behind_a_hook(server: Server) -> None:
     raw = server.raw()
     script = hooked(".map(lambda r: repr(call_next(*r[1:])))", "blpop")

@@ -265,6 +265,11 @@ def test_names_of_the_module(server):
     assert in_script(server, f"import redisgears\nreturn [n for n in {names} if not hasattr(redisgears, n)]") == []
 
 
+def test_texts_of_the_modules_classes(server):
+    assert in_script(server, "return str(gearsCtx())") == "PyFlatExecution"
+    assert "cannot create 'redisgears.Future' instances" in raised(server, "import redisgears\nredisgears.PyFuture()")
+
+
 def test_print_goes_to_the_servers_output(server):
     server.run("print('hello', 'there', flush=True)")
     wait_until(lambda: "hello there" in server.log())

@@ -702,3 +702,14 @@ def test_registered_functions_survive_a_collection(server, function, mode):
     assert server.client().lrange("out", 0, -1) == ["x1", "x2"]
     [entry] = server.registrations()
     assert entry["RegistrationData"]["numSuccess"] == 2
+
+
+def test_a_description_keeps_its_bytes(server):
+    raw = server.raw()
+    assert raw.call("RG.PYEXECUTE", counting("n"), "ID", "s", "DESCRIPTION", b"a\xff\x00\xc3(") == b"+OK\r\n"
+    for _ in range(2):
+        assert b"sessionDescription\r\n$5\r\na\xff\x00\xc3(\r\n" in raw.call("RG.PYDUMPSESSIONS")
+        [entry] = server.registrations()
+        description = ast.literal_eval(entry["PD"])["sessionDescription"]
+        assert description.encode("utf-8", "surrogateescape") == b"a\xff\x00\xc3("
+        server.client().execute_command("DEBUG", "RELOAD")

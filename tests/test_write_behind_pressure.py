@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -255,6 +256,22 @@ def test_a_change_that_fails_is_put_away_with_its_error(server: Server, source: 
     client.set("user:7", "good")
     drained(server)
     assert database.row("user:7") == "good"
+
+
+def test_a_dead_letter_has_all_bytes_of_its_value(server: Server, source: Server) -> None:
+    database = register(server, source, "max_tries=1, dead_letter='dead', backoff=0.01")
+    database.poison("user:set", "user:hash")
+    raw = server.raw()
+    raw.call("SADD", "user:set", b"a\xfe", b"a\xff", "\u00e4\u20ac".encode())
+    raw.call("HSET", "user:hash", b"f\xfe", b"\x00\xff", b"f\xff", b"\xed\xa0\x80")
+    wait_for(server, queued=2)
+    server.client().set("user:other", "saved since then")
+    wait_for(server, queued=0, dead=2)
+    values = {letter["key"]: json.loads(letter["value"]) for letter in letters(server)}
+    as_bytes = lambda text: text.encode("utf-8", "surrogateescape")
+    assert {as_bytes(member) for member in values["user:set"]} == {b"a\xfe", b"a\xff", "\u00e4\u20ac".encode()}
+    fields = {as_bytes(name): as_bytes(value) for name, value in values["user:hash"].items()}
+    assert fields == {b"f\xfe": b"\x00\xff", b"f\xff": b"\xed\xa0\x80"}
 
 
 @pytest.mark.parametrize("ordered", ["key", "all"])

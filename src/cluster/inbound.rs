@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::{
     Cluster,
+    greeting::{Before, Sender, Taken, number},
     link::{KIND, TEST_KIND},
     message::Message,
     secrets,
@@ -25,76 +26,10 @@ use crate::{
 #[derive(Default)]
 pub struct Inbound(Guarded<HashMap<ShardId, Sender>>);
 
-/// One of them.
-pub(super) struct Sender {
-    /// The connection that it talks on.
-    client: u64,
-    run: Vec<u8>,
-    /// Which of its links that is.
-    epoch: u64,
-    /// The number of the first message of that link that was not seen.
-    next: u64,
-}
-
-impl Sender {
-    /// A shard says hello; `before`: what was known of it.
-    ///
-    /// # Errors
-    /// A later link of that shard was here: the thread of this one is about to end.
-    pub(super) fn greeting(
-        before: Option<&Self>,
-        client: u64,
-        run: &[u8],
-        epoch: u64,
-    ) -> Result<Self, Error> {
-        let before = before.filter(|before| before.run == run);
-        let next = match before {
-            Some(before) if before.epoch > epoch => return Err(Error::NotAShard),
-            Some(before) if before.epoch == epoch => before.next,
-            _ => 0,
-        };
-        Ok(Self {
-            client,
-            run: run.to_vec(),
-            epoch,
-            next,
-        })
-    }
-
-    /// The number of the first message of the link that was not seen.
-    pub(super) fn next(&self) -> u64 {
-        self.next
-    }
-
-    /// A message has come.
-    pub(super) fn takes(&mut self, number: u64) -> Taken {
-        if number < self.next {
-            return Taken::Seen;
-        }
-        let taken = if number == self.next {
-            Taken::Next
-        } else {
-            Taken::BehindLost
-        };
-        self.next = number.saturating_add(1);
-        taken
-    }
-}
-
-/// How a message stands to those that were seen before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Taken {
-    /// It was seen already.
-    Seen,
-    Next,
-    /// Some before it will not come any more: the sender has given them up, or could not keep them.
-    BehindLost,
-}
-
 impl Cluster {
-    /// `RG.HELLO`: this server's run id. `RG.HELLO <shard id> <run id> <secret> <link>`, which only shards can say: the
-    /// connection may send messages from now on; the reply is the run id with the number of the first message of that link
-    /// that was not seen.
+    /// `RG.HELLO`: this server's run id. `RG.HELLO <shard id> <run id> <secret> <link> [<run id> <link> <messages>]`, which
+    /// only shards can say: the connection may send messages from now on; the reply is the run id with the number of the first
+    /// message of that link that was not seen. The last three words are about the link in whose place it is.
     ///
     /// # Errors
     /// There is no cluster; the secret is another one; a later link of that shard was here; this server does not know of that
@@ -102,7 +37,7 @@ impl Cluster {
     pub fn hello(&self, command: &Command<'_>) -> Result<Answer, Error> {
         let run = self.run_id().ok_or(Error::NoTopologyForHello)?;
         let words = command.argv().to_vecs();
-        let [_, id, their_run, secret, epoch, ..] = words.as_slice() else {
+        let [_, id, their_run, secret, epoch, told @ ..] = words.as_slice() else {
             return Ok(Reply::bulk(run).into());
         };
         let shard = ShardId::parse(id).ok_or(Error::NotAShard)?;
@@ -110,14 +45,20 @@ impl Cluster {
             return Err(Error::NotAShard);
         }
         let epoch = number(epoch).ok_or(Error::NotAShard)?;
+        let told = Before::of(told);
         if !self.knows(command.lock(), shard) {
             return Err(Error::ShardUnknown(shard.to_string()));
         }
         let mut senders = self.inbound.0.write(command.lock());
         let before = senders.get(&shard);
-        let is_new = before.is_some_and(|before| before.run != *their_run);
+        let goes_on = |before: &Sender| {
+            told.as_ref()
+                .is_some_and(|told| before.goes_on_in(their_run, epoch, told))
+        };
+        let broken = before.filter(|before| !goes_on(before));
+        let is_new = broken.is_some_and(|before| before.run != *their_run);
         // What the link before had not sent does not come any more.
-        let is_later = before.is_some_and(|before| before.run == *their_run && before.epoch < epoch);
+        let is_later = broken.is_some_and(|before| before.run == *their_run && before.epoch < epoch);
         let sender = Sender::greeting(before, command.client_id(), their_run, epoch)?;
         let next = sender.next();
         senders.insert(shard, sender);
@@ -194,8 +135,4 @@ impl Cluster {
         }
         Ok(Reply::ok().into())
     }
-}
-
-fn number(word: &[u8]) -> Option<u64> {
-    std::str::from_utf8(word).ok()?.parse().ok()
 }

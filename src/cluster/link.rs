@@ -16,7 +16,11 @@ use std::{
 
 use redis::{Cmd, Connection, Value};
 
-use super::{Cluster, connect, topology::Address};
+use super::{
+    Cluster, connect,
+    greeting::{Before, Closed, Welcome},
+    topology::Address,
+};
 use crate::{
     config::Number,
     engine::{id::ShardId, run_message::NotSent},
@@ -60,6 +64,8 @@ pub struct Link {
     pub shard: ShardId,
     /// Later links of one run of the server have higher ones.
     epoch: u64,
+    /// The link in whose place this one is.
+    before: Option<Before>,
     state: Mutex<Outbox>,
     /// There is something to do for the thread.
     work: Condvar,
@@ -80,6 +86,8 @@ struct Outbox {
     reset: bool,
     closed: bool,
     overflowing: bool,
+    /// This server's run id in the last greeting that was answered.
+    greeted_as: Option<String>,
 }
 
 #[derive(Clone)]
@@ -99,11 +107,12 @@ pub struct LinkState {
 }
 
 impl Link {
-    fn new(shard: ShardId, address: Address) -> Self {
+    fn new(shard: ShardId, address: Address, before: Option<Before>) -> Self {
         static EPOCHS: AtomicU64 = AtomicU64::new(0);
         Self {
             shard,
             epoch: EPOCHS.fetch_add(1, Ordering::Relaxed),
+            before,
             state: Mutex::new(Outbox {
                 address,
                 queue: VecDeque::new(),
@@ -114,15 +123,21 @@ impl Link {
                 reset: false,
                 closed: false,
                 overflowing: false,
+                greeted_as: None,
             }),
             work: Condvar::new(),
             room: Condvar::new(),
         }
     }
 
-    /// Starts the thread of a link.
-    pub fn open(cluster: Weak<Cluster>, shard: ShardId, address: Address) -> Arc<Self> {
-        let link = Arc::new(Self::new(shard, address));
+    /// Starts the thread of a link; `before`: the one in whose place it is.
+    pub fn open(
+        cluster: Weak<Cluster>,
+        shard: ShardId,
+        address: Address,
+        before: Option<Before>,
+    ) -> Arc<Self> {
+        let link = Arc::new(Self::new(shard, address, before));
         let life = Arc::clone(&link);
         let started = threads::spawn("pinion-link".into(), move || life.live(&cluster));
         if let Err(error) = started {
@@ -131,8 +146,7 @@ impl Link {
         link
     }
 
-    /// Queues a message that has to come. Never waits. What is too much is lost; the log says so, and the other shard finds out by the
-    /// number that is missing.
+    /// Queues a message that has to come. Never waits. What is too much is lost; the log says so, and its number is missing.
     pub fn push(&self, kind: &'static str, payload: Vec<u8>) {
         if self.queue_or_lose(kind, payload) == Kept::LostFirst {
             api::log_warning(&format!(
@@ -227,14 +241,24 @@ impl Link {
     }
 
     /// Ends the thread, sooner or later. What is queued is dropped.
-    pub fn close(&self) {
+    pub fn close(&self) -> Closed {
         let mut state = self.state.lock();
+        let closed = Closed {
+            before: Before::this(
+                self.before.as_ref(),
+                state.greeted_as.as_ref(),
+                self.epoch,
+                state.next_number,
+            ),
+            all_there: state.connected && state.queue.is_empty(),
+        };
         state.closed = true;
         state.queue.clear();
         state.bytes = 0;
         drop(state);
         self.work.notify_one();
         self.room.notify_all();
+        closed
     }
 
     pub fn state(&self) -> LinkState {
@@ -335,15 +359,19 @@ impl Link {
     fn hello(&self, cluster: &Cluster, connection: &mut Connection) -> Result<Welcome, String> {
         let me = cluster.identity();
         let secret = cluster.secret_of(self.shard)?;
-        let reply = Cmd::new()
+        let mut hello = Cmd::new();
+        hello
             .arg("RG.HELLO")
             .arg(me.shard.to_string())
             .arg(&me.run)
             .arg(secret)
-            .arg(self.epoch)
-            .query::<Value>(connection);
-        match reply {
+            .arg(self.epoch);
+        if let Some(Before { run, epoch, sent }) = &self.before {
+            hello.arg(run).arg(*epoch).arg(*sent);
+        }
+        match hello.query::<Value>(connection) {
             Ok(reply) => {
+                self.state.lock().greeted_as = Some(me.run);
                 Welcome::of(&reply).ok_or_else(|| format!("unexpected reply to RG.HELLO: {reply:?}"))
             }
             Err(error) => {
@@ -469,25 +497,4 @@ enum Next {
     Nothing,
     /// The connection is of no use any more.
     Reset,
-}
-
-/// What the other side answers a link that proves to be a shard's.
-struct Welcome {
-    /// Its run id.
-    run: String,
-    /// The number of the first message of this link that it has not seen.
-    next: u64,
-}
-
-impl Welcome {
-    fn of(reply: &Value) -> Option<Self> {
-        let Value::Array(words) = reply else { return None };
-        let [Value::BulkString(run), Value::Int(next)] = words.as_slice() else {
-            return None;
-        };
-        Some(Self {
-            run: String::from_utf8_lossy(run).into_owned(),
-            next: u64::try_from(*next).ok()?,
-        })
-    }
 }

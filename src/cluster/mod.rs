@@ -7,6 +7,7 @@
 mod broadcast;
 mod connect;
 mod describe;
+mod greeting;
 mod inbound;
 mod link;
 pub mod local;
@@ -64,11 +65,16 @@ const SOON: Duration = Duration::from_millis(100);
 /// How often shards compare what is registered.
 const COMPARE: Duration = Duration::from_secs(3);
 
+/// How long RG.REFRESHCLUSTER waits for its new links.
+const LINKING: Duration = Duration::from_secs(3);
+
 /// Messages on the bus: somebody wants the receiver's secret; the sender's secret.
 pub const WANTS_SECRET: u8 = 0x50;
 pub const SECRET: u8 = 0x51;
 
 type Task = Box<dyn FnOnce(&Cluster) + Send>;
+/// Called once, on the thread of the cluster.
+type Done = Box<dyn FnOnce() + Send>;
 
 /// What this server knows about other shards.
 pub struct Cluster {
@@ -86,6 +92,8 @@ pub struct Cluster {
     node: bool,
     /// Who waits until the shards are known.
     waiting: Waiting,
+    /// Who waits until all links have come about, and until when.
+    linking: Mutex<Vec<(Instant, Done)>>,
     tasks: Sender<Task>,
     pub counts: Counts,
 }
@@ -156,6 +164,7 @@ impl Cluster {
             run_order: RunOrder::default(),
             node,
             waiting: Waiting::default(),
+            linking: Mutex::default(),
             tasks,
             counts: Counts::default(),
         });
@@ -201,6 +210,7 @@ impl Cluster {
                 self.look();
                 looked = Some(Instant::now());
             }
+            self.call_linking();
             if compared.elapsed() >= COMPARE {
                 compared = Instant::now();
                 if !self.other_shards().is_empty() {
@@ -210,7 +220,8 @@ impl Cluster {
         }
     }
 
-    /// RG.REFRESHCLUSTER: looks at once, opens all links anew and forgets what was not sent.
+    /// RG.REFRESHCLUSTER: looks at once, opens all links anew and forgets what was not sent. Calls `done` when they have come about; a
+    /// shard that cannot be reached is waited for [`LINKING`] at most.
     pub fn refresh(&self, done: impl FnOnce() + Send + 'static) {
         api::log_notice("Got cluster refresh command");
         self.later(move |cluster| {
@@ -219,8 +230,29 @@ impl Cluster {
                 cluster.renew();
                 cluster.look();
             }
-            done();
+            let until = Instant::now() + LINKING;
+            cluster.linking.lock().push((until, Box::new(done)));
+            cluster.call_linking();
         });
+    }
+
+    /// Calls those who wait for the links.
+    fn call_linking(&self) {
+        if self.linking.lock().is_empty() {
+            return;
+        }
+        let links: Vec<_> = self.known.lock().links.values().cloned().collect();
+        let linked = !self.node || links.iter().all(|link| link.state().connected);
+        let now = Instant::now();
+        let ready: Vec<_> = {
+            let mut those = self.linking.lock();
+            let (ready, waiting) = those.drain(..).partition(|(until, _)| linked || *until <= now);
+            *those = waiting;
+            ready
+        };
+        for (_, done) in ready {
+            done();
+        }
     }
 
     /// RG.CLUSTERSET, or RG.CLUSTERSETFROMSHARD if `unless_known`: `words` are those of the command.
@@ -281,7 +313,13 @@ impl Cluster {
                     link.set_address(&shard.address);
                     link
                 } else {
-                    Link::open(self.handle(), id, shard.address.clone())
+                    let closed = old.remove(&id).map(|link| link.close());
+                    if closed.as_ref().is_some_and(|closed| closed.all_there) {
+                        // What is under way has lost nothing.
+                        gone.remove(&id);
+                    }
+                    let before = closed.and_then(|closed| closed.before);
+                    Link::open(self.handle(), id, shard.address.clone(), before)
                 };
                 known.links.insert(id, link);
             }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde_bytes::ByteBuf;
+
 use super::check_may_bring_code;
 use crate::{
     cluster::Registered,
@@ -42,7 +44,7 @@ commands! {
 struct Options {
     unblocking: bool,
     id: Option<String>,
-    description: Option<String>,
+    description: Option<ByteBuf>,
     upgrade: bool,
     replace_with: Option<String>,
     force: bool,
@@ -293,7 +295,7 @@ fn parse(words: Argv<'_>) -> Result<Options, Error> {
             }
             options.id = Some(text(id));
         } else if is("DESCRIPTION") {
-            options.description = Some(text(value("DESCRIPTION")?));
+            options.description = Some(ByteBuf::from(value("DESCRIPTION")?));
         } else if is("UPGRADE") {
             options.upgrade = true;
         } else if is("REPLACE_WITH") {

@@ -14,8 +14,8 @@ pub(super) fn link(dead: bool) -> &'static str {
 pub fn literal(session: &Session) -> String {
     let description = session
         .description
-        .as_deref()
-        .map_or_else(|| "None".to_owned(), quoted);
+        .as_ref()
+        .map_or_else(|| "None".to_owned(), |text| quoted_bytes(text));
     let registrations: Vec<String> = session
         .registrations()
         .iter()
@@ -54,8 +54,24 @@ fn dependency(requirement: &Requirement) -> String {
 
 /// A string literal of Python.
 fn quoted(text: &str) -> String {
+    quoted_bytes(text.as_bytes())
+}
+
+/// The same of bytes; those that are not UTF-8 are written as Python's `surrogateescape` has them.
+fn quoted_bytes(text: &[u8]) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('\'');
+    for chunk in text.utf8_chunks() {
+        quote(chunk.valid(), &mut quoted);
+        for byte in chunk.invalid() {
+            let _ = write!(quoted, "\\udc{byte:02x}");
+        }
+    }
+    quoted.push('\'');
+    quoted
+}
+
+fn quote(text: &str, quoted: &mut String) {
     for character in text.chars() {
         match character {
             '\'' | '\\' => quoted.extend(['\\', character]),
@@ -67,8 +83,6 @@ fn quoted(text: &str) -> String {
             plain => quoted.push(plain),
         }
     }
-    quoted.push('\'');
-    quoted
 }
 
 #[cfg(test)]
@@ -79,6 +93,7 @@ mod tests {
     #[test]
     fn literals_keep_quotes_and_line_ends() {
         assert_eq!(quoted("it's a \\ \n\u{1}"), "'it\\'s a \\\\ \\n\\u0001'");
+        assert_eq!(quoted_bytes(b"a\xff\xc3("), "'a\\udcff\\udcc3('");
     }
 
     #[test]

@@ -266,7 +266,10 @@ fn session(session: &Arc<Session>) -> SessionFigures {
     let requirements = &session.needs.requirements;
     SessionFigures {
         id: session.id.clone(),
-        description: session.description.clone(),
+        description: session
+            .description
+            .as_ref()
+            .map(|text| String::from_utf8_lossy(text).into_owned()),
         replaced: session.is_replaced(),
         references: session.ref_count(),
         registrations: registrations.iter().map(ToString::to_string).collect(),

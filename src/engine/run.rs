@@ -324,7 +324,13 @@ pub(super) fn ended(engine: &Engine, execution: &Execution, parked: &mut Parked)
     let results = std::mem::take(&mut state.results);
     // What is left may hold objects whose end runs code of users: here, where that can be stopped.
     *parked = Parked::default();
-    ended_with(engine, execution, results, outcome)
+    let is_broken_off = execution.stop.is_asked() && outcome.errors.is_empty();
+    let mut ran = ended_with(engine, execution, results, outcome);
+    if let (true, Ran::Ended(status, _)) = (is_broken_off, &mut ran) {
+        // There may have been more records: what there is of results is a part.
+        *status = Status::Aborted;
+    }
+    ran
 }
 
 pub(super) fn ended_with(
@@ -334,9 +340,10 @@ pub(super) fn ended_with(
     mut outcome: Outcome,
 ) -> Ran {
     let language = engine.language.as_ref();
-    // Whoever was stopped inside a function has its error and is done; all others are aborted.
-    let aborted = execution.stop.is_asked() && outcome.errors.is_empty();
     let mut results = results.into_iter();
+    // Whoever was stopped inside a function has its error, or the result of one that has caught that, and is done; all others are aborted.
+    let has_result = outcome.late.is_some() || !outcome.results.is_empty() || results.size_hint().0 > 0;
+    let aborted = execution.stop.is_asked() && outcome.errors.is_empty() && !has_result;
     if let Some(collector) = execution.begin_collecting() {
         let wrong = collector.collect(&mut results, &outcome.errors);
         outcome.errors.extend(wrong);

@@ -86,7 +86,7 @@ pub struct SessionImage {
     /// The same on all shards; another session may have the id by now.
     pub token: String,
     pub generation: u64,
-    pub description: Option<String>,
+    pub description: Option<ByteBuf>,
     /// The names of its requirements.
     pub requirements: Vec<String>,
     pub installed: bool,

@@ -16,6 +16,8 @@ use crate::{
     server::rights::{Actor, Owner},
 };
 
+use serde_bytes::ByteBuf;
+
 use super::{id::Id, requirement::Requirement, run_message::Listing};
 
 /// One session. Listed in the registry while it has registrations, or kept executions of them.
@@ -25,7 +27,8 @@ pub struct Session {
     pub token: String,
     /// Of two sessions with one id, the one with the greater generation takes the place of the other, on all shards.
     pub generation: u64,
-    pub description: Option<String>,
+    /// As the client sent it.
+    pub description: Option<ByteBuf>,
     pub needs: Needs,
     /// Who sent the script.
     pub owner: Owner,
@@ -72,7 +75,7 @@ pub struct Needs {
 }
 
 impl Session {
-    pub fn new(id: String, description: Option<String>, needs: Needs) -> Self {
+    pub fn new(id: String, description: Option<ByteBuf>, needs: Needs) -> Self {
         let owner = Owner::default();
         Self {
             actor: owner.actor(|| described(&id)),

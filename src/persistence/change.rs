@@ -41,7 +41,7 @@ pub struct RegistrationChange {
 pub struct SavedSession {
     pub id: String,
     #[serde(default)]
-    pub description: Option<String>,
+    pub description: Option<ByteBuf>,
     /// The names of its requirements.
     #[serde(default)]
     pub requirements: Vec<String>,

@@ -59,17 +59,19 @@ pub mod redisgears {
     use crate::python::write_behind::register_write_behind;
     #[pymodule_export]
     use crate::python::{
-        atomic::Atomic, builder::Builder, children::become_child, coroutine::Future, current::GearsSession,
+        atomic::Atomic, builder::Builder, children::become_child, current::GearsSession,
         scripting::script_flags,
     };
 
     /// Names that differ from those of the classes.
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        use crate::python::errors;
+        use crate::python::{coroutine::Future, errors};
         let py = module.py();
         module.add("GearsError", errors::gears_error_type(py)?)?;
         module.add("GearsFlatError", errors::flat_error_type(py)?)?;
+        // What instances say is `redisgears.Future`, as it was.
+        module.add("PyFuture", py.get_type::<Future>())?;
         module.add("GearsForceStopped", errors::force_stopped_type(py)?)?;
         module.add("atomicCtx", module.getattr("PyAtomic")?)?;
         module.add("gearsCtx", module.getattr("PyFlatExecution")?)

@@ -181,7 +181,7 @@ fn prefix(given: &Given<'_, '_>) -> PyResult<String> {
     match (given.get("regex")?, given.get("prefix")?) {
         (Some(regex), _) => {
             api::log_warning(
-                "Using regex argument with register is deprecated and misleading, use prefix instead.",
+                "Using regex argument with register is deprecated and missleading, use prefix instead.",
             );
             string(&regex, PREFIX_TYPE)
         }

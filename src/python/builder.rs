@@ -38,6 +38,8 @@ pub struct Draft {
     /// The builder's own references: a script that keeps it in a global variable makes a circle, which Python's
     /// collector must be able to see.
     pub functions: Vec<Code>,
+    /// The `onRegistered` that a registration has given; those that give none have it, too.
+    pub on_registered: Option<Code>,
 }
 
 impl Draft {
@@ -356,12 +358,16 @@ impl Builder {
         registering::register(py, self, Some(kwargs), launch::Implicit { convert, collect })
     }
 
+    fn __str__(&self) -> &'static str {
+        "PyFlatExecution"
+    }
+
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         // Locked only where a collection starts inside a change of the draft: then nothing of it is garbage.
         let Some(draft) = self.draft.try_lock() else {
             return Ok(());
         };
-        for code in &draft.functions {
+        for code in draft.functions.iter().chain(&draft.on_registered) {
             visit.call(&*code.callable)?;
             if let Some(zero) = &code.zero {
                 visit.call(&**zero)?;

@@ -217,7 +217,7 @@ impl Drop for Continuation {
 }
 
 /// The future of `gearsFuture`: whoever has it continues the record.
-#[pyclass(frozen, name = "PyFuture", module = "redisgears")]
+#[pyclass(frozen, name = "Future", module = "redisgears")]
 pub struct Future(Mutex<FutureState>);
 
 enum FutureState {

@@ -3,6 +3,7 @@
 
 use pyo3::{
     exceptions::{PyBaseException, PyException},
+    intern,
     prelude::*,
     sync::PyOnceLock,
     types::{PyList, PyType},
@@ -25,6 +26,9 @@ static FORMAT_EXCEPTION: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 const MAX_LENGTH: usize = 1 << 16;
 /// How much of a longer one is kept.
 const KEPT_LENGTH: usize = 1 << 12;
+
+/// What the names of Python's half of the module begin with, as `build.rs` has it.
+const EMBEDDED: &str = "<pinion>/";
 
 /// Makes what [`text`] needs, so that it does not have to be made while an error is handled.
 pub fn init(py: Python<'_>) -> PyResult<()> {
@@ -157,13 +161,29 @@ fn shortened(text: String) -> String {
 
 /// The `repr` of the list of lines that the standard library makes; a valid Python literal.
 fn traceback_lines(py: Python<'_>, error: &PyErr) -> Option<String> {
-    let traceback = error.traceback(py)?;
+    let traceback = of_users(error.traceback(py)?.into_any()).ok()?;
     let format = FORMAT_EXCEPTION.get(py)?.bind(py);
     let lines = format
         .call1((error.get_type(py), error.value(py), traceback))
         .ok()?;
     let lines = PyList::new(py, lines.try_iter().ok()?.collect::<PyResult<Vec<_>>>().ok()?).ok()?;
     Some(lines.repr().ok()?.to_string_lossy().into_owned())
+}
+
+/// A traceback without the frames at its beginning that are ours; Python's `None` if there are no others.
+fn of_users(mut traceback: Bound<'_, PyAny>) -> PyResult<Bound<'_, PyAny>> {
+    let py = traceback.py();
+    while !traceback.is_none() {
+        let code = traceback
+            .getattr(intern!(py, "tb_frame"))?
+            .getattr(intern!(py, "f_code"))?;
+        let file: String = code.getattr(intern!(py, "co_filename"))?.extract()?;
+        if !file.starts_with(EMBEDDED) {
+            break;
+        }
+        traceback = traceback.getattr(intern!(py, "tb_next"))?;
+    }
+    Ok(traceback)
 }
 
 /// What matters of an error string, in one short line: of a traceback the last line.

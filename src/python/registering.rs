@@ -11,7 +11,7 @@ use super::{
     arguments::{Given, Place, command, conditions, limits, mode_by_name, stream_options},
     attach::in_engine,
     builder::Builder,
-    callback::Callback,
+    callback::{Callback, Code},
     errors,
     launch::{Implicit, plan, scope},
     owners::{check_owner, owner_of},
@@ -49,7 +49,8 @@ pub fn register(
         .map_or(Ok(Mode::Async), |mode| mode_by_name(&mode))?;
     let limits = limits(&given)?;
     let user = given.text("user", "user argument must be a string")?;
-    let on_registered = given.function("onRegistered", "OnRegistered argument must be a function")?;
+    let given_now = given.function("onRegistered", "OnRegistered argument must be a function")?;
+    let on_registered = on_registered(py, builder, given_now);
     let on_registered = on_registered.map(|code| Arc::new(Callback::new(py, code)));
     let (trigger, in_order) = match builder.reader {
         Reader::Command => {
@@ -85,6 +86,19 @@ pub fn register(
         limits,
     };
     enlist(runtime, &scope, new)
+}
+
+/// What is called when a registration is in force: what it has given, else what the builder's registrations before it have.
+fn on_registered(py: Python<'_>, builder: &Builder, given: Option<Code>) -> Option<Code> {
+    let mut draft = builder.draft.lock();
+    let Some(given) = given else {
+        return draft.on_registered.as_ref().map(|code| code.clone_ref(py));
+    };
+    let before = draft.on_registered.replace(given.clone_ref(py));
+    drop(draft);
+    // Its end may run code of users.
+    drop(before);
+    Some(given)
 }
 
 /// What a registration is made of.

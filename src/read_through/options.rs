@@ -9,7 +9,7 @@ use crate::{engine::prefix::Pattern, server::reply::Reply};
 
 /// The commands that wait by default: readers of the five kinds of values whose keys stand at fixed places. A server that
 /// does not know one of them does without.
-pub const COMMANDS: [&str; 48] = [
+pub const COMMANDS: [&str; 54] = [
     "get",
     "mget",
     "getrange",
@@ -58,6 +58,12 @@ pub const COMMANDS: [&str; 48] = [
     "zrevrank",
     "zrandmember",
     "zscan",
+    "geopos",
+    "geodist",
+    "geohash",
+    "geosearch",
+    "georadius_ro",
+    "georadiusbymember_ro",
 ];
 
 /// Commands that change a part of a value, or depend on it: they wait, too, where changes are saved. Which of their keys have to be

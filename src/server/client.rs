@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     ffi::c_int,
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     ptr,
     sync::{
@@ -433,6 +434,15 @@ impl User {
             ))
         };
         checked == raw::REDISMODULE_OK as c_int
+    }
+
+    /// The same; `None` if the server knows no such command or subcommand.
+    pub(super) fn may_run_known(&self, argv: &mut [*mut raw::RedisModuleString]) -> Option<bool> {
+        // SAFETY: the number of this thread. One that was left by something else must not pass for the server's.
+        unsafe { *libc::__errno_location() = 0 };
+        let may = self.may_run(argv);
+        let unknown = !may && io::Error::last_os_error().raw_os_error() == Some(libc::ENOENT);
+        (!unknown).then_some(may)
     }
 }
 

@@ -165,7 +165,7 @@ fn words(registration: &str, change: &Change<Snapshot>, tries: u32, why: &Failed
         .collect()
 }
 
-/// A string as it is, anything else as JSON; bytes that are not UTF-8 have U+FFFD in their place there.
+/// A string as it is, anything else as JSON; bytes that are not UTF-8 are written there as Python's `surrogateescape` has them.
 fn text(value: &Value) -> Vec<u8> {
     match value {
         Value::None => Vec::new(),
@@ -181,13 +181,13 @@ fn json(value: &Value) -> String {
         Value::None => "null".into(),
         Value::Int(number) => number.to_string(),
         Value::Float(number) if number.is_finite() => number.to_string(),
-        Value::Float(number) => quoted(&number.to_string()),
-        Value::Text(text) | Value::Key(text) => quoted(&String::from_utf8_lossy(text)),
-        Value::SharedKey(text) => quoted(&String::from_utf8_lossy(text)),
+        Value::Float(number) => quoted(number.to_string().as_bytes()),
+        Value::Text(text) | Value::Key(text) => quoted(text),
+        Value::SharedKey(text) => quoted(text),
         Value::Id(first, second) => format!("\"{first}-{second}\""),
         Value::Kept(kept) => json(&Value::from(kept)),
         Value::Missed(key) => json(&Value::missed(key.clone())),
-        Value::Name(name) => quoted(name),
+        Value::Name(name) => quoted(name.as_bytes()),
         Value::List(items) | Value::Set(items) => {
             let items: Vec<String> = items.iter().map(json).collect();
             format!("[{}]", items.join(", "))
@@ -195,23 +195,28 @@ fn json(value: &Value) -> String {
         Value::Dict(fields) => {
             let fields = fields
                 .iter()
-                .map(|(name, value)| format!("{}: {}", quoted(&String::from_utf8_lossy(name)), json(value)));
+                .map(|(name, value)| format!("{}: {}", quoted(name), json(value)));
             format!("{{{}}}", fields.collect::<Vec<_>>().join(", "))
         }
     }
 }
 
-fn quoted(text: &str) -> String {
+fn quoted(text: &[u8]) -> String {
     let mut out = String::from("\"");
-    for letter in text.chars() {
-        match letter {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            letter if letter < ' ' => {
-                // Writing to a String cannot fail.
-                let _ = write!(out, "\\u{:04x}", u32::from(letter));
+    for chunk in text.utf8_chunks() {
+        for letter in chunk.valid().chars() {
+            match letter {
+                '"' => out.push_str("\\\""),
+                '\\' => out.push_str("\\\\"),
+                letter if letter < ' ' => {
+                    // Writing to a String cannot fail.
+                    let _ = write!(out, "\\u{:04x}", u32::from(letter));
+                }
+                letter => out.push(letter),
             }
-            letter => out.push(letter),
+        }
+        for byte in chunk.invalid() {
+            let _ = write!(out, "\\udc{byte:02x}");
         }
     }
     out.push('"');
@@ -233,8 +238,10 @@ mod tests {
         ]);
         assert_eq!(
             String::from_utf8(text(&hash)).unwrap_or_default(),
-            "{\"a\\\"b\": \"x\\u000a\u{fffd}\", \"n\": 1.5}"
+            "{\"a\\\"b\": \"x\\u000a\\udcff\", \"n\": 1.5}"
         );
+        let set = Value::Set(vec![Value::Key(b"a\xfe".to_vec()), Value::Key(b"a\xff".to_vec())]);
+        assert_eq!(text(&set), br#"["a\udcfe", "a\udcff"]"#);
         assert_eq!(
             text(&Value::List(vec![Value::Key(b"a".to_vec()), Value::None])),
             b"[\"a\", null]"

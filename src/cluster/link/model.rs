@@ -6,7 +6,7 @@ use shuttle::thread;
 
 use super::*;
 use crate::{
-    cluster::inbound::{Sender, Taken},
+    cluster::greeting::{Sender, Taken},
     waits::{chance, check},
 };
 
@@ -80,7 +80,7 @@ fn run(moves: bool) {
         port,
         password: None,
     };
-    let link = Arc::new(Link::new(ShardId::STANDALONE, address(1)));
+    let link = Arc::new(Link::new(ShardId::STANDALONE, address(1), None));
     let other = Arc::new(Plain::new(Other::default()));
     let sender = {
         let (link, other) = (Arc::clone(&link), Arc::clone(&other));

@@ -9,7 +9,7 @@ fn what_is_not_taken_is_told_or_leaves_a_number_out() {
         port: 1,
         password: None,
     };
-    let link = Link::new(ShardId::STANDALONE, address);
+    let link = Link::new(ShardId::STANDALONE, address, None);
     let large = OVERFLOW + RESERVE + 1;
     assert_eq!(
         link.offer(KIND, vec![0; large]),

@@ -79,6 +79,7 @@ class Builder:
             raise GearsError("The given reader does not exists")
         self._enlist = enlist
         self._registration = Registration(reader, desc, [], {})
+        self._on_registered: Optional[Callable[[], object]] = None
 
     def __getattr__(self, name: str) -> Any:
         if name not in _STEPS:
@@ -92,17 +93,25 @@ class Builder:
 
         return note
 
-    def register(self, prefix: Any = None, convertToStr: bool = True, collect: bool = True, **options: Any) -> None:
+    def register(
+        self,
+        prefix: Any = None,
+        convertToStr: bool = True,
+        collect: bool = True,
+        mode: str = "async",
+        onRegistered: Optional[Callable[[], object]] = None,
+        **options: Any,
+    ) -> None:
         """Notes the registration. # Raises `GearsError` for an unknown mode and for what can never be called."""
-        mode = options.get("mode", "async")
         if mode not in _MODES:
             raise GearsError(f"unknown execution mode: expected sync, async_local or async, got {mode}")
         if self._registration.reader == "CommandReader" and not {"trigger", "hook"} & set(options):
             raise GearsError("no trigger or hook argument was given")
         if prefix is not None:
             options["prefix"] = prefix
-        self._registration.options = options
-        self._enlist(self._registration, options.get("onRegistered"))
+        self._registration.options = {**options, "mode": mode}
+        self._on_registered = onRegistered or self._on_registered
+        self._enlist(self._registration, self._on_registered)
 
     def run(self, *_: Any, **__: Any) -> NoReturn:
         """# Raises `NeedsServer`."""
