@@ -7,10 +7,12 @@ use std::{
 };
 
 use super::{
-    Key, Leave, Lifetime, Loaded, ReadThrough, Who,
-    machine::{Keys, Purpose},
+    Key, Leave, Lifetime, Loaded, ReadThrough, State, Who,
+    machine::{Keys, NoValue, Purpose},
+    options::OnError,
 };
 use crate::{
+    engine::id::Id,
     hooks::{self, Block},
     server::{
         command::Command,
@@ -365,5 +367,25 @@ impl Waiting for ReadThrough {
                 self.replied(lock, &awaited.keys);
             }
         }
+    }
+}
+
+impl State {
+    /// What somebody gets who gets no value; `None`: the command's own reply.
+    pub(super) fn refusal(&self, rule: Id, why: &NoValue, writes: bool) -> Option<Reply> {
+        let on_error = self
+            .served
+            .get(rule)
+            .map_or(OnError::Error, |served| served.options.on_error);
+        match on_error {
+            OnError::Miss if !writes => None,
+            _ => Some(why.clone().into()),
+        }
+    }
+}
+
+impl From<NoValue> for Reply {
+    fn from(why: NoValue) -> Self {
+        Self::error(format!("LOADFAILED {}", why.kind()))
     }
 }

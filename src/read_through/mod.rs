@@ -46,7 +46,7 @@ use self::{
     figures::Figures,
     life::Age,
     machine::{Ask, Bounds, Change, Machine, NoValue, Purpose, Time},
-    options::{OnError, Options},
+    options::Options,
 };
 use crate::{
     config::Number,
@@ -477,25 +477,5 @@ impl ReadThrough {
                 }
             });
         }
-    }
-}
-
-impl State {
-    /// What somebody gets who gets no value; `None`: the command's own reply.
-    fn refusal(&self, rule: Id, why: &NoValue, writes: bool) -> Option<Reply> {
-        let on_error = self
-            .served
-            .get(rule)
-            .map_or(OnError::Error, |served| served.options.on_error);
-        match on_error {
-            OnError::Miss if !writes => None,
-            _ => Some(why.clone().into()),
-        }
-    }
-}
-
-impl From<NoValue> for Reply {
-    fn from(why: NoValue) -> Self {
-        Self::error(format!("LOADFAILED {}", why.kind()))
     }
 }
