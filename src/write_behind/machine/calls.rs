@@ -7,8 +7,8 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{
-    Entry, FailedSave, Flight, GivenUp, Gone, MOST_GIVEN_UP, Queue, Settled, Stage, TRIES_BEFORE_HALVING,
-    Time,
+    Chain, Entry, FailedSave, Flight, GivenUp, Gone, MOST_GIVEN_UP, Queue, Settled, Stage,
+    TRIES_BEFORE_HALVING, Time, size_of,
 };
 use crate::backoff;
 
@@ -186,6 +186,15 @@ impl<P> Queue<P> {
     /// A call has failed. The place of a change that is to be given up, which stays until [`Queue::bury`].
     pub fn failed(&mut self, now: Time, call: u64, why: &Arc<FailedSave>) -> Option<u64> {
         let flight = self.flight.take_if(|flight| flight.call == call)?;
+        let places = flight.places.clone();
+        let given_up = self.settle_failed(now, flight, why);
+        for place in places.into_iter().filter(|place| Some(*place) != given_up) {
+            self.supersede(place);
+        }
+        given_up
+    }
+
+    fn settle_failed(&mut self, now: Time, flight: Flight, why: &Arc<FailedSave>) -> Option<u64> {
         let places: Vec<u64> = flight
             .places
             .into_iter()
@@ -212,8 +221,7 @@ impl<P> Queue<P> {
                 most = most.max(entry.tries);
             }
         }
-        let alone = matches!(places.as_slice(), [_]);
-        if let ([place], true) = (places.as_slice(), alone) {
+        if let [place] = places.as_slice() {
             return self.failed_alone(now, *place);
         }
         for &place in &places {
@@ -231,6 +239,39 @@ impl<P> Queue<P> {
         };
         self.rest(now);
         None
+    }
+
+    /// A newer change of its key has come while a change was in the call that failed: it takes its place now, and is tried when that
+    /// would have been.
+    fn supersede(&mut self, place: u64) {
+        let coalesces = self.limits.coalesce && !self.limits.ordered;
+        let Some(entry) = self.entries.get(place).filter(|_| coalesces) else {
+            return;
+        };
+        let key = entry.change.key.clone();
+        let is_front = |chain: &&Chain| chain.places.front() == Some(place);
+        while let Some(behind) = self
+            .chains
+            .at(&key)
+            .filter(is_front)
+            .and_then(|chain| chain.places.nth(1))
+        {
+            let waiters = self
+                .entries
+                .get_mut(behind)
+                .map(|entry| std::mem::take(&mut entry.waiters));
+            let Some(newer) = self.remove(behind, &Settled::Saved) else {
+                break;
+            };
+            if let Some(entry) = self.entries.get_mut(place) {
+                self.bytes = self.bytes + size_of(&newer.change) - size_of(&entry.change);
+                entry.change = newer.change;
+                entry.waiters.extend(waiters.unwrap_or_default());
+                // By itself it has not failed yet.
+                (entry.tries_alone, entry.probed) = (0, 0);
+                self.counts.coalesced += 1;
+            }
+        }
     }
 
     fn failed_alone(&mut self, now: Time, place: u64) -> Option<u64> {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use super::{
-    Change, Counts, Entry, Gone, Limits, Queue, Settled, Stage, Time,
+    Change, Counts, Entry, Gone, Limits, Queue, Settled, Stage, TRIES_BEFORE_HALVING, Time,
     chains::{Failed, Waiting},
     size_of,
     store::Store,
@@ -155,8 +155,9 @@ impl<P> Queue<P> {
         self.bytes -= size_of(&entry.change);
         entry.change = change;
         entry.waiters.extend(waiters);
-        // It is another change than the one that failed.
-        entry.tries = 0;
+        // It is another change than the one that failed. How often its place has failed stays: else a key that changes all the time, and
+        // fails each time, would keep the others from being saved.
+        let has_failed_often = entry.tries >= TRIES_BEFORE_HALVING;
         entry.tries_alone = 0;
         entry.probed = 0;
         entry.first_failed = None;
@@ -164,8 +165,8 @@ impl<P> Queue<P> {
         self.counts.coalesced += 1;
         // One that had failed is like the others now.
         let is_let_in = match entry.stage {
-            Stage::Alone(_) => true,
-            Stage::Suspect => !self.limits.ordered,
+            Stage::Alone(_) => !has_failed_often,
+            Stage::Suspect => !self.limits.ordered && !has_failed_often,
             Stage::Waiting | Stage::Flying => false,
         };
         if is_let_in {

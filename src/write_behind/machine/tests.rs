@@ -4,6 +4,7 @@
 mod failing;
 mod long;
 mod looking;
+mod superseded;
 mod unreadable;
 
 use std::{borrow::Cow, sync::Arc, time::Duration};

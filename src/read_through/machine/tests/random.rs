@@ -245,6 +245,7 @@ fn limits(number: u64) -> Limits {
         breaker: number.is_multiple_of(3).then(|| (4, ms(50))),
         batch: 1 + (number % 3) as usize,
         batch_wait: ms(5),
+        misses: number.is_multiple_of(2),
     }
 }
 
