@@ -85,6 +85,19 @@ def test_coroutines_run_to_their_end(stub: Load) -> None:
     assert script.fire(4) == [8]
 
 
+@pytest.mark.once
+def test_on_registered_stays_with_the_builder(stub: Load) -> None:
+    script = stub(
+        """
+        ready = []
+        builder = GB('CommandReader').map(lambda r: r)
+        builder.register('*', True, True, 'sync', lambda: ready.append(1), trigger='one')
+        builder.register(trigger='two')
+        """
+    )
+    assert script.ready == [1, 1]
+
+
 def test_loaders_can_be_called(stub: Load) -> None:
     script = stub("""
         ready = []

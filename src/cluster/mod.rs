@@ -105,6 +105,8 @@ struct Known {
     links: BTreeMap<ShardId, Arc<Link>>,
     /// The words of RG.CLUSTERSET, if that is where the topology comes from.
     told: Option<Vec<Vec<u8>>>,
+    /// The next topology opens all links anew. Until then the present one holds: other shards go on talking to this one.
+    renewing: bool,
 }
 
 /// How much was said.
@@ -283,7 +285,7 @@ impl Cluster {
         if let Ok(run) = run {
             known.run = run;
         }
-        known.topology = None;
+        known.renewing = true;
     }
 
     /// The shards are these from now on; `shape` is what the engine goes by.
@@ -296,13 +298,13 @@ impl Cluster {
         report: bool,
     ) {
         let mut known = self.known.lock();
-        if known.topology.as_ref() == Some(&topology) {
+        if !known.renewing && known.topology.as_ref() == Some(&topology) {
             drop(known);
             return self.set_shape(shape, &BTreeSet::new());
         }
         let mut old = std::mem::take(&mut known.links);
         // Where nothing is known any more, all links are opened anew.
-        let renewed = known.topology.is_none();
+        let renewed = std::mem::take(&mut known.renewing) || known.topology.is_none();
         let mut gone: BTreeSet<ShardId> = old.keys().copied().collect();
         if topology.members().is_some() {
             for (&id, shard) in topology.shards.iter().filter(|(id, _)| **id != topology.me) {
@@ -334,6 +336,7 @@ impl Cluster {
         };
         let count = topology.shards.len();
         let changed = report
+            || renewed
             || known
                 .topology
                 .as_ref()
