@@ -146,7 +146,7 @@ impl Link {
         link
     }
 
-    /// Queues a message that has to come. Never waits. What is too much is lost; the log says so, and its number is missing.
+    /// Queues a message that has to come, without waiting. What is too much is lost, says the log, and its number is missing.
     pub fn push(&self, kind: &'static str, payload: Vec<u8>) {
         if self.queue_or_lose(kind, payload) == Kept::LostFirst {
             api::log_warning(&format!(
@@ -387,8 +387,8 @@ impl Link {
 
     /// Sends what is queued until the connection is of no use any more.
     fn serve(&self, cluster: &Cluster, connection: &mut Connection) -> Result<(), String> {
-        let me = cluster.identity();
-        let (id, run) = (me.shard.to_string(), me.run);
+        let (me, greeted_as) = (cluster.identity(), self.state.lock().greeted_as.clone());
+        let (id, run) = (me.shard.to_string(), greeted_as.unwrap_or(me.run));
         loop {
             let batch = match self.next_batch() {
                 Next::Batch(batch) => batch,
