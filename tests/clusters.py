@@ -13,7 +13,7 @@ import redis
 from redis.crc import key_slot
 
 from clock import Clock
-from helpers import Arg, Server, as_dict, free_port, wait_until
+from helpers import PATIENCE, Arg, Server, as_dict, free_port, wait_until
 from proxy import Proxy
 
 SLOTS = 16384
@@ -37,7 +37,7 @@ class Cluster:
     def client(self, **options: Any) -> redis.RedisCluster:
         """A client that finds the shard of each key."""
         first = self.masters[0]
-        return redis.RedisCluster(host=first.host, port=first.port, **{"decode_responses": True, "socket_timeout": 60, **options})
+        return redis.RedisCluster(host=first.host, port=first.port, **{"decode_responses": True, "socket_timeout": 60 * PATIENCE, **options})
 
     def shard_of(self, key: str) -> Server:
         """The master that owns a key."""

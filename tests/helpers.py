@@ -257,13 +257,13 @@ class Server:
     def client(self, **options: Any) -> redis.Redis:
         """A client of its own: RESP2, text replies, no retries (a test sees each error), closed after the test."""
         # Without `driver_info`: to tell who it is takes a client longer than all that tests ask of it.
-        defaults = {"decode_responses": True, "protocol": 2, "socket_timeout": 60, "retry": Retry(NoBackoff(), 0), "driver_info": None}
+        defaults = {"decode_responses": True, "protocol": 2, "socket_timeout": 60 * PATIENCE, "retry": Retry(NoBackoff(), 0), "driver_info": None}
         assert len(self._clients) < MAX_CLIENTS, "a poll makes connections until the server refuses them: see `own`"
         client = redis.Redis(host=self.host, port=self.port, **{**defaults, **self.credentials, **options})
         self._clients.append(client)
         return client
 
-    def raw(self, timeout: float = 60) -> RawClient:
+    def raw(self, timeout: float = 60 * PATIENCE) -> RawClient:
         """A bare connection, for asserts on the exact bytes of a reply."""
         raw = RawClient(self.host, self.port, timeout)
         self._raws.append(raw)

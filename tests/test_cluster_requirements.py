@@ -81,6 +81,8 @@ def test_an_import_installs_on_all_shards(cluster: Cluster, start_server: Callab
     assert cluster[2].client().execute_command("RG.PYIMPORTREQ", *export[1]) == "OK"
     for server in cluster.masters:
         assert names(server) == ["pinion-demo==1.0"]
+        # The run waits until the others have installed it.
+        server.client().execute_command("RG.CONFIGSET", "ExecutionMaxIdleTime", 60_000)
     assert cluster[1].run(ON_ALL, "REQUIREMENTS", "pinion-demo==1.0")[1] == []
 
 
