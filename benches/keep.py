@@ -87,7 +87,7 @@ def when(results: list[dict[str, Any]]) -> str:
     for result in results:
         measured = result["measured"]
         other = f" against {measured['against']}" if measured.get("against") else ""
-        run = f"{measured['date']} (commit {measured['commit']}{other}, {measured['pairs']} pairs)"
+        run = f"{measured['date'][:10]} (commit {measured['commit']}{other}, {measured['pairs']} pairs)"
         runs.setdefault(run, []).append(f"`{result['scenario']}`")
     told = [run if len(runs) == 1 else f"{run}: {', '.join(dict.fromkeys(names))}" for run, names in sorted(runs.items(), reverse=True)]
     versions = {result["server"]: result["version"] for result in results if "version" in result}
