@@ -271,6 +271,23 @@ def test_fields_that_expire(server: Server, source: Server) -> None:
     assert database.rows() == {"k:1": {"f": "v"}, "k:2": {"f": "v", "g": "w"}, "k:end": "x"}
 
 
+def test_the_last_field_that_has_not_expired(server: Server, source: Server) -> None:
+    """The server has not cleared the other one away yet: a hash without fields was saved, and the row stayed."""
+    if server.version < ((9, 0) if server.is_valkey else (7, 4)):
+        pytest.skip("fields do not expire on this server")
+    database = register(server, source, prefix="k:*")
+    client = server.client()
+    client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", 0)
+    client.hset("k:1", mapping={"f": "v", "g": "w"})
+    drained(server)
+    client.execute_command("HPEXPIRE", "k:1", 1, "FIELDS", 1, "f")
+    wait_until(lambda: client.hget("k:1", "f") is None)
+    client.hdel("k:1", "g")
+    drained(server)
+    assert database.rows() == {}
+    assert database.changes()[-1]["type"] is None
+
+
 def test_functions_of_the_server(server: Server, source: Server) -> None:
     database = register(server, source, prefix="k:*")
     client = server.client()

@@ -25,6 +25,8 @@ use super::{
 pub struct Snapshot(Arc<[u8]>);
 
 const GONE: u8 = 0;
+/// Behind that: see [`Snapshot::is_emptied`].
+const EMPTIED: u8 = 1;
 /// The time of expiry of a key that has none.
 const NEVER: i64 = raw::REDISMODULE_NO_EXPIRE as i64;
 /// What is left of bytes that were damaged.
@@ -74,6 +76,7 @@ impl Snapshot {
                     // All of its fields have expired, and the server has not cleared them away yet.
                     if out.len() == 1 {
                         out[0] = GONE;
+                        out.push(EMPTIED);
                     }
                     true
                 }
@@ -95,6 +98,11 @@ impl Snapshot {
 
     pub fn is_gone(&self) -> bool {
         self.0.first() == Some(&GONE)
+    }
+
+    /// There is a key without anything in it: all that was left of it has expired, and the server has not taken it away yet.
+    pub fn is_emptied(&self) -> bool {
+        *self.0 == [GONE, EMPTIED]
     }
 
     pub fn is_damaged(&self) -> bool {

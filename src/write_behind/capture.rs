@@ -315,7 +315,8 @@ impl WriteBehind {
         for note in notes.drain(..) {
             waiters.extend(&note.waiters);
             let (payload, stays) = Snapshot::take(lock, note.db, &note.name, &mut room);
-            if payload.is_gone() && (only_there || !removes(note.event.as_bytes())) {
+            let is_removed = removes(note.event.as_bytes()) || (payload.is_emptied() && note.event == "hdel");
+            if payload.is_gone() && (only_there || !is_removed) {
                 // The cache has forgotten it since; that is no deletion.
                 late = false;
                 continue;
