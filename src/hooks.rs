@@ -246,7 +246,7 @@ impl Hooks {
     }
 
     /// Lets the next command pass the filter untouched, and only that one, if it comes while the guard lives.
-    pub fn bypass<'a>(&'a self, lock: Lock<'a>) -> Bypass<'a> {
+    fn bypass<'a>(&'a self, lock: Lock<'a>) -> Bypass<'a> {
         *self.bypass.write(lock) = true;
         Bypass { hooks: self, lock }
     }
@@ -310,7 +310,7 @@ fn applies_hooks(engine: &Engine, entry: &Entry) -> bool {
 }
 
 /// Ends [`Hooks::bypass`] if no command came.
-pub struct Bypass<'a> {
+struct Bypass<'a> {
     hooks: &'a Hooks,
     lock: Lock<'a>,
 }
