@@ -36,7 +36,7 @@ def test_call(server: Server, pinion: Pinion, url: str, script: Callable[..., Pa
 
 
 def test_key(server: Server, pinion: Pinion, url: str, script: Callable[..., Path]) -> None:
-    loader = "read_through('user:*', lambda key: 1 / 0 if 'bad' in key else 'x', ttl=100, backoff=50, max_backoff=50)"
+    loader = "read_through('user:*', lambda key: 1 / 0 if 'bad' in key else 'x', ttl=95, backoff=45, max_backoff=45)"
     pinion("deploy", script(loader), "-u", url)
     client = server.client()
     client.get("user:1")
