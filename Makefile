@@ -123,7 +123,7 @@ test-python: setup-test build ## pytest: all tests on SERVERS (default: redis-7.
 
 .PHONY: test
 test: ## everything that a change must pass on one server: lint, Rust tests, all Python tests; a few minutes
-	@scripts/timed.sh lint test-rust test-python
+	@scripts/beside.sh 'lint test-rust' test-python
 
 .PHONY: test-matrix
 test-matrix: setup-test build ## the other servers of the matrix: Redis 8.2 whole, Valkey 8.1 and 9.1 in part

@@ -42,13 +42,20 @@ PATIENT_MS = 15_000
 # Files that take longest, the longest first: whoever works at one begins early, and not when the others have nothing left to do.
 # From the durations of a whole run (`--durations=0`).
 LONG_FILES = [
-    "test_requirements_failures", "test_requirements_elsewhere", "test_shipped_packages", "test_cluster_requirements",
-    "test_requirements", "test_cluster_changes", "test_cluster_chaos", "test_time_events", "test_maxmemory", "test_write_behind_late",
-    "test_cluster_faults", "test_persistence", "test_clock_jumps", "test_async_load", "test_faults", "test_sync_writes",
-    "test_cluster_registrations", "test_write_behind_random", "test_fuzz", "test_streams", "test_testing_tools", "test_command_line",
-    "test_leaks", "test_user_code_everywhere", "test_hooks", "test_children", "test_demo", "test_sync_timeout", "test_cluster_links",
-    "test_docs", "test_limits", "test_cluster_runs", "test_async", "test_async_failures", "test_read_through_under_load",
-    "test_stress", "test_slow_loads", "test_paused", "test_triggers", "test_write_behind_durable", "test_replication",
+    "test_cluster_changes", "test_cluster_requirements", "test_source_packages", "test_requirements_elsewhere",
+    "test_requirements_failures", "test_maxmemory", "test_cluster_faults", "test_time_events", "test_persistence", "test_faults",
+    "test_runbooks", "test_clock_jumps", "test_write_behind_roles", "test_types", "test_shipped_packages", "test_async_load",
+    "test_cluster_chaos", "test_sync_writes", "test_cluster_registrations", "test_hooks", "test_children", "test_limits",
+    "test_streams", "test_write_behind_cluster", "test_cluster_links", "test_requirements", "test_docs", "test_fuzz",
+    "test_async_failures", "test_leaks", "test_write_behind_late", "test_demo", "test_replication", "test_write_behind_durable",
+    "test_cluster_runs", "test_user_code_everywhere", "test_slow_loads", "test_paused", "test_sync_timeout", "test_server_config",
+    "test_write_behind_trouble", "test_read_through_under_load", "test_command_line", "test_stress", "test_examples",
+    "test_read_through_operations", "test_owners", "test_async", "test_shutdown", "test_stopped_imports", "test_write_behind_whole",
+    "test_write_behind_captured", "test_run_statistics", "test_write_behind_stale", "test_read_through_failures",
+    "test_write_behind_model", "test_halves_not_loaded", "test_odd_arguments", "test_write_behind_databases",
+    "test_linked_client_failures", "test_crashes", "test_read_through_cluster", "test_slow_sync", "test_unreadable_streams",
+    "test_command_line_watching", "test_triggers", "test_execute", "test_refused_commands", "test_read_through_postgres",
+    "test_read_through_sources", "test_write_behind_pressure", "test_readers_batch",
 ]
 
 
