@@ -64,18 +64,24 @@ class Lender:
 def empty(server: Server) -> None:
     """Removes data, registrations, executions, sessions and users' scripts, and ends what is under way."""
     client = server.client(socket_timeout=30)
-    for words in (("CLIENT", "UNPAUSE"), ("SCRIPT", "FLUSH"), ("FUNCTION", "FLUSH"), ("SLOWLOG", "RESET"), ("ACL", "LOG", "RESET")):
-        with contextlib.suppress(redis.ResponseError):  # not known to this server, or nothing to do
-            client.execute_command(*words)
-    for registration in client.execute_command("RG.DUMPREGISTRATIONS"):
+    # What is not known to this server, or has nothing to do, is an error that nobody needs.
+    together(client, ["CLIENT UNPAUSE"], ["SCRIPT FLUSH"], ["FUNCTION FLUSH"], ["SLOWLOG RESET"], ["ACL LOG", "RESET"])
+    registrations, executions = together(client, ["RG.DUMPREGISTRATIONS"], ["RG.DUMPEXECUTIONS"])
+    for registration in registrations:
         client.execute_command("RG.UNREGISTER", as_dict(registration)["id"], "ABORTPENDING")
-    for execution in map(as_dict, client.execute_command("RG.DUMPEXECUTIONS")):
-        for command in ("RG.ABORTEXECUTION", "RG.DROPEXECUTION"):
-            with contextlib.suppress(redis.ResponseError):  # it has ended meanwhile
-                client.execute_command(command, execution["executionId"])
+    ids = [as_dict(execution)["executionId"] for execution in executions]
+    together(client, *([command, id] for id in ids for command in ("RG.ABORTEXECUTION", "RG.DROPEXECUTION")))
     client.flushall()
     client.config_resetstat()
     wait_until(lambda: client.info("clients")["blocked_clients"] == 0, 2, "nobody is blocked")
+
+
+def together(client: redis.Redis, *commands: Sequence[str]) -> list[Any]:
+    """The replies of commands that are sent as one piece; errors are among them."""
+    pipeline = client.pipeline(transaction=False)
+    for command in commands:
+        pipeline.execute_command(*command)
+    return pipeline.execute(raise_on_error=False)
 
 
 class Fingerprint(NamedTuple):
@@ -91,16 +97,17 @@ class Fingerprint(NamedTuple):
 
 def fingerprint(server: Server) -> Fingerprint:
     client = server.client(socket_timeout=30)
-    options = {name: value for name, value in client.config_get("*").items() if name not in VOLATILE}
-    words = ("RG.DUMPREGISTRATIONS", "RG.DUMPEXECUTIONS", "RG.PYDUMPREQS", "RG.PYDUMPSESSIONS", "RG.PYDUMPSESSIONS DEAD")
-    role = client.info("replication")
+    words = (["RG.DUMPREGISTRATIONS"], ["RG.DUMPEXECUTIONS"], ["RG.PYDUMPREQS"], ["RG.PYDUMPSESSIONS"], ["RG.PYDUMPSESSIONS", "DEAD"])
+    options, module_options, users, keys, role, *dumps = together(
+        client, ["CONFIG GET", "*"], ["RG.CONFIGGET", *MODULE_OPTIONS], ["ACL LIST"], ["DBSIZE"], ["INFO", "replication"], *words
+    )
     return Fingerprint(
-        options=options,
-        module_options=dict(zip(MODULE_OPTIONS, client.execute_command("RG.CONFIGGET", *MODULE_OPTIONS))),
-        users=client.acl_list(),
-        dumps=[client.execute_command(*word.split()) for word in words],
+        options={name: value for name, value in options.items() if name not in VOLATILE},
+        module_options=dict(zip(MODULE_OPTIONS, module_options)),
+        users=users,
+        dumps=dumps,
         role=(role["role"], role["connected_slaves"]),
-        keys=client.dbsize(),
+        keys=keys,
     )
 
 
