@@ -32,6 +32,7 @@ use crate::{
         api::{self, Level},
         call, lock,
         lock::with_lock,
+        own_thread,
         reply::Reply,
         room, script_call,
     },
@@ -132,15 +133,17 @@ fn execute<'py>(
     }
     let db = scope.as_ref().map_or(0, |scope| scope.db);
     let actor = Scope::actor_of(scope.as_ref());
-    let name = argv.first().map(Vec::as_slice).unwrap_or_default();
-    let run = || {
+    let run = move || {
         let _acting = Acting::enter(scope.as_ref());
+        let name = argv.first().map(Vec::as_slice).unwrap_or_default();
         room::make(features, name, |lock| {
-            call::execute(lock, features, db, &argv, actor.as_ref())
+            own_thread::here(lock, features, name, || {
+                call::execute(lock, features, db, &argv, actor.as_ref())
+            })
         })
     };
-    let reply = on_the_server(py, run);
-    convert::reply_object(py, reply)
+    let reply = on_the_server(py, || own_thread::run(run));
+    convert::reply_object(py, reply.unwrap_or_else(Into::into))
 }
 
 /// `callNext(*args)`: what stands behind the function that hooked a command, with these arguments.

@@ -143,6 +143,31 @@ impl<'a> Passing<'a> {
         check(&mut words.collect::<Vec<_>>())
     }
 
+    /// Puts a word in the place of the one at `index`, or behind the last one.
+    pub(super) fn put(self, index: usize, word: &[u8]) {
+        // SAFETY: the filter context lives as long as the filter runs; the server takes over the string, which nobody else has.
+        unsafe {
+            let word = api!(RedisModule_CreateString(
+                ptr::null_mut(),
+                word.as_ptr().cast(),
+                word.len()
+            ));
+            if index < self.len() {
+                api!(RedisModule_CommandFilterArgReplace(
+                    self.filter,
+                    index as c_int,
+                    word
+                ));
+            } else {
+                api!(RedisModule_CommandFilterArgInsert(
+                    self.filter,
+                    index as c_int,
+                    word
+                ));
+            }
+        }
+    }
+
     /// Puts `proxy` in front of the command.
     pub fn rewrite(self, proxy: &ProxyName) {
         // SAFETY: the server takes over one reference, which we add first.
@@ -179,6 +204,20 @@ pub unsafe fn run(filter: *mut raw::RedisModuleCommandFilterCtx, work: impl FnOn
     if refused::is_asking(lock) || std::mem::take(&mut *OWN.write(lock)) {
         return;
     }
+    // SAFETY: by the caller's promise.
+    unsafe { run_for_all(filter, work) };
+}
+
+/// The same for one that sees the module's own commands, too.
+///
+/// # Safety
+/// The same.
+pub(super) unsafe fn run_for_all(
+    filter: *mut raw::RedisModuleCommandFilterCtx,
+    work: impl FnOnce(Passing<'_>),
+) {
+    // SAFETY: the server holds its lock while it filters a command.
+    let lock = unsafe { Lock::assume() };
     let passing = Passing { filter, lock };
     // A panic leaves the command as it is; the panic hook has logged it.
     let _ = catch_unwind(AssertUnwindSafe(|| work(passing)));

@@ -19,7 +19,7 @@ use super::{
     events::Mute,
     home,
     lock::Lock,
-    refused,
+    own_thread, refused,
     reply::Reply,
     string::{RString, bytes},
     text,
@@ -49,6 +49,7 @@ pub(super) fn init(lock: Lock<'_>, features: Features) {
     home::init(version);
     call::init(version);
     closing::init(version);
+    own_thread::init(version);
     if features.quiet_open {
         return;
     }

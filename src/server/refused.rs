@@ -11,6 +11,7 @@ use super::{
     call,
     guarded::Guarded,
     lock::{self, Lock},
+    own_thread,
     reply::{Reply, Shape},
 };
 
@@ -18,8 +19,13 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Plain,
-    /// Runs a script or changes what scripts run on; there is one script at a time.
+    /// Runs a script that it brings; there is one script at a time.
+    Eval,
+    /// Runs one that is there.
     Script,
+    /// Changes what scripts there are.
+    Scripts,
+    Module,
     /// Waits for replicas also where waiting is denied (before 7.2).
     Wait,
     /// Makes the client a replica, or ends the server.
@@ -34,8 +40,10 @@ impl Kind {
     /// `name`: the command's own name, in lower case.
     fn of(name: &[u8]) -> Self {
         match name {
-            b"eval" | b"eval_ro" | b"evalsha" | b"evalsha_ro" | b"fcall" | b"fcall_ro" | b"script"
-            | b"function" => Self::Script,
+            b"eval" | b"eval_ro" => Self::Eval,
+            b"evalsha" | b"evalsha_ro" | b"fcall" | b"fcall_ro" => Self::Script,
+            b"script" | b"function" => Self::Scripts,
+            b"module" => Self::Module,
             b"wait" => Self::Wait,
             b"sync" | b"psync" | b"replconf" | b"shutdown" => Self::Never,
             b"client" => Self::Client,
@@ -44,7 +52,16 @@ impl Kind {
             _ => Self::Plain,
         }
     }
+
+    const fn is_of_scripts(self) -> bool {
+        matches!(self, Self::Eval | Self::Script | Self::Scripts)
+    }
 }
+
+/// Subcommands of SCRIPT and FUNCTION that may free scripts.
+const FREEING: [&[u8]; 4] = [b"delete", b"flush", b"load", b"restore"];
+/// So many scripts of EVAL are kept by servers that throw away older ones (Valkey 8.1 and later).
+const KEPT_SCRIPTS: u64 = 500;
 
 /// Subcommands of DEBUG that end the server (PROTOCOL: before 7.0), or replace its data while functions run on them.
 const FATAL_DEBUG: [&[u8]; 10] = [
@@ -85,7 +102,7 @@ impl Known {
         Self {
             kind,
             is_write,
-            may_replicate: is_write || by_name || (kind == Kind::Script && !name.ends_with(b"_ro")),
+            may_replicate: is_write || by_name || (kind.is_of_scripts() && !name.ends_with(b"_ro")),
             denies_oom: has(b"denyoom"),
             shape: (!has(b"module")).then(|| Shape::of_command(name)),
         }
@@ -116,7 +133,13 @@ pub(super) fn may_replicate(lock: Lock<'_>, features: Features, name: &[u8]) -> 
 /// Whether the server refuses a client's command of this name when memory is short, and whether that depends on its script.
 pub(super) fn needs_memory(lock: Lock<'_>, features: Features, name: &[u8]) -> (bool, bool) {
     let known = known(lock, features, name);
-    (known.denies_oom, known.kind == Kind::Script)
+    (known.denies_oom, known.kind.is_of_scripts())
+}
+
+/// Whether a command runs scripts or changes which there are.
+pub(super) fn is_about_scripts(lock: Lock<'_>, features: Features, name: &[u8]) -> bool {
+    let kind = known(lock, features, name).kind;
+    kind.is_of_scripts() || kind == Kind::Module
 }
 
 /// How the reply of a command in RESP3 relates to that in RESP2; `None` if nobody knows: it is a module's.
@@ -140,7 +163,14 @@ pub(super) fn check<'a>(
     let is = |known: &[u8]| word(1).eq_ignore_ascii_case(known);
     let kind = known(lock, features, name).kind;
     let reason = match kind {
-        Kind::Script if lock.is_in_script() => "while a script runs: it was called from one",
+        kind if kind.is_of_scripts() && lock.is_in_script() => "while a script runs: it was called from one",
+        Kind::Eval if own_thread::would_wait_for_itself() && has_many_scripts(lock, features) => {
+            "by a function that holds the server, which would throw away an older script: EVALSHA can"
+        }
+        Kind::Scripts if own_thread::would_wait_for_itself() && FREEING.iter().any(|freeing| is(freeing)) => {
+            "by a function that holds the server"
+        }
+        Kind::Module if own_thread::would_wait_for_itself() => "by a function that holds the server",
         Kind::Wait if !word(1).is_empty() && word(1).iter().all(u8::is_ascii_digit) => {
             // As in a transaction: how many replicas there are, at once.
             let mut at_once = argv.to_vec();
@@ -164,12 +194,27 @@ pub(super) fn check<'a>(
         _ => return Ok(argv.into()),
     };
     let mut command = name.clone();
-    if matches!(kind, Kind::Client | Kind::Debug) {
+    if matches!(kind, Kind::Client | Kind::Debug | Kind::Scripts | Kind::Module) {
         command.push(b' ');
         command.extend_from_slice(word(1));
     }
     let command = String::from_utf8_lossy(&command).to_uppercase();
     Err(Reply::error(format!("ERR {command} cannot be run {reason}")))
+}
+
+/// Whether one more script of EVAL would take the place of an older one.
+fn has_many_scripts(lock: Lock<'_>, features: Features) -> bool {
+    let text = match question(lock, features, 0, &[b"INFO".to_vec(), b"memory".to_vec()]) {
+        Reply::Bulk(text) | Reply::Status(text) | Reply::Verbatim { text, .. } => text,
+        _ => return true,
+    };
+    let text = String::from_utf8_lossy(&text);
+    let count = text
+        .lines()
+        .find_map(|line| line.strip_prefix("number_of_cached_scripts:"));
+    count
+        .and_then(|count| count.trim().parse::<u64>().ok())
+        .is_none_or(|count| count >= KEPT_SCRIPTS)
 }
 
 fn known(lock: Lock<'_>, features: Features, name: &[u8]) -> Known {

@@ -18,6 +18,7 @@ use redis_module::raw;
 
 use super::{
     entry::caught,
+    flush,
     lock::{Entered, Lock},
     reply::Reply,
     script_call::{self, Abi, ScriptCall},
@@ -191,7 +192,9 @@ pub(super) unsafe fn register(
     let (Some(register), Some(state)) = (register, state) else {
         return Err("this server takes no scripting engines of modules");
     };
-    let abi = match Version::of_server(lock) {
+    let version = Version::of_server(lock);
+    flush::init(version);
+    let abi = match version {
         Version::Valkey(8, ..) => Abi::V2,
         Version::Valkey(9, 0, _) => Abi::V3,
         _ => Abi::V4,
@@ -266,6 +269,7 @@ unsafe extern "C" fn on_compile(
                 for (index, declared) in functions.into_iter().enumerate() {
                     *made.add(index) = keep(kind, declared);
                 }
+                flush::watch(entered.lock());
                 made
             }
             Err(text) => {

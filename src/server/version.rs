@@ -63,6 +63,17 @@ impl Version {
         matches!(self, Self::Valkey(9.., ..))
     }
 
+    /// It takes its lock to free a script, unless it is on its own thread.
+    pub(super) const fn locks_where_it_frees_scripts(self) -> bool {
+        matches!(self, Self::Valkey(9.., ..))
+    }
+
+    /// It frees many scripts of modules at once on a thread beside its own, without its lock, and counts there what only one thread may
+    /// count. 9.1 does not.
+    pub(super) const fn frees_scripts_beside_itself(self) -> bool {
+        matches!(self, Self::Valkey(8, ..))
+    }
+
     /// A call by a module with keys of several slots spoils the server's next calls by modules.
     pub(super) const fn is_spoiled_by_several_slots(self) -> bool {
         matches!(self, Self::Valkey(9.., ..))
