@@ -16,7 +16,7 @@ set -m
 (
     for target in $beside; do
         start=$SECONDS
-        nice -n 10 make "$target" ARGS= >>"$log" 2>&1 || { cat "$log" >&2; echo "pinion: make $target failed" >&2; exit 1; }
+        nice -n 5 make "$target" ARGS= >>"$log" 2>&1 || { cat "$log" >&2; echo "pinion: make $target failed" >&2; exit 1; }
         printf ' %s %d s;' "$target" $((SECONDS - start))
     done >"$log.spent"
 ) &

@@ -111,7 +111,7 @@ def fail_over(replica: Server) -> bool:
         # A master that does not know yet that this is its replica lets the request time out.
         tried(replica, "CLUSTER", "FAILOVER")
         with contextlib.suppress(AssertionError):
-            return wait_until(lambda: client.execute_command("ROLE")[0] == "master", 6, "the replica is a master", 0.001)
+            return wait_until(lambda: client.execute_command("ROLE")[0] == "master", 6, "the replica is a master", 0.003)
     raise AssertionError("the replica did not become a master")
 
 
