@@ -68,8 +68,7 @@ impl Hooks {
         if !engine.is_serving() || self.current.is_running(lock) {
             return;
         }
-        let client = native.then(|| passing.client_id());
-        let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
+        let client = self.sender(passing, native);
         let db = client.filter(|client| !client.in_multi).map(|client| client.db);
         let db = db.or_else(|| self.everybodys_db(lock, entry));
         if !entry.loads.is_empty() {
@@ -89,10 +88,19 @@ impl Hooks {
     /// A function stands in the place of the command.
     #[inline(never)]
     fn rewrite_hooked(&self, engine: &Engine, passing: Passing<'_>, entry: &Entry, native: bool) {
-        let lock = passing.lock();
-        let client = native.then(|| passing.client_id());
-        let client = client.and_then(|id| self.clients.write(lock).look_up(lock, id));
+        let client = self.sender(passing, native);
         self.rewrite(engine, passing, entry, client, native);
+    }
+
+    /// The client that sent the command; `None` for scripts and functions, and where the server does not tell (`native` is false).
+    #[inline]
+    fn sender(&self, passing: Passing<'_>, native: bool) -> Option<ClientState> {
+        let lock = passing.lock();
+        // The server lends functions clients that once stood for one that waited, and still have its id.
+        if !native || call::is_under_way(lock) {
+            return None;
+        }
+        self.clients.write(lock).look_up(lock, passing.client_id())
     }
 
     /// The database in which the command runs next, whoever sent it, where the server does not tell. Only for commands that read.

@@ -54,7 +54,8 @@ impl Hooks {
         }
         let name = original.get(0).unwrap_or_default();
         let cleared = self.cleared.write(command.lock()).take();
-        let cleared = cleared.is_some_and(|id| id == command.client_id());
+        // Other modules are lent such clients, too (`Hooks::sender`), and cannot wait.
+        let cleared = cleared.is_some_and(|id| id == command.client_id() && command.may_block());
         let not_permitted = || {
             let name = name.to_ascii_lowercase();
             Error::NotPermitted(String::from_utf8_lossy(&name).into_owned())
