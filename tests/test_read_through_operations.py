@@ -293,6 +293,11 @@ class Caching:
         return found
 
 
+def server_ms(client: redis.Redis) -> int:
+    seconds, microseconds = client.time()
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
 INVALID = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$6\r\nuser:1\r\n"
 
 
@@ -320,6 +325,30 @@ def test_no_client_keeps_a_stale_reply(server: Server, source: Server, mode: tup
     server.client().set("user:1", "changed")
     for caching in (one, two):
         wait_until(lambda: INVALID in caching.heard())
+
+
+@pytest.mark.parametrize("left_ms", [0, 2, 8])
+@pytest.mark.parametrize("mode", [(), ("OPTIN",), ("NOLOOP",)], ids=" ".join)
+@pytest.mark.parametrize("value", ["'v'", "{'f': 1}", "[1]", "Sorted({'a': 1})"], ids=["string", "hash", "list", "sorted"])
+def test_no_client_keeps_what_came_after_an_expired_key(server: Server, value: str, mode: tuple[str, ...], left_ms: int) -> None:
+    """A key is read most often in the very moment in which it expires, and is in memory then."""
+    server.run(f"read_through('user:*', lambda key: {value})")
+    client, caching = server.client(), Caching(server, *mode)
+    command = {"'": "GET", "{": "HGETALL", "[": "LLEN", "S": "ZCARD"}[value[0]]
+    client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", 0)
+    for _ in range(5):
+        client.execute_command(command, "user:1")
+        moment = server_ms(client) + (left_ms or 2)
+        client.pexpireat("user:1", moment)
+        if not left_ms:
+            # A look at the key would delete it.
+            wait_until(lambda: server_ms(client) > moment)
+        if "OPTIN" in mode:
+            caching.raw.call("CLIENT", "CACHING", "YES")
+        caching.raw.call(command, "user:1")
+        client.execute_command("DEL", "user:1")
+        wait_until(lambda: INVALID in caching.heard())
+        assert INVALID not in caching.heard()
 
 
 def test_a_watched_key_that_is_loaded_fails_the_transaction(server: Server) -> None:

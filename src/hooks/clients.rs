@@ -1,9 +1,10 @@
 //! What is known of the clients whose commands pass the filter: their database, whether they are in a transaction, and whether
 //! their user may do everything.
 
-use super::table::changes_state;
+use super::{Hooks, table::changes_state};
 use crate::server::{
     client::{self, ClientState, User},
+    command::Command,
     lock::Lock,
 };
 
@@ -31,6 +32,19 @@ const CHANGES_RIGHTS: &[u8] = b"acl";
 /// The names by which rights change, which only count where the server knows commands by these names.
 pub(super) fn names_of_rights() -> impl Iterator<Item = &'static [u8]> {
     NAMES_USER.into_iter().chain([CHANGES_RIGHTS])
+}
+
+impl Hooks {
+    /// Whether the client of a command is told of changes of what it has read.
+    pub(super) fn tracks(&self, command: &Command<'_>) -> bool {
+        let (lock, id) = (command.lock(), command.client_id());
+        let client = if self.features.filter_client_id {
+            self.clients.write(lock).look_up(lock, id)
+        } else {
+            client::state(lock, id)
+        };
+        client.is_some_and(|client| client.tracks)
+    }
 }
 
 impl Default for ClientCache {

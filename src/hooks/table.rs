@@ -149,8 +149,8 @@ pub(super) struct Table {
     places: Vec<Vec<u16>>,
 }
 
-/// Commands after which a client's database or transaction state may be another.
-const STATE_CHANGING: [&[u8]; 5] = [b"select", b"multi", b"exec", b"discard", b"reset"];
+/// Commands after which a client's database, transaction or tracking may be another.
+const STATE_CHANGING: [&[u8]; 6] = [b"select", b"multi", b"exec", b"discard", b"reset", b"client"];
 
 /// True for them, in any letter case, and for commands of modules, which may select another database for their client.
 pub(super) fn changes_state(name: &[u8]) -> bool {

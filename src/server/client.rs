@@ -292,6 +292,8 @@ pub struct ClientState {
     pub db: i32,
     /// Between MULTI and EXEC.
     pub in_multi: bool,
+    /// It is told of changes of what it has read (CLIENT TRACKING).
+    pub tracks: bool,
 }
 
 /// Asks for a client by its id; `None` for the clients that scripts and modules use internally.
@@ -305,6 +307,7 @@ pub fn state(_lock: Lock<'_>, id: u64) -> Option<ClientState> {
             id,
             db: i32::from(info.db),
             in_multi: info.flags & u64::from(raw::REDISMODULE_CLIENTINFO_FLAG_MULTI) != 0,
+            tracks: info.flags & u64::from(raw::REDISMODULE_CLIENTINFO_FLAG_TRACKING) != 0,
         })
     }
 }

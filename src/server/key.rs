@@ -174,6 +174,12 @@ pub(super) unsafe fn open(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleSt
     Opened(key.cast(), std::marker::PhantomData)
 }
 
+/// Nobody is told but of the end of one that has expired.
+const AS_A_READ: u32 = raw::REDISMODULE_READ
+    | raw::REDISMODULE_OPEN_KEY_NOTOUCH
+    | raw::REDISMODULE_OPEN_KEY_NONOTIFY
+    | raw::REDISMODULE_OPEN_KEY_NOSTATS;
+
 const OK: c_int = raw::REDISMODULE_OK as c_int;
 
 /// A command's clock may be that much ahead of the one that a look before it goes by.
@@ -207,6 +213,18 @@ impl Life {
 pub(super) unsafe fn life_quietly(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleString) -> Life {
     // SAFETY: by the caller's promise. An expired key reads as absent.
     unsafe { life_of(&open(lock, db, name)) }
+}
+
+/// Looks at a key as a command that reads does, which deletes it if it has expired and is still in memory, and tells of that. True if it
+/// is there for the command that runs now, also for its last milliseconds.
+pub fn is_alive(lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
+    let mode = MODE.load(Ordering::Relaxed);
+    let mode = if mode == QUIET as i32 { AS_A_READ as i32 } else { mode };
+    let name = RString::new(lock, name);
+    // SAFETY: the context is selected under the lock, and the name is alive.
+    let key = unsafe { api!(RedisModule_OpenKey(lock.look_context(db), name.as_raw(), mode)) };
+    let opened = Opened(key.cast(), std::marker::PhantomData);
+    !opened.0.is_null() && Kind::of(&opened) != Kind::Empty
 }
 
 /// # Safety
