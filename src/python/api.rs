@@ -391,7 +391,7 @@ fn register_time_event(py: Python<'_>, args: &Bound<'_, PyTuple>) -> PyResult<bo
     let key = args
         .get_item(2)
         .ok()
-        .filter(|key| key.is_instance_of::<PyString>());
+        .filter(PyAnyMethods::is_instance_of::<PyString>);
     let key = key.map(|key| string(&key, "key argument")).transpose()?;
     let key = key.map(String::into_bytes);
     let function = Arc::new(Callback::new(py, Code::new(callback)));
