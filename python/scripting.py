@@ -36,6 +36,8 @@ def register_function(name=None, function=None, *, description=None, flags=()):
         raise redisgears.GearsError(f'name: a str was expected, not {type(name).__name__}')
     if description is not None and not isinstance(description, str):
         raise redisgears.GearsError(f'description: a str was expected, not {type(description).__name__}')
+    if description is not None and description.encode(errors='replace') != description.encode(errors='surrogatepass'):
+        raise redisgears.GearsError(f'description: a str of characters that UTF-8 has was expected, not {description!r}')
     known = redisgears.scriptFlags()
     if isinstance(flags, (str, bytes)) or not isinstance(flags, (list, tuple, set, frozenset)):
         raise redisgears.GearsError(f'flags: a list of texts was expected, such as {sorted(known)}')

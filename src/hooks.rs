@@ -169,6 +169,14 @@ impl Hooks {
         Ok(found)
     }
 
+    /// A command whose keys move, because they stand behind their number.
+    fn look_up_counted(&self, lock: Lock<'_>, name: &str) -> Option<Vec<CommandSpec>> {
+        let found = self
+            .look_up(lock, &[name.to_owned()], &Pattern::Everything)
+            .ok()?;
+        found.iter().all(CommandSpec::has_keys).then_some(found)
+    }
+
     /// Links commands for a registration; the first one installs the filter.
     pub fn link(
         &self,

@@ -230,3 +230,35 @@ def test_values_whose_text_cannot_be_had_do_no_harm(server, convert):
     script = "class Mute:\n    def __str__(self): raise SystemExit\n    __repr__ = __str__\n"
     survives(server, script + run("[Mute()]", convert))
     survives(server, script + "class E(Exception):\n    __str__ = Mute.__str__\nraise E")
+
+
+CHANGED = """
+class Big(int):
+    def __str__(self):
+        changed.clear()
+        return 'long'
+
+class Text(str):
+    def encode(self, *arguments):
+        changed.clear()
+        return b'other'
+
+changed = {}
+
+def made(first):
+    changed.update({first: 1, 'a': 2, 'b': 3})
+    return changed
+
+GB('KeysReader').foreach(lambda x: override_reply(made(Big(1 << 70)))).register('k*', commands=['get'], eventTypes=['keymiss'], mode='sync')
+GB('CommandReader').map(lambda x: made(Text('\\ud800'))).register(trigger='text', convertToStr=False)
+"""
+
+
+@pytest.mark.matrix
+def test_a_dict_that_changes_while_a_reply_is_made_of_it(server):
+    """What its names say of themselves is a user's code."""
+    server.run(CHANGED)
+    rest = b":1\r\n$1\r\na\r\n:2\r\n$1\r\nb\r\n:3\r\n"
+    assert server.raw().call("GET", "k") == b"*6\r\n$4\r\nlong\r\n" + rest
+    assert server.raw().call("RG.TRIGGER", "text") == b"*1\r\n*6\r\n$6\r\n\\ud800\r\n" + rest
+    assert "panicked" not in server.log()

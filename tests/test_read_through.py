@@ -140,6 +140,62 @@ def test_what_is_no_value_fails_the_load(server: Server, name: str, kind: str, s
     at_rest(server)
 
 
+DERIVED = """
+import itertools
+
+def stop(*args):
+    raise KeyboardInterrupt
+
+def derived(base, **methods):
+    names = ('__iter__', '__len__', '__contains__', '__getitem__', '__next__', '__length_hint__', '__eq__', '__bool__', 'keys', 'items', 'copy')
+    return type('Derived', (base,), {**{name: stop for name in names}, '__hash__': None, **methods})
+
+class Score:
+    __float__ = stop
+
+def make():
+    return {
+        'set': derived(set)('a'), 'frozen': derived(frozenset, __hash__=stop)('a'), 'endless': derived(set, __iter__=lambda self: itertools.repeat('a'))('a'),
+        'none': derived(set, __iter__=lambda self: None)('a'), 'list': derived(list)('a'), 'tuple': derived(tuple)('a'), 'hash': derived(dict)(a=1),
+        'score': Sorted({'a': Score()}), 'number': Sorted({'a': type('I', (int,), {'__float__': stop})(1)}),
+    }
+
+def one(key):
+    if key == 'k:raises':
+        stop()
+    return make()[key[2:]]
+
+read_through('k:*', one, backoff={backoff})
+read_through('b:*', lambda keys: [one(key.replace('b:', 'k:')) for key in keys], batch=9, batch_wait=0.05, backoff={backoff})
+"""
+
+
+@pytest.mark.parametrize("prefix", ["k:", "b:"])
+def test_containers_with_code_of_their_own_are_what_they_hold(server: Server, prefix: str) -> None:
+    """Nobody asks their methods, which may raise or never end."""
+    server.run(DERIVED.replace("{backoff}", "0"))
+    client = server.client()
+    for name in ("set", "frozen", "endless", "none"):
+        assert client.smembers(prefix + name) == {"a"}, name
+    for name in ("list", "tuple"):
+        assert client.lrange(prefix + name, 0, -1) == ["a"], name
+    assert client.hgetall(prefix + "hash") == {"a": "1"}
+    assert "panicked" not in server.log()
+    at_rest(server)
+
+
+def test_what_stops_a_loader_is_the_failure(server: Server) -> None:
+    """Whatever Python looks at when it is raised; counted as others."""
+    server.run(DERIVED.replace("{backoff}", "60"))
+    for count, name in enumerate(("raises", "score", "number"), 1):
+        assert server.raw().call("GET", "k:" + name) == b"-LOADFAILED KeyboardInterrupt\r\n", name
+        assert server.raw().call("GET", "k:" + name).startswith(b"-LOADFAILED "), "it backs off"
+        data = figures(server)
+        assert (data["loads"], data["loadFailures"]) == (count, count)
+    assert "KeyboardInterrupt" in figures(server)["lastError"]
+    at_rest(server)
+
+
 HASHES = """
 read_through('h:*', lambda key: {'n': '5', 'name': key})
 read_through('s:*', lambda key: {'a', 'b'})

@@ -250,6 +250,27 @@ def test_what_a_batch_may_return(server: Server, returns: str, replies: list[byt
     at_rest(server)
 
 
+OTHERS = "returned a dict with none of the keys that it got"
+
+
+def test_a_batch_of_other_keys_is_said_in_the_log(server: Server) -> None:
+    """Once a minute for each registration."""
+    server.run("""
+        read_through('k:*', lambda keys: {key.encode(): 'v' for key in keys}, batch=9)
+        read_through('l:*', lambda keys: {1: 'v'}, batch=9)
+        read_through('m:*', lambda keys: {'m:1': 'v', 'more': 'v'}, batch=9)
+        read_through('n:*', lambda keys: {}, batch=9)
+        read_through('o:*', lambda keys: {key: None for key in keys}, batch=9)
+    """)
+    client = server.client()
+    for name in ("k:1", "k:2", "l:1", "n:1", "o:1"):
+        assert client.get(name) is None
+    assert client.mget("m:1", "m:2") == ["v", None]
+    wait_until(lambda: server.log().count(OTHERS) == 2, message="one line for each of two registrations")
+    assert "(str), but with others (bytes): all that it was asked for counts as absent" in server.log()
+    assert "(str), but with others (int)" in server.log()
+
+
 def test_batches_are_of_one_database(server: Server) -> None:
     server.run("read_through('k:*', lambda keys: [execute('GET', 'where')] * len(keys), batch=10, batch_wait=0.05)")
     raws = []

@@ -123,7 +123,7 @@ impl Hooks {
         let entry = original.get(0).and_then(|name| table.find(name));
         let takes = |entry: &&Entry| entry.spec.writes() && entry.spec.takes(original.len());
         let entry = entry.filter(takes).filter(|entry| !entry.loads.is_empty())?;
-        let positions = entry.spec.key_positions(original.len());
+        let positions = entry.spec.key_positions(original.len(), &|at| original.get(at));
         let missing: SmallVec<[(Id, &[u8], bool); 1]> = positions
             .filter_map(|position| {
                 let name = original.get(position)?;
@@ -153,7 +153,8 @@ impl Hooks {
         let original = command.argv().skip(1);
         let name = original.get(0)?;
         let known = self.table.read(command.lock());
-        let first = |spec: &CommandSpec| spec.key_positions(original.len()).next();
+        let word = |at| original.get(at);
+        let first = |spec: &CommandSpec| spec.key_positions(original.len(), &word).next();
         let place = if let Some(entry) = known.find(name) {
             first(&entry.spec)
         } else {

@@ -44,7 +44,7 @@ impl Entry {
             before.is_none_or(|before| rule.registration.id < before)
                 && rule.prefix.as_ref().is_none_or(|prefix| {
                     self.spec
-                        .key_positions(len)
+                        .key_positions(len, &word)
                         .any(|position| word(position).is_some_and(|key| key.starts_with(prefix)))
                 })
         };

@@ -191,7 +191,7 @@ impl Hooks {
         };
         let mut keys = entry
             .spec
-            .key_positions(passing.len())
+            .key_positions(passing.len(), &|at| passing.arg(at))
             .filter_map(|position| passing.arg(position));
         keys.any(|key| writes.saves(passing.lock(), key))
     }

@@ -119,7 +119,7 @@ const NEAR_END_MS: i64 = 1000;
 
 /// Commands that remove keys, in lower case; what they remove matters also where it is not there. Those behind the first two do so if
 /// what they make of other keys is nothing.
-pub(super) const REMOVERS: [&str; 8] = [
+pub(super) const REMOVERS: [&str; 11] = [
     "del",
     "unlink",
     "bitop",
@@ -127,7 +127,10 @@ pub(super) const REMOVERS: [&str; 8] = [
     "sdiffstore",
     "sinterstore",
     "sunionstore",
+    "zdiffstore",
+    "zinterstore",
     "zrangestore",
+    "zunionstore",
 ];
 
 impl Hooks {
@@ -153,6 +156,7 @@ impl Hooks {
             let mut found = Vec::new();
             for name in named {
                 let known = self.look_up(lock, std::slice::from_ref(name), pattern);
+                let known = known.or_else(|why| self.look_up_counted(lock, name).ok_or(why));
                 let known = known.and_then(|known| {
                     let has_keys = known.iter().all(CommandSpec::has_keys);
                     has_keys.then_some(known).ok_or(Error::CommandWithoutKeys)
@@ -163,7 +167,7 @@ impl Hooks {
         }
         let mut found = Vec::new();
         for name in default {
-            let known = self.look_up(lock, &[(*name).to_owned()], pattern);
+            let known = self.look_up(lock, &[(*name).to_owned()], &Pattern::Everything);
             found.extend(known.into_iter().flatten().filter(CommandSpec::has_keys));
         }
         Ok(found)
@@ -310,7 +314,8 @@ impl Hooks {
             return entry.concerns(passing, |_| true);
         }
         let (lock, loads) = (passing.lock(), self.loads.get());
-        entry.spec.key_positions(passing.len()).any(|position| {
+        let word = |at| passing.arg(at);
+        entry.spec.key_positions(passing.len(), &word).any(|position| {
             let Some(passed) = passing.key(position) else {
                 return false;
             };
@@ -325,7 +330,7 @@ impl Hooks {
             if entry.removes(key) && loads.is_some_and(|loads| loads.minds(lock, db, key)) {
                 return true;
             }
-            let load = self.load_before(lock, entry, key, passing.len(), |at| passing.arg(at));
+            let load = self.load_before(lock, entry, key, passing.len(), word);
             if !linked && load.is_none() {
                 return false;
             }
@@ -344,7 +349,7 @@ impl Hooks {
             if let Some(rule) = load {
                 let (rules, found) = ((entry, rule), (db, key, life));
                 let writes = entry.spec.writes();
-                if writes && self.is_too_old(lock, rules, found, passing.len(), |at| passing.arg(at)) {
+                if writes && self.is_too_old(lock, rules, found, passing.len(), word) {
                     return true;
                 }
                 return self.wants_load(lock, rule, db, key, life) || (linked && life == Life::Missing);
@@ -398,11 +403,12 @@ impl Hooks {
             && (cleared || !self.features.filter_client_id);
         let seen_missing = looked && entry.spec.has_one_key() && self.noted.read(lock).seen_missing;
         let mut missing: SmallVec<[Missing<'_>; 1]> = SmallVec::new();
-        for position in entry.spec.key_positions(original.len()) {
+        let word = |at| original.get(at);
+        for position in entry.spec.key_positions(original.len(), &word) {
             let Some(name) = original.get(position) else {
                 continue;
             };
-            let rule = self.load_before(lock, entry, name, original.len(), |at| original.get(at));
+            let rule = self.load_before(lock, entry, name, original.len(), word);
             let Some(rule) = rule else { continue };
             // The filter has just looked, and no command came since.
             let life = if seen_missing {
@@ -411,8 +417,7 @@ impl Hooks {
                 key::life(lock, db, name)
             };
             let (rules, found) = ((entry, rule), (db, name, life));
-            let present =
-                writes && self.is_too_old(lock, rules, found, original.len(), |at| original.get(at));
+            let present = writes && self.is_too_old(lock, rules, found, original.len(), word);
             // Where the filter looked, it has counted what it saw.
             let wanted = if present {
                 true
@@ -427,7 +432,7 @@ impl Hooks {
                     name,
                     position: position + 1,
                     present,
-                    partial: self.leaves_a_part(lock, entry, name, original.len(), |at| original.get(at)),
+                    partial: self.leaves_a_part(lock, entry, name, original.len(), word),
                 });
             }
         }
@@ -476,7 +481,8 @@ impl Hooks {
         let Some(entry) = entry.filter(|entry| !entry.removers.is_empty()) else {
             return;
         };
-        let positions: SmallVec<[usize; 1]> = parts::removed_keys(&entry.spec, original.len()).collect();
+        let positions: SmallVec<[usize; 1]> =
+            parts::removed_keys(&entry.spec, original.len(), &|at| original.get(at)).collect();
         drop(table);
         let names = positions
             .into_iter()

@@ -1,6 +1,8 @@
 //! Which keys of a writing command have to be whole before it runs, where changes are saved: those of which it keeps a part, on which
 //! it depends, or of which it makes something that is saved. Asked by `loads.rs`, for keys that are missing. Pure.
 
+use std::ops::Range;
+
 use super::table::CommandSpec;
 
 /// Whether what the command leaves behind depends on what `key` had. `word`: its words, of which there are `len`.
@@ -10,14 +12,19 @@ pub(super) fn needs<'w>(
     len: usize,
     word: impl Fn(usize) -> Option<&'w [u8]>,
 ) -> bool {
-    let is_destination = || word(2) == Some(key);
+    let (is_source, is_destination) = (|| word(1) == Some(key), || word(2) == Some(key));
+    let has = |options: &[&[u8]]| has_option(spec.options_at(len, &word)..len, &word, options);
     match &*spec.name {
-        b"set" => has_option(len, &word, &CONDITIONS),
+        b"set" => has(&CONDITIONS),
+        b"msetex" => has(&[b"nx", b"xx"]),
         // One that names a database is not looked at in this one.
-        b"copy" => is_destination() && !has_option(len, &word, &[b"replace", b"db"]),
-        b"renamenx" | b"blmove" | b"brpoplpush" => is_destination(),
+        b"copy" => is_source() || is_destination() && !has(&[b"replace", b"db"]),
+        b"rename" => is_source(),
+        b"blmove" | b"brpoplpush" => is_destination(),
+        // They change no value.
+        b"getex" | b"hgetex" => false,
         _ if makes_a_value(spec) => {
-            let mut sources = spec.key_positions(len).skip(1);
+            let mut sources = spec.key_positions(len, &word).skip(1);
             sources.any(|position| word(position) == Some(key))
         }
         _ => true,
@@ -26,29 +33,40 @@ pub(super) fn needs<'w>(
 
 /// Its first key gets a whole value, made of the others, or is removed if that is nothing.
 fn makes_a_value(spec: &CommandSpec) -> bool {
-    const NAMES: [&[u8]; 6] = [
+    const NAMES: [&[u8]; 9] = [
         b"bitop",
         b"geosearchstore",
         b"sdiffstore",
         b"sinterstore",
         b"sunionstore",
+        b"zdiffstore",
+        b"zinterstore",
         b"zrangestore",
+        b"zunionstore",
     ];
     NAMES.contains(&&*spec.name)
 }
 
 /// The positions of the keys that a command removes which is one of [`super::loads::REMOVERS`].
-pub(super) fn removed_keys(spec: &CommandSpec, len: usize) -> impl Iterator<Item = usize> + use<> {
+pub(super) fn removed_keys<'w>(
+    spec: &CommandSpec,
+    len: usize,
+    word: &dyn Fn(usize) -> Option<&'w [u8]>,
+) -> impl Iterator<Item = usize> + use<> {
     let most = if makes_a_value(spec) { 1 } else { usize::MAX };
-    spec.key_positions(len).take(most)
+    spec.key_positions(len, word).take(most)
 }
 
 /// SET depends by them on what is there, or returns it.
 const CONDITIONS: [&[u8]; 7] = [b"nx", b"xx", b"get", b"ifeq", b"ifne", b"ifdeq", b"ifdne"];
 
-/// True if one of the options, in any letter case, stands behind the first two arguments.
-fn has_option<'w>(len: usize, word: &impl Fn(usize) -> Option<&'w [u8]>, options: &[&[u8]]) -> bool {
-    (3..len).any(|at| {
+/// True if one of the options, in any letter case, stands at one of these places.
+fn has_option<'w>(
+    mut places: Range<usize>,
+    word: &impl Fn(usize) -> Option<&'w [u8]>,
+    options: &[&[u8]],
+) -> bool {
+    places.any(|at| {
         let option = word(at).unwrap_or_default();
         options.iter().any(|known| known.eq_ignore_ascii_case(option))
     })
@@ -67,13 +85,11 @@ mod tests {
     fn needed(text: &str, first: i64, last: i64) -> Vec<&str> {
         let words: Vec<&str> = text.split(' ').collect();
         let spec = CommandSpec::at(&words[0].to_ascii_lowercase(), first, last, 1);
-        let positions = spec.key_positions(words.len());
+        let word = |at: usize| words.get(at).map(|word| word.as_bytes());
+        let positions = spec.key_positions(words.len(), &word);
         positions
             .map(|position| words[position])
-            .filter(|key| {
-                let word = |at: usize| words.get(at).map(|word| word.as_bytes());
-                needs(&spec, key.as_bytes(), words.len(), word)
-            })
+            .filter(|key| needs(&spec, key.as_bytes(), words.len(), word))
             .collect()
     }
 
@@ -88,10 +104,15 @@ mod tests {
 
     #[test]
     fn what_must_not_be_there_has_to_be_known() {
-        assert_eq!(needed("COPY a b", 1, 2), ["b"]);
-        assert_eq!(needed("COPY a b Replace", 1, 2), [""; 0]);
-        assert_eq!(needed("COPY a b DB 1", 1, 2), [""; 0]);
-        assert_eq!(needed("RENAMENX a b", 1, 2), ["b"]);
+        assert_eq!(needed("COPY a b", 1, 2), ["a", "b"]);
+        assert_eq!(needed("RENAMENX a b", 1, 2), ["a", "b"]);
+    }
+
+    #[test]
+    fn what_goes_to_another_name_has_to_be_there() {
+        assert_eq!(needed("COPY a b Replace", 1, 2), ["a"]);
+        assert_eq!(needed("COPY a b DB 1", 1, 2), ["a"]);
+        assert_eq!(needed("RENAME a b", 1, 2), ["a"]);
     }
 
     #[test]
@@ -106,7 +127,7 @@ mod tests {
     fn what_becomes_nothing_is_removed() {
         let removed = |name, first, len| {
             let spec = CommandSpec::at(name, first, -1, 1);
-            removed_keys(&spec, len).collect::<Vec<_>>()
+            removed_keys(&spec, len, &|_| None).collect::<Vec<_>>()
         };
         assert_eq!(removed("del", 1, 4), [1, 2, 3]);
         assert_eq!(removed("sunionstore", 1, 4), [1]);

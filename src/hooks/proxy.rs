@@ -152,7 +152,9 @@ impl Hooks {
         let Some(entry) = table.find(name) else {
             return;
         };
-        for position in entry.spec.key_positions(command.argv().len() - 1) {
+        let original = command.argv().skip(1);
+        let positions = entry.spec.key_positions(original.len(), &|at| original.get(at));
+        for position in positions {
             command.declare_key(position + 1);
         }
     }

@@ -12,7 +12,14 @@ use super::{
 use crate::{
     engine::{id::Id, prefix::Pattern},
     error::Error,
-    server::{api::Features, asking::CommandInfo, call::call, filter::Passing, lock::Lock, reply::Reply},
+    server::{
+        api::Features,
+        asking::{CommandInfo, Counted},
+        call::call,
+        filter::Passing,
+        lock::Lock,
+        reply::Reply,
+    },
 };
 
 /// The proxy command that stands for an original, chosen so that the server applies the original's checks to it.
@@ -50,6 +57,8 @@ pub struct CommandSpec {
     first: i64,
     last: i64,
     step: i64,
+    /// Those behind their number.
+    counted: Option<Counted>,
     /// As in COMMAND INFO: the number of words, or less than the least one with a minus.
     arity: i64,
 }
@@ -79,18 +88,27 @@ impl CommandSpec {
         self.name.len() == name.len() && letters().all(|(own, given)| *own == given.to_ascii_lowercase())
     }
 
-    /// True if its keys stand at known places.
+    /// True if its keys stand at known places, fixed ones or behind their number.
     pub(super) fn has_keys(&self) -> bool {
-        self.first > 0
+        self.first > 0 || self.counted.is_some()
     }
 
     /// Whatever its length, the command names one key.
     pub(super) fn has_one_key(&self) -> bool {
-        self.first > 0 && self.first == self.last
+        self.first > 0 && self.first == self.last && self.counted.is_none()
     }
 
-    /// The positions of the keys in a command of `len` words.
-    pub(super) fn key_positions(&self, len: usize) -> impl Iterator<Item = usize> + use<> {
+    /// Where the options of a command begin that has them behind its first keys and values.
+    pub(super) fn options_at<'w>(&self, len: usize, word: &dyn Fn(usize) -> Option<&'w [u8]>) -> usize {
+        self.counted.map_or(3, |counted| counted.end(len, word))
+    }
+
+    /// The positions of the keys in a command of `len` words, which `word` gives.
+    pub(super) fn key_positions<'w>(
+        &self,
+        len: usize,
+        word: &dyn Fn(usize) -> Option<&'w [u8]>,
+    ) -> impl Iterator<Item = usize> + use<> {
         let last = if self.last < 0 {
             len as i64 + self.last
         } else {
@@ -102,11 +120,13 @@ impl CommandSpec {
             -1
         };
         let (mut next, step) = (self.first, self.step.max(1));
-        std::iter::from_fn(move || {
+        let fixed = std::iter::from_fn(move || {
             let position = next;
             next += step;
             (position <= end).then_some(position as usize)
-        })
+        });
+        let counted = self.counted.map(|counted| counted.positions(len, word));
+        fixed.chain(counted.into_iter().flatten())
     }
 }
 
@@ -232,7 +252,7 @@ impl Table {
         self.entries
             .retain(|entry| entry.strays || entry.is_linked() || !entry.hooks.is_empty());
         for entry in &mut self.entries {
-            entry.only_misses = entry.spec.first > 0 && entry.rules.iter().all(|rule| rule.only_misses);
+            entry.only_misses = entry.spec.has_keys() && entry.rules.iter().all(|rule| rule.only_misses);
             let is_plain = entry.only_misses
                 && entry.spec.has_one_key()
                 && entry.loads.is_empty()
@@ -264,10 +284,11 @@ impl Entry {
     /// True if some rule is about one of the command's keys for which `also` holds. A command without key positions
     /// concerns those who asked for every key.
     pub(super) fn concerns(&self, passing: Passing<'_>, also: impl Fn(usize) -> bool) -> bool {
-        if self.spec.first <= 0 {
+        if !self.spec.has_keys() {
             return !self.rules.is_empty();
         }
-        self.spec.key_positions(passing.len()).any(|position| {
+        let mut positions = self.spec.key_positions(passing.len(), &|at| passing.arg(at));
+        positions.any(|position| {
             let matches = |key: &[u8]| {
                 let writes = || self.writes.iter().any(|rule| rule.pattern.matches(key));
                 self.links(key) || self.removes(key) || self.load_of(key).is_some() || writes()
@@ -292,7 +313,7 @@ impl Entry {
     }
 }
 
-/// The server's commands that write keys at fixed places and wait for nothing. None where it cannot list them (before 7.0).
+/// The server's commands that write keys at known places and wait for nothing. None where it cannot list them (before 7.0).
 pub(super) fn look_up_writers(lock: Lock<'_>, features: Features) -> Vec<CommandSpec> {
     let words = ["COMMAND", "LIST", "FILTERBY", "ACLCAT", "write"];
     let listed = call(lock, features, 0, &words.map(|word| word.as_bytes().to_vec()));
@@ -302,8 +323,9 @@ pub(super) fn look_up_writers(lock: Lock<'_>, features: Features) -> Vec<Command
             let name = String::from_utf8_lossy(name).into_owned();
             let info = CommandInfo::ask(lock, features, &name)?;
             let fixed = info.first > 0 && info.step > 0 && !info.has("movablekeys");
+            let known = fixed || info.counted.is_some();
             let plain = info.has("write") && !info.has("blocking") && !is_untouchable(&name, &info);
-            (fixed && plain).then(|| spec(&name, &info))
+            (known && plain).then(|| spec(&name, &info))
         })
         .collect()
 }
@@ -320,9 +342,11 @@ fn spec(name: &str, info: &CommandInfo) -> CommandSpec {
         (true, false) => ProxyCommand::Write,
         (true, true) => ProxyCommand::WriteMore,
     };
+    let moves = info.has("movablekeys") && info.counted.is_none();
     CommandSpec {
         proxy,
-        first: if info.has("movablekeys") { 0 } else { info.first },
+        first: if moves { 0 } else { info.first },
+        counted: info.counted,
         last: info.last,
         step: info.step,
         arity: info.arity,
@@ -390,6 +414,7 @@ impl CommandSpec {
             first,
             last,
             step,
+            counted: None,
             arity: -2,
         }
     }
@@ -402,7 +427,7 @@ mod tests {
     #[test]
     fn key_positions_follow_command_info() {
         let spec = |first, last, step| CommandSpec::at("x", first, last, step);
-        let positions = |spec: CommandSpec, len| spec.key_positions(len).collect::<Vec<_>>();
+        let positions = |spec: CommandSpec, len| spec.key_positions(len, &|_| None).collect::<Vec<_>>();
         assert_eq!(positions(spec(1, 1, 1), 2), [1]);
         assert_eq!(positions(spec(1, -1, 1), 4), [1, 2, 3]);
         assert_eq!(positions(spec(1, -1, 2), 5), [1, 3]);
@@ -421,6 +446,7 @@ mod tests {
                 first: 1,
                 last: 1,
                 step: 1,
+                counted: None,
                 arity: 2,
             });
         }

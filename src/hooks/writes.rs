@@ -87,13 +87,14 @@ pub(super) fn moves_keys(name: &[u8]) -> bool {
 }
 
 /// Commands that change when a key or a field expires: they change no value, and need no room for one.
-const LIFETIMES: [&[u8]; 11] = [
+const LIFETIMES: [&[u8]; 12] = [
     b"expire",
     b"pexpire",
     b"expireat",
     b"pexpireat",
     b"persist",
     b"getex",
+    b"hgetex",
     b"hexpire",
     b"hpexpire",
     b"hexpireat",
@@ -132,7 +133,7 @@ impl Hooks {
         self.writes.get().is_some_and(|writes| writes.saves(lock, name))
     }
 
-    /// The commands that change keys at fixed places and do not wait by themselves.
+    /// The commands that change keys at known places and do not wait by themselves.
     pub fn look_up_writers(&self, lock: Lock<'_>) -> Vec<CommandSpec> {
         table::look_up_writers(lock, self.features)
     }
@@ -221,9 +222,13 @@ impl Hooks {
         else {
             return Vec::new();
         };
+        let word = |at| original.get(at);
         let (keys, removed) = match interest {
-            Interest::Write => (Some(entry.spec.key_positions(original.len())), None),
-            Interest::Removal => (None, Some(parts::removed_keys(&entry.spec, original.len()))),
+            Interest::Write => (Some(entry.spec.key_positions(original.len(), &word)), None),
+            Interest::Removal => (
+                None,
+                Some(parts::removed_keys(&entry.spec, original.len(), &word)),
+            ),
         };
         let keys = keys.into_iter().flatten().chain(removed.into_iter().flatten());
         keys.filter_map(|position| original.get(position))

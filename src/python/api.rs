@@ -11,6 +11,7 @@ use pyo3::{
 };
 
 use super::{
+    arguments::string,
     atomic,
     attach::in_engine,
     callback::{Callback, Code},
@@ -108,10 +109,7 @@ fn execute<'py>(
     {
         return Err(errors::gears_error("the given command must be a string"));
     }
-    let argv = args
-        .iter()
-        .map(|arg| convert::argument(&arg))
-        .collect::<PyResult<Vec<_>>>()?;
+    let argv = convert::arguments("execute", args)?;
     let scope = current::scope();
     note_act();
     // A function in the place of a command that runs this command means what stands behind itself.
@@ -155,10 +153,7 @@ fn execute<'py>(
 fn call_next<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
     let scope = current::scope();
     let next = next_of(scope.as_ref()).ok_or(Error::NoHookContext)?;
-    let arguments = args
-        .iter()
-        .map(|arg| convert::argument(&arg))
-        .collect::<PyResult<Vec<_>>>()?;
+    let arguments = convert::arguments("call_next", args)?;
     go_on(py, &next, arguments)
 }
 
@@ -305,10 +300,8 @@ fn configured<'py>(
     key: &Bound<'py, PyAny>,
     default: Option<Bound<'py, PyAny>>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let key = key
-        .cast::<PyString>()
-        .map_err(|_| errors::gears_error("get_config key must be a string"))?;
-    let value = runtime()?.engine.config.explicit(key.to_str()?.as_bytes());
+    let key = string(key, "get_config key must be a string")?;
+    let value = runtime()?.engine.config.explicit(key.as_bytes());
     Ok(match value {
         Some(value) => convert::text_object(py, &value),
         None => default.unwrap_or_else(|| py.None().into_bound(py)),
@@ -401,7 +394,9 @@ fn register_time_event(py: Python<'_>, args: &Bound<'_, PyTuple>) -> PyResult<bo
     let key = args
         .get_item(2)
         .ok()
-        .and_then(|key| Some(key.cast::<PyString>().ok()?.to_str().ok()?.as_bytes().to_vec()));
+        .filter(PyAnyMethods::is_instance_of::<PyString>);
+    let key = key.map(|key| string(&key, "key argument")).transpose()?;
+    let key = key.map(String::into_bytes);
     let function = Arc::new(Callback::new(py, Code::new(callback)));
     let period = Duration::from_secs(seconds.into());
     let engine = &runtime()?.engine;

@@ -10,7 +10,7 @@ use pyo3::{
 use super::{
     callback::Code,
     errors,
-    keywords::{BYTES, MOST_NAMES, expected, whole},
+    keywords::{BYTES, MOST_NAMES, expected, iterate, names_of, not_encodable, whole},
 };
 use crate::{
     engine::registration::{Limits, Mode},
@@ -34,8 +34,7 @@ pub struct Given<'a, 'py> {
 impl<'a, 'py> Given<'a, 'py> {
     pub fn new(method: &str, kwargs: Option<&'a Bound<'py, PyDict>>, known: &[&str]) -> PyResult<Self> {
         let mut unknown = Vec::new();
-        for name in kwargs.iter().flat_map(|kwargs| kwargs.keys()) {
-            let name: String = name.extract()?;
+        for name in kwargs.iter().flat_map(|kwargs| names_of(kwargs)) {
             if !known.contains(&name.as_str()) {
                 unknown.push(name);
             }
@@ -93,7 +92,7 @@ impl<'a, 'py> Given<'a, 'py> {
                 value.repr()?
             )));
         }
-        let items = value.try_iter().map_err(|_| errors::gears_error(not_iterable))?;
+        let items = iterate(&value, || errors::gears_error(not_iterable))?;
         // Nothing stops an iterator that never ends and runs no code of Python's.
         let items = items.take(MOST_NAMES + 1);
         let names: Vec<_> = items
@@ -279,11 +278,18 @@ pub fn stream_options(given: &Given<'_, '_>, mode: Mode) -> PyResult<Options> {
     })
 }
 
+/// A `str`. `otherwise`: the error for anything else.
+///
+/// # Errors
+/// `gears.error`: it is none, or UTF-8 does not have it.
 pub fn string(object: &Bound<'_, PyAny>, otherwise: &str) -> PyResult<String> {
     let text = object
         .cast::<PyString>()
         .map_err(|_| errors::gears_error(otherwise))?;
-    Ok(text.to_str()?.to_owned())
+    match text.to_str() {
+        Ok(text) => Ok(text.to_owned()),
+        Err(_) => Err(not_encodable(otherwise, object)),
+    }
 }
 
 pub fn mode_by_name(mode: &Bound<'_, PyAny>) -> PyResult<Mode> {
@@ -317,8 +323,10 @@ pub fn arguments<'py, const N: usize>(
 ) -> PyResult<[Option<Bound<'py, PyAny>>; N]> {
     let mut found = std::array::from_fn(|index| args.get_item(index).ok());
     let mut surplus = args.len() > N;
-    for (name, value) in kwargs.iter().flat_map(|kwargs| kwargs.iter()) {
-        let name: String = name.extract()?;
+    let given = kwargs
+        .iter()
+        .flat_map(|kwargs| names_of(kwargs).zip(kwargs.values()));
+    for (name, value) in given {
         match names.iter().position(|known| *known == name) {
             Some(place) if found[place].is_none() => found[place] = Some(value),
             _ => surplus = true,

@@ -11,7 +11,7 @@ use pyo3::{
     types::{PyBool, PyByteArray, PyBytes, PyDict, PyFloat, PyInt, PyList, PySet, PyString, PyTuple},
 };
 
-use super::{attach::ObjectRef, errors, rows, text};
+use super::{attach::ObjectRef, errors, keywords, rows, text};
 use crate::{
     engine::{
         language::Shown,
@@ -239,21 +239,32 @@ fn nested_object<'py>(py: Python<'py>, reply: Reply) -> PyResult<Bound<'py, PyAn
     }
 }
 
-/// One argument of a command: bytes as they are, everything else as its text.
+/// The arguments of `call` as words of a command: bytes as they are, everything else as its text.
 ///
 /// # Errors
-/// What `str()` or the encoding raised.
-pub fn argument(object: &Bound<'_, PyAny>) -> PyResult<Vec<u8>> {
+/// What `str()` raised; `gears.error` that names one with lone surrogates.
+pub fn arguments(call: &str, args: &Bound<'_, PyTuple>) -> PyResult<Vec<Vec<u8>>> {
+    let words = args.iter().enumerate();
+    let words = words.map(|(place, object)| {
+        let word = argument(&object)?;
+        word.ok_or_else(|| keywords::not_encodable(&format!("{call}: argument {}", place + 1), &object))
+    });
+    words.collect()
+}
+
+/// `None`: UTF-8 does not have its text.
+fn argument(object: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u8>>> {
     if let Ok(bytes) = object.cast::<PyBytes>() {
-        return Ok(bytes.as_bytes().to_vec());
+        return Ok(Some(bytes.as_bytes().to_vec()));
     }
     if let Ok(bytes) = object.cast::<PyByteArray>() {
-        return Ok(bytes.to_vec());
+        return Ok(Some(bytes.to_vec()));
     }
+    let encoded = |text: &Bound<'_, PyString>| text.to_str().ok().map(|text| text.as_bytes().to_vec());
     if let Ok(text) = object.cast::<PyString>() {
-        return Ok(text.to_str()?.as_bytes().to_vec());
+        return Ok(encoded(text));
     }
-    Ok(object.str()?.to_str()?.as_bytes().to_vec())
+    Ok(encoded(&object.str()?))
 }
 
 /// How a `str` that cannot be encoded is treated.
@@ -356,9 +367,11 @@ fn nested_reply(object: &Bound<'_, PyAny>, surrogates: Surrogates, depth: usize)
         return Ok(Reply::Array(items));
     }
     if let Ok(dict) = object.cast::<PyDict>() {
-        let pairs = dict
+        // All of them before one is looked at: the text of a long number may be a user's code, which may change the dict.
+        let pairs: Vec<_> = dict.iter().collect();
+        let pairs = pairs
             .iter()
-            .map(|(key, value)| Ok((nested(&key)?, nested(&value)?)));
+            .map(|(key, value)| Ok((nested(key)?, nested(value)?)));
         return Ok(Reply::Map(pairs.collect::<PyResult<_>>()?));
     }
     Ok(Reply::bulk(OPAQUE))
@@ -381,8 +394,10 @@ pub fn utf8(text: &Bound<'_, PyString>, surrogates: Surrogates) -> PyResult<Vec<
     match text.to_str() {
         Ok(text) => Ok(text.as_bytes().to_vec()),
         Err(_) if surrogates == Surrogates::Escape => {
-            let encoded = text.call_method1("encode", ("utf-8", "backslashreplace"))?;
-            Ok(encoded.extract()?)
+            // The method of `str`, whatever a class that is derived from it has.
+            let kind = text.py().get_type::<PyString>();
+            let encoded = kind.call_method1("encode", (text, "utf-8", "backslashreplace"))?;
+            Ok(encoded.cast_into::<PyBytes>()?.as_bytes().to_vec())
         }
         Err(error) => Err(error),
     }

@@ -2,10 +2,10 @@
 //! what was expected.
 
 use pyo3::{
-    exceptions::{PyTypeError, PyValueError},
+    exceptions::{PyException, PyTypeError, PyValueError},
     intern,
     prelude::*,
-    types::{PyBool, PyDict, PyFloat, PyInt, PyString, PyTuple},
+    types::{PyBool, PyDict, PyFloat, PyInt, PyIterator, PyString, PyTuple},
 };
 
 use super::{callback::Code, errors};
@@ -30,8 +30,7 @@ impl<'a, 'py> Keywords<'a, 'py> {
     /// # Errors
     /// One of them is none of `known`.
     pub fn new(call: &'static str, given: &'a Bound<'py, PyDict>, known: &[&str]) -> PyResult<Self> {
-        for name in given.keys() {
-            let name: String = name.extract()?;
+        for name in names_of(given) {
             if !known.contains(&name.as_str()) {
                 return Err(errors::gears_error(format!(
                     "{call}: {name}: expected one of {}",
@@ -142,14 +141,15 @@ impl<'a, 'py> Keywords<'a, 'py> {
             return Err(wrong());
         }
         let mut names = Vec::new();
-        for item in value.try_iter().map_err(|_| wrong())? {
+        for item in iterate(&value, wrong)? {
             // Nothing stops an iterator that never ends and runs no code of Python's.
             if names.len() == MOST_NAMES {
                 return Err(self.expected(name, &format!("at most {MOST_NAMES} names"), &value));
             }
             let item = item?;
-            let item = item.cast::<PyString>().map_err(|_| wrong())?;
-            names.push(item.to_str()?.to_lowercase());
+            let text = item.cast::<PyString>().map_err(|_| wrong())?;
+            let text = text.to_str().map_err(|_| self.expected(name, &what, &item))?;
+            names.push(text.to_lowercase());
         }
         if names.is_empty() {
             return Err(wrong());
@@ -164,23 +164,73 @@ impl<'a, 'py> Keywords<'a, 'py> {
 /// `gears.error` that says what was expected.
 pub fn prefix(call: &str, given: &Bound<'_, PyAny>) -> PyResult<String> {
     let wrong = || expected(call, "prefix", "a str that is not empty", given);
-    let prefix = given.cast::<PyString>().map_err(|_| wrong())?.to_str()?;
+    let prefix = given.cast::<PyString>().map_err(|_| wrong())?;
+    let prefix = prefix.to_str().map_err(|_| wrong())?;
     if prefix.is_empty() {
         return Err(wrong());
     }
     Ok(prefix.to_owned())
 }
 
-/// An error that names an argument and what was expected.
+/// The names of keyword arguments. One that is no UTF-8 is none that anybody knows, whatever stands in its place.
+pub fn names_of<'a>(given: &'a Bound<'_, PyDict>) -> impl Iterator<Item = String> + 'a {
+    let names = given.keys().into_iter();
+    names.map(|name| {
+        let name = name
+            .cast::<PyString>()
+            .map(|name| name.to_string_lossy().into_owned());
+        name.unwrap_or_default()
+    })
+}
+
+/// Goes through the items of an argument. `wrong` makes the error for one that has none.
+///
+/// # Errors
+/// What `__iter__` raised, unless that is what Python says of a value without items.
+pub fn iterate<'py>(
+    value: &Bound<'py, PyAny>,
+    wrong: impl FnOnce() -> PyErr,
+) -> PyResult<Bound<'py, PyIterator>> {
+    value.try_iter().map_err(|error| {
+        let is_type = error.is_instance_of::<PyTypeError>(value.py());
+        if is_type { wrong() } else { error }
+    })
+}
+
+/// An error that names an argument and what was expected. Of a text that is none of UTF-8's, that as well. What stops the script that
+/// asks, while it shows the value, is that itself.
 pub fn expected(call: &str, name: &str, what: &str, got: &Bound<'_, PyAny>) -> PyErr {
-    let got = got.repr().map_or_else(
-        |_| "something else".into(),
-        |got| {
-            let got = got.to_string_lossy();
-            got.chars().take(100).collect::<String>()
-        },
-    );
-    errors::gears_error(format!("{call}: {name}: expected {what}, got {got}"))
+    let also = match got.cast::<PyString>().map(|text| text.to_str()) {
+        Ok(Err(_)) => format!(", {ENCODABLE}"),
+        _ => String::new(),
+    };
+    match shown(got) {
+        Ok(got) => errors::gears_error(format!("{call}: {name}: expected {what}{also}, got {got}")),
+        Err(error) => error,
+    }
+}
+
+/// What every text is that goes to the server. One with lone surrogates is not.
+const ENCODABLE: &str = "of characters that UTF-8 has";
+
+/// The error for a text with lone surrogates. `of`: the argument, in the words of its errors.
+pub fn not_encodable(of: &str, got: &Bound<'_, PyAny>) -> PyErr {
+    match shown(got) {
+        Ok(got) => errors::gears_error(format!("{of}: expected a str {ENCODABLE}, got {got}")),
+        Err(error) => error,
+    }
+}
+
+/// A value as errors show it.
+///
+/// # Errors
+/// What its `repr()` raised, if that is no `Exception`.
+fn shown(value: &Bound<'_, PyAny>) -> PyResult<String> {
+    match value.repr() {
+        Ok(text) => Ok(text.to_string_lossy().chars().take(100).collect()),
+        Err(error) if error.is_instance_of::<PyException>(value.py()) => Ok("something else".into()),
+        Err(error) => Err(error),
+    }
 }
 
 /// A function that gets so many arguments, named for the error.
@@ -218,13 +268,18 @@ fn is_answer(py: Python<'_>, error: &PyErr) -> bool {
     error.is_instance_of::<PyTypeError>(py) || error.is_instance_of::<PyValueError>(py)
 }
 
-/// An `int` or a `float`.
+/// An `int` or a `float`, as it is, whatever `__float__` its class has.
 pub fn number(value: &Bound<'_, PyAny>) -> Option<f64> {
-    let is_number = value.is_instance_of::<PyInt>() || value.is_instance_of::<PyFloat>();
-    if !is_number || value.is_instance_of::<PyBool>() {
+    if value.is_instance_of::<PyBool>() {
         return None;
     }
-    value.extract::<f64>().ok().filter(|number| number.is_finite())
+    let float = if value.is_instance_of::<PyInt>() {
+        let plain = value.py().get_type::<PyInt>().call_method1("__float__", (value,));
+        plain.ok()?.cast_into::<PyFloat>().ok()?
+    } else {
+        value.cast::<PyFloat>().ok()?.clone()
+    };
+    Some(float.value()).filter(|number| number.is_finite())
 }
 
 pub fn whole(value: &Bound<'_, PyAny>) -> Option<u64> {

@@ -17,7 +17,9 @@ use super::{
     callback::{Callback, Code},
     convert::record_object,
     coroutine::loop_module,
-    current, errors, runtime,
+    current, errors,
+    keywords::names_of,
+    runtime,
 };
 use crate::{
     engine::{
@@ -280,8 +282,7 @@ fn names(
     looked_at: bool,
 ) -> PyResult<Wanted> {
     const KNOWN: [&str; 5] = ["pattern", "count", "noScan", "patternGenerator", "mode"];
-    for name in kwargs.iter().flat_map(|kwargs| kwargs.keys()) {
-        let name: String = name.extract()?;
+    for name in kwargs.iter().flat_map(|kwargs| names_of(kwargs)) {
         if !KNOWN.contains(&name.as_str()) {
             return Err(PyTypeError::new_err(format!(
                 "createKeysOnlyReader() got an unexpected keyword argument '{name}'"
@@ -290,7 +291,7 @@ fn names(
     }
     let given = Given::new("run", kwargs, &KNOWN)?;
     let pattern = match given.get("pattern")?.or(argument) {
-        Some(pattern) => pattern.str()?.to_str()?.to_owned(),
+        Some(pattern) => string(pattern.str()?.as_any(), "pattern argument")?,
         None => "*".to_owned(),
     };
     let mode = run_mode(&given)?;

@@ -3,6 +3,7 @@
 //! Called attached, on the thread that finished the load: the text of an object may run code of users.
 
 use pyo3::{
+    exceptions::{PyOverflowError, PyTypeError},
     intern,
     prelude::*,
     sync::PyOnceLock,
@@ -14,8 +15,9 @@ use pyo3::{
 
 use super::{
     attach::attach,
-    convert::{object_record, record_object},
+    convert::{name_object, object_record, record_object},
     errors,
+    keywords::number,
     language::CPython,
 };
 use crate::{
@@ -24,7 +26,7 @@ use crate::{
         record::{Record, Value},
         scope::Scope,
     },
-    read_through::{FailedLoad, Key, Lifetime, Loaded, Unpack, Values},
+    read_through::{FailedLoad, Key, Lifetime, Loaded, Strangers, Unpack, Values},
     server::store::Content,
 };
 
@@ -33,13 +35,13 @@ impl Unpack for CPython {
         &self,
         keys: &[Key],
         returned: Record,
-        batch: bool,
+        batch: Option<&Strangers>,
         ttl: Option<&dyn Function>,
     ) -> Result<Values, FailedLoad> {
         attach(|py| {
             let returned = record_object(py, returned).map_err(|error| failed(py, &error))?;
-            if batch {
-                let values = of_batch(py, keys, &returned).map_err(|error| failed(py, &error))?;
+            if let Some(strangers) = batch {
+                let values = of_batch(py, keys, &returned, strangers).map_err(|error| failed(py, &error))?;
                 let values = keys.iter().zip(values);
                 return Ok(values
                     .map(|(key, value)| match value {
@@ -65,7 +67,7 @@ fn failed(py: Python<'_>, error: &PyErr) -> FailedLoad {
 }
 
 fn wrong(text: String) -> PyErr {
-    pyo3::exceptions::PyTypeError::new_err(text)
+    PyTypeError::new_err(text)
 }
 
 fn name_of(object: &Bound<'_, PyAny>) -> String {
@@ -78,15 +80,18 @@ fn of_batch<'py>(
     py: Python<'py>,
     keys: &[Key],
     returned: &Bound<'py, PyAny>,
+    strangers: &Strangers,
 ) -> PyResult<Vec<Option<Bound<'py, PyAny>>>> {
     if let Ok(dict) = returned.cast::<PyDict>() {
-        return keys
-            .iter()
-            .map(|key| {
-                let name = record_object(py, Record::Native(Value::Key(key.name.to_vec())))?;
-                dict.get_item(name)
-            })
-            .collect();
+        let names: Vec<_> = keys.iter().map(|key| name_object(py, &key.name)).collect();
+        let values = names.iter().map(|name| dict.get_item(name));
+        let values = values.collect::<PyResult<Vec<_>>>()?;
+        if let (true, Some(name)) = (values.iter().all(Option::is_none), names.first()) {
+            if let Some(other) = dict.iter().next().map(|(other, _)| other) {
+                strangers.report(&name_of(&other), &name_of(name));
+            }
+        }
+        return Ok(values);
     }
     let values: Vec<_> = if let Ok(list) = returned.cast::<PyList>() {
         list.iter().collect()
@@ -177,16 +182,9 @@ fn lifetime(seconds: &Bound<'_, PyAny>, whose: &str) -> PyResult<Lifetime> {
     if seconds.is_none() {
         return Ok(Lifetime::Endless);
     }
-    let number = if seconds.is_instance_of::<PyBool>() {
-        None
-    } else if seconds.is_instance_of::<PyInt>() || seconds.is_instance_of::<PyFloat>() {
-        seconds.extract::<f64>().ok()
-    } else {
-        None
-    };
-    match number {
+    match number(seconds) {
         Some(0.0) => Ok(Lifetime::NotKept),
-        Some(number) if number > 0.0 && number.is_finite() => Ok(Lifetime::Seconds(number)),
+        Some(number) if number > 0.0 => Ok(Lifetime::Seconds(number)),
         _ => Err(wrong(format!(
             "read_through: expected seconds above 0, 0 or None of {whose}, got {}",
             seconds.repr()?.to_string_lossy()
@@ -230,15 +228,10 @@ fn content(value: &Bound<'_, PyAny>) -> PyResult<Option<Content>> {
             Content::List,
         ));
     }
-    if let Ok(set) = value.cast::<PySet>() {
+    if value.is_instance_of::<PySet>() || value.is_instance_of::<PyFrozenSet>() {
+        let members = members_of(value)?;
         return Ok(not_empty(
-            items(set.iter().collect(), "a set's member")?,
-            Content::Set,
-        ));
-    }
-    if let Ok(set) = value.cast::<PyFrozenSet>() {
-        return Ok(not_empty(
-            items(set.iter().collect(), "a set's member")?,
+            items(members.iter().collect(), "a set's member")?,
             Content::Set,
         ));
     }
@@ -253,6 +246,14 @@ fn items_of<'py>(dict: &Bound<'py, PyDict>) -> Vec<(Bound<'py, PyAny>, Bound<'py
     dict.iter().collect()
 }
 
+/// The members that a set holds itself, as `PyList` and `PyDict` have what lists and dicts hold: the `__iter__` of a class that is
+/// derived from it may be anything.
+fn members_of<'py>(set: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
+    let py = set.py();
+    let plain = py.get_type::<PySet>().call1((set,))?;
+    Ok(py.get_type::<PyList>().call1((plain,))?.cast_into::<PyList>()?)
+}
+
 fn not_empty<T>(items: Vec<T>, content: impl FnOnce(Vec<T>) -> Content) -> Option<Content> {
     (!items.is_empty()).then(|| content(items))
 }
@@ -260,12 +261,7 @@ fn not_empty<T>(items: Vec<T>, content: impl FnOnce(Vec<T>) -> Content) -> Optio
 fn sorted(dict: &Bound<'_, PyDict>) -> PyResult<Option<Content>> {
     let mut members = Vec::with_capacity(dict.len());
     for (member, score) in items_of(dict) {
-        let number = if score.is_instance_of::<PyBool>() {
-            None
-        } else {
-            score.extract::<f64>().ok().filter(|number| !number.is_nan())
-        };
-        let Some(number) = number else {
+        let Some(number) = score_of(&score)? else {
             return Err(wrong(format!(
                 "read_through: expected a number as a score of Sorted, got {}",
                 name_of(&score)
@@ -274,6 +270,21 @@ fn sorted(dict: &Bound<'_, PyDict>) -> PyResult<Option<Content>> {
         members.push((item(&member, "a member of Sorted")?, number));
     }
     Ok(not_empty(members, Content::Sorted))
+}
+
+/// A number, also of a class that says so itself.
+fn score_of(score: &Bound<'_, PyAny>) -> PyResult<Option<f64>> {
+    if score.is_instance_of::<PyBool>() {
+        return Ok(None);
+    }
+    let py = score.py();
+    match score.extract::<f64>() {
+        Ok(number) => Ok(Some(number).filter(|number| !number.is_nan())),
+        // So Python says of what is none.
+        Err(error) if error.is_instance_of::<PyTypeError>(py) => Ok(None),
+        Err(error) if error.is_instance_of::<PyOverflowError>(py) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// A part of a container.

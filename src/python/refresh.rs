@@ -42,10 +42,7 @@ pub fn refresh<'py>(py: Python<'py>, keys: &Bound<'py, PyTuple>) -> PyResult<Bou
     if lock::is_held() {
         return Err(errors::gears_error(NOBODY_CAN_WAIT));
     }
-    let keys = keys
-        .iter()
-        .map(|key| convert::argument(&key))
-        .collect::<PyResult<Vec<_>>>()?;
+    let keys = convert::arguments("read_through: refresh", keys)?;
     let runtime = runtime()?;
     let scope = current::scope();
     let event_loop = loop_module(py)?;

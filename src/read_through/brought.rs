@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use smallvec::SmallVec;
@@ -16,12 +16,17 @@ use crate::{
     engine::{
         execution::Collects,
         holding::HELD_TOO_MUCH,
+        id::Id,
         language::{Failure, Function},
         record::Record,
         scope::Scope,
     },
     mutex::Mutex,
+    server::api,
 };
+
+/// How often the log says so of one registration.
+const LOG_EVERY: Duration = Duration::from_secs(60);
 
 /// A value for each key of a load: nearly always one.
 pub type Values = SmallVec<[Result<Loaded, FailedLoad>; 1]>;
@@ -43,7 +48,7 @@ pub(super) struct Unloading {
     load: u64,
     begun: Time,
     keys: Keys,
-    batch: bool,
+    batch: Option<Arc<Strangers>>,
     /// What tells how long a value is fresh.
     ttl: Option<Arc<dyn Function>>,
     made: Mutex<Option<Brings>>,
@@ -55,7 +60,7 @@ impl Unloading {
         load: u64,
         begun: Time,
         keys: Keys,
-        batch: bool,
+        batch: Option<Arc<Strangers>>,
         ttl: Option<Arc<dyn Function>>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -76,9 +81,9 @@ impl Collects for Unloading {
     fn collect(&self, results: &mut dyn Iterator<Item = Record>, errors: &[Failure]) -> Vec<Failure> {
         let (unpacked, wrong) = match (errors.first(), results.next()) {
             (None, Some(returned)) => {
-                let unpacked = self
-                    .unpack
-                    .unpack(&self.keys, returned, self.batch, self.ttl.as_deref());
+                let unpacked =
+                    self.unpack
+                        .unpack(&self.keys, returned, self.batch.as_deref(), self.ttl.as_deref());
                 let wrong = wrong(&unpacked);
                 let unpacked = unpacked.map_err(|failed| NoValue::Failed(failed.kind.into()));
                 (unpacked, wrong)
@@ -96,6 +101,37 @@ impl Collects for Unloading {
             let took = loads.now().saturating_sub(self.begun);
             loads.bring(self.load, took, values);
         }
+    }
+}
+
+/// Says in the log that a loader of batches returned none of the keys that it got, but others, once a minute: they are spelt in another
+/// way, most likely. One for each registration.
+pub struct Strangers {
+    registration: Id,
+    said: Mutex<Option<Instant>>,
+}
+
+impl Strangers {
+    pub(super) fn of(registration: Id) -> Self {
+        Self {
+            registration,
+            said: Mutex::new(None),
+        }
+    }
+
+    /// `got`, `expected`: the types of keys, as Python names them.
+    pub fn report(&self, got: &str, expected: &str) {
+        let mut said = self.said.lock();
+        if said.is_some_and(|said| said.elapsed() < LOG_EVERY) {
+            return;
+        }
+        *said = Some(Instant::now());
+        drop(said);
+        api::log_warning(&format!(
+            "read_through: the loader of registration {} returned a dict with none of the keys that it got ({expected}), but with \
+             others ({got}): all that it was asked for counts as absent",
+            self.registration
+        ));
     }
 }
 

@@ -35,7 +35,7 @@ use smallvec::SmallVec;
 
 pub use about::{Facts, ms};
 pub use behind::{Newest, Unsaved};
-pub use brought::{Values, raised};
+pub use brought::{Strangers, Values, raised};
 pub use keys::Key;
 pub use life::Lifetime;
 pub use pump::check_keys;
@@ -95,7 +95,7 @@ pub struct FailedLoad {
 
 /// Makes plain values of what a function of the language returned. Called attached to it.
 pub trait Unpack: Send + Sync {
-    /// One value for each key, in their order. `batch`: the loader got the list of them. `ttl`: what tells how long a value is
+    /// One value for each key, in their order. `batch`: the loader got the list of them; it is told of a dict without any. `ttl`: what tells how long a value is
     /// fresh.
     ///
     /// # Errors
@@ -104,7 +104,7 @@ pub trait Unpack: Send + Sync {
         &self,
         keys: &[Key],
         returned: Record,
-        batch: bool,
+        batch: Option<&Strangers>,
         ttl: Option<&dyn Function>,
     ) -> Result<Values, FailedLoad>;
 }
@@ -185,6 +185,7 @@ struct Served {
     meets_writes: bool,
     /// Executions of loads that have ended.
     pool: Arc<Pool>,
+    strangers: Arc<Strangers>,
 }
 
 impl ReadThrough {

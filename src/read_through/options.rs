@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::machine::Limits;
 use crate::{engine::prefix::Pattern, server::reply::Reply};
 
-/// The commands that wait by default: readers of the five kinds of values whose keys stand at fixed places. A server that
-/// does not know one of them does without.
-pub const COMMANDS: [&str; 54] = [
+/// The commands that wait by default: readers of the five kinds of values whose keys stand at fixed places, the last of them
+/// [`SETTING_LIFETIMES`]. A server that does not know one of them does without.
+const COMMANDS: [&str; 56] = [
     "get",
     "mget",
     "getrange",
@@ -64,14 +64,20 @@ pub const COMMANDS: [&str; 54] = [
     "geosearch",
     "georadius_ro",
     "georadiusbymember_ro",
+    "getex",
+    "hgetex",
 ];
+
+/// Those that read and set lifetimes. To the server they are writing ones, which wait only where a load that fails is an error.
+const SETTING_LIFETIMES: usize = 2;
 
 /// Commands that change a part of a value, or depend on it: they wait, too, where changes are saved. Which of their keys have to be
 /// there the room `hooks` knows.
-pub const PARTIAL_WRITERS: [&str; 61] = [
+pub const PARTIAL_WRITERS: [&str; 68] = [
     "set",
     "setnx",
     "msetnx",
+    "msetex",
     "getset",
     "append",
     "setrange",
@@ -100,6 +106,7 @@ pub const PARTIAL_WRITERS: [&str; 61] = [
     "ltrim",
     "lpop",
     "rpop",
+    "lmpop",
     "rpoplpush",
     "lmove",
     "sadd",
@@ -114,12 +121,14 @@ pub const PARTIAL_WRITERS: [&str; 61] = [
     "zremrangebylex",
     "zpopmin",
     "zpopmax",
+    "zmpop",
     "geoadd",
     "getdel",
     "delex",
     "pfadd",
     "pfmerge",
     "copy",
+    "rename",
     "renamenx",
     "blmove",
     "brpoplpush",
@@ -128,6 +137,9 @@ pub const PARTIAL_WRITERS: [&str; 61] = [
     "sunionstore",
     "sdiffstore",
     "zrangestore",
+    "zunionstore",
+    "zinterstore",
+    "zdiffstore",
     "geosearchstore",
     "delifeq",
 ];
@@ -226,6 +238,14 @@ impl Options {
         Pattern::new(self.prefix.as_bytes())
     }
 
+    /// The commands that wait where none were named.
+    pub fn default_commands(&self) -> &'static [&'static str] {
+        match self.on_error {
+            OnError::Error => &COMMANDS,
+            OnError::Miss => &COMMANDS[..COMMANDS.len() - SETTING_LIFETIMES],
+        }
+    }
+
     /// What the machine goes by.
     pub fn limits(&self) -> Limits {
         Limits {
@@ -252,7 +272,7 @@ impl Options {
             ("prefix", Reply::bulk(&self.prefix)),
             (
                 "commands",
-                commands.map_or_else(|| Reply::bulks(COMMANDS), Reply::bulks),
+                commands.map_or_else(|| Reply::bulks(self.default_commands()), Reply::bulks),
             ),
             (
                 "ttl",

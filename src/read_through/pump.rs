@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Key, Leave, Lifetime, Loaded, ReadThrough, Running,
-    brought::{Brings, Brought, Unloading},
+    brought::{Brings, Brought, Strangers, Unloading},
     life,
     machine::{Action, Ask, Keys, Landing, NoValue, Time},
     options::{Options, Ttl},
@@ -122,12 +122,14 @@ impl ReadThrough {
         let state = self.state.read(lock);
         let served = state.served.get(rule).map(|served| {
             let (registration, pool) = (Arc::clone(&served.registration), Arc::clone(&served.pool));
-            (registration, Arc::clone(&served.options), pool)
+            let batch = (served.options.batch > 1).then(|| Arc::clone(&served.strangers));
+            (registration, Arc::clone(&served.options), pool, batch)
         });
         drop(state);
         match served {
-            Some((registration, options, pool)) => {
-                self.begin(lock, now, load, (&registration, &options, &pool), keys, name);
+            Some((registration, options, pool, batch)) => {
+                let served = (&registration, &*options, &pool, batch);
+                self.begin(lock, now, load, served, keys, name);
             }
             None => {
                 self.state.write(lock).machine.ended(now, load);
@@ -234,16 +236,20 @@ impl ReadThrough {
         lock: Lock<'_>,
         begun: Time,
         load: u64,
-        (registration, options, pool): (&Arc<Registration>, &Options, &Arc<Pool>),
+        (registration, options, pool, batch): (
+            &Arc<Registration>,
+            &Options,
+            &Arc<Pool>,
+            Option<Arc<Strangers>>,
+        ),
         keys: Keys,
         asked: Option<Held>,
     ) {
         let Some(db) = keys.first().map(|key| key.db) else {
             return;
         };
-        let batch = options.batch > 1;
         let name = |key: &Key| Value::Key(key.name.to_vec());
-        let argument = if batch {
+        let argument = if batch.is_some() {
             Value::List(keys.iter().map(name).collect())
         } else {
             keys.first().map_or(Value::None, name)

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{
-    ReadThrough, Served,
+    ReadThrough, Served, Strangers,
     figures::Figures,
     life,
     machine::Standing,
-    options::{COMMANDS, OnError, Options},
+    options::{OnError, Options},
 };
 use crate::{
     engine::{
@@ -54,9 +54,10 @@ struct LoadTrigger {
 impl LoadTrigger {
     fn commands(&self, lock: Lock<'_>, loads: &ReadThrough) -> Result<Vec<crate::hooks::CommandSpec>, Error> {
         let named = self.options.commands.as_deref();
+        let default = self.options.default_commands();
         loads
             .hooks
-            .look_up_loads(lock, named, &COMMANDS, &self.options.pattern())
+            .look_up_loads(lock, named, default, &self.options.pattern())
     }
 }
 
@@ -90,6 +91,7 @@ impl LoadTrigger {
                 figures: Figures::default(),
                 meets_writes: false,
                 pool: Arc::default(),
+                strangers: Arc::new(Strangers::of(id)),
             },
         );
         let first = !std::mem::replace(&mut state.subscribed, true);

@@ -1,5 +1,7 @@
 //! What the module asks the server by ordinary commands, read once: options (CONFIG GET) and commands (COMMAND INFO).
 
+use std::{iter::StepBy, ops::Range};
+
 use super::{api::Features, call::call, lock::Lock, refused::question, reply::Reply};
 
 /// The options of the server whose names match `pattern`, with their values, in the server's order. None where CONFIG is
@@ -97,6 +99,64 @@ fn pairs(reply: &Reply) -> Vec<(String, String)> {
         .collect()
 }
 
+/// Keys that stand behind their number, as those of MSETEX and ZUNIONSTORE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// The position of the number.
+    number: usize,
+    first: usize,
+    step: usize,
+}
+
+impl Counted {
+    /// The positions of the keys in a command of `len` words. None if there are fewer words than the number says, or if it is none:
+    /// then the server refuses the command.
+    pub fn positions<'w>(self, len: usize, word: &dyn Fn(usize) -> Option<&'w [u8]>) -> StepBy<Range<usize>> {
+        let count = word(self.number).and_then(|word| std::str::from_utf8(word).ok()?.parse::<usize>().ok());
+        let end = count.and_then(|count| count.checked_mul(self.step)?.checked_add(self.first));
+        let end = end.filter(|&end| end <= len).unwrap_or(self.first);
+        (self.first..end).step_by(self.step)
+    }
+
+    /// Where what stands behind the keys begins.
+    pub fn end<'w>(self, len: usize, word: &dyn Fn(usize) -> Option<&'w [u8]>) -> usize {
+        self.first + self.positions(len, word).len() * self.step
+    }
+}
+
+/// Reads the key specifications of COMMAND INFO: the keys that stand behind their number, if no others move.
+fn counted(specs: &[Reply]) -> Option<Counted> {
+    let place = |reply: &Reply, name| usize::try_from(field(reply, name)?.as_int()?).ok();
+    let mut found = None;
+    for spec in specs {
+        let (begin, find) = (field(spec, b"begin_search")?, field(spec, b"find_keys")?);
+        let is = |part, kind: &[u8]| field(part, b"type").and_then(Reply::as_text) == Some(kind);
+        if !is(begin, b"index") {
+            return None;
+        }
+        if is(find, b"range") {
+            continue;
+        }
+        if !is(find, b"keynum") || found.is_some() {
+            return None;
+        }
+        let (index, find) = (place(field(begin, b"spec")?, b"index")?, field(find, b"spec")?);
+        found = Some(Counted {
+            number: index.checked_add(place(find, b"keynumidx")?)?,
+            first: index.checked_add(place(find, b"firstkey")?)?,
+            step: place(find, b"keystep")?.max(1),
+        });
+    }
+    found
+}
+
+fn field<'r>(reply: &'r Reply, name: &[u8]) -> Option<&'r Reply> {
+    let mut fields = reply.pairs().into_iter();
+    fields
+        .find(|(known, _)| known.as_text() == Some(name))
+        .map(|(_, value)| value)
+}
+
 /// What COMMAND INFO says about a command.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CommandInfo {
@@ -110,6 +170,8 @@ pub struct CommandInfo {
     pub first: i64,
     pub last: i64,
     pub step: i64,
+    /// Further keys, or all of them, that stand behind their number.
+    pub counted: Option<Counted>,
     /// Some subcommand cannot be run by scripts; before 7.0 the command itself is marked then.
     pub has_noscript_part: bool,
 }
@@ -136,6 +198,7 @@ impl CommandInfo {
             first: number(3),
             last: number(4),
             step: number(5),
+            counted: counted(info.get(8).map_or(&[][..], Reply::items)),
             has_noscript_part: parts.any(|part| flags(part.items()).iter().any(|flag| flag == b"noscript")),
         })
     }
@@ -212,5 +275,67 @@ mod tests {
         assert_eq!((&read.name[..], read.arity), (&b"client"[..], -2));
         assert!(read.has("loading") && !read.has("noscript") && read.has_noscript_part);
         assert_eq!(CommandInfo::read(&Reply::Array(vec![Reply::Null])), None);
+    }
+
+    /// A key specification whose keys begin at `index`.
+    fn keys_at(index: i64, kind: &str, spec: &[(&str, i64)]) -> Reply {
+        let map = |fields: Vec<(&str, Reply)>| {
+            let fields = fields.into_iter();
+            Reply::Array(
+                fields
+                    .flat_map(|(name, value)| [Reply::bulk(name), value])
+                    .collect(),
+            )
+        };
+        let numbers = |spec: &[(&'static str, i64)]| {
+            let fields = spec.iter().map(|&(name, number)| (name, Reply::Int(number)));
+            map(fields.collect())
+        };
+        let part = |kind: &str, spec| map(vec![("type", Reply::bulk(kind)), ("spec", spec)]);
+        let find = spec.iter().map(|&(name, number)| (name, Reply::Int(number)));
+        map(vec![
+            ("begin_search", part("index", numbers(&[("index", index)]))),
+            ("find_keys", part(kind, map(find.collect()))),
+        ])
+    }
+
+    #[test]
+    fn keys_are_counted_where_their_number_says_how_many() {
+        let found = |specs: &[Reply], words: &str| {
+            let words: Vec<&[u8]> = words.split(' ').map(str::as_bytes).collect();
+            let counted = counted(specs)?;
+            let word = |at: usize| words.get(at).copied();
+            Some((
+                counted.positions(words.len(), &word).collect::<Vec<_>>(),
+                counted.end(words.len(), &word),
+            ))
+        };
+        let range = keys_at(1, "range", &[("lastkey", 0), ("keystep", 1), ("limit", 0)]);
+        let number = |index, step| {
+            keys_at(
+                index,
+                "keynum",
+                &[("keynumidx", 0), ("firstkey", 1), ("keystep", step)],
+            )
+        };
+        let pairs = [number(1, 2)];
+        assert_eq!(found(&pairs, "MSETEX 2 a 1 b 2 NX"), Some((vec![2, 4], 6)));
+        assert_eq!(found(&pairs, "MSETEX 2 a 1 b 2"), Some((vec![2, 4], 6)));
+        for wrong in [
+            "MSETEX 2 a 1 b",
+            "MSETEX x a 1",
+            "MSETEX -1 a 1",
+            "MSETEX 9999999999999999999 a 1",
+            "MSETEX",
+        ] {
+            assert_eq!(found(&pairs, wrong), Some((vec![], 2)), "{wrong}");
+        }
+        let union = [range.clone(), number(2, 1)];
+        assert_eq!(
+            found(&union, "ZUNIONSTORE a 2 b c WEIGHTS 1 2"),
+            Some((vec![3, 4], 5))
+        );
+        assert_eq!(found(&[range.clone()], "GET a"), None);
+        assert_eq!(found(&[range, keys_at(1, "unknown", &[])], "SORT a"), None);
     }
 }
