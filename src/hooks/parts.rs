@@ -10,12 +10,14 @@ pub(super) fn needs<'w>(
     len: usize,
     word: impl Fn(usize) -> Option<&'w [u8]>,
 ) -> bool {
+    let is_source = || word(1) == Some(key);
     let is_destination = || word(2) == Some(key);
     match &*spec.name {
         b"set" => has_option(len, &word, &CONDITIONS),
-        // One that names a database is not looked at in this one.
-        b"copy" => is_destination() && !has_option(len, &word, &[b"replace", b"db"]),
-        b"renamenx" | b"blmove" | b"brpoplpush" => is_destination(),
+        // A destination in a database that is named is not looked at in this one.
+        b"copy" => is_source() || !has_option(len, &word, &[b"replace", b"db"]),
+        b"rename" => is_source(),
+        b"blmove" | b"brpoplpush" => is_destination(),
         _ if makes_a_value(spec) => {
             let mut sources = spec.key_positions(len).skip(1);
             sources.any(|position| word(position) == Some(key))
@@ -88,10 +90,16 @@ mod tests {
 
     #[test]
     fn what_must_not_be_there_has_to_be_known() {
-        assert_eq!(needed("COPY a b", 1, 2), ["b"]);
-        assert_eq!(needed("COPY a b Replace", 1, 2), [""; 0]);
-        assert_eq!(needed("COPY a b DB 1", 1, 2), [""; 0]);
-        assert_eq!(needed("RENAMENX a b", 1, 2), ["b"]);
+        assert_eq!(needed("COPY a b", 1, 2), ["a", "b"]);
+        assert_eq!(needed("RENAMENX a b", 1, 2), ["a", "b"]);
+    }
+
+    #[test]
+    fn what_gets_another_name_is_needed() {
+        assert_eq!(needed("RENAME a b", 1, 2), ["a"]);
+        assert_eq!(needed("COPY a b Replace", 1, 2), ["a"]);
+        assert_eq!(needed("COPY a b DB 1", 1, 2), ["a"]);
+        assert_eq!(needed("MOVE a 1", 1, 1), ["a"]);
     }
 
     #[test]

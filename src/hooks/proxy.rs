@@ -101,7 +101,10 @@ impl Hooks {
             call_original(command, self.features, original, cleared)
         });
         let reply = match &write {
-            Some(write) => self.end_write(command, write, reply, &mut || command.block().ok()),
+            Some(write) => {
+                let block = &mut || command.block().ok();
+                self.end_write(command, write, reply, linked.link.as_ref(), block)
+            }
             None => reply.map(Some),
         };
         let reply = reply.map_err(refused)?;

@@ -68,7 +68,7 @@ pub const COMMANDS: [&str; 54] = [
 
 /// Commands that change a part of a value, or depend on it: they wait, too, where changes are saved. Which of their keys have to be
 /// there the room `hooks` knows.
-pub const PARTIAL_WRITERS: [&str; 61] = [
+pub const PARTIAL_WRITERS: [&str; 63] = [
     "set",
     "setnx",
     "msetnx",
@@ -120,7 +120,9 @@ pub const PARTIAL_WRITERS: [&str; 61] = [
     "pfadd",
     "pfmerge",
     "copy",
+    "rename",
     "renamenx",
+    "move",
     "blmove",
     "brpoplpush",
     "bitop",

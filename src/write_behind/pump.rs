@@ -111,7 +111,7 @@ impl WriteBehind {
         drop(state);
         self.inbox.lock().clear();
         for waits in clients {
-            waits.client.answer(save_failed("RoleChanged"));
+            waits.lost("RoleChanged");
         }
         self.let_all_in(lock);
     }
@@ -273,10 +273,10 @@ impl WriteBehind {
             .collect();
         drop(state);
         for (waits, settled) in done {
-            waits.client.answer(match settled {
-                Settled::Saved => waits.reply,
-                Settled::Lost(why) => save_failed(&why.kind),
-            });
+            match settled {
+                Settled::Saved => waits.saved(),
+                Settled::Lost(why) => waits.lost(&why.kind),
+            }
         }
     }
 

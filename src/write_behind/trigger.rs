@@ -22,8 +22,10 @@ use crate::{
         home,
         lock::{self, Lock},
         reply::Reply,
+        snapshot::Snapshot,
         waiting,
     },
+    threads,
 };
 
 impl WriteBehind {
@@ -114,6 +116,17 @@ impl WriteBehind {
     pub fn loading_ended(&self, lock: Lock<'_>) {
         self.subscribe_wanted(lock);
         self.come();
+    }
+}
+
+/// So many changes are freed at once.
+const FEW: usize = 10_000;
+
+/// Frees a queue with all that was not saved. A million changes take a good part of a second: not here.
+fn let_go_of(queue: Queue<Snapshot>) {
+    if queue.len() > FEW {
+        // Where there is no thread for it, it has been freed here.
+        let _ = threads::spawn("pinion-free".into(), move || drop(queue));
     }
 }
 
@@ -215,9 +228,12 @@ impl Trigger for SaveTrigger {
             kind: "Unregistered".into(),
             text: String::new(),
         });
-        let waiters = sink.queue.into_waiters();
+        // Nobody is looked for among a million changes where nobody waits.
+        let someone_waits = state.waiters.len() > 0;
+        let waiters = someone_waits.then(|| sink.queue.waiters().collect::<Vec<_>>());
         let clients: Vec<_> = waiters
             .into_iter()
+            .flatten()
             .filter_map(|number| {
                 state.waiters.settle(number, Settled::Lost(Arc::clone(&why)))?;
                 state.waiting.remove(&number)
@@ -225,8 +241,9 @@ impl Trigger for SaveTrigger {
             .collect();
         drop(state);
         for waits in clients {
-            waits.client.answer(super::pump::save_failed(&why.kind));
+            waits.lost(&why.kind);
         }
+        let_go_of(sink.queue);
         behind.come();
     }
 

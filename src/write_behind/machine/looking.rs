@@ -48,17 +48,19 @@ impl<P> Queue<P> {
             Stage::Suspect => (Doing::ComesAgain, at(Time::ZERO)),
             Stage::Alone(again) => (Doing::ComesAgain, at(again)),
         };
-        let theirs = (0..chain.places.len()).filter_map(|at| chain.places.nth(at));
+        // The newest first, and no further than there may be somebody: there can be a million of one key.
+        let theirs = (0..chain.places.len()).rev();
         let numbers = theirs
-            .filter_map(|place| self.entries.get(place))
-            .flat_map(|entry| &entry.waiters);
+            .filter_map(|at| self.entries.get(chain.places.nth(at)?))
+            .flat_map(|entry| &entry.waiters)
+            .filter(|number| waiters.knows(**number));
         Some(Seen {
             count: chain.places.len(),
             oldest,
             newest: &newest.change,
             doing,
             earliest,
-            waiting: numbers.filter(|number| waiters.knows(**number)).count(),
+            waiting: numbers.take(waiters.len()).count(),
         })
     }
 

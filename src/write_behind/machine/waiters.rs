@@ -81,7 +81,7 @@ impl Waiters {
         self.due.first().map(|&(deadline, _)| deadline)
     }
 
-    #[cfg(test)]
+    /// How many there are.
     pub fn len(&self) -> usize {
         self.known.len()
     }
