@@ -35,14 +35,22 @@ INCR {n}; DECRBY {n} {v}; GETSET {n} {v}; GET {n}
 APPEND {t} {v}; SETRANGE {t} 2 {v}; GETDEL {t}; SETNX {t} {v}; SET {t} {v} XX GET; SET {t} {v}; SETBIT {t} 5 1; BITOP OR {t} {t} {t}; MSETNX {t} {v} {t} {v}; GET {t}
 COPY {l} {l} REPLACE; RENAME {t} {t}; RENAMENX {h} {h}; COPY {z} {z}; DEL {s}; UNLINK {h} {l}; DEL {z} {t} {n}; DEL {t}
 """.replace("\n", ";").split(";")
-# They ask about the cache: of a source that has to be there, or how many keys were.
-READERS = {"h": ["HGETALL"], "l": ["LRANGE", "0", "-1"], "z": ["ZRANGE", "0", "-1"], "t": ["GET"]}
-ASK_THE_CACHE = ("COPY", "RENAME", "RENAMENX")
+# Transactions that write all of a value: what stands first leaves nothing to be loaded.
+UNITS = [unit.strip().split("; ") for unit in """
+SET {t} {v}; APPEND {t} {v}; GET {t}; PEXPIREAT {t} 1; GET {t}
+SET {t} {v}; GETEX {t} PXAT 1
+DEL {h}; HSET {h} {f} {v}; HINCRBY {h} {f} 1; HGETALL {h}
+DEL {l}; RPUSH {l} {v} {v}; LPOP {l}; RENAME {l} user:l9; COPY user:l9 {l}; DEL user:l9
+DEL {s}; SADD {s} {v}; EXPIRE {s} -1; SADD {s} {v}
+SET {n} {v}; INCR {n}; EXPIREAT {n} 1
+DEL {z}; ZADD {z} {v} {f}; ZINCRBY {z} 1 {f}
+""".strip().splitlines()]
+# They count keys that the cache has.
 COUNT_THE_CACHE = ("DEL", "UNLINK")
 
 
-def command(chance: random.Random) -> list[str]:
-    text = chance.choice([words.strip() for words in COMMANDS if words.strip()])
+def command(chance: random.Random, text: str = "") -> list[str]:
+    text = text or chance.choice([words.strip() for words in COMMANDS if words.strip()])
     words = []
     for word in text.split():
         kind = word[1:-1] if word.startswith("{") else ""
@@ -60,6 +68,20 @@ def reply(client: redis.Redis, words: list[str]) -> Any:
         except redis.ResponseError as error:
             if not str(error).startswith("the cache has forgotten"):
                 return str(error)
+
+
+def unit(chance: random.Random) -> list[list[str]]:
+    """The commands of a transaction, each of one key."""
+    key = str(chance.randrange(3))
+    return [[f"{word[:-1]}{key}" if word.startswith("user:") and word[-1] != "9" else word for word in command(chance, text)] for text in chance.choice(UNITS)]
+
+
+def replies(client: redis.Redis, unit: list[list[str]]) -> list[Any]:
+    """What a transaction replies, but for what counts keys."""
+    with client.pipeline() as transaction:
+        for words in unit:
+            transaction.execute_command(*words)
+        return [reply for words, reply in zip(unit, transaction.execute()) if words[0] not in COUNT_THE_CACHE]
 
 
 def forget(client: redis.Redis, chance: random.Random) -> None:
@@ -89,15 +111,17 @@ def truth(model: redis.Redis) -> dict[str, Any]:
 
 def compare(server: Server, database: Database, model: redis.Redis, chance: random.Random, count: int) -> None:
     client = server.client()
-    history = []
+    history: list[Any] = []
     for _ in range(count):
         words = command(chance)
         if chance.random() < 0.1:
             forget(client, chance)
             history.append(["(forgets)"])
-        if words[0] in ASK_THE_CACHE:
-            reader = READERS[words[1][5]]
-            reply(client, [reader[0], words[1], *reader[1:]])
+        if chance.random() < 0.05:
+            words = unit(chance)
+            history.append(words)
+            assert replies(client, words) == replies(model, words), f"behind {history[-30:]}"
+            continue
         history.append(words)
         got, expected = reply(client, words), reply(model, words)
         assert got == expected or words[0] in COUNT_THE_CACHE, f"{words}: {got}, and not {expected}, behind {history[-30:]}"

@@ -322,7 +322,6 @@ impl WriteBehind {
         let now = *self.state.write(lock).turn.get_or_insert_with(|| self.now());
         let now_ms = u64::try_from(key::command_ms(lock)).unwrap_or(0);
         let told = audience::is_there(lock);
-        let removing = self.state.read(lock).removing();
         let mut late = late::is_possible();
         let mut waiters: Vec<u64> = Vec::new();
         for note in notes.drain(..) {
@@ -331,7 +330,11 @@ impl WriteBehind {
             let mut sinks = note.sinks;
             if payload.is_gone() && !removes(note.event.as_bytes()) {
                 // A hash whose last fields have expired is there, and what was done to it has left nothing in it.
-                sinks &= if payload.is_emptied() { removing } else { 0 };
+                sinks &= if payload.is_emptied() {
+                    self.state.read(lock).removing()
+                } else {
+                    0
+                };
             }
             if payload.is_gone() && (only_there || sinks == 0) {
                 // The cache has forgotten it since; that is no deletion.
