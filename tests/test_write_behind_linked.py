@@ -1,5 +1,5 @@
 """`wait=True`, and functions linked to the same command: its client gets its reply when the change is saved and the functions have had their say.
-Contract: docs/contract/write-behind.md 1 and readers-and-events.md 10."""
+Contract: docs/contract/write-behind.md 1; docs/contract/readers-and-events.md 10."""
 
 from __future__ import annotations
 

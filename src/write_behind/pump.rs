@@ -87,6 +87,8 @@ impl WriteBehind {
             // Nothing is handed on meanwhile; the next turn of the loop looks again.
             self.awake.store(true, Ordering::Release);
         }
+        let lost = std::mem::take(&mut *self.lost.lock());
+        self.lose(lock, lost);
         self.refuse_overdue(lock, now);
         self.stop_overdue(lock, now);
         self.tell(lock, now);

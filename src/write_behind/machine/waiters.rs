@@ -81,7 +81,7 @@ impl Waiters {
         self.due.first().map(|&(deadline, _)| deadline)
     }
 
-    /// How many there are.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.known.len()
     }
