@@ -136,3 +136,46 @@ def test_a_cache_that_forgets_is_no_other_than_one_that_does_not(server: Server,
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     compare(server, database, model, random.Random(seed), 1000)
+
+
+def by_any_way(client: redis.Redis, way: str, words: list[str]) -> Any:
+    """What a command replies, to whom it may be that runs it."""
+    if way == "EVAL":
+        try:
+            return client.eval("return redis.call(unpack(ARGV))", 0, *words)
+        except redis.ResponseError as error:
+            return str(error).split(" script:")[0]
+    if way == "MULTI":
+        with client.pipeline() as transaction:
+            transaction.execute_command(*words)
+            [got] = transaction.execute(raise_on_error=False)
+            return str(got).split(") of pipeline caused error: ")[-1] if isinstance(got, redis.ResponseError) else got
+    return reply(client, words)
+
+
+def test_whoever_asks_finds_what_is_not_saved(server: Server, source: Server, start_server: Callable[..., Server]) -> None:
+    """All that is known is in the queue, and the cache forgets."""
+    model, client = start_server(module=False).client(), server.client()
+    database = register(server, source, more=LOADER)
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    client.execute_command("RG.CONFIGSET", "WriteBehindSaving", "no")
+    try:
+        # What was never there may be in the database: nobody knows.
+        client.delete(*[f"user:{kind}{number}" for kind in "shlznt" for number in range(3)])
+        history: list[Any] = []
+        for _ in range(2000):
+            if chance.random() < 0.2:
+                forget(client, chance)
+                history.append("(forgets)")
+            way, words = chance.choice(["plain", "MULTI", "EVAL"]), command(chance)
+            history.append([way, *words])
+            got, expected = by_any_way(client, way, words), by_any_way(model, way, words)
+            if isinstance(got, list) and words[0] == "SMEMBERS":
+                got, expected = sorted(got), sorted(expected)
+            assert got == expected or words[0] in COUNT_THE_CACHE, f"{got}, and not {expected}, behind {history[-30:]}"
+    finally:
+        client.execute_command("RG.CONFIGSET", "WriteBehindSaving", "yes")
+    drained(server, saver(server))
+    assert database.rows() == truth(model)
