@@ -168,7 +168,10 @@ def test_a_key_that_has_expired_by_itself_is_no_deletion(server: Server, source:
     assert database.rows() == {"k:1": "a", "k:2": "b", "k:3": "c"}
 
 
-def test_a_unit_that_ends_its_key_is_in_files(borrow_server: Callable[..., Server], source: Server) -> None:
+@pytest.mark.parametrize("command, row", [("PEXPIREAT k:1 1", None), ("FLUSHALL", "b"), ("SWAPDB 0 1", "a")])
+def test_a_unit_after_which_its_key_is_not_there_is_in_files(
+    borrow_server: Callable[..., Server], source: Server, command: str, row: Any
+) -> None:
     server = borrow_server(args=["--appendonly", "yes", "--appendfsync", "always"])
     database = register(server, source, prefix="k:*")
     client = server.client()
@@ -176,7 +179,9 @@ def test_a_unit_that_ends_its_key_is_in_files(borrow_server: Callable[..., Serve
     drained(server)
     client.execute_command("RG.CONFIGSET", "WriteBehindSaving", "no")
     with client.pipeline() as transaction:
-        transaction.set("k:1", "b").pexpireat("k:1", 1).execute()
+        transaction.set("k:1", "b").execute_command(*command.split())
+        transaction.execute()
     server.restart(kill=True)
     drained(server)
-    assert database.row("k:1") is None
+    assert database.row("k:1") == row
+    assert database.row("k:1", 1) == ("b" if command.startswith("SWAPDB") else None)

@@ -8,7 +8,7 @@ use super::{
     event_names::{event_name, usual_name},
     late,
     machine::{Change, Settled, Time},
-    options::{removes, takes_away},
+    options::removes,
 };
 use crate::{
     engine::scope,
@@ -171,15 +171,17 @@ impl Notes {
         }
     }
 
-    /// Keys of a database are forgotten, or all. What was taken away before stays a deletion.
-    pub(super) fn forget(&mut self, db: Option<i32>) {
+    /// Those of a database, or all.
+    fn take_of(&mut self, db: Option<i32>) -> Vec<Note> {
         let list = std::mem::take(&mut self.list);
         self.places.clear(None);
-        for note in list {
-            if db.is_some_and(|db| db != note.db) || takes_away(note.event.as_bytes()) {
-                self.add(note);
-            }
+        let (theirs, others): (Vec<_>, Vec<_>) = list
+            .into_iter()
+            .partition(|note| db.is_none_or(|db| db == note.db));
+        for note in others {
+            self.add(note);
         }
+        theirs
     }
 
     /// Two databases have changed places, with the keys that were noted in them.
@@ -392,10 +394,14 @@ impl WriteBehind {
         }
     }
 
-    /// All keys of a database are gone, or of all: a cache that forgets deletes nothing.
+    /// All keys of a database will be gone, or of all, or are: a cache that forgets deletes nothing. What the unit that runs has done
+    /// before is as if it had ended.
     pub fn flushed(&self, lock: Lock<'_>, db: Option<i32>) {
+        let mut notes = self.state.write(lock).notes.take_of(db);
+        if self.engine.is_serving() {
+            self.take_in(lock, &mut notes, false);
+        }
         self.flush_before(lock);
-        self.state.write(lock).notes.forget(db);
     }
 
     /// Two databases have changed places: what the unit that runs has done before is found in the other one. Whoever follows has
