@@ -64,7 +64,7 @@ pub struct Hooks {
     /// The linked command that runs now, and its link, made when the first event fires. Whoever runs one holds the server's
     /// lock until it has run.
     current: CurrentCommand<Linked>,
-    /// The next command is what `call_next` runs: it is left alone.
+    /// The next command is what `call_next` or a proxy command runs: it is left alone.
     bypass: Guarded<bool>,
     /// Commands that change rights are known by their names here.
     knows_rights: OnceLock<bool>,

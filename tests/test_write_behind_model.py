@@ -36,12 +36,22 @@ APPEND {t} {v}; SETRANGE {t} 2 {v}; GETDEL {t}; SETNX {t} {v}; SET {t} {v} XX GE
 GET {t}; GETEX {t}; HGETEX {h} FIELDS 1 {f}
 COPY {l} {l} REPLACE; RENAME {t} {t}; RENAMENX {h} {h}; COPY {z} {z}; DEL {s}; UNLINK {h} {l}; DEL {z} {t} {n}; DEL {t}
 """.replace("\n", ";").split(";")
+# Transactions that write all of a value: what stands first leaves nothing to be loaded.
+UNITS = [unit.strip().split("; ") for unit in """
+SET {t} {v}; APPEND {t} {v}; GET {t}; PEXPIREAT {t} 1; GET {t}
+SET {t} {v}; GETEX {t} PXAT 1
+DEL {h}; HSET {h} {f} {v}; HINCRBY {h} {f} 1; HGETALL {h}
+DEL {l}; RPUSH {l} {v} {v}; LPOP {l}; RENAME {l} user:l9; COPY user:l9 {l}; DEL user:l9
+DEL {s}; SADD {s} {v}; EXPIRE {s} -1; SADD {s} {v}
+SET {n} {v}; INCR {n}; EXPIREAT {n} 1
+DEL {z}; ZADD {z} {v} {f}; ZINCRBY {z} 1 {f}
+""".strip().splitlines()]
 # They ask about the cache: how many keys were there.
 COUNT_THE_CACHE = ("DEL", "UNLINK")
 
 
-def command(chance: random.Random) -> list[str]:
-    text = chance.choice([words.strip() for words in COMMANDS if words.strip()])
+def command(chance: random.Random, text: str = "") -> list[str]:
+    text = text or chance.choice([words.strip() for words in COMMANDS if words.strip()])
     words = []
     for word in text.split():
         kind = word[1:-1] if word.startswith("{") else ""
@@ -59,6 +69,20 @@ def reply(client: redis.Redis, words: list[str]) -> Any:
         except redis.ResponseError as error:
             if not str(error).startswith("the cache has forgotten"):
                 return str(error)
+
+
+def unit(chance: random.Random) -> list[list[str]]:
+    """The commands of a transaction, each of one key."""
+    key = str(chance.randrange(3))
+    return [[f"{word[:-1]}{key}" if word.startswith("user:") and word[-1] != "9" else word for word in command(chance, text)] for text in chance.choice(UNITS)]
+
+
+def replies(client: redis.Redis, unit: list[list[str]]) -> list[Any]:
+    """What a transaction replies, but for what counts keys."""
+    with client.pipeline() as transaction:
+        for words in unit:
+            transaction.execute_command(*words)
+        return [reply for words, reply in zip(unit, transaction.execute()) if words[0] not in COUNT_THE_CACHE]
 
 
 def forget(client: redis.Redis, chance: random.Random) -> None:
@@ -88,12 +112,17 @@ def truth(model: redis.Redis) -> dict[str, Any]:
 
 def compare(server: Server, database: Database, model: redis.Redis, chance: random.Random, count: int) -> None:
     client = server.client()
-    history = []
+    history: list[Any] = []
     for _ in range(count):
         words = command(chance)
         if chance.random() < 0.1:
             forget(client, chance)
             history.append(["(forgets)"])
+        if chance.random() < 0.05:
+            words = unit(chance)
+            history.append(words)
+            assert replies(client, words) == replies(model, words), f"behind {history[-30:]}"
+            continue
         history.append(words)
         got, expected = reply(client, words), reply(model, words)
         assert got == expected or words[0] in COUNT_THE_CACHE, f"{words}: {got}, and not {expected}, behind {history[-30:]}"
@@ -108,3 +137,46 @@ def test_a_cache_that_forgets_is_no_other_than_one_that_does_not(server: Server,
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     compare(server, database, model, random.Random(seed), 1000)
+
+
+def by_any_way(client: redis.Redis, way: str, words: list[str]) -> Any:
+    """What a command replies, to whom it may be that runs it."""
+    if way == "EVAL":
+        try:
+            return client.eval("return redis.call(unpack(ARGV))", 0, *words)
+        except redis.ResponseError as error:
+            return str(error).split(" script:")[0]
+    if way == "MULTI":
+        with client.pipeline() as transaction:
+            transaction.execute_command(*words)
+            [got] = transaction.execute(raise_on_error=False)
+            return str(got).split(") of pipeline caused error: ")[-1] if isinstance(got, redis.ResponseError) else got
+    return reply(client, words)
+
+
+def test_whoever_asks_finds_what_is_not_saved(server: Server, source: Server, start_server: Callable[..., Server]) -> None:
+    """All that is known is in the queue, and the cache forgets."""
+    model, client = start_server(module=False).client(), server.client()
+    database = register(server, source, more=LOADER)
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    client.execute_command("RG.CONFIGSET", "WriteBehindSaving", "no")
+    try:
+        # What was never there may be in the database: nobody knows.
+        client.delete(*[f"user:{kind}{number}" for kind in "shlznt" for number in range(3)])
+        history: list[Any] = []
+        for _ in range(2000):
+            if chance.random() < 0.2:
+                forget(client, chance)
+                history.append("(forgets)")
+            way, words = chance.choice(["plain", "MULTI", "EVAL"]), command(chance)
+            history.append([way, *words])
+            got, expected = by_any_way(client, way, words), by_any_way(model, way, words)
+            if isinstance(got, list) and words[0] == "SMEMBERS":
+                got, expected = sorted(got), sorted(expected)
+            assert got == expected or words[0] in COUNT_THE_CACHE, f"{got}, and not {expected}, behind {history[-30:]}"
+    finally:
+        client.execute_command("RG.CONFIGSET", "WriteBehindSaving", "yes")
+    drained(server, saver(server))
+    assert database.rows() == truth(model)

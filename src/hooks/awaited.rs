@@ -10,7 +10,11 @@ use super::{
     table::{CommandSpec, Entry},
 };
 use crate::{
-    engine::{id::Id, prefix::Pattern},
+    engine::{
+        id::Id,
+        linked_command::{LinkedCommand, StillHeld},
+        prefix::Pattern,
+    },
     error::Error,
     server::{
         call::{Refusal, SEVERAL_SLOTS, call_original, must_wait},
@@ -101,7 +105,8 @@ pub type Block<'a> = &'a mut dyn FnMut() -> Option<BlockedClient>;
 impl Hooks {
     /// The client of a command that has to wait now, or `None` if the server does not let it. `writes`: it is a writing one.
     pub fn block(&self, command: &Command<'_>, awaited: waiting::Awaited, writes: bool) -> Option<Awaiting> {
-        let sent = (writes && self.holds(command)).then(|| Sent {
+        let waits_again = self.is_linked(command) || (writes && self.holds(command));
+        let sent = waits_again.then(|| Sent {
             words: command.argv().to_words(),
             user: user_name(command.lock(), command.client_id()),
         });
@@ -148,6 +153,18 @@ impl Hooks {
         forgotten.then(forgotten_meanwhile)
     }
 
+    /// Functions are linked to the command behind the proxy command, for one of its keys.
+    fn is_linked(&self, command: &Command<'_>) -> bool {
+        let original = command.argv().skip(1);
+        let table = self.table.read(command.lock());
+        let entry = original.get(0).and_then(|name| table.find(name));
+        let entry = entry.filter(|entry| !entry.rules.is_empty() && entry.spec.takes(original.len()));
+        entry.is_some_and(|entry| {
+            let mut positions = entry.spec.key_positions(original.len(), &|at| original.get(at));
+            positions.any(|position| original.get(position).is_some_and(|key| entry.links(key)))
+        })
+    }
+
     /// The first key of the command behind the proxy command.
     fn first_key<'a>(&self, command: &Command<'a>) -> Option<&'a [u8]> {
         let original = command.argv().skip(1);
@@ -192,13 +209,19 @@ impl Hooks {
             .writes
             .then(|| self.begin_write(command, block.is_some()));
         let write = write.unwrap_or_default();
+        let (mut never, is_one_of_many) = (|| None, block.is_some());
+        let block = block.unwrap_or(&mut never);
+        let linked = Linked {
+            may_wait: Some(is_one_of_many),
+            ..Linked::default()
+        };
         // The filter leaves it alone: it has waited.
-        let (reply, _) = self.current.during(command, 1, Linked::default(), || {
+        let (reply, linked) = self.current.during(command, 1, linked, || {
             let _bypass = self.bypass(command.lock());
             call_original(command, self.features, original, false)
         });
-        let (mut never, is_one_of_many) = (|| None, block.is_some());
-        let reply = self.end_write(command, &write, reply, block.unwrap_or(&mut never));
+        let link = linked.link;
+        let reply = self.end_write(command, &write, reply, link.as_ref(), block);
         if let Some(writes) = self.writes.get().filter(|_| is_one_of_many) {
             // The commands of all who are let go in this turn are one unit of the server's.
             writes.end_unit(command.lock());
@@ -213,7 +236,7 @@ impl Hooks {
                     let slot = self.first_key(command).map_or(0, slot_of);
                     Awaited::Told(store::redirection(command.lock(), self.features, slot))
                 } else {
-                    Awaited::Ran(reply)
+                    return linked_reply(link.as_deref(), reply, block);
                 }
             }
             Err(Refusal::SeveralSlots) => Awaited::Told(Error::Text(SEVERAL_SLOTS.into()).into()),
@@ -222,6 +245,22 @@ impl Hooks {
                 Awaited::Told(Error::NotPermitted(String::from_utf8_lossy(&name).into_owned()).into())
             }
         })
+    }
+}
+
+/// What the client of a command that has waited gets when functions have had their say to which it is linked. `None`: it waits for them.
+fn linked_reply(link: Option<&LinkedCommand>, reply: CallReply, block: Block<'_>) -> Option<Awaited> {
+    let replacement = link.map_or(Ok(None), LinkedCommand::close_if_free);
+    match (replacement, link) {
+        (Ok(Some(replacement)), _) => Some(Awaited::Told(replacement)),
+        (Err(StillHeld), Some(link)) => match block() {
+            Some(client) => {
+                link.wait(client, reply.into_reply());
+                None
+            }
+            None => Some(link.close().map_or(Awaited::Ran(reply), Awaited::Told)),
+        },
+        _ => Some(Awaited::Ran(reply)),
     }
 }
 

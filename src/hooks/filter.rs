@@ -65,7 +65,11 @@ impl Hooks {
         if !entry.is_linked() {
             return;
         }
-        if !engine.is_serving() || self.current.is_running(lock) {
+        if !engine.is_serving() {
+            return;
+        }
+        if self.current.is_running(lock) && !entry.concerns_more(passing) {
+            // What a function runs in the middle of a linked command is linked to nothing else.
             return;
         }
         let client = self.sender(passing, native);

@@ -437,23 +437,23 @@ impl Hooks {
             }
         }
         drop(table);
+        // What is not saved yet is put back whoever asks, but for a script that only reads while clients are paused: nothing may be
+        // handed on then.
+        if writes || lock.may_write() {
+            missing.retain(|missing| !loads.restore(lock, missing.registration, db, missing.name));
+        }
         let Some(first) = missing.first() else {
             return Ok(None);
         };
         // What the filter has cleared has a client outside of transactions and scripts.
         let can_wait = cleared || (command.may_block() && command.has_client());
         if !can_wait {
-            let first = first.registration;
-            missing.retain(|missing| {
-                missing.partial && !loads.restore(lock, missing.registration, db, missing.name)
-            });
-            if let Some(missing) = missing.first() {
+            if let Some(missing) = missing.iter().find(|missing| missing.partial) {
                 return Ok(Some(loads.refuse_partial(lock, missing.registration).into()));
             }
-            loads.count_plain(lock, first);
+            loads.count_plain(lock, first.registration);
             return Ok(None);
         }
-        missing.retain(|missing| !loads.restore(lock, missing.registration, db, missing.name));
         if self.tracks(command) {
             // The server forgets who tracks a key when it tells of its end: that has to be before this client reads it, so that it is
             // told of the new value once it has its reply. And one that ends in a moment is a hit.

@@ -113,6 +113,7 @@ mod tests {
         assert_eq!(needed("COPY a b Replace", 1, 2), ["a"]);
         assert_eq!(needed("COPY a b DB 1", 1, 2), ["a"]);
         assert_eq!(needed("RENAME a b", 1, 2), ["a"]);
+        assert_eq!(needed("MOVE a 1", 1, 1), ["a"]);
     }
 
     #[test]

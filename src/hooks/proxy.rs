@@ -98,11 +98,21 @@ impl Hooks {
             may_wait: cleared.then_some(true),
             ..Linked::default()
         };
-        let (reply, linked) = self.current.during(command, 1, linked, || {
+        let call = || {
+            let _bypass = self.bypass(command.lock());
             call_original(command, self.features, original, cleared)
-        });
+        };
+        let (reply, linked) = if self.current.is_running(command.lock()) {
+            // A function runs it in the middle of a linked command, which goes on to be the one that its events are linked to.
+            (call(), Linked::default())
+        } else {
+            self.current.during(command, 1, linked, call)
+        };
         let reply = match &write {
-            Some(write) => self.end_write(command, write, reply, &mut || command.block().ok()),
+            Some(write) => {
+                let block = &mut || command.block().ok();
+                self.end_write(command, write, reply, linked.link.as_ref(), block)
+            }
             None => reply.map(Some),
         };
         let reply = reply.map_err(refused)?;

@@ -297,6 +297,17 @@ impl Entry {
         })
     }
 
+    /// The same of those who load or save one of the keys: they want to know of it whoever runs the command.
+    #[inline(never)]
+    pub(super) fn concerns_more(&self, passing: Passing<'_>) -> bool {
+        let matches = |key: &[u8]| {
+            let writes = || self.writes.iter().any(|rule| rule.pattern.matches(key));
+            self.removes(key) || self.load_of(key).is_some() || writes()
+        };
+        let mut positions = self.spec.key_positions(passing.len(), &|at| passing.arg(at));
+        positions.any(|position| passing.arg(position).is_some_and(matches))
+    }
+
     /// True if some rule is about the key.
     pub(super) fn links(&self, key: &[u8]) -> bool {
         self.rules.iter().any(|rule| rule.pattern.matches(key))

@@ -10,7 +10,7 @@ use super::{
     table::{self, CommandSpec, Entry},
 };
 use crate::{
-    engine::{id::Id, prefix::Pattern},
+    engine::{id::Id, linked_command::LinkedCommand, prefix::Pattern},
     server::{
         api,
         call::Refusal,
@@ -49,12 +49,14 @@ pub trait Writes: Send + Sync {
     /// It was not run after all.
     fn cancel(&self, lock: Lock<'_>, number: u64);
 
-    /// It has run. `Some`: its client does not wait. `block`: how it would.
+    /// It has run. `Some`: its client does not wait. `block`: how it would. `link`: who else has a say in its reply, when what it
+    /// changed is saved.
     fn end(
         &self,
         lock: Lock<'_>,
         number: u64,
         reply: CallReply,
+        link: Option<&Arc<LinkedCommand>>,
         block: &mut dyn FnMut() -> Option<BlockedClient>,
     ) -> Option<CallReply>;
 
@@ -298,6 +300,7 @@ impl Hooks {
         command: &Command<'_>,
         write: &Write<'_>,
         reply: Result<CallReply, Refusal>,
+        link: Option<&Arc<LinkedCommand>>,
         block: &mut dyn FnMut() -> Option<BlockedClient>,
     ) -> Result<Option<CallReply>, Refusal> {
         let (Some(writes), lock) = (self.writes.get(), command.lock()) else {
@@ -317,7 +320,7 @@ impl Hooks {
                     writes.removed(lock, command.db(), name);
                 }
                 Ok(match number {
-                    Some(number) => writes.end(lock, number, reply, block),
+                    Some(number) => writes.end(lock, number, reply, link, block),
                     None => Some(reply),
                 })
             }

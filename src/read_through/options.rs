@@ -73,7 +73,7 @@ const SETTING_LIFETIMES: usize = 2;
 
 /// Commands that change a part of a value, or depend on it: they wait, too, where changes are saved. Which of their keys have to be
 /// there the room `hooks` knows.
-pub const PARTIAL_WRITERS: [&str; 68] = [
+pub const PARTIAL_WRITERS: [&str; 69] = [
     "set",
     "setnx",
     "msetnx",
@@ -130,6 +130,7 @@ pub const PARTIAL_WRITERS: [&str; 68] = [
     "copy",
     "rename",
     "renamenx",
+    "move",
     "blmove",
     "brpoplpush",
     "bitop",

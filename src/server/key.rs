@@ -219,7 +219,11 @@ pub(super) unsafe fn life_quietly(lock: Lock<'_>, db: i32, name: *mut raw::Redis
 /// is there for the command that runs now, also for its last milliseconds.
 pub fn is_alive(lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
     let mode = MODE.load(Ordering::Relaxed);
-    let mode = if mode == QUIET as i32 { AS_A_READ as i32 } else { mode };
+    let mode = if mode == QUIET as i32 {
+        AS_A_READ as i32
+    } else {
+        mode
+    };
     let name = RString::new(lock, name);
     // SAFETY: the context is selected under the lock, and the name is alive.
     let key = unsafe { api!(RedisModule_OpenKey(lock.look_context(db), name.as_raw(), mode)) };

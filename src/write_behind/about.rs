@@ -49,7 +49,9 @@ fn count(count: usize) -> Reply {
 
 impl Sink {
     fn facts(&self, state: &State, now: Time, db: i32, name: &[u8]) -> Facts {
-        let seen = self.queue.look_at(now, db, name, &state.waiters);
+        let waiting = state.waiting.values();
+        let waiting = waiting.filter(|waits| waits.sinks & self.bit() != 0).count();
+        let seen = self.queue.look_at(now, db, name, (&state.waiters, waiting));
         let given_up = self.queue.given_up(db, name);
         let oldest = seen.as_ref().map(|seen| seen.oldest);
         let doing = seen.as_ref().map(|seen| seen.doing);

@@ -3,14 +3,12 @@
 
 use std::borrow::Cow;
 
-use smallvec::SmallVec;
-
 use super::{
     State, WriteBehind,
     event_names::{event_name, usual_name},
     late,
     machine::{Change, Settled, Time},
-    options::{removes, takes_away},
+    options::removes,
 };
 use crate::{
     engine::scope,
@@ -35,7 +33,7 @@ pub(super) struct Notes {
     places: ByKey<usize>,
     /// Somebody comes at the end of the unit.
     asked: bool,
-    /// The hash whose fields have just expired: what deletes it next is no change.
+    /// The hash whose fields have just expired: what deletes it next is no change by itself.
     expired: Option<Key>,
     /// Who waits for what the present command changes.
     pub(super) waiter: Option<u64>,
@@ -49,8 +47,8 @@ pub(super) struct Note {
     event: Cow<'static, str>,
     /// Whose change it is: a bit for each sink.
     sinks: u64,
-    /// Several clients whose commands are run before they are let go may have changed it in one unit.
-    waiters: SmallVec<[u64; 1]>,
+    /// Whose command changed it, if he waits for that: each is a unit of its own.
+    waiter: Option<u64>,
 }
 
 impl Note {
@@ -83,6 +81,16 @@ impl Notes {
     pub(super) fn has(&self, db: i32, name: &[u8]) -> bool {
         let note = self.place_of(db, name).and_then(|place| self.list.get(place));
         note.is_some_and(|note| note.sinks != 0)
+    }
+
+    /// A key that the unit has changed is there no more: the clock stands still in a unit, so the unit itself has given it a time that
+    /// has passed. That is a deletion as any other, for those who save deletions (`removing`).
+    fn end(&mut self, db: i32, name: &[u8], event: &[u8], removing: u64) {
+        let note = self.find(db, name).filter(|note| note.sinks & removing != 0);
+        if let Some(note) = note {
+            note.event = event_name(event);
+            note.sinks &= removing;
+        }
     }
 
     fn add(&mut self, note: Note) {
@@ -124,7 +132,7 @@ impl Notes {
                 name: hold(),
                 event,
                 sinks,
-                waiters: SmallVec::new(),
+                waiter: None,
             });
         }
     }
@@ -146,13 +154,13 @@ impl Notes {
     }
 
     pub(super) fn sinks_of(&self, waiter: u64) -> u64 {
-        let theirs = self.list.iter().filter(|note| note.waiters.contains(&waiter));
+        let theirs = self.list.iter().filter(|note| note.waiter == Some(waiter));
         theirs.fold(0, |all, note| all | note.sinks)
     }
 
     pub(super) fn forget_waiter(&mut self, waiter: u64) {
         for note in &mut self.list {
-            note.waiters.retain(|other| *other != waiter);
+            note.waiter = note.waiter.filter(|other| *other != waiter);
         }
     }
 
@@ -163,15 +171,17 @@ impl Notes {
         }
     }
 
-    /// Keys of a database are forgotten, or all. What was taken away before stays a deletion.
-    pub(super) fn forget(&mut self, db: Option<i32>) {
+    /// Those of a database, or all.
+    fn take_of(&mut self, db: Option<i32>) -> Vec<Note> {
         let list = std::mem::take(&mut self.list);
         self.places.clear(None);
-        for note in list {
-            if db.is_some_and(|db| db != note.db) || takes_away(note.event.as_bytes()) {
-                self.add(note);
-            }
+        let (theirs, others): (Vec<_>, Vec<_>) = list
+            .into_iter()
+            .partition(|note| db.is_none_or(|db| db == note.db));
+        for note in others {
+            self.add(note);
         }
+        theirs
     }
 
     /// Two databases have changed places, with the keys that were noted in them.
@@ -239,7 +249,12 @@ impl WriteBehind {
             }
         }
         let ours = || state.quiet || self.loads.is_storing(lock) || self.is_saving(state);
-        if sinks == 0 || self.hooks.is_moving(lock) || ours() {
+        let is_not_ours = !self.hooks.is_moving(lock) && !ours();
+        if sinks == 0 || !is_not_ours {
+            if is_not_ours && after::has_units() && (event == b"expired" || by_expiry) {
+                let removing = state.removing();
+                state.notes.end(db, name, event, removing);
+            }
             if !state.unsent.frames.is_empty() {
                 // Ahead of whatever happens to the key now.
                 state.send(lock);
@@ -255,15 +270,14 @@ impl WriteBehind {
         if let Some(note) = state.notes.find(db, name) {
             note.event = event;
             note.sinks |= sinks;
-            note.waiters
-                .extend(waiter.filter(|waiter| !note.waiters.contains(waiter)));
+            note.waiter = waiter.or(note.waiter);
         } else {
             state.notes.add(Note {
                 db,
                 name: hold(),
                 event,
                 sinks,
-                waiters: waiter.into_iter().collect(),
+                waiter,
             });
         }
         if !state.notes.asked {
@@ -313,10 +327,18 @@ impl WriteBehind {
         let mut late = late::is_possible();
         let mut waiters: Vec<u64> = Vec::new();
         for note in notes.drain(..) {
-            waiters.extend(&note.waiters);
+            waiters.extend(note.waiter);
             let (payload, stays) = Snapshot::take(lock, note.db, &note.name, &mut room);
-            let is_removed = removes(note.event.as_bytes()) || (payload.is_emptied() && note.event == "hdel");
-            if payload.is_gone() && (only_there || !is_removed) {
+            let mut sinks = note.sinks;
+            if payload.is_gone() && !removes(note.event.as_bytes()) {
+                // A hash whose last fields have expired is there, and what was done to it has left nothing in it.
+                sinks &= if payload.is_emptied() {
+                    self.state.read(lock).removing()
+                } else {
+                    0
+                };
+            }
+            if payload.is_gone() && (only_there || sinks == 0) {
                 // The cache has forgotten it since; that is no deletion.
                 late = false;
                 continue;
@@ -336,7 +358,7 @@ impl WriteBehind {
                 size: payload.as_bytes().len(),
                 payload,
             };
-            late &= state.enqueue(now, change, note.sinks, &note.waiters, told);
+            late &= state.enqueue(now, change, sinks, note.waiter, told);
         }
         let mut state = self.state.write(lock);
         if room.capacity() <= LARGE {
@@ -367,15 +389,19 @@ impl WriteBehind {
             let waits = state.waiting.remove(&number);
             drop(state);
             if let Some(waits) = waits {
-                waits.client.answer(waits.reply);
+                waits.saved();
             }
         }
     }
 
-    /// All keys of a database are gone, or of all: a cache that forgets deletes nothing.
+    /// All keys of a database will be gone, or of all, or are: a cache that forgets deletes nothing. What the unit that runs has done
+    /// before is as if it had ended.
     pub fn flushed(&self, lock: Lock<'_>, db: Option<i32>) {
+        let mut notes = self.state.write(lock).notes.take_of(db);
+        if self.engine.is_serving() {
+            self.take_in(lock, &mut notes, false);
+        }
         self.flush_before(lock);
-        self.state.write(lock).notes.forget(db);
     }
 
     /// Two databases have changed places: what the unit that runs has done before is found in the other one. Whoever follows has
@@ -389,6 +415,12 @@ impl WriteBehind {
 }
 
 impl State {
+    /// Those who save deletions.
+    fn removing(&self) -> u64 {
+        let theirs = self.sinks.iter().filter(|sink| sink.options.wants_removals());
+        theirs.fold(0, |all, sink| all | sink.bit())
+    }
+
     /// Puts a change into the queues of these sinks, and into the frames if somebody is to be `told`. True if all of them let it be
     /// told late.
     fn enqueue(
@@ -396,7 +428,7 @@ impl State {
         now: Time,
         change: Change<Snapshot>,
         sinks: u64,
-        waiters: &[u64],
+        waiter: Option<u64>,
         told: bool,
     ) -> bool {
         let mut late = true;
@@ -415,16 +447,14 @@ impl State {
             if told {
                 self.unsent.frames.change(&sink.options.prefix, &change);
             }
-            let theirs = if sink.options.wait { waiters } else { &[] };
-            for waiter in theirs {
-                self.waiters.expect(*waiter);
-            }
-            if !theirs.is_empty() {
+            let waiter = waiter.filter(|_| sink.options.wait);
+            if let Some(waiter) = waiter {
+                self.waiters.expect(waiter);
                 let key = &change.key;
                 sink.queue
                     .forget_waiters(key.db, &key.name, |number| self.waiters.knows(number));
             }
-            sink.queue.add(now, change, theirs.iter().copied());
+            sink.queue.add(now, change, waiter);
         }
         late
     }

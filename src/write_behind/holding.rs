@@ -1,10 +1,11 @@
 //! Clients that wait: for room before their command runs (back-pressure), and behind it until its change is saved
 //! (write-through).
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
-use super::{Sink, State, WriteBehind, machine::Time, options::OnFull};
+use super::{Sink, State, WriteBehind, machine::Time, options::OnFull, pump::save_failed};
 use crate::{
+    engine::linked_command::LinkedCommand,
     hooks::{self, Awaiting, Block, Wait, Writes},
     read_through::{Newest, Unsaved, options::seconds},
     server::{
@@ -24,6 +25,27 @@ pub(super) struct Waits {
     pub(super) reply: Reply,
     /// Whose queues the change is in.
     pub(super) sinks: u64,
+    /// Functions to which the command is linked: when the change is saved they have their say.
+    link: Option<Arc<LinkedCommand>>,
+}
+
+impl Waits {
+    /// The change is saved: the client gets its reply, or what functions make of that.
+    pub(super) fn saved(self) {
+        match self.link {
+            Some(link) => link.wait(self.client.blocked(), self.reply),
+            None => self.client.answer(self.reply),
+        }
+    }
+
+    /// It is not, and the client hears that whatever functions say.
+    pub(super) fn lost(self, kind: &str) {
+        if let Some(link) = self.link {
+            // Nobody overrides a reply that is sent.
+            let _ = link.close();
+        }
+        self.client.answer(save_failed(kind));
+    }
 }
 
 /// A client whose command has not run yet.
@@ -196,6 +218,7 @@ impl Writes for WriteBehind {
         lock: Lock<'_>,
         number: u64,
         reply: CallReply,
+        link: Option<&Arc<LinkedCommand>>,
         block: &mut dyn FnMut() -> Option<BlockedClient>,
     ) -> Option<CallReply> {
         let mut state = self.state.write(lock);
@@ -212,6 +235,7 @@ impl Writes for WriteBehind {
             client: client.watched(lock),
             reply: reply.into_reply(),
             sinks: if noted == 0 { u64::MAX } else { noted },
+            link: link.map(Arc::clone),
         };
         let mut state = self.state.write(lock);
         state.forget_gone();
@@ -398,7 +422,7 @@ impl State {
         for number in gone {
             self.waiters.forget(number);
             if let Some(waits) = self.waiting.remove(&number) {
-                waits.client.answer(waits.reply);
+                waits.saved();
             }
         }
         self.looked_for_gone = self.waiting.len() * 2;

@@ -74,6 +74,8 @@ pub struct WriteBehind {
     started: Instant,
     state: Guarded<State>,
     inbox: Mutex<Vec<Brought>>,
+    /// Those who wait for changes of a queue that has ended.
+    lost: Mutex<Vec<u64>>,
     /// The server was asked to come to [`WriteBehind::pump`] and has not come yet.
     awake: AtomicBool,
     role_changed: AtomicBool,
@@ -161,6 +163,7 @@ impl WriteBehind {
             started: Instant::now(),
             state: Guarded::default(),
             inbox: Mutex::default(),
+            lost: Mutex::default(),
             awake: AtomicBool::new(false),
             role_changed: AtomicBool::new(false),
         });

@@ -94,17 +94,13 @@ const NO_CHANGES: [&[u8]; 11] = [
     b"type_changed",
 ];
 
-/// True for an event behind which a key is not there, because a command took it away.
-pub fn takes_away(event: &[u8]) -> bool {
-    matches!(event, b"del" | b"rename_from" | b"move_from")
-}
-
 /// Calls that take less time than that gather changes meanwhile: each costs two changes of thread.
 const PACE: Duration = Duration::from_millis(2);
 
 /// Whether a key that is not there behind this event was taken away, and not forgotten by the cache. Modules may report any name.
 pub fn removes(event: &[u8]) -> bool {
-    takes_away(event) || matches!(event, b"expired" | b"evicted") || !is_of_values(event)
+    let takes_away = matches!(event, b"del" | b"rename_from" | b"move_from");
+    takes_away || matches!(event, b"expired" | b"evicted") || !is_of_values(event)
 }
 
 /// One of the server's own events of a value that is there.

@@ -87,6 +87,8 @@ impl WriteBehind {
             // Nothing is handed on meanwhile; the next turn of the loop looks again.
             self.awake.store(true, Ordering::Release);
         }
+        let lost = std::mem::take(&mut *self.lost.lock());
+        self.lose(lock, lost);
         self.refuse_overdue(lock, now);
         self.stop_overdue(lock, now);
         self.tell(lock, now);
@@ -111,7 +113,7 @@ impl WriteBehind {
         drop(state);
         self.inbox.lock().clear();
         for waits in clients {
-            waits.client.answer(save_failed("RoleChanged"));
+            waits.lost("RoleChanged");
         }
         self.let_all_in(lock);
     }
@@ -273,10 +275,10 @@ impl WriteBehind {
             .collect();
         drop(state);
         for (waits, settled) in done {
-            waits.client.answer(match settled {
-                Settled::Saved => waits.reply,
-                Settled::Lost(why) => save_failed(&why.kind),
-            });
+            match settled {
+                Settled::Saved => waits.saved(),
+                Settled::Lost(why) => waits.lost(&why.kind),
+            }
         }
     }
 

@@ -1,7 +1,10 @@
 //! A registration of `write_behind`: how it comes into force and goes. Its changes are captured as soon as it is known, also where
 //! its functions are not there yet, and saved from [`Trigger::start`] on.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Weak},
+};
 
 use serde::Serialize;
 
@@ -18,13 +21,19 @@ use crate::{
     },
     error::Error,
     server::{
+        api,
         events::{Changes, Class},
         home,
         lock::{self, Lock},
         reply::Reply,
+        snapshot::Snapshot,
         waiting,
     },
+    threads,
 };
+
+/// So many changes are freed at once.
+const FEW: usize = 10_000;
 
 impl WriteBehind {
     /// The trigger of one registration.
@@ -107,6 +116,50 @@ impl WriteBehind {
             if home::is_needed() {
                 self.hooks.keep_clients_home(lock);
             }
+        }
+    }
+
+    /// Frees a queue with all that was not saved. A million changes take a good part of a second, which is a thread's own then.
+    /// `waiting`: clients that may wait for one of them.
+    fn let_go_of(&self, lock: Lock<'_>, queue: Queue<Snapshot>, waiting: BTreeSet<u64>) {
+        if queue.len() <= FEW {
+            return self.lose(lock, queue.waiters().collect());
+        }
+        let this = Weak::clone(&self.this);
+        let freed = threads::spawn("pinion-free".into(), move || {
+            if let Some(this) = this.upgrade().filter(|_| !waiting.is_empty()) {
+                let lost: Vec<_> = queue
+                    .waiters()
+                    .filter(|number| waiting.contains(number))
+                    .collect();
+                this.lost.lock().extend(lost);
+                this.wake();
+            }
+            drop(queue);
+        });
+        if freed.is_err() {
+            // It has been freed here, and whoever waits hears that when his time is over.
+            api::log_warning("write_behind: no thread could be started to free a queue");
+        }
+    }
+
+    /// Clients wait for changes that nobody will save.
+    pub(super) fn lose(&self, lock: Lock<'_>, numbers: Vec<u64>) {
+        let why = Arc::new(FailedSave {
+            kind: "Unregistered".into(),
+            text: String::new(),
+        });
+        let mut state = self.state.write(lock);
+        let clients: Vec<_> = numbers
+            .into_iter()
+            .filter_map(|number| {
+                state.waiters.settle(number, Settled::Lost(Arc::clone(&why)))?;
+                state.waiting.remove(&number)
+            })
+            .collect();
+        drop(state);
+        for waits in clients {
+            waits.lost(&why.kind);
         }
     }
 
@@ -211,22 +264,11 @@ impl Trigger for SaveTrigger {
         let sink = state.sinks.remove(place);
         state.notes.forget_sink(sink.number);
         state.tail.notes.forget_sink(sink.number);
-        let why = Arc::new(FailedSave {
-            kind: "Unregistered".into(),
-            text: String::new(),
-        });
-        let waiters = sink.queue.into_waiters();
-        let clients: Vec<_> = waiters
-            .into_iter()
-            .filter_map(|number| {
-                state.waiters.settle(number, Settled::Lost(Arc::clone(&why)))?;
-                state.waiting.remove(&number)
-            })
-            .collect();
+        let waiting = state.waiting.iter();
+        let waiting = waiting.filter(|(_, waits)| waits.sinks & sink.bit() != 0);
+        let waiting = waiting.map(|(number, _)| *number).collect();
         drop(state);
-        for waits in clients {
-            waits.client.answer(super::pump::save_failed(&why.kind));
-        }
+        behind.let_go_of(lock, sink.queue, waiting);
         behind.come();
     }
 

@@ -29,8 +29,15 @@ pub struct Seen<'a, P> {
 }
 
 impl<P> Queue<P> {
-    /// `None`: all of the key is saved, or nothing has happened to it. `waiters`: those who wait for changes of any queue.
-    pub fn look_at(&self, now: Time, db: i32, name: &[u8], waiters: &Waiters) -> Option<Seen<'_, P>> {
+    /// `None`: all of the key is saved, or nothing has happened to it. `waiters`: those who wait for changes of any queue, and how many
+    /// for changes of this one at most.
+    pub fn look_at(
+        &self,
+        now: Time,
+        db: i32,
+        name: &[u8],
+        waiters: (&Waiters, usize),
+    ) -> Option<Seen<'_, P>> {
         let chain = self.chains.get(db, name)?;
         let oldest = self.entries.get(chain.places.front()?)?;
         let newest = self.entries.get(chain.places.back()?)?;
@@ -48,17 +55,19 @@ impl<P> Queue<P> {
             Stage::Suspect => (Doing::ComesAgain, at(Time::ZERO)),
             Stage::Alone(again) => (Doing::ComesAgain, at(again)),
         };
-        let theirs = (0..chain.places.len()).filter_map(|at| chain.places.nth(at));
+        // The newest first, and no further than there may be somebody: there can be a million of one key.
+        let theirs = (0..chain.places.len()).rev();
         let numbers = theirs
-            .filter_map(|place| self.entries.get(place))
-            .flat_map(|entry| &entry.waiters);
+            .filter_map(|at| self.entries.get(chain.places.nth(at)?))
+            .flat_map(|entry| &entry.waiters)
+            .filter(|number| waiters.0.knows(**number));
         Some(Seen {
             count: chain.places.len(),
             oldest,
             newest: &newest.change,
             doing,
             earliest,
-            waiting: numbers.filter(|number| waiters.knows(**number)).count(),
+            waiting: numbers.take(waiters.1).count(),
         })
     }
 

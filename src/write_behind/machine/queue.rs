@@ -213,12 +213,10 @@ impl<P> Queue<P> {
         std::mem::take(&mut self.settled)
     }
 
-    /// The queue ends: all who wait for one of its changes.
-    pub fn into_waiters(self) -> Vec<u64> {
-        self.entries
-            .into_values()
-            .flat_map(|entry| entry.waiters)
-            .collect()
+    /// All who wait for one of its changes, or did.
+    pub fn waiters(&self) -> impl Iterator<Item = u64> {
+        let entries = self.entries.iter();
+        entries.flat_map(|(_, entry)| entry.waiters.iter().copied())
     }
 
     /// The id up to which a change stands for its key.

@@ -124,11 +124,6 @@ impl<T> Store<T> {
         let inside = (self.base..).zip(slots);
         aside.chain(inside.filter_map(|(place, value)| Some((place, value.as_ref()?))))
     }
-
-    pub fn into_values(self) -> impl Iterator<Item = T> {
-        let slots = self.chunks.into_iter().flat_map(|chunk| chunk.slots);
-        self.aside.into_values().chain(slots.flatten())
-    }
 }
 
 #[cfg(test)]
@@ -169,8 +164,6 @@ mod tests {
                 .iter()
                 .eq(model.iter().map(|(place, value)| (*place, value)))
         );
-        let values: Vec<u64> = model.values().copied().collect();
-        assert!(store.into_values().eq(values));
     }
 
     #[test]

@@ -15,14 +15,14 @@ fn a_look_at_a_key_tells_what_becomes_of_its_changes() {
     let mut waiters = Waiters::default();
     let waiter = waiters.add(ms(60_000));
     waiters.expect(waiter);
-    assert!(bench.queue.look_at(ms(0), 0, b"a", &waiters).is_none());
+    assert!(bench.queue.look_at(ms(0), 0, b"a", (&waiters, 9)).is_none());
     bench.add("a", 1);
     bench.now = ms(5);
     let change = bench.change("a", 2);
     bench.queue.add(bench.now, change, Some(waiter));
     bench.add("b", 3);
     let look = |bench: &Bench, waiters: &Waiters| {
-        let seen = bench.queue.look_at(bench.now, 0, b"a", waiters)?;
+        let seen = bench.queue.look_at(bench.now, 0, b"a", (waiters, 9))?;
         let (oldest, newest) = (seen.oldest.change.payload, seen.newest.payload);
         Some((
             seen.count,
@@ -49,7 +49,7 @@ fn a_look_at_a_key_tells_what_becomes_of_its_changes() {
     );
     let seen = bench
         .queue
-        .look_at(bench.now, 0, b"a", &waiters)
+        .look_at(bench.now, 0, b"a", (&waiters, 9))
         .expect("it is there");
     assert_eq!(seen.oldest.last_failure(), Some(&*why()));
     let earliest = seen.earliest.expect("it is in no call");
