@@ -10,6 +10,7 @@ use super::{
     Key, Leave, Lifetime, Loaded, ReadThrough, State, Who,
     machine::{Keys, NoValue, Purpose},
     options::OnError,
+    pump::Place,
 };
 use crate::{
     engine::id::Id,
@@ -102,8 +103,9 @@ struct Provided<'a> {
 }
 
 impl ReadThrough {
-    /// Lets the next ones go. While clients are paused only those whose command is not run.
-    pub(super) fn let_go(&self, lock: Lock<'_>, paused: bool) {
+    /// Lets the next ones go. While clients are paused only those whose command is not run; commands that are run before their client is
+    /// let go are run on the server's thread.
+    pub(super) fn let_go(&self, lock: Lock<'_>, paused: bool, place: Place) {
         let slice = {
             let mut state = self.state.write(lock);
             let leaving = state.leaving.len();
@@ -117,7 +119,7 @@ impl ReadThrough {
             let Some((number, leave)) = next else { break };
             match leave {
                 Leave::Reply(reply) => self.let_one_go(lock, number, Some(reply)),
-                leave if paused => self.state.write(lock).leaving.push_back((number, leave)),
+                leave if paused || (place == Place::Worker && self.runs_before(lock, number)) => self.state.write(lock).leaving.push_back((number, leave)),
                 Leave::Served => match self.hindrance(lock, number) {
                     None => self.let_one_go(lock, number, None),
                     Some(Hindrance::WaitsAgain) => {}
@@ -129,6 +131,12 @@ impl ReadThrough {
         if !paused && !self.state.read(lock).leaving.is_empty() {
             self.wake();
         }
+    }
+
+    /// Whether the command of somebody who leaves is run before he is let go.
+    fn runs_before(&self, lock: Lock<'_>, number: u64) -> bool {
+        let state = self.state.read(lock);
+        matches!(state.clients.get(&number), Some(Who::Client(client)) if client.is_to_wait_again())
     }
 
     /// What speaks against running a command now: a value for which somebody waited is gone, and may not be put back.

@@ -1,10 +1,12 @@
 //! Does what the machine says: begins loads, lands what they brought, lets clients go. Under the server's lock, on
-//! the server's thread before it sleeps.
+//! the server's thread before it sleeps, or where a load has ended while it sleeps.
 
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
+
+use smallvec::SmallVec;
 
 use super::{
     Key, Leave, Lifetime, Loaded, ReadThrough, Running,
@@ -26,7 +28,7 @@ use crate::{
     server::{
         api,
         key::{self, Life},
-        lock::Lock,
+        lock::{Lock, LockGuard},
         rights::{Access, Actor},
         store::{self, Content, Open},
         string::Held,
@@ -35,6 +37,18 @@ use crate::{
 
 /// What `lastError` says of a load that took too long.
 const LOAD_TIMED_OUT: &str = "LoadTimedOut: the load took longer than max_load_time";
+
+/// So many values are stored by a thread that is attached to Python, which others wait for meanwhile.
+const FEW: usize = 4;
+
+/// Where the pump runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// On the server's thread, before it sleeps.
+    Server,
+    /// On the thread that a load has ended on, while the server sleeps.
+    Worker,
+}
 
 /// The argument of a loader that acts as a user, if he may store what it brings.
 struct Wanted {
@@ -95,7 +109,7 @@ impl ReadThrough {
     /// Does whatever is to be done now. Called in each turn of the server's loop: most of the time that is nothing.
     pub fn pump(&self, lock: Lock<'_>) {
         if self.awake.swap(false, Ordering::AcqRel) || self.has_more(lock) {
-            self.pump_now(lock, self.now());
+            self.pump_now(lock, self.now(), Place::Server);
         }
     }
 
@@ -135,7 +149,7 @@ impl ReadThrough {
         }
     }
 
-    fn pump_now(&self, lock: Lock<'_>, now: Time) {
+    fn pump_now(&self, lock: Lock<'_>, now: Time, place: Place) {
         let paused = !lock.may_write();
         self.release_given_up(lock);
         if !self.engine.is_serving() {
@@ -156,7 +170,7 @@ impl ReadThrough {
             let Some(action) = action else { break };
             self.act(lock, now, action);
         }
-        self.let_go(lock, paused);
+        self.let_go(lock, paused, place);
         if paused {
             // Nothing is stored meanwhile; the next turn of the loop looks again.
             self.awake.store(true, Ordering::Release);
@@ -249,7 +263,7 @@ impl ReadThrough {
             keys.first().map_or(Value::None, name)
         };
         if !self.engine.has_room(registration) {
-            self.bring(load, Duration::ZERO, Err(NoValue::TooManyPending));
+            self.bring(load, Duration::ZERO, Err(NoValue::TooManyPending), begun);
             return;
         }
         // What is loaded of a key with a change that is not saved may be older than that.
@@ -289,9 +303,22 @@ impl ReadThrough {
     }
 
     /// A load has ended: on any thread, with or without the server's lock.
-    pub(super) fn bring(&self, load: u64, took: Duration, values: Brings) {
+    pub(super) fn bring(&self, load: u64, took: Duration, values: Brings, now: Time) {
+        let few = values.as_ref().map_or(1, SmallVec::len) <= FEW;
         self.inbox.lock().push(Brought { load, values, took });
-        self.wake();
+        if !few || !self.pump_here(now) {
+            self.wake();
+        }
+    }
+
+    /// Where nobody has the server's lock, because the server sleeps, this thread does what is to be done: to wake the server only for that
+    /// is a turn of its loop more, since what it does then ends with waking it for the clients that are let go. False if somebody has it.
+    fn pump_here(&self, now: Time) -> bool {
+        let Some(guard) = LockGuard::try_acquire() else {
+            return false;
+        };
+        self.pump_now(guard.lock(), now, Place::Worker);
+        true
     }
 
     /// A load has ended: its values are stored, or not, and whoever waited for them is served.
