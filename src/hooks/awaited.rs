@@ -62,8 +62,8 @@ impl Awaiting {
     }
 
     /// See [`WaitingClient::let_go`].
-    pub fn let_go(self, lock: Lock<'_>, note: Note) {
-        self.client.let_go(lock, note);
+    pub fn let_go(self, note: Note) {
+        self.client.let_go(note);
     }
 
     /// See [`WaitingClient::forget`].
