@@ -193,8 +193,8 @@ impl Hooks {
         let write = write.unwrap_or_default();
         // The filter leaves it alone: it has waited.
         let (reply, _) = self.current.during(command, 1, Linked::default(), || {
-            let _bypass = self.bypass(command.lock());
-            call_original(command, self.features, original, false)
+            let _bypass = writes.then(|| self.bypass(command.lock()));
+            call_original(command, self.features, original, false, !writes)
         });
         let (mut never, is_one_of_many) = (|| None, block.is_some());
         let reply = self.end_write(command, &write, reply, block.unwrap_or(&mut never));

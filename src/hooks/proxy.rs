@@ -98,7 +98,8 @@ impl Hooks {
             ..Linked::default()
         };
         let (reply, linked) = self.current.during(command, 1, linked, || {
-            call_original(command, self.features, original, cleared)
+            // Then the filter has seen it a moment ago.
+            call_original(command, self.features, original, cleared, cleared)
         });
         let reply = match &write {
             Some(write) => self.end_write(command, write, reply, &mut || command.block().ok()),

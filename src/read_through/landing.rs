@@ -3,6 +3,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
+    thread,
     time::Duration,
 };
 
@@ -16,11 +17,11 @@ use super::{
     pump::Place,
 };
 use crate::{
-    engine::id::Id,
+    engine::{id::Id, leftover::Leftover},
     server::{
         api,
         key::{self, Life},
-        lock::{Lock, LockGuard},
+        lock::{self, Lock, LockGuard},
         store::{self, Content, Open},
         string::Held,
     },
@@ -29,14 +30,36 @@ use crate::{
 /// So many values are stored by a thread that is attached to Python, which others wait for meanwhile.
 const FEW: usize = 4;
 
+/// Somebody had the server's lock when a load ended: the server, if it is awake, comes to the inbox before it sleeps.
+impl Leftover for ReadThrough {
+    fn do_it(&self) {
+        let has_mail = || self.has_mail.load(Ordering::Acquire);
+        if !has_mail() || self.pump_here(self.now()) {
+            return;
+        }
+        // Where there are few processors, it was interrupted by this thread, which it has just woken, on its way to sleep.
+        thread::yield_now();
+        if has_mail() && !self.pump_here(self.now()) {
+            self.wake();
+        }
+    }
+
+    fn hand_on(&self) {
+        if self.has_mail.load(Ordering::Acquire) {
+            self.wake();
+        }
+    }
+}
+
 impl ReadThrough {
     /// A load has ended: on any thread, with or without the server's lock.
     pub(super) fn bring(&self, load: u64, took: Duration, values: Brings, now: Time) {
         let is_small = values.as_ref().map_or(1, SmallVec::len) <= FEW;
         self.inbox.lock().push(Brought { load, values, took });
         self.has_mail.store(true, Ordering::Release);
-        if !is_small || !self.pump_here(now) {
-            // Awake or not, the server comes to the inbox before it sleeps.
+        // In the middle of something of the server's it is the server's own thread that goes on.
+        let may_land = is_small && !lock::is_held();
+        if !may_land || !self.pump_here(now) && !self.engine.leave() {
             self.wake();
         }
     }

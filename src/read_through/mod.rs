@@ -231,6 +231,7 @@ impl ReadThrough {
             awake: AtomicBool::new(false),
         });
         loads.hooks.connect(Arc::clone(&loads) as _);
+        loads.engine.connect_leftover(Arc::clone(&loads) as _);
         waiting::connect(waiting::Awaited::Load, Arc::clone(&loads) as _);
         loads
     }

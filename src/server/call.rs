@@ -333,6 +333,7 @@ impl Drop for UnderWay<'_> {
 
 /// Runs the command that stands in `argv` as the client of `command` would have: in its database, with its
 /// protocol version and its cluster flags, with what its events cause in `sync` functions.
+/// `unseen`: our filter has nothing to learn from it.
 ///
 /// # Errors
 /// The user who sent `command` may not run this one (`cleared`: that is known to be no matter), or the server must not be
@@ -342,6 +343,7 @@ pub fn call_original(
     features: Features,
     argv: Argv<'_>,
     cleared: bool,
+    unseen: bool,
 ) -> Result<CallReply, Refusal> {
     // The server looks the user up faster than we do, and commands that look at more keys by themselves (SORT) ask for it.
     // A function's command that was put behind a proxy one has the function's user.
@@ -363,7 +365,7 @@ pub fn call_original(
     }
     let run = |format: &CStr| {
         // SAFETY: as in `call`, with the context of the running command.
-        unsafe {
+        let call = || unsafe {
             CallReply::new(api!(RedisModule_Call(
                 command.as_raw(),
                 name.as_ptr(),
@@ -371,6 +373,11 @@ pub fn call_original(
                 args.as_ptr(),
                 args.len()
             )))
+        };
+        if unseen {
+            filter::unseen(command.lock(), call)
+        } else {
+            call()
         }
     };
     let _home = home::Ours::enter(command.lock(), name.to_bytes(), || command.db());
