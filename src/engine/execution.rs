@@ -69,6 +69,8 @@ pub struct Execution {
     pub distributed: Option<Box<DistributedRun>>,
     /// The reader goes on after an error.
     pub(super) skips_errors: bool,
+    /// The waiter that it was made with does not look at the results.
+    ignores_results: bool,
     /// There is, or was, a collector.
     is_collected: bool,
     /// Why it cannot come to a right result any more.
@@ -143,6 +145,7 @@ impl Execution {
             next: start.next,
             distributed: distributed.map(Box::new),
             skips_errors: start.skips_errors,
+            ignores_results: start.ignores_results,
             is_collected: start.collector.is_some(),
             fate: OnceLock::new(),
             error_kind: OnceLock::new(),
@@ -311,7 +314,8 @@ impl Execution {
 
     /// Nobody waits for its results, which are kept.
     pub(super) fn is_kept_only(&self) -> bool {
-        !self.transient && !self.is_collected && self.state.lock().waiters.is_empty()
+        let others = usize::from(self.ignores_results);
+        !self.transient && !self.is_collected && self.state.lock().waiters.len() <= others
     }
 
     /// Somebody gets the results as objects.

@@ -26,7 +26,7 @@ use super::{
     rights::{self, Acting, Actor},
     room::{self, Room},
     slots,
-    string::{Argv, RString},
+    string::{Argv, RString, Word},
     version::Version,
 };
 
@@ -37,7 +37,7 @@ pub const SEVERAL_SLOTS: &str =
     "Operation not permitted: CROSSSLOT Keys in request don't hash to the same slot";
 
 /// Most commands have no more words, and no longer name: they need no memory of their own.
-const WORDS: usize = 8;
+const WORDS: usize = 10;
 const A_NAME: usize = 32;
 
 /// Runs a command for a function, with what its events cause in `sync` functions, and the rights of `actor`; all without one.
@@ -130,7 +130,7 @@ pub fn call_for(
 
 /// [`call`] for what is known to be no such command, and is not refused for want of memory either: what the module notes for
 /// itself.
-pub fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[impl AsRef<[u8]>]) -> Reply {
+pub fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[impl Word]) -> Reply {
     filter::unseen(lock, || run(lock, features, db, argv, Memory::Always, None))
 }
 
@@ -143,7 +143,7 @@ fn run(
     lock: Lock<'_>,
     features: Features,
     db: i32,
-    argv: &[impl AsRef<[u8]>],
+    argv: &[impl Word],
     memory: Memory,
     actor: Option<&Arc<Actor>>,
 ) -> Reply {
@@ -171,7 +171,7 @@ fn send(
     lock: Lock<'_>,
     features: Features,
     db: i32,
-    argv: &[impl AsRef<[u8]>],
+    argv: &[impl Word],
     protocol: Protocol,
     memory: Memory,
     actor: Option<&Arc<Actor>>,
@@ -210,10 +210,7 @@ fn send(
         (true, false, _, Protocol::Resp3) => c"!v3E",
         (false, ..) => c"!v",
     };
-    let strings: SmallVec<[RString<'_>; WORDS]> = argv
-        .iter()
-        .map(|word| RString::new(lock, word.as_ref()))
-        .collect();
+    let strings: SmallVec<[RString<'_>; WORDS]> = argv.iter().map(|word| word.string(lock)).collect();
     let mut words: SmallVec<[_; WORDS]> = strings.iter().map(RString::as_raw).collect();
     // SAFETY: the strings are alive.
     if unsafe { spoils(lock, &words) } {

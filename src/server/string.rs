@@ -1,6 +1,6 @@
 //! Strings of the server: an owned one, and the arguments of a running command.
 
-use std::{ffi::CStr, marker::PhantomData, mem::ManuallyDrop, ptr, slice};
+use std::{ffi::CStr, marker::PhantomData, mem::ManuallyDrop, ptr, slice, sync::OnceLock};
 
 use redis_module::raw;
 use smallvec::SmallVec;
@@ -97,6 +97,60 @@ impl Drop for Held {
     fn drop(&mut self) {
         // SAFETY: we have one reference, and the lock is held (see the type).
         unsafe { api!(RedisModule_FreeString(ptr::null_mut(), self.0)) };
+    }
+}
+
+/// A word that many commands of ours have: the server's string of it is made once, and never dropped.
+pub struct FixedWord {
+    bytes: &'static [u8],
+    held: OnceLock<Held>,
+}
+
+impl FixedWord {
+    pub const fn new(bytes: &'static [u8]) -> Self {
+        Self {
+            bytes,
+            held: OnceLock::new(),
+        }
+    }
+}
+
+/// A word of a command that we run.
+pub trait Word: AsRef<[u8]> {
+    /// As a string of the server.
+    fn string<'a>(&self, lock: Lock<'a>) -> RString<'a> {
+        RString::new(lock, self.as_ref())
+    }
+}
+
+impl Word for Vec<u8> {}
+impl Word for &[u8] {}
+
+/// One of either kind.
+#[derive(Clone, Copy)]
+pub enum AnyWord<'w> {
+    Fixed(&'static FixedWord),
+    Bytes(&'w [u8]),
+}
+
+impl AsRef<[u8]> for AnyWord<'_> {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Fixed(word) => word.bytes,
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl Word for AnyWord<'_> {
+    fn string<'a>(&self, lock: Lock<'a>) -> RString<'a> {
+        match self {
+            Self::Fixed(word) => {
+                let held = word.held.get_or_init(|| Held::of_bytes(lock, word.bytes));
+                RString::of_held(lock, held)
+            }
+            Self::Bytes(bytes) => RString::new(lock, bytes),
+        }
     }
 }
 
