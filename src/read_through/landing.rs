@@ -34,11 +34,10 @@ const FEW: usize = 4;
 impl Leftover for ReadThrough {
     fn do_it(&self) {
         let has_mail = || self.has_mail.load(Ordering::Acquire);
-        if !has_mail() || self.pump_here(self.now()) {
-            return;
+        // Where there are few processors, the server was interrupted on its way to sleep by this thread, which it has just woken.
+        if has_mail() {
+            thread::yield_now();
         }
-        // Where there are few processors, it was interrupted by this thread, which it has just woken, on its way to sleep.
-        thread::yield_now();
         if has_mail() && !self.pump_here(self.now()) {
             self.wake();
         }

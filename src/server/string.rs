@@ -235,20 +235,20 @@ impl<'a> Argv<'a> {
     }
 }
 
-/// What a command of a name and a key has, or less.
-const USUAL_BYTES: usize = 64;
+/// What a command of a name and a key has, or less: it needs no memory of its own.
+const USUAL_BYTES: usize = 48;
 
 /// The words of a command, in one piece.
 #[derive(Debug, Default)]
 pub struct Words {
-    bytes: Vec<u8>,
+    bytes: SmallVec<[u8; USUAL_BYTES]>,
     /// Where each of them ends.
     ends: SmallVec<[usize; 4]>,
 }
 
 impl<'a> FromIterator<&'a [u8]> for Words {
     fn from_iter<I: IntoIterator<Item = &'a [u8]>>(words: I) -> Self {
-        let (mut bytes, mut ends) = (Vec::with_capacity(USUAL_BYTES), SmallVec::new());
+        let (mut bytes, mut ends) = (SmallVec::new(), SmallVec::new());
         for word in words {
             bytes.extend_from_slice(word);
             ends.push(bytes.len());
