@@ -30,15 +30,24 @@ use crate::{
 /// So many values are stored by a thread that is attached to Python, which others wait for meanwhile.
 const FEW: usize = 4;
 
+/// How often a worker that has nothing else to do asks for the server's lock. Where there are few processors, the server was interrupted on
+/// its way to sleep by that worker, which it has just woken.
+const ATTEMPTS: usize = 3;
+
 /// Somebody had the server's lock when a load ended: the server, if it is awake, comes to the inbox before it sleeps.
 impl Leftover for ReadThrough {
     fn do_it(&self) {
         let has_mail = || self.has_mail.load(Ordering::Acquire);
-        // Where there are few processors, the server was interrupted on its way to sleep by this thread, which it has just woken.
-        if has_mail() {
+        for _ in 0..ATTEMPTS {
+            if !has_mail() {
+                return;
+            }
             thread::yield_now();
+            if self.pump_here(self.now()) {
+                return;
+            }
         }
-        if has_mail() && !self.pump_here(self.now()) {
+        if has_mail() {
             self.wake();
         }
     }
