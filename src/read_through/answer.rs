@@ -120,7 +120,7 @@ impl ReadThrough {
             match leave {
                 Leave::Reply(reply) => self.let_one_go(lock, number, Some(reply), place),
                 leave if paused || (place == Place::Worker && self.runs_before(lock, number)) => {
-                    self.state.write(lock).leaving.push_back((number, leave))
+                    self.state.write(lock).leaving.push_back((number, leave));
                 }
                 Leave::Served => match self.hindrance(lock, number) {
                     None => self.let_one_go(lock, number, None, place),
