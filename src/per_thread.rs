@@ -31,13 +31,17 @@ pub fn this_is_the_servers() {
     }
 }
 
-/// Gives this thread a place, if its is free. To be called before any value is changed on it, and only where it lives as long as the
-/// process: the values of a place are not dropped.
+/// Gives this thread a place, if one of its two is free. To be called before any value is changed on it, and only where it lives as long as
+/// the process: the values of a place are not dropped.
 pub fn take_place() {
     if pointer() != 0 {
-        // Where another thread has it, this one has its values where others have theirs.
-        let place = &PLACED[place_of(pointer())];
-        let _ = place.compare_exchange(1, pointer(), Ordering::Relaxed, Ordering::Relaxed);
+        let mut places = [place_of(pointer()), second_of(place_of(pointer()))].into_iter();
+        // Where other threads have both, this one has its values where others have theirs.
+        let _ = places.any(|place| {
+            let place = &PLACED[place];
+            let taken = place.compare_exchange(1, pointer(), Ordering::Relaxed, Ordering::Relaxed);
+            taken.is_ok()
+        });
     }
 }
 
@@ -45,6 +49,12 @@ pub fn take_place() {
 #[inline(always)]
 fn place_of(pointer: usize) -> usize {
     ((pointer >> 12) + (pointer >> 23)) % PLACES
+}
+
+/// Where a thread is found, less fast, if another one has its place. Such ones are an even number apart.
+#[inline(always)]
+fn second_of(place: usize) -> usize {
+    (place + PLACES / 2 - 1) % PLACES
 }
 
 #[inline(always)]
@@ -55,6 +65,12 @@ fn is_servers() -> bool {
 #[inline(always)]
 fn own_place() -> Option<usize> {
     let place = place_of(pointer());
+    (PLACED[place].load(Ordering::Relaxed) == pointer()).then_some(place)
+}
+
+#[inline(always)]
+fn second_place() -> Option<usize> {
+    let place = second_of(place_of(pointer()));
     (PLACED[place].load(Ordering::Relaxed) == pointer()).then_some(place)
 }
 
@@ -128,7 +144,10 @@ impl<T> PerThread<T> {
     #[cold]
     #[inline(never)]
     fn elsewhere<R>(&self, work: impl FnOnce(&T) -> R) -> R {
-        self.others.with(work)
+        match second_place() {
+            Some(place) => work(&self.found.1[place]),
+            None => self.others.with(work),
+        }
     }
 
     /// `None` if the thread is about to end, and has dropped the value.
@@ -145,7 +164,10 @@ impl<T> PerThread<T> {
     #[cold]
     #[inline(never)]
     fn try_elsewhere<R>(&self, work: impl FnOnce(&T) -> R) -> Option<R> {
-        self.others.try_with(work).ok()
+        match second_place() {
+            Some(place) => Some(work(&self.found.1[place])),
+            None => self.others.try_with(work).ok(),
+        }
     }
 }
 
@@ -262,12 +284,12 @@ mod tests {
             NUMBERS.with_borrow_mut(|numbers| numbers.push(NUMBER.get()));
             (NUMBER.replace(7), NUMBERS.take())
         };
-        for places in [0, 3] {
+        for places in [0, 9] {
             // All of them live at the same time, since a place is never given back.
-            let together = Barrier::new(4);
+            let together = Barrier::new(places + 1);
             let together = &together;
             std::thread::scope(|scope| {
-                let threads: Vec<_> = (0..4)
+                let threads: Vec<_> = (0..=places)
                     .map(|number| {
                         scope.spawn(move || {
                             if number < places {

@@ -36,6 +36,20 @@ def test_a_missing_value_is_loaded_stored_and_answers(server: Server) -> None:
     at_rest(server)
 
 
+def test_a_load_takes_the_server_out_of_its_sleep_once(server: Server) -> None:
+    server.run("read_through('user:*', lambda key: key)")
+    client, loads = server.client(), 400
+    if "eventloop_cycles" not in client.info("stats"):
+        pytest.skip("this server does not count the turns of its loop")
+    before = client.info("stats")["eventloop_cycles"]
+    for number in range(loads):
+        assert client.get(f"user:{number}") == f"user:{number}"
+    turns = client.info("stats")["eventloop_cycles"] - before
+    # One for the command, one for its reply; a few more where the server was still awake when the load had ended.
+    assert turns < 2.7 * loads
+    at_rest(server)
+
+
 def test_one_load_for_many_clients_that_send_different_commands(server: Server, source: Server) -> None:
     origin = register(server, source)
     raws = [server.raw() for _ in range(300)]

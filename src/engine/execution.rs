@@ -69,6 +69,8 @@ pub struct Execution {
     pub distributed: Option<Box<DistributedRun>>,
     /// The reader goes on after an error.
     pub(super) skips_errors: bool,
+    /// The waiter that it was made with does not look at the results.
+    ignores_results: bool,
     /// There is, or was, a collector.
     is_collected: bool,
     /// Why it cannot come to a right result any more.
@@ -81,7 +83,6 @@ pub struct Execution {
     overrun: AtomicBool,
     /// Records that its reader has given so far, on this shard.
     records_read: AtomicU64,
-    queued_at: OnceLock<Instant>,
     delayed: AtomicBool,
     /// There is something in [`ExecutionState::completions`] or [`ExecutionState::arrivals`].
     completed: AtomicBool,
@@ -90,6 +91,7 @@ pub struct Execution {
 
 struct ExecutionState {
     phase: Phase,
+    queued_at: Option<Instant>,
     waiters: Vec<Waiter>,
     link: Option<ReplyHold>,
     collector: Option<Collector>,
@@ -143,17 +145,18 @@ impl Execution {
             next: start.next,
             distributed: distributed.map(Box::new),
             skips_errors: start.skips_errors,
+            ignores_results: start.ignores_results,
             is_collected: start.collector.is_some(),
             fate: OnceLock::new(),
             error_kind: OnceLock::new(),
             unlisted: AtomicBool::new(true),
             overrun: AtomicBool::new(false),
-            queued_at: OnceLock::new(),
             records_read: AtomicU64::new(0),
             delayed: AtomicBool::new(false),
             completed: AtomicBool::new(false),
             state: Mutex::new(ExecutionState {
                 phase: Phase::Created(start.source),
+                queued_at: None,
                 waiters: start.waiter.into_iter().collect(),
                 link: start.link,
                 collector: start.collector,
@@ -311,7 +314,8 @@ impl Execution {
 
     /// Nobody waits for its results, which are kept.
     pub(super) fn is_kept_only(&self) -> bool {
-        !self.transient && !self.is_collected && self.state.lock().waiters.is_empty()
+        let others = usize::from(self.ignores_results);
+        !self.transient && !self.is_collected && self.state.lock().waiters.len() <= others
     }
 
     /// Somebody gets the results as objects.
@@ -362,8 +366,13 @@ impl Execution {
 
     /// `created -> running`. `None` if it was aborted before.
     pub(super) fn begin(&self, now: Instant) -> Option<Box<dyn Source>> {
-        let source = self.state.lock().phase.begin()?;
-        self.leave_queue(now);
+        let mut state = self.state.lock();
+        let (source, queued_at) = (state.phase.begin()?, state.queued_at);
+        drop(state);
+        if let (Some(queued_at), Some(registration)) = (queued_at, &self.registration) {
+            let waited = now.saturating_duration_since(queued_at);
+            registration.stats.taken(waited);
+        }
         Some(source)
     }
 
@@ -400,15 +409,7 @@ impl Execution {
 
     pub(super) fn note_queued(&self, now: Instant) {
         // Once only.
-        let _ = self.queued_at.set(now);
-    }
-
-    fn leave_queue(&self, now: Instant) {
-        if let (Some(queued_at), Some(registration)) = (self.queued_at.get(), &self.registration) {
-            registration
-                .stats
-                .taken(now.saturating_duration_since(*queued_at));
-        }
+        self.state.lock().queued_at.get_or_insert(now);
     }
 
     /// Lets its client go without it.

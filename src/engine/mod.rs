@@ -14,6 +14,7 @@ mod failure;
 pub mod holding;
 pub mod id;
 pub mod language;
+pub mod leftover;
 pub mod linked_command;
 pub mod loading_functions;
 pub mod members;
@@ -55,7 +56,7 @@ use std::{
     collections::BTreeSet,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -73,6 +74,7 @@ use self::{
     execution::{Execution, Outcome},
     id::Id,
     language::Language,
+    leftover::Leftover,
     overtime::Overtime,
     phase::Status,
     queue::{Job, Queue},
@@ -105,6 +107,7 @@ pub struct Engine {
     pub language: Arc<dyn Language>,
     queue: Queue,
     spares: Mutex<workers::Spares>,
+    leftover: OnceLock<Arc<dyn Leftover>>,
     pub timers: Timers,
     /// Of what is to be stopped; `None`: look at the limits.
     stopper: crossbeam_channel::Sender<Option<Arc<Execution>>>,
@@ -142,6 +145,7 @@ impl Engine {
             language,
             queue: Queue::default(),
             spares: Mutex::default(),
+            leftover: OnceLock::new(),
             timers: Timers::default(),
             stopper,
             sync_watch: SyncWatch::default(),

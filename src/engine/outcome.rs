@@ -13,7 +13,7 @@ use crate::{server::reply::Reply, stats::Ending};
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
     pub results: Vec<Reply>,
-    /// The only result, in the place of `results`; only where nobody waited for it.
+    /// The only result, in the place of `results`; only where nobody who looks at it waited.
     pub late: Option<Late>,
     pub errors: Vec<Failure>,
     pub total: Duration,

@@ -25,7 +25,8 @@ per_thread! {
 /// What is known of the code that runs on a thread.
 enum Current {
     Nothing,
-    In(Scope),
+    /// In a box: an execution is entered and left with each event, and that moves what is known.
+    In(Box<Scope>),
     /// A function of an execution, as [`Scope::of_execution`].
     Of(Arc<Execution>),
     /// It has given its session away, but not the rights that it had.
@@ -35,7 +36,7 @@ enum Current {
 impl Current {
     fn scope(&self) -> Option<&Scope> {
         match self {
-            Self::In(scope) => Some(scope),
+            Self::In(scope) => Some(&**scope),
             Self::Nothing | Self::Of(_) | Self::Left(_) => None,
         }
     }
@@ -184,7 +185,7 @@ impl Scope {
 
     /// Makes it the scope of this thread until the guard is dropped.
     pub fn enter(self) -> Entered {
-        Entered(CURRENT.replace(Current::In(self)))
+        Entered(CURRENT.replace(Current::In(Box::new(self))))
     }
 
     /// The same for the functions of an execution.
@@ -219,7 +220,7 @@ impl Scope {
 
     /// Makes another one the scope of this thread, for as long as the present one would be.
     pub fn replace_current(scope: Option<Self>) {
-        let present = scope.map_or(Current::Nothing, Current::In);
+        let present = scope.map_or(Current::Nothing, |scope| Current::In(Box::new(scope)));
         let gone = CURRENT.replace(present);
         // Who leaves a session is not free of its user.
         let actor = match gone {

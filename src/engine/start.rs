@@ -33,6 +33,8 @@ pub struct Start {
     /// Lets go the client that waits for this execution, when it ends.
     pub(super) link: Option<ReplyHold>,
     pub(super) waiter: Option<Waiter>,
+    /// The waiter does not look at the results.
+    pub(super) ignores_results: bool,
     /// Of the client that the waiter answers.
     pub(super) meter: Option<Meter>,
     pub(super) next: Option<Arc<dyn Next>>,
@@ -59,6 +61,7 @@ impl Start {
             source,
             link: None,
             waiter: None,
+            ignores_results: false,
             meter: None,
             next: None,
             skips_errors: false,
@@ -154,6 +157,14 @@ impl Start {
     pub fn told(mut self, waiter: impl FnOnce(&Outcome) + Send + 'static) -> Self {
         self.waiter = Some(Box::new(waiter));
         self
+    }
+
+    /// The same for one who does not look at the results.
+    #[must_use]
+    #[inline]
+    pub fn told_of_end(mut self, waiter: impl FnOnce(&Outcome) + Send + 'static) -> Self {
+        self.ignores_results = true;
+        self.told(waiter)
     }
 
     /// `client` waits for it; `reply` makes its reply of the outcome. What the execution works counts as the client's.

@@ -14,6 +14,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use super::{
     Engine, Lane,
     execution::Execution,
+    leftover,
     queue::{Job, Look},
     stop::INTERRUPT_INTERVAL,
     timers::Timers,
@@ -143,6 +144,7 @@ pub(super) fn spawn(engine: &Arc<Engine>, to_stop: Receiver<Option<Arc<Execution
 }
 
 fn work(engine: &Engine) {
+    leftover::this_is_a_worker();
     let mut seat = engine.queue.enlist();
     loop {
         engine.queue.wait();
@@ -151,9 +153,11 @@ fn work(engine: &Engine) {
                 if seat.is_last {
                     engine.look_after_workers(None);
                 }
+                engine.hand_on_what_is_left();
                 work_off(engine, job);
             }
         });
+        engine.do_what_is_left();
     }
 }
 

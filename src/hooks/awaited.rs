@@ -66,8 +66,8 @@ impl Awaiting {
     }
 
     /// See [`WaitingClient::let_go`].
-    pub fn let_go(self, lock: Lock<'_>, note: Note) {
-        self.client.let_go(lock, note);
+    pub fn let_go(self, note: Note) {
+        self.client.let_go(note);
     }
 
     /// See [`WaitingClient::forget`].
@@ -217,8 +217,8 @@ impl Hooks {
         };
         // The filter leaves it alone: it has waited.
         let (reply, linked) = self.current.during(command, 1, linked, || {
-            let _bypass = self.bypass(command.lock());
-            call_original(command, self.features, original, false)
+            let _bypass = writes.then(|| self.bypass(command.lock()));
+            call_original(command, self.features, original, false, !writes)
         });
         let link = linked.link;
         let reply = self.end_write(command, &write, reply, link.as_ref(), block);

@@ -1,10 +1,13 @@
 //! What is known of the clients whose commands pass the filter: their database, whether they are in a transaction, and whether
 //! their user may do everything.
 
-use super::{Hooks, table::changes_state};
+use smallvec::SmallVec;
+
+use super::{Hooks, Missing, table::changes_state};
 use crate::server::{
     client::{self, ClientState, User},
     command::Command,
+    key,
     lock::Lock,
 };
 
@@ -35,15 +38,24 @@ pub(super) fn names_of_rights() -> impl Iterator<Item = &'static [u8]> {
 }
 
 impl Hooks {
-    /// Whether the client of a command is told of changes of what it has read.
-    pub(super) fn tracks(&self, command: &Command<'_>) -> bool {
+    /// Where the client of a command is told of changes of what it has read, keys that have expired and are still in memory end now: the
+    /// server forgets who tracks a key when it tells of its end, and this client is to hear of the new value behind its reply. What
+    /// is there for another moment is missing no more.
+    pub(super) fn end_before_read(
+        &self,
+        command: &Command<'_>,
+        db: i32,
+        missing: &mut SmallVec<[Missing<'_>; 1]>,
+    ) {
         let (lock, id) = (command.lock(), command.client_id());
         let client = if self.features.filter_client_id {
             self.clients.write(lock).look_up(lock, id)
         } else {
             client::state(lock, id)
         };
-        client.is_some_and(|client| client.tracks)
+        if client.is_some_and(|client| client.tracks) {
+            missing.retain(|missing| missing.present || !key::is_alive(lock, db, missing.name));
+        }
     }
 }
 

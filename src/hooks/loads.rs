@@ -454,11 +454,7 @@ impl Hooks {
             loads.count_plain(lock, first.registration);
             return Ok(None);
         }
-        if self.tracks(command) {
-            // The server forgets who tracks a key when it tells of its end: that has to be before this client reads it, so that it is
-            // told of the new value once it has its reply. And one that ends in a moment is a hit.
-            missing.retain(|missing| missing.present || !key::is_alive(lock, db, missing.name));
-        }
+        self.end_before_read(command, db, &mut missing);
         if missing.is_empty() {
             return Ok(None);
         }

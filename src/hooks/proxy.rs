@@ -99,8 +99,9 @@ impl Hooks {
             ..Linked::default()
         };
         let call = || {
-            let _bypass = self.bypass(command.lock());
-            call_original(command, self.features, original, cleared)
+            // What is cleared the filter has seen a moment ago.
+            let _bypass = (!cleared).then(|| self.bypass(command.lock()));
+            call_original(command, self.features, original, cleared, cleared)
         };
         let (reply, linked) = if self.current.is_running(command.lock()) {
             // A function runs it in the middle of a linked command, which goes on to be the one that its events are linked to.

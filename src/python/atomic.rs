@@ -158,11 +158,13 @@ pub fn leave() -> bool {
 pub struct Frame(Option<Box<Block>>);
 
 impl Frame {
+    #[inline]
     pub fn enter() -> Self {
         Self(BLOCK.take())
     }
 
     /// Ends a block that was left open so far.
+    #[inline]
     pub fn end_leaked() {
         if let Some(leaked) = BLOCK.take() {
             end(leaked);
@@ -171,6 +173,7 @@ impl Frame {
 }
 
 impl Drop for Frame {
+    #[inline]
     fn drop(&mut self) {
         if let Some(leaked) = BLOCK.replace(self.0.take()) {
             end(leaked);

@@ -152,7 +152,15 @@ fn settle() {
     }
 }
 
+#[inline]
 fn end_later() {
+    if LATER.with_borrow(|later| !later.is_empty()) {
+        end_them();
+    }
+}
+
+#[inline(never)]
+fn end_them() {
     // What ends may drop more.
     while LATER.with_borrow(|later| !later.is_empty()) {
         let mut ending = LATER.take();
@@ -168,10 +176,13 @@ fn end_later() {
 }
 
 /// Where this thread holds the server and nothing says how it is to be stopped: SyncTimeout counts from here.
+#[inline]
 fn arm() -> Option<Armed> {
-    if !lock::is_held() {
-        return None;
-    }
+    if lock::is_held() { arm_here() } else { None }
+}
+
+#[inline(never)]
+fn arm_here() -> Option<Armed> {
     let engine = &RUNTIME.get()?.engine;
     if Armed::is_here() && engine.is_watching() {
         return None;
@@ -190,9 +201,17 @@ fn arm() -> Option<Armed> {
 }
 
 /// A mutex of ours that is held here is an error of ours, which may hang the server: the log says so, and the tests look there.
+#[inline]
 fn check_mutexes() {
+    if mutex::is_any_held() {
+        say_so();
+    }
+}
+
+#[cold]
+fn say_so() {
     static SAID: AtomicBool = AtomicBool::new(false);
-    if mutex::is_any_held() && !SAID.swap(true, Ordering::Relaxed) {
+    if !SAID.swap(true, Ordering::Relaxed) {
         let place = std::backtrace::Backtrace::force_capture();
         api::log_warning(&format!("attached to Python while a mutex is held:\n{place}"));
     }

@@ -10,6 +10,7 @@ use super::{
     Key, Leave, Lifetime, Loaded, ReadThrough, State, Who,
     machine::{Keys, NoValue, Purpose},
     options::OnError,
+    pump::Place,
 };
 use crate::{
     engine::id::Id,
@@ -102,8 +103,9 @@ struct Provided<'a> {
 }
 
 impl ReadThrough {
-    /// Lets the next ones go. While clients are paused only those whose command is not run.
-    pub(super) fn let_go(&self, lock: Lock<'_>, paused: bool) {
+    /// Lets the next ones go. While clients are paused only those whose command is not run; commands that are run before their client is
+    /// let go are run on the server's thread.
+    pub(super) fn let_go(&self, lock: Lock<'_>, paused: bool, place: Place) {
         let slice = {
             let mut state = self.state.write(lock);
             let leaving = state.leaving.len();
@@ -116,19 +118,27 @@ impl ReadThrough {
             let next = self.state.write(lock).leaving.pop_front();
             let Some((number, leave)) = next else { break };
             match leave {
-                Leave::Reply(reply) => self.let_one_go(lock, number, Some(reply)),
-                leave if paused => self.state.write(lock).leaving.push_back((number, leave)),
+                Leave::Reply(reply) => self.let_one_go(lock, number, Some(reply), place),
+                leave if paused || (place == Place::Worker && self.runs_before(lock, number)) => {
+                    self.state.write(lock).leaving.push_back((number, leave));
+                }
                 Leave::Served => match self.hindrance(lock, number) {
-                    None => self.let_one_go(lock, number, None),
+                    None => self.let_one_go(lock, number, None, place),
                     Some(Hindrance::WaitsAgain) => {}
-                    Some(Hindrance::Elsewhere(reply)) => self.let_one_go(lock, number, Some(reply)),
+                    Some(Hindrance::Elsewhere(reply)) => self.let_one_go(lock, number, Some(reply), place),
                 },
-                Leave::Plain => self.let_one_go(lock, number, None),
+                Leave::Plain => self.let_one_go(lock, number, None, place),
             }
         }
         if !paused && !self.state.read(lock).leaving.is_empty() {
             self.wake();
         }
+    }
+
+    /// Whether the command of somebody who leaves is run before he is let go.
+    fn runs_before(&self, lock: Lock<'_>, number: u64) -> bool {
+        let state = self.state.read(lock);
+        matches!(state.clients.get(&number), Some(Who::Client(client)) if client.is_to_wait_again())
     }
 
     /// What speaks against running a command now: a value for which somebody waited is gone, and may not be put back.
@@ -164,7 +174,7 @@ impl ReadThrough {
         Some(Hindrance::WaitsAgain)
     }
 
-    fn let_one_go(&self, lock: Lock<'_>, number: u64, reply: Option<Reply>) {
+    fn let_one_go(&self, lock: Lock<'_>, number: u64, reply: Option<Reply>, place: Place) {
         let mut state = self.state.write(lock);
         let Some((keys, purpose)) = state.machine.release(number) else {
             return;
@@ -197,17 +207,20 @@ impl ReadThrough {
                 });
                 self.replied(lock, &awaited.keys);
             }
-            Who::Client(client) => client.let_go(
-                lock,
-                Note {
+            Who::Client(client) => {
+                let note = Note {
                     reply,
                     more: Box::new(Awaited {
                         keys,
                         writes,
                         is_through: Cell::new(false),
                     }),
-                },
-            ),
+                };
+                match place {
+                    Place::Server => client.let_go(note),
+                    Place::Worker => self.state.write(lock).departing.push((client, note)),
+                }
+            }
             Who::Told(told) => {
                 told(reply.unwrap_or(Reply::Null));
                 self.replied(lock, &keys);

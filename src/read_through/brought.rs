@@ -98,8 +98,8 @@ impl Collects for Unloading {
         let values = self.made.lock().take();
         let values = values.unwrap_or(Err(NoValue::Aborted));
         if let Some(loads) = self.loads.upgrade() {
-            let took = loads.now().saturating_sub(self.begun);
-            loads.bring(self.load, took, values);
+            let now = loads.now();
+            loads.bring(self.load, now.saturating_sub(self.begun), values, now);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! `machine/` decides; `keys.rs` and `bounded.rs` are its tables, `life.rs` computes lifetimes. All of
 //! these are pure, without server or Python. `options.rs`: what a script says; `trigger.rs`: how a registration comes and goes;
 //! `refresh.rs`: loads on request; `brought.rs`: what a loader returned; `about.rs`: what is known of one key; `behind.rs`: changes of `write_behind` that are not saved; `figures.rs`: counters. This file is
-//! where the server comes in; `pump.rs` does what the machine says, `answer.rs` answers the clients that waited.
+//! where the server comes in; `pump.rs` does what the machine says, `landing.rs` stores what was loaded, `answer.rs` answers the clients that waited.
 //!
 //! All state lives under the server's lock, but for the inbox of what loaders have brought.
 
@@ -15,6 +15,7 @@ pub mod bounded;
 mod brought;
 mod figures;
 pub mod keys;
+mod landing;
 mod life;
 mod machine;
 pub mod options;
@@ -72,7 +73,7 @@ use crate::{
         reply::Reply,
         store::Content,
         string::Held,
-        waiting,
+        waiting::{self, Note},
     },
 };
 
@@ -120,6 +121,8 @@ pub struct ReadThrough {
     behind: OnceLock<Arc<dyn Unsaved>>,
     state: Guarded<State>,
     inbox: Mutex<Vec<Brought>>,
+    /// There is something in the inbox.
+    has_mail: AtomicBool,
     /// Functions that waited and do so no longer, by their number in the machine.
     given_up: Mutex<Vec<u64>>,
     /// The server was asked to come to [`ReadThrough::pump`] and has not come yet.
@@ -137,6 +140,8 @@ struct State {
     numbers: ByNumber<u64>,
     /// Those that are to be let go.
     leaving: VecDeque<(u64, Leave)>,
+    /// Those that are let go when the lock is free again; kept empty.
+    departing: SmallVec<[(Awaiting, Note); 1]>,
     /// The executions of loads.
     running: ByNumber<Running>,
     /// How long values are fresh that are not kept as long as their registration says.
@@ -212,6 +217,7 @@ impl ReadThrough {
                 clients: ByNumber::default(),
                 numbers: ByNumber::default(),
                 leaving: VecDeque::new(),
+                departing: SmallVec::new(),
                 running: ByNumber::default(),
                 lives: Bounded::default(),
                 storing: false,
@@ -221,10 +227,12 @@ impl ReadThrough {
                 armed: None,
             }),
             inbox: Mutex::default(),
+            has_mail: AtomicBool::new(false),
             given_up: Mutex::default(),
             awake: AtomicBool::new(false),
         });
         loads.hooks.connect(Arc::clone(&loads) as _);
+        loads.engine.connect_leftover(Arc::clone(&loads) as _);
         waiting::connect(waiting::Awaited::Load, Arc::clone(&loads) as _);
         loads
     }

@@ -1,5 +1,5 @@
-//! Does what the machine says: begins loads, lands what they brought, lets clients go. Under the server's lock, on
-//! the server's thread before it sleeps.
+//! Does what the machine says: begins loads, lets what they brought land, lets clients go. Under the server's lock, on
+//! the server's thread before it sleeps, or on the thread that a load has ended on.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -7,10 +7,9 @@ use std::{
 };
 
 use super::{
-    Key, Leave, Lifetime, Loaded, ReadThrough, Running,
-    brought::{Brings, Brought, Strangers, Unloading},
-    life,
-    machine::{Action, Ask, Keys, Landing, NoValue, Time},
+    Key, Leave, ReadThrough, Running,
+    brought::{Strangers, Unloading},
+    machine::{Action, Ask, Keys, NoValue, Time},
     options::{Options, Ttl},
 };
 use crate::{
@@ -24,17 +23,24 @@ use crate::{
         source::{Once, Reading, Source},
     },
     server::{
-        api,
         key::{self, Life},
         lock::Lock,
         rights::{Access, Actor},
-        store::{self, Content, Open},
         string::Held,
     },
 };
 
 /// What `lastError` says of a load that took too long.
 const LOAD_TIMED_OUT: &str = "LoadTimedOut: the load took longer than max_load_time";
+
+/// Where the pump runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// On the server's thread, before it sleeps.
+    Server,
+    /// On the thread that a load has ended on.
+    Worker,
+}
 
 /// The argument of a loader that acts as a user, if he may store what it brings.
 struct Wanted {
@@ -94,8 +100,9 @@ impl super::State {
 impl ReadThrough {
     /// Does whatever is to be done now. Called in each turn of the server's loop: most of the time that is nothing.
     pub fn pump(&self, lock: Lock<'_>) {
-        if self.awake.swap(false, Ordering::AcqRel) || self.has_more(lock) {
-            self.pump_now(lock, self.now());
+        let is_wanted = self.awake.swap(false, Ordering::AcqRel) || self.has_mail.load(Ordering::Acquire);
+        if is_wanted || self.has_more(lock) {
+            self.pump_now(lock, self.now(), Place::Server);
         }
     }
 
@@ -137,13 +144,13 @@ impl ReadThrough {
         }
     }
 
-    fn pump_now(&self, lock: Lock<'_>, now: Time) {
+    pub(super) fn pump_now(&self, lock: Lock<'_>, now: Time, place: Place) {
         let paused = !lock.may_write();
         self.release_given_up(lock);
         if !self.engine.is_serving() {
             self.state.write(lock).machine.let_all_go();
         }
-        if !paused {
+        if !paused && self.has_mail.swap(false, Ordering::AcqRel) {
             // One list comes in the place of the other, so that neither is made anew each time.
             let mut brought = std::mem::take(&mut self.state.write(lock).landing);
             std::mem::swap(&mut *self.inbox.lock(), &mut brought);
@@ -158,7 +165,7 @@ impl ReadThrough {
             let Some(action) = action else { break };
             self.act(lock, now, action);
         }
-        self.let_go(lock, paused);
+        self.let_go(lock, paused, place);
         if paused {
             // Nothing is stored meanwhile; the next turn of the loop looks again.
             self.awake.store(true, Ordering::Release);
@@ -255,7 +262,7 @@ impl ReadThrough {
             keys.first().map_or(Value::None, name)
         };
         if !self.engine.has_room(registration) {
-            self.bring(load, Duration::ZERO, Err(NoValue::TooManyPending));
+            self.bring(load, Duration::ZERO, Err(NoValue::TooManyPending), begun);
             return;
         }
         // What is loaded of a key with a change that is not saved may be older than that.
@@ -292,178 +299,6 @@ impl ReadThrough {
         if !unsaved.is_empty() {
             self.break_leases(lock, &unsaved);
         }
-    }
-
-    /// A load has ended: on any thread, with or without the server's lock.
-    pub(super) fn bring(&self, load: u64, took: Duration, values: Brings) {
-        self.inbox.lock().push(Brought { load, values, took });
-        self.wake();
-    }
-
-    /// A load has ended: its values are stored, or not, and whoever waited for them is served.
-    fn land(&self, lock: Lock<'_>, now: Time, brought: Brought) {
-        let Brought { load, values, took } = brought;
-        let mut state = self.state.write(lock);
-        let running = state.running.remove(&load);
-        let name = running.and_then(|running| running.name);
-        let Some((rule, keys)) = state.machine.take_keys(load) else {
-            return;
-        };
-        if let Some(served) = state.served.get_mut(rule).filter(|_| values.is_ok()) {
-            served.figures.loaded(took);
-            if life::follows_load_time(&served.options) {
-                let below = life::interesting_below_ms(&served.options, served.figures.mean_load_s());
-                served.hot.set_below(below);
-            }
-        }
-        drop(state);
-        match values {
-            Ok(values) => {
-                for (key, value) in keys.iter().zip(values) {
-                    let value = value.map_err(|failed| NoValue::Failed(failed.kind.into()));
-                    self.land_one(lock, now, load, rule, (key, name.as_ref()), value);
-                }
-            }
-            Err(why) => {
-                for key in &keys {
-                    self.land_one(lock, now, load, rule, (key, None), Err(why.clone()));
-                }
-            }
-        }
-        let turned = self.state.write(lock).machine.ended(now, load);
-        if let Some(open) = turned {
-            let what = if open {
-                "opens: so many loads have failed in a row that none is begun for a while, but one trial at its end"
-            } else {
-                "closes: the source answers again"
-            };
-            api::log_warning(&format!(
-                "read_through: the breaker of registration {rule} {what}"
-            ));
-        }
-    }
-
-    fn land_one(
-        &self,
-        lock: Lock<'_>,
-        now: Time,
-        load: u64,
-        rule: Id,
-        (key, name): (&Key, Option<&Held>),
-        value: Result<Loaded, NoValue>,
-    ) {
-        let value = self.newer_than(lock, rule, load, key, value);
-        let is_kept = |loaded: &Loaded| loaded.content.is_some() && loaded.lifetime != Lifetime::NotKept;
-        // Whoever is to store opens the key for that, and sees whether it is there.
-        let open = value
-            .as_ref()
-            .is_ok_and(is_kept)
-            .then(|| self.open(lock, key, name));
-        let present = match &open {
-            Some(open) => open.is_there(),
-            None => key::life(lock, key.db, &key.name) != Life::Missing,
-        };
-        // What is there may go before it is replaced.
-        let open = open.filter(|_| !present);
-        if !present && !store::is_local(lock, self.engine.features, key.db, &key.name) {
-            self.state.write(lock).machine.moved_away(load, key);
-            return;
-        }
-        let (value, keep) = match value {
-            Ok(loaded) if loaded.content.is_none() => (Ok(None), false),
-            Ok(loaded) => {
-                let keep = loaded.lifetime != Lifetime::NotKept;
-                (Ok(Some(Arc::new(loaded))), keep)
-            }
-            Err(why) => (Err(why), false),
-        };
-        let loaded = value.as_ref().ok().and_then(Option::clone);
-        let landing = self
-            .state
-            .write(lock)
-            .machine
-            .land(now, load, key, value, keep, present);
-        match (landing, loaded) {
-            (Landing::Store, Some(loaded)) => {
-                // Where it cannot be stored, it answers without being kept.
-                self.store(lock, rule, key, &loaded, open);
-            }
-            (Landing::Delete, _) if self.may_delete(lock, rule, key) => {
-                self.quietly(lock, || store::delete(lock, key.db, &key.name));
-                store::signal_modified(lock, key.db, &key.name);
-            }
-            _ => {}
-        }
-    }
-
-    /// Whether the user of a registration may take a value away, if it has one.
-    fn may_delete(&self, lock: Lock<'_>, rule: Id, key: &Key) -> bool {
-        let state = self.state.read(lock);
-        let served = state.served.get(rule);
-        let actor = served.and_then(|served| served.registration.actor.clone());
-        drop(state);
-        actor.is_none_or(|actor| actor.check_command(lock, &[b"DEL", &*key.name]).is_ok())
-    }
-
-    /// Stores a value with its lifetime; false if the memory limit forbids it, or its user's rights do.
-    /// `open`: the key, if it is open by now, and not there.
-    pub(super) fn store(
-        &self,
-        lock: Lock<'_>,
-        rule: Id,
-        key: &Key,
-        loaded: &Loaded,
-        open: Option<Open<'_>>,
-    ) -> bool {
-        let now_ms = key::now_ms(lock);
-        let mut state = self.state.write(lock);
-        let Some(served) = state.served.get(rule) else {
-            return false;
-        };
-        let options = Arc::clone(&served.options);
-        let may = match served.registration.actor.clone() {
-            None => true,
-            Some(actor) => {
-                drop(state);
-                let command = loaded.content.as_ref().map_or(&b"DEL"[..], Content::command);
-                let may = actor.check_command(lock, &[command, &key.name]).is_ok();
-                state = self.state.write(lock);
-                may
-            }
-        };
-        if !may || !store::has_room(lock, self.engine.features) {
-            if let Some(served) = state.served.get_mut(rule) {
-                served.figures.not_stored += 1;
-            }
-            return false;
-        }
-        let chance = state.machine.chance();
-        let fresh = loaded.lifetime.fresh_s(&options);
-        if let (Lifetime::Seconds(seconds), true) = (loaded.lifetime, life::marks(&options)) {
-            let limit = state.machine.bounds.absent;
-            state.lives.insert(key, seconds, limit);
-        }
-        let unwaited = state.machine.landed(key).is_none();
-        drop(state);
-        let expires = fresh.map(|fresh| life::expires_ms(&options, fresh, now_ms, chance));
-        if let Some(content) = &loaded.content {
-            let open = open.unwrap_or_else(|| self.open(lock, key, None));
-            self.quietly(lock, || open.put(content, expires));
-            let until_ms = expires.unwrap_or(i64::MAX);
-            self.state.write(lock).machine.stored(key, until_ms);
-        }
-        if unwaited {
-            store::signal_modified(lock, key.db, &key.name);
-        }
-        true
-    }
-
-    /// `name`: the key's name as the server has it, if that is at hand.
-    fn open<'a>(&self, lock: Lock<'a>, key: &Key, name: Option<&Held>) -> Open<'a> {
-        self.quietly(lock, || match name {
-            Some(name) => Open::of_held(lock, key.db, name),
-            None => Open::new(lock, key.db, &key.name),
-        })
     }
 
     /// Does something to a key that is our own doing.

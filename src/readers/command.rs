@@ -84,13 +84,13 @@ impl Commands {
     /// There is none; its mode is not `sync` and the caller cannot wait; too many of its executions are pending.
     pub fn call(&self, command: &Command<'_>) -> Result<Answer, Error> {
         let words = command.argv().skip(1);
-        let name = words.get(0).ok_or(Error::WrongArity)?;
-        let called = self
-            .triggers
-            .read(command.lock())
-            .get(name)
-            .cloned()
-            .ok_or(Error::NoSuchTrigger)?;
+        let Some(name) = words.get(0) else {
+            return Err(Error::WrongArity);
+        };
+        let called = self.triggers.read(command.lock()).get(name).cloned();
+        let Some(called) = called else {
+            return Err(Error::NoSuchTrigger);
+        };
         let registration = &called.registration;
         let start = || {
             let record = Box::new(Once::of_words(words.iter()));

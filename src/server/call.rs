@@ -26,7 +26,7 @@ use super::{
     rights::{self, Acting, Actor},
     room::{self, Room},
     slots,
-    string::{Argv, RString},
+    string::{Argv, RString, Word},
     version::Version,
 };
 
@@ -37,7 +37,7 @@ pub const SEVERAL_SLOTS: &str =
     "Operation not permitted: CROSSSLOT Keys in request don't hash to the same slot";
 
 /// Most commands have no more words, and no longer name: they need no memory of their own.
-const WORDS: usize = 8;
+const WORDS: usize = 10;
 const A_NAME: usize = 32;
 
 /// Runs a command for a function, with what its events cause in `sync` functions, and the rights of `actor`; all without one.
@@ -130,7 +130,7 @@ pub fn call_for(
 
 /// [`call`] for what is known to be no such command, and is not refused for want of memory either: what the module notes for
 /// itself.
-pub fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[impl AsRef<[u8]>]) -> Reply {
+pub fn perform(lock: Lock<'_>, features: Features, db: i32, argv: &[impl Word]) -> Reply {
     filter::unseen(lock, || run(lock, features, db, argv, Memory::Always, None))
 }
 
@@ -143,7 +143,7 @@ fn run(
     lock: Lock<'_>,
     features: Features,
     db: i32,
-    argv: &[impl AsRef<[u8]>],
+    argv: &[impl Word],
     memory: Memory,
     actor: Option<&Arc<Actor>>,
 ) -> Reply {
@@ -171,7 +171,7 @@ fn send(
     lock: Lock<'_>,
     features: Features,
     db: i32,
-    argv: &[impl AsRef<[u8]>],
+    argv: &[impl Word],
     protocol: Protocol,
     memory: Memory,
     actor: Option<&Arc<Actor>>,
@@ -210,10 +210,7 @@ fn send(
         (true, false, _, Protocol::Resp3) => c"!v3E",
         (false, ..) => c"!v",
     };
-    let strings: SmallVec<[RString<'_>; WORDS]> = argv
-        .iter()
-        .map(|word| RString::new(lock, word.as_ref()))
-        .collect();
+    let strings: SmallVec<[RString<'_>; WORDS]> = argv.iter().map(|word| word.string(lock)).collect();
     let mut words: SmallVec<[_; WORDS]> = strings.iter().map(RString::as_raw).collect();
     // SAFETY: the strings are alive.
     if unsafe { spoils(lock, &words) } {
@@ -333,6 +330,7 @@ impl Drop for UnderWay<'_> {
 
 /// Runs the command that stands in `argv` as the client of `command` would have: in its database, with its
 /// protocol version and its cluster flags, with what its events cause in `sync` functions.
+/// `unseen`: our filter has nothing to learn from it.
 ///
 /// # Errors
 /// The user who sent `command` may not run this one (`cleared`: that is known to be no matter), or the server must not be
@@ -342,6 +340,7 @@ pub fn call_original(
     features: Features,
     argv: Argv<'_>,
     cleared: bool,
+    unseen: bool,
 ) -> Result<CallReply, Refusal> {
     // The server looks the user up faster than we do, and commands that look at more keys by themselves (SORT) ask for it.
     // A function's command that was put behind a proxy one has the function's user.
@@ -363,7 +362,7 @@ pub fn call_original(
     }
     let run = |format: &CStr| {
         // SAFETY: as in `call`, with the context of the running command.
-        unsafe {
+        let call = || unsafe {
             CallReply::new(api!(RedisModule_Call(
                 command.as_raw(),
                 name.as_ptr(),
@@ -371,6 +370,11 @@ pub fn call_original(
                 args.as_ptr(),
                 args.len()
             )))
+        };
+        if unseen {
+            filter::unseen(command.lock(), call)
+        } else {
+            call()
         }
     };
     let _home = home::Ours::enter(command.lock(), name.to_bytes(), || command.db());

@@ -285,14 +285,12 @@ unsafe extern "C" fn on_free(_ctx: *mut raw::RedisModuleCtx, data: *mut std::ffi
     });
 }
 
-/// What the filter needs to know of a client.
+/// What the filter needs to know of a client: its database, whether it is between MULTI and EXEC, and told of changes (CLIENT TRACKING).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientState {
     pub id: u64,
     pub db: i32,
-    /// Between MULTI and EXEC.
     pub in_multi: bool,
-    /// It is told of changes of what it has read (CLIENT TRACKING).
     pub tracks: bool,
 }
 

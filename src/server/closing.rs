@@ -18,6 +18,9 @@ use redis_module::raw;
 
 use super::{lock, version::Version};
 
+/// The lock can be tried (6.2).
+static HAS_TRY: AtomicBool = AtomicBool::new(false);
+
 /// This server gives its lock away at its end.
 static CAREFUL: AtomicBool = AtomicBool::new(false);
 
@@ -47,6 +50,7 @@ const LONGEST: Duration = Duration::from_millis(1);
 /// To be called once, while the module loads.
 pub(super) fn init(version: Version) {
     let has_try = has_api!(RedisModule_ThreadSafeContextTryLock);
+    HAS_TRY.store(has_try, Ordering::Relaxed);
     CAREFUL.store(
         version.gives_its_lock_away_at_its_end() && has_try,
         Ordering::Relaxed,
@@ -63,8 +67,13 @@ pub(super) fn take_lock() {
     loop {
         let seen = TURNS.load(Ordering::SeqCst);
         for _ in 0..ATTEMPTS {
-            if try_lock() {
-                return;
+            match attempt() {
+                Attempt::Got => return,
+                Attempt::Held => {}
+                // The process ends.
+                Attempt::Never => loop {
+                    thread::park();
+                },
             }
             for _ in 0..PAUSE {
                 hint::spin_loop();
@@ -80,7 +89,26 @@ pub(super) fn take_lock() {
     }
 }
 
-fn try_lock() -> bool {
+/// Takes the server's lock, which this thread does not hold, if nobody has it. Never waits, so it may be called attached to Python.
+pub(super) fn try_lock() -> bool {
+    if CAREFUL.load(Ordering::Relaxed) {
+        return matches!(attempt(), Attempt::Got);
+    }
+    // SAFETY: as in `take_lock`; `init` has looked whether the server has the function.
+    HAS_TRY.load(Ordering::Relaxed)
+        && unsafe { api!(RedisModule_ThreadSafeContextTryLock(lock::log_context())) }
+            == raw::REDISMODULE_OK as c_int
+}
+
+/// What became of one attempt.
+enum Attempt {
+    Got,
+    Held,
+    /// The server ends.
+    Never,
+}
+
+fn attempt() -> Attempt {
     TRYING.fetch_add(1, Ordering::SeqCst);
     let closing = CLOSING.load(Ordering::SeqCst);
     // SAFETY: as in `take_lock`; `init` has looked whether the server has the function.
@@ -88,13 +116,11 @@ fn try_lock() -> bool {
         && unsafe { api!(RedisModule_ThreadSafeContextTryLock(lock::log_context())) }
             == raw::REDISMODULE_OK as c_int;
     TRYING.fetch_sub(1, Ordering::SeqCst);
-    if closing {
-        // The process ends.
-        loop {
-            thread::park();
-        }
+    match (closing, got) {
+        (true, _) => Attempt::Never,
+        (false, true) => Attempt::Got,
+        (false, false) => Attempt::Held,
     }
-    got
 }
 
 /// The lock is about to be released, or has just been.

@@ -61,7 +61,7 @@ impl<T> CurrentCommand<T> {
         name.is_some_and(|name| {
             names
                 .iter()
-                .any(|known| known.as_bytes() == name || known.as_bytes().eq_ignore_ascii_case(name))
+                .any(|known| known.as_bytes().eq_ignore_ascii_case(name))
         })
     }
 

@@ -122,6 +122,16 @@ impl LockGuard {
         Self(unsafe { Entered::new() })
     }
 
+    /// The lock, if nobody has it, not even this thread, and clients are not paused. Never waits: the caller may be attached to Python.
+    pub fn try_acquire() -> Option<Self> {
+        if DEPTH.get() > 0 || !closing::try_lock() {
+            return None;
+        }
+        // SAFETY: the lock is held now.
+        let guard = Self(unsafe { Entered::new() });
+        (!clients_are_paused()).then_some(guard)
+    }
+
     /// The proof, for as long as the guard lives.
     pub fn lock(&self) -> Lock<'_> {
         self.0.lock()

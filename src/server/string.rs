@@ -1,6 +1,6 @@
 //! Strings of the server: an owned one, and the arguments of a running command.
 
-use std::{ffi::CStr, marker::PhantomData, mem::ManuallyDrop, ptr, slice};
+use std::{ffi::CStr, marker::PhantomData, mem::ManuallyDrop, ptr, slice, sync::OnceLock};
 
 use redis_module::raw;
 use smallvec::SmallVec;
@@ -100,6 +100,60 @@ impl Drop for Held {
     }
 }
 
+/// A word that many commands of ours have: the server's string of it is made once, and never dropped.
+pub struct FixedWord {
+    bytes: &'static [u8],
+    held: OnceLock<Held>,
+}
+
+impl FixedWord {
+    pub const fn new(bytes: &'static [u8]) -> Self {
+        Self {
+            bytes,
+            held: OnceLock::new(),
+        }
+    }
+}
+
+/// A word of a command that we run.
+pub trait Word: AsRef<[u8]> {
+    /// As a string of the server.
+    fn string<'a>(&self, lock: Lock<'a>) -> RString<'a> {
+        RString::new(lock, self.as_ref())
+    }
+}
+
+impl Word for Vec<u8> {}
+impl Word for &[u8] {}
+
+/// One of either kind.
+#[derive(Clone, Copy)]
+pub enum AnyWord<'w> {
+    Fixed(&'static FixedWord),
+    Bytes(&'w [u8]),
+}
+
+impl AsRef<[u8]> for AnyWord<'_> {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Fixed(word) => word.bytes,
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl Word for AnyWord<'_> {
+    fn string<'a>(&self, lock: Lock<'a>) -> RString<'a> {
+        match self {
+            Self::Fixed(word) => {
+                let held = word.held.get_or_init(|| Held::of_bytes(lock, word.bytes));
+                RString::of_held(lock, held)
+            }
+            Self::Bytes(bytes) => RString::new(lock, bytes),
+        }
+    }
+}
+
 /// The bytes of a string of the server, for as long as the caller's borrow lasts.
 ///
 /// # Safety
@@ -181,20 +235,20 @@ impl<'a> Argv<'a> {
     }
 }
 
-/// What a command of a name and a key has, or less.
-const USUAL_BYTES: usize = 64;
+/// What a command of a name and a key has, or less: it needs no memory of its own.
+const USUAL_BYTES: usize = 48;
 
 /// The words of a command, in one piece.
 #[derive(Debug, Default)]
 pub struct Words {
-    bytes: Vec<u8>,
+    bytes: SmallVec<[u8; USUAL_BYTES]>,
     /// Where each of them ends.
     ends: SmallVec<[usize; 4]>,
 }
 
 impl<'a> FromIterator<&'a [u8]> for Words {
     fn from_iter<I: IntoIterator<Item = &'a [u8]>>(words: I) -> Self {
-        let (mut bytes, mut ends) = (Vec::with_capacity(USUAL_BYTES), SmallVec::new());
+        let (mut bytes, mut ends) = (SmallVec::new(), SmallVec::new());
         for word in words {
             bytes.extend_from_slice(word);
             ends.push(bytes.len());

@@ -93,9 +93,11 @@ impl WaitingClient {
         self.0 as usize
     }
 
-    /// It gets its reply when the server comes to it: in this turn of its loop, or the next.
-    pub fn let_go(self, _lock: Lock<'_>, note: Note) {
-        // SAFETY: the handle is unblocked once, because it is moved. `on_free` owns the box.
+    /// It gets its reply when the server comes to it: in this turn of its loop, or the next. From any thread: whoever is let go without the
+    /// lock is known to nobody else any more, so that nobody else gives the handle back.
+    pub fn let_go(self, note: Note) {
+        // SAFETY: the handle is unblocked once, because it is moved, and lives until then; the server lets any thread do that. `on_free`
+        // owns the box.
         unsafe {
             api!(RedisModule_UnblockClient(
                 self.0,

@@ -301,7 +301,7 @@ impl WriteBehind {
                 self.let_in_no_more(lock, &LetIn(held.sinks));
             } else {
                 let more = Box::new(LetIn(held.sinks));
-                held.client.let_go(lock, Note { reply: None, more });
+                held.client.let_go(Note { reply: None, more });
             }
         }
     }
@@ -350,7 +350,7 @@ impl WriteBehind {
         drop(state);
         for (held, reply) in going {
             let more = Box::new(LetIn(0));
-            held.client.let_go(lock, Note { reply, more });
+            held.client.let_go(Note { reply, more });
         }
     }
 
@@ -359,7 +359,7 @@ impl WriteBehind {
         let held = std::mem::take(&mut self.state.write(lock).held);
         for held in held {
             let more = Box::new(LetIn(0));
-            held.client.let_go(lock, Note { reply: None, more });
+            held.client.let_go(Note { reply: None, more });
         }
     }
 

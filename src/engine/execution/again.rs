@@ -1,10 +1,7 @@
 //! An execution that ends before anybody looks at it, and what makes it the next one's of its registration; or one that is made when
 //! somebody looks, of what was kept of such a run. Called by `brief.rs`, `reuse.rs`, `ended.rs` and the registry.
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use super::{
     super::{
@@ -54,7 +51,7 @@ impl Execution {
         state.phase = Phase::Created(anew.source);
         state.collector = anew.collector;
         state.collected = false;
-        self.queued_at = OnceLock::from(now);
+        state.queued_at = Some(now);
         *self.delayed.get_mut() = false;
         *self.unlisted.get_mut() = true;
     }

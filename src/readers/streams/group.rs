@@ -20,6 +20,7 @@ use crate::server::{
     key::{self, Kind},
     lock::Lock,
     reply::Reply,
+    string::{AnyWord, FixedWord, Word},
 };
 
 /// The names of 1.2, so that its positions go on.
@@ -27,7 +28,19 @@ const GROUP: &str = "__gears_consumer_group__";
 const CONSUMER: &[u8] = b"__gears_client__";
 
 /// The words of a command; most have no more.
-type Words<'a> = SmallVec<[&'a [u8]; 12]>;
+type Words<'a> = SmallVec<[AnyWord<'a>; 12]>;
+
+/// What each batch says to the server.
+static XREADGROUP: FixedWord = FixedWord::new(b"XREADGROUP");
+static READS_GROUP: FixedWord = FixedWord::new(b"GROUP");
+static FIRST_GROUP: FixedWord = FixedWord::new(GROUP.as_bytes());
+static IS_CONSUMER: FixedWord = FixedWord::new(CONSUMER);
+static COUNT: FixedWord = FixedWord::new(b"COUNT");
+static STREAMS: FixedWord = FixedWord::new(b"STREAMS");
+static NEW_ONES: FixedWord = FixedWord::new(b">");
+static XACK: FixedWord = FixedWord::new(b"XACK");
+static XTRIM: FixedWord = FixedWord::new(b"XTRIM");
+static MINID: FixedWord = FixedWord::new(b"MINID");
 
 /// What an id of an entry takes at most: two numbers.
 const AN_ID: usize = 41;
@@ -78,22 +91,37 @@ impl Group {
         })
     }
 
+    fn word(&self) -> AnyWord<'_> {
+        if self.0 == GROUP.as_bytes() {
+            AnyWord::Fixed(&FIRST_GROUP)
+        } else {
+            AnyWord::Bytes(&self.0)
+        }
+    }
+
     /// Reads entries of a stream; they count as delivered. A missing group is made, from the stream's beginning.
     pub fn read(&self, lock: Lock<'_>, features: Features, key: &[u8], portion: Portion) -> Read {
         let count = match portion {
             Portion::Recovery => None,
             Portion::New(count) => Some(count.to_string()),
         };
-        let mut words = Words::from_slice(&[b"XREADGROUP", b"GROUP", &self.0, CONSUMER]);
+        let fixed = AnyWord::Fixed;
+        let mut words = Words::from_slice(&[
+            fixed(&XREADGROUP),
+            fixed(&READS_GROUP),
+            self.word(),
+            fixed(&IS_CONSUMER),
+        ]);
         if let Some(count) = &count {
-            words.extend([b"COUNT", count.as_bytes()]);
+            words.extend([fixed(&COUNT), AnyWord::Bytes(count.as_bytes())]);
         }
-        let from: &[u8] = if count.is_some() { b">" } else { b"0" };
-        words.extend([&b"STREAMS"[..], key, from]);
+        let from = count.as_ref().map_or(AnyWord::Bytes(b"0"), |_| fixed(&NEW_ONES));
+        words.extend([fixed(&STREAMS), AnyWord::Bytes(key), from]);
         let mut reply = run(lock, features, &words);
         let mut made = None;
         if reply.error_code() == Some(b"NOGROUP") {
-            let created = run(lock, features, &[b"XGROUP", b"CREATE", key, &self.0, b"0"]);
+            let create: [&[u8]; 5] = [b"XGROUP", b"CREATE", key, &self.0, b"0"];
+            let created = run(lock, features, &create);
             if let Reply::Error(text) = created {
                 return Read::failed(lock, key, text);
             }
@@ -136,7 +164,8 @@ impl Group {
             left: false,
         };
         if number(b"pending") != Some(0) {
-            let Reply::Array(pending) = run(lock, features, &[b"XPENDING", key, &self.0]) else {
+            let pending: [&[u8]; 3] = [b"XPENDING", key, &self.0];
+            let Reply::Array(pending) = run(lock, features, &pending) else {
                 return None;
             };
             if let Some(first) = pending.get(1).and_then(Reply::as_text) {
@@ -153,8 +182,8 @@ impl Group {
         if ids.is_empty() {
             return true;
         }
-        let mut words = Words::from_slice(&[b"XACK", key, &self.0]);
-        words.extend(ids.iter().map(Vec::as_slice));
+        let mut words = Words::from_slice(&[AnyWord::Fixed(&XACK), AnyWord::Bytes(key), self.word()]);
+        words.extend(ids.iter().map(|id| AnyWord::Bytes(id)));
         match run(lock, features, &words) {
             Reply::Int(acknowledged) => usize::try_from(acknowledged) == Ok(ids.len()),
             Reply::Error(text) => {
@@ -183,7 +212,8 @@ pub struct Standing {
 
 impl Groups {
     pub fn of(lock: Lock<'_>, features: Features, key: &[u8]) -> Self {
-        Self(run(lock, features, &[b"XINFO", b"GROUPS", key]).into_items())
+        let words: [&[u8]; 3] = [b"XINFO", b"GROUPS", key];
+        Self(run(lock, features, &words).into_items())
     }
 
     fn find(&self, name: &[u8]) -> Option<&Reply> {
@@ -218,12 +248,18 @@ pub fn trim(lock: Lock<'_>, features: Features, key: &[u8], first: EntryId) {
     let mut text = String::with_capacity(AN_ID);
     // Writing to a text cannot fail.
     let _ = write!(text, "{first}");
-    if let Reply::Error(text) = run(lock, features, &[b"XTRIM", key, b"MINID", text.as_bytes()]) {
+    let words = [
+        AnyWord::Fixed(&XTRIM),
+        AnyWord::Bytes(key),
+        AnyWord::Fixed(&MINID),
+        AnyWord::Bytes(text.as_bytes()),
+    ];
+    if let Reply::Error(text) = run(lock, features, &words) {
         log(key, "trim", &text);
     }
 }
 
-fn run(lock: Lock<'_>, features: Features, words: &[&[u8]]) -> Reply {
+fn run(lock: Lock<'_>, features: Features, words: &[impl Word]) -> Reply {
     // What this causes is nobody's event.
     let _mute = Mute::new();
     perform(lock, features, DB, words)

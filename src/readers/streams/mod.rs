@@ -283,7 +283,7 @@ impl StreamWatch {
             .skipping_errors(watch.options.policy == Policy::Continue)
             .distributed(self.engine.payload(&watch.registration));
         let (streams, watch, key) = (Arc::clone(self), Arc::clone(watch), key.to_vec());
-        Some(start.told(move |outcome| {
+        Some(start.told_of_end(move |outcome| {
             let language = Arc::clone(&streams.engine.language);
             let taken = std::mem::take(&mut *taken.lock());
             with_lock(language.as_ref(), |lock| {
