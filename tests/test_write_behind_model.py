@@ -149,7 +149,10 @@ def by_any_way(client: redis.Redis, way: str, words: list[str]) -> Any:
     if way == "MULTI":
         with client.pipeline() as transaction:
             transaction.execute_command(*words)
-            [got] = transaction.execute(raise_on_error=False)
+            try:
+                [got] = transaction.execute(raise_on_error=False)
+            except redis.ResponseError as error:  # this server does not know the command
+                got = error
             return str(got).split(") of pipeline caused error: ")[-1] if isinstance(got, redis.ResponseError) else got
     return reply(client, words)
 
