@@ -1,8 +1,9 @@
 //! Stopping what runs too long: on request (RG.ABORTEXECUTION), and whatever holds the server past SyncTimeout: `sync`
 //! functions, scripts, onRegistered, time events, `atomic` blocks.
 //!
-//! A [`Stop`] is where whoever runs code of a function and whoever wants it to end meet. The watch is a thread that
-//! sleeps while nobody holds the server.
+//! The watch is a thread that sleeps while nobody holds the server.
+
+mod point;
 
 use std::{
     collections::HashMap,
@@ -16,7 +17,9 @@ use std::{
 
 use crate::mutex::Mutex;
 
-use super::{Engine, execution::Execution, language::Language, session::Session, sleeper::Sleepers};
+pub use point::Stop;
+
+use super::{Engine, execution::Execution, language::Language, session::Session};
 use crate::{
     config::Number,
     error::Error,
@@ -37,72 +40,6 @@ const WHILE_SLOW: Duration = Duration::from_millis(10);
 const SLOW: Duration = Duration::from_millis(100);
 /// How often, for the same code.
 const REPEAT: Duration = Duration::from_secs(60);
-
-/// The end of one piece of running code.
-#[derive(Default)]
-pub struct Stop {
-    /// The language's id of the thread that runs it; 0 while none does.
-    pub thread: AtomicU64,
-    asked: AtomicBool,
-    timed_out: AtomicBool,
-    /// The language has raised the "stop" error in that thread.
-    pub raised: AtomicBool,
-    /// The thread while nothing is to be raised in it, and since when.
-    shielded: Mutex<Option<(u64, Instant)>>,
-    /// Where it waits for something of ours.
-    pub sleepers: Sleepers,
-}
-
-/// How long code can be shielded: it may be a user's, and never end.
-const SHIELD: Duration = Duration::from_millis(500);
-
-impl Stop {
-    /// Nothing is raised in the thread that runs this code until [`Stop::unshield`], for a while. What is to be given back
-    /// then, and the thread.
-    pub fn shield(&self) -> (u64, Option<(u64, Instant)>) {
-        let thread = self.thread.swap(0, Ordering::AcqRel);
-        let shielded = (thread != 0).then(|| (thread, Instant::now()));
-        let mut present = self.shielded.lock();
-        let before = *present;
-        *present = shielded.or(before);
-        (thread, before)
-    }
-
-    pub fn unshield(&self, thread: u64, before: Option<(u64, Instant)>) {
-        *self.shielded.lock() = before;
-        self.thread.store(thread, Ordering::Release);
-    }
-
-    /// The thread to raise the "stop" error in; 0 for none.
-    pub fn target(&self) -> u64 {
-        let thread = self.thread.load(Ordering::Acquire);
-        if thread != 0 {
-            return thread;
-        }
-        let shielded = *self.shielded.lock();
-        shielded.map_or(
-            0,
-            |(thread, since)| {
-                if since.elapsed() > SHIELD { thread } else { 0 }
-            },
-        )
-    }
-
-    pub fn ask(&self) {
-        self.asked.store(true, Ordering::Release);
-        self.sleepers.wake();
-    }
-
-    /// Somebody asked for its end.
-    pub fn is_asked(&self) -> bool {
-        self.asked.load(Ordering::Acquire)
-    }
-
-    /// It ran longer than SyncTimeout allows.
-    pub fn has_timed_out(&self) -> bool {
-        self.timed_out.load(Ordering::Acquire)
-    }
-}
 
 /// Code that can be stopped while it holds the server.
 pub trait Stoppable: Send + Sync {

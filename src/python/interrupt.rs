@@ -31,7 +31,7 @@ impl<'a> Interruptible<'a> {
         ARMED.with(|armed| armed.set(armed.get() + 1));
         Self {
             stop,
-            before: stop.thread.swap(this_thread(), Ordering::AcqRel),
+            before: stop.enter(this_thread()),
         }
     }
 }
@@ -39,10 +39,11 @@ impl<'a> Interruptible<'a> {
 impl Drop for Interruptible<'_> {
     fn drop(&mut self) {
         ARMED.with(|armed| armed.set(armed.get() - 1));
-        self.stop.thread.store(self.before, Ordering::Release);
+        let me = this_thread();
+        self.stop.leave(me, self.before);
         // The stop may have been raised after the last instruction of a function: it must not hit another one.
-        if self.stop.raised.load(Ordering::Acquire) {
-            attach::bare(|py| take_back(py, self.stop));
+        if self.stop.take_raised(me) {
+            attach::bare(let_out);
         }
     }
 }
@@ -63,7 +64,7 @@ impl Armed {
     pub fn new(code: Arc<dyn Stoppable>, watched: Option<Watched<'static>>) -> Self {
         ARMED.with(|armed| armed.set(armed.get() + 1));
         Self {
-            before: code.stop().thread.swap(this_thread(), Ordering::AcqRel),
+            before: code.stop().enter(this_thread()),
             code,
             _watched: watched,
         }
@@ -79,7 +80,7 @@ impl Drop for Armed {
     fn drop(&mut self) {
         ARMED.with(|armed| armed.set(armed.get() - 1));
         let stop = self.code.stop();
-        stop.thread.store(self.before, Ordering::Release);
+        stop.leave(this_thread(), self.before);
         // SAFETY: needs no state of Python.
         if unsafe { ffi::PyGILState_Check() } == 1 {
             attach::bare(|py| take_back(py, stop));
@@ -144,7 +145,11 @@ pub fn raise(py: Python<'_>, stop: &Stop) -> Interrupted {
     if imports::is_importing(py, thread) {
         return Interrupted::AfterImport;
     }
-    stop.raised.store(true, Ordering::Release);
+    // To look for imports may have run code of users.
+    if stop.target() != thread {
+        return Interrupted::Nothing;
+    }
+    stop.note_raised(thread);
     // SAFETY: attached; an unknown thread is ignored.
     unsafe { ffi::PyThreadState_SetAsyncExc(thread as _, stopped.as_ptr()) };
     stop.sleepers.wake();
@@ -173,7 +178,7 @@ pub fn raise_in_coroutine(py: Python<'_>, execution: &Arc<Execution>) -> PyResul
 /// but not that there was one, which slows the thread down for ever and hangs Python 3.11 under a profiler. So the error
 /// is let out where it hits nobody.
 fn take_back(py: Python<'_>, stop: &Stop) {
-    if stop.raised.swap(false, Ordering::AcqRel) {
+    if stop.take_raised(this_thread()) {
         let_out(py);
     }
 }

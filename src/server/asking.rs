@@ -335,7 +335,7 @@ mod tests {
             found(&union, "ZUNIONSTORE a 2 b c WEIGHTS 1 2"),
             Some((vec![3, 4], 5))
         );
-        assert_eq!(found(&[range.clone()], "GET a"), None);
+        assert_eq!(found(std::slice::from_ref(&range), "GET a"), None);
         assert_eq!(found(&[range, keys_at(1, "unknown", &[])], "SORT a"), None);
     }
 }

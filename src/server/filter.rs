@@ -2,7 +2,6 @@
 
 use std::{
     ffi::{CStr, c_int},
-    panic::{AssertUnwindSafe, catch_unwind},
     ptr,
 };
 
@@ -10,6 +9,7 @@ use redis_module::raw;
 
 use super::{
     client::User,
+    entry::caught,
     guarded::Guarded,
     key::{self, Life},
     lock::Lock,
@@ -204,11 +204,12 @@ pub unsafe fn run(filter: *mut raw::RedisModuleCommandFilterCtx, work: impl FnOn
     if refused::is_asking(lock) || std::mem::take(&mut *OWN.write(lock)) {
         return;
     }
+    // A panic leaves the command as it is; the panic hook has logged it.
     // SAFETY: by the caller's promise.
-    unsafe { run_for_all(filter, work) };
+    caught((), || unsafe { run_for_all(filter, work) });
 }
 
-/// The same for one that sees the module's own commands, too.
+/// The same for one that sees the module's own commands, too, and catches panics itself.
 ///
 /// # Safety
 /// The same.
@@ -218,9 +219,7 @@ pub(super) unsafe fn run_for_all(
 ) {
     // SAFETY: the server holds its lock while it filters a command.
     let lock = unsafe { Lock::assume() };
-    let passing = Passing { filter, lock };
-    // A panic leaves the command as it is; the panic hook has logged it.
-    let _ = catch_unwind(AssertUnwindSafe(|| work(passing)));
+    work(Passing { filter, lock });
 }
 
 /// An installed filter; stays until [`Installed::remove`].

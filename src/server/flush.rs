@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use redis_module::raw;
 
 use super::{
+    entry::caught,
     filter::{self, Installed, Passing},
     guarded::Guarded,
     lock::Lock,
@@ -35,7 +36,7 @@ pub(super) fn watch(lock: Lock<'_>) {
 
 unsafe extern "C" fn on_command(passing: *mut raw::RedisModuleCommandFilterCtx) {
     // SAFETY: the server's own argument.
-    unsafe { filter::run_for_all(passing, flush_at_once) };
+    caught((), || unsafe { filter::run_for_all(passing, flush_at_once) });
 }
 
 fn flush_at_once(command: Passing<'_>) {

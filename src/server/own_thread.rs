@@ -7,7 +7,6 @@
 use std::{
     ffi::c_void,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    ptr,
     sync::atomic::{AtomicBool, Ordering},
     thread::{self, Result as Caught},
     time::Duration,
@@ -116,7 +115,6 @@ where
 }
 
 unsafe extern "C" fn on_turn(job: *mut c_void) {
-    debug_assert!(job != ptr::null_mut());
     caught((), || {
         // SAFETY: the server holds its lock when it calls this; `hand_over` made the job, and it is called once.
         let (entered, job) = unsafe { (Entered::new(), Box::from_raw(job.cast::<Job>())) };

@@ -204,9 +204,11 @@ pub(super) fn check<'a>(
 
 /// Whether one more script of EVAL would take the place of an older one.
 fn has_many_scripts(lock: Lock<'_>, features: Features) -> bool {
-    let text = match question(lock, features, 0, &[b"INFO".to_vec(), b"memory".to_vec()]) {
-        Reply::Bulk(text) | Reply::Status(text) | Reply::Verbatim { text, .. } => text,
-        _ => return true,
+    let words = [b"INFO".to_vec(), b"memory".to_vec()];
+    let (Reply::Bulk(text) | Reply::Status(text) | Reply::Verbatim { text, .. }) =
+        question(lock, features, 0, &words)
+    else {
+        return true;
     };
     let text = String::from_utf8_lossy(&text);
     let count = text
