@@ -65,8 +65,9 @@ impl ReadThrough {
         let is_small = values.as_ref().map_or(1, SmallVec::len) <= FEW;
         self.inbox.lock().push(Brought { load, values, took });
         self.has_mail.store(true, Ordering::Release);
-        // In the middle of something of the server's it is the server's own thread that goes on.
-        let may_land = is_small && !lock::is_held();
+        // In the middle of something of the server's it is the server's own thread that goes on. Where there are more loads it lands what has
+        // come of them together, and has its lock to itself.
+        let may_land = is_small && self.is_alone.load(Ordering::Relaxed) && !lock::is_held();
         if !may_land || !self.pump_here(now) && !self.engine.leave() {
             self.wake();
         }

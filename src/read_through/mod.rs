@@ -123,6 +123,8 @@ pub struct ReadThrough {
     inbox: Mutex<Vec<Brought>>,
     /// There is something in the inbox.
     has_mail: AtomicBool,
+    /// When the latest load began no other one was under way.
+    is_alone: AtomicBool,
     /// Functions that waited and do so no longer, by their number in the machine.
     given_up: Mutex<Vec<u64>>,
     /// The server was asked to come to [`ReadThrough::pump`] and has not come yet.
@@ -228,6 +230,7 @@ impl ReadThrough {
             }),
             inbox: Mutex::default(),
             has_mail: AtomicBool::new(false),
+            is_alone: AtomicBool::new(true),
             given_up: Mutex::default(),
             awake: AtomicBool::new(false),
         });

@@ -288,6 +288,8 @@ impl ReadThrough {
         let asked = asked.filter(is_it);
         let collector = Unloading::new(self, load, begun, keys, batch, ttl);
         let now = self.started + begun;
+        let is_alone = self.state.read(lock).running.is_empty();
+        self.is_alone.store(is_alone, Ordering::Relaxed);
         let execution = self
             .engine
             .submit_load(registration, pool, db, source, collector, now);
