@@ -122,7 +122,7 @@ test-python: setup-test build ## pytest: all tests on SERVERS (default: redis-7.
 	done
 
 .PHONY: test
-test: ## everything that a change must pass on one server: lint, Rust tests, all Python tests; a few minutes
+test: ## everything that a change must pass on one server: lint, Rust tests, all Python tests; about eight minutes
 	@scripts/beside.sh 'lint test-rust' test-python
 
 .PHONY: test-matrix
