@@ -223,6 +223,8 @@ def test_a_master_with_a_full_queue_follows_another_one_and_comes_back(start_ser
     wait_until(lambda: one.registrations() == [], message="it has the data of the other one")
     assert waiting(one) == 0 and one.own.info("clients")["blocked_clients"] == 0
     client.replicaof("no", "one")
+    # A call of `save` that was under way may still have its changes.
+    one.wait_idle()
     database.fail(0)
     assert one.registrations() == []
     client.set("user:1", "x")

@@ -120,13 +120,15 @@ impl CommandSpec {
             -1
         };
         let (mut next, step) = (self.first, self.step.max(1));
-        let fixed = std::iter::from_fn(move || {
+        let mut counted = self.counted.map(|counted| counted.positions(len, word));
+        std::iter::from_fn(move || {
             let position = next;
             next += step;
-            (position <= end).then_some(position as usize)
-        });
-        let counted = self.counted.map(|counted| counted.positions(len, word));
-        fixed.chain(counted.into_iter().flatten())
+            if position <= end {
+                return Some(position as usize);
+            }
+            counted.as_mut()?.next()
+        })
     }
 }
 
