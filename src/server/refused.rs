@@ -35,6 +35,7 @@ enum Kind {
     Wait,
     /// Waits for files.
     WaitAof,
+    Acl,
     /// Makes the client a replica, or ends the server.
     Never,
     Client,
@@ -53,6 +54,7 @@ impl Kind {
             b"module" => Self::Module,
             b"wait" => Self::Wait,
             b"waitaof" => Self::WaitAof,
+            b"acl" => Self::Acl,
             b"sync" | b"psync" | b"replconf" | b"shutdown" => Self::Never,
             b"client" => Self::Client,
             b"debug" => Self::Debug,
@@ -180,6 +182,10 @@ pub(super) fn check<'a>(
     let kind = known(lock, features, name).kind;
     let reason = match kind {
         kind if kind.is_of_scripts() && lock.is_in_script() => "while a script runs: it was called from one",
+        // The user for whom the script runs may be among them, and the server has its rights looked up by now.
+        Kind::Acl if lock.is_in_script() && (is(b"deluser") || is(b"load")) => {
+            "while a script runs: it was called from one"
+        }
         Kind::Eval if own_thread::would_wait_for_itself() && has_many_scripts(lock, features) => {
             "by a function that holds the server, which would throw away an older script: EVALSHA can"
         }
@@ -198,6 +204,8 @@ pub(super) fn check<'a>(
         }
         Kind::Never => "by a function",
         Kind::Client if is(b"reply") => "by a function: it has no client",
+        // Valkey 9.1 would tell the debugger's client of the next script, whoever runs it.
+        Kind::Scripts if is(b"debug") => "by a function: it has no client",
         // The client whose command this thread is at may be among them.
         Kind::Client if is(b"kill") && lock::is_server_thread() => {
             "by a function on the server's thread: a background function can"
@@ -213,7 +221,10 @@ pub(super) fn check<'a>(
         _ => return Ok(argv.into()),
     };
     let mut command = name.clone();
-    if matches!(kind, Kind::Client | Kind::Debug | Kind::Scripts | Kind::Module) {
+    if matches!(
+        kind,
+        Kind::Acl | Kind::Client | Kind::Debug | Kind::Scripts | Kind::Module
+    ) {
         command.push(b' ');
         command.extend_from_slice(word(1));
     }
