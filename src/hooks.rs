@@ -41,7 +41,7 @@ use crate::{
         asking,
         current::CurrentCommand,
         filter::{Function, Installed, ProxyName},
-        guarded::Guarded,
+        guarded::{Guarded, Plain},
         lock::Lock,
     },
 };
@@ -57,7 +57,7 @@ pub struct Hooks {
     /// The same where the server does not tell who sent a command.
     whereabouts: Guarded<Whereabouts>,
     /// What the filter has seen of the command that has just passed it.
-    noted: Guarded<Noted>,
+    noted: Plain<Noted>,
     /// The client whose command the filter has just put behind a proxy command, having asked for its user's rights. The
     /// command runs next, unless the server refuses it; the next one that is put behind a proxy command takes this back.
     cleared: Guarded<Option<u64>>,
@@ -65,7 +65,7 @@ pub struct Hooks {
     /// lock until it has run.
     current: CurrentCommand<Linked>,
     /// The next command is what `call_next` or a proxy command runs: it is left alone.
-    bypass: Guarded<bool>,
+    bypass: Plain<bool>,
     /// Commands that change rights are known by their names here.
     knows_rights: OnceLock<bool>,
     /// Who loads keys that are missed.
@@ -103,10 +103,10 @@ impl Hooks {
             installed: Guarded::new(None),
             clients: Guarded::default(),
             whereabouts: Guarded::default(),
-            noted: Guarded::default(),
+            noted: Plain::default(),
             cleared: Guarded::new(None),
             current: CurrentCommand::default(),
-            bypass: Guarded::new(false),
+            bypass: Plain::new(false),
             knows_rights: OnceLock::new(),
             loads: OnceLock::new(),
             writes: OnceLock::new(),
@@ -255,7 +255,7 @@ impl Hooks {
 
     /// Lets the next command pass the filter untouched, and only that one, if it comes while the guard lives.
     fn bypass<'a>(&'a self, lock: Lock<'a>) -> Bypass<'a> {
-        *self.bypass.write(lock) = true;
+        self.bypass.set(lock, true);
         Bypass { hooks: self, lock }
     }
 
@@ -325,6 +325,6 @@ struct Bypass<'a> {
 
 impl Drop for Bypass<'_> {
     fn drop(&mut self) {
-        *self.hooks.bypass.write(self.lock) = false;
+        self.hooks.bypass.set(self.lock, false);
     }
 }

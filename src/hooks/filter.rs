@@ -3,7 +3,7 @@
 
 use super::{
     Hooks, Noted, applies_hooks,
-    table::{Entry, ProxyCommand, place_of},
+    table::{Entry, ProxyCommand, Table, place_of},
     writes,
 };
 use crate::{
@@ -13,9 +13,21 @@ use crate::{
         client::{self, ClientState},
         filter::{Passing, ProxyName},
         home,
+        key::Life,
         lock::Lock,
+        room,
     },
 };
+
+/// What a glance at a command says.
+enum Glance {
+    /// It is to be looked at.
+    Nothing,
+    /// It concerns nobody.
+    Passes,
+    /// It goes behind a proxy command; its client, where the server tells.
+    Wanted(Option<ClientState>),
+}
 
 impl Hooks {
     /// Sees each command of the server while something is linked, and puts a proxy command in front where needed.
@@ -23,16 +35,85 @@ impl Hooks {
         let Some(name) = passing.arg(0) else { return };
         let lock = passing.lock();
         let table = self.table.read(lock);
+        self.noted.set(lock, Noted::default());
+        let quick = table.quick(name);
+        let glance = quick.map_or(Glance::Nothing, |entry| self.glance(engine, passing, entry));
+        match (glance, quick) {
+            (Glance::Passes, _) => {}
+            (Glance::Wanted(client), Some(entry)) => {
+                let native = self.tells_who_sends();
+                if entry.spec.takes(passing.len()) {
+                    self.rewrite(engine, passing, entry, client, native);
+                }
+            }
+            _ => self.look_at(engine, passing, &table, name),
+        }
+    }
+
+    /// The server tells who sent a command, and shows keys without any effect: it need not be put behind a proxy command to learn that
+    /// it is a hit.
+    #[inline]
+    fn tells_who_sends(&self) -> bool {
+        self.features.filter_client_id && self.features.quiet_open
+    }
+
+    /// A glance at a command of which nothing matters but whether its only key is missing, see [`Table::quick`]: most of them are hits.
+    /// The same as [`Hooks::look_at`] where that is known.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
+    fn glance(&self, engine: &Engine, passing: Passing<'_>, entry: &Entry) -> Glance {
+        let lock = passing.lock();
+        // What is rare is not for a glance.
+        let Some(position) = entry.plain_key.filter(|_| !self.bypass.get(lock)) else {
+            return Glance::Nothing;
+        };
+        if call::is_under_way(lock) || !engine.is_serving() || self.current.is_running(lock) {
+            return Glance::Nothing;
+        }
+        let client = if self.tells_who_sends() {
+            let client = self.clients.write(lock).look_up(lock, passing.client_id());
+            match client.filter(|client| !client.in_multi) {
+                Some(client) => Some(client),
+                None => return Glance::Nothing,
+            }
+        } else if self.whereabouts.read(lock).all_at_home() && !entry.spec.writes() {
+            None
+        } else {
+            return Glance::Nothing;
+        };
+        let Some(key) = passing.key(position) else {
+            return Glance::Nothing;
+        };
+        if !entry.links(key.name) {
+            return Glance::Passes;
+        }
+        let db = client.map_or(0, |client| client.db);
+        // What is there may be gone when the command runs, which looks again.
+        if passing.key_life(db, &key) == Life::Missing || room::may_evict(lock) {
+            Glance::Wanted(client)
+        } else {
+            Glance::Passes
+        }
+    }
+
+    #[inline(never)]
+    fn look_at(&self, engine: &Engine, passing: Passing<'_>, table: &Table, name: &[u8]) {
+        let lock = passing.lock();
         let place = place_of(name);
         let minds = table.minds(place);
-        *self.noted.write(lock) = Noted {
-            moving: minds && writes::moves_keys(name),
-            ..Noted::default()
-        };
+        if minds && writes::moves_keys(name) {
+            self.noted.set(
+                lock,
+                Noted {
+                    moving: true,
+                    ..Noted::default()
+                },
+            );
+        }
         if !minds && !name.contains(&b'.') {
             return;
         }
-        let native = self.features.filter_client_id && self.features.quiet_open;
+        let native = self.tells_who_sends();
         if !self.features.filter_client_id {
             self.whereabouts
                 .write(lock)
@@ -48,7 +129,8 @@ impl Hooks {
         if native && entry.changes_state {
             self.clients.write(lock).forget(passing.client_id());
         }
-        if std::mem::take(&mut *self.bypass.write(lock)) {
+        table.remember(entry);
+        if self.bypass.replace(lock, false) {
             return;
         }
         let word = |position| passing.arg(position);
@@ -76,7 +158,14 @@ impl Hooks {
         let db = client.filter(|client| !client.in_multi).map(|client| client.db);
         let db = db.or_else(|| self.everybodys_db(lock, entry));
         if !entry.loads.is_empty() {
-            self.noted.write(lock).looked = db.is_some();
+            let noted = self.noted.get(lock);
+            self.noted.set(
+                lock,
+                Noted {
+                    looked: db.is_some(),
+                    ..noted
+                },
+            );
         }
         let wanted = match db {
             Some(db) => self.wants_proxy(entry, passing, db),

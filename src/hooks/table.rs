@@ -1,6 +1,6 @@
 //! Which commands are linked, and for which keys: what the filter looks up for each command that passes.
 
-use std::{ffi::CStr, sync::Arc};
+use std::{cell::Cell, ffi::CStr, ptr, sync::Arc};
 
 use super::{
     chain::HookRule,
@@ -141,7 +141,7 @@ pub(super) struct Rule {
 
 pub(super) struct Entry {
     /// Its name as [`word_of`] has it, if it is of letters.
-    word: Option<u64>,
+    word: Option<Word>,
     pub(super) spec: CommandSpec,
     pub(super) rules: Vec<Rule>,
     /// Functions in its place, in the order of registration.
@@ -160,6 +160,8 @@ pub(super) struct Entry {
     pub(super) plain_key: Option<usize>,
     /// What [`changes_state`] says of it.
     pub(super) changes_state: bool,
+    /// Nothing matters but whether its only key is missing.
+    is_quick: bool,
 }
 
 #[derive(Default)]
@@ -169,6 +171,8 @@ pub(super) struct Table {
     mattering: u64,
     /// The places of the entries by [`place_of`] their names: a registration that loads has dozens of them.
     places: Vec<Vec<u16>>,
+    /// The last command that was looked at which a glance is enough for, and where its entry is.
+    last: Cell<Option<(Word, usize)>>,
 }
 
 /// Commands after which a client's database, transaction or tracking may be another.
@@ -191,11 +195,25 @@ pub(super) fn place_of(name: &[u8]) -> usize {
     (name.len() * 5 + letter(name.first()) * 3 + letter(name.last())) % PLACES
 }
 
-/// A name of eight bytes at most as a number, which is the same in any letter case: no two names of letters have one.
-#[inline]
-fn word_of(name: &[u8]) -> Option<u64> {
-    let word = |word, byte: &u8| word << 8 | u64::from(byte | 0x20);
-    (name.len() <= 8).then(|| name.iter().fold(0, word))
+/// A name of two to eight bytes as numbers, its length the second one.
+type Word = (u64, usize);
+
+/// It is the same in any letter case: no two names of letters have one.
+#[allow(clippy::inline_always)] // each command passes it
+#[inline(always)]
+fn word_of(name: &[u8]) -> Option<Word> {
+    const CASE: u64 = 0x2020_2020_2020_2020;
+    // Both ends; in short names they overlap.
+    let ends = if name.len() <= 3 {
+        let (first, last) = (name.first_chunk()?, name.last_chunk()?);
+        u64::from(u16::from_le_bytes(*first)) | u64::from(u16::from_le_bytes(*last)) << 32
+    } else if name.len() <= 8 {
+        let (first, last) = (name.first_chunk()?, name.last_chunk()?);
+        u64::from(u32::from_le_bytes(*first)) | u64::from(u32::from_le_bytes(*last)) << 32
+    } else {
+        return None;
+    };
+    Some((ends | CASE, name.len()))
 }
 
 fn place_bit(name: &[u8]) -> u64 {
@@ -220,7 +238,9 @@ impl Table {
                 writes: Vec::new(),
                 only_misses: false,
                 plain_key: None,
+                is_quick: false,
             });
+            self.last.set(None);
             self.entries.len() - 1
         });
         &mut self.entries[place]
@@ -229,6 +249,27 @@ impl Table {
     /// False if nobody minds a command whose name has this place: most of them.
     pub(super) fn minds(&self, place: usize) -> bool {
         self.mattering & 1 << place != 0
+    }
+
+    /// The entry of a command that was [remembered](Self::remember), if that is this one.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
+    pub(super) fn quick(&self, name: &[u8]) -> Option<&Entry> {
+        let (word, place) = self.last.get()?;
+        if word_of(name) == Some(word) {
+            self.entries.get(place)
+        } else {
+            None
+        }
+    }
+
+    /// The command was looked at. If nothing matters of it but whether its only key is missing, the next one of its name is found at once.
+    #[inline]
+    pub(super) fn remember(&self, entry: &Entry) {
+        if let (true, Some(word)) = (entry.is_quick, entry.word) {
+            let place = self.entries.iter().position(|other| ptr::eq(other, entry));
+            self.last.set(place.map(|place| (word, place)));
+        }
     }
 
     pub(super) fn find(&self, name: &[u8]) -> Option<&Entry> {
@@ -261,7 +302,13 @@ impl Table {
                 && entry.removers.is_empty()
                 && entry.writes.is_empty();
             entry.plain_key = is_plain.then_some(entry.spec.first as usize);
+            entry.is_quick = is_plain
+                && entry.is_linked()
+                && entry.hooks.is_empty()
+                && !entry.strays
+                && !entry.changes_state;
         }
+        self.last.set(None);
         self.places = vec![Vec::new(); PLACES];
         for (place, entry) in self.entries.iter().enumerate() {
             self.places[place_of(&entry.spec.name)].push(place as u16);

@@ -158,6 +158,7 @@ impl Word for AnyWord<'_> {
 ///
 /// # Safety
 /// `string` is alive and unchanged for `'a`.
+#[inline]
 pub(super) unsafe fn bytes<'a>(string: *const raw::RedisModuleString) -> &'a [u8] {
     let mut len = 0;
     // SAFETY: by the caller's promise.
