@@ -7,13 +7,13 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
     Engine,
     ended::{Ended, Single},
-    execution::{Execution, Next, Outcome},
+    execution::{Execution, MayWait, Next, Outcome},
     language::{Called, Failure},
     linked_command::ReplyHold,
     phase::Status,
@@ -29,8 +29,9 @@ use super::{
     start::Start,
 };
 use crate::{
+    clock::Instant,
     config::Number,
-    server::{guarded::Guarded, lock::Lock, reply::Reply, string::Argv},
+    server::{command::Command, guarded::Guarded, lock::Lock, reply::Reply, string::Argv},
 };
 
 /// The execution of the last run of a registration, for the next one.
@@ -61,7 +62,7 @@ pub struct Event {
     pub record: Result<Record, Failure>,
     /// The linked command whose client waits for the end.
     pub link: Option<ReplyHold>,
-    pub may_wait: bool,
+    pub may_wait: MayWait,
 }
 
 /// What became of a run that a client waits for.
@@ -76,20 +77,20 @@ impl Engine {
     /// nothing has happened.
     pub fn run_brief(
         &self,
-        lock: Lock<'_>,
         registration: &Arc<Registration>,
         spare: &Spare,
         next: &Arc<dyn Next>,
         words: Argv<'_>,
-        may_wait: bool,
+        command: &Command<'_>,
     ) -> Option<Brief> {
         let call = self.only_call(registration).filter(|call| !call.visits)?;
         let _depth = Depth::enter()?;
         registration.stats.triggered();
-        let renew = |execution: &mut Execution| execution.may_wait = may_wait;
-        let execution = spare.take(lock, renew).unwrap_or_else(|| {
+        let lock = command.lock();
+        let _caller = command.is_asked();
+        let execution = spare.take(lock, |_| ()).unwrap_or_else(|| {
             let start = Start::of_call(registration, 0, Box::new(Once(None)), Arc::clone(next));
-            self.registry.create_unlisted(start.waiting(may_wait))
+            self.registry.create_unlisted(start.waiting(MayWait::AsCaller))
         });
         let started = Instant::now();
         let watched = self.sync_watch.enter(Arc::clone(&execution) as _, started);

@@ -3,10 +3,8 @@
 //!
 //! On the thread that runs the execution; where it waits, `run.rs` goes on with it.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use crate::clock::Instant;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Engine,

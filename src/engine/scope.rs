@@ -9,7 +9,13 @@ use std::{
 
 use crate::mutex::Mutex;
 
-use super::{execution::Execution, id::Id, registration::Registration, session::Session, start::Start};
+use super::{
+    execution::{Execution, MayWait},
+    id::Id,
+    registration::Registration,
+    session::Session,
+    start::Start,
+};
 use crate::{
     error::Error,
     per_thread::per_thread,
@@ -246,7 +252,8 @@ impl Scope {
 
     /// True if the execution whose callback runs on this thread may go to the background.
     pub fn may_wait() -> bool {
-        CURRENT.with_borrow(|current| current.execution().is_some_and(|execution| execution.may_wait))
+        let may_wait = CURRENT.with_borrow(|current| current.execution().map(|execution| execution.may_wait));
+        may_wait.is_some_and(MayWait::is_true)
     }
 }
 

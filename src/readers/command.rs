@@ -97,10 +97,9 @@ impl Commands {
             Start::of_call(registration, 0, record, Arc::clone(&self.nothing))
         };
         if registration.mode == Mode::Sync {
-            let (lock, may_wait) = (command.lock(), command.may_block());
-            let ran =
-                self.engine
-                    .run_brief(lock, registration, &called.spare, &self.nothing, words, may_wait);
+            let ran = self
+                .engine
+                .run_brief(registration, &called.spare, &self.nothing, words, command);
             return match ran {
                 Some(Brief::Result(result)) => {
                     command.send_only(&result);
@@ -108,7 +107,7 @@ impl Commands {
                 }
                 Some(Brief::Ran(ran)) => ran.answer(command, all_results),
                 None => {
-                    let start = start().waiting(may_wait);
+                    let start = start().waiting(command.may_block());
                     self.engine.run_now(start).answer(command, all_results)
                 }
             };
