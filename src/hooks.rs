@@ -22,6 +22,7 @@ pub use awaited::{Awaited, Awaiting, Block, forgotten_meanwhile};
 use chain::HookRule;
 use clients::{ClientCache, names_of_rights};
 pub use loads::{Hot, Loads, Missing, Wait, nearness};
+use proxy::Concerns;
 pub use table::{CommandSpec, ProxyCommand};
 use table::{Entry, Rule, Table, look_up};
 use whereabouts::Whereabouts;
@@ -60,7 +61,7 @@ pub struct Hooks {
     noted: Plain<Noted>,
     /// The client whose command the filter has just put behind a proxy command, having asked for its user's rights. The
     /// command runs next, unless the server refuses it; the next one that is put behind a proxy command takes this back.
-    cleared: Guarded<Option<u64>>,
+    cleared: Plain<Option<Cleared>>,
     /// The linked command that runs now, and its link, made when the first event fires. Whoever runs one holds the server's
     /// lock until it has run.
     current: CurrentCommand<Linked>,
@@ -85,6 +86,13 @@ struct Noted {
     seen_missing: bool,
 }
 
+/// A command that its client may run, outside of transactions.
+#[derive(Clone, Copy)]
+struct Cleared {
+    client: u64,
+    concerns: Concerns,
+}
+
 /// What is noted of a linked command while it runs.
 #[derive(Default)]
 struct Linked {
@@ -104,7 +112,7 @@ impl Hooks {
             clients: Guarded::default(),
             whereabouts: Guarded::default(),
             noted: Plain::default(),
-            cleared: Guarded::new(None),
+            cleared: Plain::new(None),
             current: CurrentCommand::default(),
             bypass: Plain::new(false),
             knows_rights: OnceLock::new(),

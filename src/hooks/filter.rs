@@ -2,7 +2,8 @@
 //! docs/contract/readers-and-events.md chapters 8 and 10. Under the server's lock; what is not linked must cost next to nothing.
 
 use super::{
-    Hooks, Noted, applies_hooks,
+    Cleared, Hooks, Noted, applies_hooks,
+    proxy::Concerns,
     table::{Entry, ProxyCommand, Table, place_of},
     writes,
 };
@@ -223,7 +224,7 @@ impl Hooks {
             && passing.is_free_to_run(id, proxy)
             && passing.actor_may_run(proxy);
         if is_behind {
-            *self.cleared.write(lock) = None;
+            self.cleared.set(lock, None);
             passing.rewrite(proxy);
         }
         is_behind
@@ -248,7 +249,7 @@ impl Hooks {
                 engine.stats.count_acl_unlinked();
             }
         };
-        *self.cleared.write(lock) = None;
+        self.cleared.set(lock, None);
         let in_multi = client.is_some_and(|client| client.in_multi);
         // A script cannot wait, and one that only reads is refused whatever may write.
         let can_wait = || client.is_some() || !native && !lock.is_in_script();
@@ -263,15 +264,19 @@ impl Hooks {
             return;
         };
         let name = |proxy: ProxyCommand| &self.proxy[proxy as usize];
+        let cleared = || Cleared {
+            client: client.id,
+            concerns: Concerns::of(entry),
+        };
         let known = self.knows_rights.get().copied().unwrap_or_default();
         if known && self.clients.write(lock).is_unrestricted(lock, client.id) {
             passing.rewrite(name(if later { ProxyCommand::ReadLater } else { proxy }));
-            *self.cleared.write(lock) = (!in_multi && !later).then_some(client.id);
+            self.cleared.set(lock, (!in_multi && !later).then(cleared));
         } else if later && passing.user_may_run(client.id, name(ProxyCommand::ReadLater)) {
             passing.rewrite(name(ProxyCommand::ReadLater));
         } else if passing.user_may_run(client.id, name(proxy)) {
             passing.rewrite(name(proxy));
-            *self.cleared.write(lock) = (!in_multi).then_some(client.id);
+            self.cleared.set(lock, (!in_multi).then(cleared));
         } else {
             unlinked(&|| passing.rewrite(name(proxy)));
         }
