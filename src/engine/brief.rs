@@ -12,9 +12,9 @@ use std::{
 
 use super::{
     Engine,
-    ended::{Ended, Single},
+    ended::{Ended, Known, Single},
     execution::{Execution, MayWait, Next, Outcome},
-    language::{Called, Failure},
+    language::{Called, Failure, Shown},
     linked_command::ReplyHold,
     phase::Status,
     pipeline::single,
@@ -36,12 +36,16 @@ use crate::{
 
 /// The execution of the last run of a registration, for the next one.
 #[derive(Default)]
-pub struct Spare(Guarded<Option<Arc<Execution>>>);
+pub struct Spare {
+    execution: Guarded<Option<Arc<Execution>>>,
+    /// A result that is not kept any more: it ends with the next run, attached.
+    outdated: Guarded<Option<Shown>>,
+}
 
 impl Spare {
     /// The execution, if nobody else has kept a reference to it.
     fn take(&self, lock: Lock<'_>, renew: impl FnOnce(&mut Execution)) -> Option<Arc<Execution>> {
-        let mut execution = self.0.write(lock).take()?;
+        let mut execution = self.execution.write(lock).take()?;
         // The watch may have been about to stop the run that has just ended.
         let kept = Arc::get_mut(&mut execution).filter(|execution| execution.is_as_new())?;
         renew(kept);
@@ -50,7 +54,7 @@ impl Spare {
 
     fn put(&self, lock: Lock<'_>, execution: Arc<Execution>) {
         // That of an outer run of the same function is dropped behind the borrow.
-        let before = self.0.write(lock).replace(execution);
+        let before = self.execution.write(lock).replace(execution);
         drop(before);
     }
 }
@@ -99,7 +103,7 @@ impl Engine {
         let called = catch_unwind(AssertUnwindSafe(|| {
             function.answer(&execution.stop, words, call.text)
         }));
-        let ran = match called {
+        let otherwise = match called {
             Ok(Ok(Called::Now(result))) if !execution.stop.is_asked() => {
                 drop(scope);
                 drop(watched);
@@ -107,27 +111,44 @@ impl Engine {
                 spare.put(lock, execution);
                 return Some(Brief::Result(result));
             }
-            Ok(Ok(Called::Later(awaitable, _))) => {
+            Ok(called) => Some(called),
+            Err(_) => None,
+        };
+        let ran = self.went_otherwise(&execution, otherwise, started);
+        drop(scope);
+        drop(watched);
+        Some(Brief::Ran(self.after_run(&execution, ran)))
+    }
+
+    /// What a call by name has come to that has not just given a result; `None` for a panic.
+    #[inline(never)]
+    fn went_otherwise(
+        &self,
+        execution: &Arc<Execution>,
+        called: Option<Result<Called<Reply>, Failure>>,
+        started: Instant,
+    ) -> Ran {
+        match called {
+            Some(Ok(Called::Later(awaitable, _))) => {
                 execution.note_read();
                 // Nobody can have aborted it: it has no id yet that anybody knows.
                 drop(execution.begin(started));
-                run_one::wait_for(self, &execution, Duration::ZERO, started, |ticket| {
+                run_one::wait_for(self, execution, Duration::ZERO, started, |ticket| {
                     single::waiting_at(0, awaitable, None, ticket)
                 })
             }
-            Ok(Ok(Called::Now(result))) => {
+            Some(Ok(Called::Now(result))) => {
                 let outcome = Outcome {
                     results: vec![result],
                     ..Outcome::default()
                 };
-                run_one::ended_at_once(self, &execution, outcome, started)
+                run_one::ended_at_once(self, execution, outcome, started)
             }
-            Ok(Err(failure)) => run_one::ended_at_once(self, &execution, Outcome::of_error(failure), started),
-            Err(_) => Ran::Ended(Status::Done, Outcome::of_error(run::INTERNAL)),
-        };
-        drop(scope);
-        drop(watched);
-        Some(Brief::Ran(self.after_run(&execution, ran)))
+            Some(Err(failure)) => {
+                run_one::ended_at_once(self, execution, Outcome::of_error(failure), started)
+            }
+            None => Ran::Ended(Status::Done, Outcome::of_error(run::INTERNAL)),
+        }
     }
 
     /// The call that a run of the registration is, if nothing has to be watched or measured but SyncTimeout.
@@ -177,8 +198,9 @@ impl Engine {
         let scope = Scope::enter_execution(&execution);
         execution.note_read();
         let function = &registration.plan.functions[call.function];
+        let outdated = spare.outdated.write(lock).take();
         let called = catch_unwind(AssertUnwindSafe(|| {
-            function.text(&execution.stop, record, call.visits)
+            function.text(&execution.stop, record, call.visits, outdated)
         }));
         let ran = match called {
             Ok(Ok(Called::Now(result))) if !execution.stop.is_asked() => {
@@ -204,9 +226,14 @@ impl Engine {
                     run,
                 };
                 let limit = self.config.limit(Number::MaxExecutionsPerRegistration);
-                self.registry
+                let gone = self
+                    .registry
                     .keep_ended(execution.id, ended, limit, self.most_executions());
                 spare.put(lock, execution);
+                if let Some(Known::Ended(gone)) = gone {
+                    let before = spare.outdated.write(lock).replace(gone.run.result);
+                    drop(before);
+                }
                 drop(link);
                 return;
             }

@@ -56,7 +56,7 @@ pub(super) fn run_call(
         started,
         call,
         |function, record, reading| {
-            let called = function.text(&execution.stop, record, call.visits)?;
+            let called = function.text(&execution.stop, record, call.visits, None)?;
             Ok(called.map(|result| {
                 let run = Single {
                     result,
