@@ -195,6 +195,7 @@ impl Scope {
     }
 
     /// The same for the functions of an execution.
+    #[inline]
     pub fn enter_execution(execution: &Arc<Execution>) -> Entered {
         Entered(CURRENT.replace(Current::Of(Arc::clone(execution))))
     }
@@ -281,7 +282,19 @@ impl Prepared {
 pub struct Entered(Current);
 
 impl Drop for Entered {
+    #[inline]
     fn drop(&mut self) {
-        CURRENT.set(std::mem::replace(&mut self.0, Current::Nothing));
+        let ended = CURRENT.replace(std::mem::replace(&mut self.0, Current::Nothing));
+        // Mostly this kind.
+        if let Current::Of(execution) = ended {
+            drop(execution);
+        } else {
+            end(ended);
+        }
     }
+}
+
+#[inline(never)]
+fn end(ended: Current) {
+    drop(ended);
 }

@@ -298,6 +298,7 @@ pub fn object_reply(object: &Bound<'_, PyAny>, surrogates: Surrogates) -> PyResu
 }
 
 /// The same for what nobody can have given a meaning of his own: texts, numbers and `None`. `None` for anything else.
+#[inline]
 pub fn plain_reply(object: &Bound<'_, PyAny>) -> Option<Reply> {
     if let Ok(text) = object.cast_exact::<PyString>() {
         return text
@@ -326,6 +327,7 @@ pub fn shown(object: Bound<'_, PyAny>) -> PyResult<Shown> {
 ///
 /// # Errors
 /// As [`object_reply`]; what `str()` raised.
+#[inline]
 pub fn result_reply(object: &Bound<'_, PyAny>, text: bool) -> PyResult<Reply> {
     if text && !object.is_instance_of::<PyString>() {
         return Ok(Reply::Bulk(match text::plain(object) {
