@@ -9,6 +9,7 @@ mod chain;
 mod clients;
 mod filter;
 mod loads;
+mod names;
 mod parts;
 mod passed;
 mod proxy;
@@ -259,6 +260,14 @@ impl Hooks {
         let table = self.table.read(lock);
         let newest = table.find(name.as_bytes())?.hooks.last()?;
         Some(Arc::clone(&newest.registration))
+    }
+
+    /// Changes what is noted of the command that passes.
+    #[inline]
+    fn note(&self, lock: Lock<'_>, change: impl FnOnce(&mut Noted)) {
+        let mut noted = self.noted.get(lock);
+        change(&mut noted);
+        self.noted.set(lock, noted);
     }
 
     /// Lets the next command pass the filter untouched, and only that one, if it comes while the guard lives.

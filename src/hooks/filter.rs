@@ -3,8 +3,9 @@
 
 use super::{
     Cleared, Hooks, Noted, applies_hooks,
+    names::place_of,
     proxy::Concerns,
-    table::{Entry, ProxyCommand, Table, place_of},
+    table::{Entry, ProxyCommand, Table},
     writes,
 };
 use crate::{
@@ -103,13 +104,7 @@ impl Hooks {
         let place = place_of(name);
         let minds = table.minds(place);
         if minds && writes::moves_keys(name) {
-            self.noted.set(
-                lock,
-                Noted {
-                    moving: true,
-                    ..Noted::default()
-                },
-            );
+            self.note(lock, |noted| noted.moving = true);
         }
         if !minds && !name.contains(&b'.') {
             return;
@@ -159,14 +154,7 @@ impl Hooks {
         let db = client.filter(|client| !client.in_multi).map(|client| client.db);
         let db = db.or_else(|| self.everybodys_db(lock, entry));
         if !entry.loads.is_empty() {
-            let noted = self.noted.get(lock);
-            self.noted.set(
-                lock,
-                Noted {
-                    looked: db.is_some(),
-                    ..noted
-                },
-            );
+            self.note(lock, |noted| noted.looked = db.is_some());
         }
         let wanted = match db {
             Some(db) => self.wants_proxy(entry, passing, db),

@@ -9,7 +9,7 @@ use std::sync::{
 use smallvec::SmallVec;
 
 use super::{
-    Hooks, Noted, parts,
+    Hooks, parts,
     table::{CommandSpec, Entry, Rule},
 };
 use crate::{
@@ -344,14 +344,7 @@ impl Hooks {
                 return true;
             }
             if life == Life::Missing && load.is_some() && entry.spec.has_one_key() {
-                let noted = self.noted.get(lock);
-                self.noted.set(
-                    lock,
-                    Noted {
-                        seen_missing: true,
-                        ..noted
-                    },
-                );
+                self.note(lock, |noted| noted.seen_missing = true);
             }
             if let Some(rule) = load {
                 let (rules, found) = ((entry, rule), (db, key, life));
@@ -408,13 +401,7 @@ impl Hooks {
         let (db, writes) = (command.db(), entry.spec.writes());
         let noted = self.noted.get(lock);
         let looked = noted.looked && (cleared || !self.features.filter_client_id);
-        self.noted.set(
-            lock,
-            Noted {
-                looked: false,
-                ..noted
-            },
-        );
+        self.note(lock, |noted| noted.looked = false);
         let seen_missing = looked && entry.spec.has_one_key() && noted.seen_missing;
         let mut missing: SmallVec<[Missing<'_>; 1]> = SmallVec::new();
         let word = |at| original.get(at);

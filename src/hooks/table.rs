@@ -6,6 +6,7 @@ use super::{
     chain::HookRule,
     clients,
     loads::LoadRule,
+    names::{PLACES, STATE_CHANGING, Word, changes_state, place_bit, place_of, word_of},
     whereabouts,
     writes::{self, WriteRule},
 };
@@ -173,51 +174,6 @@ pub(super) struct Table {
     places: Vec<Vec<u16>>,
     /// The last command that was looked at which a glance is enough for, and where its entry is.
     last: Cell<Option<(Word, usize)>>,
-}
-
-/// Commands after which a client's database, transaction or tracking may be another.
-const STATE_CHANGING: [&[u8]; 6] = [b"select", b"multi", b"exec", b"discard", b"reset", b"client"];
-
-/// True for them, in any letter case, and for commands of modules, which may select another database for their client.
-pub(super) fn changes_state(name: &[u8]) -> bool {
-    name.contains(&b'.')
-        || STATE_CHANGING
-            .iter()
-            .any(|known| known.eq_ignore_ascii_case(name))
-}
-
-/// How many places there are to look for a name.
-const PLACES: usize = u64::BITS as usize;
-
-/// Where a name is looked for, in any letter case.
-pub(super) fn place_of(name: &[u8]) -> usize {
-    let letter = |byte: Option<&u8>| usize::from(byte.copied().unwrap_or(0) | 0x20);
-    (name.len() * 5 + letter(name.first()) * 3 + letter(name.last())) % PLACES
-}
-
-/// A name of two to eight bytes as numbers, its length the second one.
-type Word = (u64, usize);
-
-/// It is the same in any letter case: no two names of letters have one.
-#[allow(clippy::inline_always)] // each command passes it
-#[inline(always)]
-fn word_of(name: &[u8]) -> Option<Word> {
-    const CASE: u64 = 0x2020_2020_2020_2020;
-    // Both ends; in short names they overlap.
-    let ends = if name.len() <= 3 {
-        let (first, last) = (name.first_chunk()?, name.last_chunk()?);
-        u64::from(u16::from_le_bytes(*first)) | u64::from(u16::from_le_bytes(*last)) << 32
-    } else if name.len() <= 8 {
-        let (first, last) = (name.first_chunk()?, name.last_chunk()?);
-        u64::from(u32::from_le_bytes(*first)) | u64::from(u32::from_le_bytes(*last)) << 32
-    } else {
-        return None;
-    };
-    Some((ends | CASE, name.len()))
-}
-
-fn place_bit(name: &[u8]) -> u64 {
-    1 << place_of(name)
 }
 
 impl Table {

@@ -282,7 +282,9 @@ fn run_from(lock: Lock<'_>, first: usize) {
             _ => {
                 let several = queue.jobs.split_off(first);
                 drop(queue);
-                several.into_iter().for_each(|job| run_job(lock, job));
+                for job in several {
+                    run_job(lock, job);
+                }
             }
         }
     }
