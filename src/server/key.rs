@@ -50,6 +50,7 @@ pub(super) fn init(lock: Lock<'_>, features: Features) {
     call::init(version);
     closing::init(version);
     own_thread::init(version);
+    refused::init(version);
     if features.quiet_open {
         return;
     }
