@@ -38,18 +38,42 @@ impl Hooks {
         let lock = passing.lock();
         let table = self.table.read(lock);
         self.noted.set(lock, Noted::default());
-        let quick = table.quick(name);
-        let glance = quick.map_or(Glance::Nothing, |entry| self.glance(engine, passing, entry));
-        match (glance, quick) {
-            (Glance::Passes, _) => {}
-            (Glance::Wanted(client), Some(entry)) => {
-                let native = self.tells_who_sends();
-                if entry.spec.takes(passing.len()) {
-                    self.rewrite(engine, passing, entry, client, native);
+        if let Some(entry) = table.quick(name) {
+            match self.glance(engine, passing, entry) {
+                Glance::Passes => return,
+                Glance::Wanted(client) => {
+                    if entry.spec.takes(passing.len()) {
+                        self.rewrite(engine, passing, entry, client, self.tells_who_sends());
+                    }
+                    return;
                 }
+                Glance::Nothing => {}
             }
-            _ => self.look_at(engine, passing, &table, name),
         }
+        let place = place_of(name);
+        // Most names end here.
+        if !table.minds(place) && !name.contains(&b'.') {
+            return;
+        }
+        if writes::moves_keys(name) {
+            self.note(lock, |noted| noted.moving = true);
+        }
+        if !self.features.filter_client_id {
+            self.note_whereabouts(passing, name);
+        }
+        match table.find_at(place, name) {
+            Some(entry) => self.look_at(engine, passing, &table, entry),
+            None if self.tells_who_sends() => {
+                self.clients.write(lock).passes(lock, passing.client_id(), name);
+            }
+            None => {}
+        }
+    }
+
+    #[inline(never)]
+    fn note_whereabouts(&self, passing: Passing<'_>, name: &[u8]) {
+        let word = |position| passing.arg(position);
+        self.whereabouts.write(passing.lock()).passes(name, word);
     }
 
     /// The server tells who sent a command, and shows keys without any effect: it need not be put behind a proxy command to learn that
@@ -99,33 +123,11 @@ impl Hooks {
     }
 
     #[inline(never)]
-    fn look_at(&self, engine: &Engine, passing: Passing<'_>, table: &Table, name: &[u8]) {
-        let lock = passing.lock();
-        let place = place_of(name);
-        let minds = table.minds(place);
-        if minds && writes::moves_keys(name) {
-            self.note(lock, |noted| noted.moving = true);
-        }
-        if !minds && !name.contains(&b'.') {
-            return;
-        }
-        let native = self.tells_who_sends();
-        if !self.features.filter_client_id {
-            self.whereabouts
-                .write(lock)
-                .passes(name, |position| passing.arg(position));
-        }
-        let found = table.find_at(place, name);
-        let Some(entry) = found else {
-            if native {
-                self.clients.write(lock).passes(lock, passing.client_id(), name);
-            }
-            return;
-        };
+    fn look_at(&self, engine: &Engine, passing: Passing<'_>, table: &Table, entry: &Entry) {
+        let (lock, native) = (passing.lock(), self.tells_who_sends());
         if native && entry.changes_state {
             self.clients.write(lock).forget(passing.client_id());
         }
-        table.remember(entry);
         if self.bypass.replace(lock, false) {
             return;
         }
@@ -150,6 +152,7 @@ impl Hooks {
             // What a function runs in the middle of a linked command is linked to nothing else.
             return;
         }
+        table.remember(entry);
         let client = self.sender(passing, native);
         let db = client.filter(|client| !client.in_multi).map(|client| client.db);
         let db = db.or_else(|| self.everybodys_db(lock, entry));
