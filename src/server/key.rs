@@ -238,7 +238,7 @@ pub fn is_alive(lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
 /// The server's lock is held, and the key belongs to what is there now.
 #[allow(clippy::inline_always)]
 #[inline(always)]
-unsafe fn life_of(opened: &Opened<'_>) -> Life {
+pub(super) unsafe fn life_of(opened: &Opened<'_>) -> Life {
     // A look for writing at a key that is not there gives a key, too.
     let may_be_empty = MODE.load(Ordering::Relaxed) != QUIET as i32;
     if opened.0.is_null() || (may_be_empty && Kind::of(opened) == Kind::Empty) {

@@ -16,6 +16,7 @@ use super::{
     command::Command,
     events::Mute,
     filter,
+    key::{self, Life, Opened},
     lock::Lock,
     reply::Reply,
     room::{self, Room},
@@ -110,9 +111,16 @@ impl<'a> Open<'a> {
     }
 
     /// True if it holds something. What has expired is gone.
-    pub fn is_there(&self) -> bool {
+    fn holds_something(&self) -> bool {
         // SAFETY: the key is open.
         unsafe { api!(RedisModule_KeyType(self.key)) as isize != raw::REDISMODULE_KEYTYPE_EMPTY }
+    }
+
+    /// True if it holds something for longer than this moment: whoever loads a key in its last milliseconds found it missing
+    /// ([`key::life`]), and what it held then is no newer value.
+    pub fn is_there(&self) -> bool {
+        // SAFETY: the key is open, and is closed by `self`.
+        self.holds_something() && unsafe { key::life_of(&Opened::shown(self.key)) } != Life::Missing
     }
 
     /// Puts a value in the place of whatever the key holds, with the moment (Unix time in milliseconds) at which it expires. It
@@ -307,7 +315,7 @@ impl Open<'_> {
         let (lock, db) = (self.lock, self.db);
         let string = |bytes: &[u8]| RString::new(lock, bytes);
         let knows_moments = has_api!(RedisModule_SetAbsExpire);
-        let existed = self.is_there();
+        let existed = self.holds_something();
         // SAFETY: the key is open for writing while it is used, the strings outlive the calls, which copy them or count their
         // references.
         unsafe {
