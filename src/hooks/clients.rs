@@ -3,7 +3,7 @@
 
 use smallvec::SmallVec;
 
-use super::{Hooks, Missing, table::changes_state};
+use super::{Hooks, Missing, names::changes_state};
 use crate::server::{
     client::{self, ClientState, User},
     command::Command,

@@ -344,7 +344,7 @@ impl Hooks {
                 return true;
             }
             if life == Life::Missing && load.is_some() && entry.spec.has_one_key() {
-                self.noted.write(lock).seen_missing = true;
+                self.note(lock, |noted| noted.seen_missing = true);
             }
             if let Some(rule) = load {
                 let (rules, found) = ((entry, rule), (db, key, life));
@@ -399,9 +399,10 @@ impl Hooks {
             return Ok(None);
         };
         let (db, writes) = (command.db(), entry.spec.writes());
-        let looked = std::mem::take(&mut self.noted.write(lock).looked)
-            && (cleared || !self.features.filter_client_id);
-        let seen_missing = looked && entry.spec.has_one_key() && self.noted.read(lock).seen_missing;
+        let noted = self.noted.get(lock);
+        let looked = noted.looked && (cleared || !self.features.filter_client_id);
+        self.note(lock, |noted| noted.looked = false);
+        let seen_missing = looked && entry.spec.has_one_key() && noted.seen_missing;
         let mut missing: SmallVec<[Missing<'_>; 1]> = SmallVec::new();
         let word = |at| original.get(at);
         for position in entry.spec.key_positions(original.len(), &word) {

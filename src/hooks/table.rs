@@ -1,11 +1,12 @@
 //! Which commands are linked, and for which keys: what the filter looks up for each command that passes.
 
-use std::{ffi::CStr, sync::Arc};
+use std::{cell::Cell, ffi::CStr, ptr, sync::Arc};
 
 use super::{
     chain::HookRule,
     clients,
     loads::LoadRule,
+    names::{PLACES, STATE_CHANGING, Word, changes_state, place_bit, place_of, word_of},
     whereabouts,
     writes::{self, WriteRule},
 };
@@ -141,7 +142,7 @@ pub(super) struct Rule {
 
 pub(super) struct Entry {
     /// Its name as [`word_of`] has it, if it is of letters.
-    word: Option<u64>,
+    word: Option<Word>,
     pub(super) spec: CommandSpec,
     pub(super) rules: Vec<Rule>,
     /// Functions in its place, in the order of registration.
@@ -160,6 +161,8 @@ pub(super) struct Entry {
     pub(super) plain_key: Option<usize>,
     /// What [`changes_state`] says of it.
     pub(super) changes_state: bool,
+    /// Nothing matters but whether its only key is missing.
+    is_quick: bool,
 }
 
 #[derive(Default)]
@@ -169,37 +172,8 @@ pub(super) struct Table {
     mattering: u64,
     /// The places of the entries by [`place_of`] their names: a registration that loads has dozens of them.
     places: Vec<Vec<u16>>,
-}
-
-/// Commands after which a client's database, transaction or tracking may be another.
-const STATE_CHANGING: [&[u8]; 6] = [b"select", b"multi", b"exec", b"discard", b"reset", b"client"];
-
-/// True for them, in any letter case, and for commands of modules, which may select another database for their client.
-pub(super) fn changes_state(name: &[u8]) -> bool {
-    name.contains(&b'.')
-        || STATE_CHANGING
-            .iter()
-            .any(|known| known.eq_ignore_ascii_case(name))
-}
-
-/// How many places there are to look for a name.
-const PLACES: usize = u64::BITS as usize;
-
-/// Where a name is looked for, in any letter case.
-pub(super) fn place_of(name: &[u8]) -> usize {
-    let letter = |byte: Option<&u8>| usize::from(byte.copied().unwrap_or(0) | 0x20);
-    (name.len() * 5 + letter(name.first()) * 3 + letter(name.last())) % PLACES
-}
-
-/// A name of eight bytes at most as a number, which is the same in any letter case: no two names of letters have one.
-#[inline]
-fn word_of(name: &[u8]) -> Option<u64> {
-    let word = |word, byte: &u8| word << 8 | u64::from(byte | 0x20);
-    (name.len() <= 8).then(|| name.iter().fold(0, word))
-}
-
-fn place_bit(name: &[u8]) -> u64 {
-    1 << place_of(name)
+    /// The last command that was looked at which a glance is enough for, and where its entry is.
+    last: Cell<Option<(Word, usize)>>,
 }
 
 impl Table {
@@ -220,7 +194,9 @@ impl Table {
                 writes: Vec::new(),
                 only_misses: false,
                 plain_key: None,
+                is_quick: false,
             });
+            self.last.set(None);
             self.entries.len() - 1
         });
         &mut self.entries[place]
@@ -229,6 +205,27 @@ impl Table {
     /// False if nobody minds a command whose name has this place: most of them.
     pub(super) fn minds(&self, place: usize) -> bool {
         self.mattering & 1 << place != 0
+    }
+
+    /// The entry of a command that was [remembered](Self::remember), if that is this one.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
+    pub(super) fn quick(&self, name: &[u8]) -> Option<&Entry> {
+        let (word, place) = self.last.get()?;
+        if word_of(name) == Some(word) {
+            self.entries.get(place)
+        } else {
+            None
+        }
+    }
+
+    /// The command was looked at. If nothing matters of it but whether its only key is missing, the next one of its name is found at once.
+    #[inline]
+    pub(super) fn remember(&self, entry: &Entry) {
+        if let (true, Some(word)) = (entry.is_quick, entry.word) {
+            let place = self.entries.iter().position(|other| ptr::eq(other, entry));
+            self.last.set(place.map(|place| (word, place)));
+        }
     }
 
     pub(super) fn find(&self, name: &[u8]) -> Option<&Entry> {
@@ -261,7 +258,13 @@ impl Table {
                 && entry.removers.is_empty()
                 && entry.writes.is_empty();
             entry.plain_key = is_plain.then_some(entry.spec.first as usize);
+            entry.is_quick = is_plain
+                && entry.is_linked()
+                && entry.hooks.is_empty()
+                && !entry.strays
+                && !entry.changes_state;
         }
+        self.last.set(None);
         self.places = vec![Vec::new(); PLACES];
         for (place, entry) in self.entries.iter().enumerate() {
             self.places[place_of(&entry.spec.name)].push(place as u16);

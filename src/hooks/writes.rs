@@ -116,7 +116,7 @@ pub(super) struct Write<'a> {
 impl Hooks {
     /// True while such a command runs; known while the filter is installed.
     pub fn is_moving(&self, lock: Lock<'_>) -> bool {
-        self.noted.read(lock).moving
+        self.noted.get(lock).moving
     }
 
     /// Told once who saves changes.

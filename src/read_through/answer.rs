@@ -1,10 +1,7 @@
 //! Lets clients go that have waited, a slice of them in each turn of the server's loop, and answers them: the server calls
 //! back with the client's own arguments.
 
-use std::{
-    cell::Cell,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, time::Duration};
 
 use super::{
     Key, Leave, Lifetime, Loaded, ReadThrough, State, Who,
@@ -13,6 +10,7 @@ use super::{
     pump::Place,
 };
 use crate::{
+    clock::Instant,
     engine::id::Id,
     hooks::{self, Block},
     server::{

@@ -29,7 +29,7 @@ use std::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use smallvec::SmallVec;
@@ -50,6 +50,7 @@ use self::{
     options::Options,
 };
 use crate::{
+    clock::Instant,
     config::Number,
     engine::{
         Engine,

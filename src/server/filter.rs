@@ -10,7 +10,7 @@ use redis_module::raw;
 use super::{
     client::User,
     entry::caught,
-    guarded::Guarded,
+    guarded::Plain,
     key::{self, Life},
     lock::Lock,
     refused, rights, string,
@@ -108,6 +108,8 @@ impl<'a> Passing<'a> {
 
     /// Looks how long a key is there in `db`, leaving no trace but that one which has expired is deleted where `Features::quiet_open` is
     /// false, as the command itself would.
+    #[allow(clippy::inline_always)] // a command passes it while the server works on nothing else
+    #[inline(always)]
     pub fn key_life(self, db: i32, key: &PassedKey<'_>) -> Life {
         // SAFETY: the string is alive.
         unsafe { key::life_quietly(self.lock, db, key.raw) }
@@ -182,14 +184,14 @@ impl<'a> Passing<'a> {
 pub type Function = unsafe extern "C" fn(*mut raw::RedisModuleCommandFilterCtx);
 
 /// The next command is one that the module runs for itself.
-static OWN: Guarded<bool> = Guarded::new(false);
+static OWN: Plain<bool> = Plain::new(false);
 
 /// Calls the server, once, for the module itself: the filter does not see that command, so that no function of anybody stands in its
 /// place and nobody waits before it.
 pub(super) fn unseen<R>(lock: Lock<'_>, call: impl FnOnce() -> R) -> R {
-    let before = std::mem::replace(&mut *OWN.write(lock), true);
+    let before = OWN.replace(lock, true);
     let result = call();
-    *OWN.write(lock) = before;
+    OWN.set(lock, before);
     result
 }
 
@@ -201,7 +203,7 @@ pub unsafe fn run(filter: *mut raw::RedisModuleCommandFilterCtx, work: impl FnOn
     // SAFETY: the server holds its lock while it filters a command.
     let lock = unsafe { Lock::assume() };
     // A question may come before the command that is meant.
-    if refused::is_asking(lock) || std::mem::take(&mut *OWN.write(lock)) {
+    if refused::is_asking(lock) || OWN.replace(lock, false) {
         return;
     }
     // A panic leaves the command as it is; the panic hook has logged it.

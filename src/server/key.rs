@@ -211,6 +211,8 @@ impl Life {
 ///
 /// # Safety
 /// `name` is alive.
+#[allow(clippy::inline_always)]
+#[inline(always)]
 pub(super) unsafe fn life_quietly(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleString) -> Life {
     // SAFETY: by the caller's promise. An expired key reads as absent.
     unsafe { life_of(&open(lock, db, name)) }
@@ -234,6 +236,8 @@ pub fn is_alive(lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
 
 /// # Safety
 /// The server's lock is held, and the key belongs to what is there now.
+#[allow(clippy::inline_always)]
+#[inline(always)]
 pub(super) unsafe fn life_of(opened: &Opened<'_>) -> Life {
     // A look for writing at a key that is not there gives a key, too.
     let may_be_empty = MODE.load(Ordering::Relaxed) != QUIET as i32;

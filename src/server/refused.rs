@@ -13,7 +13,7 @@ use super::{
     api::Features,
     asking::CommandInfo,
     call,
-    guarded::Guarded,
+    guarded::{Guarded, Plain},
     lock::{self, Lock},
     own_thread,
     reply::{Reply, Shape},
@@ -131,11 +131,11 @@ pub(super) fn init(version: Version) {
 }
 
 /// A question of ours is under way: it is nobody's command.
-static ASKING: Guarded<bool> = Guarded::new(false);
+static ASKING: Plain<bool> = Plain::new(false);
 
 /// True inside a question of ours to the server; filters leave it alone.
 pub(super) fn is_asking(lock: Lock<'_>) -> bool {
-    *ASKING.read(lock)
+    ASKING.get(lock)
 }
 
 /// Whether the server has a command down as a write; for servers that cannot refuse it by themselves (before 7.0).
@@ -271,10 +271,10 @@ pub(super) fn question(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<
     struct Asking<'a>(Lock<'a>, bool);
     impl Drop for Asking<'_> {
         fn drop(&mut self) {
-            *ASKING.write(self.0) = self.1;
+            ASKING.set(self.0, self.1);
         }
     }
-    let before = std::mem::replace(&mut *ASKING.write(lock), true);
+    let before = ASKING.replace(lock, true);
     let _asking = Asking(lock, before);
     call::perform(lock, features, db, argv)
 }
