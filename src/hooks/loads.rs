@@ -335,7 +335,8 @@ impl Hooks {
                 return false;
             }
             let life = passing.key_life(db, &passed);
-            let ends = load.is_some() && entry.spec.writes() && life.ends_within(NEAR_END_MS);
+            let is_part = load.is_some() && entry.spec.writes();
+            let ends = is_part && (life.ends_within(NEAR_END_MS) || passing.may_be_emptied(db, &passed));
             if life != Life::Missing
                 && (ends || room::may_evict(lock))
                 && !parts::waits_by_itself(&entry.spec)

@@ -281,7 +281,11 @@ impl ReadThrough {
                     !self.store(lock, rule, key, &kept, None) && !store::has_room(lock, self.engine.features);
                 continue;
             }
-            self.quietly(lock, || store::put_quietly(lock, key.db, &key.name, content));
+            self.quietly(lock, || {
+                // Others would keep it, since they do not hear of the guest.
+                store::delete_emptied(lock, key.db, &key.name);
+                store::put_quietly(lock, key.db, &key.name, content);
+            });
             provided.guests.push(key);
         }
         provided

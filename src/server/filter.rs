@@ -113,6 +113,12 @@ impl<'a> Passing<'a> {
         unsafe { key::life_quietly(self.lock, db, key.raw) }
     }
 
+    /// Whether the key may be without anything in it when the command runs, although something is there now ([`super::fields`]).
+    pub fn may_be_emptied(self, db: i32, key: &PassedKey<'_>) -> bool {
+        // SAFETY: the string is alive.
+        unsafe { key::may_be_emptied(self.lock, db, key.raw) }
+    }
+
     /// True when the user of client `id` may run the command both as it is and behind `proxy`.
     pub fn user_may_run(self, id: u64, proxy: &ProxyName) -> bool {
         User::of_client(self.lock, id).is_some_and(|user| self.may_run(&user, proxy))

@@ -15,7 +15,8 @@ use super::{
     call_reply::{CallReply, is_foreign},
     command::Command,
     events::Mute,
-    filter,
+    fields, filter,
+    key::Opened,
     lock::Lock,
     reply::Reply,
     room::{self, Room},
@@ -109,8 +110,13 @@ impl<'a> Open<'a> {
         }
     }
 
-    /// True if it holds something. What has expired is gone.
+    /// True if it holds something. What has expired is gone, also where the server has not taken it away yet.
     pub fn is_there(&self) -> bool {
+        // SAFETY: the key is open.
+        self.exists() && !unsafe { fields::is_emptied(self.lock, &Opened::shown(self.key)) }
+    }
+
+    fn exists(&self) -> bool {
         // SAFETY: the key is open.
         unsafe { api!(RedisModule_KeyType(self.key)) as isize != raw::REDISMODULE_KEYTYPE_EMPTY }
     }
@@ -196,6 +202,16 @@ fn hand_on(
 pub fn put_quietly(lock: Lock<'_>, db: i32, name: &[u8], content: &Content) {
     let _mute = Mute::new();
     Open::new(lock, db, name).place(content, None);
+}
+
+/// Takes a hash away that has nothing in it but fields that have expired.
+pub fn delete_emptied(lock: Lock<'_>, db: i32, name: &[u8]) {
+    let open = Open::new(lock, db, name);
+    let is_emptied = open.exists() && !open.is_there();
+    drop(open);
+    if is_emptied {
+        delete(lock, db, name);
+    }
 }
 
 /// Takes away what [`put_quietly`] put there.
@@ -307,7 +323,7 @@ impl Open<'_> {
         let (lock, db) = (self.lock, self.db);
         let string = |bytes: &[u8]| RString::new(lock, bytes);
         let knows_moments = has_api!(RedisModule_SetAbsExpire);
-        let existed = self.is_there();
+        let existed = self.exists();
         // SAFETY: the key is open for writing while it is used, the strings outlive the calls, which copy them or count their
         // references.
         unsafe {
