@@ -12,6 +12,8 @@ mod loads;
 mod parts;
 mod passed;
 mod proxy;
+mod spec;
+mod stored;
 mod table;
 mod whereabouts;
 mod writes;
@@ -22,10 +24,11 @@ pub use awaited::{Awaited, Awaiting, Block, forgotten_meanwhile};
 use chain::HookRule;
 use clients::{ClientCache, names_of_rights};
 pub use loads::{Hot, Loads, Missing, Wait, nearness};
-pub use table::{CommandSpec, ProxyCommand};
-use table::{Entry, Rule, Table, look_up};
+use spec::look_up;
+pub use spec::{CommandSpec, ProxyCommand};
+use table::{Entry, Rule, Table};
 use whereabouts::Whereabouts;
-pub use writes::Writes;
+pub use writes::{Place, Writes};
 
 use crate::{
     engine::{
@@ -243,7 +246,7 @@ impl Hooks {
         name: &str,
         for_some_keys: bool,
     ) -> Result<CommandSpec, Error> {
-        table::look_up_hook(lock, self.features, name, for_some_keys)
+        spec::look_up_hook(lock, self.features, name, for_some_keys)
     }
 
     /// The function that was last put in the place of a command.

@@ -4,11 +4,7 @@
 
 use smallvec::SmallVec;
 
-use super::{
-    Hooks, Linked,
-    proxy::Concerns,
-    table::{CommandSpec, Entry},
-};
+use super::{Hooks, Linked, proxy::Concerns, spec::CommandSpec, table::Entry};
 use crate::{
     engine::{
         id::Id,

@@ -3,7 +3,8 @@
 
 use super::{
     Hooks, Noted, applies_hooks,
-    table::{Entry, ProxyCommand, place_of},
+    spec::ProxyCommand,
+    table::{Entry, place_of},
     writes,
 };
 use crate::{

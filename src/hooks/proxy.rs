@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Hooks, Linked, applies_hooks, table::ProxyCommand};
+use super::{Hooks, Linked, applies_hooks, spec::ProxyCommand};
 use crate::{
     engine::{
         Engine,
