@@ -4,18 +4,20 @@ docs/contract/write-behind.md 2.6 and 2.10, docs/contract/read-through.md 3.1 an
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 import redis
 
 from helpers import Server, wait_until
 from test_write_behind_halves import both, by, saver
+from test_write_behind_roles import linked
 from write_behind import Database, drained
 
 pytestmark = pytest.mark.matrix
 
 ROW = {"name": "Ann", "city": "Bern"}
+DEBUG = ["--enable-debug-command", "yes"]
 # As many fields as need another form of a hash.
 MANY = {f"f{number}": "x" * 10 for number in range(600)}
 
@@ -152,3 +154,34 @@ def test_it_is_seen_behind_a_restart(server: Server, source: Server) -> None:
     assert client.hset("user:1", "city", "Thun") == 0
     drained(server, saver(server))
     assert database.row("user:1") == {**ROW, "city": "Thun"}
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
+def test_replicas_hear_of_what_takes_its_place(start_server: Callable[..., Server], source: Server, kept: bool) -> None:
+    """And take it for no change, also where they are promoted before they hear of anything else."""
+    server, replica = start_server(args=DEBUG), start_server(args=DEBUG)
+    if server.version < ((9, 0) if server.is_valkey else (8, 0)):
+        pytest.skip("fields do not expire on this server, or only one by one")
+    database = both(server, source, "" if kept else "ttl=lambda key, value: 0")
+    replica.client().replicaof(server.host, server.port)
+    linked(replica)
+    client = server.client()
+    for each in (client, replica.client()):
+        each.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", 0)
+    database.client.set("row:0:user:1", json.dumps(ROW))
+    with client.pipeline() as pipe:
+        pipe.delete("user:1").hset("user:1", mapping=ROW).execute()
+    drained(server, saver(server))
+    client.execute_command("HPEXPIRE", "user:1", 1, "FIELDS", 2, *ROW)
+    wait_until(lambda: is_empty(client, "user:1"))
+    saved = len(database.changes())
+    assert client.hgetall("user:1") == ROW
+    client.wait(1, 5000)
+    own = replica.own
+    wait_until(lambda: own.execute_command("EXISTS", "user:1") == kept)
+    assert own.hgetall("user:1") == (ROW if kept else {})
+    replica.client().replicaof("no", "one")
+    replica.client().set("user:end", "x")
+    drained(replica, saver(replica))
+    assert [change["key"] for change in database.changes()[saved:]] == ["user:end"]
+    assert database.row("user:1") == ROW

@@ -308,6 +308,7 @@ impl WriteBehind {
     /// Runs the command of a client that has waited. `None`: it waits behind that, too, which `block` has made it do.
     fn serve(&self, command: &Command<'_>, block: Option<Block<'_>>) -> Option<hooks::Awaited> {
         let mut refusal = self.hooks.refuse_paused(command);
+        refusal = refusal.or_else(|| self.hooks.refuse_without_room(command));
         if refusal.is_none() && self.engine.is_serving() {
             refusal = self.hooks.refuse_forgotten(command, |_, _| false);
         }
