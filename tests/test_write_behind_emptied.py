@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from helpers import Server, wait_until
+from test_write_behind_elsewhere import loads_slowly
 from test_write_behind_halves import both, by, saver
 from test_write_behind_roles import linked
 from write_behind import Database, drained
@@ -185,3 +186,26 @@ def test_replicas_hear_of_what_takes_its_place(start_server: Callable[..., Serve
     drained(replica, saver(replica))
     assert [change["key"] for change in database.changes()[saved:]] == ["user:end"]
     assert database.row("user:1") == ROW
+
+
+def test_the_server_clears_it_away_while_it_is_loaded(server: Server, source: Server) -> None:
+    """That is no deletion by anybody: what is loaded counts."""
+    if server.version < ((9, 0) if server.is_valkey else (8, 0)):
+        pytest.skip("fields do not expire on this server, or only one by one")
+    database = loads_slowly(server, source)
+    client, raw = server.client(), server.raw()
+    client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", 0)
+    database.client.set("row:0:user:1", json.dumps(ROW))
+    database.client.rpush("end", 1)
+    assert client.hgetall("user:1") == ROW
+    client.execute_command("HPEXPIRE", "user:1", 1, "FIELDS", 2, *ROW)
+    wait_until(lambda: is_empty(client, "user:1"))
+    raw.send("HSET", "user:1", "city", "Thun")
+    wait_until(lambda: database.client.llen("begun") == 2)
+    client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", 1)
+    wait_until(lambda: not client.exists("user:1"), message="it is cleared away")
+    database.client.rpush("end", 1)
+    assert raw.read() == b":0\r\n"
+    assert database.client.llen("begun") == 2, "and is not loaded once more"
+    drained(server, saver(server))
+    assert database.row("user:1") == {**ROW, "city": "Thun"}

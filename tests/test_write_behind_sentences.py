@@ -309,3 +309,27 @@ def test_a_failover_with_a_queue(start_server: Callable[..., Server], source: Se
     drained(replica)
     wait_for(server, queued=0)
     assert database.rows() == {"user:0": "new", **{f"user:{number}": str(number) for number in range(1, 30)}}
+
+
+@pytest.mark.parametrize("arguments", ["", "coalesce=False", "ordered='all'", "events=['del', 'hset']", "wait=True"])
+def test_a_deletion_behind_a_field_that_expired(server: Server, source: Server, arguments: str) -> None:
+    """The one has nothing to do with the other, unless the server deletes what is empty by that."""
+    if not has_fields(server):
+        pytest.skip(HASH_FIELDS)
+    database = register(server, source, arguments)
+    client = server.client()
+    for way in ("DEL", "UNLINK", "MULTI"):
+        client.hset("user:1", mapping={"a": 1, "b": 2})
+        drained(server)
+        assert database.row("user:1") == {"a": "1", "b": "2"}
+        if way == "MULTI":
+            with client.pipeline() as pipe:
+                pipe.execute_command("HPEXPIRE", "user:1", 0, "FIELDS", 1, "a")
+                pipe.delete("user:1").execute()
+        else:
+            client.execute_command("HPEXPIRE", "user:1", 10, "FIELDS", 1, "a")
+            wait_until(lambda: client.hlen("user:1") == 1, message="the server has taken it away")
+            assert client.execute_command(way, "user:1") == 1
+        client.hset("user:end", "x", "y")
+        drained(server)
+        assert database.row("user:1") is None, way

@@ -311,6 +311,17 @@ pub fn kind(lock: Lock<'_>, db: i32, name: &[u8]) -> Kind {
     Kind::of(&unsafe { open(lock, db, name.as_raw()) })
 }
 
+/// There is a hash without a field, for the moment in which the server tells that the last ones have expired: it is deleted next.
+pub fn is_left_empty(lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
+    let _mute = Mute::new();
+    let name = RString::new(lock, name);
+    // SAFETY: the string lives to the end of this function; the key is open.
+    unsafe {
+        let opened = open(lock, db, name.as_raw());
+        Kind::of(&opened) == Kind::Hash && api!(RedisModule_ValueLength(opened.0)) == 0
+    }
+}
+
 /// How many entries a stream holds; 0 if the key is no stream.
 pub fn stream_length(lock: Lock<'_>, db: i32, name: &[u8]) -> u64 {
     let _mute = Mute::new();
