@@ -29,8 +29,8 @@ from typing import Any, Callable, Optional, Protocol, Sequence
 from client import HOST, Client, Failure, as_dict
 
 ROOT = Path(__file__).resolve().parent.parent
-START_TIMEOUT_S = 30
-REPLY_TIMEOUT_S = 10
+START_TIMEOUT_S = 60
+REPLY_TIMEOUT_S = 60
 DEATH_TIMEOUT_S = 2
 LOG_LINES = 100
 RUN_TIMEOUT_S = 600

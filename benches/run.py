@@ -227,7 +227,9 @@ def main() -> int:
     print(report.table(document))
     if arguments.json:
         arguments.json.write_text(json.dumps(document, indent=2) + "\n")
-    broken = any("error" in result for result in document["results"])
+    broken = [result for result in document["results"] if "error" in result]
+    for result in broken:  # once more, where somebody looks who sees only the end
+        progress(f"BROKEN: {result['scenario']} on {result['server']}: {result['error']}")
     missed = arguments.check and not all(report.reached(result) for result in document["results"])
     return 1 if broken or missed or changed else 0
 

@@ -16,7 +16,7 @@ set -m
 (
     for target in $beside; do
         start=$SECONDS
-        nice -n 5 make "$target" ARGS= >>"$log" 2>&1 || { cat "$log" >&2; echo "pinion: make $target failed" >&2; exit 1; }
+        nice -n 5 make "$target" ARGS= >>"$log" 2>&1 || { echo "pinion: make $target failed: see $log, or below at the end" >&2; exit 1; }
         printf ' %s %d s;' "$target" $((SECONDS - start))
     done >"$log.spent"
 ) &
@@ -31,7 +31,7 @@ for target in build "$@"; do
     spent+=("$target $((SECONDS - start)) s")
 done
 start=$SECONDS
-wait "$other" || status=$?
+wait "$other" || { status=$?; cat "$log" >&2; }
 [ "$status" -eq 0 ] || exit "$status"
 printf 'pinion: all passed in %d s:' "$SECONDS"
 printf ' %s;' "${spent[@]}"

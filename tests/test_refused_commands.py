@@ -47,7 +47,29 @@ def by_key_event(server: Server, words: list[str]) -> list[str]:
     return server.own.lrange("out", 0, -1)
 
 
-PLACES = [by_script, by_step, by_trigger, by_key_event]
+def by_trigger_of_lua(server: Server, words: list[str]) -> list[str]:
+    server.run(f"{RUN}GB('CommandReader').flatmap(lambda r: run(r[1:])).register(trigger='t', mode='sync')")
+    return server.own.eval("return redis.call('RG.TRIGGER', 't', unpack(ARGV))", 0, *words)
+
+
+def by_key_event_of_lua(server: Server, words: list[str]) -> list[str]:
+    server.run(
+        f"{RUN}\nimport json\n"
+        "def event(r):\n    execute('RPUSH', 'out', *run(json.loads(r['value'])))\n"
+        "GB('KeysReader').foreach(event).register('go', mode='sync', eventTypes=['set'])"
+    )
+    server.client().eval("return redis.call('SET', 'go', ARGV[1])", 0, json.dumps(words))
+    return server.own.lrange("out", 0, -1)
+
+
+def by_hook_of_lua(server: Server, words: list[str]) -> list[str]:
+    server.run(f"{RUN}GB('CommandReader').map(lambda r: run(r[2:])).register(hook='hset', keyprefix='go', mode='sync', convertToStr=False)")
+    return server.own.eval("return redis.call('HSET', 'go', unpack(ARGV))", 0, *words)
+
+
+IN_SCRIPTS = [by_trigger_of_lua, by_hook_of_lua]
+# Events of a script's commands come when it has ended.
+PLACES = [by_script, by_step, by_trigger, by_key_event, by_key_event_of_lua, *IN_SCRIPTS]
 
 
 @pytest.fixture(params=PLACES, ids=[place.__name__ for place in PLACES])
@@ -89,12 +111,28 @@ def test_refused_by_the_server(place: Callable[[list[str]], list[str]], words: l
     assert kind == "error" and "isn't allowed" in text
 
 
+@pytest.mark.parametrize("words", [["WAIT", "1", "0"], ["wait", "99", "100000"], ["WAIT", "0", "0"]])
+def test_no_replica_is_waited_for(
+    request: pytest.FixtureRequest, place: Callable[[list[str]], list[str]], server: Server, words: list[str]
+) -> None:
+    in_script = any(f"[{where.__name__}" in request.node.name for where in IN_SCRIPTS)
+    if in_script and server.is_valkey and (8,) <= server.version < (9, 1):
+        assert place(words) == ["error", "ERR WAIT cannot be run while a script runs: it was called from one"]
+    else:
+        assert place(words) == ["reply", "0"]
+
+
+def test_no_file_is_waited_for(place: Callable[[list[str]], list[str]], server: Server) -> None:
+    if not server.is_valkey and server.version < (7, 2):
+        pytest.skip("no WAITAOF on this server")
+    assert server.client().config_set("appendonly", "yes")
+    kind, text = place(["WAITAOF", "1", "0", "0"])
+    assert kind == "reply" or "WAITAOF cannot be run while a script runs" in text
+
+
 @pytest.mark.parametrize(
     ("words", "reply"),
     [
-        (["WAIT", "1", "0"], "0"),
-        (["wait", "99", "100000"], "0"),
-        (["WAIT", "0", "0"], "0"),
         (["BLPOP", "missing", "0"], "None"),
         (["BRPOP", "missing", "0"], "None"),
         (["BLMOVE", "a", "b", "LEFT", "LEFT", "0"], "None"),
@@ -112,7 +150,7 @@ def test_nothing_waits(place: Callable[[list[str]], list[str]], words: list[str]
 @pytest.mark.parametrize("words", [["WAIT", "x", "0"], ["WAIT", "1", "x"], ["WAIT", "1"]])
 def test_wrong_arguments_have_the_servers_text(place: Callable[[list[str]], list[str]], words: list[str]) -> None:
     kind, text = place(words)
-    assert kind == "error" and ("integer" in text or "arguments" in text)
+    assert kind == "error" and ("integer" in text or "arguments" in text or "while a script runs" in text)
 
 
 def test_wait_counts_replicas(server: Server, start_server: Callable[..., Server]) -> None:

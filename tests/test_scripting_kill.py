@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from helpers import Server, wait_until
-from scripting import error_of, evaluate, library, load, needs_engine
+from scripting import error_of, evaluate, knows_scripts, library, load, needs_engine
 
 pytestmark = pytest.mark.matrix
 
@@ -238,3 +238,16 @@ def test_fast_scripts_are_never_asked(server: Server) -> None:
         for _ in range(2000):
             pipe.execute_command("FCALL", "f", 0)
         assert set(pipe.execute()) == {499500}
+
+
+@pytest.mark.parametrize("words", [["WAIT", "0", "0"], ["WAIT", "1", "0"], ["WAITAOF", "1", "0", "0"]])
+def test_a_script_waits_for_no_replica(request: pytest.FixtureRequest, server: Server, words: list[str]) -> None:
+    """Valkey 8.1 would end."""
+    client = server.client()
+    client.config_set("appendonly", "yes")
+    body = f"return execute(*{words!r})"
+    if knows_scripts(request.config):
+        assert evaluate(client, body) in (0, [0, 0], [1, 0])
+    else:
+        assert f"{words[0]} cannot be run while a script runs" in error_of(evaluate, client, body)
+    assert client.ping()

@@ -262,6 +262,8 @@ pub enum Interrupted {
     Now,
     /// It is inside an import, which is not broken off: what a module has half done cannot be done again. It is asked again.
     AfterImport,
+    /// It cannot be interrupted in this very moment. It is asked again.
+    Later,
     /// Nothing to interrupt.
     Nothing,
 }

@@ -122,18 +122,19 @@ impl CommandSpec {
         };
         let (mut next, step) = (self.first, self.step.max(1));
         let mut counted = self.counted.map(|counted| counted.positions(len, word));
-        let stored = self.stores.and_then(|stores| stores.positions(len, word));
-        let mut stored = stored.map(IntoIterator::into_iter);
+        // Position 0 is the command's name: no key.
+        let [mut stored, mut then] = self.stores.map_or([0, 0], |stores| stores.positions(len, word));
         std::iter::from_fn(move || {
             let position = next;
             next += step;
             if position <= end {
                 return Some(position as usize);
             }
-            match &mut counted {
-                Some(counted) => counted.next(),
-                None => stored.as_mut()?.next(),
+            if let Some(counted) = &mut counted {
+                return counted.next();
             }
+            let position = std::mem::replace(&mut stored, std::mem::take(&mut then));
+            (position > 0).then_some(position)
         })
     }
 }

@@ -47,12 +47,14 @@ impl Stores {
         }
     }
 
-    /// The places of the destination and of the source, in this order. `None` if nothing is stored.
-    pub(super) fn positions<'w>(
-        self,
-        len: usize,
-        word: &dyn Fn(usize) -> Option<&'w [u8]>,
-    ) -> Option<[usize; 2]> {
+    /// The places of the destination and of the source, in this order; zeros if nothing is stored.
+    #[inline(never)]
+    pub(super) fn positions<'w>(self, len: usize, word: &dyn Fn(usize) -> Option<&'w [u8]>) -> [usize; 2] {
+        let destination = self.destination(len, word);
+        destination.map_or([0, 0], |destination| [destination, SOURCE])
+    }
+
+    fn destination<'w>(self, len: usize, word: &dyn Fn(usize) -> Option<&'w [u8]>) -> Option<usize> {
         let mut at = match self {
             Self::Sort => SOURCE + 1,
             Self::Radius(options) => options,
@@ -69,7 +71,7 @@ impl Stores {
                 destination = Some(at - 1);
             }
         }
-        destination.map(|destination| [destination, SOURCE])
+        destination
     }
 }
 
@@ -81,9 +83,9 @@ mod tests {
         let words: Vec<&str> = text.split(' ').collect();
         let stores = Stores::of(words[0].to_ascii_lowercase().as_bytes())?;
         let word = |at: usize| words.get(at).map(|word| word.as_bytes());
-        let [destination, source] = stores.positions(words.len(), &word)?;
-        assert_eq!(source, 1);
-        Some(words[destination])
+        let [destination, source] = stores.positions(words.len(), &word);
+        assert_eq!(source, usize::from(destination > 0));
+        (destination > 0).then(|| words[destination])
     }
 
     #[test]

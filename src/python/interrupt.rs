@@ -11,7 +11,7 @@ use std::{
 
 use pyo3::{ffi, prelude::*, sync::PyOnceLock};
 
-use super::{attach, coroutine::loop_module, current, errors, imports};
+use super::{attach, coroutine::loop_module, current, errors, imports, starting};
 use crate::{
     engine::{
         execution::Execution,
@@ -149,6 +149,9 @@ pub fn raise(py: Python<'_>, stop: &Stop) -> Interrupted {
     if stop.target() != thread {
         return Interrupted::Nothing;
     }
+    if starting::starts_a_thread(py, thread) {
+        return Interrupted::Later;
+    }
     stop.note_raised(thread);
     // SAFETY: attached; an unknown thread is ignored.
     unsafe { ffi::PyThreadState_SetAsyncExc(thread as _, stopped.as_ptr()) };
@@ -160,15 +163,27 @@ pub fn raise(py: Python<'_>, stop: &Stop) -> Interrupted {
 /// lets out what comes too late (`python/loop.py`).
 pub fn raise_in_coroutine(py: Python<'_>, execution: &Arc<Execution>) -> PyResult<bool> {
     let event_loop = loop_module(py)?;
-    let running = event_loop.getattr("_running")?;
-    if !current::is_of_execution(&running, execution) {
+    let runs = || {
+        PyResult::Ok(current::is_of_execution(
+            &event_loop.getattr("_running")?,
+            execution,
+        ))
+    };
+    if !runs()? {
         return Ok(false);
     }
+    let stopped = errors::force_stopped_type(py)?;
     if imports::is_importing(py, current::loop_thread()) {
         return Ok(true);
     }
+    // To look for imports may have run code of users, and let the loop go on.
+    if !runs()? {
+        return Ok(false);
+    }
+    if starting::starts_a_thread(py, current::loop_thread()) {
+        return Ok(true);
+    }
     event_loop.setattr("_interrupted", true)?;
-    let stopped = errors::force_stopped_type(py)?;
     // SAFETY: attached; an unknown thread is ignored.
     unsafe { ffi::PyThreadState_SetAsyncExc(current::loop_thread() as _, stopped.as_ptr()) };
     Ok(true)
@@ -188,6 +203,10 @@ pub fn let_out(py: Python<'_>) {
     let Ok(stopped) = errors::force_stopped_type(py) else {
         return;
     };
+    if starting::starts_a_thread(py, this_thread()) {
+        drop(raise_pending(py));
+        return;
+    }
     // SAFETY: attached. Whatever is pending is replaced.
     let raised = unsafe { ffi::PyThreadState_SetAsyncExc(this_thread() as _, stopped.as_ptr()) };
     if raised == 1 {

@@ -36,6 +36,7 @@ mod registering;
 mod rows;
 mod script;
 mod scripting;
+mod starting;
 mod text;
 mod watchdog;
 mod write_behind;

@@ -172,7 +172,7 @@ pub unsafe fn run_notification(
     let _ = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: the server holds its lock while it notifies, and keeps the texts alive.
         unsafe {
-            fields::hear(class, CStr::from_ptr(event).to_bytes());
+            fields::hear(class, event);
             let (raw, key) = (key, string::bytes(key));
             let _stays = home::Stays::enter(Lock::assume(), ctx, event);
             if !concerns(Lock::assume(), key) || MUTED.get() {

@@ -5,7 +5,7 @@
 //! its data may be others.
 
 use std::{
-    ffi::{c_int, c_void},
+    ffi::{CStr, c_char, c_int, c_void},
     sync::atomic::{AtomicU8, Ordering},
 };
 
@@ -52,20 +52,32 @@ pub fn forget(_lock: Lock<'_>) {
 }
 
 /// A notification, of any key.
+///
+/// # Safety
+/// `event` is a text that ends.
 #[inline]
-pub(super) fn hear(class: c_int, event: &[u8]) {
-    if EXPIRING.load(Ordering::Relaxed) == SOME
-        || class & (raw::REDISMODULE_NOTIFY_HASH | raw::REDISMODULE_NOTIFY_GENERIC) == 0
-    {
+pub(super) unsafe fn hear(class: c_int, event: *const c_char) {
+    if class & (raw::REDISMODULE_NOTIFY_HASH | raw::REDISMODULE_NOTIFY_GENERIC) == 0 {
         return;
     }
-    // A value that is restored may have such fields, and so may whatever a module's own event is about.
-    let tells = matches!(event, b"hexpire" | b"restore");
-    if tells && POSSIBLE.load(Ordering::Relaxed) != NONE {
-        EXPIRING.store(
-            if event == b"hexpire" { SOME } else { UNKNOWN },
-            Ordering::Relaxed,
-        );
+    // SAFETY: by the caller's promise.
+    unsafe { hear_name(event) }
+}
+
+/// # Safety
+/// As of [`hear`].
+#[inline(never)]
+unsafe fn hear_name(event: *const c_char) {
+    if EXPIRING.load(Ordering::Relaxed) == SOME || POSSIBLE.load(Ordering::Relaxed) == NONE {
+        return;
+    }
+    // SAFETY: by the caller's promise.
+    let event = unsafe { CStr::from_ptr(event) };
+    if event == c"hexpire" {
+        EXPIRING.store(SOME, Ordering::Relaxed);
+    } else if event == c"restore" {
+        // What is restored may have such fields.
+        EXPIRING.store(UNKNOWN, Ordering::Relaxed);
     }
 }
 
@@ -103,7 +115,8 @@ unsafe fn is_emptied_hash(lock: Lock<'_>, opened: &Opened<'_>) -> bool {
 /// # Safety
 /// As of [`is_emptied`].
 unsafe fn may_have_expired(lock: Lock<'_>, opened: &Opened<'_>, within_ms: i64) -> bool {
-    if opened.as_raw().is_null() || Kind::of(opened) != Kind::Hash || !is_any(lock) {
+    // What is not known is asked here, whatever the key holds: then nobody looks any further.
+    if !is_any(lock) || opened.as_raw().is_null() || Kind::of(opened) != Kind::Hash {
         return false;
     }
     let tells_first = has_api!(RedisModule_HashFieldMinExpire);

@@ -51,6 +51,7 @@ pub(super) fn init(lock: Lock<'_>, features: Features) {
     closing::init(version);
     own_thread::init(version);
     fields::init(version);
+    refused::init(version);
     if features.quiet_open {
         return;
     }
@@ -244,7 +245,7 @@ pub fn is_alive(lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
 
 /// # Safety
 /// The server's lock is held, and the key belongs to what is there now.
-unsafe fn life_of(lock: Lock<'_>, opened: &Opened<'_>) -> Life {
+pub(super) unsafe fn life_of(lock: Lock<'_>, opened: &Opened<'_>) -> Life {
     // A look for writing at a key that is not there gives a key, too.
     let may_be_empty = MODE.load(Ordering::Relaxed) != QUIET as i32;
     if opened.0.is_null() || (may_be_empty && Kind::of(opened) == Kind::Empty) {

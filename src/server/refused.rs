@@ -3,7 +3,11 @@
 //!
 //! A client's call of them is checked by the server; one of a module is not, and ends older servers.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use super::{
     api::Features,
@@ -13,6 +17,7 @@ use super::{
     lock::{self, Lock},
     own_thread,
     reply::{Reply, Shape},
+    version::Version,
 };
 
 /// What is special about a command.
@@ -28,6 +33,8 @@ enum Kind {
     Module,
     /// Waits for replicas also where waiting is denied (before 7.2).
     Wait,
+    /// Waits for files.
+    WaitAof,
     /// Makes the client a replica, or ends the server.
     Never,
     Client,
@@ -45,6 +52,7 @@ impl Kind {
             b"script" | b"function" => Self::Scripts,
             b"module" => Self::Module,
             b"wait" => Self::Wait,
+            b"waitaof" => Self::WaitAof,
             b"sync" | b"psync" | b"replconf" | b"shutdown" => Self::Never,
             b"client" => Self::Client,
             b"debug" => Self::Debug,
@@ -112,6 +120,14 @@ impl Known {
 /// By the name that it is called with, in lower case: `rename-command` gives others. Only names that the server knows.
 static KNOWN: Guarded<BTreeMap<Vec<u8>, Known>> = Guarded::new(BTreeMap::new());
 
+/// This server ends where a function waits for replicas while a script runs.
+static WAITS_FOR_SCRIPTS: AtomicBool = AtomicBool::new(false);
+
+/// To be called once, while the module loads.
+pub(super) fn init(version: Version) {
+    WAITS_FOR_SCRIPTS.store(version.takes_who_waits_for_a_script(), Ordering::Relaxed);
+}
+
 /// A question of ours is under way: it is nobody's command.
 static ASKING: Guarded<bool> = Guarded::new(false);
 
@@ -171,6 +187,9 @@ pub(super) fn check<'a>(
             "by a function that holds the server"
         }
         Kind::Module if own_thread::would_wait_for_itself() => "by a function that holds the server",
+        Kind::Wait | Kind::WaitAof if lock.is_in_script() && WAITS_FOR_SCRIPTS.load(Ordering::Relaxed) => {
+            "while a script runs: it was called from one"
+        }
         Kind::Wait if !word(1).is_empty() && word(1).iter().all(u8::is_ascii_digit) => {
             // As in a transaction: how many replicas there are, at once.
             let mut at_once = argv.to_vec();

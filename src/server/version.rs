@@ -83,6 +83,11 @@ impl Version {
         matches!(self, Self::Valkey(8, ..))
     }
 
+    /// It ends where a module's command waits for replicas while a script runs: it takes the one who waits for the script. 9.1 does not.
+    pub(super) const fn takes_who_waits_for_a_script(self) -> bool {
+        matches!(self, Self::Valkey(8, ..) | Self::Valkey(9, 0, _))
+    }
+
     /// A call by a module with keys of several slots spoils the server's next calls by modules.
     pub(super) const fn is_spoiled_by_several_slots(self) -> bool {
         matches!(self, Self::Valkey(9.., ..))
