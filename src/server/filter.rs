@@ -95,7 +95,8 @@ impl<'a> Passing<'a> {
     }
 
     /// The key at `index`.
-    #[inline]
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
     pub fn key(self, index: usize) -> Option<PassedKey<'a>> {
         let raw = self.raw_arg(index);
         if raw.is_null() {
