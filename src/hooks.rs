@@ -13,6 +13,8 @@ mod names;
 mod parts;
 mod passed;
 mod proxy;
+mod spec;
+mod stored;
 mod table;
 mod whereabouts;
 mod writes;
@@ -24,10 +26,11 @@ use chain::HookRule;
 use clients::{ClientCache, names_of_rights};
 pub use loads::{Hot, Loads, Missing, Wait, nearness};
 use proxy::Concerns;
-pub use table::{CommandSpec, ProxyCommand};
-use table::{Entry, Rule, Table, look_up};
+use spec::look_up;
+pub use spec::{CommandSpec, ProxyCommand};
+use table::{Entry, Rule, Table};
 use whereabouts::Whereabouts;
-pub use writes::Writes;
+pub use writes::{Place, Writes};
 
 use crate::{
     engine::{
@@ -252,7 +255,7 @@ impl Hooks {
         name: &str,
         for_some_keys: bool,
     ) -> Result<CommandSpec, Error> {
-        table::look_up_hook(lock, self.features, name, for_some_keys)
+        spec::look_up_hook(lock, self.features, name, for_some_keys)
     }
 
     /// The function that was last put in the place of a command.

@@ -75,7 +75,8 @@ impl ClientCache {
     }
 
     /// `None` for the clients that scripts and modules use internally.
-    #[inline]
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
     pub(super) fn look_up(&mut self, lock: Lock<'_>, id: u64) -> Option<ClientState> {
         match self.slot(id) {
             Some(known) if known.state.id == id => Some(known.state),

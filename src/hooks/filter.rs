@@ -5,7 +5,8 @@ use super::{
     Cleared, Hooks, Noted, applies_hooks,
     names::place_of,
     proxy::Concerns,
-    table::{Entry, ProxyCommand, Table},
+    spec::ProxyCommand,
+    table::{Entry, Table},
     writes,
 };
 use crate::{
@@ -177,8 +178,10 @@ impl Hooks {
         self.rewrite(engine, passing, entry, client, native);
     }
 
-    /// The client that sent the command; `None` for scripts and functions, and where the server does not tell (`native` is false).
-    #[inline]
+    /// The client that sent the command; `None` for scripts and functions, and where the server does not tell (`native` is false). Each
+    /// command of interest passes here.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
     fn sender(&self, passing: Passing<'_>, native: bool) -> Option<ClientState> {
         let lock = passing.lock();
         // The server lends functions clients that once stood for one that waited, and still have its id.

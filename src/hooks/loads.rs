@@ -9,8 +9,10 @@ use std::sync::{
 use smallvec::SmallVec;
 
 use super::{
-    Hooks, parts,
-    table::{CommandSpec, Entry, Rule},
+    Hooks,
+    parts::{self, REMOVERS},
+    spec::CommandSpec,
+    table::{Entry, Rule},
 };
 use crate::{
     engine::{id::Id, prefix::Pattern},
@@ -117,22 +119,6 @@ pub trait Loads: Send + Sync {
 /// A value that ends within so many milliseconds may be gone when a command runs that the filter sees: how long that takes nobody knows.
 const NEAR_END_MS: i64 = 1000;
 
-/// Commands that remove keys, in lower case; what they remove matters also where it is not there. Those behind the first two do so if
-/// what they make of other keys is nothing.
-pub(super) const REMOVERS: [&str; 11] = [
-    "del",
-    "unlink",
-    "bitop",
-    "geosearchstore",
-    "sdiffstore",
-    "sinterstore",
-    "sunionstore",
-    "zdiffstore",
-    "zinterstore",
-    "zrangestore",
-    "zunionstore",
-];
-
 impl Hooks {
     /// Told once who loads.
     pub fn connect(&self, loads: Arc<dyn Loads>) {
@@ -168,7 +154,7 @@ impl Hooks {
         let mut found = Vec::new();
         for name in default {
             let known = self.look_up(lock, &[(*name).to_owned()], &Pattern::Everything);
-            found.extend(known.into_iter().flatten().filter(CommandSpec::has_keys));
+            found.extend(known.into_iter().flatten().filter(CommandSpec::has_written_keys));
         }
         Ok(found)
     }
@@ -310,8 +296,8 @@ impl Hooks {
     /// The same whatever the rules are.
     #[inline(never)]
     fn wants_proxy_for_any(&self, entry: &Entry, passing: Passing<'_>, db: i32) -> bool {
-        if !entry.spec.has_keys() {
-            return entry.concerns(passing, |_| true);
+        if !entry.spec.has_keys() && !entry.rules.is_empty() {
+            return true;
         }
         let (lock, loads) = (passing.lock(), self.loads.get());
         let word = |at| passing.arg(at);
@@ -335,7 +321,8 @@ impl Hooks {
                 return false;
             }
             let life = passing.key_life(db, &passed);
-            let ends = load.is_some() && entry.spec.writes() && life.ends_within(NEAR_END_MS);
+            let is_part = load.is_some() && entry.spec.writes();
+            let ends = is_part && (life.ends_within(NEAR_END_MS) || passing.may_be_emptied(db, &passed));
             if life != Life::Missing
                 && (ends || room::may_evict(lock))
                 && !parts::waits_by_itself(&entry.spec)

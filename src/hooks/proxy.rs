@@ -3,10 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{
-    Hooks, Linked, applies_hooks,
-    table::{Entry, ProxyCommand},
-};
+use super::{Hooks, Linked, applies_hooks, spec::ProxyCommand, table::Entry};
 use crate::{
     engine::{
         Engine,

@@ -279,7 +279,11 @@ impl ReadThrough {
                     !self.store(lock, rule, key, &kept, None) && !store::has_room(lock, self.engine.features);
                 continue;
             }
-            self.quietly(lock, || store::put_quietly(lock, key.db, &key.name, content));
+            self.quietly(lock, || {
+                // Others would keep it, since they do not hear of the guest.
+                store::delete_emptied(lock, key.db, &key.name);
+                store::put_quietly(lock, key.db, &key.name, content);
+            });
             provided.guests.push(key);
         }
         provided
@@ -299,6 +303,13 @@ impl ReadThrough {
             return Some(hooks::Awaited::Told(refusal));
         }
         let lock = command.lock();
+        let writes = awaited.is_none_or(|awaited| awaited.writes);
+        let no_room = awaited
+            .filter(|awaited| awaited.writes)
+            .and_then(|_| self.hooks.refuse_without_room(command));
+        if let Some(refusal) = no_room {
+            return Some(hooks::Awaited::Told(refusal));
+        }
         let provided = awaited
             .map(|awaited| self.provide(lock, awaited))
             .unwrap_or_default();
@@ -327,7 +338,6 @@ impl ReadThrough {
                 return Some(hooks::Awaited::Told(refusal));
             }
         }
-        let writes = awaited.is_none_or(|awaited| awaited.writes);
         let answer = self.hooks.run_awaited(command, writes, block);
         for key in provided.guests {
             self.quietly(lock, || store::take_quietly(lock, key.db, &key.name));

@@ -95,7 +95,8 @@ impl<'a> Passing<'a> {
     }
 
     /// The key at `index`.
-    #[inline]
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
     pub fn key(self, index: usize) -> Option<PassedKey<'a>> {
         let raw = self.raw_arg(index);
         if raw.is_null() {
@@ -113,6 +114,12 @@ impl<'a> Passing<'a> {
     pub fn key_life(self, db: i32, key: &PassedKey<'_>) -> Life {
         // SAFETY: the string is alive.
         unsafe { key::life_quietly(self.lock, db, key.raw) }
+    }
+
+    /// Whether the key may be without anything in it when the command runs, although something is there now ([`super::fields`]).
+    pub fn may_be_emptied(self, db: i32, key: &PassedKey<'_>) -> bool {
+        // SAFETY: the string is alive.
+        unsafe { key::may_be_emptied(self.lock, db, key.raw) }
     }
 
     /// True when the user of client `id` may run the command both as it is and behind `proxy`.

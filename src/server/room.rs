@@ -112,6 +112,11 @@ pub fn no_room() -> Reply {
     Reply::error(OOM)
 }
 
+/// Whether the server would refuse a client's command of this name for want of memory, after it has evicted what it can.
+pub fn is_short_for(lock: Lock<'_>, features: Features, name: &[u8]) -> bool {
+    !is_unlimited(lock) && check(lock, features, lock.server_flags(), name) == Room::None
+}
+
 /// Whether the server may evict keys before it runs the command that it has just got: a key that is there now may be gone.
 pub fn may_evict(lock: Lock<'_>) -> bool {
     !UNLIMITED.get(lock) && look(lock) > 0.0
