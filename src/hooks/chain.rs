@@ -43,9 +43,8 @@ impl Entry {
         let applies = |rule: &&HookRule| {
             before.is_none_or(|before| rule.registration.id < before)
                 && rule.prefix.as_ref().is_none_or(|prefix| {
-                    self.spec
-                        .key_positions(len, &word)
-                        .any(|position| word(position).is_some_and(|key| key.starts_with(prefix)))
+                    let begins = |position| word(position).is_some_and(|key| key.starts_with(prefix));
+                    self.spec.any_key(len, &word, begins)
                 })
         };
         let newest = self.hooks.iter().rev().find(applies);

@@ -281,10 +281,8 @@ impl Hooks {
         let (Some(writes), true) = (self.writes.get(), entry.spec.writes()) else {
             return false;
         };
-        let mut keys = entry
-            .spec
-            .key_positions(passing.len(), &|at| passing.arg(at))
-            .filter_map(|position| passing.arg(position));
-        keys.any(|key| writes.saves(passing.lock(), key))
+        let saves = |key| writes.saves(passing.lock(), key);
+        let is_saved = |position| passing.arg(position).is_some_and(saves);
+        entry.spec.any_key(passing.len(), &|at| passing.arg(at), is_saved)
     }
 }

@@ -301,7 +301,7 @@ impl Hooks {
         }
         let (lock, loads) = (passing.lock(), self.loads.get());
         let word = |at| passing.arg(at);
-        entry.spec.key_positions(passing.len(), &word).any(|position| {
+        entry.spec.any_key(passing.len(), &word, |position| {
             let Some(passed) = passing.key(position) else {
                 return false;
             };

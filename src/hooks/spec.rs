@@ -1,6 +1,6 @@
 //! What the server says about a command: how it is run, and where its keys stand. Asked once for each that somebody is interested in.
 
-use std::{ffi::CStr, sync::Arc};
+use std::{ffi::CStr, iter::StepBy, mem, ops::Range, sync::Arc};
 
 use super::stored::Stores;
 use crate::{
@@ -110,32 +110,77 @@ impl CommandSpec {
         len: usize,
         word: &dyn Fn(usize) -> Option<&'w [u8]>,
     ) -> impl Iterator<Item = usize> + use<> {
-        let last = if self.last < 0 {
-            len as i64 + self.last
-        } else {
-            self.last
-        };
-        let end = if self.first > 0 {
-            last.min(len as i64 - 1)
-        } else {
-            -1
-        };
+        let end = self.end(len);
         let (mut next, step) = (self.first, self.step.max(1));
-        let mut counted = self.counted.map(|counted| counted.positions(len, word));
-        // Position 0 is the command's name: no key.
-        let [mut stored, mut then] = self.stores.map_or([0, 0], |stores| stores.positions(len, word));
+        // Most commands have none of these.
+        let moves = self.counted.is_some() || self.stores.is_some();
+        let mut moving = moves.then(|| self.moving_keys(len, word));
         std::iter::from_fn(move || {
             let position = next;
             next += step;
             if position <= end {
                 return Some(position as usize);
             }
-            if let Some(counted) = &mut counted {
-                return counted.next();
-            }
-            let position = std::mem::replace(&mut stored, std::mem::take(&mut then));
-            (position > 0).then_some(position)
+            moving.as_mut()?.next()
         })
+    }
+
+    /// Whether `test` is true of the position of some key: as with [`CommandSpec::key_positions`], for whoever is to know nothing else.
+    #[inline]
+    pub(super) fn any_key<'w>(
+        &self,
+        len: usize,
+        word: &dyn Fn(usize) -> Option<&'w [u8]>,
+        mut test: impl FnMut(usize) -> bool,
+    ) -> bool {
+        let (mut next, end) = (self.first, self.end(len));
+        while next <= end {
+            if test(next as usize) {
+                return true;
+            }
+            next += self.step.max(1);
+        }
+        let moves = self.counted.is_some() || self.stores.is_some();
+        moves && self.moving_keys(len, word).any(test)
+    }
+
+    /// The last position of the keys that stand at fixed places; -1 if there are none.
+    #[inline]
+    fn end(&self, len: usize) -> i64 {
+        let len = len as i64;
+        let last = if self.last < 0 { len + self.last } else { self.last };
+        if self.first > 0 { last.min(len - 1) } else { -1 }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn moving_keys<'w>(&self, len: usize, word: &dyn Fn(usize) -> Option<&'w [u8]>) -> Moving {
+        match (self.counted, self.stores) {
+            (Some(counted), _) => Moving::Counted(counted.positions(len, word)),
+            (None, stores) => Moving::Stored(stores.map_or([0, 0], |stores| stores.positions(len, word))),
+        }
+    }
+}
+
+/// The positions of keys that do not always stand at the same place.
+enum Moving {
+    Counted(StepBy<Range<usize>>),
+    /// Position 0 is the command's name: no key.
+    Stored([usize; 2]),
+}
+
+impl Iterator for Moving {
+    type Item = usize;
+
+    #[inline(never)]
+    fn next(&mut self) -> Option<usize> {
+        match self {
+            Self::Counted(positions) => positions.next(),
+            Self::Stored([stored, then]) => {
+                let position = mem::replace(stored, mem::take(then));
+                (position > 0).then_some(position)
+            }
+        }
     }
 }
 

@@ -175,14 +175,14 @@ impl Entry {
         if !self.spec.has_keys() && !self.rules.is_empty() {
             return true;
         }
-        let mut positions = self.spec.key_positions(passing.len(), &|at| passing.arg(at));
-        positions.any(|position| {
-            let matches = |key: &[u8]| {
-                let writes = || self.writes.iter().any(|rule| rule.pattern.matches(key));
-                self.links(key) || self.removes(key) || self.load_of(key).is_some() || writes()
-            };
-            passing.arg(position).is_some_and(matches) && also(position)
-        })
+        self.spec
+            .any_key(passing.len(), &|at| passing.arg(at), |position| {
+                let matches = |key: &[u8]| {
+                    let writes = || self.writes.iter().any(|rule| rule.pattern.matches(key));
+                    self.links(key) || self.removes(key) || self.load_of(key).is_some() || writes()
+                };
+                passing.arg(position).is_some_and(matches) && also(position)
+            })
     }
 
     /// The same of those who load or save one of the keys: they want to know of it whoever runs the command.
@@ -192,8 +192,8 @@ impl Entry {
             let writes = || self.writes.iter().any(|rule| rule.pattern.matches(key));
             self.removes(key) || self.load_of(key).is_some() || writes()
         };
-        let mut positions = self.spec.key_positions(passing.len(), &|at| passing.arg(at));
-        positions.any(|position| passing.arg(position).is_some_and(matches))
+        let concerned = |position| passing.arg(position).is_some_and(matches);
+        self.spec.any_key(passing.len(), &|at| passing.arg(at), concerned)
     }
 
     /// True if some rule is about the key.
