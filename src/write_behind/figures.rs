@@ -19,8 +19,8 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// A call has ended well.
-    pub fn saved(&mut self, took: Duration) {
+    /// A call has ended well, or was given up after so long.
+    pub fn ended(&mut self, took: Duration) {
         self.times.record(took);
     }
 

@@ -132,6 +132,8 @@ struct Sink {
     figures: Figures,
     /// The execution of the call that runs.
     running: Option<Id>,
+    /// The call whose time is over, and that time.
+    late: Option<(u64, Duration)>,
     /// Clients that were let go and have not written yet.
     expected: usize,
     /// Commands that write pass the filter.

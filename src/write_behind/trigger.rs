@@ -47,14 +47,21 @@ impl WriteBehind {
     /// Captures changes for a registration, into the queue that its prefix has.
     fn capture(&self, lock: Lock<'_>, owner: &Arc<Registration>, options: &Arc<Options>, saves: bool) {
         let limits = options.limits(self.max_save_time());
+        let now = self.now();
         let mut state = self.state.write(lock);
         if let Some(sink) = state.sink(&options.prefix) {
+            let is_another = sink.owner.id != owner.id;
             sink.owner = Arc::clone(owner);
             sink.options = Arc::clone(options);
             sink.queue.set_limits(limits);
             sink.saves = saves;
             sink.draining = false;
             sink.linked = false;
+            if is_another {
+                let running = sink.running;
+                let has_begun = running.is_some_and(|call| self.engine.has_begun(call));
+                sink.queue.hurry(now, has_begun);
+            }
         } else if let Some(number) = state.free_number() {
             state.last_token += 1;
             let token = state.last_token;
@@ -69,6 +76,7 @@ impl WriteBehind {
                 queue: Queue::new(limits, u64::from(std::process::id()) ^ token),
                 figures: Figures::default(),
                 running: None,
+                late: None,
                 expected: 0,
                 linked: false,
                 logged: None,
