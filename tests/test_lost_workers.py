@@ -221,3 +221,42 @@ def test_a_save_that_takes_too_long_has_one_kind(server: Server, kind: str, wait
     server.run(ASYNC.format(kind=kind, wait=wait).replace("timeout=10", "timeout=1.5"))
     with pytest.raises(redis.ResponseError, match="SAVEFAILED SaveTimedOut"):
         server.client(socket_timeout=20).set("s:1", "x")
+
+
+COUNTED = """
+read_through('load:*', lambda key: 'x')
+write_behind('save:*', lambda changes: None)
+GB('CommandReader').map(lambda words: 'said').register(trigger='say')
+"""
+
+
+def test_figures_of_a_registration_begin_anew_by_an_upgrade_and_sums_go_on(server: Server) -> None:
+    client = server.own
+
+    def use(name: str) -> None:
+        assert client.get(f"load:{name}") == "x"
+        client.set(f"save:{name}", "x")
+        assert client.execute_command("RG.TRIGGER", "say") == ["said"]
+
+    def sums() -> list[int]:
+        saved = client.info("rg_write_behind")
+        loaded = client.info("rg_read_through")
+        return [saved["rg_write_behind_captured_total"], saved["rg_write_behind_saved_total"], loaded["rg_read_through_loads_total"]]
+
+    def figures() -> list[int]:
+        by_reader = {entry["reader"]: entry["RegistrationData"] for entry in server.registrations()}
+        saves, loads, says = by_reader["WriteBehind"], by_reader["ReadThrough"], by_reader["CommandReader"]
+        return [saves["captured"], saves["saved"], saves["batches"], saves["saveMaxUS"], loads["loads"], loads["loadMaxUS"], says["numTriggered"]]
+
+    before = sums()
+    server.run(COUNTED, "ID", "script")
+    use("first")
+    wait_until(lambda: sums() == [one + 1 for one in before])
+    assert all(figures()), figures()
+    server.run(COUNTED + "\n# another one", "ID", "script", "UPGRADE")
+    assert figures() == [0] * 7
+    assert sums() == [one + 1 for one in before]
+    use("second")
+    wait_until(lambda: sums() == [one + 2 for one in before])
+    client.execute_command("RG.UNREGISTERSESSION", "script")
+    assert sums() == [one + 2 for one in before]
