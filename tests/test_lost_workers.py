@@ -183,7 +183,7 @@ def test_an_upgrade_waits_for_no_rest(server: Server) -> None:
     server.run(failing, "ID", "script")
     client = server.client(socket_timeout=20)
     client.set("s:0", "first")
-    wait_until(lambda: client.info("rg_write_behind")["rg_write_behind_save_failures_total"] == 1)
+    wait_until(lambda: figures_of(server, "WriteBehind")["saveFailures"] == 1)
     saving = "def save(changes):\n    for c in changes: execute('SET', 'copy:' + c['key'], c['value'])\nwrite_behind('s:*', save)"
     server.run(saving, "ID", "script", "UPGRADE")
     wait_until(lambda: client.get("copy:s:0") == "first")

@@ -40,7 +40,7 @@ impl Figures {
             ("dead", number(counts.dead)),
             ("batches", number(counts.batches)),
             ("saveFailures", number(counts.failures)),
-            ("failedInARow", number(queue.failures_in_a_row().into())),
+            ("failuresInRow", number(queue.failures_in_a_row().into())),
             ("savingMS", number(queue.saving_for(now).as_millis() as u64)),
             ("waitedForRoom", number(self.held)),
             ("refusals", number(self.refused)),

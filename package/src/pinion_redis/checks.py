@@ -257,7 +257,7 @@ def _queue(entry: Registration, subject: str) -> Iterator[Finding]:
     queued, oldest_s = entry.figures.get("queued", 0), entry.figures.get("oldestMS", 0) / 1000
     if not queued:
         return
-    failed, saving_s = entry.figures.get("failedInARow", 0), entry.figures.get("savingMS", 0) / 1000
+    failed, saving_s = entry.figures.get("failuresInRow", 0), entry.figures.get("savingMS", 0) / 1000
     queue = f"{queued} changes are not saved, the oldest for {oldest_s:.0f} s"
     if failed:
         yield Finding("warning", subject, f"save has failed {failed} times in a row: {queue}", "`pinion key` with one of the keys says why, and so does the log")

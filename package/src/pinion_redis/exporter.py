@@ -15,7 +15,7 @@ from .errors import NotAllowed, PinionError
 _REGISTRATION = ["shard", "registration", "session", "reader", "description"]
 _ENDS = ("triggered", "succeeded", "failed", "aborted")
 # Figures of readers that go up and down; all others only grow, and end in `_total` as they do in INFO.
-_GAUGES = ("queued", "queuedBytes", "waiting", "loading", "failedInARow")
+_GAUGES = ("queued", "queuedBytes", "waiting", "loading", "failuresInRow")
 _TIMES = ("MS", "US")
 Family = Union[CounterMetricFamily, GaugeMetricFamily]
 
