@@ -4,12 +4,12 @@ frees many at once beside its own thread. Contract: docs/contract/python-api.md 
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 import redis
 
-from helpers import Server
+from helpers import Server, wait_until
 
 pytestmark = pytest.mark.matrix
 
@@ -182,3 +182,20 @@ def test_flushes_in_any_form(server: Server) -> None:
     for words in (["SCRIPT", "FLUSH", "LATER"], ["SCRIPT", "FLUSH", "ASYNC", "x"], ["FUNCTION", "FLUSH", "x"]):
         with pytest.raises(redis.ResponseError):
             client.execute_command(*words)
+
+
+def test_a_replica_frees_its_functions_at_once(start_server: Callable[..., Server]) -> None:
+    """Valkey 8.1 would free many of them on a thread beside its own, as it does in a full synchronisation unless it is told not to."""
+    server = start_server()
+    if not takes_python(server):
+        pytest.skip("no functions in Python on this server")
+    master, client = start_server(), server.client()
+    frees_beside_itself = server.version < (9,)
+    client.config_set("replica-lazy-flush", "yes")
+    for number in range(100):
+        client.function_load(PYTHON.replace("python_library", f"l{number}").replace("'f'", f"'f{number}'"))
+    assert client.config_get("replica-lazy-flush") == {"replica-lazy-flush": "no" if frees_beside_itself else "yes"}
+    assert ("replica-lazy-flush is no from now on" in server.log()) == frees_beside_itself
+    client.replicaof(master.host, master.port)
+    wait_until(lambda: client.info("replication")["master_link_status"] == "up" and not client.function_list(), 20)
+    assert not frees_beside_itself or client.info("memory")["lazyfreed_objects"] == 0

@@ -367,7 +367,16 @@ def test_a_background_call_that_holds_python(server: Server) -> None:
 HELD = "Python has been held for more than 1000 ms by "
 HOLDERS = {
     "sleeps": "import ctypes\nlibc = ctypes.PyDLL(None)\ndef work(): libc.usleep(3_000_000)",
-    "computes": "import re\ndef work(): re.match('(a+)+$', 'a' * 25 + 'b')",
+    # Two to four seconds of this processor's time.
+    "computes": """
+import re, time
+size, begun = 20, time.thread_time()
+while time.thread_time() - begun < 0.03:
+    begun, size = time.thread_time(), size + 1
+    re.match('(a+)+$', 'a' * size + 'b')
+size += 6
+def work(): re.match('(a+)+$', 'a' * size + 'b')
+""",
 }
 
 

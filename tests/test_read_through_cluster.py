@@ -87,3 +87,44 @@ def test_a_shard_that_lacks_a_command_serves_its_keys_all_the_same(start_server:
     assert server.client().exists("user:1") == 1
     origin.give("user:2", "-")
     assert server.client().get("user:2") is None
+
+
+@pytest.mark.matrix
+def test_who_waits_while_the_cluster_goes_down_hears_so(start_server: Callable[..., Server], source: Server) -> None:
+    """In the words by which clients know that they may try again. Nothing was lost: the load is kept."""
+    cluster = make_cluster(start_server)
+    key = "user:1"
+    owner, origin, raws = waiting(cluster, source, key)
+    caller = owner.raw()
+    for server in cluster.masters:
+        if server is not owner:
+            server.stop(kill=True)
+    wait_until(lambda: owner.own.execute_command("CLUSTER INFO")["cluster_state"] == "fail", 20)
+    origin.give(key, "v")
+    assert {raw.read()[:13] for raw in raws} == {b"-CLUSTERDOWN "}
+    assert caller.call("GET", key)[:13] == b"-CLUSTERDOWN "
+    at_rest(owner)
+
+
+@pytest.mark.matrix
+def test_what_functions_hear_while_the_cluster_is_down(start_server: Callable[..., Server]) -> None:
+    cluster = make_cluster(start_server)
+    key = "user:1"
+    owner = cluster.shard_of(key)
+    owner.run(f"""
+        def ask():
+            try:
+                return execute('GET', {key!r})
+            except redisgears.GearsError as error:
+                log('said: ' + str(error))
+        import threading, time
+        def again():
+            while True:
+                ask()
+                time.sleep(0.05)
+        threading.Thread(target=again, daemon=True).start()
+        """)
+    for server in cluster.masters:
+        if server is not owner:
+            server.stop(kill=True)
+    wait_until(lambda: "said: CLUSTERDOWN The cluster is down" in owner.log(), 20)

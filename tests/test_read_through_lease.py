@@ -245,3 +245,46 @@ def test_stores_fire_their_events_for_others(server: Server) -> None:
         client.execute_command({"h": "HLEN", "s": "SCARD", "l": "LLEN", "z": "ZCARD", "t": "STRLEN"}[key], "k:" + key)
     wanted = {f"{event} k:{key}" for event, key in zip(("hset", "sadd", "rpush", "zadd", "set"), "hslzt")}
     wait_until(lambda: client.smembers("events") == wanted | {f"expire k:{key}" for key in "hslzt"})
+
+
+LOADERS = {
+    "one key": "def load(key): return {value}",
+    "a coroutine": "async def load(key): return {value}",
+    "batches": "def load(keys): return dict.fromkeys(keys, {value})",
+}
+VALUES = {"GET": ("'v'", b"$1\r\nv\r\n"), "HGETALL": ("{'f': 'v'}", b"*2\r\n$1\r\nf\r\n$1\r\nv\r\n")}
+
+
+@pytest.mark.parametrize("command", VALUES)
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_value_that_ends_in_this_moment_is_no_newer_one(server: Server, loader: str, command: str) -> None:
+    """A key in its last milliseconds is loaded as a missing one. What is loaded meanwhile takes its place, and is not made again; and nobody
+    is told that there is nothing."""
+    value, reply = VALUES[command]
+    batch = ", batch=20, batch_wait=0.001" if loader == "batches" else ""
+    server.run(f"{LOADERS[loader].format(value=value)}\nread_through('user:*', load, ttl=0.03{batch})")
+    raw = server.raw()
+    while figures(server)["loads"] < 30:
+        for _ in range(100):
+            raw.send(command, "user:1")
+        assert {raw.read() for _ in range(100)} == {reply}
+    found = figures(server)
+    assert found["droppedByLease"] == 0 and found["loads"] <= found["misses"], found
+
+
+def test_a_part_of_a_value_that_ends_in_this_moment_is_written(server: Server) -> None:
+    """With both halves: the whole row is there, or is loaded once."""
+    server.run("""
+        rows = {}
+        def save(changes):
+            for change in changes:
+                rows[change['key']] = change['value']
+        read_through('user:*', lambda key: rows.get(key) or {'name': 'x', 'n': '0'}, ttl=0.03)
+        write_behind('user:*', save, wait=True)
+        """)
+    raw = server.raw()
+    number = 0
+    while figures(server)["loads"] < 20:
+        number += 1
+        assert raw.call("HINCRBY", "user:1", "n", 1) == b":%d\r\n" % number
+    assert figures(server)["droppedByLease"] == 0

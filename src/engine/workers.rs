@@ -5,10 +5,7 @@
 //! of them hang, those in reserve run what others have ([`Engine::look_after_workers`]), and one that hangs in a call which was given up is
 //! replaced ([`Engine::replace_if_lost`]).
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
@@ -20,7 +17,7 @@ use super::{
     stop::{INTERRUPT_INTERVAL, Stoppable},
     timers::Timers,
 };
-use crate::{config::Number, per_thread, server::api, threads};
+use crate::{clock::Instant, config::Number, per_thread, server::api, threads};
 
 /// For how long no worker gets on before one in reserve comes.
 const PATIENCE: Duration = Duration::from_millis(100);

@@ -1,6 +1,6 @@
 //! The reply of a command that we ran, as the server keeps it, and what clients and functions hear of the server's errors.
 
-use std::{io, slice};
+use std::{io, iter, slice};
 
 use redis_module::raw;
 
@@ -15,6 +15,14 @@ pub(super) const READONLY: &str = "READONLY You can't write against a read only 
 /// What it hears of a key of another shard: in the server's words where a module asks.
 const FOREIGN: &str = "Operation not permitted: Attempted to access a non local key in a cluster node";
 const FOREIGN_KEY: &[u8] = b"Attempted to access a non local key in a cluster node";
+/// What a client hears while the cluster is down, by which it knows that it may try again; a module hears it in a sentence of its own.
+const CLUSTER_DOWN: [(&[u8], &str); 2] = [
+    (
+        b"while the cluster is down and readonly",
+        "CLUSTERDOWN The cluster is down and only accepts read commands",
+    ),
+    (b"while the cluster is down", "CLUSTERDOWN The cluster is down"),
+];
 /// How the server begins its refusal where `C` was given and there is no user.
 const NO_USER: &[u8] = b"-ERR cannot run as user";
 
@@ -140,13 +148,13 @@ impl CallReply {
             }
             Reply::read(self.0)
         };
-        match error {
-            Reply::Error(text) if text.starts_with(REFUSED_WRITE) => Some(Reply::error(READONLY)),
-            Reply::Error(text) if text.windows(FOREIGN_KEY.len()).any(|part| part == FOREIGN_KEY) => {
-                Some(Reply::error(FOREIGN))
-            }
-            _ => None,
+        let Reply::Error(text) = error else { return None };
+        if text.starts_with(REFUSED_WRITE) {
+            return Some(Reply::error(READONLY));
         }
+        let mut known = iter::once(&(FOREIGN_KEY, FOREIGN)).chain(&CLUSTER_DOWN);
+        let found = known.find(|(part, _)| text.windows(part.len()).any(|window| window == *part));
+        found.map(|(_, reply)| Reply::error(*reply))
     }
 }
 
@@ -170,7 +178,7 @@ fn refusal() -> Reply {
         Some(libc::ENOENT) => "ERR unknown command",
         Some(libc::EINVAL) => "ERR wrong number of arguments",
         Some(libc::EPERM) => FOREIGN,
-        Some(libc::ENETDOWN) => "Network is down",
+        Some(libc::ENETDOWN) => CLUSTER_DOWN[1].1,
         Some(libc::EROFS) => "Read-only file system",
         _ => "Failed executing command",
     };

@@ -15,7 +15,8 @@ use super::{
     call_reply::{CallReply, is_foreign},
     command::Command,
     events::Mute,
-    filter,
+    fields, filter,
+    key::{self, Life, Opened},
     lock::Lock,
     reply::Reply,
     room::{self, Room},
@@ -110,9 +111,17 @@ impl<'a> Open<'a> {
     }
 
     /// True if it holds something. What has expired is gone.
-    pub fn is_there(&self) -> bool {
+    fn holds_something(&self) -> bool {
         // SAFETY: the key is open.
         unsafe { api!(RedisModule_KeyType(self.key)) as isize != raw::REDISMODULE_KEYTYPE_EMPTY }
+    }
+
+    /// True if it holds something for longer than this moment: whoever loads a key in its last milliseconds found it missing
+    /// ([`key::life`]), and what it held then is no newer value.
+    pub fn is_there(&self) -> bool {
+        // SAFETY: the key is open, and is closed by `self`.
+        self.holds_something()
+            && unsafe { key::life_of(self.lock, &Opened::shown(self.key)) } != Life::Missing
     }
 
     /// Puts a value in the place of whatever the key holds, with the moment (Unix time in milliseconds) at which it expires. It
@@ -196,6 +205,17 @@ fn hand_on(
 pub fn put_quietly(lock: Lock<'_>, db: i32, name: &[u8], content: &Content) {
     let _mute = Mute::new();
     Open::new(lock, db, name).place(content, None);
+}
+
+/// Takes a hash away that has nothing in it but fields that have expired.
+pub fn delete_emptied(lock: Lock<'_>, db: i32, name: &[u8]) {
+    let open = Open::new(lock, db, name);
+    // SAFETY: the key is open, and is closed by `open`.
+    let is_emptied = unsafe { fields::is_emptied(lock, &Opened::shown(open.key)) };
+    drop(open);
+    if is_emptied {
+        delete(lock, db, name);
+    }
 }
 
 /// Takes away what [`put_quietly`] put there.
@@ -307,7 +327,7 @@ impl Open<'_> {
         let (lock, db) = (self.lock, self.db);
         let string = |bytes: &[u8]| RString::new(lock, bytes);
         let knows_moments = has_api!(RedisModule_SetAbsExpire);
-        let existed = self.is_there();
+        let existed = self.holds_something();
         // SAFETY: the key is open for writing while it is used, the strings outlive the calls, which copy them or count their
         // references.
         unsafe {
