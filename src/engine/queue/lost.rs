@@ -4,13 +4,10 @@
 //! [`MOST_OF_ONE`] of a registration and [`MOST`] together. A call that returns gives its worker back, which waits to come in the place of
 //! the next one.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use super::{Owner, Queue, QueueState, Seat};
-use crate::{backoff, engine::execution::Execution};
+use crate::{backoff, clock::Instant, engine::execution::Execution};
 
 /// How many there are at most.
 pub const MOST: usize = 64;
