@@ -19,6 +19,8 @@ const FREE: usize = 3;
 const RESTS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 /// How soon somebody looks again where there are too many.
 const FULL: Duration = Duration::from_secs(1);
+/// How often one that has come back looks; it is told when it is to come.
+const REST: Duration = Duration::from_secs(3600);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -158,7 +160,7 @@ impl Queue {
     pub fn wait_to_replace(&self, seat: &mut Seat) {
         let mut state = self.state.lock();
         while state.lost.called == 0 {
-            self.surplus.wait(&mut state);
+            self.surplus.wait_for(&mut state, REST);
         }
         state.lost.called -= 1;
         seat.is_surplus = false;
