@@ -43,7 +43,9 @@ def database():
     connection = getattr(connections, 'one', None)
     if connection is None or connection.closed:
         # Statements that are prepared know the table as it was: after an ALTER TABLE they fail as long as the connection lives.
-        options = {'autocommit': True, 'row_factory': dict_row, 'connect_timeout': 3, 'prepare_threshold': None}
+        # Without its own timeouts a connection that goes silent keeps its worker.
+        options = {'autocommit': True, 'row_factory': dict_row, 'prepare_threshold': None,
+                   'connect_timeout': 3, 'tcp_user_timeout': 5000, 'options': '-c statement_timeout=5000'}
         connections.one = connection = psycopg.connect(gearsConfigGet('dsn', 'dbname=shop'), **options)
     return connection
 

@@ -14,7 +14,9 @@ connections = threading.local()
 def database():
     connection = getattr(connections, 'one', None)
     if connection is None or connection.closed:
-        connections.one = connection = psycopg.connect(gearsConfigGet('dsn', 'dbname=shop'), autocommit=True, connect_timeout=3, prepare_threshold=None)
+        # Without its own timeouts a connection that goes silent keeps its worker.
+        timeouts = {'connect_timeout': 3, 'tcp_user_timeout': 5000, 'options': '-c statement_timeout=5000'}
+        connections.one = connection = psycopg.connect(gearsConfigGet('dsn', 'dbname=shop'), autocommit=True, prepare_threshold=None, **timeouts)
     return connection
 
 

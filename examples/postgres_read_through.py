@@ -23,7 +23,9 @@ def database():
     # One connection for each worker, made when it is first needed and anew when it was lost.
     connection = getattr(connections, 'one', None)
     if connection is None or connection.closed:
-        connection = psycopg.connect(gearsConfigGet('dsn', 'dbname=shop'), autocommit=True, row_factory=dict_row, connect_timeout=3, prepare_threshold=None)
+        # Without its own timeouts a connection that goes silent keeps its worker.
+        timeouts = {'connect_timeout': 3, 'tcp_user_timeout': 5000, 'options': '-c statement_timeout=5000'}
+        connection = psycopg.connect(gearsConfigGet('dsn', 'dbname=shop'), autocommit=True, row_factory=dict_row, prepare_threshold=None, **timeouts)
         connections.one = connection
     return connection
 

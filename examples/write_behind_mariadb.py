@@ -32,7 +32,8 @@ def save(changes):
     if connection is None:
         connection = pymysql.connect(host=gearsConfigGet('mariadbHost', '127.0.0.1'), port=int(gearsConfigGet('mariadbPort', '3306')),
                                      user=gearsConfigGet('mariadbUser', 'shop'), password=gearsConfigGet('mariadbPassword', ''),
-                                     database=gearsConfigGet('mariadbDatabase', 'shop'), charset='utf8mb4', connect_timeout=5)
+                                     database=gearsConfigGet('mariadbDatabase', 'shop'), charset='utf8mb4', connect_timeout=5,
+                                     read_timeout=5, write_timeout=5)
     try:
         with connection.cursor() as cursor:
             cursor.executemany(UPSERT, [row(change) for change in changes])

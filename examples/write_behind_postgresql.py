@@ -34,6 +34,8 @@ def row(change):
 def save(changes):
     global connection
     if connection is None or connection.closed:
-        connection = psycopg.connect(gearsConfigGet('database', 'dbname=shop'), connect_timeout=5, prepare_threshold=None)
+        # Shorter than max_save_time: without them a connection that goes silent keeps its worker.
+        timeouts = {'connect_timeout': 5, 'tcp_user_timeout': 5000, 'options': '-c statement_timeout=5000'}
+        connection = psycopg.connect(gearsConfigGet('database', 'dbname=shop'), prepare_threshold=None, **timeouts)
     with connection.transaction(), connection.cursor() as cursor:
         cursor.executemany(UPSERT, [row(change) for change in changes])

@@ -21,6 +21,7 @@ pub fn fill(info: &Info, engine: &Engine, cluster: &Cluster, loads: &ReadThrough
         info.number("nexecutions", engine.registry.execution_count() as u64);
         info.number("nregistrations", engine.registry.registration_count() as u64);
         info.number("queued_executions", engine.queued() as u64);
+        info.number("lost_workers", engine.lost_workers() as u64);
         info.number("linked_commands", engine.stats.linked());
         info.number("hooked_commands", engine.stats.hooked());
         info.number("unlinked_for_acl", engine.stats.acl_unlinked());

@@ -26,6 +26,44 @@ def has_arguments(server: Server) -> bool:
     return server.is_valkey or server.version >= (7, 0)
 
 
+HANGS = """
+import time
+def hang(changes):
+    while execute('EXISTS', 'well') == 0:
+        time.sleep(0.01)
+    if execute('GET', 'well') == 'no':
+        time.sleep(10000)
+write_behind('hangs:*', hang, max_save_time=%s)
+write_behind('fails:*', lambda changes: 1 / 0, backoff=600, max_backoff=600)
+write_behind('well:*', lambda changes: None)
+"""
+
+
+def test_queues_that_do_not_move(server: Server, pinion: Pinion, url: str) -> None:
+    if not has_arguments(server):
+        pytest.skip("this server has no write_behind")
+    server.run(HANGS % 600, "ID", "shop")
+    client = server.own
+    client.mset({"hangs:1": "x", "fails:1": "x", "well:1": "x"})
+    wait_until(lambda: "save has failed 1 times in a row: 1 changes are not saved" in " ".join(pinion("doctor", "-u", url).out.split()))
+    # It may hang when it has run for five seconds.
+    wait_until(lambda: "warn shop: WriteBehind hangs:*: a call of save has run for" in " ".join(pinion("doctor", "-u", url).out.split()), 30)
+    assert "well:*" not in pinion("doctor", "-u", url).out
+    assert "saving for" in pinion("key", "hangs:1", "-u", url).out or "saving" in pinion("key", "hangs:1", "-u", url).out
+    client.set("well", "yes")
+    wait_until(lambda: "hangs:*" not in pinion("doctor", "-u", url).out)
+
+
+def test_workers_that_hang(start_server: Callable[..., Server], pinion: Pinion) -> None:
+    server = start_server()
+    if not has_arguments(server):
+        pytest.skip("this server has no write_behind")
+    assert "workers hang" not in pinion("doctor", "-u", of(server)).out
+    server.run(HANGS % 0.3, "ID", "shop")
+    server.own.mset({"well": "no", "hangs:1": "x"})
+    wait_until(lambda: re.search(r"warn workers: \d+ workers hang in calls that were given up", " ".join(pinion("doctor", "-u", of(server)).out.split())))
+
+
 def test_options_of_replicas_are_compared(start_server: Callable[..., Server], pinion: Pinion) -> None:
     options = ["dsn", "old-secret", "maxexecutions", 500, "SaveRegistrations", "yes", "Plugin", "one.so", "RunAs", "all"]
     master = start_server(module_args=options)

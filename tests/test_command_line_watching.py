@@ -52,6 +52,17 @@ def test_key(server: Server, pinion: Pinion, url: str, script: Callable[..., Pat
     assert "neither read_through nor write_behind has this key" in pinion("key", "order:1", "-u", url).out
 
 
+def test_each_row_of_a_key_has_a_name_of_its_own(server: Server, pinion: Pinion, url: str, script: Callable[..., Path]) -> None:
+    loader = "import time\ndef load(key):\n    while execute('EXISTS', 'well') == 0:\n        time.sleep(0.01)\nread_through('user:*', load, max_load_time=600)"
+    pinion("deploy", script(loader), "-u", url)
+    server.raw().send("GET", "user:1")
+    wait_until(lambda: "load for" in pinion("key", "user:1", "-u", url).out)
+    rows = [line.split("  ")[0].strip() for line in pinion("key", "user:1", "-u", url).out.splitlines()]
+    named = [row for row in rows if row]
+    assert "load" in named and len(named) == len(set(named)), named
+    server.own.set("well", 1)
+
+
 def test_top_shows_rates_and_errors(server: Server, pinion: Pinion, url: str, script: Callable[..., Path]) -> None:
     pinion("deploy", script("GB(desc='halves').foreach(lambda r: 1 / int(r['value'])).register('x*', mode='async_local')"), "-u", url)
     for value in (1, 2, 0):

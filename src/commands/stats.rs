@@ -66,6 +66,7 @@ struct Memory {
 #[derive(Serialize)]
 struct Executions {
     queued: usize,
+    lost_workers: usize,
     kept: usize,
     by_status: BTreeMap<&'static str, usize>,
 }
@@ -224,6 +225,7 @@ fn executions(engine: &Engine) -> Executions {
     }
     Executions {
         queued: engine.queued(),
+        lost_workers: engine.lost_workers(),
         kept: whole.len() + done,
         by_status,
     }

@@ -147,6 +147,7 @@ impl Engine {
         if !execution.status().is_final() {
             // The receiver lives as long as the process.
             let _ = self.stopper.send(Some(Arc::clone(execution)));
+            self.watch_given_up(execution);
         }
     }
 

@@ -207,6 +207,12 @@ impl Engine {
         execution
     }
 
+    /// Whether a worker has begun an execution.
+    pub fn has_begun(&self, id: Id) -> bool {
+        let execution = self.registry.execution(id);
+        execution.is_some_and(|execution| execution.status() != Status::Created)
+    }
+
     /// A handle for those who outlive their caller.
     fn handle(&self) -> Arc<Self> {
         // Whoever calls this is called through such a handle.

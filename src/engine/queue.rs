@@ -4,7 +4,7 @@
 //! interpreter. While a worker is at it, one other stands by and looks every [`TICK`]: if no job was taken for that long
 //! although some are ready, the first one is blocked, and the second one comes; so it does where those that are at it spend
 //! most of their time waiting ([`Utilization`]). Where they fight for the interpreter one of them leaves. Where all of them are blocked,
-//! others come for what they keep waiting ([`reserve`]).
+//! others come for what they keep waiting ([`reserve`]), and one that hangs in a call which was given up is replaced ([`lost`]).
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -26,12 +26,15 @@ use crate::{
     waits::{self, Condvar, Mutex, MutexGuard, Thread, ThreadId},
 };
 
+mod lost;
 #[cfg(all(test, feature = "model"))]
 mod model;
 mod reserve;
 
+use lost::Lost;
+pub use lost::{Loss, MOST as MOST_LOST};
 pub use reserve::Look;
-use reserve::{Owner, Reserve};
+use reserve::{Owner, Reserve, Taken};
 
 /// How long ready jobs are left to the workers that are at it.
 const TICK: Duration = Duration::from_micros(500);
@@ -67,6 +70,8 @@ pub struct Seat {
     last: u64,
     /// It was the last one that could come: somebody is to look after them ([`Queue::look`]).
     pub is_last: bool,
+    /// It was lost and has come back: others have its place ([`Queue::wait_to_replace`]).
+    pub is_surplus: bool,
 }
 
 /// The queue. Its mutex is held for a few moves of pointers only.
@@ -77,6 +82,8 @@ pub struct Queue {
     standby: Condvar,
     /// Wakes those in reserve.
     reserve: Condvar,
+    /// Wakes those who have come back.
+    surplus: Condvar,
     /// The server's thread, if it calls [`Queue::release`] before it sleeps.
     gatherer: OnceLock<ThreadId>,
     /// The server's thread has appended jobs that no worker was woken for.
@@ -100,10 +107,11 @@ struct QueueState {
     /// Workers that sleep. The last one is woken first: its memory is still warm.
     sleepers: Vec<Thread>,
     /// What each worker is at.
-    seats: Vec<Option<Owner>>,
+    seats: Vec<Option<Taken>>,
     /// Who they are.
     threads: Vec<ThreadId>,
     reserve: Reserve,
+    lost: Lost,
 }
 
 /// Whom to wake after the mutex was let go.
@@ -114,6 +122,11 @@ enum Wake {
 }
 
 impl QueueState {
+    /// How many workers count.
+    fn workers(&self) -> usize {
+        self.seats.len() - self.lost.away
+    }
+
     /// Somebody must come if there is work and nobody is at it. The one that stands by stays where it is if it can.
     fn call(&mut self) -> Wake {
         if self.ready.is_empty() || self.at_it > 0 || self.called {
@@ -241,23 +254,27 @@ impl Queue {
             number: state.seats.len() - 1,
             last: 0,
             is_last: false,
+            is_surplus: false,
         }
     }
 
     /// The next job; if there is none, or others do it better alone, the worker is no longer at it.
     pub fn next(&self, seat: &mut Seat) -> Option<Job> {
         let mut state = self.state.lock();
+        if state.has_lost_some() && state.comes_back(seat) {
+            return None;
+        }
         let workers = state.at_it;
         // Whoever is the only one that gets on with it stays: the others wait for something.
         let others_take = state.taken != seat.last;
         let too_many = workers > 1 && others_take && state.utilization.advice(workers) == Advice::Fewer;
         let job = if too_many { None } else { state.ready.pop_front() };
-        state.seats[seat.number] = job.as_ref().map(Owner::of);
+        state.seats[seat.number] = job.as_ref().map(Taken::of);
         if job.is_some() {
             state.taken += 1;
             seat.last = state.taken;
             // A single worker runs one after the other: that is what whoever wants only one gets.
-            seat.is_last = workers > 1 && workers == state.seats.len() && state.reserve.begin_watch();
+            seat.is_last = workers > 1 && workers == state.workers() && state.reserve.begin_watch();
         } else {
             state.at_it -= 1;
         }

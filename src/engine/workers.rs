@@ -2,7 +2,8 @@
 //!
 //! A worker stays attached to the language while there is work and waits detached. None of them ever ends. Where one waits for
 //! another execution ([`Engine::wait_on_worker`]), a spare one comes for it: else all of them could wait for what none is left to run. Where all
-//! of them hang, those in reserve run what others have ([`Engine::look_after_workers`]).
+//! of them hang, those in reserve run what others have ([`Engine::look_after_workers`]), and one that hangs in a call which was given up is
+//! replaced ([`Engine::replace_if_lost`]).
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,14 +13,16 @@ use super::{
     Engine, Lane,
     execution::Execution,
     leftover,
-    queue::{Job, Look},
-    stop::INTERRUPT_INTERVAL,
+    queue::{Job, Look, Loss, MOST_LOST},
+    stop::{INTERRUPT_INTERVAL, Stoppable},
     timers::Timers,
 };
 use crate::{clock::Instant, config::Number, per_thread, server::api, threads};
 
 /// For how long no worker gets on before one in reserve comes.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// How long a call that was given up has to end, until its worker is lost.
+const GRACE: Duration = Duration::from_millis(100);
 /// How often the log says so.
 const QUIET: Duration = Duration::from_secs(60);
 /// How many spare workers there are at most.
@@ -112,6 +115,44 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// A call was given up, and is asked to end. If it does not its worker is lost, and another one comes.
+    pub(super) fn watch_given_up(&self, execution: &Arc<Execution>) {
+        self.look_for_loss(Arc::clone(execution), GRACE);
+    }
+
+    /// How many workers hang in calls that were given up.
+    pub fn lost_workers(&self) -> usize {
+        self.queue.lost()
+    }
+
+    fn look_for_loss(&self, execution: Arc<Execution>, after: Duration) {
+        self.timers
+            .after(after, move |engine| engine.replace_if_lost(execution));
+    }
+
+    fn replace_if_lost(self: &Arc<Self>, execution: Arc<Execution>) {
+        let wants_one = match self.queue.lose(&execution, Instant::now()) {
+            Loss::None => return,
+            Loss::Later(rest) => return self.look_for_loss(execution, rest),
+            Loss::Lost { wants_one } => wants_one,
+        };
+        api::log_warning(&format!(
+            "{} was given up and does not return: its worker is replaced ({} of {MOST_LOST} are lost)",
+            execution.describe_fully(),
+            self.queue.lost()
+        ));
+        if !wants_one {
+            return;
+        }
+        let engine = Arc::clone(self);
+        let life = move || engine.language.thread(&mut || work(&engine));
+        if let Err(error) = threads::spawn("pinion-again".into(), life) {
+            api::log_warning(&format!("no thread in the place of a lost worker: {error}"));
+        }
+    }
+}
+
 /// Starts all threads.
 pub(super) fn spawn(engine: &Arc<Engine>, to_stop: Receiver<Option<Arc<Execution>>>) -> std::io::Result<()> {
     for number in 0..engine.config.number(Number::ExecutionThreads) {
@@ -155,6 +196,9 @@ fn work(engine: &Engine) {
             }
         });
         engine.do_what_is_left();
+        if seat.is_surplus {
+            engine.queue.wait_to_replace(&mut seat);
+        }
     }
 }
 

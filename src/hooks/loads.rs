@@ -406,10 +406,11 @@ impl Hooks {
             };
             let (rules, found) = ((entry, rule), (db, name, life));
             let present = writes && self.is_too_old(lock, rules, found, original.len(), word);
-            // Where the filter looked, it has counted what it saw.
+            // Where the filter looked, it has counted what it saw, unless the server may evict first: then it left all to this look.
+            let is_counted = looked && (life == Life::Missing || !room::may_evict(lock));
             let wanted = if present {
                 true
-            } else if looked {
+            } else if is_counted {
                 life == Life::Missing && !loads.is_absent(lock, rule.registration, db, name)
             } else {
                 self.wants_load(lock, rule, db, name, life)

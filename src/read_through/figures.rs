@@ -40,6 +40,11 @@ impl Figures {
         };
     }
 
+    /// A load was given up after so long: it says nothing of how long loads take that end.
+    pub fn gave_up(&mut self, after: Duration) {
+        self.times.record(after);
+    }
+
     pub fn mean_load_s(&self) -> f64 {
         self.mean_load_s
     }

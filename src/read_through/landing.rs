@@ -13,8 +13,9 @@ use super::{
     Key, Lifetime, Loaded, ReadThrough,
     brought::{Brings, Brought},
     life,
-    machine::{Landing, NoValue, Time},
+    machine::{Found, Keep, Landing, NoValue, Time},
     pump::Place,
+    room::Room,
 };
 use crate::{
     engine::{id::Id, leftover::Leftover},
@@ -160,29 +161,46 @@ impl ReadThrough {
             return;
         }
         let (value, keep) = match value {
-            Ok(loaded) if loaded.content.is_none() => (Ok(None), false),
+            Ok(loaded) if loaded.content.is_none() => (Ok(None), Keep::No),
             Ok(loaded) => {
-                let keep = loaded.lifetime != Lifetime::NotKept;
+                let keep = match loaded.lifetime {
+                    Lifetime::NotKept => Keep::No,
+                    _ if self.may_store(lock, rule, key, &loaded) => Keep::Yes,
+                    _ => Keep::Cannot,
+                };
                 (Ok(Some(Arc::new(loaded))), keep)
             }
-            Err(why) => (Err(why), false),
+            Err(why) => (Err(why), Keep::No),
         };
         let loaded = value.as_ref().ok().and_then(Option::clone);
-        let landing = self
-            .state
-            .write(lock)
-            .machine
-            .land(now, load, key, value, keep, present);
+        let may_delete = present && keep != Keep::Yes && value.is_ok() && self.may_delete(lock, rule, key);
+        let found = Found {
+            keep,
+            present,
+            may_delete,
+        };
+        let landing = self.state.write(lock).machine.land(now, load, key, value, found);
         match (landing, loaded) {
-            (Landing::Store, Some(loaded)) => {
-                // Where it cannot be stored, it answers without being kept.
-                self.store(lock, rule, key, &loaded, open);
-            }
-            (Landing::Delete, _) if self.may_delete(lock, rule, key) => {
+            (Landing::Store, Some(loaded)) => self.put(lock, rule, key, &loaded, open),
+            (Landing::Delete, _) => {
+                drop(open);
+                self.count_unkept(lock, rule, keep, now);
                 self.quietly(lock, || store::delete(lock, key.db, &key.name));
                 store::signal_modified(lock, key.db, &key.name);
             }
+            // Where it cannot be stored, it answers without being kept.
+            (Landing::Unkept, _) => self.count_unkept(lock, rule, keep, now),
             _ => {}
+        }
+    }
+
+    /// A value could not be stored: loads in the background rest for a while.
+    fn count_unkept(&self, lock: Lock<'_>, rule: Id, keep: Keep, now: Time) {
+        let mut state = self.state.write(lock);
+        let chance = state.machine.chance();
+        if let Some(served) = state.served.get_mut(rule).filter(|_| keep == Keep::Cannot) {
+            served.figures.not_stored += 1;
+            served.room.lacks(now, &served.options, chance);
         }
     }
 
@@ -205,28 +223,37 @@ impl ReadThrough {
         loaded: &Loaded,
         open: Option<Open<'_>>,
     ) -> bool {
-        let now_ms = key::now_ms(lock);
-        let mut state = self.state.write(lock);
-        let Some(served) = state.served.get(rule) else {
-            return false;
-        };
-        let options = Arc::clone(&served.options);
-        let may = match served.registration.actor.clone() {
-            None => true,
-            Some(actor) => {
-                drop(state);
-                let command = loaded.content.as_ref().map_or(&b"DEL"[..], Content::command);
-                let may = actor.check_command(lock, &[command, &key.name]).is_ok();
-                state = self.state.write(lock);
-                may
-            }
-        };
-        if !may || !store::has_room(lock, self.engine.features) {
-            if let Some(served) = state.served.get_mut(rule) {
+        if !self.may_store(lock, rule, key, loaded) {
+            if let Some(served) = self.state.write(lock).served.get_mut(rule) {
                 served.figures.not_stored += 1;
             }
             return false;
         }
+        self.put(lock, rule, key, loaded, open);
+        true
+    }
+
+    /// Whether the memory limit and its user's rights let a value be stored.
+    fn may_store(&self, lock: Lock<'_>, rule: Id, key: &Key, loaded: &Loaded) -> bool {
+        let state = self.state.read(lock);
+        let Some(served) = state.served.get(rule) else {
+            return false;
+        };
+        let actor = served.registration.actor.clone();
+        drop(state);
+        let command = || loaded.content.as_ref().map_or(&b"DEL"[..], Content::command);
+        let may = actor.is_none_or(|actor| actor.check_command(lock, &[command(), &key.name]).is_ok());
+        may && store::has_room(lock, self.engine.features)
+    }
+
+    fn put(&self, lock: Lock<'_>, rule: Id, key: &Key, loaded: &Loaded, open: Option<Open<'_>>) {
+        let now_ms = key::now_ms(lock);
+        let mut state = self.state.write(lock);
+        let Some(served) = state.served.get_mut(rule) else {
+            return;
+        };
+        served.room = Room::default();
+        let options = Arc::clone(&served.options);
         let chance = state.machine.chance();
         let fresh = loaded.lifetime.fresh_s(&options);
         if let (Lifetime::Seconds(seconds), true) = (loaded.lifetime, life::marks(&options)) {
@@ -245,7 +272,6 @@ impl ReadThrough {
         if unwaited {
             store::signal_modified(lock, key.db, &key.name);
         }
-        true
     }
 
     /// `name`: the key's name as the server has it, if that is at hand.

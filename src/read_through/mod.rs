@@ -3,7 +3,7 @@
 //!
 //! `machine/` decides; `keys.rs` and `bounded.rs` are its tables, `life.rs` computes lifetimes. All of
 //! these are pure, without server or Python. `options.rs`: what a script says; `trigger.rs`: how a registration comes and goes;
-//! `refresh.rs`: loads on request; `brought.rs`: what a loader returned; `about.rs`: what is known of one key; `behind.rs`: changes of `write_behind` that are not saved; `figures.rs`: counters. This file is
+//! `refresh.rs`: loads on request; `brought.rs`: what a loader returned; `about.rs`: what is known of one key; `behind.rs`: changes of `write_behind` that are not saved; `room.rs`: what rests while memory is short; `figures.rs`: counters. This file is
 //! where the server comes in; `pump.rs` does what the machine says, `landing.rs` stores what was loaded, `answer.rs` answers the clients that waited.
 //!
 //! All state lives under the server's lock, but for the inbox of what loaders have brought.
@@ -22,6 +22,7 @@ mod machine;
 pub mod options;
 mod pump;
 mod refresh;
+mod room;
 mod trigger;
 
 use std::{
@@ -49,6 +50,7 @@ use self::{
     life::Age,
     machine::{Ask, Bounds, Change, Machine, NoValue, Purpose, Time},
     options::Options,
+    room::Room,
 };
 use crate::{
     clock::Instant,
@@ -72,7 +74,7 @@ use crate::{
         key::Life,
         lock::Lock,
         reply::Reply,
-        store::Content,
+        store::{self, Content},
         string::Held,
         waiting::{self, Note},
     },
@@ -191,6 +193,7 @@ struct Served {
     pattern: Pattern,
     hot: Arc<Hot>,
     figures: Figures,
+    room: Room,
     /// Commands that change a part of a value are linked.
     meets_writes: bool,
     /// Executions of loads that have ended.
@@ -303,6 +306,12 @@ impl Loads for ReadThrough {
         }
         served.figures.stale_hits += u64::from(age == Age::Stale);
         let now = self.now();
+        let rests = served.room.rests(now);
+        drop(state);
+        if rests && !store::has_room(lock, self.engine.features) {
+            return;
+        }
+        let mut state = self.state.write(lock);
         let began = state.machine.refresh(now, registration, &Key::new(db, name));
         drop(state);
         if began {

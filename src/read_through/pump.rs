@@ -10,7 +10,7 @@ use super::{
     Key, Leave, ReadThrough, Running,
     brought::{Strangers, Unloading},
     machine::{Action, Ask, Keys, NoValue, Time},
-    options::{Options, Ttl},
+    options::{Options, Ttl, seconds},
 };
 use crate::{
     engine::{
@@ -180,8 +180,12 @@ impl ReadThrough {
                 drop(state);
                 self.begin_load(lock, now, load, rule, keys, None);
             }
-            Action::Stop { load } => {
+            Action::Stop { load, rule } => {
                 let running = state.running.remove(&load);
+                if let Some(served) = state.served.get_mut(rule) {
+                    let limit = seconds(served.options.max_load_time);
+                    served.figures.gave_up(limit);
+                }
                 drop(state);
                 if let Some(running) = running {
                     self.engine.fail_execution(running.execution, LOAD_TIMED_OUT);

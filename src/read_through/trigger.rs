@@ -10,6 +10,7 @@ use super::{
     life,
     machine::Standing,
     options::{OnError, Options},
+    room::Room,
 };
 use crate::{
     engine::{
@@ -90,6 +91,7 @@ impl LoadTrigger {
                 pattern,
                 hot: Arc::clone(&self.hot),
                 figures: Figures::default(),
+                room: Room::default(),
                 meets_writes: false,
                 pool: Arc::default(),
                 strangers: Arc::new(Strangers::of(id)),

@@ -19,8 +19,8 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// A call has ended well.
-    pub fn saved(&mut self, took: Duration) {
+    /// A call has ended well, or was given up after so long.
+    pub fn ended(&mut self, took: Duration) {
         self.times.record(took);
     }
 
@@ -40,6 +40,8 @@ impl Figures {
             ("dead", number(counts.dead)),
             ("batches", number(counts.batches)),
             ("saveFailures", number(counts.failures)),
+            ("failuresInRow", number(queue.failures_in_a_row().into())),
+            ("savingMS", number(queue.saving_for(now).as_millis() as u64)),
             ("waitedForRoom", number(self.held)),
             ("refusals", number(self.refused)),
             ("saveP50US", number(times.p50_us)),
@@ -50,7 +52,7 @@ impl Figures {
 }
 
 /// The counters of all registrations together.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Totals {
     queued: u64,
     bytes: u64,
@@ -61,6 +63,14 @@ pub struct Totals {
 }
 
 impl Totals {
+    /// A registration goes, or another one goes on with its queue: what it has counted stays.
+    pub fn keep(&mut self, queue: &mut Queue<Snapshot>, figures: &mut Figures) {
+        let (counts, figures) = (std::mem::take(&mut queue.counts), std::mem::take(figures));
+        self.held += figures.held;
+        self.refused += figures.refused;
+        self.counts.add(&counts);
+    }
+
     pub fn add(&mut self, queue: &Queue<Snapshot>, figures: &Figures, now: Time) {
         self.queued += queue.len() as u64;
         self.bytes += queue.bytes() as u64;

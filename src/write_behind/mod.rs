@@ -111,6 +111,8 @@ struct State {
     is_off: bool,
     /// When the first change of this turn of the server's loop was captured.
     turn: Option<Time>,
+    /// What registrations have counted that are gone.
+    gone: figures::Totals,
     /// How often something was handed on to replicas and files.
     handed_on: u64,
 }
@@ -132,6 +134,8 @@ struct Sink {
     figures: Figures,
     /// The execution of the call that runs.
     running: Option<Id>,
+    /// The call whose time is over, and that time.
+    late: Option<(u64, Duration)>,
     /// Clients that were let go and have not written yet.
     expected: usize,
     /// Commands that write pass the filter.
@@ -248,7 +252,7 @@ impl WriteBehind {
     /// The counters of all registrations together, for INFO.
     pub fn totals(&self, lock: Lock<'_>) -> Vec<(&'static str, u64)> {
         let state = self.state.read(lock);
-        let mut totals = figures::Totals::default();
+        let mut totals = state.gone.clone();
         for sink in &state.sinks {
             totals.add(&sink.queue, &sink.figures, self.now());
         }

@@ -191,10 +191,18 @@ impl WriteBehind {
             return;
         }
         sink.running = None;
-        match brought.result {
+        let late = sink.late.take().filter(|(call, _)| *call == brought.call);
+        let result = match (brought.result, late) {
+            (Err(_), Some((_, limit))) => {
+                sink.figures.ended(limit);
+                Err(timed_out(limit))
+            }
+            (result, _) => result,
+        };
+        match result {
             Ok(()) => {
                 let gone = sink.queue.saved(brought.call);
-                sink.figures.saved(brought.took);
+                sink.figures.ended(brought.took);
                 if audience::is_there(lock) {
                     let prefix = Arc::clone(&sink.options);
                     state.unsent.frames.gone(&prefix.prefix, &gone);
@@ -225,23 +233,30 @@ impl WriteBehind {
                 continue;
             };
             let limit = sink.queue.max_save_time();
-            hung.push((sink.token, call, sink.running.take(), limit));
+            if sink.queue.is_late(now) {
+                sink.late = Some((call, limit));
+            }
+            let late = sink.late.is_some_and(|(late, _)| late == call);
+            hung.push((sink.token, call, sink.running.take(), late, limit));
         }
-        for (sink, call, running, limit) in hung {
-            if let Some(execution) = running {
+        for (sink, call, running, late, limit) in hung {
+            let Some(execution) = running else {
+                // It hangs where nothing can stop it.
+                self.bring(sink, call, Duration::ZERO, Err(aborted()));
+                continue;
+            };
+            if late {
                 api::log_warning(&format!(
                     "write_behind: a call of save has taken longer than its max_save_time ({} ms) and is stopped ({execution})",
                     limit.as_millis()
                 ));
-                // One that has ended in this moment is not there any more.
-                let _ = self.engine.abort(execution, || {});
-                continue;
+            } else {
+                api::log_notice(&format!(
+                    "write_behind: a call of save is stopped, because another one goes on with its queue ({execution})"
+                ));
             }
-            let failed = FailedSave {
-                kind: "SaveTimedOut".into(),
-                text: "save could not be stopped".into(),
-            };
-            self.bring(sink, call, Duration::ZERO, Err(failed));
+            // One that has ended in this moment is not there any more.
+            let _ = self.engine.abort(execution, || {});
         }
     }
 
@@ -316,6 +331,13 @@ fn aborted() -> FailedSave {
     FailedSave {
         kind: "Aborted".into(),
         text: "the call of save was aborted".into(),
+    }
+}
+
+fn timed_out(limit: Duration) -> FailedSave {
+    FailedSave {
+        kind: "SaveTimedOut".into(),
+        text: format!("save took longer than max_save_time ({} ms)", limit.as_millis()),
     }
 }
 

@@ -47,14 +47,23 @@ impl WriteBehind {
     /// Captures changes for a registration, into the queue that its prefix has.
     fn capture(&self, lock: Lock<'_>, owner: &Arc<Registration>, options: &Arc<Options>, saves: bool) {
         let limits = options.limits(self.max_save_time());
+        let now = self.now();
         let mut state = self.state.write(lock);
+        let mut gone = std::mem::take(&mut state.gone);
         if let Some(sink) = state.sink(&options.prefix) {
+            let is_another = sink.owner.id != owner.id;
             sink.owner = Arc::clone(owner);
             sink.options = Arc::clone(options);
             sink.queue.set_limits(limits);
             sink.saves = saves;
             sink.draining = false;
             sink.linked = false;
+            if is_another {
+                let running = sink.running;
+                let has_begun = running.is_some_and(|call| self.engine.has_begun(call));
+                sink.queue.hurry(now, has_begun);
+                gone.keep(&mut sink.queue, &mut sink.figures);
+            }
         } else if let Some(number) = state.free_number() {
             state.last_token += 1;
             let token = state.last_token;
@@ -69,12 +78,14 @@ impl WriteBehind {
                 queue: Queue::new(limits, u64::from(std::process::id()) ^ token),
                 figures: Figures::default(),
                 running: None,
+                late: None,
                 expected: 0,
                 linked: false,
                 logged: None,
                 letters_logged: None,
             });
         }
+        state.gone = gone;
         drop(state);
         self.hooks.unlink(lock, owner.id);
         // Also where removals are of no interest: the filter knows when keys move between shards.
@@ -261,7 +272,8 @@ impl Trigger for SaveTrigger {
         let Some(place) = state.sinks.iter().position(is_it) else {
             return;
         };
-        let sink = state.sinks.remove(place);
+        let mut sink = state.sinks.remove(place);
+        state.gone.keep(&mut sink.queue, &mut sink.figures);
         state.notes.forget_sink(sink.number);
         state.tail.notes.forget_sink(sink.number);
         let waiting = state.waiting.iter();
@@ -310,7 +322,9 @@ impl Trigger for SaveTrigger {
     fn clear_figures(&self) {
         let Some(behind) = &self.behind else { return };
         lock::with_lock(|lock| {
-            if let Some(sink) = behind.state.write(lock).sink(&self.options.prefix) {
+            let mut state = behind.state.write(lock);
+            state.gone = super::figures::Totals::default();
+            if let Some(sink) = state.sink(&self.options.prefix) {
                 sink.figures = Figures::default();
                 sink.queue.counts = super::machine::Counts::default();
             }

@@ -10,10 +10,13 @@ from typing import Any, Literal
 from . import __version__
 from .connection import Address, Server
 from .errors import NoConnection, NotAllowed, PinionError
-from .figures import last_line, registrations
+from .figures import Registration, last_line, registrations
 from .nodes import all_nodes, asking, differing, options
 
 Level = Literal["ok", "warning", "problem"]
+# A call of `save` that runs for longer may hang; a change that is older waits for something.
+_SLOW_S = 5
+_OLD_S = 60
 # What `pinion deploy`, `list`, `top` and `rm` call.
 _NEEDED = ("rg.pyexecute", "rg.stats", "rg.unregister", "rg.trigger", "rg.pyprofile")
 
@@ -234,10 +237,31 @@ def _functions(shards: list[dict[str, Any]]) -> Iterator[Finding]:
         if entry.last_error:
             text = f"the last execution failed: {last_line(entry.last_error)}"
             yield Finding("warning", subject, text, f"pinion show {entry.id}")
+        if entry.reader == "WriteBehind":
+            yield from _queue(entry, subject)
         if entry.status not in (None, "OK"):
             yield Finding("warning", subject, f"its status is {entry.status}", f"RG.UNPAUSEREGISTRATIONS {entry.id}")
+    lost = sum(shard["executions"].get("lost_workers", 0) for shard in shards)
+    if lost:
+        text = f"{lost} workers hang in calls that were given up and do not return"
+        yield Finding("warning", "workers", text, "give connections timeouts of their own; the log names the functions")
     queued = sum(shard["executions"]["queued"] for shard in shards)
     if queued > 1000:
         text = f"{queued} executions wait for a worker"
         yield Finding("warning", "backlog", text, "see `pinion top` for the slow ones; more workers: ExecutionThreads")
     yield Finding("ok", "functions", f"{len(found)} registrations")
+
+
+def _queue(entry: Registration, subject: str) -> Iterator[Finding]:
+    """Whether the queue of a `write_behind` moves."""
+    queued, oldest_s = entry.figures.get("queued", 0), entry.figures.get("oldestMS", 0) / 1000
+    if not queued:
+        return
+    failed, saving_s = entry.figures.get("failuresInRow", 0), entry.figures.get("savingMS", 0) / 1000
+    queue = f"{queued} changes are not saved, the oldest for {oldest_s:.0f} s"
+    if failed:
+        yield Finding("warning", subject, f"save has failed {failed} times in a row: {queue}", "`pinion key` with one of the keys says why, and so does the log")
+    elif saving_s > _SLOW_S:
+        yield Finding("warning", subject, f"a call of save has run for {saving_s:.0f} s: {queue}", "give its connection a timeout; max_save_time")
+    elif oldest_s > max(_OLD_S, 2 * float(entry.arguments.get("interval") or 0)):
+        yield Finding("warning", subject, f"the queue does not keep up: {queue}", "see `pinion top`; a larger batch, a faster save")

@@ -15,7 +15,7 @@ from .errors import NotAllowed, PinionError
 _REGISTRATION = ["shard", "registration", "session", "reader", "description"]
 _ENDS = ("triggered", "succeeded", "failed", "aborted")
 # Figures of readers that go up and down; all others only grow, and end in `_total` as they do in INFO.
-_GAUGES = ("queued", "queuedBytes", "waiting", "loading")
+_GAUGES = ("queued", "queuedBytes", "waiting", "loading", "failuresInRow")
 _TIMES = ("MS", "US")
 Family = Union[CounterMetricFamily, GaugeMetricFamily]
 
@@ -77,6 +77,7 @@ def metrics(shards: list[dict[str, Any]]) -> Iterator[Metric]:
         add("info", "Versions.", {**here, **{name: shard[name] for name in ("pinion", "python", "role")}}, 1)
         for name, value in shard["memory"].items():
             add(f"memory_{name}_bytes", "Memory of the server and of Python in it.", here, value)
+        add("lost_workers", "Workers that hang in calls which were given up.", here, shard["executions"]["lost_workers"])
         add("executions_queued", "Executions that no worker has begun.", here, shard["executions"]["queued"])
         for status, count in shard["executions"]["by_status"].items():
             add("executions_kept", "Executions that RG.DUMPEXECUTIONS shows.", {**here, "status": status}, count)

@@ -1,12 +1,13 @@
 //! The queue under all kinds of orders of its threads: each job is taken once, those of a lane one after another, and no worker sleeps
 //! while one is needed. A worker that nobody wakes shows as a deadlock. `make test-model`.
 
-use std::{sync::atomic::AtomicUsize, time::Instant};
+use std::sync::atomic::AtomicUsize;
 
 use shuttle::thread;
 
 use super::*;
 use crate::{
+    clock::Instant,
     engine::{
         execution::Outcome,
         id::ShardId,

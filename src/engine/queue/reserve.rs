@@ -1,11 +1,11 @@
 //! Workers in reserve. A function that waits in a call which does not return keeps its worker, and enough of one registration keep all. While
 //! none of the workers gets on, one in reserve runs what they keep waiting, but nothing of those that keep a worker already: whoever
-//! hangs gets no more workers than there are, and one in reserve at most. A single worker (`ExecutionThreads` 1) has no reserve: functions run
+//! hangs gets no more workers than there are, and one in reserve at most, unless his calls are given up ([`super::lost`]). A single worker (`ExecutionThreads` 1) has no reserve: functions run
 //! one after the other there.
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Job, Queue, QueueState, ThreadId, waits};
+use super::{Execution, Job, Queue, QueueState, ThreadId, waits};
 
 /// How many there are at most.
 const MOST: usize = 8;
@@ -14,13 +14,29 @@ const TICK: Duration = Duration::from_millis(2);
 /// And while they do: it is told when not.
 const REST: Duration = Duration::from_secs(3600);
 
-/// Whose a job is: its registration, or the job itself. An address, which nobody else has while the job runs.
+/// Whose an execution is: its registration, or the execution itself. An address, which nobody else has while it runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Owner(usize);
+pub(super) struct Owner(pub(super) usize);
+
+/// What a worker is at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Taken {
+    pub(super) owner: Owner,
+    /// Its address.
+    pub(super) execution: usize,
+}
+
+impl Taken {
+    pub(super) fn of(job: &Job) -> Self {
+        Self {
+            owner: Owner::of(&job.execution),
+            execution: Arc::as_ptr(&job.execution) as usize,
+        }
+    }
+}
 
 impl Owner {
-    pub(super) fn of(job: &Job) -> Self {
-        let execution = &job.execution;
+    pub(super) fn of(execution: &Arc<Execution>) -> Self {
         let registration = execution.registration.as_ref();
         Self(registration.map_or_else(
             || Arc::as_ptr(execution) as usize,
@@ -37,7 +53,7 @@ pub(super) struct Reserve {
     /// No worker has got on between two looks: as many jobs were taken by then.
     stuck_at: Option<u64>,
     /// What each of them is at.
-    seats: Vec<Option<Owner>>,
+    pub(super) seats: Vec<Option<Taken>>,
     /// Who they are, as soon as they have begun.
     threads: Vec<Option<ThreadId>>,
     idle: usize,
@@ -64,14 +80,14 @@ pub enum Look {
 
 /// What [`Queue::pause`] has found.
 pub struct Paused {
-    owner: Option<Owner>,
+    taken: Option<Taken>,
     /// All workers are at it.
     pub none_is_free: bool,
 }
 
 impl QueueState {
     /// What the calling thread is at, if it is a worker.
-    fn own_seat(&mut self) -> Option<&mut Option<Owner>> {
+    fn own_seat(&mut self) -> Option<&mut Option<Taken>> {
         let this = waits::current().id();
         if let Some(place) = self.threads.iter().position(|thread| *thread == this) {
             return self.seats.get_mut(place);
@@ -86,8 +102,11 @@ impl QueueState {
 
     /// The place of a job whose owner keeps no worker.
     fn fit(&self) -> Option<usize> {
-        let is_kept = |owner| self.seats.contains(&Some(owner)) || self.reserve.seats.contains(&Some(owner));
-        self.ready.iter().position(|job| !is_kept(Owner::of(job)))
+        let seats = || self.seats.iter().chain(&self.reserve.seats).flatten();
+        let is_kept = |owner| seats().any(|taken| taken.owner == owner);
+        self.ready
+            .iter()
+            .position(|job| !is_kept(Owner::of(&job.execution)))
     }
 
     /// No worker has got on since somebody looked.
@@ -101,7 +120,7 @@ impl Queue {
     pub fn look(&self, before: Option<u64>) -> Look {
         let mut state = self.state.lock();
         let taken = state.taken;
-        if state.at_it < state.seats.len() {
+        if state.at_it < state.workers() {
             (state.reserve.is_watched, state.reserve.stuck_at) = (false, None);
             return Look::Free;
         }
@@ -109,7 +128,7 @@ impl Queue {
         if !state.is_stuck() || state.fit().is_none() {
             return Look::Again(taken);
         }
-        let wants_one = state.reserve.idle == 0 && state.reserve.seats.len() < MOST;
+        let wants_one = state.reserve.idle == 0 && state.reserve.seats.len() - state.lost.in_reserve() < MOST;
         self.reserve.notify_all();
         Look::Stuck {
             seen: taken,
@@ -128,10 +147,10 @@ impl Queue {
     /// The job of the calling thread waits for another one, which may be of the same owner: until [`Queue::resume`] it keeps no worker.
     pub fn pause(&self) -> Paused {
         let mut state = self.state.lock();
-        let owner = state.own_seat().and_then(Option::take);
+        let taken = state.own_seat().and_then(Option::take);
         Paused {
-            owner,
-            none_is_free: state.at_it >= state.seats.len(),
+            taken,
+            none_is_free: state.at_it >= state.workers(),
         }
     }
 
@@ -139,7 +158,7 @@ impl Queue {
     pub fn resume(&self, paused: Paused) {
         let mut state = self.state.lock();
         if let Some(seat) = state.own_seat() {
-            *seat = paused.owner;
+            *seat = paused.taken;
         }
     }
 
@@ -158,6 +177,7 @@ impl Queue {
     pub fn next_in_reserve(&self, number: usize) -> Option<Job> {
         let mut state = self.state.lock();
         state.reserve.seats[number] = None;
+        state.lost.back_in_reserve(number);
         state.reserve.threads[number] = Some(waits::current().id());
         let place = if state.is_stuck() {
             state.fit()?
@@ -165,7 +185,7 @@ impl Queue {
             return None;
         };
         let job = state.ready.remove(place)?;
-        state.reserve.seats[number] = Some(Owner::of(&job));
+        state.reserve.seats[number] = Some(Taken::of(&job));
         Some(job)
     }
 }

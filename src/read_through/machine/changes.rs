@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Action, Change, Due, Keys, MAX_LOADS, Machine, NoValue, Purpose, Stage, Time, Wanted};
+use super::{Action, Change, Due, Found, Keys, MAX_LOADS, Machine, NoValue, Purpose, Stage, Time, Wanted};
 use crate::{engine::id::Id, read_through::keys::Key};
 
 impl<V> Machine<V> {
@@ -196,14 +196,14 @@ impl<V> Machine<V> {
     }
 
     pub(super) fn loaded_too_long(&mut self, now: Time, load: u64) {
-        let Some((_, keys)) = self.take_keys(load) else {
+        let Some((rule, keys)) = self.take_keys(load) else {
             return;
         };
         for key in keys {
-            self.land(now, load, &key, Err(NoValue::LoadTimedOut), false, false);
+            self.land(now, load, &key, Err(NoValue::LoadTimedOut), Found::NOTHING);
         }
         self.ended(now, load);
-        self.actions.push_back(Action::Stop { load });
+        self.actions.push_back(Action::Stop { load, rule });
     }
 
     /// A registration has gone. What its loads bring is dropped; those who wait for them ask again.

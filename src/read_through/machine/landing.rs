@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Action, Backoff, Change, Keys, Landed, Landing, MAX_LOADS, Machine, NoValue, Purpose, Stage, Time,
+    Action, Backoff, Change, Found, Keep, Keys, Landed, Landing, MAX_LOADS, Machine, NoValue, Purpose, Stage,
+    Time,
 };
 use crate::{engine::id::Id, read_through::keys::Key};
 
@@ -20,16 +21,15 @@ impl<V> Machine<V> {
         self.loads.contains_key(&load)
     }
 
-    /// The value of one key of a load has come. `keep`: it is to be stored if nothing speaks against it; `present`: the key is
-    /// there now.
+    /// The value of one key of a load has come. An old one gives way to it: it is replaced, or removed where the new one is not kept. Only
+    /// where that has no room and nobody waits for it the old one stays, for as long as it was to be served.
     pub fn land(
         &mut self,
         now: Time,
         load: u64,
         key: &Key,
         value: Result<Option<Arc<V>>, NoValue>,
-        keep: bool,
-        present: bool,
+        found: Found,
     ) -> Landing {
         let Some(known) = self.loads.get_mut(&load) else {
             return Landing::Nothing;
@@ -57,12 +57,12 @@ impl<V> Machine<V> {
             return Landing::Nothing;
         };
         let newer = match flight.touched {
-            Some(Change::Written) => present,
+            Some(Change::Written) => found.present,
             Some(_) => false,
             // Whatever put it there did so without a word.
-            None => present && !flight.present,
+            None => found.present && !flight.present,
         };
-        let touched = flight.touched.is_some();
+        let (touched, is_awaited) = (flight.touched.is_some(), !flight.waiters.is_empty());
         if newer {
             self.count(rule, |counts| counts.dropped_by_lease += 1);
             self.settle_all(key, false);
@@ -73,18 +73,22 @@ impl<V> Machine<V> {
             self.lease_lost(now, load, key, value);
             return Landing::Nothing;
         }
-        let delete = value.is_none() && present;
-        let keep = keep && value.is_some();
+        let cannot = value.is_some() && found.keep == Keep::Cannot;
+        let landing = match found.keep {
+            Keep::Yes if value.is_some() => Landing::Store,
+            _ if found.present && found.may_delete && (is_awaited || !cannot) => Landing::Delete,
+            _ if cannot => Landing::Unkept,
+            _ => Landing::Nothing,
+        };
         if value.is_none() {
             self.remember_absent(now, rule, key);
         }
         self.put_landed(key, value, false);
-        self.settle_all(key, true);
-        match (keep, delete) {
-            (true, _) => Landing::Store,
-            (_, true) => Landing::Delete,
-            _ => Landing::Nothing,
+        if let Some(landed) = self.landed.of(key) {
+            landed.in_effect = matches!(landing, Landing::Store | Landing::Delete) || !found.present;
         }
+        self.settle_all(key, true);
+        landing
     }
 
     /// All keys of a load have landed; or it ended without telling of some, which is a failure of those. Whether the breaker of its
@@ -200,6 +204,7 @@ impl<V> Machine<V> {
             Landed {
                 value,
                 void,
+                in_effect: !void,
                 is_stored: false,
                 held_until: None,
                 left,
@@ -230,15 +235,15 @@ impl<V> Machine<V> {
         wanted.settled = true;
         wanted.landed = landed;
         waiter.open -= 1;
-        if let (true, Purpose::Refresh(count)) = (landed, &mut waiter.purpose) {
-            *count += 1;
-        }
         if waiter.open == 0 {
             self.actions.push_back(Action::Ready { waiter: number });
         }
         if landed {
             if let Some(landed) = self.landed.of(key) {
                 landed.left += 1;
+                if let (true, Purpose::Refresh(count)) = (landed.in_effect, &mut waiter.purpose) {
+                    *count += 1;
+                }
             }
         }
     }

@@ -106,6 +106,7 @@ pub enum Action {
     /// Its time is over: whatever it brings is dropped.
     Stop {
         load: u64,
+        rule: Id,
     },
     /// Everything that this one waited for is decided.
     Ready {
@@ -123,14 +124,46 @@ pub enum Action {
     },
 }
 
+/// What the cache can do with a value that has come, and with one that is there now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    pub keep: Keep,
+    /// The key is there.
+    pub present: bool,
+    /// It may be taken away.
+    pub may_delete: bool,
+}
+
+impl Found {
+    /// For a load that has brought nothing.
+    pub const NOTHING: Self = Self {
+        keep: Keep::No,
+        present: false,
+        may_delete: false,
+    };
+}
+
+/// Whether a value that has come is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// If nothing speaks against it.
+    Yes,
+    /// It is not to be kept.
+    No,
+    /// There is no room for it, or its user may not.
+    Cannot,
+}
+
 /// What is to be done about a key whose load has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Landing {
     /// Nobody knows the load any more, or what it brought is not to be stored.
     Nothing,
     Store,
-    /// There is no such value any more, but an old one in the cache.
+    /// An old one is in the cache in the place of what was loaded.
     Delete,
+    /// It could not be stored, and nothing is to be done about that.
+    Unkept,
 }
 
 /// What happened to a key.
@@ -173,6 +206,8 @@ pub struct Landed<V> {
     pub value: Option<Arc<V>>,
     /// Something has happened to the key since.
     pub void: bool,
+    /// The cache goes by it: it has the value, or no other one.
+    in_effect: bool,
     /// It has been stored.
     is_stored: bool,
     /// Until when the key holds it (Unix time in milliseconds), if it was stored and nobody has said anything of the key since.

@@ -62,9 +62,69 @@ fn begun(machine: &mut Machine<u32>) -> (u64, Keys) {
 
 fn land(machine: &mut Machine<u32>, load: u64, name: &str, value: Option<u32>, present: bool) -> Landing {
     let value = Ok(value.map(Arc::new));
-    let landing = machine.land(ms(1), load, &key(name), value, true, present);
+    let landing = machine.land(ms(1), load, &key(name), value, found(Keep::Yes, present));
     machine.ended(ms(1), load);
     landing
+}
+
+fn found(keep: Keep, present: bool) -> Found {
+    Found {
+        keep,
+        present,
+        may_delete: true,
+    }
+}
+
+/// What becomes of the old value, and how many keys a refresh counts.
+fn refreshed(value: Option<u32>, found: Found) -> (Landing, u64) {
+    let mut machine = machine(Limits::default());
+    let asks = [Ask {
+        rule: rule(1),
+        key: key("a"),
+        present: true,
+    }];
+    let waiter = machine.ask(ms(0), &asks, Purpose::Refresh(0)).unwrap_or(0);
+    let (load, _) = begun(&mut machine);
+    let landing = machine.land(ms(1), load, &key("a"), Ok(value.map(Arc::new)), found);
+    machine.ended(ms(1), load);
+    let Some((_, Purpose::Refresh(count))) = machine.release(waiter) else {
+        panic!("a refresh")
+    };
+    (landing, count)
+}
+
+#[test]
+fn what_cannot_be_kept_takes_the_old_value_away_and_counts_only_if_it_does() {
+    for keep in [Keep::No, Keep::Cannot] {
+        let mut found = found(keep, true);
+        assert_eq!(refreshed(Some(1), found), (Landing::Delete, 1));
+        found.may_delete = false;
+        assert_eq!(refreshed(Some(1), found).1, 0, "{keep:?}");
+        found.present = false;
+        assert_eq!(refreshed(Some(1), found).1, 1, "nothing old is there");
+    }
+    assert_eq!(refreshed(None, found(Keep::No, true)), (Landing::Delete, 1));
+    assert_eq!(refreshed(Some(1), found(Keep::Yes, true)), (Landing::Store, 1));
+}
+
+#[test]
+fn in_the_background_only_what_has_no_room_leaves_the_old_value() {
+    for (keep, landing) in [
+        (Keep::No, Landing::Delete),
+        (Keep::Cannot, Landing::Unkept),
+        (Keep::Yes, Landing::Store),
+    ] {
+        let mut machine = machine(Limits::default());
+        assert!(machine.refresh(ms(0), rule(1), &key("a")));
+        let (load, _) = begun(&mut machine);
+        let value = Ok(Some(Arc::new(1)));
+        assert_eq!(
+            machine.land(ms(1), load, &key("a"), value, found(keep, true)),
+            landing
+        );
+        machine.ended(ms(1), load);
+        assert!(machine.is_idle());
+    }
 }
 
 fn ready(machine: &mut Machine<u32>) -> Vec<u64> {
@@ -151,7 +211,7 @@ fn a_load_whose_time_is_over_is_known_to_nobody() {
                 rule: rule(1),
                 why: NoValue::LoadTimedOut
             },
-            Action::Stop { load }
+            Action::Stop { load, rule: rule(1) }
         ]
     );
     assert_eq!(land(&mut machine, load, "a", Some(1), false), Landing::Nothing);
@@ -170,7 +230,7 @@ fn what_says_nothing_of_the_source_counts_for_neither_back_off_nor_breaker() {
     let mut ends_with = |now: u64, why: NoValue| {
         let waiter = ask(&mut machine, now, &["a"])?;
         let (load, _) = begun(&mut machine);
-        machine.land(ms(now), load, &key("a"), Err(why), false, false);
+        machine.land(ms(now), load, &key("a"), Err(why), Found::NOTHING);
         machine.ended(ms(now), load);
         machine.take_actions();
         machine.release(waiter);
@@ -328,7 +388,7 @@ fn a_look_at_a_key_tells_its_load_who_waits_and_what_holds_it_back() {
         other => panic!("both are ready, and the next load begins, not {other:?}"),
     };
     let failed = Err(NoValue::Failed("ValueError".into()));
-    machine.land(ms(2000), load, &keys[0], failed, true, false);
+    machine.land(ms(2000), load, &keys[0], failed, Found::NOTHING);
     machine.ended(ms(2000), load);
     let seen = look(&machine, 2000, "b");
     let rest = seen.backs_off_for.unwrap_or_default();

@@ -35,6 +35,8 @@ impl<P> Queue<P> {
             suspects: from == From::Suspects,
             begun: now,
             deadline: now.saturating_add(self.limits.max_save_time),
+            stopped: false,
+            hurried: false,
         });
         Some((self.last_call, places))
     }
@@ -121,14 +123,6 @@ impl<P> Queue<P> {
         Some(first.max(self.rests_until.unwrap_or_default()))
     }
 
-    /// The call that runs, if its time is over. It is given more time, in which it is to end.
-    pub fn overdue(&mut self, now: Time) -> Option<u64> {
-        let grace = self.limits.max_save_time;
-        let flight = self.flight.as_mut().filter(|flight| flight.deadline <= now)?;
-        flight.deadline = now.saturating_add(grace);
-        Some(flight.call)
-    }
-
     pub fn is_flying(&self, call: u64) -> bool {
         self.flight.as_ref().is_some_and(|flight| flight.call == call)
     }
@@ -187,7 +181,11 @@ impl<P> Queue<P> {
     pub fn failed(&mut self, now: Time, call: u64, why: &Arc<FailedSave>) -> Option<u64> {
         let flight = self.flight.take_if(|flight| flight.call == call)?;
         let places = flight.places.clone();
+        let hurried = flight.hurried;
         let given_up = self.settle_failed(now, flight, why);
+        if hurried {
+            self.hurry(now, true);
+        }
         for place in places.into_iter().filter(|place| Some(*place) != given_up) {
             self.supersede(place);
         }

@@ -29,6 +29,17 @@ pub struct Seen<'a, P> {
 }
 
 impl<P> Queue<P> {
+    /// For how long the call that runs has run; nothing where none does.
+    pub fn saving_for(&self, now: Time) -> Duration {
+        let flight = self.flight.as_ref();
+        flight.map_or(Duration::ZERO, |flight| now.saturating_sub(flight.begun))
+    }
+
+    /// Calls that have failed since one ended well.
+    pub fn failures_in_a_row(&self) -> u32 {
+        self.failures
+    }
+
     /// `None`: all of the key is saved, or nothing has happened to it. `waiters`: those who wait for changes of any queue, and how many
     /// for changes of this one at most.
     pub fn look_at(

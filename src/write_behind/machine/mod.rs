@@ -7,6 +7,7 @@
 
 mod calls;
 mod chains;
+mod hanging;
 mod ids;
 mod looking;
 mod places;
@@ -174,6 +175,10 @@ struct Flight {
     suspects: bool,
     begun: Time,
     deadline: Time,
+    /// It was told to end.
+    stopped: bool,
+    /// Another `save` goes on with the queue.
+    hurried: bool,
 }
 
 /// So many keys are remembered whose changes were given up.

@@ -78,7 +78,8 @@ def _print(half: str, entry: dict[str, Any]) -> None:
             shown = f"[red]{escape(last_line(shown))}[/]"
         else:
             shown = escape(shown)
-        table.add_row(name.removesuffix("MS"), shown)
+        label = name.removesuffix("MS")
+        table.add_row(f"{label} for" if label in entry and label != name else label, shown)
     out.print(table, soft_wrap=False)
 
 

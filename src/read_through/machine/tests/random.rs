@@ -148,14 +148,20 @@ impl World {
             };
             let present = self.cache.contains_key(&key);
             let now = ms(self.now);
-            match self.machine.land(now, load, &key, value, true, present) {
+            let keep = [Keep::Yes, Keep::Yes, Keep::Yes, Keep::No, Keep::Cannot][self.below(5) as usize];
+            let found = Found {
+                keep,
+                present,
+                may_delete: true,
+            };
+            match self.machine.land(now, load, &key, value, found) {
                 Landing::Store => {
                     let oldest = self.oldest.get(&key).copied().unwrap_or(0);
                     assert!(version >= oldest, "a lost update of {key:?}");
                     self.cache.insert(key, version);
                 }
                 Landing::Delete => drop(self.cache.remove(&key)),
-                Landing::Nothing => {}
+                Landing::Nothing | Landing::Unkept => {}
             }
         }
         self.machine.ended(ms(self.now), load);
