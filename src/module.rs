@@ -139,6 +139,9 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks, environment: &Environ
         Arc::clone(&packages),
     )
     .map_err(|error| format!("could not start the thread that looks for shards: {error}"))?;
+    if cluster.connect_unsaved(Arc::clone(&behind) as _) {
+        loads.connect_elsewhere(Arc::clone(&cluster) as _);
+    }
     for kind in [cluster::WANTS_SECRET, cluster::SECRET] {
         bus::subscribe(lock, kind, callbacks.bus_message);
     }

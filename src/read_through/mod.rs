@@ -3,7 +3,7 @@
 //!
 //! `machine/` decides; `keys.rs` and `bounded.rs` are its tables, `life.rs` computes lifetimes. All of
 //! these are pure, without server or Python. `options.rs`: what a script says; `trigger.rs`: how a registration comes and goes;
-//! `refresh.rs`: loads on request; `brought.rs`: what a loader returned; `about.rs`: what is known of one key; `behind.rs`: changes of `write_behind` that are not saved; `figures.rs`: counters. This file is
+//! `refresh.rs`: loads on request; `brought.rs`: what a loader returned; `about.rs`: what is known of one key; `behind.rs`: changes of `write_behind` that are not saved, `elsewhere.rs`: those of other shards; `figures.rs`: counters. This file is
 //! where the server comes in; `pump.rs` does what the machine says, `landing.rs` stores what was loaded, `answer.rs` answers the clients that waited.
 //!
 //! All state lives under the server's lock, but for the inbox of what loaders have brought.
@@ -13,6 +13,7 @@ mod answer;
 mod behind;
 pub mod bounded;
 mod brought;
+mod elsewhere;
 mod figures;
 pub mod keys;
 mod landing;
@@ -37,6 +38,7 @@ use smallvec::SmallVec;
 pub use about::{Facts, ms};
 pub use behind::{Newest, Unsaved};
 pub use brought::{Strangers, Values, raised};
+pub use elsewhere::Elsewhere;
 pub use keys::Key;
 pub use life::Lifetime;
 pub use pump::check_keys;
@@ -119,6 +121,7 @@ pub struct ReadThrough {
     subscribe: fn(Lock<'_>, Class),
     started: Instant,
     behind: OnceLock<Arc<dyn Unsaved>>,
+    way: elsewhere::Way,
     state: Guarded<State>,
     inbox: Mutex<Vec<Brought>>,
     /// There is something in the inbox.
@@ -146,6 +149,7 @@ struct State {
     departing: SmallVec<[(Awaiting, Note); 1]>,
     /// The executions of loads.
     running: ByNumber<Running>,
+    apart: elsewhere::Apart,
     /// How long values are fresh that are not kept as long as their registration says.
     lives: Bounded<f64>,
     /// What happens to this key is our own doing.
@@ -212,6 +216,7 @@ impl ReadThrough {
             subscribe,
             started: Instant::now(),
             behind: OnceLock::new(),
+            way: elsewhere::Way::default(),
             state: Guarded::new(State {
                 machine: Machine::new(bounds, seed),
                 served: ById::default(),
@@ -221,6 +226,7 @@ impl ReadThrough {
                 leaving: VecDeque::new(),
                 departing: SmallVec::new(),
                 running: ByNumber::default(),
+                apart: elsewhere::Apart::default(),
                 lives: Bounded::default(),
                 storing: false,
                 subscribed: false,
@@ -385,7 +391,7 @@ impl Loads for ReadThrough {
     }
 
     fn restore(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8]) -> bool {
-        self.restore_unsaved(lock, registration, db, name)
+        !self.is_own_doubtful(lock, db, name) && self.restore_unsaved(lock, registration, db, name)
     }
 
     fn minds(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
