@@ -12,6 +12,7 @@ mod loads;
 mod parts;
 mod passed;
 mod proxy;
+mod slots;
 mod table;
 mod whereabouts;
 mod writes;
@@ -22,6 +23,7 @@ pub use awaited::{Awaited, Awaiting, Block, forgotten_meanwhile};
 use chain::HookRule;
 use clients::{ClientCache, names_of_rights};
 pub use loads::{Hot, Loads, Missing, Wait, nearness};
+pub use slots::MovingSlots;
 pub use table::{CommandSpec, ProxyCommand};
 use table::{Entry, Rule, Table, look_up};
 use whereabouts::Whereabouts;
@@ -72,6 +74,7 @@ pub struct Hooks {
     loads: OnceLock<Arc<dyn Loads>>,
     /// Who saves changes of keys.
     writes: OnceLock<Arc<dyn Writes>>,
+    slots: OnceLock<Arc<dyn MovingSlots>>,
 }
 
 /// What the filter has seen of a command.
@@ -110,6 +113,7 @@ impl Hooks {
             knows_rights: OnceLock::new(),
             loads: OnceLock::new(),
             writes: OnceLock::new(),
+            slots: OnceLock::new(),
         })
     }
 

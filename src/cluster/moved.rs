@@ -106,6 +106,8 @@ struct Known {
     settled: SlotSet,
     /// Since when slots are here that came while this server ran (Unix time in milliseconds).
     since: BTreeMap<u16, u64>,
+    /// Somebody has moved them since they were looked at.
+    moving: BTreeSet<u16>,
     epoch: Option<u64>,
     has_looked: bool,
     /// How often something has changed.
@@ -116,7 +118,7 @@ struct Known {
 impl Known {
     fn look(&mut self, owned: SlotSet, epoch: Option<u64>, now_ms: u64) {
         let is_same = self.has_looked && self.owned.0 == owned.0;
-        if is_same && self.epoch == epoch {
+        if is_same && self.epoch == epoch && self.moving.is_empty() {
             return;
         }
         self.changes += 1;
@@ -124,17 +126,28 @@ impl Known {
             // A slot may have gone and come back since: who takes one from another shard has a new epoch.
             self.settled = SlotSet::default();
         }
+        let moving = std::mem::take(&mut self.moving);
         for slot in 0..SLOTS {
-            let (had, has) = (self.owned.has(slot), owned.has(slot));
+            let (had, has) = (
+                self.owned.has(slot) && !moving.contains(&slot),
+                owned.has(slot),
+            );
             if has && !had && self.has_looked {
                 self.since.insert(slot, now_ms);
             }
-            if had && !has {
+            if !has {
                 self.since.remove(&slot);
                 self.settled.put(slot, false);
             }
         }
         (self.owned, self.epoch, self.has_looked) = (owned, epoch, true);
+    }
+
+    /// Somebody moves the slot: it is as if it came with the next look.
+    fn unsettle(&mut self, slot: u16) {
+        self.changes += 1;
+        self.settled.put(slot, false);
+        self.moving.insert(slot);
     }
 
     /// A replica has what its master has: if it takes its place, the slots are where they were.
@@ -298,7 +311,12 @@ impl Cluster {
 
     /// Another shard wants to know in which of these slots this one has changes that are not saved, or may come to have some.
     pub(super) fn unsettled(&self, lock: Lock<'_>, ranges: &[Slots]) -> Vec<u16> {
-        let mut busy = self.moved.slots.lock().owned.clone();
+        let mut busy = {
+            let known = self.moved.slots.lock();
+            let mut busy = known.owned.clone();
+            known.moving.iter().for_each(|&slot| busy.put(slot, true));
+            busy
+        };
         let is_short = self.moved.behind.get().is_none_or(|behind| {
             behind.show_all(lock, LONG, &mut |name, _| busy.put(slot_of(name), true))
         });
@@ -345,7 +363,11 @@ impl Elsewhere for Cluster {
     fn own_since_ms(&self, _lock: Lock<'_>, slot: u16) -> Option<u64> {
         let known = self.moved.slots.lock();
         let since = || known.since.get(&slot).copied().unwrap_or(0);
-        known.owned.has(slot).then(since)
+        (known.owned.has(slot) && !known.moving.contains(&slot)).then(since)
+    }
+
+    fn unsettle(&self, _lock: Lock<'_>, slot: u16) {
+        self.moved.slots.lock().unsettle(slot);
     }
 
     fn ask_others(&self, keys: Vec<(i32, Vec<u8>)>, done: Box<dyn FnOnce(Vec<bool>) + Send>) {
@@ -402,6 +424,11 @@ mod tests {
         assert_eq!(known.young().ranges(), [(0, 100)], "one of them may have been away");
         known.look(set(&[(0, 99)]), Some(2), 5000);
         assert!(known.since.is_empty());
+        known.settled = known.owned.clone();
+        known.unsettle(7);
+        assert_eq!(known.young().ranges(), [(7, 7)]);
+        known.look(set(&[(0, 99)]), Some(2), 6000);
+        assert_eq!(known.since.get(&7), Some(&6000));
     }
 
     #[test]

@@ -43,6 +43,7 @@ impl Hooks {
             if native {
                 self.clients.write(lock).passes(lock, passing.client_id(), name);
             }
+            self.tell_of_slot(passing, name);
             return;
         };
         if native && entry.changes_state {

@@ -15,6 +15,7 @@ use super::{
     machine::{Keys, Time},
 };
 use crate::{
+    hooks::MovingSlots,
     mutex::Mutex,
     server::{
         api,
@@ -32,6 +33,9 @@ pub trait Elsewhere: Send + Sync {
 
     /// From when on the changes of this shard are the newest ones of that slot (Unix time in milliseconds); `None` if that is not known.
     fn own_since_ms(&self, lock: Lock<'_>, slot: u16) -> Option<u64>;
+
+    /// Slots go or come: what was known of this one is so no more.
+    fn unsettle(&self, lock: Lock<'_>, slot: u16);
 
     /// Asks which of these keys have no change on another shard; `done` is called once, on any thread, which may hold the server's lock.
     fn ask_others(&self, keys: Vec<(i32, Vec<u8>)>, done: Box<dyn FnOnce(Vec<bool>) + Send>);
@@ -70,11 +74,22 @@ pub(super) struct Apart {
     said: Option<Time>,
 }
 
+impl MovingSlots for ReadThrough {
+    fn moves(&self, lock: Lock<'_>, slot: u16) {
+        if let Some(elsewhere) = self.way.elsewhere.get() {
+            elsewhere.unsettle(lock, slot);
+        }
+    }
+}
+
 impl ReadThrough {
     /// Told once who knows other shards.
     pub fn connect_elsewhere(&self, elsewhere: Arc<dyn Elsewhere>) {
         // A second call cannot happen: the module cannot be loaded twice.
         let _ = self.way.elsewhere.set(elsewhere);
+        if let Some(this) = self.this.upgrade() {
+            self.hooks.connect_slots(this as _);
+        }
     }
 
     /// Whether the newest change in the queue of this server may be older than one of another shard.
