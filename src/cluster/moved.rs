@@ -128,10 +128,7 @@ impl Known {
         }
         let moving = std::mem::take(&mut self.moving);
         for slot in 0..SLOTS {
-            let (had, has) = (
-                self.owned.has(slot) && !moving.contains(&slot),
-                owned.has(slot),
-            );
+            let (had, has) = (self.owned.has(slot) && !moving.contains(&slot), owned.has(slot));
             if has && !had && self.has_looked {
                 self.since.insert(slot, now_ms);
             }
@@ -317,19 +314,21 @@ impl Cluster {
             known.moving.iter().for_each(|&slot| busy.put(slot, true));
             busy
         };
-        let is_short = self.moved.behind.get().is_none_or(|behind| {
-            behind.show_all(lock, LONG, &mut |name, _| busy.put(slot_of(name), true))
-        });
-        let asked = ranges.iter().flat_map(|&(first, last)| first..=last.min(SLOTS - 1));
+        let is_short =
+            self.moved.behind.get().is_none_or(|behind| {
+                behind.show_all(lock, LONG, &mut |name, _| busy.put(slot_of(name), true))
+            });
+        let asked = ranges
+            .iter()
+            .flat_map(|&(first, last)| first..=last.min(SLOTS - 1));
         asked.filter(|&slot| !is_short || busy.has(slot)).collect()
     }
 
     /// Another shard wants to know of which of these keys this one has changes that are not saved.
     pub(super) fn unsaved(&self, lock: Lock<'_>, keys: &[(i32, ByteBuf)]) -> Vec<bool> {
         let behind = self.moved.behind.get();
-        let is_changed = |(db, name): &(i32, ByteBuf)| {
-            behind.is_some_and(|behind| behind.is_changed(lock, *db, name))
-        };
+        let is_changed =
+            |(db, name): &(i32, ByteBuf)| behind.is_some_and(|behind| behind.is_changed(lock, *db, name));
         keys.iter().map(is_changed).collect()
     }
 
@@ -412,7 +411,10 @@ mod tests {
         let mut known = Known::default();
         known.look(set(&[(0, 99), (16383, 16383)]), Some(1), 1000);
         assert_eq!(known.young().ranges(), [(0, 99), (16383, 16383)]);
-        assert!(known.since.is_empty(), "what is there at the start is the newest here");
+        assert!(
+            known.since.is_empty(),
+            "what is there at the start is the newest here"
+        );
         known.settled = known.owned.clone();
         known.look(set(&[(0, 100)]), Some(1), 2000);
         assert_eq!(known.young().ranges(), [(100, 100)]);
@@ -421,7 +423,11 @@ mod tests {
         known.look(set(&[(0, 100)]), Some(1), 3000);
         assert_eq!(known.changes, changes);
         known.look(set(&[(0, 100)]), Some(2), 4000);
-        assert_eq!(known.young().ranges(), [(0, 100)], "one of them may have been away");
+        assert_eq!(
+            known.young().ranges(),
+            [(0, 100)],
+            "one of them may have been away"
+        );
         known.look(set(&[(0, 99)]), Some(2), 5000);
         assert!(known.since.is_empty());
         known.settled = known.owned.clone();

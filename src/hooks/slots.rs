@@ -28,7 +28,11 @@ impl Hooks {
             return;
         }
         let is_set_slot = |word: &[u8]| word.eq_ignore_ascii_case(SET_SLOT);
-        let Some(slots) = self.slots.get().filter(|_| passing.arg(1).is_some_and(is_set_slot)) else {
+        let Some(slots) = self
+            .slots
+            .get()
+            .filter(|_| passing.arg(1).is_some_and(is_set_slot))
+        else {
             return;
         };
         let word = passing.arg(2).and_then(|word| std::str::from_utf8(word).ok());

@@ -6,8 +6,7 @@ use super::{
     chain::HookRule,
     clients,
     loads::LoadRule,
-    slots,
-    whereabouts,
+    slots, whereabouts,
     writes::{self, WriteRule},
 };
 use crate::{
@@ -269,7 +268,10 @@ impl Table {
         }
         let linked = self.entries.iter().map(|entry| place_bit(&entry.spec.name));
         let changing = STATE_CHANGING.into_iter().chain(clients::names_of_rights());
-        let elsewhere = writes::MOVING.into_iter().chain([slots::CLUSTER]).chain(whereabouts::NAMES);
+        let elsewhere = writes::MOVING
+            .into_iter()
+            .chain([slots::CLUSTER])
+            .chain(whereabouts::NAMES);
         let others = changing.chain(elsewhere).map(place_bit);
         self.mattering = linked.chain(others).fold(0, |all, bit| all | bit);
     }
