@@ -25,7 +25,7 @@ use crate::{
         members::{SLOTS, Slots},
     },
     mutex::Mutex,
-    read_through::{Elsewhere, Unsaved},
+    read_through::{Elsewhere, ReadThrough, Unsaved},
     server::{
         api, key,
         lock::{self, Lock},
@@ -210,11 +210,13 @@ impl Moved {
 }
 
 impl Cluster {
-    /// Told once who has changes; `true` if there can be other shards that have some, and slots move by themselves.
-    pub fn connect_unsaved(&self, behind: Arc<dyn Unsaved>) -> bool {
+    /// Told once who loads, and who has changes: where slots can move, loads ask here.
+    pub fn connect_halves(&self, loads: &ReadThrough, behind: Arc<dyn Unsaved>) {
         // A second call cannot happen: the module cannot be loaded twice.
         let _ = self.moved.behind.set(behind);
-        self.node
+        if let Some(this) = self.handle().upgrade().filter(|_| self.node) {
+            loads.connect_elsewhere(this as _);
+        }
     }
 
     /// The slots of this server were looked at.
@@ -265,7 +267,9 @@ impl Cluster {
         let mut have_all_said = true;
         for (shard, answer) in answers {
             let has_said = if let Some(Ok(Said::Unsettled(slots))) = answer {
-                slots.into_iter().for_each(|slot| young.put(slot, false));
+                for slot in slots {
+                    young.put(slot, false);
+                }
                 true
             } else {
                 false

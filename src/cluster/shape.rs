@@ -57,8 +57,9 @@ impl Cluster {
         self.waiting.master.store(lock.is_master(), Ordering::Relaxed);
         // Whoever was told by RG.CLUSTERSET does not ask.
         let told = self.known.lock().told.is_some();
-        if let Some(seen) = self.see(lock).filter(|_| !told) {
-            self.slots_seen(lock, &seen.topology, seen.epoch);
+        let Some(seen) = self.see(lock) else { return };
+        self.slots_seen(lock, &seen.topology, seen.epoch);
+        if !told {
             self.adopt(lock, seen.topology, seen.shape, None, false);
         }
     }
