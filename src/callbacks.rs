@@ -11,7 +11,7 @@ use crate::{
     server::{
         after, audience, bus, closing,
         events::{self, Class, ServerEvent},
-        filter, info,
+        fields, filter, info,
         lock::Lock,
         persist, raw, room,
     },
@@ -124,6 +124,7 @@ pub unsafe extern "C" fn on_server_event(
                     persistence.loading_failed(lock);
                 }
                 ServerEvent::LoadingEnded => {
+                    fields::forget(lock);
                     persist::ended(lock);
                     pinion.keys.loading_ended(lock);
                     pinion.behind.loading_ended(lock);

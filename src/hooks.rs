@@ -9,10 +9,13 @@ mod chain;
 mod clients;
 mod filter;
 mod loads;
+mod names;
 mod parts;
 mod passed;
 mod proxy;
 mod slots;
+mod spec;
+mod stored;
 mod table;
 mod whereabouts;
 mod writes;
@@ -23,11 +26,13 @@ pub use awaited::{Awaited, Awaiting, Block, forgotten_meanwhile};
 use chain::HookRule;
 use clients::{ClientCache, names_of_rights};
 pub use loads::{Hot, Loads, Missing, Wait, nearness};
+use proxy::Concerns;
 pub use slots::MovingSlots;
-pub use table::{CommandSpec, ProxyCommand};
-use table::{Entry, Rule, Table, look_up};
+use spec::look_up;
+pub use spec::{CommandSpec, ProxyCommand};
+use table::{Entry, Rule, Table};
 use whereabouts::Whereabouts;
-pub use writes::Writes;
+pub use writes::{Place, Writes};
 
 use crate::{
     engine::{
@@ -43,7 +48,7 @@ use crate::{
         asking,
         current::CurrentCommand,
         filter::{Function, Installed, ProxyName},
-        guarded::Guarded,
+        guarded::{Guarded, Plain},
         lock::Lock,
     },
 };
@@ -59,15 +64,15 @@ pub struct Hooks {
     /// The same where the server does not tell who sent a command.
     whereabouts: Guarded<Whereabouts>,
     /// What the filter has seen of the command that has just passed it.
-    noted: Guarded<Noted>,
+    noted: Plain<Noted>,
     /// The client whose command the filter has just put behind a proxy command, having asked for its user's rights. The
     /// command runs next, unless the server refuses it; the next one that is put behind a proxy command takes this back.
-    cleared: Guarded<Option<u64>>,
+    cleared: Plain<Option<Cleared>>,
     /// The linked command that runs now, and its link, made when the first event fires. Whoever runs one holds the server's
     /// lock until it has run.
     current: CurrentCommand<Linked>,
     /// The next command is what `call_next` or a proxy command runs: it is left alone.
-    bypass: Guarded<bool>,
+    bypass: Plain<bool>,
     /// Commands that change rights are known by their names here.
     knows_rights: OnceLock<bool>,
     /// Who loads keys that are missed.
@@ -88,6 +93,13 @@ struct Noted {
     seen_missing: bool,
 }
 
+/// A command that its client may run, outside of transactions.
+#[derive(Clone, Copy)]
+struct Cleared {
+    client: u64,
+    concerns: Concerns,
+}
+
 /// What is noted of a linked command while it runs.
 #[derive(Default)]
 struct Linked {
@@ -106,10 +118,10 @@ impl Hooks {
             installed: Guarded::new(None),
             clients: Guarded::default(),
             whereabouts: Guarded::default(),
-            noted: Guarded::default(),
-            cleared: Guarded::new(None),
+            noted: Plain::default(),
+            cleared: Plain::new(None),
             current: CurrentCommand::default(),
-            bypass: Guarded::new(false),
+            bypass: Plain::new(false),
             knows_rights: OnceLock::new(),
             loads: OnceLock::new(),
             writes: OnceLock::new(),
@@ -247,7 +259,7 @@ impl Hooks {
         name: &str,
         for_some_keys: bool,
     ) -> Result<CommandSpec, Error> {
-        table::look_up_hook(lock, self.features, name, for_some_keys)
+        spec::look_up_hook(lock, self.features, name, for_some_keys)
     }
 
     /// The function that was last put in the place of a command.
@@ -257,9 +269,17 @@ impl Hooks {
         Some(Arc::clone(&newest.registration))
     }
 
+    /// Changes what is noted of the command that passes.
+    #[inline]
+    fn note(&self, lock: Lock<'_>, change: impl FnOnce(&mut Noted)) {
+        let mut noted = self.noted.get(lock);
+        change(&mut noted);
+        self.noted.set(lock, noted);
+    }
+
     /// Lets the next command pass the filter untouched, and only that one, if it comes while the guard lives.
     fn bypass<'a>(&'a self, lock: Lock<'a>) -> Bypass<'a> {
-        *self.bypass.write(lock) = true;
+        self.bypass.set(lock, true);
         Bypass { hooks: self, lock }
     }
 
@@ -329,6 +349,6 @@ struct Bypass<'a> {
 
 impl Drop for Bypass<'_> {
     fn drop(&mut self) {
-        *self.hooks.bypass.write(self.lock) = false;
+        self.hooks.bypass.set(self.lock, false);
     }
 }

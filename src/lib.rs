@@ -4,6 +4,7 @@ mod backoff;
 #[cfg(feature = "bench")]
 pub mod bench_api;
 mod callbacks;
+mod clock;
 mod cluster;
 mod commands;
 mod config;

@@ -65,6 +65,7 @@ pub struct Durations {
 const SHORT: usize = 128;
 
 impl Durations {
+    #[inline]
     pub fn record(&mut self, duration: Duration) {
         if duration.as_secs() == 0 {
             if let Some(count) = self.short.get_mut(duration.subsec_micros() as usize) {
@@ -127,12 +128,14 @@ struct Counters {
 }
 
 impl Counters {
+    #[inline]
     fn ended(&mut self, duration: Duration) {
         self.running.record(duration);
         self.counts.last = duration;
         self.counts.total += duration;
     }
 
+    #[inline]
     fn succeeded(&mut self, duration: Duration) {
         self.ended(duration);
         self.counts.succeeded += 1;
@@ -186,6 +189,7 @@ impl RunStats {
     }
 
     /// An execution ended well after running for `duration`.
+    #[inline]
     pub fn succeeded(&self, duration: Duration) {
         self.state.lock().succeeded(duration);
     }

@@ -5,11 +5,12 @@ MULTI. Contract: docs/contract/python-api.md 2.1.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Callable
 
 import pytest
 
-from helpers import Server
+from helpers import Server, wait_until
 from probes import error_of, in_script, in_step
 
 pytestmark = pytest.mark.matrix
@@ -103,6 +104,14 @@ def goes_on(server: Server):
 )
 def test_refused_everywhere(place: Callable[[list[str]], list[str]], words: list[str], error: str) -> None:
     assert place(words) == ["error", error]
+
+
+@pytest.mark.parametrize("words", [["SCRIPT", "DEBUG", "YES"], ["script", "debug", "sync"]])
+def test_scripts_of_others_are_not_debugged(place: Callable[[list[str]], list[str]], server: Server, words: list[str]) -> None:
+    """The next script would end Valkey 9.1."""
+    kind, text = place(words)
+    assert kind == "error" and "ERR SCRIPT DEBUG cannot be run" in text
+    assert server.client().eval("return 1", 0) == 1
 
 
 @pytest.mark.parametrize("words", [["SUBSCRIBE", "a"], ["PSUBSCRIBE", "a"], ["MONITOR"]])
@@ -284,3 +293,42 @@ def test_no_function_stands_in_their_place(server: Server, command: str) -> None
         pytest.skip("no functions on this server")
     for register in (f"GB('CommandReader').register(hook='{command}')", f"GB().register(commands=['{command}'])"):
         assert "not allowed inside a script" in error_of(server, register)
+
+
+@pytest.mark.parametrize("words", [["ACL", "DELUSER", "me"], ["acl", "load"]])
+@pytest.mark.parametrize("trigger", ["event", "hook", "command"])
+def test_a_script_keeps_its_user(start_server: Callable[..., Server], words: list[str], trigger: str, tmp_path: Path) -> None:
+    """The server has looked his rights up when a function comes between."""
+    file = tmp_path / "users.acl"
+    file.write_text("user default on nopass ~* &* +@all\nuser me on nopass ~* &* +@all\n")
+    server = start_server(args=["--aclfile", file])
+    register = {
+        "event": "GB('KeysReader').foreach(run).register(prefix='es:*', mode='sync', eventTypes=['set'])",
+        "hook": "GB('CommandReader').map(run).register(hook='set', keyprefix='es:', mode='sync')",
+        "command": "GB('CommandReader').map(run).register(trigger='run', mode='sync')",
+    }
+    server.run(f"""
+        def run(record):
+            try:
+                execute(*{words!r})
+            except redisgears.GearsError as error:
+                log('said: ' + str(error))
+                return 'refused'
+            # Others get the memory.
+            for number in range(40):
+                execute('ACL', 'SETUSER', f'other{{number}}', 'on', '~a*', '-@all')
+            return 'done'
+        {register[trigger]}
+        """)
+    client = server.client(username="me", password="x")
+    first = "redis.call('RG.TRIGGER', 'run')" if trigger == "command" else "redis.call('SET', 'es:1', 'x')"
+    later = "for i = 1, 20 do redis.call('SET', 'other' .. i, 'x') end return redis.call('GET', 'other20')"
+    assert client.eval(f"{first} {later}", 0) == "x"
+    name = " ".join(words[:2]).upper()
+    wait_until(lambda: f"said: ERR {name} cannot be run while a script runs" in server.log() or "other1" in server.own.acl_users(), 10)
+    assert trigger == "event" or "other1" not in server.own.acl_users()
+
+
+def test_users_go_where_no_script_runs(server: Server) -> None:
+    server.client().execute_command("ACL", "SETUSER", "gone", "on")
+    assert by_step(server, ["ACL", "DELUSER", "gone"]) == ["reply", "1"]

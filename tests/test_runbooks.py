@@ -329,3 +329,42 @@ def test_questions_to_a_server_in_trouble(start_server: Callable[..., Server], t
     told = run(unsaved_block, tmp_path, nodes)
     assert re.search(r"saves\nyes\nstate\n(failed|saving)\nqueued\n1\n", told) and "ConnectionError" in told
     assert re.search(r"oldestMS +\d", told) and re.search(r"saveFailures +[1-9]", told) and re.search(r"captured +1", told)
+
+
+@pytest.mark.parametrize("way", [0, 1], ids=["flush", "refresh"])
+def test_after_a_crash(start_server: Callable[..., Server], tmp_path: Path, way: int) -> None:
+    """The server has a file that is older than the database."""
+    plain = start_server(module=False)
+    cache = start_server(module_args=["dsn", url(plain)])
+    cache.run(SCRIPT, "ID", "users")
+    cache.client().hset("user:1", mapping={"name": "Ann", "city": "Rome"})
+    drained(cache)
+    cache.client().execute_command("SAVE")
+    cache.client().hset("user:1", mapping={"name": "Eve", "city": "Bern"})
+    drained(cache)
+    cache.stop(kill=True)
+    cache.start()
+    assert cache.client().hgetall("user:1") == {"name": "Ann", "city": "Rome"}, "older than the row"
+    run(blocks("After a crash or a failover")[way], tmp_path, {"new": cache})
+    assert cache.client().hset("user:1", "city", "Oslo") == 0
+    drained(cache)
+    assert plain.client().hgetall("user:1") == cache.client().hgetall("user:1") == {"name": "Eve", "city": "Oslo"}
+
+
+def test_after_a_crash_what_is_not_saved_answers(start_server: Callable[..., Server], tmp_path: Path) -> None:
+    plain = start_server(module=False)
+    cache = start_server(module_args=["dsn", url(plain)])
+    cache.run(SCRIPT, "ID", "users")
+    plain.stop(kill=True)
+    with cache.client().pipeline() as transaction:
+        transaction.delete("user:1").hset("user:1", "name", "Ann")
+        transaction.execute()
+    cache.client().execute_command("SAVE")
+    cache.stop(kill=True)
+    cache.start()
+    for block in reversed(blocks("After a crash or a failover")):
+        run(block, tmp_path, {"new": cache})
+    assert cache.client().hgetall("user:1") == {"name": "Ann"} and unsaved(cache) == 1
+    plain.start()
+    drained(cache)
+    assert plain.client().hgetall("user:1") == {"name": "Ann"}

@@ -370,6 +370,22 @@ def test_sync_functions_called_by_functions(server: Server, place: str) -> None:
 
 
 @pytest.mark.matrix
+def test_each_call_knows_whether_its_own_caller_waits(server: Server) -> None:
+    """Also behind a call that it has made, whose caller is a function."""
+    put(server, ".map(lambda r: isAsyncAllow())", trigger="inner", mode="sync", more="convertToStr=False")
+    calls = "[isAsyncAllow(), execute('RG.TRIGGER', 'inner')[0], isAsyncAllow()]"
+    put(server, f".map(lambda r: {calls})", mode="sync", more="convertToStr=False")
+    raw = server.raw()
+    asked = b"*1\r\n*3\r\n:%d\r\n:0\r\n:%d\r\n"
+    assert raw.call("RG.TRIGGER", "t") == asked % (1, 1)
+    raw.call("MULTI")
+    raw.call("RG.TRIGGER", "t")
+    assert raw.call("EXEC") == b"*1\r\n" + asked % (0, 0)
+    assert raw.call("EVAL", "return redis.call('RG.TRIGGER', 't')", 0) == asked % (0, 0)
+    assert raw.call("RG.TRIGGER", "inner") == b"*1\r\n:1\r\n"
+
+
+@pytest.mark.matrix
 @pytest.mark.parametrize("mode", BACKGROUND)
 @pytest.mark.parametrize("place", ["multi", "lua", "function", "script", "sync"])
 def test_others_are_refused_where_nobody_can_wait(server: Server, place: str, mode: str) -> None:

@@ -34,6 +34,7 @@ ZADD {z} {v} {f}; ZINCRBY {z} 1 {f}; ZREM {z} {f}; ZPOPMIN {z}; ZRANGESTORE {z} 
 INCR {n}; DECRBY {n} {v}; GETSET {n} {v}; GET {n}
 APPEND {t} {v}; SETRANGE {t} 2 {v}; GETDEL {t}; SETNX {t} {v}; SET {t} {v} XX GET; SET {t} {v}; SETBIT {t} 5 1; BITOP OR {t} {t} {t}; MSETNX {t} {v} {t} {v}; MSETEX 2 {t} {v} {t} {v} NX; MSETEX 2 {t} {v} {t} {v} XX
 GET {t}; GETEX {t}; HGETEX {h} FIELDS 1 {f}
+SORT {l} STORE {l}; SORT {s} DESC LIMIT 0 3 STORE {l}; SORT {l} BY nosort GET # STORE {l}; GEORADIUS {z} -180 -85 9999 km STORE {z}
 COPY {l} {l} REPLACE; RENAME {t} {t}; RENAMENX {h} {h}; COPY {z} {z}; DEL {s}; UNLINK {h} {l}; DEL {z} {t} {n}; DEL {t}
 """.replace("\n", ";").split(";")
 # Transactions that write all of a value: what stands first leaves nothing to be loaded.
@@ -85,10 +86,34 @@ def replies(client: redis.Redis, unit: list[list[str]]) -> list[Any]:
         return [reply for words, reply in zip(unit, transaction.execute()) if words[0] not in COUNT_THE_CACHE]
 
 
+def now_ms(client: redis.Redis) -> int:
+    seconds, microseconds = client.time()
+    return int(seconds * 1000 + microseconds // 1000)
+
+
+def forget_fields(client: redis.Redis, key: str) -> None:
+    """All fields of a hash, which may stay there without them. Nothing else happens where they do not expire."""
+    try:
+        fields = client.hkeys(key)
+        if fields:
+            # Not at a moment: one that has passed by then would be a deletion.
+            client.execute_command("HPEXPIRE", key, 2, "FIELDS", len(fields), *fields)
+            end = now_ms(client) + 2
+            # In the last millisecond they are there for some commands, and not for others.
+            wait_until(lambda: now_ms(client) > end)
+    except redis.ResponseError as error:
+        assert "unknown command" in str(error), error
+
+
 def forget(client: redis.Redis, chance: random.Random) -> None:
-    """Everything, or one key by its expiry."""
-    if chance.random() < 0.5:
+    """Everything, or one key by its expiry, or all fields of a hash."""
+    how = chance.random()
+    if how < 0.3:
         client.flushall()
+    elif how < 0.6:
+        # Sometimes the server clears such hashes away, and sometimes it has not come to it yet.
+        client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", chance.randrange(2))
+        forget_fields(client, f"user:h{chance.randrange(3)}")
     elif key := client.randomkey():
         # Redis 7.0 looks at its clock twice: what has expired by then is deleted, which is no forgetting.
         client.pexpire(key, 20)
@@ -178,6 +203,9 @@ def test_whoever_asks_finds_what_is_not_saved(server: Server, source: Server, st
             got, expected = by_any_way(client, way, words), by_any_way(model, way, words)
             if isinstance(got, list) and words[0] == "SMEMBERS":
                 got, expected = sorted(got), sorted(expected)
+            if isinstance(got, list) and words[0] == "HGETALL":
+                # Redis keeps fields that expire in another order.
+                got, expected = (dict(zip(pairs[::2], pairs[1::2])) for pairs in (got, expected))
             assert got == expected or words[0] in COUNT_THE_CACHE, f"{got}, and not {expected}, behind {history[-30:]}"
     finally:
         client.execute_command("RG.CONFIGSET", "WriteBehindSaving", "yes")

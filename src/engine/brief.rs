@@ -7,14 +7,14 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
     Engine,
-    ended::{Ended, Single},
-    execution::{Execution, Next, Outcome},
-    language::{Called, Failure},
+    ended::{Ended, Known, Single},
+    execution::{Execution, MayWait, Next, Outcome},
+    language::{Called, Failure, Shown},
     linked_command::ReplyHold,
     phase::Status,
     pipeline::single,
@@ -29,18 +29,23 @@ use super::{
     start::Start,
 };
 use crate::{
+    clock::Instant,
     config::Number,
-    server::{guarded::Guarded, lock::Lock, reply::Reply, string::Argv},
+    server::{command::Command, guarded::Guarded, lock::Lock, reply::Reply, string::Argv},
 };
 
 /// The execution of the last run of a registration, for the next one.
 #[derive(Default)]
-pub struct Spare(Guarded<Option<Arc<Execution>>>);
+pub struct Spare {
+    execution: Guarded<Option<Arc<Execution>>>,
+    /// A result that is not kept any more: it ends with the next run, attached.
+    outdated: Guarded<Option<Shown>>,
+}
 
 impl Spare {
     /// The execution, if nobody else has kept a reference to it.
     fn take(&self, lock: Lock<'_>, renew: impl FnOnce(&mut Execution)) -> Option<Arc<Execution>> {
-        let mut execution = self.0.write(lock).take()?;
+        let mut execution = self.execution.write(lock).take()?;
         // The watch may have been about to stop the run that has just ended.
         let kept = Arc::get_mut(&mut execution).filter(|execution| execution.is_as_new())?;
         renew(kept);
@@ -49,7 +54,7 @@ impl Spare {
 
     fn put(&self, lock: Lock<'_>, execution: Arc<Execution>) {
         // That of an outer run of the same function is dropped behind the borrow.
-        let before = self.0.write(lock).replace(execution);
+        let before = self.execution.write(lock).replace(execution);
         drop(before);
     }
 }
@@ -61,7 +66,7 @@ pub struct Event {
     pub record: Result<Record, Failure>,
     /// The linked command whose client waits for the end.
     pub link: Option<ReplyHold>,
-    pub may_wait: bool,
+    pub may_wait: MayWait,
 }
 
 /// What became of a run that a client waits for.
@@ -76,20 +81,20 @@ impl Engine {
     /// nothing has happened.
     pub fn run_brief(
         &self,
-        lock: Lock<'_>,
         registration: &Arc<Registration>,
         spare: &Spare,
         next: &Arc<dyn Next>,
         words: Argv<'_>,
-        may_wait: bool,
+        command: &Command<'_>,
     ) -> Option<Brief> {
         let call = self.only_call(registration).filter(|call| !call.visits)?;
         let _depth = Depth::enter()?;
         registration.stats.triggered();
-        let renew = |execution: &mut Execution| execution.may_wait = may_wait;
-        let execution = spare.take(lock, renew).unwrap_or_else(|| {
+        let lock = command.lock();
+        let _caller = command.is_asked();
+        let execution = spare.take(lock, |_| ()).unwrap_or_else(|| {
             let start = Start::of_call(registration, 0, Box::new(Once(None)), Arc::clone(next));
-            self.registry.create_unlisted(start.waiting(may_wait))
+            self.registry.create_unlisted(start.waiting(MayWait::AsCaller))
         });
         let started = Instant::now();
         let watched = self.sync_watch.enter(Arc::clone(&execution) as _, started);
@@ -98,7 +103,7 @@ impl Engine {
         let called = catch_unwind(AssertUnwindSafe(|| {
             function.answer(&execution.stop, words, call.text)
         }));
-        let ran = match called {
+        let otherwise = match called {
             Ok(Ok(Called::Now(result))) if !execution.stop.is_asked() => {
                 drop(scope);
                 drop(watched);
@@ -106,27 +111,44 @@ impl Engine {
                 spare.put(lock, execution);
                 return Some(Brief::Result(result));
             }
-            Ok(Ok(Called::Later(awaitable, _))) => {
+            Ok(called) => Some(called),
+            Err(_) => None,
+        };
+        let ran = self.went_otherwise(&execution, otherwise, started);
+        drop(scope);
+        drop(watched);
+        Some(Brief::Ran(self.after_run(&execution, ran)))
+    }
+
+    /// What a call by name has come to that has not just given a result; `None` for a panic.
+    #[inline(never)]
+    fn went_otherwise(
+        &self,
+        execution: &Arc<Execution>,
+        called: Option<Result<Called<Reply>, Failure>>,
+        started: Instant,
+    ) -> Ran {
+        match called {
+            Some(Ok(Called::Later(awaitable, _))) => {
                 execution.note_read();
                 // Nobody can have aborted it: it has no id yet that anybody knows.
                 drop(execution.begin(started));
-                run_one::wait_for(self, &execution, Duration::ZERO, started, |ticket| {
+                run_one::wait_for(self, execution, Duration::ZERO, started, |ticket| {
                     single::waiting_at(0, awaitable, None, ticket)
                 })
             }
-            Ok(Ok(Called::Now(result))) => {
+            Some(Ok(Called::Now(result))) => {
                 let outcome = Outcome {
                     results: vec![result],
                     ..Outcome::default()
                 };
-                run_one::ended_at_once(self, &execution, outcome, started)
+                run_one::ended_at_once(self, execution, outcome, started)
             }
-            Ok(Err(failure)) => run_one::ended_at_once(self, &execution, Outcome::of_error(failure), started),
-            Err(_) => Ran::Ended(Status::Done, Outcome::of_error(run::INTERNAL)),
-        };
-        drop(scope);
-        drop(watched);
-        Some(Brief::Ran(self.after_run(&execution, ran)))
+            Some(Err(failure)) => {
+                run_one::ended_at_once(self, execution, Outcome::of_error(failure), started)
+            }
+            None => Ran::Ended(Status::Done, Outcome::of_error(run::INTERNAL)),
+        }
     }
 
     /// The call that a run of the registration is, if nothing has to be watched or measured but SyncTimeout.
@@ -176,8 +198,9 @@ impl Engine {
         let scope = Scope::enter_execution(&execution);
         execution.note_read();
         let function = &registration.plan.functions[call.function];
+        let outdated = spare.outdated.write(lock).take();
         let called = catch_unwind(AssertUnwindSafe(|| {
-            function.text(&execution.stop, record, call.visits)
+            function.text(&execution.stop, record, call.visits, outdated)
         }));
         let ran = match called {
             Ok(Ok(Called::Now(result))) if !execution.stop.is_asked() => {
@@ -203,9 +226,14 @@ impl Engine {
                     run,
                 };
                 let limit = self.config.limit(Number::MaxExecutionsPerRegistration);
-                self.registry
+                let gone = self
+                    .registry
                     .keep_ended(execution.id, ended, limit, self.most_executions());
                 spare.put(lock, execution);
+                if let Some(Known::Ended(gone)) = gone {
+                    let before = spare.outdated.write(lock).replace(gone.run.result);
+                    drop(before);
+                }
                 drop(link);
                 return;
             }

@@ -7,7 +7,6 @@ use std::{
     iter,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Instant,
 };
 
 use super::{
@@ -19,7 +18,7 @@ use super::{
     registration::Registration,
     run::{self, Ran},
 };
-use crate::{config::Number, error::Error, server::api, stats::Ending};
+use crate::{clock::Instant, config::Number, error::Error, server::api, stats::Ending};
 
 impl Engine {
     /// [`Engine::finish`] for an execution that nobody could know of.

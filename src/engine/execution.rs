@@ -3,18 +3,16 @@
 //! `created -> running -> done | aborted`; what distributed ones do in between is in `distributed_run.rs`. Shared between the registry,
 //! the queue and the thread that runs it.
 
-use std::{
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Instant,
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 mod again;
 
 pub(super) use self::again::Left;
 pub use super::outcome::{Collector, Collects, Late, Outcome};
+use crate::clock::Instant;
 use crate::mutex::Mutex;
 
 use super::{
@@ -35,10 +33,37 @@ use super::{
 };
 use crate::server::{
     client::{BlockedClient, Meter},
+    command,
     lock::Lock,
     reply::Reply,
     rights::Actor,
 };
+
+/// Whether functions may return something to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MayWait {
+    No,
+    Yes,
+    /// If the caller of the command can wait in whose time the function runs ([`command::caller_may_wait`]).
+    AsCaller,
+}
+
+impl MayWait {
+    /// Whether the function that runs on this thread may.
+    pub fn is_true(self) -> bool {
+        match self {
+            Self::No => false,
+            Self::Yes => true,
+            Self::AsCaller => command::caller_may_wait(),
+        }
+    }
+}
+
+impl From<bool> for MayWait {
+    fn from(may: bool) -> Self {
+        if may { Self::Yes } else { Self::No }
+    }
+}
 
 /// Called once, with the outcome, on the thread that finished the execution.
 pub type Waiter = Box<dyn FnOnce(&Outcome) + Send>;
@@ -59,7 +84,7 @@ pub struct Execution {
     /// The linked command, if there is one.
     pub link: Option<Arc<LinkedCommand>>,
     /// Its functions may return something to wait for.
-    pub may_wait: bool,
+    pub may_wait: MayWait,
     pub stop: Stop,
     /// Of the client that waits for it.
     meter: OnceLock<Meter>,

@@ -221,7 +221,14 @@ pub trait Function: Send + Sync {
 
     /// Calls it with one record so that `stop` can end it, and gives the text of what it returns, or of the record (`visits`):
     /// [`Language::interruptible`], [`Function::map`] or [`Function::visit`], and [`Language::to_text`], in one.
-    fn text(&self, stop: &Stop, record: Record, visits: bool) -> Result<Called<Shown>, Failure>;
+    /// `outdated`: what ends meanwhile, attached.
+    fn text(
+        &self,
+        stop: &Stop,
+        record: Record,
+        visits: bool,
+        outdated: Option<Shown>,
+    ) -> Result<Called<Shown>, Failure>;
 
     /// Calls it with one record so that `stop` can end it, and `take` gets what it returns: [`Language::interruptible`] and
     /// [`Function::map`] in one.

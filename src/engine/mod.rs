@@ -59,7 +59,7 @@ use std::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crate::mutex::Mutex;
@@ -86,6 +86,7 @@ use self::{
     timers::Timers,
 };
 use crate::{
+    clock::Instant,
     config::{Config, Number},
     error::Error,
     server::{

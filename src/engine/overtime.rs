@@ -4,17 +4,14 @@
 //! When it is over the "stop" error is raised once in the function, which may catch it and clean up. After as long again the execution
 //! is stopped for good.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Engine,
     execution::Execution,
     stop::{Interrupted, Stoppable},
 };
-use crate::{mutex::Mutex, server::api};
+use crate::{clock::Instant, mutex::Mutex, server::api};
 
 /// How soon somebody looks again who could not be interrupted.
 const AGAIN: Duration = Duration::from_millis(20);

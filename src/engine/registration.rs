@@ -317,6 +317,18 @@ impl Registration {
         (first, kept.drain(..surplus.saturating_sub(1)).collect())
     }
 
+    /// The same where as many are kept as may be: the one that goes for it. `None` where that is not so; then nothing has changed.
+    #[inline]
+    pub(super) fn exchange_oldest(&self, id: Id, limit: Option<usize>) -> Option<Id> {
+        let mut kept = self.life.kept.lock();
+        if Some(kept.len()) != limit {
+            return None;
+        }
+        let oldest = kept.pop_front()?;
+        kept.push_back(id);
+        Some(oldest)
+    }
+
     /// Notes a finished part of another shard's execution.
     pub(super) fn keep_part(&self, id: Id) {
         self.life.parts.lock().insert(id);

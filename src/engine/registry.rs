@@ -199,12 +199,29 @@ impl Registry {
     }
 
     /// The same for a run that nobody could ask for so far.
-    pub(super) fn keep_ended(&self, id: Id, ended: Ended, limit: Option<usize>, most: Option<usize>) {
+    /// What goes for it, if that is one.
+    pub(super) fn keep_ended(
+        &self,
+        id: Id,
+        ended: Ended,
+        limit: Option<usize>,
+        most: Option<usize>,
+    ) -> Option<Known> {
         let registration = Arc::clone(&ended.registration);
         if registration.is_removed() {
-            return;
+            return None;
         }
         let mut executions = self.executions.lock();
+        let has_room = most.is_none_or(|most| executions.count() <= most);
+        if let Some(oldest) = has_room
+            .then(|| registration.exchange_oldest(id, limit))
+            .flatten()
+        {
+            let gone = executions.exchange(oldest, id, ended);
+            drop(executions);
+            self.drop_of_removed(&registration, id);
+            return gone;
+        }
         let evicted = most.map(|most| executions.evict(most)).unwrap_or_default();
         executions.insert(id, Known::Ended(ended));
         executions.finished.insert(id);
@@ -213,6 +230,7 @@ impl Registry {
         drop(surplus);
         self.forget_all(evicted);
         self.drop_of_removed(&registration, id);
+        None
     }
 
     /// The same for a listed one, if only the registry and the thread that ran it have a reference: it ends with that.

@@ -4,7 +4,13 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::{ended::Known, execution::Execution, id::Id, registration::Registration, table::Table};
+use super::{
+    ended::{Ended, Known},
+    execution::Execution,
+    id::Id,
+    registration::Registration,
+    table::Table,
+};
 
 /// All executions of a server. Under the registry's mutex.
 #[derive(Default)]
@@ -50,6 +56,35 @@ impl Executions {
         self.surplus -= usize::from(self.is_surplus(id));
         known.session().remove_execution();
         Some(known)
+    }
+
+    /// How many there are that are not surplus.
+    pub fn count(&self) -> usize {
+        self.by_id.len() - self.surplus
+    }
+
+    /// A run that has ended in the place of an older one of its registration.
+    pub fn exchange(&mut self, oldest: Id, id: Id, ended: Ended) -> Option<Known> {
+        let gone = self.by_id.remove(oldest);
+        let session = &ended.registration.session;
+        // Nearly always the same, which has as many as before.
+        let stays = gone
+            .as_ref()
+            .is_some_and(|gone| Arc::ptr_eq(gone.session(), session));
+        if gone.is_some() {
+            self.finished.remove(oldest);
+            self.surplus -= usize::from(self.is_surplus(oldest));
+        }
+        if !stays {
+            if let Some(gone) = &gone {
+                gone.session().remove_execution();
+            }
+            session.add_execution();
+        }
+        // Ids are given once.
+        drop(self.by_id.insert(id, Known::Ended(ended)));
+        self.finished.insert(id);
+        gone
     }
 
     pub fn is_surplus(&self, id: Id) -> bool {

@@ -3,7 +3,7 @@
 //!
 //! Begun under the server's lock, ended on workers.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use super::{
     Engine, Lane,
@@ -18,7 +18,7 @@ use super::{
     source::Source,
     start::Start,
 };
-use crate::{config::Number, mutex::Mutex};
+use crate::{clock::Instant, config::Number, mutex::Mutex};
 
 /// How many wait for the next event; of a burst the others go.
 const MOST: usize = 64;

@@ -4,7 +4,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
@@ -24,7 +24,7 @@ use super::{
     source::Reading,
     stop::Stoppable,
 };
-use crate::{config::Number, error::Error, server::api};
+use crate::{clock::Instant, config::Number, error::Error, server::api};
 
 /// The error of an execution that panicked.
 pub(super) const INTERNAL: &str = "ERR internal error, see the server's log";

@@ -3,10 +3,8 @@
 //!
 //! On the thread that runs the execution; where it waits, `run.rs` goes on with it.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use crate::clock::Instant;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Engine,
@@ -58,7 +56,7 @@ pub(super) fn run_call(
         started,
         call,
         |function, record, reading| {
-            let called = function.text(&execution.stop, record, call.visits)?;
+            let called = function.text(&execution.stop, record, call.visits, None)?;
             Ok(called.map(|result| {
                 let run = Single {
                     result,

@@ -1,6 +1,6 @@
 //! Executions that run at once, on the thread that starts them: those of `sync` registrations, and functions that they call.
 
-use std::{cell::Cell, sync::Arc, time::Instant};
+use std::{cell::Cell, sync::Arc};
 
 use super::{
     Engine,
@@ -10,6 +10,7 @@ use super::{
     start::Start,
 };
 use crate::{
+    clock::Instant,
     error::Error,
     per_thread::per_thread,
     server::{

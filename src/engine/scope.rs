@@ -9,7 +9,13 @@ use std::{
 
 use crate::mutex::Mutex;
 
-use super::{execution::Execution, id::Id, registration::Registration, session::Session, start::Start};
+use super::{
+    execution::{Execution, MayWait},
+    id::Id,
+    registration::Registration,
+    session::Session,
+    start::Start,
+};
 use crate::{
     error::Error,
     per_thread::per_thread,
@@ -189,6 +195,7 @@ impl Scope {
     }
 
     /// The same for the functions of an execution.
+    #[inline]
     pub fn enter_execution(execution: &Arc<Execution>) -> Entered {
         Entered(CURRENT.replace(Current::Of(Arc::clone(execution))))
     }
@@ -246,7 +253,8 @@ impl Scope {
 
     /// True if the execution whose callback runs on this thread may go to the background.
     pub fn may_wait() -> bool {
-        CURRENT.with_borrow(|current| current.execution().is_some_and(|execution| execution.may_wait))
+        let may_wait = CURRENT.with_borrow(|current| current.execution().map(|execution| execution.may_wait));
+        may_wait.is_some_and(MayWait::is_true)
     }
 }
 
@@ -274,7 +282,19 @@ impl Prepared {
 pub struct Entered(Current);
 
 impl Drop for Entered {
+    #[inline]
     fn drop(&mut self) {
-        CURRENT.set(std::mem::replace(&mut self.0, Current::Nothing));
+        let ended = CURRENT.replace(std::mem::replace(&mut self.0, Current::Nothing));
+        // Mostly this kind.
+        if let Current::Of(execution) = ended {
+            drop(execution);
+        } else {
+            end(ended);
+        }
     }
+}
+
+#[inline(never)]
+fn end(ended: Current) {
+    drop(ended);
 }

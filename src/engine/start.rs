@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::{
-    execution::{Collector, Next, Outcome, Waiter},
+    execution::{Collector, MayWait, Next, Outcome, Waiter},
     linked_command::ReplyHold,
     plan::Plan,
     registration::Registration,
@@ -39,7 +39,7 @@ pub struct Start {
     pub(super) meter: Option<Meter>,
     pub(super) next: Option<Arc<dyn Next>>,
     pub(super) skips_errors: bool,
-    pub(super) may_wait: bool,
+    pub(super) may_wait: MayWait,
     /// Gets the results in the place of those who look at the outcome.
     pub(super) collector: Option<Collector>,
     /// What other shards need to take part; `None` if the run is this shard's alone.
@@ -65,7 +65,7 @@ impl Start {
             meter: None,
             next: None,
             skips_errors: false,
-            may_wait: true,
+            may_wait: MayWait::Yes,
             collector: None,
             payload: None,
         }
@@ -190,8 +190,8 @@ impl Start {
     /// Whether its functions may return something to wait for.
     #[must_use]
     #[inline]
-    pub fn waiting(mut self, may_wait: bool) -> Self {
-        self.may_wait = may_wait;
+    pub fn waiting(mut self, may_wait: impl Into<MayWait>) -> Self {
+        self.may_wait = may_wait.into();
         self
     }
 

@@ -12,7 +12,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, Thread},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crate::mutex::Mutex;
@@ -21,6 +21,7 @@ pub use point::Stop;
 
 use super::{Engine, execution::Execution, language::Language, session::Session};
 use crate::{
+    clock::Instant,
     config::Number,
     error::Error,
     server::{api, lock::Lock},
@@ -161,10 +162,14 @@ impl SyncWatch {
         (code, Some(self.entered()))
     }
 
+    /// Behind the mutex: the watch, which was about to sleep before, is seen to be.
     fn entered(&self) -> Watched<'_> {
         self.is_running.store(true, Ordering::Relaxed);
-        self.runs.fetch_add(1, Ordering::Relaxed);
-        if !self.awake.swap(true, Ordering::AcqRel) {
+        // One run at a time changes it.
+        let runs = self.runs.load(Ordering::Relaxed);
+        self.runs.store(runs + 1, Ordering::Relaxed);
+        if !self.awake.load(Ordering::Relaxed) {
+            self.awake.store(true, Ordering::Relaxed);
             if let Some(watcher) = self.watcher.get() {
                 watcher.unpark();
             }

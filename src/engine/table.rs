@@ -73,8 +73,12 @@ impl<T> Table<T> {
 
     #[inline]
     pub fn remove(&mut self, id: Id) -> Option<T> {
-        let place = self.place(id).ok()?;
-        let removed = self.places[place].1.take()?;
+        let removed = if self.places.front().is_some_and(|(first, _)| *first == id) {
+            self.places.pop_front()?.1?
+        } else {
+            let place = self.place(id).ok()?;
+            self.places[place].1.take()?
+        };
         self.len -= 1;
         while self.places.front().is_some_and(|(_, value)| value.is_none()) {
             self.places.pop_front();

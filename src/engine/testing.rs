@@ -128,7 +128,13 @@ impl Function for Arithmetic {
     fn answer(&self, _stop: &Stop, words: Argv<'_>, _text: bool) -> Result<Called<Reply>, Failure> {
         Ok(Called::Now(Reply::Int(words.len() as i64)))
     }
-    fn text(&self, _stop: &Stop, record: Record, _visits: bool) -> Result<Called<Shown>, Failure> {
+    fn text(
+        &self,
+        _stop: &Stop,
+        record: Record,
+        _visits: bool,
+        _outdated: Option<Shown>,
+    ) -> Result<Called<Shown>, Failure> {
         let text = number(&record).to_string();
         Ok(Called::Now(Shown::Now(Reply::bulk(text))))
     }

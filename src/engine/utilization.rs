@@ -1,7 +1,8 @@
 //! How busy the workers are: what tells whether one more of them would help. Most functions need the interpreter, which one
 //! thread has at a time; several that want it only take it from each other.
 
-use std::time::{Duration, Instant};
+use crate::clock::Instant;
+use std::time::Duration;
 
 /// How long is measured before a figure is told.
 const WINDOW: Duration = Duration::from_millis(5);

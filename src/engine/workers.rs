@@ -4,10 +4,7 @@
 //! another execution ([`Engine::wait_on_worker`]), a spare one comes for it: else all of them could wait for what none is left to run. Where all
 //! of them hang, those in reserve run what others have ([`Engine::look_after_workers`]).
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 
@@ -19,7 +16,7 @@ use super::{
     stop::INTERRUPT_INTERVAL,
     timers::Timers,
 };
-use crate::{config::Number, per_thread, server::api, threads};
+use crate::{clock::Instant, config::Number, per_thread, server::api, threads};
 
 /// For how long no worker gets on before one in reserve comes.
 const PATIENCE: Duration = Duration::from_millis(100);

@@ -4,11 +4,7 @@
 
 use smallvec::SmallVec;
 
-use super::{
-    Hooks, Linked,
-    proxy::Concerns,
-    table::{CommandSpec, Entry},
-};
+use super::{Hooks, Linked, proxy::Concerns, spec::CommandSpec, table::Entry};
 use crate::{
     engine::{
         id::Id,
@@ -24,6 +20,7 @@ use crate::{
         key::{self, Life},
         lock::Lock,
         reply::Reply,
+        room,
         slots::slot_of,
         store,
         string::Words,
@@ -189,6 +186,12 @@ impl Hooks {
     pub fn refuse_paused(&self, command: &Command<'_>) -> Option<Reply> {
         let name = command.argv().get(1).unwrap_or_default();
         must_wait(command.lock(), self.features, name).then(|| Reply::error(PAUSED_MEANWHILE))
+    }
+
+    /// The server has looked at its memory before the client waited. What it gets where there is none by now for its writing command.
+    pub fn refuse_without_room(&self, command: &Command<'_>) -> Option<Reply> {
+        let name = command.argv().get(1).unwrap_or_default();
+        room::is_short_for(command.lock(), self.features, name).then(room::no_room)
     }
 
     /// Runs the command of a client that has waited. `None`: it waits behind that, which `block` has made it do. `writes`: it is a

@@ -3,7 +3,7 @@
 
 use smallvec::SmallVec;
 
-use super::{Hooks, Missing, table::changes_state};
+use super::{Hooks, Missing, names::changes_state};
 use crate::server::{
     client::{self, ClientState, User},
     command::Command,
@@ -75,7 +75,8 @@ impl ClientCache {
     }
 
     /// `None` for the clients that scripts and modules use internally.
-    #[inline]
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
     pub(super) fn look_up(&mut self, lock: Lock<'_>, id: u64) -> Option<ClientState> {
         match self.slot(id) {
             Some(known) if known.state.id == id => Some(known.state),

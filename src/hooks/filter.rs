@@ -2,8 +2,11 @@
 //! docs/contract/readers-and-events.md chapters 8 and 10. Under the server's lock; what is not linked must cost next to nothing.
 
 use super::{
-    Hooks, Noted, applies_hooks,
-    table::{Entry, ProxyCommand, place_of},
+    Cleared, Hooks, Noted, applies_hooks,
+    names::place_of,
+    proxy::Concerns,
+    spec::ProxyCommand,
+    table::{Entry, Table},
     writes,
 };
 use crate::{
@@ -13,9 +16,21 @@ use crate::{
         client::{self, ClientState},
         filter::{Passing, ProxyName},
         home,
+        key::Life,
         lock::Lock,
+        room,
     },
 };
+
+/// What a glance at a command says.
+enum Glance {
+    /// It is to be looked at.
+    Nothing,
+    /// It concerns nobody.
+    Passes,
+    /// It goes behind a proxy command; its client, where the server tells.
+    Wanted(Option<ClientState>),
+}
 
 impl Hooks {
     /// Sees each command of the server while something is linked, and puts a proxy command in front where needed.
@@ -23,33 +38,98 @@ impl Hooks {
         let Some(name) = passing.arg(0) else { return };
         let lock = passing.lock();
         let table = self.table.read(lock);
-        let place = place_of(name);
-        let minds = table.minds(place);
-        *self.noted.write(lock) = Noted {
-            moving: minds && writes::moves_keys(name),
-            ..Noted::default()
-        };
-        if !minds && !name.contains(&b'.') {
-            return;
-        }
-        let native = self.features.filter_client_id && self.features.quiet_open;
-        if !self.features.filter_client_id {
-            self.whereabouts
-                .write(lock)
-                .passes(name, |position| passing.arg(position));
-        }
-        let found = table.find_at(place, name);
-        let Some(entry) = found else {
-            if native {
-                self.clients.write(lock).passes(lock, passing.client_id(), name);
+        self.noted.set(lock, Noted::default());
+        if let Some(entry) = table.quick(name) {
+            match self.glance(engine, passing, entry) {
+                Glance::Passes => return,
+                Glance::Wanted(client) => {
+                    if entry.spec.takes(passing.len()) {
+                        self.rewrite(engine, passing, entry, client, self.tells_who_sends());
+                    }
+                    return;
+                }
+                Glance::Nothing => {}
             }
-            self.tell_of_slot(passing, name);
+        }
+        let place = place_of(name);
+        // Most names end here.
+        if !table.minds(place) && !name.contains(&b'.') {
             return;
+        }
+        if writes::moves_keys(name) {
+            self.note(lock, |noted| noted.moving = true);
+        }
+        if !self.features.filter_client_id {
+            self.note_whereabouts(passing, name);
+        }
+        if let Some(entry) = table.find_at(place, name) {
+            return self.look_at(engine, passing, &table, entry);
+        }
+        if self.tells_who_sends() {
+            self.clients.write(lock).passes(lock, passing.client_id(), name);
+        }
+        self.tell_of_slot(passing, name);
+    }
+
+    #[inline(never)]
+    fn note_whereabouts(&self, passing: Passing<'_>, name: &[u8]) {
+        let word = |position| passing.arg(position);
+        self.whereabouts.write(passing.lock()).passes(name, word);
+    }
+
+    /// The server tells who sent a command, and shows keys without any effect: it need not be put behind a proxy command to learn that
+    /// it is a hit.
+    #[inline]
+    fn tells_who_sends(&self) -> bool {
+        self.features.filter_client_id && self.features.quiet_open
+    }
+
+    /// A glance at a command of which nothing matters but whether its only key is missing, see [`Table::quick`]: most of them are hits.
+    /// The same as [`Hooks::look_at`] where that is known.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
+    fn glance(&self, engine: &Engine, passing: Passing<'_>, entry: &Entry) -> Glance {
+        let lock = passing.lock();
+        // What is rare is not for a glance.
+        let Some(position) = entry.plain_key.filter(|_| !self.bypass.get(lock)) else {
+            return Glance::Nothing;
         };
+        if call::is_under_way(lock) || !engine.is_serving() || self.current.is_running(lock) {
+            return Glance::Nothing;
+        }
+        let client = if self.tells_who_sends() {
+            let client = self.clients.write(lock).look_up(lock, passing.client_id());
+            match client.filter(|client| !client.in_multi) {
+                Some(client) => Some(client),
+                None => return Glance::Nothing,
+            }
+        } else if self.whereabouts.read(lock).all_at_home() && !entry.spec.writes() {
+            None
+        } else {
+            return Glance::Nothing;
+        };
+        let Some(key) = passing.key(position) else {
+            return Glance::Nothing;
+        };
+        if !entry.links(key.name) {
+            return Glance::Passes;
+        }
+        let db = client.map_or(0, |client| client.db);
+        // What is there may be gone when the command runs, which looks again.
+        if passing.key_life(db, &key) == Life::Missing || room::may_evict(lock) {
+            Glance::Wanted(client)
+        } else {
+            Glance::Passes
+        }
+    }
+
+    #[inline(never)]
+    fn look_at(&self, engine: &Engine, passing: Passing<'_>, table: &Table, entry: &Entry) {
+        let (lock, native) = (passing.lock(), self.tells_who_sends());
         if native && entry.changes_state {
             self.clients.write(lock).forget(passing.client_id());
         }
-        if std::mem::take(&mut *self.bypass.write(lock)) {
+        if self.bypass.replace(lock, false) {
             return;
         }
         let word = |position| passing.arg(position);
@@ -73,11 +153,12 @@ impl Hooks {
             // What a function runs in the middle of a linked command is linked to nothing else.
             return;
         }
+        table.remember(entry);
         let client = self.sender(passing, native);
         let db = client.filter(|client| !client.in_multi).map(|client| client.db);
         let db = db.or_else(|| self.everybodys_db(lock, entry));
         if !entry.loads.is_empty() {
-            self.noted.write(lock).looked = db.is_some();
+            self.note(lock, |noted| noted.looked = db.is_some());
         }
         let wanted = match db {
             Some(db) => self.wants_proxy(entry, passing, db),
@@ -97,8 +178,10 @@ impl Hooks {
         self.rewrite(engine, passing, entry, client, native);
     }
 
-    /// The client that sent the command; `None` for scripts and functions, and where the server does not tell (`native` is false).
-    #[inline]
+    /// The client that sent the command; `None` for scripts and functions, and where the server does not tell (`native` is false). Each
+    /// command of interest passes here.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
     fn sender(&self, passing: Passing<'_>, native: bool) -> Option<ClientState> {
         let lock = passing.lock();
         // The server lends functions clients that once stood for one that waited, and still have its id.
@@ -135,7 +218,7 @@ impl Hooks {
             && passing.is_free_to_run(id, proxy)
             && passing.actor_may_run(proxy);
         if is_behind {
-            *self.cleared.write(lock) = None;
+            self.cleared.set(lock, None);
             passing.rewrite(proxy);
         }
         is_behind
@@ -160,7 +243,7 @@ impl Hooks {
                 engine.stats.count_acl_unlinked();
             }
         };
-        *self.cleared.write(lock) = None;
+        self.cleared.set(lock, None);
         let in_multi = client.is_some_and(|client| client.in_multi);
         // A script cannot wait, and one that only reads is refused whatever may write.
         let can_wait = || client.is_some() || !native && !lock.is_in_script();
@@ -175,15 +258,19 @@ impl Hooks {
             return;
         };
         let name = |proxy: ProxyCommand| &self.proxy[proxy as usize];
+        let cleared = || Cleared {
+            client: client.id,
+            concerns: Concerns::of(entry),
+        };
         let known = self.knows_rights.get().copied().unwrap_or_default();
         if known && self.clients.write(lock).is_unrestricted(lock, client.id) {
             passing.rewrite(name(if later { ProxyCommand::ReadLater } else { proxy }));
-            *self.cleared.write(lock) = (!in_multi && !later).then_some(client.id);
+            self.cleared.set(lock, (!in_multi && !later).then(cleared));
         } else if later && passing.user_may_run(client.id, name(ProxyCommand::ReadLater)) {
             passing.rewrite(name(ProxyCommand::ReadLater));
         } else if passing.user_may_run(client.id, name(proxy)) {
             passing.rewrite(name(proxy));
-            *self.cleared.write(lock) = (!in_multi).then_some(client.id);
+            self.cleared.set(lock, (!in_multi).then(cleared));
         } else {
             unlinked(&|| passing.rewrite(name(proxy)));
         }

@@ -9,8 +9,10 @@ use std::sync::{
 use smallvec::SmallVec;
 
 use super::{
-    Hooks, parts,
-    table::{CommandSpec, Entry, Rule},
+    Hooks,
+    parts::{self, REMOVERS},
+    spec::CommandSpec,
+    table::{Entry, Rule},
 };
 use crate::{
     engine::{id::Id, prefix::Pattern},
@@ -117,22 +119,6 @@ pub trait Loads: Send + Sync {
 /// A value that ends within so many milliseconds may be gone when a command runs that the filter sees: how long that takes nobody knows.
 const NEAR_END_MS: i64 = 1000;
 
-/// Commands that remove keys, in lower case; what they remove matters also where it is not there. Those behind the first two do so if
-/// what they make of other keys is nothing.
-pub(super) const REMOVERS: [&str; 11] = [
-    "del",
-    "unlink",
-    "bitop",
-    "geosearchstore",
-    "sdiffstore",
-    "sinterstore",
-    "sunionstore",
-    "zdiffstore",
-    "zinterstore",
-    "zrangestore",
-    "zunionstore",
-];
-
 impl Hooks {
     /// Told once who loads.
     pub fn connect(&self, loads: Arc<dyn Loads>) {
@@ -168,7 +154,7 @@ impl Hooks {
         let mut found = Vec::new();
         for name in default {
             let known = self.look_up(lock, &[(*name).to_owned()], &Pattern::Everything);
-            found.extend(known.into_iter().flatten().filter(CommandSpec::has_keys));
+            found.extend(known.into_iter().flatten().filter(CommandSpec::has_written_keys));
         }
         Ok(found)
     }
@@ -310,8 +296,8 @@ impl Hooks {
     /// The same whatever the rules are.
     #[inline(never)]
     fn wants_proxy_for_any(&self, entry: &Entry, passing: Passing<'_>, db: i32) -> bool {
-        if !entry.spec.has_keys() {
-            return entry.concerns(passing, |_| true);
+        if !entry.spec.has_keys() && !entry.rules.is_empty() {
+            return true;
         }
         let (lock, loads) = (passing.lock(), self.loads.get());
         let word = |at| passing.arg(at);
@@ -335,7 +321,8 @@ impl Hooks {
                 return false;
             }
             let life = passing.key_life(db, &passed);
-            let ends = load.is_some() && entry.spec.writes() && life.ends_within(NEAR_END_MS);
+            let is_part = load.is_some() && entry.spec.writes();
+            let ends = is_part && (life.ends_within(NEAR_END_MS) || passing.may_be_emptied(db, &passed));
             if life != Life::Missing
                 && (ends || room::may_evict(lock))
                 && !parts::waits_by_itself(&entry.spec)
@@ -344,7 +331,7 @@ impl Hooks {
                 return true;
             }
             if life == Life::Missing && load.is_some() && entry.spec.has_one_key() {
-                self.noted.write(lock).seen_missing = true;
+                self.note(lock, |noted| noted.seen_missing = true);
             }
             if let Some(rule) = load {
                 let (rules, found) = ((entry, rule), (db, key, life));
@@ -399,9 +386,10 @@ impl Hooks {
             return Ok(None);
         };
         let (db, writes) = (command.db(), entry.spec.writes());
-        let looked = std::mem::take(&mut self.noted.write(lock).looked)
-            && (cleared || !self.features.filter_client_id);
-        let seen_missing = looked && entry.spec.has_one_key() && self.noted.read(lock).seen_missing;
+        let noted = self.noted.get(lock);
+        let looked = noted.looked && (cleared || !self.features.filter_client_id);
+        self.note(lock, |noted| noted.looked = false);
+        let seen_missing = looked && entry.spec.has_one_key() && noted.seen_missing;
         let mut missing: SmallVec<[Missing<'_>; 1]> = SmallVec::new();
         let word = |at| original.get(at);
         for position in entry.spec.key_positions(original.len(), &word) {

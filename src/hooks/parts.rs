@@ -3,7 +3,28 @@
 
 use std::ops::Range;
 
-use super::table::CommandSpec;
+use smallvec::SmallVec;
+
+use super::spec::CommandSpec;
+
+/// Commands that remove keys, in lower case; what they remove matters also where it is not there. Those behind the first two do so if
+/// what they make of other keys is nothing.
+pub(super) const REMOVERS: [&str; 14] = [
+    "del",
+    "unlink",
+    "bitop",
+    "geosearchstore",
+    "georadius",
+    "georadiusbymember",
+    "sdiffstore",
+    "sinterstore",
+    "sort",
+    "sunionstore",
+    "zdiffstore",
+    "zinterstore",
+    "zrangestore",
+    "zunionstore",
+];
 
 /// Whether what the command leaves behind depends on what `key` had. `word`: its words, of which there are `len`.
 pub(super) fn needs<'w>(
@@ -33,21 +54,10 @@ pub(super) fn needs<'w>(
 
 /// Its first key gets a whole value, made of the others, or is removed if that is nothing.
 fn makes_a_value(spec: &CommandSpec) -> bool {
-    const NAMES: [&[u8]; 9] = [
-        b"bitop",
-        b"geosearchstore",
-        b"sdiffstore",
-        b"sinterstore",
-        b"sunionstore",
-        b"zdiffstore",
-        b"zinterstore",
-        b"zrangestore",
-        b"zunionstore",
-    ];
-    NAMES.contains(&&*spec.name)
+    REMOVERS[2..].iter().any(|name| name.as_bytes() == &*spec.name)
 }
 
-/// The positions of the keys that a command removes which is one of [`super::loads::REMOVERS`].
+/// The positions of the keys that a command removes which is one of [`REMOVERS`].
 pub(super) fn removed_keys<'w>(
     spec: &CommandSpec,
     len: usize,
@@ -55,6 +65,47 @@ pub(super) fn removed_keys<'w>(
 ) -> impl Iterator<Item = usize> + use<> {
     let most = if makes_a_value(spec) { 1 } else { usize::MAX };
     spec.key_positions(len, word).take(most)
+}
+
+/// What a command changes, or may change: positions with the database in which their key is meant. `db`: the one in which it runs.
+pub(super) fn changed<'w>(
+    spec: &CommandSpec,
+    db: i32,
+    len: usize,
+    word: &dyn Fn(usize) -> Option<&'w [u8]>,
+) -> SmallVec<[(i32, usize); 2]> {
+    let mut positions = spec.key_positions(len, word);
+    let here = |position| (db, position);
+    match &*spec.name {
+        b"copy" => positions
+            .skip(1)
+            .map(|position| (elsewhere(spec, len, word).unwrap_or(db), position))
+            .collect(),
+        b"move" => {
+            let there = elsewhere(spec, len, word).map(|db| (db, 1));
+            positions.map(here).chain(there).collect()
+        }
+        _ if makes_a_value(spec) => positions.next().map(here).into_iter().collect(),
+        _ => positions.map(here).collect(),
+    }
+}
+
+/// The other database that a command names, to which a key goes.
+pub(super) fn elsewhere<'w>(
+    spec: &CommandSpec,
+    len: usize,
+    word: &dyn Fn(usize) -> Option<&'w [u8]>,
+) -> Option<i32> {
+    let number = |at| std::str::from_utf8(word(at)?).ok()?.parse().ok();
+    match &*spec.name {
+        b"move" => number(2),
+        b"copy" => {
+            let is_db = |at: &usize| word(*at).is_some_and(|option| option.eq_ignore_ascii_case(b"db"));
+            // The only other option is one word.
+            (3..len).rfind(is_db).and_then(|at| number(at + 1))
+        }
+        _ => None,
+    }
 }
 
 /// SET depends by them on what is there, or returns it.
@@ -133,6 +184,24 @@ mod tests {
         assert_eq!(removed("del", 1, 4), [1, 2, 3]);
         assert_eq!(removed("sunionstore", 1, 4), [1]);
         assert_eq!(removed("bitop", 2, 5), [2]);
+    }
+
+    #[test]
+    fn what_is_made_is_changed_and_not_what_it_is_made_of() {
+        let of = |text: &str, first, last| {
+            let words: Vec<&str> = text.split(' ').collect();
+            let spec = CommandSpec::at(&words[0].to_ascii_lowercase(), first, last, 1);
+            let word = |at: usize| words.get(at).map(|word| word.as_bytes());
+            changed(&spec, 3, words.len(), &word).into_vec()
+        };
+        assert_eq!(of("MSET a 1", 1, 1), [(3, 1)]);
+        assert_eq!(of("SUNIONSTORE a b c", 1, -1), [(3, 1)]);
+        assert_eq!(of("SORT a STORE b", 0, 0), [(3, 3)]);
+        assert_eq!(of("SORT a", 0, 0), []);
+        assert_eq!(of("COPY a b REPLACE", 1, 2), [(3, 2)]);
+        assert_eq!(of("COPY a b db 1 REPLACE", 1, 2), [(1, 2)]);
+        assert_eq!(of("MOVE a 5", 1, 1), [(3, 1), (5, 1)]);
+        assert_eq!(of("MOVE a x", 1, 1), [(3, 1)]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Hooks, Linked, applies_hooks, table::ProxyCommand};
+use super::{Hooks, Linked, applies_hooks, spec::ProxyCommand, table::Entry};
 use crate::{
     engine::{
         Engine,
@@ -53,14 +53,16 @@ impl Hooks {
             return Err(Error::InnerCommand);
         }
         let name = original.get(0).unwrap_or_default();
-        let cleared = self.cleared.write(command.lock()).take();
+        let cleared = self.cleared.replace(command.lock(), None);
         // Other modules are lent such clients, too (`Hooks::sender`), and cannot wait.
-        let cleared = cleared.is_some_and(|id| id == command.client_id() && command.may_block());
+        let cleared = cleared.filter(|cleared| cleared.client == command.client_id() && command.may_block());
+        // What the filter has seen a moment ago.
+        let concerns = cleared.map_or_else(|| self.concerns_of(command), |cleared| cleared.concerns);
+        let cleared = cleared.is_some();
         let not_permitted = || {
             let name = name.to_ascii_lowercase();
             Error::NotPermitted(String::from_utf8_lossy(&name).into_owned())
         };
-        let concerns = self.concerns_of(command);
         let hook = if concerns.hooks {
             self.hook_for(engine, command)
         } else {
@@ -145,12 +147,7 @@ impl Hooks {
     pub(super) fn concerns_of(&self, command: &Command<'_>) -> Concerns {
         let table = self.table.read(command.lock());
         let entry = command.argv().get(1).and_then(|name| table.find(name));
-        entry.map_or_else(Concerns::default, |entry| Concerns {
-            hooks: !entry.hooks.is_empty(),
-            loads: !entry.loads.is_empty(),
-            writes: !entry.writes.is_empty(),
-            removals: !entry.removers.is_empty(),
-        })
+        entry.map_or_else(Concerns::default, Concerns::of)
     }
 
     fn declare_keys(&self, command: &Command<'_>) {
@@ -178,6 +175,18 @@ pub(super) struct Concerns {
     loads: bool,
     pub(super) writes: bool,
     pub(super) removals: bool,
+}
+
+impl Concerns {
+    #[inline]
+    pub(super) fn of(entry: &Entry) -> Self {
+        Self {
+            hooks: !entry.hooks.is_empty(),
+            loads: !entry.loads.is_empty(),
+            writes: !entry.writes.is_empty(),
+            removals: !entry.removers.is_empty(),
+        }
+    }
 }
 
 /// The client waits for whoever holds the link. One that the server does not let wait is answered at once.

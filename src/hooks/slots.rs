@@ -23,6 +23,7 @@ impl Hooks {
     }
 
     /// A command passes the filter: is it `CLUSTER SETSLOT <slot> ...`?
+    #[inline(never)]
     pub(super) fn tell_of_slot(&self, passing: Passing<'_>, name: &[u8]) {
         if !name.eq_ignore_ascii_case(CLUSTER) {
             return;

@@ -1,136 +1,21 @@
 //! Which commands are linked, and for which keys: what the filter looks up for each command that passes.
 
-use std::{ffi::CStr, sync::Arc};
+use std::{cell::Cell, ptr};
 
 use super::{
     chain::HookRule,
     clients,
     loads::LoadRule,
-    slots, whereabouts,
+    names::{PLACES, STATE_CHANGING, Word, changes_state, place_bit, place_of, word_of},
+    slots,
+    spec::CommandSpec,
+    whereabouts,
     writes::{self, WriteRule},
 };
 use crate::{
     engine::{id::Id, prefix::Pattern},
-    error::Error,
-    server::{
-        api::Features,
-        asking::{CommandInfo, Counted},
-        call::call,
-        filter::Passing,
-        lock::Lock,
-        reply::Reply,
-    },
+    server::filter::Passing,
 };
-
-/// The proxy command that stands for an original, chosen so that the server applies the original's checks to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
-pub enum ProxyCommand {
-    Read,
-    Write,
-    /// A write that may need memory.
-    WriteMore,
-    /// A read whose functions may write: the server lets it wait while clients are paused, as it does with writes.
-    ReadLater,
-}
-
-impl ProxyCommand {
-    pub const ALL: [Self; 4] = [Self::Read, Self::Write, Self::WriteMore, Self::ReadLater];
-
-    pub const fn name(self) -> &'static CStr {
-        match self {
-            Self::Read => c"RG.INNERREAD",
-            Self::Write => c"RG.INNERWRITE",
-            Self::WriteMore => c"RG.INNERWRITEMORE",
-            Self::ReadLater => c"RG.INNERREADLATER",
-        }
-    }
-}
-
-/// What the server says about a command.
-#[derive(Clone, Debug)]
-pub struct CommandSpec {
-    /// In lower case.
-    pub(super) name: Arc<[u8]>,
-    pub(super) proxy: ProxyCommand,
-    /// Key positions as in COMMAND INFO; `first` 0 if there are none, or if they move.
-    first: i64,
-    last: i64,
-    step: i64,
-    /// Those behind their number.
-    counted: Option<Counted>,
-    /// As in COMMAND INFO: the number of words, or less than the least one with a minus.
-    arity: i64,
-}
-
-impl CommandSpec {
-    /// True if the server would run a command of so many words.
-    pub(super) fn takes(&self, len: usize) -> bool {
-        let len = len as i64;
-        if self.arity < 0 {
-            len >= -self.arity
-        } else {
-            len == self.arity
-        }
-    }
-
-    pub fn shown_name(&self) -> String {
-        String::from_utf8_lossy(&self.name).into_owned()
-    }
-
-    pub fn writes(&self) -> bool {
-        self.proxy != ProxyCommand::Read
-    }
-
-    /// True if `name` is its name, in any letter case.
-    fn is_called(&self, name: &[u8]) -> bool {
-        let letters = || self.name.iter().zip(name);
-        self.name.len() == name.len() && letters().all(|(own, given)| *own == given.to_ascii_lowercase())
-    }
-
-    /// True if its keys stand at known places, fixed ones or behind their number.
-    pub(super) fn has_keys(&self) -> bool {
-        self.first > 0 || self.counted.is_some()
-    }
-
-    /// Whatever its length, the command names one key.
-    pub(super) fn has_one_key(&self) -> bool {
-        self.first > 0 && self.first == self.last && self.counted.is_none()
-    }
-
-    /// Where the options of a command begin that has them behind its first keys and values.
-    pub(super) fn options_at<'w>(&self, len: usize, word: &dyn Fn(usize) -> Option<&'w [u8]>) -> usize {
-        self.counted.map_or(3, |counted| counted.end(len, word))
-    }
-
-    /// The positions of the keys in a command of `len` words, which `word` gives.
-    pub(super) fn key_positions<'w>(
-        &self,
-        len: usize,
-        word: &dyn Fn(usize) -> Option<&'w [u8]>,
-    ) -> impl Iterator<Item = usize> + use<> {
-        let last = if self.last < 0 {
-            len as i64 + self.last
-        } else {
-            self.last
-        };
-        let end = if self.first > 0 {
-            last.min(len as i64 - 1)
-        } else {
-            -1
-        };
-        let (mut next, step) = (self.first, self.step.max(1));
-        let mut counted = self.counted.map(|counted| counted.positions(len, word));
-        std::iter::from_fn(move || {
-            let position = next;
-            next += step;
-            if position <= end {
-                return Some(position as usize);
-            }
-            counted.as_mut()?.next()
-        })
-    }
-}
 
 /// One registration's interest in a command.
 pub(super) struct Rule {
@@ -141,7 +26,7 @@ pub(super) struct Rule {
 
 pub(super) struct Entry {
     /// Its name as [`word_of`] has it, if it is of letters.
-    word: Option<u64>,
+    word: Option<Word>,
     pub(super) spec: CommandSpec,
     pub(super) rules: Vec<Rule>,
     /// Functions in its place, in the order of registration.
@@ -160,6 +45,8 @@ pub(super) struct Entry {
     pub(super) plain_key: Option<usize>,
     /// What [`changes_state`] says of it.
     pub(super) changes_state: bool,
+    /// Nothing matters but whether its only key is missing.
+    is_quick: bool,
 }
 
 #[derive(Default)]
@@ -169,37 +56,8 @@ pub(super) struct Table {
     mattering: u64,
     /// The places of the entries by [`place_of`] their names: a registration that loads has dozens of them.
     places: Vec<Vec<u16>>,
-}
-
-/// Commands after which a client's database, transaction or tracking may be another.
-const STATE_CHANGING: [&[u8]; 6] = [b"select", b"multi", b"exec", b"discard", b"reset", b"client"];
-
-/// True for them, in any letter case, and for commands of modules, which may select another database for their client.
-pub(super) fn changes_state(name: &[u8]) -> bool {
-    name.contains(&b'.')
-        || STATE_CHANGING
-            .iter()
-            .any(|known| known.eq_ignore_ascii_case(name))
-}
-
-/// How many places there are to look for a name.
-const PLACES: usize = u64::BITS as usize;
-
-/// Where a name is looked for, in any letter case.
-pub(super) fn place_of(name: &[u8]) -> usize {
-    let letter = |byte: Option<&u8>| usize::from(byte.copied().unwrap_or(0) | 0x20);
-    (name.len() * 5 + letter(name.first()) * 3 + letter(name.last())) % PLACES
-}
-
-/// A name of eight bytes at most as a number, which is the same in any letter case: no two names of letters have one.
-#[inline]
-fn word_of(name: &[u8]) -> Option<u64> {
-    let word = |word, byte: &u8| word << 8 | u64::from(byte | 0x20);
-    (name.len() <= 8).then(|| name.iter().fold(0, word))
-}
-
-fn place_bit(name: &[u8]) -> u64 {
-    1 << place_of(name)
+    /// The last command that was looked at which a glance is enough for, and where its entry is.
+    last: Cell<Option<(Word, usize)>>,
 }
 
 impl Table {
@@ -220,7 +78,9 @@ impl Table {
                 writes: Vec::new(),
                 only_misses: false,
                 plain_key: None,
+                is_quick: false,
             });
+            self.last.set(None);
             self.entries.len() - 1
         });
         &mut self.entries[place]
@@ -229,6 +89,27 @@ impl Table {
     /// False if nobody minds a command whose name has this place: most of them.
     pub(super) fn minds(&self, place: usize) -> bool {
         self.mattering & 1 << place != 0
+    }
+
+    /// The entry of a command that was [remembered](Self::remember), if that is this one.
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
+    pub(super) fn quick(&self, name: &[u8]) -> Option<&Entry> {
+        let (word, place) = self.last.get()?;
+        if word_of(name) == Some(word) {
+            self.entries.get(place)
+        } else {
+            None
+        }
+    }
+
+    /// The command was looked at. If nothing matters of it but whether its only key is missing, the next one of its name is found at once.
+    #[inline]
+    pub(super) fn remember(&self, entry: &Entry) {
+        if let (true, Some(word)) = (entry.is_quick, entry.word) {
+            let place = self.entries.iter().position(|other| ptr::eq(other, entry));
+            self.last.set(place.map(|place| (word, place)));
+        }
     }
 
     pub(super) fn find(&self, name: &[u8]) -> Option<&Entry> {
@@ -261,7 +142,13 @@ impl Table {
                 && entry.removers.is_empty()
                 && entry.writes.is_empty();
             entry.plain_key = is_plain.then_some(entry.spec.first as usize);
+            entry.is_quick = is_plain
+                && entry.is_linked()
+                && entry.hooks.is_empty()
+                && !entry.strays
+                && !entry.changes_state;
         }
+        self.last.set(None);
         self.places = vec![Vec::new(); PLACES];
         for (place, entry) in self.entries.iter().enumerate() {
             self.places[place_of(&entry.spec.name)].push(place as u16);
@@ -289,8 +176,8 @@ impl Entry {
     /// True if some rule is about one of the command's keys for which `also` holds. A command without key positions
     /// concerns those who asked for every key.
     pub(super) fn concerns(&self, passing: Passing<'_>, also: impl Fn(usize) -> bool) -> bool {
-        if !self.spec.has_keys() {
-            return !self.rules.is_empty();
+        if !self.spec.has_keys() && !self.rules.is_empty() {
+            return true;
         }
         let mut positions = self.spec.key_positions(passing.len(), &|at| passing.arg(at));
         positions.any(|position| {
@@ -328,143 +215,15 @@ impl Entry {
         self.loads.iter().find(|rule| rule.pattern.matches(key))
     }
 }
-
-/// The server's commands that write keys at known places and wait for nothing. None where it cannot list them (before 7.0).
-pub(super) fn look_up_writers(lock: Lock<'_>, features: Features) -> Vec<CommandSpec> {
-    let words = ["COMMAND", "LIST", "FILTERBY", "ACLCAT", "write"];
-    let listed = call(lock, features, 0, &words.map(|word| word.as_bytes().to_vec()));
-    let names = listed.items().iter().filter_map(Reply::as_text);
-    names
-        .filter_map(|name| {
-            let name = String::from_utf8_lossy(name).into_owned();
-            let info = CommandInfo::ask(lock, features, &name)?;
-            let fixed = info.first > 0 && info.step > 0 && !info.has("movablekeys");
-            let known = fixed || info.counted.is_some();
-            let plain = info.has("write") && !info.has("blocking") && !is_untouchable(&name, &info);
-            (known && plain).then(|| spec(&name, &info))
-        })
-        .collect()
-}
-
-/// Commands that scripts cannot run, and the module's own ones, stay as they are.
-fn is_untouchable(name: &str, info: &CommandInfo) -> bool {
-    info.has("noscript") || info.has_noscript_part || name.to_ascii_lowercase().starts_with("rg.")
-}
-
-/// `name`: what clients call it, which need not be the server's own name.
-fn spec(name: &str, info: &CommandInfo) -> CommandSpec {
-    let proxy = match (info.has("write"), info.has("denyoom")) {
-        (false, _) => ProxyCommand::Read,
-        (true, false) => ProxyCommand::Write,
-        (true, true) => ProxyCommand::WriteMore,
-    };
-    let moves = info.has("movablekeys") && info.counted.is_none();
-    CommandSpec {
-        proxy,
-        first: if moves { 0 } else { info.first },
-        counted: info.counted,
-        last: info.last,
-        step: info.step,
-        arity: info.arity,
-        name: name.to_ascii_lowercase().into_bytes().into(),
-    }
-}
-
-/// Looks a command up that is to be linked for keys that match `pattern`.
-pub(super) fn look_up(
-    lock: Lock<'_>,
-    features: Features,
-    name: &str,
-    pattern: &Pattern,
-) -> Result<CommandSpec, Error> {
-    let info = CommandInfo::ask(lock, features, name).ok_or(Error::UnknownCommand)?;
-    if is_untouchable(name, &info) {
-        return Err(Error::CommandNotInScripts);
-    }
-    if *pattern != Pattern::Everything {
-        if info.has("movablekeys") {
-            return Err(Error::CommandMovesKeys);
-        }
-        if info.first <= 0 {
-            return Err(Error::CommandWithoutKeys);
-        }
-        if info.step <= 0 {
-            return Err(Error::CommandWithoutKeyStep);
-        }
-    }
-    Ok(spec(name, &info))
-}
-
-/// Looks a command up in whose place a function is to stand, for some keys only or for all.
-pub(super) fn look_up_hook(
-    lock: Lock<'_>,
-    features: Features,
-    name: &str,
-    for_some_keys: bool,
-) -> Result<CommandSpec, Error> {
-    let info = CommandInfo::ask(lock, features, name).ok_or(Error::UnknownHook)?;
-    if is_untouchable(name, &info) {
-        return Err(Error::HookNotInScripts);
-    }
-    if for_some_keys {
-        if info.has("movablekeys") {
-            return Err(Error::HookMovesKeys);
-        }
-        if info.first <= 0 {
-            return Err(Error::HookWithoutKeys);
-        }
-        if info.step <= 0 {
-            return Err(Error::HookWithoutKeyStep);
-        }
-    }
-    Ok(spec(name, &info))
-}
-
-#[cfg(test)]
-impl CommandSpec {
-    /// A command that writes, with the key positions of COMMAND INFO.
-    pub(super) fn at(name: &str, first: i64, last: i64, step: i64) -> Self {
-        Self {
-            name: name.as_bytes().into(),
-            proxy: ProxyCommand::WriteMore,
-            first,
-            last,
-            step,
-            counted: None,
-            arity: -2,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn key_positions_follow_command_info() {
-        let spec = |first, last, step| CommandSpec::at("x", first, last, step);
-        let positions = |spec: CommandSpec, len| spec.key_positions(len, &|_| None).collect::<Vec<_>>();
-        assert_eq!(positions(spec(1, 1, 1), 2), [1]);
-        assert_eq!(positions(spec(1, -1, 1), 4), [1, 2, 3]);
-        assert_eq!(positions(spec(1, -1, 2), 5), [1, 3]);
-        assert_eq!(positions(spec(1, 1, 1), 1), [0; 0]);
-        assert_eq!(positions(spec(0, 0, 0), 3), [0; 0]);
-        assert_eq!(positions(spec(2, -2, 1), 5), [2, 3]);
-    }
-
-    #[test]
     fn a_command_is_found_by_its_name_in_any_letter_case() {
         let mut table = Table::default();
         for name in ["get", "getex", "a.b", "a_b", "georadius_ro", "\u{e9}t\u{e9}"] {
-            table.entry(CommandSpec {
-                name: name.as_bytes().into(),
-                proxy: ProxyCommand::Read,
-                first: 1,
-                last: 1,
-                step: 1,
-                counted: None,
-                arity: 2,
-            });
+            table.entry(CommandSpec::at(name, 1, 1, 1));
         }
         let all = std::mem::take(&mut table.entries);
         table.entries = all

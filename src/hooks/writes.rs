@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::{
     Hooks,
-    loads::{REMOVERS, Wait},
-    parts,
-    table::{self, CommandSpec, Entry},
+    loads::Wait,
+    parts::{self, REMOVERS},
+    spec::{self, CommandSpec},
+    table::Entry,
 };
 use crate::{
     engine::{id::Id, linked_command::LinkedCommand, prefix::Pattern},
@@ -22,6 +23,9 @@ use crate::{
         lock::Lock,
     },
 };
+
+/// A key of a database.
+pub type Place<'a> = (i32, &'a [u8]);
 
 /// Who saves changes. Called under the server's lock.
 pub trait Writes: Send + Sync {
@@ -38,13 +42,13 @@ pub trait Writes: Send + Sync {
     fn minds_write(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> bool;
 
     /// A command that changes these keys is about to run.
-    fn before(&self, command: &Command<'_>, keys: &[&[u8]]) -> Wait;
+    fn before(&self, command: &Command<'_>, keys: &[Place<'_>]) -> Wait;
 
     /// Whether the client of a command that changes these keys is to wait behind it.
-    fn holds(&self, lock: Lock<'_>, keys: &[&[u8]]) -> bool;
+    fn holds(&self, lock: Lock<'_>, keys: &[Place<'_>]) -> bool;
 
     /// It runs now, for a client that can wait. A number, if that is to wait for what it changes.
-    fn begin(&self, lock: Lock<'_>, keys: &[&[u8]]) -> Option<u64>;
+    fn begin(&self, lock: Lock<'_>, keys: &[Place<'_>]) -> Option<u64>;
 
     /// It was not run after all.
     fn cancel(&self, lock: Lock<'_>, number: u64);
@@ -116,7 +120,7 @@ pub(super) struct Write<'a> {
 impl Hooks {
     /// True while such a command runs; known while the filter is installed.
     pub fn is_moving(&self, lock: Lock<'_>) -> bool {
-        self.noted.read(lock).moving
+        self.noted.get(lock).moving
     }
 
     /// Told once who saves changes.
@@ -137,7 +141,7 @@ impl Hooks {
 
     /// The commands that change keys at known places and do not wait by themselves.
     pub fn look_up_writers(&self, lock: Lock<'_>) -> Vec<CommandSpec> {
-        table::look_up_writers(lock, self.features)
+        spec::look_up_writers(lock, self.features)
     }
 
     /// Tells a registration of keys that are deleted without being there.
@@ -211,13 +215,15 @@ impl Hooks {
             let mut rules = entry.writes.iter();
             rules.any(|rule| rule.interest == interest && rule.pattern.matches(key))
         };
-        (wants(Interest::Write) && writes.minds_write(passing.lock(), db, key))
+        let minds = |db| writes.minds_write(passing.lock(), db, key);
+        let other = || parts::elsewhere(&entry.spec, passing.len(), &|at| passing.arg(at));
+        (wants(Interest::Write) && (minds(db) || other().is_some_and(minds)))
             || (wants(Interest::Removal) && passing.key_life(db, passed) == Life::Missing)
     }
 
-    /// The keys of the command behind the proxy command that a registration saves.
-    fn written_keys<'a>(&self, command: &Command<'a>, interest: Interest) -> Vec<&'a [u8]> {
-        let original = command.argv().skip(1);
+    /// What the command behind the proxy command changes, or removes, that a registration saves.
+    fn written_keys<'a>(&self, command: &Command<'a>, interest: Interest) -> Vec<Place<'a>> {
+        let (original, db) = (command.argv().skip(1), command.db());
         let table = self.table.read(command.lock());
         let entry = original.get(0).and_then(|name| table.find(name));
         let Some(entry) = entry.filter(|entry| !entry.writes.is_empty() && entry.spec.takes(original.len()))
@@ -225,16 +231,16 @@ impl Hooks {
             return Vec::new();
         };
         let word = |at| original.get(at);
-        let (keys, removed) = match interest {
-            Interest::Write => (Some(entry.spec.key_positions(original.len(), &word)), None),
-            Interest::Removal => (
-                None,
-                Some(parts::removed_keys(&entry.spec, original.len(), &word)),
-            ),
+        let places = match interest {
+            Interest::Write => parts::changed(&entry.spec, db, original.len(), &word),
+            Interest::Removal => parts::removed_keys(&entry.spec, original.len(), &word)
+                .map(|position| (db, position))
+                .collect(),
         };
-        let keys = keys.into_iter().flatten().chain(removed.into_iter().flatten());
-        keys.filter_map(|position| original.get(position))
-            .filter(|key| {
+        let places = places.into_iter();
+        places
+            .filter_map(|(db, position)| Some((db, original.get(position)?)))
+            .filter(|(_, key)| {
                 let mut rules = entry.writes.iter();
                 rules.any(|rule| rule.interest == interest && rule.pattern.matches(key))
             })
@@ -330,8 +336,9 @@ impl Hooks {
     /// The keys that a command is about to remove although they are not there.
     fn absent_removals<'a>(&self, command: &Command<'a>) -> Vec<&'a [u8]> {
         let (lock, db) = (command.lock(), command.db());
-        let mut keys = self.written_keys(command, Interest::Removal);
-        keys.retain(|name| key::life(lock, db, name) == Life::Missing);
-        keys
+        let keys = self.written_keys(command, Interest::Removal).into_iter();
+        keys.map(|(_, name)| name)
+            .filter(|name| key::life(lock, db, name) == Life::Missing)
+            .collect()
     }
 }

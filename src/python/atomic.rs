@@ -1,12 +1,13 @@
 //! `atomic()`: holds the server for a block of a function (docs/contract/python-api.md 2.2), for as long as SyncTimeout
 //! allows.
 
-use std::{cell::RefCell, sync::Arc, time::Instant};
+use std::{cell::RefCell, sync::Arc};
 
 use pyo3::{ffi, prelude::*, types::PyTuple};
 
 use super::{attach, children, current, errors, interrupt, runtime};
 use crate::{
+    clock::Instant,
     engine::stop::{Code, Stoppable, Watched},
     per_thread::per_thread,
     server::{api, lock, lock::LockGuard},

@@ -15,13 +15,13 @@ use std::{
     mem::ManuallyDrop,
     ops::Deref,
     sync::atomic::{AtomicBool, Ordering},
-    time::Instant,
 };
 
 use pyo3::{ffi, prelude::*};
 
 use super::{RUNTIME, atomic::Frame, interrupt::Armed};
 use crate::{
+    clock::Instant,
     engine::{scope::Scope, stop::Code},
     mutex,
     per_thread::per_thread,

@@ -180,10 +180,17 @@ impl Function for Callback {
         })
     }
 
-    fn text(&self, stop: &Stop, record: Record, visits: bool) -> Result<Called<Shown>, Failure> {
+    fn text(
+        &self,
+        stop: &Stop,
+        record: Record,
+        visits: bool,
+        outdated: Option<Shown>,
+    ) -> Result<Called<Shown>, Failure> {
         let interruptible = Interruptible::enter(stop);
         attach(move |py| {
             let _interruptible = interruptible;
+            drop(outdated);
             let shown = record_object(py, record).and_then(|object| {
                 let value = match self.invoke(py, (&object,), Waits::Yes)? {
                     Invoked::Value(value) => value,

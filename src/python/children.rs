@@ -29,11 +29,16 @@ pub fn is_forked() -> bool {
 }
 
 /// Ends a forked process where its function has ended: what called the function is the server's.
+#[inline]
 pub fn end_if_forked<T>(py: Python<'_>, ended: &PyResult<T>) {
-    if !is_forked() {
-        return;
+    if is_forked() {
+        end_child(py, ended.as_ref().err());
     }
-    if let Err(error) = ended {
+}
+
+#[cold]
+fn end_child(py: Python<'_>, error: Option<&PyErr>) {
+    if let Some(error) = error {
         error.clone_ref(py).print(py);
     }
     if let Ok(output) = py.import("sys").and_then(|sys| sys.getattr("stdout")) {
@@ -41,7 +46,7 @@ pub fn end_if_forked<T>(py: Python<'_>, ended: &PyResult<T>) {
         let _ = output.call_method0("flush");
     }
     // SAFETY: ends the process at once, without the exit handlers of the server.
-    unsafe { libc::_exit(i32::from(ended.is_err())) };
+    unsafe { libc::_exit(i32::from(error.is_some())) };
 }
 
 /// Tells Python where the server listens, at the start and when that changes: forked processes close those sockets.

@@ -1,7 +1,7 @@
 //! What a callback returns that has no value yet: a coroutine, or the future of `gearsFuture`. Contract:
 //! docs/contract/python-api.md 6.1 to 6.5.
 
-use std::{cell::RefCell, ptr, sync::Arc};
+use std::{cell::Cell, ptr, sync::Arc};
 
 use crate::mutex::Mutex;
 use pyo3::{ffi, prelude::*, types::PyTuple};
@@ -49,29 +49,29 @@ impl Waits {
     }
 }
 
-struct Step {
-    waits: Waits,
-    /// The future that the callback made.
-    future: Option<Py<Future>>,
-}
-
 per_thread! {
-    static STEP: RefCell<Option<Step>> = RefCell::new(None);
+    /// Whether the step can wait whose callback runs on this thread.
+    static STEP: Cell<Option<Waits>> = Cell::new(None);
+    /// The future that the callback made.
+    static FUTURE: Cell<Option<Py<Future>>> = Cell::new(None);
 }
 
-/// The time of one callback.
-pub struct Calling(Option<Step>);
+/// The time of one callback; what was there before.
+pub struct Calling(Option<Waits>, Option<Py<Future>>);
 
 impl Calling {
+    #[inline]
     pub fn enter(waits: Waits) -> Self {
-        Self(STEP.replace(Some(Step { waits, future: None })))
+        Self(STEP.replace(Some(waits)), FUTURE.replace(None))
     }
 
     /// The future that the callback made, if it did.
+    #[inline]
     fn leave(mut self) -> Option<Py<Future>> {
-        let ended = STEP.replace(self.0.take());
+        STEP.set(self.0);
+        let made = FUTURE.replace(self.1.take());
         std::mem::forget(self);
-        ended.and_then(|step| step.future)
+        made
     }
 
     /// What the callback's value is to wait for, if it is something to wait for.
@@ -123,13 +123,14 @@ impl Calling {
 
 impl Drop for Calling {
     fn drop(&mut self) {
-        STEP.set(self.0.take());
+        STEP.set(self.0);
+        drop(FUTURE.replace(self.1.take()));
     }
 }
 
 /// `isAsyncAllow()`: true where a coroutine may be returned, and in coroutines.
 pub fn is_async_allowed(py: Python<'_>) -> bool {
-    let in_step = STEP.with_borrow(|step| step.as_ref().is_some_and(|step| step.waits.is_step()));
+    let in_step = STEP.get().is_some_and(Waits::is_step);
     (in_step && Scope::may_wait()) || current::is_in_coroutine(py)
 }
 
@@ -346,12 +347,15 @@ pub fn make_future<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyResult
     if !args.is_empty() {
         return Err(errors::gears_error("Future gets no arguments"));
     }
-    let (waits, made) = STEP
-        .with_borrow(|step| step.as_ref().map(|step| (step.waits, step.future.is_some())))
-        .filter(|(waits, _)| !matches!(waits, Waits::Elsewhere(_) | Waits::Nowhere))
+    let waits = STEP
+        .get()
+        .filter(|waits| !matches!(waits, Waits::Elsewhere(_) | Waits::Nowhere))
         .ok_or_else(|| {
             errors::gears_error("Future object can only be created inside certain execution steps")
         })?;
+    let before = FUTURE.replace(None);
+    let made = before.is_some();
+    FUTURE.set(before);
     if made {
         return Err(errors::gears_error(
             "Can not create async record twice on the same step",
@@ -365,10 +369,6 @@ pub fn make_future<'py>(py: Python<'py>, args: &Bound<'py, PyTuple>) -> PyResult
     }
     let future = Bound::new(py, Future(Mutex::new(FutureState::Made)))?;
     let kept = future.clone().unbind();
-    STEP.with_borrow_mut(|step| {
-        if let Some(step) = step {
-            step.future = Some(kept);
-        }
-    });
+    FUTURE.set(Some(kept));
     Ok(future)
 }

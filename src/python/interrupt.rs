@@ -6,13 +6,13 @@
 use std::{
     cell::Cell,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
 };
 
 use pyo3::{ffi, prelude::*, sync::PyOnceLock};
 
 use super::{attach, coroutine::loop_module, current, errors, imports, starting};
 use crate::{
+    clock::Instant,
     engine::{
         execution::Execution,
         stop::{Interrupted, Stop, Stoppable, Watched},
@@ -225,7 +225,16 @@ pub fn raise_pending(py: Python<'_>) -> PyResult<()> {
     Ok(())
 }
 
+/// Python's id of this thread.
 pub fn this_thread() -> u64 {
-    // SAFETY: needs no state of Python.
-    unsafe { ffi::PyThread_get_thread_ident() }
+    per_thread! {
+        /// 0 while it is not known.
+        static ME: Cell<u64> = Cell::new(0);
+    }
+    let me = ME.here();
+    if me.get() == 0 {
+        // SAFETY: needs no state of Python.
+        me.set(unsafe { ffi::PyThread_get_thread_ident() });
+    }
+    me.get()
 }

@@ -4,7 +4,6 @@ use std::{
     collections::HashSet,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Instant,
 };
 
 use pyo3::{
@@ -24,6 +23,7 @@ use super::{
     text,
 };
 use crate::{
+    clock::Instant,
     engine::{
         holding::Size,
         language::{Distinct, Failure, Function, Language, LateText, Packed},

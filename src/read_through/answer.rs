@@ -1,10 +1,7 @@
 //! Lets clients go that have waited, a slice of them in each turn of the server's loop, and answers them: the server calls
 //! back with the client's own arguments.
 
-use std::{
-    cell::Cell,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, time::Duration};
 
 use super::{
     Key, Leave, Lifetime, Loaded, ReadThrough, State, Who,
@@ -13,6 +10,7 @@ use super::{
     pump::Place,
 };
 use crate::{
+    clock::Instant,
     engine::id::Id,
     hooks::{self, Block},
     server::{
@@ -281,7 +279,11 @@ impl ReadThrough {
                     !self.store(lock, rule, key, &kept, None) && !store::has_room(lock, self.engine.features);
                 continue;
             }
-            self.quietly(lock, || store::put_quietly(lock, key.db, &key.name, content));
+            self.quietly(lock, || {
+                // Others would keep it, since they do not hear of the guest.
+                store::delete_emptied(lock, key.db, &key.name);
+                store::put_quietly(lock, key.db, &key.name, content);
+            });
             provided.guests.push(key);
         }
         provided
@@ -301,6 +303,13 @@ impl ReadThrough {
             return Some(hooks::Awaited::Told(refusal));
         }
         let lock = command.lock();
+        let writes = awaited.is_none_or(|awaited| awaited.writes);
+        let no_room = awaited
+            .filter(|awaited| awaited.writes)
+            .and_then(|_| self.hooks.refuse_without_room(command));
+        if let Some(refusal) = no_room {
+            return Some(hooks::Awaited::Told(refusal));
+        }
         let provided = awaited
             .map(|awaited| self.provide(lock, awaited))
             .unwrap_or_default();
@@ -329,7 +338,6 @@ impl ReadThrough {
                 return Some(hooks::Awaited::Told(refusal));
             }
         }
-        let writes = awaited.is_none_or(|awaited| awaited.writes);
         let answer = self.hooks.run_awaited(command, writes, block);
         for key in provided.guests {
             self.quietly(lock, || store::take_quietly(lock, key.db, &key.name));

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Arc, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use smallvec::SmallVec;
@@ -13,6 +13,7 @@ use super::{
     machine::{Keys, NoValue, Time},
 };
 use crate::{
+    clock::Instant,
     engine::{
         execution::Collects,
         holding::HELD_TOO_MUCH,

@@ -15,6 +15,7 @@ pub mod bounded;
 mod brought;
 mod elsewhere;
 mod figures;
+mod happening;
 pub mod keys;
 mod landing;
 mod life;
@@ -30,7 +31,7 @@ use std::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use smallvec::SmallVec;
@@ -52,6 +53,7 @@ use self::{
     options::Options,
 };
 use crate::{
+    clock::Instant,
     config::Number,
     engine::{
         Engine,
@@ -61,14 +63,13 @@ use crate::{
         record::Record,
         registration::Registration,
         reuse::Pool,
-        scope,
     },
     hashing::ByNumber,
     hooks::{Awaiting, Hooks, Hot, Loads, Missing, Wait},
     mutex::Mutex,
     server::{
         command::Command,
-        events::{Class, KeyEvent},
+        events::Class,
         guarded::Guarded,
         key::Life,
         lock::Lock,
@@ -154,6 +155,8 @@ struct State {
     lives: Bounded<f64>,
     /// What happens to this key is our own doing.
     storing: bool,
+    /// The hash whose last fields have just expired: what deletes it next is no deletion by anybody.
+    expired: Option<Key>,
     subscribed: bool,
     pace: answer::Pace,
     /// What loaders have brought while it is looked at; kept empty.
@@ -229,6 +232,7 @@ impl ReadThrough {
                 apart: elsewhere::Apart::default(),
                 lives: Bounded::default(),
                 storing: false,
+                expired: None,
                 subscribed: false,
                 pace: answer::Pace::default(),
                 landing: Vec::new(),
@@ -248,68 +252,6 @@ impl ReadThrough {
 
     fn now(&self) -> Time {
         self.started.elapsed()
-    }
-
-    /// A glance at a key, which calls nothing of the server: most changes end here.
-    pub fn concerns(&self, lock: Lock<'_>, name: &[u8]) -> bool {
-        let state = self.state.read(lock);
-        let loads = |served: &Served| served.pattern.matches(name);
-        let matters = !state.machine.is_idle() || !self.engine.is_serving();
-        matters && !state.storing && state.served.values().any(loads)
-    }
-
-    /// True while a value is stored that was loaded: that is no change.
-    pub fn is_storing(&self, lock: Lock<'_>) -> bool {
-        self.state.read(lock).storing
-    }
-
-    /// One notification of the server.
-    pub fn notify(&self, event: &KeyEvent<'_>) {
-        let change = match event.name {
-            b"expire" | b"persist" | b"hexpire" | b"hpersist" => {
-                return self
-                    .state
-                    .write(event.lock)
-                    .machine
-                    .mentioned(event.db, event.key);
-            }
-            b"keymiss" => return self.missed(event.lock, event.key),
-            b"del" | b"rename_from" | b"move_from" => Change::Removed,
-            b"expired" | b"evicted" | b"hexpired" => Change::Aged,
-            _ => Change::Written,
-        };
-        self.changed(event.lock, event.db, event.key, change);
-    }
-
-    /// Somebody found nothing. A replica loads nothing, and counts that; elsewhere those count who wait, or cannot.
-    fn missed(&self, lock: Lock<'_>, name: &[u8]) {
-        if self.engine.is_serving() {
-            return;
-        }
-        let rule = self.state.read(lock).served_for(name);
-        if let Some(rule) = rule {
-            self.count_plain(lock, rule);
-        }
-    }
-
-    fn changed(&self, lock: Lock<'_>, db: i32, name: &[u8], change: Change) {
-        let mut state = self.state.write(lock);
-        let load = state.machine.loading(db, name);
-        let execution = load
-            .and_then(|load| state.running.get(&load))
-            .map(|running| running.execution);
-        // What a loader does to its own key does not break its lease.
-        if execution.is_some() && execution == scope::acting() {
-            return;
-        }
-        state.machine.changed(db, name, change);
-    }
-
-    /// All keys of a database are others now, or those of all databases.
-    pub fn flushed(&self, lock: Lock<'_>, db: Option<i32>) {
-        let mut state = self.state.write(lock);
-        state.machine.flushed(db);
-        state.lives.clear(db);
     }
 }
 

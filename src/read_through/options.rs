@@ -73,7 +73,7 @@ const SETTING_LIFETIMES: usize = 2;
 
 /// Commands that change a part of a value, or depend on it: they wait, too, where changes are saved. Which of their keys have to be
 /// there the room `hooks` knows.
-pub const PARTIAL_WRITERS: [&str; 69] = [
+pub const PARTIAL_WRITERS: [&str; 72] = [
     "set",
     "setnx",
     "msetnx",
@@ -143,6 +143,9 @@ pub const PARTIAL_WRITERS: [&str; 69] = [
     "zdiffstore",
     "geosearchstore",
     "delifeq",
+    "sort",
+    "georadius",
+    "georadiusbymember",
 ];
 
 /// How long a loaded value is fresh.

@@ -21,6 +21,7 @@ use crate::{
     server::{
         api,
         events::Class,
+        fields,
         lock::{self, Lock},
         reply::Reply,
     },
@@ -100,6 +101,8 @@ impl LoadTrigger {
         drop(state);
         if first {
             (loads.subscribe)(lock, Class::Loaded);
+            // Now the server tells of them.
+            fields::forget(lock);
         }
         if loads.hooks.saves_writes(lock) {
             loads.meet_writes(lock);

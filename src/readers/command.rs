@@ -24,6 +24,7 @@ use crate::{
         guarded::Guarded,
         lock::Lock,
         reply::Reply,
+        string::Argv,
     },
 };
 
@@ -92,15 +93,10 @@ impl Commands {
             return Err(Error::NoSuchTrigger);
         };
         let registration = &called.registration;
-        let start = || {
-            let record = Box::new(Once::of_words(words.iter()));
-            Start::of_call(registration, 0, record, Arc::clone(&self.nothing))
-        };
         if registration.mode == Mode::Sync {
-            let (lock, may_wait) = (command.lock(), command.may_block());
-            let ran =
-                self.engine
-                    .run_brief(lock, registration, &called.spare, &self.nothing, words, may_wait);
+            let ran = self
+                .engine
+                .run_brief(registration, &called.spare, &self.nothing, words, command);
             return match ran {
                 Some(Brief::Result(result)) => {
                     command.send_only(&result);
@@ -108,11 +104,28 @@ impl Commands {
                 }
                 Some(Brief::Ran(ran)) => ran.answer(command, all_results),
                 None => {
-                    let start = start().waiting(may_wait);
+                    let start = self.start(&called, words).waiting(command.may_block());
                     self.engine.run_now(start).answer(command, all_results)
                 }
             };
         }
+        self.call_in_background(&called, command, words)
+    }
+
+    #[inline(never)]
+    fn start(&self, called: &Called, words: Argv<'_>) -> Start {
+        let record = Box::new(Once::of_words(words.iter()));
+        Start::of_call(&called.registration, 0, record, Arc::clone(&self.nothing))
+    }
+
+    #[inline(never)]
+    fn call_in_background(
+        &self,
+        called: &Called,
+        command: &Command<'_>,
+        words: Argv<'_>,
+    ) -> Result<Answer, Error> {
+        let registration = &called.registration;
         if !command.may_block() {
             return Err(Error::CannotWaitHere);
         }
@@ -135,7 +148,8 @@ impl Commands {
                 all_results(outcome.clone())
             }
         };
-        let start = start().distributed(payload).answering(command.block()?, reply);
+        let start = self.start(called, words).distributed(payload);
+        let start = start.answering(command.block()?, reply);
         self.engine.submit(start, registration.lane());
         Ok(Answer::Done)
     }

@@ -201,7 +201,7 @@ impl KeysWatch {
                 db: event.db,
                 record: allowed.map(|()| occurred.record(Some(event.lock))),
                 link,
-                may_wait: self.hooks.may_wait(event.lock),
+                may_wait: self.hooks.may_wait(event.lock).into(),
             };
             let (engine, watch) = (Arc::clone(&self.engine), Arc::clone(watch));
             after_command(event.lock, move |lock| run_sync(&engine, lock, &watch, noted));

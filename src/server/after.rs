@@ -270,21 +270,33 @@ fn is_due(lock: Lock<'_>) -> bool {
 fn run_from(lock: Lock<'_>, first: usize) {
     for _ in 0..ROUNDS {
         let mut queue = QUEUE.write(lock);
-        let waiting = queue.jobs.len().saturating_sub(first);
-        let only = if waiting == 1 { queue.jobs.pop_back() } else { None };
-        let several = (waiting > 1).then(|| queue.jobs.split_off(first));
-        drop(queue);
-        if waiting == 0 {
-            return;
-        }
-        for job in only.into_iter().chain(several.into_iter().flatten()) {
-            // A panic loses this job only; the panic hook has logged it.
-            let _ = catch_unwind(AssertUnwindSafe(|| job(lock)));
+        match queue.jobs.len().saturating_sub(first) {
+            0 => return,
+            1 => {
+                let only = queue.jobs.pop_back();
+                drop(queue);
+                if let Some(job) = only {
+                    run_job(lock, job);
+                }
+            }
+            _ => {
+                let several = queue.jobs.split_off(first);
+                drop(queue);
+                for job in several {
+                    run_job(lock, job);
+                }
+            }
         }
     }
     if QUEUE.read(lock).jobs.len() > first {
         wake(lock);
     }
+}
+
+/// A panic loses this job only; the panic hook has logged it.
+#[inline]
+fn run_job(lock: Lock<'_>, job: Job) {
+    let _ = catch_unwind(AssertUnwindSafe(|| job(lock)));
 }
 
 unsafe extern "C" fn on_job(_ctx: *mut raw::RedisModuleCtx, _data: *mut c_void) {

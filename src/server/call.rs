@@ -18,7 +18,7 @@ use super::{
     call_reply::{CallReply, Forms, READONLY, is_foreign},
     command::Command,
     filter,
-    guarded::Guarded,
+    guarded::Plain,
     home,
     lock::Lock,
     refused,
@@ -306,25 +306,25 @@ fn replicate_now(lock: Lock<'_>, command: &CStr, arguments: &[&[u8]]) {
 }
 
 /// How many calls of [`call`] are under way, one inside the other.
-static CALLS: Guarded<u32> = Guarded::new(0);
+static CALLS: Plain<u32> = Plain::new(0);
 
 /// True inside a command that a function runs.
 pub fn is_under_way(lock: Lock<'_>) -> bool {
-    *CALLS.read(lock) > 0
+    CALLS.get(lock) > 0
 }
 
 struct UnderWay<'a>(Lock<'a>);
 
 impl<'a> UnderWay<'a> {
     fn enter(lock: Lock<'a>) -> Self {
-        *CALLS.write(lock) += 1;
+        CALLS.set(lock, CALLS.get(lock) + 1);
         Self(lock)
     }
 }
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        *CALLS.write(self.0) -= 1;
+        CALLS.set(self.0, CALLS.get(self.0) - 1);
     }
 }
 

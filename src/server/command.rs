@@ -3,6 +3,7 @@
 //! Every command enters through [`run`], which catches panics, so that none crosses into the server.
 
 use std::{
+    cell::Cell,
     ffi::{CStr, CString, c_int},
     panic::{AssertUnwindSafe, catch_unwind},
     ptr,
@@ -16,7 +17,8 @@ use super::{
     call,
     client::{BlockedClient, User},
     entry::caught,
-    lock::{Entered, Lock},
+    guarded::Plain,
+    lock::{self, Entered, Lock},
     reply::Reply,
     string::{Argv, Held, RString},
     syntax,
@@ -87,6 +89,11 @@ impl<'a> Command<'a> {
     /// False inside MULTI, scripts and other callers that cannot wait for a reply.
     pub fn may_block(&self) -> bool {
         allow_blocking(self.flags())
+    }
+
+    /// While the guard lives, [`caller_may_wait`] is about this command.
+    pub fn is_asked(&self) -> Asked<'_> {
+        Asked(self.lock, ASKED.replace(self.lock, self.ctx as usize))
     }
 
     /// True for a command that an AOF file or this server's master holds.
@@ -230,6 +237,31 @@ impl<'a> Command<'a> {
     }
 }
 
+/// The context of the command in whose time a function runs at once; 0 for none.
+static ASKED: Plain<usize> = Plain::new(0);
+
+/// See [`Command::is_asked`].
+pub struct Asked<'a>(Lock<'a>, usize);
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        ASKED.set(self.0, self.1);
+    }
+}
+
+/// As [`Command::may_block`] of the command in whose time a function runs on this thread. Hardly any function wants to know, and for the
+/// server it is more work than to run a short one.
+pub fn caller_may_wait() -> bool {
+    if !lock::is_held() {
+        return false;
+    }
+    lock::with_lock(|lock| {
+        let ctx = ASKED.get(lock) as *mut raw::RedisModuleCtx;
+        // SAFETY: the command runs for as long as its context is in this place.
+        !ctx.is_null() && allow_blocking(unsafe { api!(RedisModule_GetContextFlags(ctx)) as u32 })
+    })
+}
+
 pub(super) fn allow_blocking(flags: u32) -> bool {
     let denied = raw::REDISMODULE_CTX_FLAGS_MULTI
         | raw::REDISMODULE_CTX_FLAGS_LUA
@@ -258,13 +290,21 @@ pub unsafe fn run(
             argv: Argv::new(argv, argc),
             lock: entered.lock(),
         };
-        let handled = catch_unwind(AssertUnwindSafe(|| handler(&command)));
-        caught((), || match handled {
-            Ok(Ok(Answer::Done)) => {}
-            Ok(Ok(Answer::Reply(reply))) => command.send(&reply),
-            Ok(Err(error)) => command.send(&Reply::error(error.text(&command.name()))),
-            Err(_) => command.send(&Reply::error("ERR internal error, see the server's log")),
-        });
+        let replies = Cell::new(false);
+        let handled = catch_unwind(AssertUnwindSafe(|| {
+            let reply = match handler(&command) {
+                Ok(Answer::Done) => return,
+                Ok(Answer::Reply(reply)) => reply,
+                Err(error) => Reply::error(error.text(&command.name())),
+            };
+            replies.set(true);
+            command.send(&reply);
+        }));
+        if handled.is_err() && !replies.get() {
+            caught((), || {
+                command.send(&Reply::error("ERR internal error, see the server's log"));
+            });
+        }
     }
     raw::REDISMODULE_OK as c_int
 }

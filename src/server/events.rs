@@ -10,7 +10,7 @@ use redis_module::raw;
 
 use super::{
     after::DeferGuard,
-    audience, home,
+    audience, fields, home,
     lock::{Entered, Lock},
     persist::Writing,
     room,
@@ -172,6 +172,7 @@ pub unsafe fn run_notification(
     let _ = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: the server holds its lock while it notifies, and keeps the texts alive.
         unsafe {
+            fields::hear(class, event);
             let (raw, key) = (key, string::bytes(key));
             let _stays = home::Stays::enter(Lock::assume(), ctx, event);
             if !concerns(Lock::assume(), key) || MUTED.get() {

@@ -10,7 +10,7 @@ use redis_module::raw;
 use super::{
     client::User,
     entry::caught,
-    guarded::Guarded,
+    guarded::Plain,
     key::{self, Life},
     lock::Lock,
     refused, rights, string,
@@ -95,7 +95,8 @@ impl<'a> Passing<'a> {
     }
 
     /// The key at `index`.
-    #[inline]
+    #[allow(clippy::inline_always)]
+    #[inline(always)]
     pub fn key(self, index: usize) -> Option<PassedKey<'a>> {
         let raw = self.raw_arg(index);
         if raw.is_null() {
@@ -108,9 +109,17 @@ impl<'a> Passing<'a> {
 
     /// Looks how long a key is there in `db`, leaving no trace but that one which has expired is deleted where `Features::quiet_open` is
     /// false, as the command itself would.
+    #[allow(clippy::inline_always)] // a command passes it while the server works on nothing else
+    #[inline(always)]
     pub fn key_life(self, db: i32, key: &PassedKey<'_>) -> Life {
         // SAFETY: the string is alive.
         unsafe { key::life_quietly(self.lock, db, key.raw) }
+    }
+
+    /// Whether the key may be without anything in it when the command runs, although something is there now ([`super::fields`]).
+    pub fn may_be_emptied(self, db: i32, key: &PassedKey<'_>) -> bool {
+        // SAFETY: the string is alive.
+        unsafe { key::may_be_emptied(self.lock, db, key.raw) }
     }
 
     /// True when the user of client `id` may run the command both as it is and behind `proxy`.
@@ -182,14 +191,14 @@ impl<'a> Passing<'a> {
 pub type Function = unsafe extern "C" fn(*mut raw::RedisModuleCommandFilterCtx);
 
 /// The next command is one that the module runs for itself.
-static OWN: Guarded<bool> = Guarded::new(false);
+static OWN: Plain<bool> = Plain::new(false);
 
 /// Calls the server, once, for the module itself: the filter does not see that command, so that no function of anybody stands in its
 /// place and nobody waits before it.
 pub(super) fn unseen<R>(lock: Lock<'_>, call: impl FnOnce() -> R) -> R {
-    let before = std::mem::replace(&mut *OWN.write(lock), true);
+    let before = OWN.replace(lock, true);
     let result = call();
-    *OWN.write(lock) = before;
+    OWN.set(lock, before);
     result
 }
 
@@ -201,7 +210,7 @@ pub unsafe fn run(filter: *mut raw::RedisModuleCommandFilterCtx, work: impl FnOn
     // SAFETY: the server holds its lock while it filters a command.
     let lock = unsafe { Lock::assume() };
     // A question may come before the command that is meant.
-    if refused::is_asking(lock) || std::mem::take(&mut *OWN.write(lock)) {
+    if refused::is_asking(lock) || OWN.replace(lock, false) {
         return;
     }
     // A panic leaves the command as it is; the panic hook has logged it.

@@ -2,7 +2,7 @@
 //!
 //! Used for what the hot paths read (filter table, registrations): reading costs no atomic operation.
 
-use std::cell::{Ref, RefCell, RefMut};
+use std::cell::{Cell, Ref, RefCell, RefMut};
 
 use super::lock::Lock;
 
@@ -32,5 +32,34 @@ impl<T> Guarded<T> {
     /// When the same thread is reading it, see [`Guarded::read`].
     pub fn write<'a>(&'a self, _lock: Lock<'a>) -> RefMut<'a, T> {
         self.0.borrow_mut()
+    }
+}
+
+/// The same of a few bytes, which are copied in and out: nobody can be in the middle of changing them.
+#[derive(Default)]
+pub struct Plain<T>(Cell<T>);
+
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Plain<T> {}
+
+impl<T: Copy> Plain<T> {
+    pub const fn new(value: T) -> Self {
+        Self(Cell::new(value))
+    }
+
+    #[inline]
+    pub fn get(&self, _lock: Lock<'_>) -> T {
+        self.0.get()
+    }
+
+    #[inline]
+    pub fn set(&self, _lock: Lock<'_>, value: T) {
+        self.0.set(value);
+    }
+
+    /// What was there before.
+    #[inline]
+    pub fn replace(&self, _lock: Lock<'_>, value: T) -> T {
+        self.0.replace(value)
     }
 }

@@ -17,7 +17,7 @@ use super::{
     call, closing,
     entry::caught,
     events::Mute,
-    home,
+    fields, home,
     lock::Lock,
     own_thread, refused,
     reply::Reply,
@@ -50,6 +50,7 @@ pub(super) fn init(lock: Lock<'_>, features: Features) {
     call::init(version);
     closing::init(version);
     own_thread::init(version);
+    fields::init(version);
     refused::init(version);
     if features.quiet_open {
         return;
@@ -189,7 +190,7 @@ const CLOCK_MARGIN_MS: i64 = 10;
 /// How long a key is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Life {
-    /// It is not there, or will not be when the command that names it runs.
+    /// It is not there, or will not be when the command that names it runs; or it is a hash whose fields have all expired.
     Missing,
     Endless,
     /// The moment at which it expires (Unix time), and the time until then, both in milliseconds.
@@ -211,13 +212,24 @@ impl Life {
 ///
 /// # Safety
 /// `name` is alive.
+#[allow(clippy::inline_always)]
+#[inline(always)]
 pub(super) unsafe fn life_quietly(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleString) -> Life {
     // SAFETY: by the caller's promise. An expired key reads as absent.
-    unsafe { life_of(&open(lock, db, name)) }
+    unsafe { life_of(lock, &open(lock, db, name)) }
+}
+
+/// Whether the key may be a hash by the time at which a command runs that is on its way whose fields have all expired.
+///
+/// # Safety
+/// `name` is alive.
+pub(super) unsafe fn may_be_emptied(lock: Lock<'_>, db: i32, name: *mut raw::RedisModuleString) -> bool {
+    // SAFETY: by the caller's promise.
+    unsafe { fields::may_be_emptied(lock, &open(lock, db, name)) }
 }
 
 /// Looks at a key as a command that reads does, which deletes it if it has expired and is still in memory, and tells of that. True if it
-/// is there for the command that runs now, also for its last milliseconds.
+/// is there for the command that runs now, also for its last milliseconds, with something in it.
 pub fn is_alive(lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
     let mode = MODE.load(Ordering::Relaxed);
     let mode = if mode == QUIET as i32 {
@@ -229,15 +241,22 @@ pub fn is_alive(lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
     // SAFETY: the context is selected under the lock, and the name is alive.
     let key = unsafe { api!(RedisModule_OpenKey(lock.look_context(db), name.as_raw(), mode)) };
     let opened = Opened(key.cast(), std::marker::PhantomData);
-    !opened.0.is_null() && Kind::of(&opened) != Kind::Empty
+    // SAFETY: the key is open.
+    !opened.0.is_null() && Kind::of(&opened) != Kind::Empty && !unsafe { fields::is_emptied(lock, &opened) }
 }
 
 /// # Safety
 /// The server's lock is held, and the key belongs to what is there now.
-pub(super) unsafe fn life_of(opened: &Opened<'_>) -> Life {
+#[allow(clippy::inline_always)]
+#[inline(always)]
+pub(super) unsafe fn life_of(lock: Lock<'_>, opened: &Opened<'_>) -> Life {
     // A look for writing at a key that is not there gives a key, too.
     let may_be_empty = MODE.load(Ordering::Relaxed) != QUIET as i32;
     if opened.0.is_null() || (may_be_empty && Kind::of(opened) == Kind::Empty) {
+        return Life::Missing;
+    }
+    // SAFETY: by the caller's promise.
+    if unsafe { fields::is_emptied(lock, opened) } {
         return Life::Missing;
     }
     let knows_moments = has_api!(RedisModule_GetAbsExpire);
@@ -286,7 +305,7 @@ pub fn life(lock: Lock<'_>, db: i32, name: &[u8]) -> Life {
     let _mute = Mute::new();
     let name = RString::new(lock, name);
     // SAFETY: the string lives to the end of this function.
-    unsafe { life_of(&open(lock, db, name.as_raw())) }
+    unsafe { life_of(lock, &open(lock, db, name.as_raw())) }
 }
 
 /// The type of a key now.
@@ -295,6 +314,17 @@ pub fn kind(lock: Lock<'_>, db: i32, name: &[u8]) -> Kind {
     let name = RString::new(lock, name);
     // SAFETY: the string lives to the end of this function.
     Kind::of(&unsafe { open(lock, db, name.as_raw()) })
+}
+
+/// There is a hash without a field, for the moment in which the server tells that the last ones have expired: it is deleted next.
+pub fn is_left_empty(lock: Lock<'_>, db: i32, name: &[u8]) -> bool {
+    let _mute = Mute::new();
+    let name = RString::new(lock, name);
+    // SAFETY: the string lives to the end of this function; the key is open.
+    unsafe {
+        let opened = open(lock, db, name.as_raw());
+        Kind::of(&opened) == Kind::Hash && api!(RedisModule_ValueLength(opened.0)) == 0
+    }
 }
 
 /// How many entries a stream holds; 0 if the key is no stream.

@@ -9,7 +9,7 @@ use std::{
     ptr,
     sync::{
         OnceLock,
-        atomic::{AtomicI32, AtomicPtr, Ordering},
+        atomic::{AtomicPtr, Ordering},
     },
     thread::{self, ThreadId},
     time::Duration,
@@ -17,7 +17,7 @@ use std::{
 
 use redis_module::raw;
 
-use super::closing;
+use super::{closing, guarded::Plain};
 use crate::per_thread::per_thread;
 
 /// The context that every call made for functions goes through. It has a client of its own, so selecting a
@@ -28,7 +28,7 @@ static CALL_CONTEXT: AtomicPtr<raw::RedisModuleCtx> = AtomicPtr::new(ptr::null_m
 static LOOK_CONTEXT: AtomicPtr<raw::RedisModuleCtx> = AtomicPtr::new(ptr::null_mut());
 
 /// The database that is selected on [`LOOK_CONTEXT`].
-static LOOK_DB: AtomicI32 = AtomicI32::new(0);
+static LOOK_DB: Plain<i32> = Plain::new(0);
 
 /// The thread that clients' commands run on.
 static SERVER_THREAD: OnceLock<ThreadId> = OnceLock::new();
@@ -207,7 +207,7 @@ impl Lock<'_> {
     /// The context for looking at keys, with database `db` selected.
     pub(super) fn look_context(self, db: i32) -> *mut raw::RedisModuleCtx {
         let ctx = LOOK_CONTEXT.load(Ordering::Acquire);
-        if LOOK_DB.swap(db, Ordering::Relaxed) != db {
+        if LOOK_DB.replace(self, db) != db {
             // SAFETY: the context is alive, and nobody else selects on it.
             unsafe { api!(RedisModule_SelectDb(ctx, db)) };
         }

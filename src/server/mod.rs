@@ -21,6 +21,7 @@ pub mod current;
 pub mod datatype;
 mod entry;
 pub mod events;
+pub mod fields;
 pub mod figures;
 pub mod filter;
 mod flush;

@@ -13,7 +13,7 @@ use super::{
     api::Features,
     asking::CommandInfo,
     call,
-    guarded::Guarded,
+    guarded::{Guarded, Plain},
     lock::{self, Lock},
     own_thread,
     reply::{Reply, Shape},
@@ -35,6 +35,7 @@ enum Kind {
     Wait,
     /// Waits for files.
     WaitAof,
+    Acl,
     /// Makes the client a replica, or ends the server.
     Never,
     Client,
@@ -53,6 +54,7 @@ impl Kind {
             b"module" => Self::Module,
             b"wait" => Self::Wait,
             b"waitaof" => Self::WaitAof,
+            b"acl" => Self::Acl,
             b"sync" | b"psync" | b"replconf" | b"shutdown" => Self::Never,
             b"client" => Self::Client,
             b"debug" => Self::Debug,
@@ -129,11 +131,11 @@ pub(super) fn init(version: Version) {
 }
 
 /// A question of ours is under way: it is nobody's command.
-static ASKING: Guarded<bool> = Guarded::new(false);
+static ASKING: Plain<bool> = Plain::new(false);
 
 /// True inside a question of ours to the server; filters leave it alone.
 pub(super) fn is_asking(lock: Lock<'_>) -> bool {
-    *ASKING.read(lock)
+    ASKING.get(lock)
 }
 
 /// Whether the server has a command down as a write; for servers that cannot refuse it by themselves (before 7.0).
@@ -180,6 +182,10 @@ pub(super) fn check<'a>(
     let kind = known(lock, features, name).kind;
     let reason = match kind {
         kind if kind.is_of_scripts() && lock.is_in_script() => "while a script runs: it was called from one",
+        // The user for whom the script runs may be among them, and the server has its rights looked up by now.
+        Kind::Acl if lock.is_in_script() && (is(b"deluser") || is(b"load")) => {
+            "while a script runs: it was called from one"
+        }
         Kind::Eval if own_thread::would_wait_for_itself() && has_many_scripts(lock, features) => {
             "by a function that holds the server, which would throw away an older script: EVALSHA can"
         }
@@ -198,6 +204,8 @@ pub(super) fn check<'a>(
         }
         Kind::Never => "by a function",
         Kind::Client if is(b"reply") => "by a function: it has no client",
+        // Valkey 9.1 would tell the debugger's client of the next script, whoever runs it.
+        Kind::Scripts if is(b"debug") => "by a function: it has no client",
         // The client whose command this thread is at may be among them.
         Kind::Client if is(b"kill") && lock::is_server_thread() => {
             "by a function on the server's thread: a background function can"
@@ -213,7 +221,10 @@ pub(super) fn check<'a>(
         _ => return Ok(argv.into()),
     };
     let mut command = name.clone();
-    if matches!(kind, Kind::Client | Kind::Debug | Kind::Scripts | Kind::Module) {
+    if matches!(
+        kind,
+        Kind::Acl | Kind::Client | Kind::Debug | Kind::Scripts | Kind::Module
+    ) {
         command.push(b' ');
         command.extend_from_slice(word(1));
     }
@@ -260,10 +271,10 @@ pub(super) fn question(lock: Lock<'_>, features: Features, db: i32, argv: &[Vec<
     struct Asking<'a>(Lock<'a>, bool);
     impl Drop for Asking<'_> {
         fn drop(&mut self) {
-            *ASKING.write(self.0) = self.1;
+            ASKING.set(self.0, self.1);
         }
     }
-    let before = std::mem::replace(&mut *ASKING.write(lock), true);
+    let before = ASKING.replace(lock, true);
     let _asking = Asking(lock, before);
     call::perform(lock, features, db, argv)
 }

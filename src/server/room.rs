@@ -18,7 +18,7 @@ use super::{
     after,
     api::{self, Features},
     asking::config_quietly,
-    guarded::Guarded,
+    guarded::{Guarded, Plain},
     lock::{self, Lock},
     refused,
     reply::Reply,
@@ -54,7 +54,7 @@ struct Asked {
 }
 
 /// The server has no limit, as long as [`may_be_limited`] is not called.
-static UNLIMITED: Guarded<bool> = Guarded::new(false);
+static UNLIMITED: Plain<bool> = Plain::new(false);
 static TURNS: Guarded<u32> = Guarded::new(0);
 /// Turns of the server's loop, until it is looked at again although no option has changed.
 const LOOK_AGAIN: u32 = 64;
@@ -112,22 +112,27 @@ pub fn no_room() -> Reply {
     Reply::error(OOM)
 }
 
+/// Whether the server would refuse a client's command of this name for want of memory, after it has evicted what it can.
+pub fn is_short_for(lock: Lock<'_>, features: Features, name: &[u8]) -> bool {
+    !is_unlimited(lock) && check(lock, features, lock.server_flags(), name) == Room::None
+}
+
 /// Whether the server may evict keys before it runs the command that it has just got: a key that is there now may be gone.
 pub fn may_evict(lock: Lock<'_>) -> bool {
-    !*UNLIMITED.read(lock) && look(lock) > 0.0
+    !UNLIMITED.get(lock) && look(lock) > 0.0
 }
 
 /// True if it is known that there is no limit.
 pub(super) fn is_unlimited(lock: Lock<'_>) -> bool {
-    *UNLIMITED.read(lock) || {
+    UNLIMITED.get(lock) || {
         look(lock);
-        *UNLIMITED.read(lock)
+        UNLIMITED.get(lock)
     }
 }
 
 /// An option has changed: there may be a limit.
 pub(super) fn may_be_limited(lock: Lock<'_>) {
-    *UNLIMITED.write(lock) = false;
+    UNLIMITED.set(lock, false);
 }
 
 /// A turn of the server's loop has ended. Who changes options without a word is seen a few turns later.
@@ -145,7 +150,7 @@ fn look(lock: Lock<'_>) -> f32 {
     let excess = excess();
     // What is used is never nothing.
     let unlimited = excess <= -1.0 && has_api!(RedisModule_GetUsedMemoryRatio);
-    *UNLIMITED.write(lock) = unlimited && waiting::tells_when_it_sleeps();
+    UNLIMITED.set(lock, unlimited && waiting::tells_when_it_sleeps());
     excess
 }
 

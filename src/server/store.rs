@@ -15,7 +15,7 @@ use super::{
     call_reply::{CallReply, is_foreign},
     command::Command,
     events::Mute,
-    filter,
+    fields, filter,
     key::{self, Life, Opened},
     lock::Lock,
     reply::Reply,
@@ -120,7 +120,8 @@ impl<'a> Open<'a> {
     /// ([`key::life`]), and what it held then is no newer value.
     pub fn is_there(&self) -> bool {
         // SAFETY: the key is open, and is closed by `self`.
-        self.holds_something() && unsafe { key::life_of(&Opened::shown(self.key)) } != Life::Missing
+        self.holds_something()
+            && unsafe { key::life_of(self.lock, &Opened::shown(self.key)) } != Life::Missing
     }
 
     /// Puts a value in the place of whatever the key holds, with the moment (Unix time in milliseconds) at which it expires. It
@@ -204,6 +205,17 @@ fn hand_on(
 pub fn put_quietly(lock: Lock<'_>, db: i32, name: &[u8], content: &Content) {
     let _mute = Mute::new();
     Open::new(lock, db, name).place(content, None);
+}
+
+/// Takes a hash away that has nothing in it but fields that have expired.
+pub fn delete_emptied(lock: Lock<'_>, db: i32, name: &[u8]) {
+    let open = Open::new(lock, db, name);
+    // SAFETY: the key is open, and is closed by `open`.
+    let is_emptied = unsafe { fields::is_emptied(lock, &Opened::shown(open.key)) };
+    drop(open);
+    if is_emptied {
+        delete(lock, db, name);
+    }
 }
 
 /// Takes away what [`put_quietly`] put there.

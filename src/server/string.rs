@@ -158,6 +158,7 @@ impl Word for AnyWord<'_> {
 ///
 /// # Safety
 /// `string` is alive and unchanged for `'a`.
+#[inline]
 pub(super) unsafe fn bytes<'a>(string: *const raw::RedisModuleString) -> &'a [u8] {
     let mut len = 0;
     // SAFETY: by the caller's promise.
@@ -227,7 +228,11 @@ impl<'a> Argv<'a> {
 
     /// Copies of all arguments, in one piece.
     pub fn to_words(self) -> Words {
-        self.iter().collect()
+        let mut words = Words::default();
+        for word in self.iter() {
+            words.push(word);
+        }
+        words
     }
 
     pub(super) fn as_raw(self) -> &'a [*mut raw::RedisModuleString] {
@@ -248,16 +253,29 @@ pub struct Words {
 
 impl<'a> FromIterator<&'a [u8]> for Words {
     fn from_iter<I: IntoIterator<Item = &'a [u8]>>(words: I) -> Self {
-        let (mut bytes, mut ends) = (SmallVec::new(), SmallVec::new());
-        for word in words {
-            bytes.extend_from_slice(word);
-            ends.push(bytes.len());
-        }
-        Self { bytes, ends }
+        let mut all = Self::default();
+        words.into_iter().for_each(|word| all.push(word));
+        all
     }
 }
 
 impl Words {
+    #[inline]
+    fn push(&mut self, word: &[u8]) {
+        let end = self.bytes.len() + word.len();
+        if end <= USUAL_BYTES && !self.bytes.spilled() {
+            // SAFETY: there is room for so many without memory of its own, and all of them are written.
+            unsafe {
+                let place = self.bytes.as_mut_ptr().add(self.bytes.len());
+                ptr::copy_nonoverlapping(word.as_ptr(), place, word.len());
+                self.bytes.set_len(end);
+            }
+        } else {
+            self.bytes.extend_from_slice(word);
+        }
+        self.ends.push(end);
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let mut start = 0;
         self.ends.iter().map(move |&end| {
@@ -278,6 +296,9 @@ mod tests {
             &[][..],
             &[&b"get"[..], b"key"],
             &[&b"mget"[..], b"", b"a", b"b", b"", b"c"],
+            // As much as needs no memory of its own, and more.
+            &[&[b'k'; 40][..], &[b'v'; 8], b"", b"w"],
+            &[&[b'k'; 47][..], b"ab", b"c"],
         ] {
             let kept: Words = words.iter().copied().collect();
             assert!(kept.iter().eq(words.iter().copied()), "{words:?}");

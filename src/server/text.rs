@@ -126,6 +126,15 @@ pub(super) unsafe fn peek_parts_into(key: *mut raw::RedisModuleKey, kind: Kind, 
     }
 }
 
+/// True if the value is kept as one listpack whose parts do not expire.
+///
+/// # Safety
+/// [`can_peek`] says true; `key` is open.
+pub(super) unsafe fn is_listpack(key: *mut raw::RedisModuleKey) -> bool {
+    // SAFETY: by the caller's promise; a value has a head.
+    unsafe { value_of(key).is_some_and(|value| value.cast::<u8>().read() >> 4 == LISTPACK) }
+}
+
 /// Where the value of an open key lies.
 ///
 /// # Safety

@@ -43,6 +43,15 @@ impl Version {
         }
     }
 
+    /// Fields of hashes may expire.
+    pub(super) const fn knows_lives_of_fields(self) -> bool {
+        match self {
+            Self::Redis(major, minor, _) => major >= 8 || (major == 7 && minor >= 4),
+            Self::Valkey(major, ..) => major >= 9,
+            Self::Unknown => true,
+        }
+    }
+
     /// A notification selects the event's database for the client whose command runs, and leaves it there. Since 8.1;
     /// 9.1.2 has mended it.
     pub const fn leaves_clients_in_other_databases(self) -> bool {

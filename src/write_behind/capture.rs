@@ -33,7 +33,7 @@ pub(super) struct Notes {
     places: ByKey<usize>,
     /// Somebody comes at the end of the unit.
     asked: bool,
-    /// The hash whose fields have just expired: what deletes it next is no change by itself.
+    /// The hash whose last fields have just expired: what deletes it next is no change by itself.
     expired: Option<Key>,
     /// Who waits for what the present command changes.
     pub(super) waiter: Option<u64>,
@@ -227,7 +227,7 @@ impl WriteBehind {
         let mut state = self.state.write(lock);
         let state = &mut *state;
         let expired = state.notes.expired.take();
-        if event == b"hexpired" {
+        if event == b"hexpired" && key::is_left_empty(lock, db, name) {
             state.notes.expired = Some(Key::new(db, name));
         }
         let by_expiry = event == b"del" && expired.is_some_and(|key| key.db == db && *key.name == *name);

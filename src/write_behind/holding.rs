@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     engine::linked_command::LinkedCommand,
-    hooks::{self, Awaiting, Block, Wait, Writes},
+    hooks::{self, Awaiting, Block, Place, Wait, Writes},
     read_through::{Newest, Unsaved, options::seconds},
     server::{
         call_reply::CallReply,
@@ -60,20 +60,20 @@ pub(super) struct Held {
     sinks: u64,
     /// It waits no longer than that.
     deadline: Option<Time>,
-    db: i32,
-    /// What its command changes.
-    keys: Vec<Box<[u8]>>,
+    /// What its command changes, each in its database.
+    keys: Vec<(i32, Box<[u8]>)>,
 }
 
 impl Held {
     /// There is a change of each key in its queue that this one would replace.
     fn replaces(&self, sink: &Sink) -> bool {
-        self.keys.iter().all(|name| !sink.refuses(self.db, name))
+        self.keys.iter().all(|(db, name)| !sink.refuses(*db, name))
     }
 
     /// It waits for room in this queue, and would change this key.
     pub(super) fn waits_for(&self, sink: &Sink, db: i32, name: &[u8]) -> bool {
-        self.sinks & sink.bit() != 0 && self.db == db && self.keys.iter().any(|key| **key == *name)
+        let mut keys = self.keys.iter();
+        self.sinks & sink.bit() != 0 && keys.any(|(own, key)| *own == db && **key == *name)
     }
 }
 
@@ -113,8 +113,8 @@ impl Sink {
 }
 
 impl State {
-    fn full_for(&self, db: i32, keys: &[&[u8]]) -> u64 {
-        let full = |sink: &&Sink| keys.iter().any(|name| sink.refuses(db, name));
+    fn full_for(&self, keys: &[Place<'_>]) -> u64 {
+        let full = |sink: &&Sink| keys.iter().any(|&(db, name)| sink.refuses(db, name));
         self.sinks
             .iter()
             .filter(full)
@@ -122,8 +122,8 @@ impl State {
     }
 
     /// Those whose clients wait behind commands that change one of the keys.
-    fn holding(&self, keys: &[&[u8]]) -> impl Iterator<Item = &Sink> {
-        let holds = |sink: &&Sink| sink.options.wait && keys.iter().any(|name| sink.has(name));
+    fn holding(&self, keys: &[Place<'_>]) -> impl Iterator<Item = &Sink> {
+        let holds = |sink: &&Sink| sink.options.wait && keys.iter().any(|(_, name)| sink.has(name));
         self.sinks.iter().filter(holds)
     }
 
@@ -151,13 +151,13 @@ impl Writes for WriteBehind {
         state.sinks.iter().any(minds)
     }
 
-    fn before(&self, command: &Command<'_>, keys: &[&[u8]]) -> Wait {
+    fn before(&self, command: &Command<'_>, keys: &[Place<'_>]) -> Wait {
         if !self.engine.is_serving() {
             return Wait::No;
         }
         let lock = command.lock();
         let mut state = self.state.write(lock);
-        let full = state.full_for(command.db(), keys);
+        let full = state.full_for(keys);
         // What is not captured needs no room.
         if full == 0 || state.quiet || self.is_saving(&state) {
             return Wait::No;
@@ -184,8 +184,7 @@ impl Writes for WriteBehind {
             client,
             sinks: full,
             deadline,
-            db: command.db(),
-            keys: keys.iter().map(|&name| name.into()).collect(),
+            keys: keys.iter().map(|&(db, name)| (db, name.into())).collect(),
         });
         for sink in state.sinks.iter_mut().filter(|sink| full & sink.bit() != 0) {
             sink.figures.held += 1;
@@ -195,11 +194,11 @@ impl Writes for WriteBehind {
         Wait::Waits
     }
 
-    fn holds(&self, lock: Lock<'_>, keys: &[&[u8]]) -> bool {
+    fn holds(&self, lock: Lock<'_>, keys: &[Place<'_>]) -> bool {
         self.state.read(lock).holding(keys).next().is_some()
     }
 
-    fn begin(&self, lock: Lock<'_>, keys: &[&[u8]]) -> Option<u64> {
+    fn begin(&self, lock: Lock<'_>, keys: &[Place<'_>]) -> Option<u64> {
         if !self.engine.is_serving() {
             return None;
         }
@@ -339,6 +338,7 @@ impl WriteBehind {
     /// Runs the command of a client that has waited. `None`: it waits behind that, too, which `block` has made it do.
     fn serve(&self, command: &Command<'_>, block: Option<Block<'_>>) -> Option<hooks::Awaited> {
         let mut refusal = self.hooks.refuse_paused(command);
+        refusal = refusal.or_else(|| self.hooks.refuse_without_room(command));
         if refusal.is_none() && self.engine.is_serving() {
             refusal = self.hooks.refuse_forgotten(command, |_, _| false);
         }

@@ -1,7 +1,8 @@
 //! An execution that ends before anybody looks at it, and what makes it the next one's of its registration; or one that is made when
 //! somebody looks, of what was kept of such a run. Called by `brief.rs`, `reuse.rs`, `ended.rs` and the registry.
 
-use std::{sync::Arc, time::Instant};
+use crate::clock::Instant;
+use std::sync::Arc;
 
 use super::{
     super::{
@@ -11,7 +12,7 @@ use super::{
         reuse::Anew,
         start::Start,
     },
-    Collector, Execution, Outcome,
+    Collector, Execution, MayWait, Outcome,
 };
 
 /// [`Execution::end_unseen`] found somebody who waits.
@@ -35,7 +36,7 @@ impl Execution {
     }
 
     /// It begins anew as another run of the same registration, which nobody knows of.
-    pub(in super::super) fn renew(&mut self, id: Id, db: i32, may_wait: bool, link: Option<ReplyHold>) {
+    pub(in super::super) fn renew(&mut self, id: Id, db: i32, may_wait: MayWait, link: Option<ReplyHold>) {
         self.id = id;
         self.db = db;
         self.may_wait = may_wait;
@@ -46,7 +47,7 @@ impl Execution {
 
     /// The same of one that begins in the queue.
     pub(in super::super) fn renew_queued(&mut self, id: Id, anew: Anew, now: Instant) {
-        self.renew(id, anew.db, true, anew.link);
+        self.renew(id, anew.db, MayWait::Yes, anew.link);
         let state = self.state.get_mut();
         state.phase = Phase::Created(anew.source);
         state.collector = anew.collector;

@@ -8,7 +8,8 @@ pub mod single;
 #[cfg(test)]
 mod tests;
 
-use std::time::{Duration, Instant};
+use crate::clock::Instant;
+use std::time::Duration;
 
 use super::{
     holding::{Gauge, Inventory, Size},

@@ -2,10 +2,10 @@
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use crate::{engine::sleeper::Sleepers, mutex::Mutex};
+use crate::{clock::Instant, engine::sleeper::Sleepers, mutex::Mutex};
 
 /// The end of one piece of running code.
 #[derive(Default)]
