@@ -13,7 +13,7 @@ from typing import Callable
 import pytest
 from redis.crc import key_slot
 
-from clusters import Cluster, make_cluster, move_slot, node_id
+from clusters import Cluster, info_cluster, make_cluster, move_slot, node_id
 from helpers import RawClient, Server, wait_until
 from write_behind import Database, register
 
@@ -210,6 +210,26 @@ def test_an_old_shard_that_is_dead(start_server: Callable[..., Server], source: 
         os.kill(cluster[0].process.pid, signal.SIGCONT)
     database.fail(0)
     all_saved(cluster)
+
+
+def test_a_shard_that_loses_its_last_slot(start_server: Callable[..., Server], source: Server) -> None:
+    """The server makes a replica of it, whose queue is that of its master, unless it is told not to: then it saves what it has."""
+    cluster = make_cluster(start_server, args=["--cluster-allow-replica-migration", "no"])
+    database = deploy(cluster, source)
+    (key,) = keys_of(cluster, 2, 1)
+    unsaved(cluster, database, 2, key)
+    to = node_id(cluster[1])
+    for server in (cluster[1], cluster[2], cluster[0]):
+        with server.own.pipeline(transaction=False) as pipe:
+            for slot in range(10923, 16384):
+                pipe.execute_command("CLUSTER", "SETSLOT", slot, "NODE", to)
+            pipe.execute()
+    wait_until(lambda: len(info_cluster(cluster[1])) == 2, 20, "it is no shard any more")
+    assert cluster[2].own.execute_command("ROLE")[0] == "master"
+    assert queued(cluster[2]) == 1
+    database.fail(0)
+    all_saved(cluster)
+    assert database.row(key) == {"n": "101", "name": "Ann"}
 
 
 def test_the_queue_is_empty_before_slots_move(start_server: Callable[..., Server], source: Server) -> None:
