@@ -218,11 +218,11 @@ def test_a_shard_that_loses_its_last_slot(start_server: Callable[..., Server], s
     database = deploy(cluster, source)
     (key,) = keys_of(cluster, 2, 1)
     unsaved(cluster, database, 2, key)
-    to = node_id(cluster[1])
-    for server in (cluster[1], cluster[2], cluster[0]):
+    importing, owned = ("IMPORTING", node_id(cluster[2])), ("NODE", node_id(cluster[1]))
+    for server, state in ((cluster[1], importing), (cluster[1], owned), (cluster[2], owned), (cluster[0], owned)):
         with server.own.pipeline(transaction=False) as pipe:
             for slot in range(10923, 16384):
-                pipe.execute_command("CLUSTER", "SETSLOT", slot, "NODE", to)
+                pipe.execute_command("CLUSTER", "SETSLOT", slot, *state)
             pipe.execute()
     wait_until(lambda: len(info_cluster(cluster[1])) == 2, 20, "it is no shard any more")
     assert cluster[2].own.execute_command("ROLE")[0] == "master"
