@@ -13,6 +13,7 @@ mod names;
 mod parts;
 mod passed;
 mod proxy;
+mod slots;
 mod spec;
 mod stored;
 mod table;
@@ -26,6 +27,7 @@ use chain::HookRule;
 use clients::{ClientCache, names_of_rights};
 pub use loads::{Hot, Loads, Missing, Wait, nearness};
 use proxy::Concerns;
+pub use slots::MovingSlots;
 use spec::look_up;
 pub use spec::{CommandSpec, ProxyCommand};
 use table::{Entry, Rule, Table};
@@ -77,6 +79,7 @@ pub struct Hooks {
     loads: OnceLock<Arc<dyn Loads>>,
     /// Who saves changes of keys.
     writes: OnceLock<Arc<dyn Writes>>,
+    slots: OnceLock<Arc<dyn MovingSlots>>,
 }
 
 /// What the filter has seen of a command.
@@ -122,6 +125,7 @@ impl Hooks {
             knows_rights: OnceLock::new(),
             loads: OnceLock::new(),
             writes: OnceLock::new(),
+            slots: OnceLock::new(),
         })
     }
 

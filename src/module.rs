@@ -110,12 +110,11 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks, environment: &Environ
         Arc::new(CPython),
         callbacks.subscribe,
     );
-    let subscribe = callbacks.subscribe;
     let behind = WriteBehind::new(
         Arc::clone(&engine),
         Arc::clone(&hooks),
         Arc::clone(&loads),
-        subscribe,
+        callbacks.subscribe,
     );
     let readers = Arc::new(Readers {
         loads: Arc::clone(&loads),
@@ -139,6 +138,7 @@ pub fn start(loading: &Loading<'_>, callbacks: &Callbacks, environment: &Environ
         Arc::clone(&packages),
     )
     .map_err(|error| format!("could not start the thread that looks for shards: {error}"))?;
+    cluster.connect_halves(&loads, Arc::clone(&behind) as _);
     for kind in [cluster::WANTS_SECRET, cluster::SECRET] {
         bus::subscribe(lock, kind, callbacks.bus_message);
     }

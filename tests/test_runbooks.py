@@ -7,13 +7,15 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 import redis
+from redis.crc import key_slot
 
-from clusters import make_cluster
+from clusters import make_cluster, move_slot
 from helpers import Server, wait_until
 from requirements import build_wheel
 from servers import ROOT
@@ -237,6 +239,29 @@ def test_from_one_server_to_a_cluster(start_server: Callable[..., Server], tmp_p
     for shard in cluster.masters:
         drained(shard)
     assert [plain.client().hget(key, "price") for key in ("user:1", "user:2")] == ["2", "3"]
+
+
+def test_move_slots(start_server: Callable[..., Server], tmp_path: Path) -> None:
+    """The queue of a shard is not empty; when the block has ended, it is, and the slot can move."""
+    plain = start_server(module=False)
+    cluster = make_cluster(start_server, module_args=["dsn", url(plain)])
+    cluster[0].run(SCRIPT, "ID", "users")
+    wait_until(lambda: all(len(shard.registrations()) == 3 for shard in cluster.masters))
+    key = next(f"user:{number}" for number in range(1000) if cluster.shard_of(f"user:{number}") is cluster[0])
+    cluster[0].own.execute_command("RG.CONFIGSET", "WriteBehindSaving", "no")
+    cluster[0].own.hset(key, "price", "1")
+    assert unsaved(cluster[0]) == 1
+    again = threading.Timer(0.5, cluster[0].client().execute_command, ["RG.CONFIGSET", "WriteBehindSaving", "yes"])
+    again.start()
+    empty, once_more = blocks("Move slots of a cluster")
+    run(empty, tmp_path, {f"shard{number + 1}": shard for number, shard in enumerate(cluster.masters)})
+    again.join()
+    assert unsaved(cluster[0]) == 0 and plain.client().hgetall(key) == {"price": "1"}
+    assert empty == once_more
+    move_slot(cluster.masters, cluster[0], cluster[1], key_slot(key.encode()))
+    cluster[1].own.hincrby(key, "price", 1)
+    drained(cluster[1])
+    assert plain.client().hgetall(key) == {"price": "2"}
 
 
 @pytest.mark.matrix

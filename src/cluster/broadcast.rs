@@ -228,6 +228,8 @@ impl Cluster {
                 Some(execution) => Said::Description(local::describe(&self.engine, &execution)),
                 None => Said::Unknown,
             }),
+            Question::Unsaved(keys) => Ok(Said::Unsaved(self.unsaved(lock, &keys))),
+            Question::Unsettled(slots) => Ok(Said::Unsettled(self.unsettled(lock, &slots))),
             Question::Missing(names) => {
                 let is_missing =
                     |(name, digest): &(String, _)| !self.persistence.has_installed(lock, name, digest);

@@ -65,6 +65,10 @@ pub enum Question {
         archive: ByteBuf,
         keeps_known: bool,
     },
+    /// Of which of these keys, with their databases, are changes not saved?
+    Unsaved(Vec<(i32, ByteBuf)>),
+    /// In which of these slots are there such keys, or can they come to be?
+    Unsettled(Vec<(u16, u16)>),
 }
 
 /// What comes back.
@@ -75,6 +79,9 @@ pub enum Said {
     Unknown,
     Description(Reply),
     Missing(Vec<String>),
+    /// For each key.
+    Unsaved(Vec<bool>),
+    Unsettled(Vec<u16>),
 }
 
 impl Message {
@@ -133,6 +140,10 @@ mod tests {
                 Ok(Said::Description(Reply::Array(vec![Reply::Int(-1), Reply::Null]))),
             ),
             Message::Answer(9, Err("no".into())),
+            Message::Ask(9, Question::Unsaved(vec![(0, ByteBuf::from(vec![0xff]))])),
+            Message::Answer(9, Ok(Said::Unsaved(vec![true, false]))),
+            Message::Ask(9, Question::Unsettled(vec![(0, 16383)])),
+            Message::Answer(9, Ok(Said::Unsettled(vec![7]))),
             Message::Inventory {
                 live: vec![id],
                 gone: vec![],

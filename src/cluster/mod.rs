@@ -12,6 +12,7 @@ mod inbound;
 mod link;
 pub mod local;
 mod message;
+mod moved;
 mod participant;
 mod questions;
 mod receiving;
@@ -40,6 +41,7 @@ use self::{
     inbound::Inbound,
     link::{KIND, Link, TEST_KIND},
     message::Message,
+    moved::Moved,
     questions::Questions,
     registrations::PreparedChanges,
     run_order::RunOrder,
@@ -88,6 +90,7 @@ pub struct Cluster {
     questions: Questions,
     prepared: Guarded<PreparedChanges>,
     run_order: RunOrder,
+    moved: Moved,
     /// This server is a node of a Redis Cluster.
     node: bool,
     /// Who waits until the shards are known.
@@ -164,6 +167,7 @@ impl Cluster {
             questions: Questions::default(),
             prepared: Guarded::default(),
             run_order: RunOrder::default(),
+            moved: Moved::default(),
             node,
             waiting: Waiting::default(),
             linking: Mutex::default(),
@@ -216,6 +220,7 @@ impl Cluster {
             if compared.elapsed() >= COMPARE {
                 compared = Instant::now();
                 if !self.other_shards().is_empty() {
+                    self.settle();
                     self.compare_registrations(None);
                 }
             }

@@ -42,6 +42,8 @@ pub struct Waiting {
 struct Seen {
     topology: Topology,
     shape: Shape,
+    /// The epoch of this node.
+    epoch: Option<u64>,
 }
 
 impl Cluster {
@@ -55,7 +57,9 @@ impl Cluster {
         self.waiting.master.store(lock.is_master(), Ordering::Relaxed);
         // Whoever was told by RG.CLUSTERSET does not ask.
         let told = self.known.lock().told.is_some();
-        if let Some(seen) = self.see(lock).filter(|_| !told) {
+        let Some(seen) = self.see(lock) else { return };
+        self.slots_seen(lock, &seen.topology, seen.epoch);
+        if !told {
             self.adopt(lock, seen.topology, seen.shape, None, false);
         }
     }
@@ -66,8 +70,13 @@ impl Cluster {
             _ => return None,
         };
         let topology = Topology::of_slots(me, &self.ask_server(lock, "SLOTS"))?;
-        let shape = shape(&topology, lock.is_master(), &self.ask_server(lock, "INFO"));
-        Some(Seen { topology, shape })
+        let info = self.ask_server(lock, "INFO");
+        let shape = shape(&topology, lock.is_master(), &info);
+        Some(Seen {
+            topology,
+            shape,
+            epoch: epoch(&info),
+        })
     }
 
     fn ask_server(&self, lock: Lock<'_>, what: &str) -> Reply {
@@ -172,6 +181,18 @@ impl Cluster {
             moved()
         }
     }
+}
+
+/// The epoch of this node, by the reply of CLUSTER INFO.
+fn epoch(info: &Reply) -> Option<u64> {
+    let (Reply::Bulk(info) | Reply::Verbatim { text: info, .. }) = info else {
+        return None;
+    };
+    let info = String::from_utf8_lossy(info);
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("cluster_my_epoch:"))?;
+    line.trim_end().parse().ok()
 }
 
 /// What the shards are, as far as a server with this topology can know; `info`: the reply of CLUSTER INFO.

@@ -62,13 +62,13 @@ impl Hooks {
         if !self.features.filter_client_id {
             self.note_whereabouts(passing, name);
         }
-        match table.find_at(place, name) {
-            Some(entry) => self.look_at(engine, passing, &table, entry),
-            None if self.tells_who_sends() => {
-                self.clients.write(lock).passes(lock, passing.client_id(), name);
-            }
-            None => {}
+        if let Some(entry) = table.find_at(place, name) {
+            return self.look_at(engine, passing, &table, entry);
         }
+        if self.tells_who_sends() {
+            self.clients.write(lock).passes(lock, passing.client_id(), name);
+        }
+        self.tell_of_slot(passing, name);
     }
 
     #[inline(never)]

@@ -7,6 +7,7 @@ use super::{
     clients,
     loads::LoadRule,
     names::{PLACES, STATE_CHANGING, Word, changes_state, place_bit, place_of, word_of},
+    slots,
     spec::CommandSpec,
     whereabouts,
     writes::{self, WriteRule},
@@ -154,7 +155,10 @@ impl Table {
         }
         let linked = self.entries.iter().map(|entry| place_bit(&entry.spec.name));
         let changing = STATE_CHANGING.into_iter().chain(clients::names_of_rights());
-        let elsewhere = writes::MOVING.into_iter().chain(whereabouts::NAMES);
+        let elsewhere = writes::MOVING
+            .into_iter()
+            .chain([slots::CLUSTER])
+            .chain(whereabouts::NAMES);
         let others = changing.chain(elsewhere).map(place_bit);
         self.mattering = linked.chain(others).fold(0, |all, bit| all | bit);
     }

@@ -23,6 +23,15 @@ pub trait Unsaved: Send + Sync {
 
     /// Whether there is one, also of the unit that runs.
     fn is_changed(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> bool;
+
+    /// Whether changes of the key are saved at all.
+    fn concerns(&self, lock: Lock<'_>, name: &[u8]) -> bool;
+
+    /// When the newest change of a key happened (Unix time in milliseconds), if there is one.
+    fn newest_ms(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> Option<u64>;
+
+    /// Shows the name of each key with a change, and when that happened. False if there are more than `most`.
+    fn show_all(&self, lock: Lock<'_>, most: usize, show: &mut dyn FnMut(&[u8], u64)) -> bool;
 }
 
 /// What a key holds by its newest change.

@@ -3,7 +3,8 @@
 //!
 //! `machine/` decides; `keys.rs` and `bounded.rs` are its tables, `life.rs` computes lifetimes. All of
 //! these are pure, without server or Python. `options.rs`: what a script says; `trigger.rs`: how a registration comes and goes;
-//! `refresh.rs`: loads on request; `brought.rs`: what a loader returned; `about.rs`: what is known of one key; `behind.rs`: changes of `write_behind` that are not saved; `room.rs`: what rests while memory is short; `figures.rs`: counters. This file is
+//! `refresh.rs`: loads on request; `brought.rs`: what a loader returned; `about.rs`: what is known of one key; `behind.rs`: changes of `write_behind` that are not saved, `elsewhere.rs`: those of
+//! other shards; `room.rs`: what rests while memory is short; `figures.rs`: counters. This file is
 //! where the server comes in; `pump.rs` does what the machine says, `landing.rs` stores what was loaded, `answer.rs` answers the clients that waited.
 //!
 //! All state lives under the server's lock, but for the inbox of what loaders have brought.
@@ -13,6 +14,7 @@ mod answer;
 mod behind;
 pub mod bounded;
 mod brought;
+mod elsewhere;
 mod figures;
 mod happening;
 pub mod keys;
@@ -39,6 +41,7 @@ use smallvec::SmallVec;
 pub use about::{Facts, ms};
 pub use behind::{Newest, Unsaved};
 pub use brought::{Strangers, Values, raised};
+pub use elsewhere::Elsewhere;
 pub use keys::Key;
 pub use life::Lifetime;
 pub use pump::check_keys;
@@ -122,6 +125,7 @@ pub struct ReadThrough {
     subscribe: fn(Lock<'_>, Class),
     started: Instant,
     behind: OnceLock<Arc<dyn Unsaved>>,
+    way: elsewhere::Way,
     state: Guarded<State>,
     inbox: Mutex<Vec<Brought>>,
     /// There is something in the inbox.
@@ -149,6 +153,7 @@ struct State {
     departing: SmallVec<[(Awaiting, Note); 1]>,
     /// The executions of loads.
     running: ByNumber<Running>,
+    apart: elsewhere::Apart,
     /// How long values are fresh that are not kept as long as their registration says.
     lives: Bounded<f64>,
     /// What happens to this key is our own doing.
@@ -218,6 +223,7 @@ impl ReadThrough {
             subscribe,
             started: Instant::now(),
             behind: OnceLock::new(),
+            way: elsewhere::Way::default(),
             state: Guarded::new(State {
                 machine: Machine::new(bounds, seed),
                 served: ById::default(),
@@ -227,6 +233,7 @@ impl ReadThrough {
                 leaving: VecDeque::new(),
                 departing: SmallVec::new(),
                 running: ByNumber::default(),
+                apart: elsewhere::Apart::default(),
                 lives: Bounded::default(),
                 storing: false,
                 expired: None,
@@ -336,7 +343,7 @@ impl Loads for ReadThrough {
     }
 
     fn restore(&self, lock: Lock<'_>, registration: Id, db: i32, name: &[u8]) -> bool {
-        self.restore_unsaved(lock, registration, db, name)
+        !self.is_own_doubtful(lock, db, name) && self.restore_unsaved(lock, registration, db, name)
     }
 
     fn minds(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> bool {

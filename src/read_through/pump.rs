@@ -126,6 +126,10 @@ impl ReadThrough {
     }
 
     fn begin_load(&self, lock: Lock<'_>, now: Time, load: u64, rule: Id, keys: Keys, name: Option<Held>) {
+        let keys = self.without_doubtful(lock, now, load, keys);
+        if keys.is_empty() {
+            return;
+        }
         let state = self.state.read(lock);
         let served = state.served.get(rule).map(|served| {
             let (registration, pool) = (Arc::clone(&served.registration), Arc::clone(&served.pool));
@@ -158,6 +162,9 @@ impl ReadThrough {
                 self.land(lock, now, brought);
             }
             self.state.write(lock).landing = brought;
+        }
+        if !paused {
+            self.hear_elsewhere(lock, now);
         }
         self.state.write(lock).machine.tick(now);
         loop {

@@ -3,7 +3,12 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::{Sink, State, WriteBehind, machine::Time, options::OnFull, pump::save_failed};
+use super::{
+    Sink, State, WriteBehind,
+    machine::{Queue, Time},
+    options::OnFull,
+    pump::save_failed,
+};
 use crate::{
     engine::linked_command::LinkedCommand,
     hooks::{self, Awaiting, Block, Place, Wait, Writes},
@@ -267,6 +272,31 @@ impl Unsaved for WriteBehind {
         let state = self.state.read(lock);
         let mut queues = state.sinks.iter().map(|sink| &sink.queue);
         state.notes.has(db, name) || queues.any(|queue| queue.newest(db, name).is_some())
+    }
+
+    fn concerns(&self, lock: Lock<'_>, name: &[u8]) -> bool {
+        WriteBehind::concerns(self, lock, name)
+    }
+
+    fn newest_ms(&self, lock: Lock<'_>, db: i32, name: &[u8]) -> Option<u64> {
+        let state = self.state.read(lock);
+        if state.notes.has(db, name) {
+            return Some(u64::MAX);
+        }
+        let newest = state.sinks.iter().filter_map(|sink| sink.queue.newest(db, name));
+        newest.map(|change| change.id.ms).max()
+    }
+
+    fn show_all(&self, lock: Lock<'_>, most: usize, show: &mut dyn FnMut(&[u8], u64)) -> bool {
+        let state = self.state.read(lock);
+        let queues = || state.sinks.iter().map(|sink| &sink.queue);
+        if queues().map(Queue::len).sum::<usize>() > most {
+            return false;
+        }
+        for change in queues().flat_map(Queue::changes) {
+            show(&change.key.name, change.id.ms);
+        }
+        true
     }
 }
 

@@ -4,6 +4,7 @@
 //! A key has one *flight* at a time: its load is queued or runs, and clients wait for it. When a load has ended it *lands*: its
 //! value stays at hand until the last of those who waited has its reply. Contract: docs/contract/read-through.md chapter 3.
 
+mod apart;
 mod asking;
 mod changes;
 mod circles;
@@ -236,6 +237,8 @@ struct Flight {
     forced: bool,
     /// The last thing that happened to the key since the load began.
     touched: Option<Change>,
+    /// No other shard has a change of the key that is not saved.
+    cleared: bool,
 }
 
 struct Wanted {
@@ -472,6 +475,7 @@ impl Flight {
             present,
             forced: false,
             touched: None,
+            cleared: false,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The machine alone: what it decides in each case.
 
+mod apart;
 mod random;
 
 use super::*;
