@@ -346,7 +346,9 @@ pub fn call_original(
     // A function's command that was put behind a proxy one has the function's user.
     let has_actor = || rights::acting(command.lock()).is_some();
     let mut server_checks = features.call_options && (command.has_client() || has_actor());
-    if !cleared && !server_checks && !command.sender_may_run(argv) {
+    // Before 7.2 a server that refuses this ends: it notes whose client it is, and the one that it has for a client that waits is nobody's.
+    let ends_server = server_checks && command.has_waited() && !features.filter_client_id;
+    if (ends_server || !cleared && !server_checks) && !command.sender_may_run(argv) {
         return Err(Refusal::NotPermitted);
     }
     let format = match (features.call_options, server_checks) {

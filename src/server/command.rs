@@ -45,6 +45,8 @@ pub struct Command<'a> {
     ctx: *mut raw::RedisModuleCtx,
     argv: Argv<'a>,
     lock: Lock<'a>,
+    /// Its client has waited: the server runs it by a client of its own.
+    has_waited: bool,
 }
 
 impl<'a> Command<'a> {
@@ -67,7 +69,12 @@ impl<'a> Command<'a> {
             // SAFETY: by the caller's promise.
             argv: unsafe { Argv::new(argv, argc) },
             lock,
+            has_waited: true,
         }
+    }
+
+    pub(super) fn has_waited(&self) -> bool {
+        self.has_waited
     }
 
     /// The arguments, the command's own name first.
@@ -289,6 +296,7 @@ pub unsafe fn run(
             ctx,
             argv: Argv::new(argv, argc),
             lock: entered.lock(),
+            has_waited: false,
         };
         let replies = Cell::new(false);
         let handled = catch_unwind(AssertUnwindSafe(|| {
