@@ -11,7 +11,7 @@ use crate::{
     server::{
         after, audience, bus, closing,
         events::{self, Class, ServerEvent},
-        fields, filter, info,
+        fields, filter, home, info,
         lock::Lock,
         persist, raw, room,
     },
@@ -57,8 +57,12 @@ notifications! {
     on_captured_change => behind;
 }
 
-/// Asks the server for the notifications that somebody needs.
+/// Asks the server for the notifications that somebody needs. Some servers need care from the first one on that comes of a COPY or MOVE.
 pub fn subscribe(lock: Lock<'_>, class: Class) {
+    let is_of_copies = matches!(class, Class::Changes(_) | Class::Loaded | Class::Captured(_));
+    if let Some(pinion) = Pinion::get().filter(|_| is_of_copies && home::is_needed()) {
+        pinion.hooks.keep_clients_home(lock);
+    }
     match class {
         Class::KeyMiss => events::subscribe(lock, class, on_key_miss),
         Class::Changes(_) => events::subscribe(lock, class, on_key_change),

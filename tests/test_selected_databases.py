@@ -43,6 +43,52 @@ def test_moved_and_copied_keys(server: Server, arguments: str) -> None:
         client.flushdb()
 
 
+LOADS = "read_through('*', lambda key: None, ttl=60)"
+SAVES = "write_behind('*', lambda changes: None{more})"
+HALVES = {
+    "loads": [LOADS],
+    "saves": [SAVES.format(more="")],
+    "both": [LOADS, SAVES.format(more="")],
+    "both, waiting": [LOADS, SAVES.format(more=", wait=True")],
+    "waiting": [SAVES.format(more=", wait=True")],
+    "both, and events": [LOADS, SAVES.format(more=""), "GB().foreach(lambda r: None).register(mode='sync')"],
+    "events, and both": ["GB().foreach(lambda r: None).register(mode='sync')", LOADS, SAVES.format(more="")],
+}
+
+
+@pytest.mark.parametrize("halves", HALVES)
+def test_of_both_halves(start_server: Callable[..., Server], halves: str) -> None:
+    """Each of them asks for notifications of its own. Replicas and files hear the same."""
+    server = start_server(args=["--appendonly", "yes"])
+    replica = start_server(args=["--replicaof", server.host, server.port])
+    for script in HALVES[halves]:
+        server.run(script)
+    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up", 30)
+    home = server.client(db=1, single_connection_client=True)
+    for number, command in enumerate(AWAY):
+        home.set("a", number)
+        assert home.execute_command(*command), command
+        assert selected(home) == 1, command
+        home.set(f"behind:{number}", number)
+        assert server.client(db=2).get("a" if command[0] == "MOVE" else "b") == str(number)
+        server.client(db=2).flushdb()
+    home.copy("a", "kept", destination_db=3)
+    home.set("gone", 1)
+    home.move("gone", 4)
+
+    def databases(of: Server) -> list[dict[str, str]]:
+        clients = [of.client(db=db) for db in range(5)]
+        return [{key: client.get(key) for key in sorted(client.keys("*"))} for client in clients]
+
+    behind = {f"behind:{number}": str(number) for number in range(len(AWAY))}
+    wanted = [{}, {"a": "2", **behind}, {}, {"kept": "2"}, {"gone": "1"}]
+    assert databases(server) == wanted
+    wait_until(lambda: databases(replica) == wanted, 30, "the replica has the same")
+    assert "CRITICAL" not in replica.log()
+    server.own.execute_command("DEBUG", "LOADAOF")
+    assert databases(server) == wanted, "the file has the same"
+
+
 @pytest.mark.parametrize("command", AWAY)
 def test_a_key_that_has_expired_over_there(server: Server, command: tuple[str, ...]) -> None:
     """That is an event of the other database, too."""

@@ -28,7 +28,6 @@ use crate::{
         after::{self, after_command},
         events::{Changes, Class, KeyEvent},
         guarded::Guarded,
-        home,
         key::{self, Kind},
         lock::Lock,
         reply::Reply,
@@ -157,7 +156,6 @@ impl KeysWatch {
         let misses = !watched.misses && watched.list.iter().any(names_misses);
         // The server's own events have one class each, so that none comes twice.
         let more = wanted.without(watched.changes);
-        let first = watched.changes == Changes::NONE;
         watched.misses |= misses;
         watched.changes = watched.changes.and(more);
         drop(watched);
@@ -166,9 +164,6 @@ impl KeysWatch {
         }
         if more != Changes::NONE {
             (self.subscribe)(lock, Class::Changes(more));
-            if first && home::is_needed() {
-                self.hooks.keep_clients_home(lock);
-            }
         }
     }
 

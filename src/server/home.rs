@@ -91,14 +91,12 @@ impl Stays {
         };
         match name {
             b"move_from" => note(lock, Some((client, db))),
-            b"move_to" | b"copy_to" => {
-                let home = std::mem::replace(&mut *HOME.write(lock), Home::Unknown);
-                match home {
-                    Home::Client(id, db) if id == client => return Self(Some((ctx, db))),
-                    Home::Ours(db) => return Self(Some((ctx, db))),
-                    _ => {}
-                }
-            }
+            // Each of our notifications is told of it, one behind the other.
+            b"move_to" | b"copy_to" => match *HOME.read(lock) {
+                Home::Client(id, db) if id == client => return Self(Some((ctx, db))),
+                Home::Ours(db) => return Self(Some((ctx, db))),
+                _ => {}
+            },
             _ => {}
         }
         Self(None)

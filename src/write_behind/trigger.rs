@@ -124,9 +124,6 @@ impl WriteBehind {
         drop(state);
         if more != Changes::NONE {
             (self.subscribe)(lock, Class::Captured(more));
-            if home::is_needed() {
-                self.hooks.keep_clients_home(lock);
-            }
         }
     }
 
