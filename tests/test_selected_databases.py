@@ -218,3 +218,20 @@ def test_files_load_into_the_right_databases(start_server: Callable[..., Server]
     server.start()
     assert {db: sorted(server.client(db=db).keys("*")) for db in range(3)} == keys
     assert len(server.registrations()) == 1
+
+
+def test_a_replica_refuses_nothing_of_its_master(start_server: Callable[..., Server]) -> None:
+    """A COPY in a transaction is put behind a proxy command there, too; what the replica has not got is no reason to refuse it."""
+    server = start_server()
+    replica = start_server(args=["--replicaof", server.host, server.port, "--replica-read-only", "no"])
+    server.run(f"{LOADS}\n{SAVES.format(more='')}")
+    wait_until(lambda: replica.client().info("replication")["master_link_status"] == "up" and replica.registrations(), 30)
+    client = server.client()
+    client.set("a", 1)
+    wait_until(lambda: replica.client().get("a") == "1")
+    replica.client().delete("a")
+    with client.pipeline() as transaction:
+        transaction.copy("a", "b", destination_db=2).set("end", 1)
+        assert transaction.execute() == [True, True]
+    wait_until(lambda: replica.client().get("end") == "1")
+    assert "CRITICAL" not in replica.log()

@@ -82,7 +82,8 @@ impl Hooks {
             Refusal::NotPermitted => not_permitted(),
             Refusal::SeveralSlots => Error::Text(SEVERAL_SLOTS.into()),
         };
-        if concerns.loads {
+        // A replica takes what its master sends, whatever it has itself.
+        if concerns.loads && engine.is_serving() {
             if let Some(answer) = self.wait_for_loads(command, cleared).map_err(refused)? {
                 return Ok(answer);
             }
