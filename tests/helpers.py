@@ -30,6 +30,15 @@ MAX_CLIENTS = 3000
 PATIENCE = 3 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1 else 1
 
 
+def wait_for_aof(client: redis.Redis) -> None:
+    """Waits until the AOF file is rewritten: another process that writes may have put that off."""
+    def is_written() -> bool:
+        told = client.info("persistence")
+        return not told["aof_rewrite_in_progress"] and not told["aof_rewrite_scheduled"]
+
+    wait_until(is_written, 60, "the AOF file is rewritten")
+
+
 def wait_until(predicate: Callable[[], T], timeout: float = 10, message: str = "", interval: float = 0.02) -> T:
     """Polls until `predicate()` is true and returns its value; fails with `message` and the last value seen after `timeout`
     seconds (times PATIENCE).

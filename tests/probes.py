@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from helpers import Arg, Server, as_dict, wait_until
+from helpers import Arg, Server, as_dict, wait_for_aof, wait_until
 
 # A server that loses nothing when it is killed.
 AOF = ["--appendonly", "yes", "--appendfsync", "always"]
@@ -137,5 +137,4 @@ def attach(replica: Server, master: Server) -> None:
     replica.client().execute_command("REPLICAOF", master.host, master.port)
     wait_until(lambda: replica.own.info("replication")["master_link_status"] == "up", timeout=20)
     # Until its AOF file is rewritten, a replica with new data keeps nothing.
-    info = lambda: replica.client().info("persistence")  # noqa: E731
-    wait_until(lambda: not info()["aof_rewrite_in_progress"] and not info()["aof_rewrite_scheduled"], timeout=20)
+    wait_for_aof(replica.client())

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from helpers import Server, as_dict, wait_until
+from helpers import Server, as_dict, wait_for_aof, wait_until
 
 VERSION = "import pinion_demo\nGB('ShardsIDReader').map(lambda _: pinion_demo.VERSION).run()"
 # A function that needs the package, also where it is loaded.
@@ -83,8 +83,7 @@ def identifiers(server: Server) -> list[str]:
 def rewrite(server: Server) -> None:
     client = server.client()
     client.bgrewriteaof()
-    info = lambda: client.info("persistence")  # noqa: E731
-    wait_until(lambda: not info()["aof_rewrite_in_progress"] and not info()["aof_rewrite_scheduled"], timeout=20)
+    wait_for_aof(client)
 
 
 def archive_of(name: str, *wheels: Path | tuple[str, bytes]) -> bytes:

@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from fuzzing import BOUND_S, KINDS, Fuzzer
-from helpers import Server, as_dict, wait_until
+from helpers import Server, as_dict, wait_for_aof, wait_until
 
 CLIENTS = 3
 MINUTE_S = int(os.environ.get("FUZZ_SECONDS", "45"))
@@ -81,7 +81,7 @@ def settle(server: Server) -> None:
     wait_until(lambda: end_executions(client), 60, "all executions have ended")
     wait_until(lambda: client.info("clients")["blocked_clients"] == 0, 60, "nobody is blocked")
     client.config_set("appendonly", "yes")
-    wait_until(lambda: client.info("persistence")["aof_rewrite_in_progress"] + client.info("persistence")["aof_rewrite_scheduled"] == 0, 60)
+    wait_for_aof(client)
     assert client.info("persistence")["aof_last_bgrewrite_status"] == "ok"
     before = registered(server)
     look(server)

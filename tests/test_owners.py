@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from clusters import make_cluster
-from helpers import Server, ServerDied, as_dict, wait_until
+from helpers import Server, ServerDied, as_dict, wait_for_aof, wait_until
 
 pytestmark = pytest.mark.matrix
 
@@ -115,7 +115,7 @@ def test_it_is_kept_in_an_aof_file(start_server: StartServer) -> None:
     set_user(server)
     door(server, as_user(server))
     admin(server).execute_command("BGREWRITEAOF")
-    wait_until(lambda: not admin(server).info("persistence")["aof_rewrite_in_progress"])
+    wait_for_aof(admin(server))
     server.restart()
     assert verbose(server)["owner"] == "app"
     assert "does not exist" in through(admin(server), "GET", "app:1"), "users are not in the file"

@@ -14,7 +14,7 @@ from typing import Any, Callable
 import pytest
 import redis
 
-from helpers import Server, ServerDied, as_dict, wait_until
+from helpers import Server, ServerDied, as_dict, wait_for_aof, wait_until
 from probes import AOF, error_of
 
 ZEROS = "0" * 40
@@ -103,9 +103,8 @@ def rewrite(server: Server) -> None:
     """Rewrites the AOF file and waits for its end."""
     client = server.client()
     client.bgrewriteaof()
-    info = lambda: client.info("persistence")  # noqa: E731
-    wait_until(lambda: not info()["aof_rewrite_in_progress"] and not info()["aof_rewrite_scheduled"], timeout=30)
-    assert info()["aof_last_bgrewrite_status"] == "ok"
+    wait_for_aof(client)
+    assert client.info("persistence")["aof_last_bgrewrite_status"] == "ok"
 
 
 def restart_after_rewrite(server: Server) -> None:

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from figures import figures, wait_for
-from helpers import RawClient, Server, wait_until
+from helpers import RawClient, Server, wait_for_aof, wait_until
 from read_through import at_rest, register
 
 pytestmark = pytest.mark.matrix
@@ -191,7 +191,7 @@ def test_stores_count_as_changes_where_nobody_hears_of_them(start_server: Callab
     wait_until(lambda: replica.client().exists("k:late") == 1)
     assert replica.client().dbsize() == client.dbsize() and replica.client().ttl("k:1") > 0
     client.config_set("appendonly", "yes")
-    wait_until(lambda: client.info("persistence")["aof_rewrite_in_progress"] + client.info("persistence")["aof_rewrite_scheduled"] == 0)
+    wait_for_aof(client)
     assert client.hget("k:later", "field") == "v"
     client.execute_command("DEBUG", "LOADAOF")
     assert client.exists("k:1", "k:late", "k:later") == 3

@@ -13,7 +13,7 @@ from typing import Callable
 
 import pytest
 
-from helpers import Server, as_dict, wait_until
+from helpers import Server, as_dict, wait_for_aof, wait_until
 from probes import AOF, attach, blocked_clients, error_of
 from requirements import NEEDY, VERSION, build_wheel, folders, held, identifiers, names, packages, requirements, rewrite, settle
 
@@ -103,8 +103,7 @@ def test_they_come_back_on_an_empty_disk(start_server: Callable[..., Server], ar
     client = server.client()
     if args:
         client.bgrewriteaof()
-        info = lambda: client.info("persistence")  # noqa: E731
-        wait_until(lambda: not info()["aof_rewrite_in_progress"] and not info()["aof_rewrite_scheduled"], timeout=20)
+        wait_for_aof(client)
     else:
         client.save()
     server.stop(kill=True)

@@ -14,7 +14,7 @@ from typing import Callable
 import pytest
 import redis
 
-from helpers import Server, wait_until
+from helpers import Server, wait_for_aof, wait_until
 from probes import error_of
 from test_replication import AOF, attach, caught_up, promote
 
@@ -235,7 +235,7 @@ def test_time_events_survive(start_server: Callable[..., Server], how: str) -> N
     else:
         if "rewritten" in how:
             client.bgrewriteaof()
-            wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"])
+            wait_for_aof(client)
         server.restart(kill=True)
     assert server.client().type("event") == "rg_timeev"
     assert_ticking(server)

@@ -10,7 +10,7 @@ from typing import Callable
 import pytest
 
 from figures import figures, wait_for
-from helpers import Server, wait_until
+from helpers import Server, wait_for_aof, wait_until
 from write_behind import Database, drained, register
 
 pytestmark = pytest.mark.matrix
@@ -43,7 +43,7 @@ def test_an_aof_file_keeps_the_queue(start_server: Callable[..., Server], source
     wait_for(server, queued=3)
     client = server.client()
     client.bgrewriteaof()
-    wait_until(lambda: client.info("persistence")["aof_rewrite_in_progress"] == 0)
+    wait_for_aof(client)
     client.set("user:4", "behind the rewrite")
     wait_until(lambda: figures(server)["queued"] == 4)
     server.restart(kill=True)
@@ -114,7 +114,8 @@ def test_whoever_comes_to_hear_of_changes_has_all_of_them(start_server: Callable
 
     client.config_set("appendonly", "yes")
     write()
-    wait_until(lambda: write() > 0 and client.info("persistence")["aof_rewrite_in_progress"] == 0)
+    wait_until(lambda: write() > 0 and not client.info("persistence")["aof_rewrite_scheduled"])
+    wait_for_aof(client)
     write()
     replica.client().replicaof("no", "one")
     client.execute_command("DEBUG", "LOADAOF")
@@ -134,7 +135,7 @@ def test_an_aof_file_that_begins_later_has_the_queue(start_server: Callable[...,
     wait_until(lambda: client.set("user:0", "x") and handed_on() == (client.set("user:0", "y") and handed_on()))
     client.config_set("appendonly", "yes")
     client.set("user:1", "on the way")
-    wait_until(lambda: client.info("persistence")["aof_rewrite_in_progress"] == 0 and not client.info("persistence")["aof_rewrite_scheduled"])
+    wait_for_aof(client)
     client.set("user:2", "behind")
     queued = figures(server)["queued"]
     client.execute_command("DEBUG", "LOADAOF")

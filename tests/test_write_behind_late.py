@@ -11,7 +11,7 @@ from typing import Any, Callable, Iterator
 import pytest
 
 from figures import figures, wait_for
-from helpers import Server, wait_until
+from helpers import Server, wait_for_aof, wait_until
 from write_behind import Database, drained, register
 
 pytestmark = pytest.mark.matrix
@@ -193,7 +193,7 @@ def rewrite(server: Server) -> None:
     """What follows is in a file of its own."""
     client = server.client()
     client.bgrewriteaof()
-    wait_until(lambda: client.info("persistence")["aof_rewrite_in_progress"] == 0 and not client.info("persistence")["aof_rewrite_scheduled"])
+    wait_for_aof(client)
 
 
 @pytest.mark.parametrize("preamble", ["yes", "no"])
