@@ -20,7 +20,7 @@ from read_through import at_rest, register
 LOADER = """
 import asyncio
 
-@read_through('k:*', ttl=60, timeout=5)
+@read_through('k:*', ttl=60, timeout=30)  # a failover that finds no votes pauses clients for ten seconds
 async def load(key):
     await asyncio.sleep(0.002)
     return 'v of ' + key

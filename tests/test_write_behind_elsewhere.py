@@ -84,8 +84,11 @@ def test_what_is_there_is_another_before_a_load_lands(server: Server, source: Se
     database.client.set("row:0:user:1", '{"a": "new"}')
     database.client.rpush("end", 1, 1, 1)
     if words[0] == "DEL":
-        # That deletes the row.
-        assert raw.read() in (b":1\r\n", b":0\r\n")
+        # That deletes the row. Where its save comes between a load and the command, the client hears that, and tries again.
+        database.client.rpush("end", *range(20))
+        while (reply := raw.read()).startswith(b"-TRYAGAIN the cache has forgotten"):
+            raw.send("HSET", "user:1", "b", "2")
+        assert reply in (b":1\r\n", b":0\r\n")
         drained(server, saver(server))
         assert database.row("user:1") in ({"b": "2"}, {"a": "new", "b": "2"})
         return
