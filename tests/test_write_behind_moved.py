@@ -246,3 +246,29 @@ def test_the_queue_is_empty_before_slots_move(start_server: Callable[..., Server
     all_saved(cluster)
     assert {key: value["n"] for key, value in database.rows().items()} == dict.fromkeys(keys, "102")
     assert WAITS not in cluster[1].log()
+
+
+def test_clients_vanish_while_their_loads_wait_for_another_shard(start_server: Callable[..., Server], source: Server) -> None:
+    """Closed, killed, unblocked: nobody writes for them, and who stays gets the newest value."""
+    cluster = make_cluster(start_server)
+    database = deploy(cluster, source)
+    [key] = keys_of(cluster, 0, 1)
+    unsaved(cluster, database, 0, key)
+    move_slot(cluster.masters, cluster[0], cluster[1], key_slot(key.encode()))
+    new, admin = cluster[1], cluster[1].client()
+    closed, killed, unblocked, stays = (new.raw() for _ in range(4))
+    killed_id, unblocked_id = (int(raw.call("CLIENT", "ID")[1:]) for raw in (killed, unblocked))
+    for raw in (closed, killed, unblocked, stays):
+        raw.send("HINCRBY", key, "n", 1)
+    waits_there(new)
+    wait_until(lambda: admin.info("clients")["blocked_clients"] == 4)
+    closed.close()
+    admin.execute_command("CLIENT", "KILL", "ID", killed_id)
+    admin.execute_command("CLIENT", "UNBLOCK", unblocked_id, "ERROR")
+    wait_until(lambda: admin.info("clients")["blocked_clients"] <= 2)
+    database.fail(0)
+    said = stays.read()
+    assert int(said[1:]) in (102, 103), "UNBLOCK may find that it does not end this wait"
+    all_saved(cluster)
+    assert database.rows()[key] == {"n": admin.hget(key, "n"), "name": "Ann"}
+    assert admin.info("clients")["blocked_clients"] == 0
